@@ -1,0 +1,239 @@
+"""Softmax attention over packed rows, grouped key/value heads, and a cache read before it is written.
+
+Two kernels compute the same thing. "xla" forms all scores [B,K,G,T,S]. "blockwise" walks over
+blocks of queries, leaves out the keys no query of the block may see, and keeps only the
+log-sum-exp for its backward pass.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Kernel = Literal["xla", "blockwise"]
+
+
+class At(NamedTuple):
+    """Where each token stands: segments int32[B,T] (0 = padding or empty), positions int32[B,T]."""
+
+    segments: jax.Array
+    positions: jax.Array
+
+
+class _Rule(NamedTuple):
+    """Everything about a score that is not an array; static in the compiled program."""
+
+    causal: bool
+    window: int | None
+    softcap: float | None
+    scale: float
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_at: At,
+    k_at: At,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    kernel: Kernel = "xla",
+) -> jax.Array:
+    """Attention of q over k, v: [B,T,N,H] in q.dtype, with the softmax in float32.
+
+    q [B,T,N,H]; k, v [B,S,K,H] with N = K * G, query head n reading key head n // G. A query sees
+    the keys of its own non-zero segment, at most at its own position if causal, and if there is a
+    window only the last `window` positions, its own among them. A query that sees nothing gives 0
+    and gets no gradient. softcap c bends scores to c * tanh(score / c) (Gemma 2). scale multiplies
+    q.k and is H ** -0.5 where None.
+
+    kernel "blockwise" reads the order of the row as the order of time: with causal or a window,
+    keys are the queries' own row, and each segment is contiguous with rising positions.
+
+    Raises: ValueError for shapes that do not fit, an unknown kernel, or blockwise where the keys
+    are not the queries' row.
+    """
+    rule = _rule(q, k, v, causal, window, softcap, scale)
+    if kernel == "xla":
+        return _whole(q, k, v, q_at, k_at, rule)
+    if kernel != "blockwise":
+        raise ValueError(f"kernel must be 'xla' or 'blockwise', got {kernel!r}")
+    if (causal or window is not None) and q.shape[1] != k.shape[1]:
+        raise ValueError(
+            "kernel 'blockwise' with causal or window needs queries and keys of one row, got "
+            f"T={q.shape[1]} queries and S={k.shape[1]} keys; kernel 'xla' does this"
+        )
+    return _blockwise(rule, q, k, v, q_at, k_at)
+
+
+def attend_cached(
+    q: jax.Array,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    q_at: At,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    k_at: At,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Causal attention of new tokens over a cache and over themselves, [B,T,N,H] in q.dtype.
+
+    Equal to `attend` over the cache followed by the new keys, but the softmax has two parts, so
+    that the cache is read as it was and written afterwards: a write before the read makes XLA copy
+    the cache. q [B,T,N,H], k_new, v_new [B,T,K,H] at q_at; k_cache, v_cache [B,S,K,H] at k_at,
+    where segment 0 marks an empty slot.
+
+    Raises: ValueError for shapes that do not fit.
+    """
+    rule = _rule(q, k_new, v_new, True, window, softcap, scale)
+    _rule(q, k_cache, v_cache, True, window, softcap, scale)
+    grouped = _group(q, k_new.shape[2])
+    parts = []
+    for k, v, at in ((k_cache, v_cache, k_at), (k_new, v_new, q_at)):
+        scores = _scores(grouped, k, rule)
+        parts.append((scores, _allowed(q_at, at, rule)[:, None, None], v))
+    peak = functools.reduce(jnp.maximum, [_peak(scores, allowed) for scores, allowed, _ in parts])
+    weights = [_mass(scores, allowed, peak) for scores, allowed, _ in parts]
+    total = _nonzero(sum(jnp.sum(p, axis=-1, keepdims=True) for p in weights))
+    pairs = zip(weights, parts, strict=True)
+    out = sum(_mix(p / total, v) for p, (_, _, v) in pairs)
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def _rule(q, k, v, causal, window, softcap, scale) -> _Rule:
+    if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"q [B,T,N,H], k, v [B,S,K,H] do not fit: {q.shape}, {k.shape}, {v.shape}")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"heads must be a multiple of kv, got {q.shape[2]} and {k.shape[2]}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 key, got {window}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
+    return _Rule(causal, window, softcap, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _allowed(q_at: At, k_at: At, rule: _Rule) -> jax.Array:
+    """Whether a query may see a key, bool[B,T,S]."""
+    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]
+    allowed = (query == key) & (query != 0)
+    ahead = q_at.positions[:, :, None] - k_at.positions[:, None, :]
+    if rule.causal:
+        allowed &= ahead >= 0
+    if rule.window is not None:
+        allowed &= ahead < rule.window
+    return allowed
+
+
+def _group(q: jax.Array, kv: int) -> jax.Array:
+    """q [B,T,N,H] as [B,T,K,G,H]: G query heads share a key head, which is never repeated."""
+    return q.reshape(*q.shape[:2], kv, -1, q.shape[-1])
+
+
+def _scores(q: jax.Array, k: jax.Array, rule: _Rule) -> jax.Array:
+    """Scaled and capped scores, float32[B,K,G,T,S], of grouped q [B,T,K,G,H]."""
+    s = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * rule.scale
+    return s if rule.softcap is None else rule.softcap * jnp.tanh(s / rule.softcap)
+
+
+def _mix(p: jax.Array, v: jax.Array) -> jax.Array:
+    """Values weighted by p [B,K,G,T,S], float32[B,T,K,G,H]."""
+    return jnp.einsum("BKGTS,BSKH->BTKGH", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+
+def _peak(scores, allowed):
+    """The largest allowed score of each row, or 0 where there is none; carries no gradient."""
+    peak = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True)
+    return jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
+
+
+def _mass(scores, allowed, peak):
+    # the inner where keeps exp finite, so that a masked score's zero gradient is not 0 * inf
+    return jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - peak, 0.0)), 0.0)
+
+
+def _nonzero(total):
+    return jnp.where(total == 0, 1.0, total)
+
+
+def _whole(q, k, v, q_at, k_at, rule):
+    allowed = _allowed(q_at, k_at, rule)[:, None, None]
+    scores = _scores(_group(q, k.shape[2]), k, rule)
+    mass = _mass(scores, allowed, _peak(scores, allowed))
+    p = mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+    return _mix(p, v).reshape(q.shape).astype(q.dtype)
+
+
+def _blocks(length: int, size: int, keys: int, rule: _Rule) -> list[tuple[slice, slice]]:
+    """Query blocks and the keys each may see, by row order: [(queries, keys), ...]."""
+    out = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        first = 0 if rule.window is None else max(0, start - rule.window + 1)
+        last = stop if rule.causal else keys
+        out.append((slice(start, stop), slice(first, last)))
+    return out
+
+
+def _block_size(length: int) -> int:
+    # at most 16 blocks, so that the program stays small for long rows
+    return max(128, -(-length // 16))
+
+
+def _cut(at: At, rows: slice) -> At:
+    return At(at.segments[:, rows], at.positions[:, rows])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blockwise(rule, q, k, v, q_at, k_at):
+    return _blockwise_forward(rule, q, k, v, q_at, k_at)[0]
+
+
+def _blockwise_forward(rule, q, k, v, q_at, k_at):
+    grouped = _group(q, k.shape[2])
+    outs, logs = [], []
+    for rows, keys in _blocks(q.shape[1], _block_size(q.shape[1]), k.shape[1], rule):
+        allowed = _allowed(_cut(q_at, rows), _cut(k_at, keys), rule)[:, None, None]
+        scores = _scores(grouped[:, rows], k[:, keys], rule)
+        peak = _peak(scores, allowed)
+        mass = _mass(scores, allowed, peak)
+        total = _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+        outs.append(_mix(mass / total, v[:, keys]))
+        logs.append(peak + jnp.log(total))
+    out = jnp.concatenate(outs, axis=1).reshape(q.shape).astype(q.dtype)
+    return out, (q, k, v, q_at, k_at, out, jnp.concatenate(logs, axis=3))
+
+
+def _blockwise_backward(rule, saved, g):
+    q, k, v, q_at, k_at, out, log_total = saved
+    kv = k.shape[2]
+    grouped, g_grouped = _group(q, kv), _group(g, kv)
+    # sum of p * dp over keys, float32[B,K,G,T,1], is the dot product of output and its cotangent
+    inner = jnp.sum(_group(out, kv).astype(jnp.float32) * g_grouped.astype(jnp.float32), axis=-1)
+    inner = jnp.moveaxis(inner, 1, -1)[..., None]
+    f32 = {"preferred_element_type": jnp.float32}
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for rows, keys in _blocks(q.shape[1], _block_size(q.shape[1]), k.shape[1], rule):
+        allowed = _allowed(_cut(q_at, rows), _cut(k_at, keys), rule)[:, None, None]
+        scores = _scores(grouped[:, rows], k[:, keys], rule)
+        p = _mass(scores, allowed, log_total[:, :, :, rows])
+        gb = g_grouped[:, rows]
+        dp = jnp.einsum("BTKGH,BSKH->BKGTS", gb, v[:, keys], **f32)
+        ds = p * (dp - inner[:, :, :, rows]) * rule.scale
+        if rule.softcap is not None:
+            ds = ds * (1 - jnp.square(scores / rule.softcap))
+        ds = ds.astype(q.dtype)
+        dq.append(jnp.einsum("BKGTS,BSKH->BTKGH", ds, k[:, keys], **f32))
+        dk = dk.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", ds, grouped[:, rows], **f32))
+        dv = dv.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", p.astype(q.dtype), gb, **f32))
+    dq = jnp.concatenate(dq, axis=1).reshape(q.shape).astype(q.dtype)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward)

@@ -1,0 +1,86 @@
+"""Products of activations with weights: the one place where a weight's storage type matters."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def einsum(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x times w as the spec says, in x.dtype: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,VD->BTV".
+
+    The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
+    the rest of x followed by the rest of w. w (float32 master weights) is cast to x.dtype here and
+    nowhere else; sums are kept in float32, and the gradient of w comes back in w.dtype.
+
+    Raises: ValueError if the spec has another form or does not fit the shapes.
+    """
+    summed, leading = _parse(spec, x.shape, w.shape)
+    if jax.default_backend() == "cpu":
+        return _product(summed, leading, x, w)
+    return jnp.einsum(spec, x, w.astype(x.dtype))
+
+
+def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
+    """How many axes are summed, and whether they are w's first ones (else its last)."""
+    form = f"einsum spec {spec!r} with x {x_shape} and w {w_shape}"
+    inputs, arrow, out = spec.partition("->")
+    xs, comma, ws = inputs.partition(",")
+    if not (arrow and comma):
+        raise ValueError(f"{form}: expected the form 'BTD,DNH->BTNH'")
+    if len(xs) != len(x_shape) or len(ws) != len(w_shape):
+        raise ValueError(f"{form}: one letter per axis is needed")
+    summed = sum(letter in ws for letter in xs)
+    common = xs[len(xs) - summed :]
+    leading = ws.startswith(common)
+    rest = ws[summed:] if leading else ws[: len(ws) - summed]
+    if not summed or not (leading or ws.endswith(common)) or out != xs[: len(xs) - summed] + rest:
+        raise ValueError(
+            f"{form}: the summed axes must be x's last and w's first or last, "
+            "and the output x's others followed by w's others"
+        )
+    w_common = w_shape[:summed] if leading else w_shape[len(w_shape) - summed :]
+    if x_shape[len(xs) - summed :] != w_common:
+        raise ValueError(f"{form}: the summed sizes of x and w differ")
+    return summed, leading
+
+
+# XLA on CPU fuses the backward of what follows (activation, norm) into the operand of dW, as a
+# strided transpose that it recomputes for every output tile. Two flat matrices behind a barrier
+# keep both products plain GEMMs.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Array:
+    keep = x.ndim - summed
+    rest = w.shape[summed:] if leading else w.shape[: w.ndim - summed]
+    x2, w2 = _flat(summed, leading, x, w)
+    contract = ((1,), (0 if leading else 1,))
+    return _dot(x2, w2.astype(x.dtype), contract, x.dtype).reshape(x.shape[:keep] + rest)
+
+
+def _product_forward(summed, leading, x, w):
+    return _product(summed, leading, x, w), (x, w)
+
+
+def _product_backward(summed, leading, saved, g):
+    x, w = saved
+    x2, w2 = _flat(summed, leading, x, w)
+    g2 = jax.lax.optimization_barrier(g.reshape(x2.shape[0], -1))
+    dx = _dot(g2, w2.astype(x.dtype), ((1,), (1 if leading else 0,)), x.dtype)
+    first, second = (x2, g2) if leading else (g2, x2)
+    dw = _dot(first, second, ((0,), (0,)), w.dtype)
+    return dx.reshape(x.shape), dw.reshape(w.shape)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _flat(summed, leading, x, w):
+    """x as [rows, inputs]; w as [inputs, outputs], or [outputs, inputs] where it ends in them."""
+    inputs = math.prod(x.shape[x.ndim - summed :])
+    return x.reshape(-1, inputs), w.reshape((inputs, -1) if leading else (-1, inputs))
+
+
+def _dot(a, b, contract, dtype):
+    out = jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    return out.astype(dtype)

@@ -1,0 +1,164 @@
+"""Cross-entropy that never holds the logits of the whole batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Params = Any
+LogitsFn = Callable[[Params, jax.Array], jax.Array]
+
+
+def cross_entropy(
+    logits_fn: LogitsFn,
+    params: Params,
+    x: jax.Array,
+    targets: jax.Array,
+    weight: jax.Array,
+    *,
+    chunk: int,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(sum of weight * (nll + z_loss * logZ^2), {"nll", "z", "correct"} sums), float32 scalars.
+
+    logits_fn(params, x [C,D]) -> float32 logits [C,V] holds head, bias and cap; it reads traced
+    values through its arguments only. x [B,T,D]; targets int32[B,T]; weight [B,T], 0 = ignored.
+    "z" is the sum of weight * logZ^2 (Chowdhery et al. 2022, section 5), "correct" that of weight
+    where the target has the largest logit. The sums carry no gradient, weight gets none.
+
+    About `chunk` tokens are done at a time, in whole columns of the batch so that every data shard
+    works on every chunk; at least one column (B tokens), at most all. The gradients are computed
+    with the values, chunk by chunk, so that no logits are kept or computed twice.
+
+    Raises: ValueError if chunk is not positive or the shapes differ.
+    """
+    _check(x, targets, weight, chunk)
+    return _cross_entropy(logits_fn, chunk, float(z_loss), params, x, targets, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(logits_fn, chunk, z_loss, params, x, targets, weight):
+    def step(total, piece):
+        h, target, w = piece
+        sums, _ = _value_and_slope(logits_fn(params, h), target, w, z_loss)
+        return jax.tree.map(jnp.add, total, sums), None
+
+    pieces = _pieces(x, targets, weight, chunk)
+    total, _ = _scan(step, _zero_sums(), pieces)
+    return _result(total, z_loss)
+
+
+def _forward(logits_fn, chunk, z_loss, params, x, targets, weight):
+    def step(carry, piece):
+        total, dparams = carry
+        h, target, w = piece
+        logits, pull = jax.vjp(logits_fn, params, h)
+        sums, slope = _value_and_slope(logits, target, w, z_loss)
+        dp, dh = pull(slope)
+        return (jax.tree.map(jnp.add, total, sums), jax.tree.map(jnp.add, dparams, dp)), dh
+
+    start = (_zero_sums(), jax.tree.map(jnp.zeros_like, params))
+    (total, dparams), dx = _scan(step, start, _pieces(x, targets, weight, chunk))
+    batch, time, dim = x.shape
+    dx = dx.reshape(dx.shape[0], batch, -1, dim).swapaxes(0, 1).reshape(batch, -1, dim)[:, :time]
+    return _result(total, z_loss), (dparams, dx, weight)
+
+
+def _backward(logits_fn, chunk, z_loss, saved, cotangent):
+    dparams, dx, weight = saved
+    g = cotangent[0]
+    scaled = jax.tree.map(lambda leaf: (leaf * g).astype(leaf.dtype), (dparams, dx))
+    return *scaled, None, jnp.zeros_like(weight)
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def token_logprobs(
+    logits_fn: LogitsFn, params: Params, x: jax.Array, targets: jax.Array, chunk: int
+) -> jax.Array:
+    """log p(target) for every token, float32[B,T], differentiable in params and x.
+
+    Arguments as for `cross_entropy`. Each chunk's logits are recomputed in the backward pass.
+
+    Raises: ValueError if chunk is not positive or the shapes differ.
+    """
+    _check(x, targets, targets, chunk)
+
+    @jax.checkpoint
+    def piece_logprobs(params, h, target):
+        logits = logits_fn(params, h)
+        return _at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
+
+    def step(carry, piece):
+        return carry, piece_logprobs(params, *piece)
+
+    _, out = _scan(step, None, _pieces(x, targets, None, chunk)[:2])
+    batch, time = targets.shape
+    return out.reshape(out.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :time]
+
+
+def _check(x, targets, weight, chunk):
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+    if not x.shape[:2] == targets.shape == weight.shape:
+        raise ValueError(
+            f"x [B,T,D], targets [B,T], weight [B,T] differ: {x.shape}, {targets.shape}, "
+            f"{weight.shape}"
+        )
+
+
+def _pieces(x, targets, weight, chunk):
+    """x, targets, weight as [pieces, tokens, ...]: runs of columns, the last padded by weight 0."""
+    batch, time, _ = x.shape
+    columns = min(time, max(1, chunk // batch))
+    count = -(-time // columns)
+
+    def cut(a):
+        padding = [(0, 0), (0, count * columns - time)] + [(0, 0)] * (a.ndim - 2)
+        a = jnp.pad(a, padding).reshape(batch, count, columns, *a.shape[2:])
+        return a.swapaxes(0, 1).reshape(count, batch * columns, *a.shape[3:])
+
+    return tuple(None if a is None else cut(a) for a in (x, targets, weight))
+
+
+def _scan(step, carry, pieces):
+    """lax.scan, without the loop where there is one piece."""
+    if pieces[0].shape[0] > 1:
+        return jax.lax.scan(step, carry, pieces)
+    carry, out = step(carry, jax.tree.map(lambda a: a[0], pieces))
+    return carry, jax.tree.map(lambda a: a[None], out)
+
+
+def _zero_sums():
+    return {name: jnp.zeros((), jnp.float32) for name in ("nll", "z", "correct")}
+
+
+def _result(total, z_loss):
+    return total["nll"] + z_loss * total["z"], total
+
+
+def _at_target(logits, target):
+    # compare and sum, not gather: with a sharded vocabulary each shard sums what it has
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+
+
+def _value_and_slope(logits, target, weight, z_loss):
+    """The sums over tokens, and d(weight * (nll + z_loss * logZ^2)) / d logits [C,V]."""
+    weight = weight.astype(jnp.float32)
+    peak = jnp.max(logits, axis=-1)
+    mass = jnp.exp(logits - peak[:, None])
+    total = jnp.sum(mass, axis=-1)
+    log_z = peak + jnp.log(total)
+    at_target = _at_target(logits, target)
+    sums = {
+        "nll": jnp.sum(weight * (log_z - at_target)),
+        "z": jnp.sum(weight * log_z**2),
+        "correct": jnp.sum(weight * (at_target >= peak)),
+    }
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
+    pull = (weight * (1 + 2 * z_loss * log_z) / total)[:, None]
+    return sums, mass * pull - jnp.where(hit, weight[:, None], 0.0)

@@ -1,0 +1,28 @@
+"""Normalisation over the last axis, with statistics in float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale, [..., D] in x.dtype. Zhang and Sennrich 2019, eq. 4.
+
+    x [..., D] of any float dtype; scale [D]. The rms is over the last axis, eps inside the root.
+    """
+    h = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    return (h * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    """(x - mean) / std * scale + bias, [..., D] in x.dtype. Ba, Kiros and Hinton 2016.
+
+    x [..., D] of any float dtype; scale [D]; bias [D], or None where the weight is absent.
+    """
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    h = h * scale.astype(jnp.float32)
+    if bias is not None:
+        h = h + bias.astype(jnp.float32)
+    return h.astype(x.dtype)
