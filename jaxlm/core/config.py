@@ -1,0 +1,166 @@
+"""Frozen dataclasses to and from JSON, and configs from Python files. No jax import.
+
+A config is a tree of frozen dataclasses with typed leaves. Where a field is a union of dataclasses
+(a model is any family's Config), the JSON carries the member's module name under "kind".
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+import sys
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """JSON-ready dict of a dataclass; tuples become lists, nested dataclasses carry their kind."""
+
+    def value(x: Any) -> Any:
+        if dataclasses.is_dataclass(x) and not isinstance(x, type):
+            return {"kind": kind(type(x)), **_fields(x, value)}
+        if isinstance(x, tuple | list):
+            return [value(v) for v in x]
+        return x
+
+    return _fields(cfg, value)
+
+
+def _fields(cfg: Any, value: typing.Callable[[Any], Any]) -> dict[str, Any]:
+    return {f.name: value(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
+
+
+def kind(cls: type) -> str:
+    """The name a config class is stored under: its module's last part, e.g. "llama"."""
+    return cls.__module__.rsplit(".", 1)[-1]
+
+
+def from_dict(cls: type[T], record: dict[str, Any], where: str = "") -> T:
+    """An instance of a dataclass from `to_dict`'s output.
+
+    Raises: ValueError naming the field for unknown or missing fields, kinds and wrong types.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for name in record:
+        if name not in fields and name != "kind":
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; fields: {sorted(fields)}"
+            raise ValueError(
+                f"{where}{name}: no such field in {cls.__module__}.{cls.__name__}{hint}"
+            )
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in record
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}{missing[0]}: missing from the record of {cls.__name__}")
+    values = {n: _parse(hints[n], record[n], f"{where}{n}") for n in fields if n in record}
+    return cls(**values)
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    """value as the type `hint`, recursively."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _parse(args[0], value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError(f"{where}: {value!r} is none of {list(args)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(args, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        each = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(each) != len(value):
+            raise ValueError(f"{where}: expected {len(each)} values, got {value!r}")
+        return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value)))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping, got {value!r}")
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _parse_union(args: tuple, value: Any, where: str) -> Any:
+    if value is None:
+        if type(None) in args:
+            return None
+        raise ValueError(f"{where}: must not be empty")
+    members = [a for a in args if a is not type(None)]
+    if isinstance(value, dict):
+        for member in members:
+            if dataclasses.is_dataclass(member) and kind(typing.cast(type, member)) == value.get(
+                "kind"
+            ):
+                return _parse(member, value, where)
+        raise ValueError(
+            f"{where}.kind: {value.get('kind')!r} is none of "
+            f"{[kind(m) for m in members if dataclasses.is_dataclass(m)]}"
+        )
+    errors = []
+    for member in members:
+        try:
+            return _parse(member, value, where)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError(errors[0])
+
+
+def digest(cfg: Any) -> str:
+    """12 hex digits of SHA-256 over the config's JSON: the identity of an experiment."""
+    text = json.dumps(to_dict(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load(target: str) -> Any:
+    """What `config()` returns in a Python file; `path.py:variant` calls `variant()` instead.
+
+    Raises: FileNotFoundError for a missing file; ValueError naming the functions there are when
+    the variant is not one of them.
+    """
+    file, _, variant = target.partition(".py:")
+    path = pathlib.Path(file if file.endswith(".py") else file + ".py")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no config file {str(path)!r}; a config is a .py file with config()"
+        )
+    name = f"jaxlm_config_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    loader.loader.exec_module(module)
+    have = variants(module)
+    wanted = variant or "config"
+    if wanted not in have:
+        near = difflib.get_close_matches(wanted, have, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{path}: no function {wanted!r}; it has {have}{hint}")
+    return getattr(module, wanted)()
+
+
+def variants(module: types.ModuleType) -> list[str]:
+    """Names of the public functions defined in a config module that take no arguments."""
+    return [
+        n
+        for n, f in vars(module).items()
+        if isinstance(f, types.FunctionType)
+        and f.__module__ == module.__name__
+        and not n.startswith("_")
+        and not f.__code__.co_argcount
+    ]

@@ -1,0 +1,146 @@
+"""A weight before it exists: shape, axis names and init, from one string.
+
+    p = shaper(embed=4096, heads=32, kv=8, head=128, ffn=14336, expert=8)
+    p("embed -> heads head")         # shape (4096, 32, 128), fan-in 4096
+    p("heads head -> embed")         # fan-in 4096 = 32 * 128
+    p("expert | embed -> ffn")       # axes before `|` are copies, not inputs
+    p("embed", init=ones)            # no arrow: it must say how it starts
+
+A spec is a nested dict of `Param`. Initialisation, abstract shapes, shardings, counts, FLOPs and
+the weight-decay mask are all tree-maps over it, so each fact about a weight is written once.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any  # a nested dict with one kind of leaf
+Init = Callable[[jax.Array, "Param"], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """One weight: shape and axis names of equal length, its initialiser and its fan-in.
+
+    fan_in is 0 for weights that contract nothing (norm scales, biases, embedding tables).
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Init
+    fan_in: int = 0
+
+
+def zeros(key: jax.Array, p: Param) -> jax.Array:
+    """float32 zeros of the weight's shape."""
+    return jnp.zeros(p.shape, jnp.float32)
+
+
+def ones(key: jax.Array, p: Param) -> jax.Array:
+    """float32 ones of the weight's shape."""
+    return jnp.ones(p.shape, jnp.float32)
+
+
+def normal(std: float) -> Init:
+    """An initialiser drawing N(0, std^2)."""
+
+    def draw(key: jax.Array, p: Param) -> jax.Array:
+        return std * jax.random.normal(key, p.shape, jnp.float32)
+
+    return draw
+
+
+def fan_in(gain: float = 1.0) -> Init:
+    """An initialiser drawing N(0, gain^2 / fan_in): unit-variance inputs stay unit-variance."""
+
+    def draw(key: jax.Array, p: Param) -> jax.Array:
+        return gain * p.fan_in**-0.5 * jax.random.normal(key, p.shape, jnp.float32)
+
+    return draw
+
+
+def shaper(**sizes: int) -> Callable[..., Param]:
+    """A function from a weight's string to its `Param`, for these axis sizes.
+
+    Raises: ValueError for a size below 1; KeyError-like ValueError for an unknown axis name;
+    ValueError for a string without an arrow and without an `init`.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"axis {name!r} has size {size}; sizes are at least 1")
+
+    def make(text: str, init: Init | None = None) -> Param:
+        copies, _, body = text.rpartition("|")
+        ins, arrow, outs = body.partition("->")
+        if not arrow and init is None:
+            raise ValueError(f"weight {text!r} has no arrow, so it must say init=...")
+        axes = tuple((copies + " " + ins + " " + outs).split())
+        unknown = [a for a in axes if a not in sizes]
+        if unknown:
+            raise ValueError(f"weight {text!r}: unknown axis {unknown[0]!r}; have {sorted(sizes)}")
+        fan = math.prod(sizes[a] for a in ins.split()) if arrow else 0
+        return Param(tuple(sizes[a] for a in axes), axes, init or fan_in(), fan)
+
+    return make
+
+
+def is_param(x: object) -> bool:
+    """Whether a tree node is a `Param` leaf."""
+    return isinstance(x, Param)
+
+
+def map(f: Callable[..., Any], spec: Tree, *rest: Tree) -> Tree:
+    """The tree of f(param, ...) over a spec."""
+    return jax.tree.map(f, spec, *rest, is_leaf=is_param)
+
+
+def path_of(keys: tuple) -> str:
+    """A leaf's path as text: ("embed", "table") -> "embed/table"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def flatten(spec: Tree) -> dict[str, Any]:
+    """{path: leaf} in tree order, for a spec or for arrays of the same structure."""
+    leaves = jax.tree_util.tree_flatten_with_path(spec, is_leaf=is_param)[0]
+    return {path_of(keys): leaf for keys, leaf in leaves}
+
+
+def stacked(n: int, spec: Tree) -> Tree:
+    """The spec of n layers: a leading `layer` axis on every weight. Fan-ins do not change."""
+    return map(lambda p: dataclasses.replace(p, shape=(n, *p.shape), axes=("layer", *p.axes)), spec)
+
+
+def init(spec: Tree, key: jax.Array) -> Tree:
+    """float32 weights for a spec. Each key is folded from the leaf's path, so that adding a weight
+    never changes another's initial value; the values do not depend on the mesh."""
+
+    def leaf(keys: tuple, p: Param) -> jax.Array:
+        return p.init(jax.random.fold_in(key, zlib.crc32(path_of(keys).encode())), p)
+
+    return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
+
+
+def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
+    """ShapeDtypeStructs for a spec: for restoring, counting and compiling without memory."""
+    return map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), spec)
+
+
+def count(spec: Tree) -> int:
+    """The number of parameters in a spec; nothing is allocated."""
+    return sum(math.prod(p.shape) for p in flatten(spec).values())
+
+
+def decayed(spec: Tree) -> Tree:
+    """True where weight decay applies: every weight that contracts something, and embedding
+    tables; not norm scales and biases. (Loshchilov & Hutter 2019; the GPT-3 and LLaMA practice.)"""
+    return map(lambda p: p.fan_in > 0 or "vocab" in p.axes, spec)
+
+
+def matrices(spec: Tree) -> Tree:
+    """True for the hidden layers' matrices: what Muon updates (not embeddings, head, vectors)."""
+    return map(lambda p: p.fan_in > 0 and "vocab" not in p.axes, spec)

@@ -1,0 +1,36 @@
+"""Floor 2: model families. To add one: a file, and a line here."""
+
+from types import ModuleType
+from typing import Any
+
+from jaxlm.models import gpt, llama
+from jaxlm.models.model import Model
+from jaxlm.parallel.plan import Plan
+
+FAMILIES: dict[str, ModuleType] = {"gpt": gpt, "llama": llama}
+
+# What a Run's `model` field may be.
+AnyConfig = gpt.Config | llama.Config
+
+
+def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:
+    """The model of any family's Config, executed as the plan says."""
+    return family(cfg).build(cfg, plan)
+
+
+def spec(cfg: AnyConfig) -> Any:
+    """The weights' spec of any family's Config, without devices or memory."""
+    return family(cfg).spec(cfg)
+
+
+def family(cfg: AnyConfig) -> ModuleType:
+    """The module a Config belongs to. Raises: ValueError for a class of no family."""
+    for module in FAMILIES.values():
+        if type(cfg) is module.Config:
+            return module
+    raise ValueError(f"model: {type(cfg)} is no family's Config; families: {sorted(FAMILIES)}")
+
+
+def presets() -> dict[str, AnyConfig]:
+    """Every family's published sizes by name."""
+    return {name: cfg for module in FAMILIES.values() for name, cfg in module.PRESETS.items()}

@@ -1,0 +1,60 @@
+"""What a model is: a config, a spec of its weights, and pure functions over them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlm.core import param
+from jaxlm.ops.attention import At
+
+Params = param.Tree
+
+
+class Cache(NamedTuple):
+    """What decoding remembers. A slot is one time step of the batch, whatever each row holds there.
+
+    layers: one dict per layer, in order, each leaf [B, S, ...]; "k" and "v" [B, S, K, H] here.
+    at: segments and positions int32[B, S]; segment 0 marks an empty slot or a row's padding.
+    filled: int32 scalar, the next slot to write.
+
+    There is no padding side: rows of different lengths put padding anywhere, marked by segment 0,
+    and attention looks only at segments and positions.
+    """
+
+    layers: tuple[dict[str, jax.Array], ...]
+    at: At
+    filled: jax.Array
+
+
+class Hidden(NamedTuple):
+    """What a forward pass returns: x [B, T, D] after the last norm, and the cache if one came in."""
+
+    x: jax.Array
+    cache: Cache | None
+
+
+class Model(NamedTuple):
+    """A model family at one size, under one plan.
+
+    hidden(params, tokens int32[B, T], at, cache=None, key=None) -> Hidden. One function serves
+        training (no cache), prefill (T tokens into an empty cache) and decoding (T = 1). `key`
+        turns dropout on in families that have it.
+    head(params) -> the weights `unembed` reads, so that the loss differentiates only those.
+    unembed(head, x [..., D]) -> logits float32[..., V].
+    cache(batch, slots) -> an empty Cache spec: a tree of `Param`.
+    context: the longest sequence the model's positions allow, None where any length runs.
+    """
+
+    cfg: Any
+    spec: param.Tree
+    hidden: Callable[..., Hidden]
+    head: Callable[[Params], Params]
+    unembed: Callable[[Params, jax.Array], jax.Array]
+    cache: Callable[[int, int], tuple[dict[str, param.Param], ...]]
+    context: int | None
+
+
+def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:
+    """float32[B, T, V] logits of tokens int32[B, T]: the whole forward pass in one call."""
+    return model.unembed(model.head(params), model.hidden(params, tokens, at).x)

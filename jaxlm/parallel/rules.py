@@ -1,0 +1,60 @@
+"""Which mesh axis each named dimension is split over: one table for weights and activations.
+
+    weight      "embed heads head"   -> (fsdp, tensor, None)
+    activation  "batch seq embed"    -> ((data, fsdp), None, None)
+
+A mesh axis goes to the leftmost dimension that asks for it, so `embed` takes `fsdp` in a weight and
+yields it to `batch` in an activation. A dimension that does not divide is an error naming it, never
+a silent replication.
+"""
+
+import math
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "seq": (),
+    "layer": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv": ("tensor",),
+    "head": (),
+    "ffn": ("tensor",),
+    "expert": (),
+}
+
+
+def partition(
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh, name: str
+) -> PartitionSpec:
+    """The PartitionSpec of an array with these axis names and sizes.
+
+    Raises: ValueError naming the array, the dimension and the sizes where it does not divide;
+    ValueError for an axis name without a rule.
+    """
+    taken: set[str] = set()
+    entries: list[tuple[str, ...] | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis not in RULES:
+            raise ValueError(f"{name}: axis {axis!r} has no rule; there are {sorted(RULES)}")
+        want = tuple(m for m in RULES[axis] if m not in taken and mesh.shape[m] > 1)
+        parts = math.prod(mesh.shape[m] for m in want)
+        if size % parts:
+            mesh_text = " x ".join(f"{m}={mesh.shape[m]}" for m in want)
+            raise ValueError(
+                f"{name}: dimension {axis!r} of size {size} does not divide over {mesh_text}; "
+                f"choose mesh sizes whose product divides {size}"
+            )
+        taken.update(want)
+        entries.append(want or None)
+    return PartitionSpec(*entries)
+
+
+def sharding(
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh, name: str
+) -> NamedSharding:
+    """`partition` on this mesh as a NamedSharding."""
+    return NamedSharding(mesh, partition(axes, shape, mesh, name))

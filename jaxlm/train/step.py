@@ -1,0 +1,147 @@
+"""One step for every objective: accumulate sums over micro-batches, divide once, update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.core import param, tree
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim
+
+Metrics = dict[str, jax.Array]
+
+
+class State(NamedTuple):
+    """All that training carries. Restoring it and the data order restores the run bit for bit.
+
+    step: int32 scalar, updates done. params: float32 weights. opt: the optimiser's state.
+    frozen: reference, teacher or reward weights, read and never differentiated; {} if none.
+    key: the run's random key; step s uses fold_in(key, s).
+    """
+
+    step: jax.Array
+    params: param.Tree
+    opt: Any
+    frozen: param.Tree
+    key: jax.Array
+
+
+Step = Callable[[State, Any], tuple[State, Metrics]]
+
+
+def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> State:
+    """A fresh State on the plan's mesh, created in place: no device ever holds more than its own
+    part. The values depend on the seed alone."""
+    shardings = shard(objective, tx, plan)
+
+    def make() -> State:
+        key = jax.random.key(seed)
+        params = param.init(objective.spec, jax.random.fold_in(key, 0))
+        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
+
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
+    """The State's shapes, dtypes and shardings, for restoring and compiling without memory."""
+    params = param.abstract(objective.spec)
+
+    def make(params: param.Tree) -> State:
+        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key(0))
+
+    shapes = jax.eval_shape(make, params)
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        shapes,
+        shard(objective, tx, plan),
+    )
+
+
+def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
+    """The State's NamedShardings: optimiser moments lie where their weights lie.
+
+    Raises: ValueError naming a weight whose dimension does not divide over the mesh.
+    """
+    where = plan.shard_params(objective.spec)
+    params = param.abstract(objective.spec)
+    opt = optax.tree_utils.tree_map_params(
+        tx,
+        lambda leaf, p, s: s if leaf.shape == p.shape else plan.replicated,
+        jax.eval_shape(tx.init, params),
+        params,
+        where,
+        transform_non_params=lambda leaf: plan.replicated,
+    )
+    return State(plan.replicated, where, opt, {}, plan.replicated)
+
+
+def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
+    """The compiled step: (State, batch) -> (State, metrics). The state's memory is reused.
+
+    metrics are float32 scalars: `loss` and every sum of the objective divided by the step's
+    weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...).
+
+    Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
+    """
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step + 1)
+        scale = optim.loss_scale(state.opt)
+        total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
+        # An empty batch moves nothing, rather than making NaN.
+        weight = jnp.maximum(weight, 1e-9)
+        grads = jax.tree.map(lambda g: g / (weight * scale), grads)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": total / weight, **{k: v / weight for k, v in sums.items()}}
+        metrics |= {"weight": weight, **optim.report(opt)}
+        return State(state.step + 1, params, opt, state.frozen, state.key), metrics
+
+    shardings = shard(objective, tx, plan)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, plan.replicated))
+
+
+def accumulate(
+    objective: Objective, plan: Plan, scale: jax.Array, state: State, batch: Any, key: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], param.Tree]:
+    """(loss sum, weight, {name: sum}, gradient of scale * loss sum) over the whole batch, one
+    micro-batch at a time, all sums in float32."""
+
+    def grad(part: Any, key: jax.Array) -> Any:
+        def scaled(params: param.Tree) -> tuple[jax.Array, Any]:
+            total, weight, sums = objective.loss(params, state.frozen, part, key)
+            return scale * total, (total, weight, sums)
+
+        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
+        return (*out, grads)
+
+    if plan.microbatches == 1:
+        return grad(batch, key)
+    parts = jax.tree.map(lambda x: _cut(x, plan), batch)
+
+    def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        part, index = at
+        return tree.add(carry, grad(part, jax.random.fold_in(key, index))), None
+
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(grad, jax.tree.map(lambda x: x[0], parts), key),
+    )
+    return jax.lax.scan(add, zero, (parts, jnp.arange(plan.microbatches)))[0]
+
+
+def _cut(x: jax.Array, plan: Plan) -> jax.Array:
+    """[B, ...] -> [M, B / M, ...]. Micro-batch m takes every M-th row, so that rows stay on the
+    devices they are on."""
+    rows, m = x.shape[0], plan.microbatches
+    if rows % (m * plan.data * plan.fsdp):
+        raise ValueError(
+            f"data.batch: {rows} rows do not divide into plan.microbatches={m} x "
+            f"{plan.data * plan.fsdp} data-parallel devices"
+        )
+    parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)
+    return plan.constrain(parts, "layer batch" + " seq" * (x.ndim - 1))
