@@ -1,0 +1,10 @@
+"""From raw text to batches. Nothing here imports jax, and importing this package loads nothing.
+
+source      documents from a corpus name, a file, a directory, a glob (local or remote)
+corpora     the corpora every machine has: pydocs, pysrc, markov
+tokenizers  bytes, sentencepiece, byte-level BPE, WordPiece, tiktoken, HF files
+shards      pre-tokenised ArrayRecord shards with a manifest
+pack        documents -> rows, two packers
+loader      rows -> batches: a stateless function of (seed, step)
+baselines   what order-0, xz and bz2 make of the same held-out bytes
+"""

@@ -1,0 +1,185 @@
+"""Files by path, wherever they are: list, open, decompress. Local, etils.epath or fsspec.
+
+`gs://`, `s3://`, `az://` and `hf://` go through etils.epath; any other `scheme://` through fsspec;
+a path without a scheme is local.
+"""
+
+import glob
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+_EPATH = ("gs://", "s3://", "az://", "hf://")
+_CHUNK = 1 << 20
+
+
+def listing(source: str) -> tuple[str, list[str]]:
+    """The root and the files of `source` (a file, a directory, a glob), sorted by path.
+
+    In a directory (searched in depth) and under a glob, names that start with a dot are skipped.
+
+    Raises: FileNotFoundError naming the path that is missing, or a directory or glob without files.
+    """
+    wild = glob.has_magic(source) and not exists(source)
+    if source.startswith(_EPATH):
+        root, found = _listing_epath(source, wild)
+    elif "://" in source:
+        root, found = _listing_fsspec(source, wild)
+    else:
+        root, found = _listing_local(source, wild)
+    if found == [source]:
+        return root, found
+    found = sorted(path for path in found if not _hidden(path[len(root) :]))
+    if not found:
+        kind = "glob matches no file" if wild else "directory holds no file"
+        raise FileNotFoundError(
+            f"source {source!r}: this {kind} (names that start with a dot are skipped)"
+        )
+    return root, found
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _listing_local(source: str, wild: bool) -> tuple[str, list[str]]:
+    if wild:
+        found = [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
+        return _fixed(source), found
+    path = pathlib.Path(source).expanduser()
+    if path.is_file():
+        return str(path.parent), [source]
+    if not path.is_dir():
+        raise FileNotFoundError(_missing(source))
+    return str(path), [str(p) for p in path.rglob("*") if p.is_file()]
+
+
+def _listing_epath(source: str, wild: bool) -> tuple[str, list[str]]:
+    from etils import epath
+
+    if wild:
+        root = _fixed(source)
+        pattern = source[len(root) :].lstrip("/")
+        return root, [str(p) for p in epath.Path(root).glob(pattern) if p.is_file()]
+    path = epath.Path(source)
+    if path.is_file():
+        return str(path.parent), [source]
+    if not path.is_dir():
+        raise FileNotFoundError(_missing(source))
+    return str(path), [str(p) for p in path.rglob("*") if p.is_file()]
+
+
+def _listing_fsspec(source: str, wild: bool) -> tuple[str, list[str]]:
+    scheme = source.split("://")[0] + "://"
+    fs, path = _fsspec(source)
+    if wild:
+        # What glob returns has lost its scheme; so does the root it is compared with.
+        found, root = fs.glob(path), _fixed(path)
+    elif fs.isfile(path):
+        return source.rsplit("/", 1)[0], [source]
+    elif fs.isdir(path):
+        found, root = fs.find(path), path
+    else:
+        raise FileNotFoundError(_missing(source))
+    return scheme + root, [scheme + name for name in found if fs.isfile(name)]
+
+
+def _fixed(pattern: str) -> str:
+    """The directory before the first part of a glob that holds a wildcard."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first])
+
+
+def _missing(source: str) -> str:
+    return (
+        f"source {source!r}: no such file or directory, no glob, and not a built-in corpus "
+        "(pydocs, pysrc, markov)"
+    )
+
+
+def _fsspec(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"source {path!r}: {error}") from error
+
+
+def exists(path: str) -> bool:
+    """Whether a file or directory of exactly this name exists (a name may hold `[` or `*`)."""
+    if path.startswith(_EPATH):
+        from etils import epath
+
+        return epath.Path(path).exists()
+    if "://" in path:
+        fs, name = _fsspec(path)
+        return fs.exists(name)
+    return pathlib.Path(path).expanduser().exists()
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The file, open for reading bytes."""
+    if path.startswith(_EPATH):
+        from etils import epath
+
+        return epath.Path(path).open("rb")
+    if "://" in path:
+        fs, name = _fsspec(path)
+        return fs.open(name, "rb")
+    return pathlib.Path(path).expanduser().open("rb")
+
+
+def content_name(path: str) -> str:
+    """The path without a compression suffix: `a.jsonl.gz` holds `a.jsonl`."""
+    return path[: path.rindex(".")] if path.endswith((".gz", ".zst")) else path
+
+
+def chunks(path: str) -> Iterator[bytes]:
+    """The file's decompressed bytes, in pieces of about a megabyte.
+
+    Raises: ValueError naming a corrupt or truncated .gz or .zst file.
+    """
+    with open_binary(path) as file:
+        if path.endswith(".gz"):
+            yield from _gunzip(file, path)
+        elif path.endswith(".zst"):
+            yield from _unzstd(file, path)
+        else:
+            while data := file.read(_CHUNK):
+                yield data
+
+
+def _gunzip(file: BinaryIO, path: str) -> Iterator[bytes]:
+    import gzip
+
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            while data := stream.read(_CHUNK):
+                yield data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: corrupt or truncated gzip data ({error})") from error
+
+
+def _unzstd(file: BinaryIO, path: str) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading .zst needs zstandard: pip install 'jaxlm[zstd]'"
+        ) from error
+    decompress, pending = zstandard.ZstdDecompressor().decompressobj(), False
+    try:
+        while data := file.read(_CHUNK):
+            while data:  # a file may hold several frames, one after the other
+                yield decompress.decompress(data)
+                pending, data = not decompress.eof, decompress.unused_data
+                if decompress.eof:
+                    decompress = zstandard.ZstdDecompressor().decompressobj()
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{path}: corrupt zstd data ({error})") from error
+    if pending:
+        raise ValueError(f"{path}: truncated zstd data (the last frame does not end)")

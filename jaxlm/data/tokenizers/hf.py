@@ -1,0 +1,258 @@
+"""Through the `tokenizers` library: byte-level BPE and WordPiece trained here, and HF files."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxlm.data.tokenizers import tokenizer
+
+_FILE = "tokenizer.json"
+# What the usual tokenizer.json call their ends, for files without a tokenizer_config.json.
+_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
+_BOS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[CLS]")
+_PAD = ("<pad>", "<|pad|>", "[PAD]")
+
+
+class HuggingFace:
+    """A tokenizer.json. The interface is tokenizer.Tokenizer's.
+
+    Only what the file says decides the ids; text is encoded without the file's own bos and eos,
+    and special tokens spelled in the text are text. `lossless` holds for byte-level models without
+    a normaliser.
+    """
+
+    def __init__(self, kind: str, text: str, special: dict[str, int]):
+        import tokenizers
+
+        self.kind, self._text = kind, text
+        self._tokenizer = t = tokenizers.Tokenizer.from_str(text)
+        t.no_padding()
+        t.no_truncation()
+        t.encode_special_tokens = True  # the file cannot hold this; a pickle does not keep it
+        self.special = dict(special)
+        self._size = 1 + max(t.get_vocab(with_added_tokens=True).values())
+        self.vocab = self._size
+        self._hidden = {i for i, token in t.get_added_tokens_decoder().items() if token.special}
+        self._hidden |= set(special.values())
+        rules = json.loads(text)
+        self._pieces = self._byte_pieces() if _byte_level(rules.get("decoder")) else None
+        self._byte_ids = self._bytes()
+        self.lossless = self._is_lossless(rules)
+        content = json.dumps([rules, sorted(special.items())], sort_keys=True)
+        self.hash = hashlib.sha256(f"{kind}/1\0{content}".encode()).hexdigest()
+        self._refuse_injection()
+
+    def _byte_pieces(self) -> list[bytes]:
+        letters = {letter: byte for byte, letter in enumerate(byte_letters())}
+        added = self._tokenizer.get_added_tokens_decoder()
+        pieces = []
+        for i in range(self._size):
+            token = self._tokenizer.id_to_token(i)
+            if i in self._hidden or token is None:
+                pieces.append(b"")
+            elif i in added:
+                pieces.append(token.encode())
+            else:
+                pieces.append(bytes(letters[c] for c in token))
+        return pieces
+
+    def _bytes(self) -> list[int] | None:
+        ids = [self._tokenizer.token_to_id(letter) for letter in byte_letters()]
+        return None if self._pieces is None or None in ids else ids
+
+    def _is_lossless(self, rules: dict[str, Any]) -> bool:
+        if self._byte_ids is None or rules.get("normalizer") is not None:
+            return False
+        encode = self._tokenizer.encode
+        probes = (" a", "a  b ", "\ta\n\nb", "e\u0301\u00e9\U0001f600", "\0\x7f")
+        ids = [encode(s, add_special_tokens=False).ids for s in probes]
+        return [tokenizer.join(self._pieces or [], i) for i in ids] == [s.encode() for s in probes]
+
+    def _refuse_injection(self) -> None:
+        for role in ("eos", "bos", "pad"):
+            if role in self.special:
+                token = self._tokenizer.id_to_token(self.special[role])
+                if token is not None and self.special[role] in self.encode(f"{token} a{token}b"):
+                    raise ValueError(
+                        f"the model itself spells {token!r} with its {role} id: text could end a "
+                        "document; choose a tokenizer whose special tokens are not words"
+                    )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text.
+
+        Raises: ValueError for bytes that are not UTF-8 if the model has no byte tokens.
+        """
+        return tokenizer.encode_around(
+            text, tokenizer.ESCAPED, self._encode, self._byte_ids or self._no_bytes(text)
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _no_bytes(self, text: str) -> list[int]:
+        if tokenizer.ESCAPED.search(text):
+            raise ValueError(f"{self.kind} tokenizer: no tokens for bytes that are not UTF-8")
+        return []
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        if any(tokenizer.ESCAPED.search(text) for text in texts):
+            return [self.encode(text) for text in texts]
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, U+FFFD where the bytes are not UTF-8."""
+        if self._pieces is not None:
+            return tokenizer.join(self._pieces, ids).decode("utf-8", "replace")
+        ids = list(ids)
+        for i in ids:
+            if not 0 <= i < self._size:
+                raise ValueError(f"token id {i} is outside the vocabulary 0..{self._size - 1}")
+        shown = [i for i in ids if i not in self._hidden]
+        return self._tokenizer.decode(shown, skip_special_tokens=True)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes; special ids are empty."""
+        if self._pieces is not None:
+            return tokenizer.join(self._pieces, ids)
+        return self.decode(ids).encode()
+
+    def stream(self) -> tokenizer.Stream:
+        """A new streaming decoder."""
+        if self._pieces is not None:
+            return tokenizer.ByteStream(self._pieces)
+        return tokenizer.TextStream(self.decode)
+
+    def save(self, folder: str) -> None:
+        """Write tokenizer.json."""
+        (pathlib.Path(folder) / _FILE).write_text(self._text, encoding="utf-8")
+
+    def __reduce__(self) -> tuple:
+        return HuggingFace, (self.kind, self._text, self.special)
+
+
+def byte_letters() -> list[str]:
+    """The visible letter that stands for each byte in byte-level vocabularies. GPT-2's rule.
+
+    Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 onwards.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in visible]
+    letters = {b: chr(b) for b in visible} | {b: chr(256 + n) for n, b in enumerate(hidden)}
+    return [letters[b] for b in range(256)]
+
+
+def _byte_level(decoder: dict[str, Any] | None) -> bool:
+    if decoder is None:
+        return False
+    if decoder["type"] == "Sequence":
+        return any(_byte_level(part) for part in decoder["decoders"])
+    return decoder["type"] == "ByteLevel"
+
+
+def train_bpe(kind: str, texts: Iterable[str], vocab: int, extra: Sequence[str]) -> HuggingFace:
+    """Byte-level BPE of exactly `vocab` ids: pad, bos, eos, `extra`, 256 bytes, the merges.
+
+    Radford et al. 2019, section 2.2, with GPT-2's splitting pattern.
+
+    Raises: ValueError if the texts do not support that many merges.
+    """
+    import tokenizers as hf
+
+    t = hf.Tokenizer(hf.models.BPE())
+    t.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    t.decoder = hf.decoders.ByteLevel()
+    special = {"pad": "<|pad|>", "bos": "<|bos|>", "eos": "<|eos|>"} | {e: e for e in extra}
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(special.values()),
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    t.train_from_iterator(texts, trainer)
+    return _trained(kind, t, special, vocab)
+
+
+def train_wordpiece(
+    kind: str, texts: Iterable[str], vocab: int, extra: Sequence[str]
+) -> HuggingFace:
+    """WordPiece of `vocab` ids, cased, with BERT's special tokens. Devlin et al. 2019.
+
+    Not lossless: white space becomes one space, a word with an unknown character becomes [UNK].
+
+    Raises: ValueError if the texts do not support that many pieces.
+    """
+    import tokenizers as hf
+
+    t = hf.Tokenizer(hf.models.WordPiece(unk_token="[UNK]"))
+    t.normalizer = hf.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    t.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    t.decoder = hf.decoders.WordPiece(cleanup=False)
+    special = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]", "mask": "[MASK]"}
+    special |= {e: e for e in extra}
+    trainer = hf.trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=list(special.values()), show_progress=False
+    )
+    t.train_from_iterator(texts, trainer)
+    return _trained(kind, t, special, vocab)
+
+
+def _trained(kind: str, t: Any, special: dict[str, str], vocab: int) -> HuggingFace:
+    size = t.get_vocab_size()
+    if size != vocab:
+        fits = "at most" if size < vocab else "at least"
+        raise ValueError(
+            f"vocab={vocab} for a {kind} tokenizer: these documents support {fits} {size}"
+        )
+    roles = {role: t.token_to_id(token) for role, token in special.items()}
+    return HuggingFace(kind, t.to_str(), roles)
+
+
+def load(kind: str, folder: str, special: dict[str, int]) -> HuggingFace:
+    """The tokenizer that `save` wrote."""
+    return HuggingFace(kind, (pathlib.Path(folder) / _FILE).read_text("utf-8"), special)
+
+
+def load_file(path: str) -> HuggingFace:
+    """A tokenizer.json from anywhere; its ends come from tokenizer_config.json beside it, if any.
+
+    Raises: ValueError if the file is not one, or if no token can be told to be eos.
+    """
+    text = pathlib.Path(path).read_text("utf-8")
+    try:
+        added = {t["content"]: t["id"] for t in json.loads(text)["added_tokens"]}
+        vocab = json.loads(text)["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"tokenizer {path!r}: not a tokenizer.json ({error!r})") from error
+    named = _config(pathlib.Path(path).with_name("tokenizer_config.json"))
+    known = dict(vocab) | added if isinstance(vocab, dict) else added
+    special = {}
+    for role, usual in (("bos", _BOS), ("eos", _EOS), ("pad", _PAD)):
+        candidates = [named[role]] if role in named else [t for t in usual if t in added]
+        if candidates and candidates[0] not in known:
+            raise ValueError(
+                f"tokenizer {path!r}: tokenizer_config.json names {role}_token "
+                f"{candidates[0]!r}, which is not in the vocabulary"
+            )
+        if candidates:
+            special[role] = known[candidates[0]]
+    if "eos" not in special:
+        raise ValueError(
+            f"tokenizer {path!r}: cannot tell which token ends a document; write "
+            '{"eos_token": "..."} to tokenizer_config.json beside it'
+        )
+    return HuggingFace("hf", text, special)
+
+
+def _config(path: pathlib.Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    fields = json.loads(path.read_text("utf-8"))
+    found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad")}
+    # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
+    texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
+    return {role: text for role, text in texts.items() if text is not None}

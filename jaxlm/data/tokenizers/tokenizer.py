@@ -1,0 +1,148 @@
+"""The one interface of every tokenizer, and what follows from it."""
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+
+class Stream(Protocol):
+    """Text as ids arrive: `push` returns what is now certain, `finish` the rest."""
+
+    def push(self, token: int) -> str:
+        """The text that this id completes, possibly empty; never half a character."""
+
+    def finish(self) -> str:
+        """What was still held back; an unfinished character becomes U+FFFD."""
+
+
+class Tokenizer(Protocol):
+    """What every kind does. Laws, tested for each:
+
+    - Encoding plain text never yields a special id: a document that contains "<eos>" is text.
+      (WordPiece's [UNK] is the exception: it is how that kind says "no such word".)
+    - If `lossless`, `decode_bytes(encode(text))` is the text's UTF-8 for every text, and for every
+      byte string given as `data.decode("utf-8", "surrogateescape")`.
+    - `hash` depends on what decides the ids and on nothing else; equal hashes, equal ids.
+    - Instances can be pickled (tokenising runs in several processes).
+    """
+
+    kind: str
+    vocab: int  # ids are 0 .. vocab-1
+    special: dict[str, int]  # roles: "eos" always; "bos", "pad", ... where they exist
+    lossless: bool
+    hash: str
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text, without bos or eos."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in order."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; special ids are empty, bytes that are not UTF-8 become U+FFFD."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids; special ids are empty."""
+
+    def stream(self) -> Stream:
+        """A new streaming decoder."""
+
+    def save(self, folder: str) -> None:
+        """Write the files that `load` of the folder reads."""
+
+
+def begin(tokenizer: Tokenizer) -> int:
+    """The id that stands before every document: bos, or eos for a kind without bos (as GPT-2).
+
+    With it a model predicts a document's first token too: bits per byte count every byte, and a
+    sample may start from nothing. A prompt is `[begin(t), *t.encode(text)]`.
+    """
+    special = tokenizer.special
+    return special["bos"] if "bos" in special else special["eos"]
+
+
+# --- Parts that several kinds share ----------------------------------------------------------
+
+
+class ByteStream:
+    """Stream of a kind whose ids each stand for fixed bytes."""
+
+    def __init__(self, pieces: Sequence[bytes]):
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that this id completes."""
+        return self._decoder.decode(self._pieces[token])
+
+    def finish(self) -> str:
+        """What was still held back."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class TextStream:
+    """Stream of a kind whose ids mean something only beside their neighbours.
+
+    Decodes a short window twice, with and without the new id, and emits the difference; it holds
+    back while the end is U+FFFD, a character that is not complete.
+    """
+
+    def __init__(self, decode: Callable[[Iterable[int]], str]):
+        self._decode = decode
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that this id completes."""
+        self._pending.append(token)
+        text = self._new()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def finish(self) -> str:
+        """What was still held back."""
+        text = self._new()
+        self._context, self._pending = [], []
+        return text
+
+    def _new(self) -> str:
+        before = self._decode(self._context)
+        return self._decode(self._context + self._pending)[len(before) :]
+
+
+ESCAPED = re.compile("[\udc80-\udcff]+")  # bytes that are not UTF-8, as surrogateescape spells them
+
+
+def encode_around(
+    text: str, odd: re.Pattern[str], encode: Callable[[str], list[int]], byte_ids: Sequence[int]
+) -> list[int]:
+    """The ids of `text`, its parts that match `odd` spelled byte by byte with `byte_ids`.
+
+    For what a library cannot take: bytes that are not UTF-8, or sentencepiece's own space mark.
+    """
+    if not odd.search(text):
+        return encode(text)
+    ids, last = [], 0
+    for match in odd.finditer(text):
+        ids += encode(text[last : match.start()])
+        ids += [byte_ids[b] for b in match.group().encode("utf-8", "surrogateescape")]
+        last = match.end()
+    return ids + encode(text[last:])
+
+
+def join(pieces: Sequence[bytes], ids: Iterable[int]) -> bytes:
+    """The bytes of the ids, each from its piece.
+
+    Raises: ValueError naming an id outside the vocabulary.
+    """
+    found = []
+    for i in ids:
+        if not 0 <= i < len(pieces):
+            raise ValueError(f"token id {i} is outside the vocabulary 0..{len(pieces) - 1}")
+        found.append(pieces[i])
+    return b"".join(found)
