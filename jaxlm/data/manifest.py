@@ -1,0 +1,104 @@
+"""The manifest of a shards directory: what was tokenised, with what, and what must be there."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+class Shard(NamedTuple):
+    """One ArrayRecord file: its name, its size and crc32 as written, and what it holds."""
+
+    file: str
+    size: int
+    crc32: int
+    documents: int
+    tokens: int
+    bytes: int  # UTF-8 bytes of the documents' text
+
+
+class Index(NamedTuple):
+    """A split's index file: uint32 [documents, 2], tokens and text bytes of each document."""
+
+    file: str
+    size: int
+    crc32: int
+
+
+class Split(NamedTuple):
+    """One split: its index, its shards in document order, and their totals."""
+
+    index: Index
+    shards: list[Shard]
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class Manifest(NamedTuple):
+    """Everything a run must know before it reads a token.
+
+    `tokens` count what the records hold: begin, text, eos. `python` is the interpreter's release
+    for a corpus of the standard library, whose text depends on it, else None.
+    """
+
+    format: int
+    source: str
+    field: str
+    fingerprint: str
+    python: str | None
+    holdout: float
+    tokenizer: str  # hash
+    tokenizer_kind: str
+    vocab: int
+    begin: int
+    eos: int
+    dtype: str
+    splits: dict[str, Split]
+
+
+def write(manifest: Manifest, folder: pathlib.Path) -> None:
+    """Write manifest.json into the folder."""
+    splits = {
+        name: split._asdict()
+        | {"index": split.index._asdict(), "shards": [s._asdict() for s in split.shards]}
+        for name, split in manifest.splits.items()
+    }
+    text = json.dumps(manifest._asdict() | {"splits": splits}, indent=1)
+    (folder / FILE).write_text(text + "\n", "utf-8")
+
+
+def read(folder: pathlib.Path) -> Manifest:
+    """The manifest of a shards directory.
+
+    Raises: FileNotFoundError without one; ValueError for one that is not ours or of another
+    format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"shards {str(folder)!r}: no {FILE}; make shards with `jaxlm data tokenize`"
+        )
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        found = facts["format"]
+        if found != FORMAT:
+            raise ValueError(
+                f"{path}: format {found}, this version reads {FORMAT}; tokenise the source again"
+            )
+        splits = {name: _split(split) for name, split in facts.pop("splits").items()}
+        return Manifest(**facts, splits=splits)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a manifest of shards ({error!r})") from error
+
+
+def _split(facts: dict[str, Any]) -> Split:
+    shards = [Shard(**shard) for shard in facts.pop("shards")]
+    return Split(index=Index(**facts.pop("index")), shards=shards, **facts)
+
+
+def present(source: str) -> bool:
+    """Whether `source` is a directory of shards."""
+    return "://" not in source and (pathlib.Path(source).expanduser() / FILE).is_file()

@@ -1,0 +1,401 @@
+"""Pre-tokenised shards: ArrayRecord files, an index of lengths, a manifest. Training reads these.
+
+    OUT/manifest.json
+    OUT/train/index.npy              uint32 [documents, 2]: tokens, text bytes
+    OUT/train/00000.array_record     one document a record: [begin, text..., eos], uint16 or uint32
+    OUT/val/...
+
+`begin` is bos, or eos for a tokenizer without bos: the first token of the text is predicted too.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import platform
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.data import corpora, manifest, source, tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
+
+if TYPE_CHECKING:
+    from jaxlm.data import loader
+
+SPLITS: tuple[source.Split, ...] = ("train", "val")
+# Characters in a shard. Shards are cut by this alone, never by the number of workers.
+_SHARD_TEXT = 32 << 20
+# One document a chunk, so that a document is read without its neighbours; uncompressed, since
+# reading is random and small: 6 us a document against 25 us with zstd, at 1.7 times the size.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+class _Task(NamedTuple):
+    """One shard to write: the texts go to a worker, the counts come back."""
+
+    path: str
+    texts: list[str]
+    tokenizer: interface.Tokenizer
+    dtype: str
+
+
+class _Written(NamedTuple):
+    shard: manifest.Shard
+    lengths: Any  # uint32 [documents, 2]
+
+
+def tokenize(
+    source_name: str,
+    field: str,
+    tokenizer: interface.Tokenizer,
+    out_dir: str,
+    holdout: float,
+    workers: int = 0,
+) -> manifest.Manifest:
+    """Tokenise a source into a new directory of shards; its manifest.
+
+    With `workers` > 0 that many processes encode and write, a shard each; the result is the same,
+    byte for byte, for every number. It appears under its name whole or not at all: an interrupted
+    run leaves only a hidden temporary directory.
+
+    Raises: FileExistsError if `out_dir` exists; ValueError for a holdout outside [0, 1), for an
+    empty split, and whatever is wrong with the source.
+    """
+    target = pathlib.Path(out_dir).expanduser()
+    if target.exists():
+        raise FileExistsError(f"out_dir {str(target)!r} exists; name a new directory")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout={holdout}: expected a fraction in [0, 1), such as 0.05")
+    if workers < 0:
+        raise ValueError(f"workers={workers}: expected 0 (this process) or more")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{_temporary(target)}{os.getpid()}.{uuid.uuid4().hex}")
+    try:
+        found = _write_all(source_name, field, tokenizer, temporary, holdout, workers)
+        _flush(temporary)
+        os.rename(temporary, target)
+        _flush_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return found
+
+
+def _write_all(
+    source_name: str,
+    field: str,
+    tokenizer: interface.Tokenizer,
+    folder: pathlib.Path,
+    holdout: float,
+    workers: int,
+) -> manifest.Manifest:
+    fingerprint = source.fingerprint(source_name, field)
+    dtype = "uint16" if tokenizer.vocab <= 1 << 16 else "uint32"
+    texts = source.documents(source_name, field)
+    for name in SPLITS:
+        (folder / name).mkdir(parents=True)
+    tasks = (
+        _Task(str(folder / name / f"{number:05}.array_record"), texts, tokenizer, dtype)
+        for name, number, texts in _cut(texts, holdout)
+    )
+    written: dict[str, list[_Written]] = {name: [] for name in SPLITS}
+    for done in _run(tasks, workers):
+        written[done.shard.file.split("/")[0]].append(done)
+    splits = {
+        name: _finish_split(folder, name, done) for name, done in written.items() if done
+    }
+    if missing := [name for name in SPLITS if name not in splits and (holdout or name == "train")]:
+        raise ValueError(
+            f"source {source_name!r}: no document falls into the {missing[0]!r} split with "
+            f"holdout={holdout}; the source is too small, or set holdout to 0"
+        )
+    stdlib = source_name in corpora.CORPORA and source_name != "markov"
+    found = manifest.Manifest(
+        format=manifest.FORMAT,
+        source=source_name,
+        field=field,
+        fingerprint=fingerprint,
+        python=platform.python_version() if stdlib else None,
+        holdout=holdout,
+        tokenizer=tokenizer.hash,
+        tokenizer_kind=tokenizer.kind,
+        vocab=tokenizer.vocab,
+        begin=interface.begin(tokenizer),
+        eos=tokenizer.special["eos"],
+        dtype=dtype,
+        splits=splits,
+    )
+    manifest.write(found, folder)
+    return found
+
+
+def _cut(
+    documents: Iterator[source.Document], holdout: float
+) -> Iterator[tuple[str, int, list[str]]]:
+    """(split, shard number, texts) of each shard, as its texts are complete."""
+    texts: dict[str, list[str]] = {name: [] for name in SPLITS}
+    size, number = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for document in documents:
+        name = source.split(document.text, holdout)
+        texts[name].append(document.text)
+        size[name] += len(document.text)
+        if size[name] >= _SHARD_TEXT:
+            yield name, number[name], texts[name]
+            texts[name], size[name], number[name] = [], 0, number[name] + 1
+    for name in SPLITS:
+        if texts[name]:
+            yield name, number[name], texts[name]
+
+
+def _run(tasks: Iterator[_Task], workers: int) -> Iterator[_Written]:
+    if not workers:
+        yield from map(_write_shard, tasks)
+        return
+    # spawn: a fork of a process that runs threads (jax, grain) may hang.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        # A task holds a shard's text: keep few in memory, and results in order.
+        waiting: list[Any] = []
+        for task in tasks:
+            waiting.append(pool.apply_async(_write_shard, (task,)))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).get()
+        for result in waiting:
+            yield result.get()
+
+
+def _write_shard(task: _Task) -> _Written:
+    from array_record.python import array_record_module
+
+    begin, eos = interface.begin(task.tokenizer), task.tokenizer.special["eos"]
+    writer = array_record_module.ArrayRecordWriter(task.path, _OPTIONS)
+    lengths = np.empty((len(task.texts), 2), np.uint32)
+    for i in range(0, len(task.texts), 256):
+        texts = task.texts[i : i + 256]
+        for j, ids in enumerate(task.tokenizer.encode_batch(texts)):
+            record = np.array([begin, *ids, eos], task.dtype)
+            writer.write(record.tobytes())
+            lengths[i + j] = len(record), len(texts[j].encode("utf-8", "surrogateescape"))
+    writer.close()
+    path = pathlib.Path(task.path)
+    tokens, size = lengths.sum(axis=0, dtype=np.int64).tolist()
+    shard = manifest.Shard(
+        file=f"{path.parent.name}/{path.name}",
+        size=path.stat().st_size,
+        crc32=_crc32(path),
+        documents=len(lengths),
+        tokens=tokens,
+        bytes=size,
+    )
+    return _Written(shard, lengths)
+
+
+def _finish_split(folder: pathlib.Path, name: str, done: Sequence[_Written]) -> manifest.Split:
+    path = folder / name / "index.npy"
+    np.save(path, np.concatenate([written.lengths for written in done]))
+    shards = [written.shard for written in done]
+    return manifest.Split(
+        index=manifest.Index(f"{name}/index.npy", path.stat().st_size, _crc32(path)),
+        shards=shards,
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+    )
+
+
+def _crc32(path: pathlib.Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
+def _flush(folder: pathlib.Path) -> None:
+    """Put every file on the disk before the name says that they are there."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: pathlib.Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- Reading ---------------------------------------------------------------------------------
+
+
+class Shards:
+    """One split of a shards directory, with random access to its documents.
+
+    `lengths` [documents] uint32 counts a document's tokens, begin and eos included; `text_bytes`
+    [documents] uint32 its UTF-8 bytes; `bytes` is their sum, the denominator of bits per byte.
+    Files are opened at first use, so that an instance travels to another process as its path.
+    """
+
+    def __init__(self, folder: str, split: source.Split, facts: manifest.Manifest):
+        self.folder, self.split, self.manifest = folder, split, facts
+        self.dtype = np.dtype(facts.dtype)
+        part = facts.splits[split]
+        self.documents, self.tokens, self.bytes = part.documents, part.tokens, part.bytes
+        index = np.load(pathlib.Path(folder) / part.index.file, mmap_mode="r")
+        self.lengths, self.text_bytes = index[:, 0], index[:, 1]
+        self._first = np.cumsum([0] + [shard.documents for shard in part.shards])
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def doc(self, number: int) -> np.ndarray:
+        """The tokens of one document, uint16 or uint32: [begin, text..., eos]."""
+        return self.docs([number])[0]
+
+    def docs(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The tokens of several documents, in the order asked; one read a shard.
+
+        Raises: IndexError for a number outside 0..documents-1; ValueError naming a shard whose
+        record does not have the length that the index says.
+        """
+        wanted = np.asarray(numbers, np.int64)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.documents:
+            raise IndexError(f"documents {numbers}: {self.split} holds 0..{self.documents - 1}")
+        homes = np.searchsorted(self._first, wanted, side="right") - 1
+        found: list[Any] = [None] * len(wanted)
+        for home in np.unique(homes):
+            places = np.flatnonzero(homes == home)
+            records = self._reader(home).read((wanted[places] - self._first[home]).tolist())
+            for place, record in zip(places, records, strict=True):
+                found[place] = np.frombuffer(record, self.dtype)
+                if len(found[place]) != self.lengths[wanted[place]]:
+                    raise ValueError(
+                        f"{self._path(home)}: document {wanted[place]} has "
+                        f"{len(found[place])} tokens, the index says "
+                        f"{self.lengths[wanted[place]]}: {_REMEDY}"
+                    )
+        return found
+
+    def _path(self, home: int) -> pathlib.Path:
+        return pathlib.Path(self.folder) / self.manifest.splits[self.split].shards[home].file
+
+    def _reader(self, home: int) -> Any:
+        if home not in self._readers:
+            from array_record.python import array_record_module
+
+            self._readers[home] = array_record_module.ArrayRecordReader(
+                str(self._path(home)), "readahead_buffer_size:0"
+            )
+        return self._readers[home]
+
+    def verify(self) -> None:
+        """Read every file of the split and compare its checksum with the manifest's.
+
+        Raises: ValueError naming the first file that differs.
+        """
+        part = self.manifest.splits[self.split]
+        for file in (part.index, *part.shards):
+            path = pathlib.Path(self.folder) / file.file
+            if (crc := _crc32(path)) != file.crc32:
+                raise ValueError(
+                    f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: "
+                    f"{_REMEDY}"
+                )
+
+    def __reduce__(self) -> tuple:
+        return Shards, (self.folder, self.split, self.manifest)
+
+
+_REMEDY = "delete this directory and tokenise the source again"
+
+
+def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards:
+    """One split, checked against its manifest and the run's tokenizer.
+
+    Sizes of all files are compared now; contents only by `verify()`.
+
+    Raises: ValueError for another tokenizer (naming both hashes), a missing split, or a missing or
+    truncated file by name; FileNotFoundError without a manifest.
+    """
+    root = pathlib.Path(folder).expanduser()
+    facts = manifest.read(root)
+    if facts.tokenizer != tokenizer_hash:
+        raise ValueError(
+            f"shards {str(root)!r} were made with tokenizer {facts.tokenizer[:16]} "
+            f"({facts.tokenizer_kind}, vocab {facts.vocab}), this run has {tokenizer_hash[:16]}: "
+            "set data.tokenizer to that one, or tokenise the source again with this one"
+        )
+    if split not in facts.splits:
+        raise ValueError(
+            f"shards {str(root)!r} hold no {split!r} split (holdout={facts.holdout}); they hold "
+            f"{list(facts.splits)}"
+        )
+    part = facts.splits[split]
+    for file in (part.index, *part.shards):
+        path = root / file.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != file.size:
+            state = "missing" if size is None else f"truncated or changed: {size} bytes"
+            raise ValueError(f"{path}: {state}, the manifest says {file.size}: {_REMEDY}")
+    return Shards(str(root), split, facts)
+
+
+def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
+    """The shards directory of a run's data: the source itself if it is one, else a cached copy.
+
+    A raw source is tokenised once into `cache_dir`, under a name made of its fingerprint, field,
+    tokenizer and holdout, and found there by every later run. Several processes may ask at once:
+    each works in a directory of its own and the first to finish names it.
+
+    Raises: what `tokenize` and `tokenizers.load` raise.
+    """
+    if manifest.present(data.source):
+        return str(pathlib.Path(data.source).expanduser())
+    tokenizer = tokenizers.load(data.tokenizer)
+    fingerprint = source.fingerprint(data.source, data.field)
+    key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
+    target = pathlib.Path(cache_dir).expanduser() / key
+    if not (target / manifest.FILE).is_file():
+        _sweep(target)
+        try:
+            tokenize(data.source, data.field, tokenizer, str(target), data.holdout, workers)
+        except OSError:
+            # Another process was first: its result is this one's, byte for byte.
+            if not (target / manifest.FILE).is_file():
+                raise
+    return str(target)
+
+
+def _temporary(target: pathlib.Path) -> str:
+    """How temporary names of this machine for `target` begin; the process id follows."""
+    return f".{target.name}.{platform.node()}."
+
+
+def _sweep(target: pathlib.Path) -> None:
+    """Remove what killed runs of this machine left of this very cache entry."""
+    start = _temporary(target)
+    for path in target.parent.glob(f".{target.name}.*"):
+        owner = path.name.removeprefix(start).split(".")[0]
+        if path.name.startswith(start) and owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
