@@ -8,7 +8,7 @@ import bz2
 import lzma
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent import futures
 from typing import NamedTuple
 
@@ -47,17 +47,11 @@ def measure(train: Iterable[str], val: Iterable[str]) -> Baselines:
     held = b"".join(text + b"\0" for text in texts)
     seen = b"".join(text.encode("utf-8", "surrogateescape") + b"\0" for text in train)
     with futures.ThreadPoolExecutor() as pool:  # both libraries let go of the interpreter lock
-        jobs = [
-            pool.submit(job, *arguments)
-            for job, arguments in (
-                (_primed_xz, (seen, held)),
-                (_primed_bz2, (seen, held)),
-                (_xz, (held,)),
-                (lambda data: len(bz2.compress(data)), (held,)),
-            )
-        ]
-        xz_primed, bz2_primed, xz, plain_bz2 = (8 * job.result() / size for job in jobs)
-    return Baselines(order0(b"".join(texts)), xz, xz_primed, plain_bz2, bz2_primed)
+        primed = [pool.submit(f, seen, held) for f in (_primed_xz, _primed_bz2)]
+        alone = [pool.submit(f, held) for f in (_xz, _bz2)]
+        xz_primed, bz2_primed = (8 * job.result() / size for job in primed)
+        xz, bzip = (8 * job.result() / size for job in alone)
+    return Baselines(order0(b"".join(texts)), xz, xz_primed, bzip, bz2_primed)
 
 
 def order0(data: bytes) -> float:
@@ -77,17 +71,17 @@ def _xz(data: bytes) -> int:
     return len(lzma.compress(data, filters=chain))
 
 
+def _bz2(data: bytes) -> int:
+    return len(bz2.compress(data, 9))
+
+
 def _primed_xz(seen: bytes, held: bytes) -> int:
-    room = _LARGEST_DICTIONARY - len(held)
-    return _primed(_xz, seen[-room:] if room > 0 else b"", held)
+    room = max(_LARGEST_DICTIONARY - len(held), 0)
+    seen = seen[max(len(seen) - room, 0) :]
+    return _xz(seen + held) - _xz(seen)
 
 
 def _primed_bz2(seen: bytes, held: bytes) -> int:
     tail = seen[-(_BZ2_BLOCK - _BZ2_PIECE) :]
     pieces = [held[i : i + _BZ2_PIECE] for i in range(0, len(held), _BZ2_PIECE)]
-    alone = len(bz2.compress(tail))
-    return sum(len(bz2.compress(tail + piece)) - alone for piece in pieces)
-
-
-def _primed(compressed: Callable[[bytes], int], seen: bytes, held: bytes) -> int:
-    return compressed(seen + held) - compressed(seen)
+    return sum(_bz2(tail + piece) for piece in pieces) - len(pieces) * _bz2(tail)

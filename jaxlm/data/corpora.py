@@ -10,6 +10,7 @@ import ast
 import hashlib
 import io
 import math
+import os
 import pathlib
 import struct
 import sysconfig
@@ -56,13 +57,18 @@ def stdlib_files() -> list[pathlib.Path]:
     Leaves out the folders above, and what the build generated for this one machine
     (`_sysconfigdata*.py`, `config-*/`): it holds local paths.
     """
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    root = sysconfig.get_paths()["stdlib"]
     found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        generated = parts[-1].startswith("_sysconfigdata") or parts[0].startswith("config-")
-        if not generated and not _EXCLUDED.intersection(parts):
-            found.append(path)
+    for folder, folders, names in os.walk(root):
+        top = folder == root
+        folders[:] = [  # pruned in place: site-packages alone may hold most of the files
+            name
+            for name in folders
+            if name not in _EXCLUDED and not (top and name.startswith("config-"))
+        ]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                found.append(pathlib.Path(folder, name))
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _EPATH = ("gs://", "s3://", "az://", "hf://")
 _CHUNK = 1 << 20
@@ -121,7 +121,7 @@ def exists(path: str) -> bool:
     return pathlib.Path(path).expanduser().exists()
 
 
-def open_binary(path: str) -> BinaryIO:
+def open_binary(path: str) -> IO[bytes]:
     """The file, open for reading bytes."""
     if path.startswith(_EPATH):
         from etils import epath
@@ -153,7 +153,7 @@ def chunks(path: str) -> Iterator[bytes]:
                 yield data
 
 
-def _gunzip(file: BinaryIO, path: str) -> Iterator[bytes]:
+def _gunzip(file: IO[bytes], path: str) -> Iterator[bytes]:
     import gzip
 
     try:
@@ -164,7 +164,7 @@ def _gunzip(file: BinaryIO, path: str) -> Iterator[bytes]:
         raise ValueError(f"{path}: corrupt or truncated gzip data ({error})") from error
 
 
-def _unzstd(file: BinaryIO, path: str) -> Iterator[bytes]:
+def _unzstd(file: IO[bytes], path: str) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:

@@ -187,8 +187,8 @@ class Steps:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, number: int) -> batch.Batch:
-        step = self._start + int(number)
+    def __getitem__(self, index: int) -> batch.Batch:
+        step = self._start + int(index)
         stage = stage_at(self._data, step)
         each = stage.batch // self._processes
         cut = self._data.seq // stage.seq  # short rows in a packed one

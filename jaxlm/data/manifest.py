@@ -30,7 +30,7 @@ class Index(NamedTuple):
 class Split(NamedTuple):
     """One split: its index, its shards in document order, and their totals."""
 
-    index: Index
+    lengths: Index
     shards: list[Shard]
     documents: int
     tokens: int
@@ -63,7 +63,7 @@ def write(manifest: Manifest, folder: pathlib.Path) -> None:
     """Write manifest.json into the folder."""
     splits = {
         name: split._asdict()
-        | {"index": split.index._asdict(), "shards": [s._asdict() for s in split.shards]}
+        | {"lengths": split.lengths._asdict(), "shards": [s._asdict() for s in split.shards]}
         for name, split in manifest.splits.items()
     }
     text = json.dumps(manifest._asdict() | {"splits": splits}, indent=1)
@@ -96,7 +96,7 @@ def read(folder: pathlib.Path) -> Manifest:
 
 def _split(facts: dict[str, Any]) -> Split:
     shards = [Shard(**shard) for shard in facts.pop("shards")]
-    return Split(index=Index(**facts.pop("index")), shards=shards, **facts)
+    return Split(lengths=Index(**facts.pop("lengths")), shards=shards, **facts)
 
 
 def present(source: str) -> bool:

@@ -13,6 +13,7 @@ with that token as its input. Each piece is a segment of its own with positions 
 import bisect
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +23,8 @@ from jaxlm.core import batch
 Packing = Literal["concat", "best_fit"]
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Rows:
     """Where every row's pieces are: piece p covers pairs start[p] .. start[p] + size[p] of doc[p].
 
     Row r holds the pieces first[r] .. first[r + 1]. doc, start, size [pieces] int64; first
@@ -142,6 +144,7 @@ class Documents(Protocol):
 
     def docs(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """The tokens of these documents, in the order asked."""
+        ...
 
 
 class Reader(NamedTuple):
@@ -153,7 +156,7 @@ class Reader(NamedTuple):
     def read(self, numbers: np.ndarray) -> batch.Batch:
         """The batch [len(numbers), seq] of these rows, in the order asked; see core/batch.py."""
         rows = self.rows
-        spans = [(rows.first[r], rows.first[r + 1]) for r in numbers]
+        spans = [(int(rows.first[r]), int(rows.first[r + 1])) for r in numbers]
         pieces = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
         needed, where = np.unique(rows.doc[pieces], return_inverse=True)
         texts = self.source.docs(needed.tolist())
@@ -195,6 +198,4 @@ def shorten(long: batch.Batch, seq: int) -> batch.Batch:
     begins = np.diff(segments, axis=1, prepend=-1) != 0
     begin = np.maximum.accumulate(np.where(begins, column, 0), axis=1)
     positions = np.where(held, column - begin, 0)
-    return short._replace(
-        segments=segments.astype(np.int32), positions=positions.astype(np.int32)
-    )
+    return short._replace(segments=segments.astype(np.int32), positions=positions.astype(np.int32))

@@ -8,19 +8,17 @@
 `begin` is bos, or eos for a tokenizer without bos: the first token of the text is predicted too.
 """
 
+import importlib
 import multiprocessing
-import os
 import pathlib
 import platform
-import shutil
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.data import corpora, manifest, source, tokenizers
+from jaxlm.data import atomic, manifest, source, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
 if TYPE_CHECKING:
@@ -35,6 +33,11 @@ _OPTIONS = "group_size:1,uncompressed"
 
 
 # --- Writing ---------------------------------------------------------------------------------
+
+
+def _library() -> Any:
+    # Slow to load, and an extension module that type checkers do not see.
+    return importlib.import_module("array_record.python.array_record_module")
 
 
 class _Task(NamedTuple):
@@ -75,29 +78,30 @@ def tokenize(
         raise ValueError(f"holdout={holdout}: expected a fraction in [0, 1), such as 0.05")
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 (this process) or more")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_temporary(target)}{os.getpid()}.{uuid.uuid4().hex}")
-    try:
-        found = _write_all(source_name, field, tokenizer, temporary, holdout, workers)
-        _flush(temporary)
-        os.rename(temporary, target)
-        _flush_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return found
-
-
-def _write_all(
-    source_name: str,
-    field: str,
-    tokenizer: interface.Tokenizer,
-    folder: pathlib.Path,
-    holdout: float,
-    workers: int,
-) -> manifest.Manifest:
     fingerprint = source.fingerprint(source_name, field)
+    facts = _Facts(source_name, field, fingerprint, tokenizer, holdout)
+    return _tokenize(facts, target, workers)
+
+
+class _Facts(NamedTuple):
+    """What decides the content of shards."""
+
+    source: str
+    field: str
+    fingerprint: str
+    tokenizer: interface.Tokenizer
+    holdout: float
+
+
+def _tokenize(facts: _Facts, target: pathlib.Path, workers: int) -> manifest.Manifest:
+    with atomic.folder(target) as temporary:
+        return _write_all(facts, temporary, workers)
+
+
+def _write_all(facts: _Facts, folder: pathlib.Path, workers: int) -> manifest.Manifest:
+    tokenizer, holdout = facts.tokenizer, facts.holdout
     dtype = "uint16" if tokenizer.vocab <= 1 << 16 else "uint32"
-    texts = source.documents(source_name, field)
+    texts = source.documents(facts.source, facts.field)
     for name in SPLITS:
         (folder / name).mkdir(parents=True)
     tasks = (
@@ -107,20 +111,18 @@ def _write_all(
     written: dict[str, list[_Written]] = {name: [] for name in SPLITS}
     for done in _run(tasks, workers):
         written[done.shard.file.split("/")[0]].append(done)
-    splits = {
-        name: _finish_split(folder, name, done) for name, done in written.items() if done
-    }
+    splits = {name: _finish_split(folder, name, done) for name, done in written.items() if done}
     if missing := [name for name in SPLITS if name not in splits and (holdout or name == "train")]:
         raise ValueError(
-            f"source {source_name!r}: no document falls into the {missing[0]!r} split with "
+            f"source {facts.source!r}: no document falls into the {missing[0]!r} split with "
             f"holdout={holdout}; the source is too small, or set holdout to 0"
         )
-    stdlib = source_name in corpora.CORPORA and source_name != "markov"
+    stdlib = facts.source in ("pydocs", "pysrc")
     found = manifest.Manifest(
         format=manifest.FORMAT,
-        source=source_name,
-        field=field,
-        fingerprint=fingerprint,
+        source=facts.source,
+        field=facts.field,
+        fingerprint=facts.fingerprint,
         python=platform.python_version() if stdlib else None,
         holdout=holdout,
         tokenizer=tokenizer.hash,
@@ -170,10 +172,8 @@ def _run(tasks: Iterator[_Task], workers: int) -> Iterator[_Written]:
 
 
 def _write_shard(task: _Task) -> _Written:
-    from array_record.python import array_record_module
-
     begin, eos = interface.begin(task.tokenizer), task.tokenizer.special["eos"]
-    writer = array_record_module.ArrayRecordWriter(task.path, _OPTIONS)
+    writer = _library().ArrayRecordWriter(task.path, _OPTIONS)
     lengths = np.empty((len(task.texts), 2), np.uint32)
     for i in range(0, len(task.texts), 256):
         texts = task.texts[i : i + 256]
@@ -200,7 +200,7 @@ def _finish_split(folder: pathlib.Path, name: str, done: Sequence[_Written]) -> 
     np.save(path, np.concatenate([written.lengths for written in done]))
     shards = [written.shard for written in done]
     return manifest.Split(
-        index=manifest.Index(f"{name}/index.npy", path.stat().st_size, _crc32(path)),
+        lengths=manifest.Index(f"{name}/index.npy", path.stat().st_size, _crc32(path)),
         shards=shards,
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
@@ -214,25 +214,6 @@ def _crc32(path: pathlib.Path) -> int:
         while data := file.read(1 << 20):
             crc = zlib.crc32(data, crc)
     return crc
-
-
-def _flush(folder: pathlib.Path) -> None:
-    """Put every file on the disk before the name says that they are there."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: pathlib.Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -251,7 +232,7 @@ class Shards:
         self.dtype = np.dtype(facts.dtype)
         part = facts.splits[split]
         self.documents, self.tokens, self.bytes = part.documents, part.tokens, part.bytes
-        index = np.load(pathlib.Path(folder) / part.index.file, mmap_mode="r")
+        index = np.load(pathlib.Path(folder) / part.lengths.file, mmap_mode="r")
         self.lengths, self.text_bytes = index[:, 0], index[:, 1]
         self._first = np.cumsum([0] + [shard.documents for shard in part.shards])
         self._readers: dict[int, Any] = {}
@@ -292,9 +273,7 @@ class Shards:
 
     def _reader(self, home: int) -> Any:
         if home not in self._readers:
-            from array_record.python import array_record_module
-
-            self._readers[home] = array_record_module.ArrayRecordReader(
+            self._readers[home] = _library().ArrayRecordReader(
                 str(self._path(home)), "readahead_buffer_size:0"
             )
         return self._readers[home]
@@ -305,7 +284,7 @@ class Shards:
         Raises: ValueError naming the first file that differs.
         """
         part = self.manifest.splits[self.split]
-        for file in (part.index, *part.shards):
+        for file in (part.lengths, *part.shards):
             path = pathlib.Path(self.folder) / file.file
             if (crc := _crc32(path)) != file.crc32:
                 raise ValueError(
@@ -342,7 +321,7 @@ def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards
             f"{list(facts.splits)}"
         )
     part = facts.splits[split]
-    for file in (part.index, *part.shards):
+    for file in (part.lengths, *part.shards):
         path = root / file.file
         size = path.stat().st_size if path.is_file() else None
         if size != file.size:
@@ -367,35 +346,12 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
     key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
     target = pathlib.Path(cache_dir).expanduser() / key
     if not (target / manifest.FILE).is_file():
-        _sweep(target)
+        atomic.sweep(target)
         try:
-            tokenize(data.source, data.field, tokenizer, str(target), data.holdout, workers)
+            facts = _Facts(data.source, data.field, fingerprint, tokenizer, data.holdout)
+            _tokenize(facts, target, workers)
         except OSError:
             # Another process was first: its result is this one's, byte for byte.
             if not (target / manifest.FILE).is_file():
                 raise
     return str(target)
-
-
-def _temporary(target: pathlib.Path) -> str:
-    """How temporary names of this machine for `target` begin; the process id follows."""
-    return f".{target.name}.{platform.node()}."
-
-
-def _sweep(target: pathlib.Path) -> None:
-    """Remove what killed runs of this machine left of this very cache entry."""
-    start = _temporary(target)
-    for path in target.parent.glob(f".{target.name}.*"):
-        owner = path.name.removeprefix(start).split(".")[0]
-        if path.name.startswith(start) and owner.isdecimal() and not _alive(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -171,7 +171,8 @@ def _nearest(field: str, keys: list[str]) -> str:
 
 def _read_parquet(path: str, field: str) -> Iterator[Document]:
     try:
-        from pyarrow import lib, parquet
+        import pyarrow
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f"{path}: reading Parquet needs pyarrow: pip install 'jaxlm[parquet]'"
@@ -179,7 +180,7 @@ def _read_parquet(path: str, field: str) -> Iterator[Document]:
     with files.open_binary(path) as file:
         try:
             table = parquet.ParquetFile(file)
-        except (lib.ArrowInvalid, OSError) as error:
+        except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
         if field not in table.schema_arrow.names:
             raise ValueError(

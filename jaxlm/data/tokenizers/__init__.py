@@ -3,13 +3,11 @@
 import difflib
 import functools
 import json
-import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jaxlm.data import atomic
 from jaxlm.data.tokenizers import bytelevel, hf, ranks, spm, tokenizer
 
 _META = "jaxlm_tokenizer.json"
@@ -123,10 +121,7 @@ def save(found: tokenizer.Tokenizer, folder: str) -> None:
     """
     target = pathlib.Path(folder).expanduser()
     _refuse_existing(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
+    with atomic.folder(target) as temporary:
         found.save(str(temporary))
         facts = {
             "kind": found.kind,
@@ -135,9 +130,6 @@ def save(found: tokenizer.Tokenizer, folder: str) -> None:
             "special": found.special,
         }
         (temporary / _META).write_text(json.dumps(facts, indent=2), "utf-8")
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def train(

@@ -59,8 +59,9 @@ class HuggingFace:
         return pieces
 
     def _bytes(self) -> list[int] | None:
-        ids = [self._tokenizer.token_to_id(letter) for letter in byte_letters()]
-        return None if self._pieces is None or None in ids else ids
+        found = [self._tokenizer.token_to_id(letter) for letter in byte_letters()]
+        ids = [i for i in found if i is not None]
+        return ids if self._pieces is not None and len(ids) == 256 else None
 
     def _is_lossless(self, rules: dict[str, Any]) -> bool:
         if self._byte_ids is None or rules.get("normalizer") is not None:

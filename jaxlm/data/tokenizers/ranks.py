@@ -31,9 +31,7 @@ class Tiktoken:
 
     kind = "tiktoken"
 
-    def __init__(
-        self, ranks: dict[bytes, int], pattern: str, special: dict[str, int], vocab: int
-    ):
+    def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int], vocab: int):
         try:
             import tiktoken
         except ImportError as error:

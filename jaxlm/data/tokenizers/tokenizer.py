@@ -11,9 +11,11 @@ class Stream(Protocol):
 
     def push(self, token: int) -> str:
         """The text that this id completes, possibly empty; never half a character."""
+        ...
 
     def finish(self) -> str:
         """What was still held back; an unfinished character becomes U+FFFD."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -35,21 +37,27 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text, without bos or eos."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in order."""
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special ids are empty, bytes that are not UTF-8 become U+FFFD."""
+        ...
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; special ids are empty."""
+        ...
 
     def stream(self) -> Stream:
         """A new streaming decoder."""
+        ...
 
     def save(self, folder: str) -> None:
         """Write the files that `load` of the folder reads."""
+        ...
 
 
 def begin(tokenizer: Tokenizer) -> int:
