@@ -25,15 +25,25 @@ Init = Callable[[jax.Array, "Param"], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """One weight: shape and axis names of equal length, its initialiser and its fan-in.
+    """One weight: shape and axis names of equal length, and its initialiser.
 
-    fan_in is 0 for weights that contract nothing (norm scales, biases, embedding tables).
+    The first `copies` axes are copies (layers, experts), the next `inputs` axes are contracted with
+    the input, the rest are outputs. inputs is 0 for weights that contract nothing (norm scales,
+    biases, embedding tables).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Init
-    fan_in: int = 0
+    copies: int = 0
+    inputs: int = 0
+
+    @property
+    def fan_in(self) -> int:
+        """The number of inputs each output sums over; 0 for weights that contract nothing."""
+        if not self.inputs:
+            return 0
+        return math.prod(self.shape[self.copies : self.copies + self.inputs])
 
 
 def zeros(key: jax.Array, p: Param) -> jax.Array:
@@ -67,8 +77,8 @@ def fan_in(gain: float = 1.0) -> Init:
 def shaper(**sizes: int) -> Callable[..., Param]:
     """A function from a weight's string to its `Param`, for these axis sizes.
 
-    Raises: ValueError for a size below 1; KeyError-like ValueError for an unknown axis name;
-    ValueError for a string without an arrow and without an `init`.
+    Raises: ValueError for a size below 1, an unknown axis name, an arrow without inputs or
+    outputs, and a string without an arrow and without an `init`.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -79,12 +89,15 @@ def shaper(**sizes: int) -> Callable[..., Param]:
         ins, arrow, outs = body.partition("->")
         if not arrow and init is None:
             raise ValueError(f"weight {text!r} has no arrow, so it must say init=...")
+        if arrow and not (ins.split() and outs.split()):
+            raise ValueError(f"weight {text!r}: an arrow stands between inputs and outputs")
+        inputs = len(ins.split()) if arrow else 0
         axes = tuple((copies + " " + ins + " " + outs).split())
         unknown = [a for a in axes if a not in sizes]
         if unknown:
             raise ValueError(f"weight {text!r}: unknown axis {unknown[0]!r}; have {sorted(sizes)}")
-        fan = math.prod(sizes[a] for a in ins.split()) if arrow else 0
-        return Param(tuple(sizes[a] for a in axes), axes, init or fan_in(), fan)
+        shape = tuple(sizes[a] for a in axes)
+        return Param(shape, axes, init or fan_in(), len(copies.split()), inputs)
 
     return make
 
@@ -112,7 +125,11 @@ def flatten(spec: Tree) -> dict[str, Any]:
 
 def stacked(n: int, spec: Tree) -> Tree:
     """The spec of n layers: a leading `layer` axis on every weight. Fan-ins do not change."""
-    return map(lambda p: dataclasses.replace(p, shape=(n, *p.shape), axes=("layer", *p.axes)), spec)
+
+    def stack(p: Param) -> Param:
+        return Param((n, *p.shape), ("layer", *p.axes), p.init, p.copies + 1, p.inputs)
+
+    return map(stack, spec)
 
 
 def init(spec: Tree, key: jax.Array) -> Tree:
