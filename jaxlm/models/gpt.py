@@ -102,6 +102,11 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab", init=small)}
 
 
+def windows(cfg: Config) -> list[int | None]:
+    """Keys a query sees in each layer; None sees all before it."""
+    return [None] * cfg.layers
+
+
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
 

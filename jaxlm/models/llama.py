@@ -108,6 +108,11 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
+def windows(cfg: Config) -> list[int | None]:
+    """Keys a query sees in each layer; None sees all before it."""
+    return [cfg.window] * cfg.layers
+
+
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     freqs = rope.frequencies(cfg.head, cfg.theta)

@@ -51,6 +51,10 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
 # keep both products plain GEMMs.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Array:
+    return _multiply(summed, leading, x, w)
+
+
+def _multiply(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Array:
     keep = x.ndim - summed
     rest = w.shape[summed:] if leading else w.shape[: w.ndim - summed]
     x2, w2 = _flat(summed, leading, x, w)
@@ -59,7 +63,8 @@ def _product(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Arra
 
 
 def _product_forward(summed, leading, x, w):
-    return _product(summed, leading, x, w), (x, w)
+    # not _product: a remat policy that keeps matrix products must see them
+    return _multiply(summed, leading, x, w), (x, w)
 
 
 def _product_backward(summed, leading, saved, g):

@@ -13,6 +13,9 @@ import math
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+# A real mesh to run on, or an abstract one to plan for.
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "seq": (),
@@ -28,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def partition(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh, name: str
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str
 ) -> PartitionSpec:
     """The PartitionSpec of an array with these axis names and sizes.
 
@@ -54,7 +57,7 @@ def partition(
 
 
 def sharding(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh, name: str
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str
 ) -> NamedSharding:
     """`partition` on this mesh as a NamedSharding."""
     return NamedSharding(mesh, partition(axes, shape, mesh, name))

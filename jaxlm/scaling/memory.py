@@ -1,0 +1,195 @@
+"""Bytes per device of a training step and of a cache, under a plan, without the devices.
+
+Weights, gradients and optimiser state are exact: shapes from the spec, cut by the sharding rules on
+an abstract mesh. Activations follow the formula in `activations`, which XLA's fusion and buffer
+reuse move by some ten per cent either way.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.parallel import plan as parallel_plan
+from jaxlm.parallel import rules
+from jaxlm.parallel.plan import Plan
+
+Mesh = jax.sharding.AbstractMesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device."""
+
+    weights: int
+    """The float32 master weights."""
+    optimiser: int
+    """Moments and counters."""
+    gradients: int
+    """float32; twice under accumulation, where a sum and a summand are held."""
+    activations: int
+    """What the forward pass keeps for the backward pass, and one layer's recomputation."""
+    logits: int
+    """The cross-entropy's chunk: logits and their gradient in float32."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, f.name) for f in dataclasses.fields(self))
+
+
+def training(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    *,
+    batch: int,
+    seq: int,
+    tx: optax.GradientTransformation,
+    dtype: Any,
+) -> Memory:
+    """Bytes per device of one step on `batch` rows of `seq` tokens, activations in `dtype`.
+
+    Raises: ValueError naming the weight or the batch that does not divide over the plan's mesh.
+    """
+    spec, on = models.spec(cfg), mesh(plan)
+    copies = 2 if plan.microbatches > 1 else 1
+    weights = spec_bytes(spec, on, jnp.float32)
+    rows, left = divmod(batch, plan.microbatches)
+    if left:
+        raise ValueError(f"data.batch: {batch} rows do not divide by {plan.microbatches=}")
+    return Memory(
+        weights=weights,
+        optimiser=optimiser(tx, spec, on),
+        gradients=copies * weights,
+        activations=activations(cfg, plan, rows, seq, dtype),
+        logits=_logits(spec, plan, rows, seq),
+    )
+
+
+def mesh(plan: Plan) -> Mesh:
+    """The plan's mesh without devices: shapes can be cut on it, nothing can run."""
+    return Mesh((plan.data, plan.fsdp, plan.tensor), parallel_plan.MESH_AXES)
+
+
+def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
+    """Bytes per device of a spec's arrays.
+
+    Raises: ValueError naming a weight that does not divide.
+    """
+    size = jnp.dtype(dtype).itemsize
+    return sum(
+        size * _elements(p.axes, p.shape, on, f"weight {path}")
+        for path, p in param.flatten(spec).items()
+    )
+
+
+def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
+    """Bytes per device of an optimiser's state: a moment lies where its weight lies."""
+
+    def leaf(moment: Any, p: param.Param) -> int:
+        if moment.shape == p.shape:
+            return moment.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state")
+        return _nbytes(moment)
+
+    sizes = optax.tree_utils.tree_map_params(
+        tx,
+        leaf,
+        jax.eval_shape(tx.init, param.abstract(spec)),
+        spec,
+        transform_non_params=_nbytes,
+        is_leaf=param.is_param,
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: Any) -> int:
+    """Bytes per device of the decoding cache of `batch` rows of `slots` tokens.
+
+    Keys and values: 2 x layers x kv x head elements per token.
+    """
+    spec = models.build(cfg, plan).cache(batch, slots)
+    return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
+
+
+def activations(cfg: models.AnyConfig, plan: Plan, rows: int, seq: int, dtype: Any) -> int:
+    """Bytes per device kept for the backward pass of `rows` x `seq` tokens.
+
+    Per layer and token, with widths from the weights' axis names and `size` bytes an element:
+
+        none  of each norm its input and its normalised input in float32, and its output: 2 x
+              (8 + size) x embed; of the matrices q, k, v, up, gate their outputs, of o and down
+              their inputs, and three of the nonlinearity's ffn wide terms: size each
+        dots  size x the outputs of all matrices; the last one's place is taken by the residual
+              stream, since it is only added to it
+        full  size x embed, the residual stream
+
+    and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
+    float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
+    Around the layers stand the last hidden state and its gradient, 2 x size x embed.
+    """
+    spec, on = models.spec(cfg), mesh(plan)
+    size = jnp.dtype(dtype).itemsize
+    embed = _width(("embed",), (cfg.embed,), on, rows, seq)
+    kept = 2 * size * embed
+    for segment in spec["stack"].values():
+        for layer in segment.values():
+            n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
+            outputs, inner = _products(layer, on, rows, seq)
+            whole = 2 * (8 + size) * embed + size * inner + _scores(layer, plan, on, rows, seq)
+            each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
+            kept += n * each + (0 if plan.remat == "none" else whole)
+    return kept
+
+
+def _products(layer: param.Tree, on: Mesh, rows: int, seq: int) -> tuple[int, int]:
+    """Elements per device of the outputs of one layer's matrices; and of what sublayers keep
+    inside: their inner outputs and inputs, and three terms of the nonlinearity."""
+    outputs, inner = 0, 0
+    for p in param.flatten(layer).values():
+        if not p.fan_in:
+            continue
+        axes, shape = p.axes[1:], p.shape[1:]
+        cut = next(k for k in range(len(axes)) if math.prod(shape[: k + 1]) == p.fan_in) + 1
+        into = _width(axes[:cut], shape[:cut], on, rows, seq)
+        out = _width(axes[cut:], shape[cut:], on, rows, seq)
+        outputs += out
+        inner += 0 if axes[cut:] == ("embed",) else out
+        inner += 0 if axes[:cut] == ("embed",) else into
+        inner += 3 * into if axes[:cut] == ("ffn",) else 0
+    return outputs, inner
+
+
+def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int:
+    """Bytes per device that one layer's attention keeps beside its inputs and output."""
+    heads = sum(
+        _width(("heads",), (p.shape[-2],), on, rows, seq)
+        for path, p in param.flatten(layer).items()
+        if path.endswith("/q")
+    )
+    return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
+
+
+def _logits(spec: param.Tree, plan: Plan, rows: int, seq: int) -> int:
+    """Bytes per device of one chunk's logits and of their gradient."""
+    vocab = spec["embed"]["table"].shape[0]
+    tokens = rows * min(seq, max(1, plan.loss_chunk // rows))
+    on = mesh(plan)
+    return 2 * 4 * _elements(("batch", "vocab"), (tokens, vocab), on, "logits")
+
+
+def _width(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, rows: int, seq: int) -> int:
+    """Elements per device of an activation [rows, seq, *shape]."""
+    return _elements(("batch", "seq", *axes), (rows, seq, *shape), on, "data.batch")
+
+
+def _elements(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, name: str) -> int:
+    return math.prod(rules.sharding(axes, shape, on, name).shard_shape(shape))
+
+
+def _nbytes(x: Any) -> int:
+    return x.size * x.dtype.itemsize

@@ -1,0 +1,70 @@
+"""Packaging. All metadata is here; pyproject.toml holds the build system and the tools' tables."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jaxlm/__init__.py").read_text())
+assert VERSION is not None
+
+# Ranges cover both supported lines: Python 3.11 with JAX 0.10 and Python 3.12+ with JAX 0.12.
+# Exact versions known to work together are in requirements/.
+CORE = [
+    "array_record>=0.8,<0.9",
+    "chex>=0.1.90,<0.2",
+    "etils[epath]>=1.13,<2",
+    "flax>=0.12,<0.13",
+    "fsspec>=2025.1",
+    "grain>=0.2.14,<0.3",
+    "jax>=0.10,<0.13",
+    "matplotlib>=3.9,<4",
+    "numpy>=2,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "rich>=14,<16",
+    "sentencepiece>=0.2,<0.3",
+    "tensorboardX>=2.6,<3",
+    "tokenizers>=0.22,<0.24",
+    "tyro>=1,<2",
+]
+EXTRAS = {
+    "parquet": ["pyarrow>=20"],
+    "zstd": ["zstandard>=0.23"],
+    "tiktoken": ["tiktoken>=0.9"],
+    # Live comparisons with transformers; install torch first.
+    "parity": ["torch>=2.6", "transformers>=5,<6"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["parquet"],
+    *EXTRAS["zstd"],
+    *EXTRAS["tiktoken"],
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff==0.17.6",
+    "ty==0.0.105",
+]
+
+setuptools.setup(
+    name="jaxlm",
+    version=VERSION[1],
+    description="The whole life of a language model as pure functions in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["jaxlm", "jaxlm.*"]),
+    package_data={"jaxlm": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["jaxlm = jaxlm.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

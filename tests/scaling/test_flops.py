@@ -1,0 +1,87 @@
+"""Law 13: the FLOP formula agrees with XLA's own count of the compiled program's operations."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm import models, objectives
+from jaxlm.core import param
+from jaxlm.core.batch import Batch
+from jaxlm.models import gpt, llama, model
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import flops
+
+T = 256
+# wide enough that norms, activations and softmax stay far below 1 %
+CASES = {
+    "gpt": gpt.Config(vocab=2048, embed=512, layers=2, heads=4, context=T),
+    "gpt-post-untied": gpt.Config(
+        vocab=2048, embed=512, layers=2, heads=4, context=T, norm="post", tied=False
+    ),
+    "llama": llama.Config(vocab=2048, embed=512, layers=2, heads=4, kv=4, head=128, ffn=1408),
+    "llama-gqa": llama.Config(vocab=2048, embed=512, layers=2, heads=8, kv=2, head=128, ffn=1408),
+    "llama-plain-tied": llama.Config(
+        vocab=2048, embed=512, layers=2, heads=4, kv=1, head=128, ffn=2048, gated=False, tied=True
+    ),
+}
+
+
+def _lowered_flops(f, *args) -> float:
+    cost = jax.jit(f).lower(*args).cost_analysis()
+    return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+def _shapes(cfg):
+    ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    return param.abstract(models.spec(cfg)), ids, At(ids, ids)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_agrees_with_xla(name):
+    cfg = CASES[name]
+    built = models.build(cfg, Plan(unroll=cfg.layers, loss_chunk=T))
+    xla = _lowered_flops(lambda w, ids, at: model.logits(built, w, ids, at), *_shapes(cfg))
+    ours = flops.per_token(cfg, T, causal=False).forward * T
+    assert ours == pytest.approx(xla, rel=0.01)
+    # the attention part is large enough here that leaving it out would be seen
+    assert flops.per_token(cfg, T, causal=False).attention * T > 0.03 * xla
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama-gqa"])
+def test_training_is_three_forward_passes(name):
+    cfg = CASES[name]
+    plan = Plan(unroll=cfg.layers, loss_chunk=T)
+    loss = objectives.build(objectives.clm.Config(), models.build(cfg, plan), plan).loss
+    params, ids, _ = _shapes(cfg)
+    batch = Batch(ids, ids, jax.ShapeDtypeStruct((1, T), jnp.float32), ids, ids)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # one step's dropout key is unused here, so that only the mathematics is counted
+    grad = jax.value_and_grad(lambda w, b, k: loss(w, {}, b, k)[0])
+    xla = _lowered_flops(grad, params, batch, key)
+    assert flops.per_token(cfg, T, causal=False).training * T == pytest.approx(xla, rel=0.01)
+
+
+def test_causal_counts_the_keys_a_query_sees():
+    assert flops.visible_keys(4, None) == (1 + 2 + 3 + 4) / 4
+    assert flops.visible_keys(5, 2) == (1 + 2 + 2 + 2 + 2) / 5
+    assert flops.visible_keys(3, 100) == 2
+    cfg = CASES["llama-gqa"]
+    causal, full = (flops.per_token(cfg, T, causal=c) for c in (True, False))
+    assert causal.attention / full.attention == (T + 1) / (2 * T)
+    assert causal.layers == full.layers
+    assert causal.head == full.head == 2 * 2048 * 512
+
+
+def test_gpt3_is_within_a_percent_of_the_papers_compute():
+    # Brown et al. 2020, table D.1: 3.14e23 FLOPs for 300e9 tokens, 6 per parameter and token
+    # without attention and embeddings
+    cfg = models.presets()["gpt3-175b"]
+    assert flops.TRAINING * flops.per_token(cfg, 2048).layers * 300e9 == pytest.approx(
+        3.14e23, rel=0.01
+    )
+
+
+def test_empty_sequence_is_refused():
+    with pytest.raises(ValueError, match="seq: 0"):
+        flops.per_token(CASES["gpt"], 0)
