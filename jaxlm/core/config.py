@@ -121,10 +121,39 @@ def _parse_union(args: tuple, value: Any, where: str) -> Any:
     raise ValueError(errors[0])
 
 
-def digest(cfg: Any) -> str:
-    """12 hex digits of SHA-256 over the config's JSON: the identity of an experiment."""
-    text = json.dumps(to_dict(cfg), sort_keys=True)
+def without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A record (of `to_dict`) less some fields, named by path: without(record, "data.workers").
+
+    Raises: KeyError for a name that the record does not have.
+    """
+    out = dict(record)
+    for name in names:
+        first, _, rest = name.partition(".")
+        if rest:
+            out[first] = without(out[first], rest)
+        else:
+            del out[first]
+    return out
+
+
+def digest(record: dict[str, Any]) -> str:
+    """12 hex digits of SHA-256 over a record's JSON: the identity of an experiment."""
+    text = json.dumps(record, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) of each leaf where two records differ, in a's order.
+
+    A field that only one record has counts with the value None in the other.
+    """
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [(where, a, b)]
+    found: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys((*a, *b)):
+        path = f"{where}.{name}" if where else name
+        found += differences(a.get(name), b.get(name), path)
+    return found
 
 
 def load(target: str) -> Any:

@@ -1,0 +1,51 @@
+"""Pictures from records: the loss curve of a run."""
+
+import pathlib
+
+from jaxlm.train import metrics
+
+
+def loss(folder: pathlib.Path) -> pathlib.Path | None:
+    """Draw loss.png from a run's metrics.jsonl; its path, or None if there is nothing to draw.
+
+    Left axis: nats per token on the training and the held-out split. Right axis: held-out bits per
+    byte, which is comparable across tokenizers.
+    """
+    records = list(metrics.records(folder / metrics.FILE))
+    train = _series(records, "train", "loss")
+    held_out, bits = _series(records, "val", "nll"), _series(records, "val", "bits_per_byte")
+    if not train[0] and not held_out[0]:
+        return None
+    # matplotlib.figure alone draws to files: no global state, no window system.
+    from matplotlib import figure
+    from matplotlib.backends import backend_agg
+
+    picture = figure.Figure(figsize=(8, 5), layout="constrained")
+    backend_agg.FigureCanvasAgg(picture)
+    axes = picture.add_subplot()
+    axes.plot(*train, label="train", linewidth=1.0, color="tab:blue")
+    if held_out[0]:
+        axes.plot(*held_out, label="held out", marker="o", markersize=3, color="tab:orange")
+        other = axes.twinx()
+        other.plot(*bits, label="held out, bits per byte", linestyle=":", color="tab:green")
+        other.set_ylabel("bits per byte (held out)")
+        other.spines["top"].set_visible(False)
+        lines = [*axes.get_lines(), *other.get_lines()]
+    else:
+        lines = list(axes.get_lines())
+    axes.set_xlabel("step (updates)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend(lines, [str(line.get_label()) for line in lines])
+    path = folder / "loss.png"
+    picture.savefig(path, dpi=120)
+    return path
+
+
+def _series(records: list, split: str, name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one number, without the values that were not finite."""
+    found = [
+        (r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None
+    ]
+    return [step for step, _ in found], [value for _, value in found]

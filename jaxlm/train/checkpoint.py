@@ -1,0 +1,220 @@
+"""Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
+
+    checkpoints/400/            params, train (step, optimiser, key), manifest.json
+    checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
+
+A checkpoint is committed by one rename, after all its files and its manifest are on the disk.
+"""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxlm.core import io, param
+from jaxlm.train import integrity
+from jaxlm.train.run import Checkpoint
+from jaxlm.train.step import State
+
+Facts = dict[str, Any]
+
+
+class Store:
+    """The checkpoints of a run that is training. All processes call every method alike."""
+
+    def __init__(self, folder: pathlib.Path, cfg: Checkpoint, primary: bool):
+        self._folder, self._cfg, self._primary = folder, cfg, primary
+        self._saving: int | None = None
+        self._facts: Facts = {}
+        asynchronous = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+        options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, state: State, facts: Facts) -> None:
+        """Start writing a State; returns once it is copied, so that the step may reuse its memory.
+
+        facts: JSON; facts["val"] is the validation bits per byte at this step, or None.
+
+        Raises: io.WriteError if this or the previous checkpoint could not be written.
+        """
+        self.wait()
+        step = int(state.step)
+        self._saving, self._facts = step, facts
+        params, train = items(state)
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    train=ocp.args.StandardSave(train),
+                ),
+            )
+
+    def poll(self) -> None:
+        """Finish a save whose writing has ended. Raises: io.WriteError if it failed."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in progress, then remove what need not be kept.
+
+        Raises: io.WriteError if it failed; the earlier checkpoints are as they were.
+        """
+        if self._saving is None:
+            return
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        self._saving = None
+        if self._primary:
+            for step in surplus(self._folder, self._cfg):
+                _remove(self._folder / str(step))
+
+    def close(self) -> None:
+        """Wait for the save in progress and end the writer's threads."""
+        self.wait()
+        self._manager.close()
+
+    def _seal(self) -> None:
+        """Called by orbax, in its thread, when all files are written and before the rename."""
+        if self._primary:
+            for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                integrity.seal(folder, self._facts)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            if self._primary:
+                sweep(self._folder)
+            if not _is_write_error(error):
+                raise
+            where = self._folder / str(step)
+            raise io.refused(where, f"{error} (earlier checkpoints are intact)") from error
+
+
+def _is_write_error(error: BaseException) -> bool:
+    """Whether the file system refused. tensorstore reports it as text in a ValueError."""
+    words = ("No space left", "File too large", "Disk quota", "Read-only file", "Error writing")
+    return isinstance(error, OSError) or any(word in str(error) for word in words)
+
+
+def items(state: State) -> tuple[param.Tree, param.Tree]:
+    """(weights, everything else): what is saved. Frozen weights come from their own source."""
+    key = jax.random.key_data(state.key)
+    return state.params, {"step": state.step, "opt": state.opt, "key": key}
+
+
+def abstract(state: State) -> tuple[param.Tree, param.Tree]:
+    """`items` of an abstract State: shapes, dtypes and the shardings to restore into."""
+    key = jax.eval_shape(jax.random.key_data, state.key)
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=state.key.sharding)
+    return state.params, {"step": state.step, "opt": state.opt, "key": key}
+
+
+def restore(folder: pathlib.Path, step: int, like: State) -> State:
+    """The State of a checkpoint, placed as the abstract State `like` says: on any mesh."""
+    params, train = abstract(like)
+    with _reader(folder) as manager:
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params), train=ocp.args.StandardRestore(train)
+        )
+        found = manager.restore(step, args=args)
+    train = found["train"]
+    key = jax.random.wrap_key_data(train["key"])
+    return State(train["step"], found["params"], train["opt"], like.frozen, key)
+
+
+def facts(folder: pathlib.Path, step: int) -> Facts:
+    """What was noted with a checkpoint. Raises: ValueError if it has no readable manifest."""
+    found = integrity.facts(folder / str(step))
+    if found is None:
+        raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")
+    return found
+
+
+@contextlib.contextmanager
+def _reader(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        yield manager
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps of all committed checkpoints, rising; not whether they are whole."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdecimal())
+
+
+def good(folder: pathlib.Path, warn: Callable[[str], None], wanted: list[int]) -> int | None:
+    """The last of the `wanted` steps whose checkpoint verifies; None if there is none at all.
+
+    Each that does not is named in a warning.
+
+    Raises: ValueError naming all of them if there are checkpoints and none is whole.
+    """
+    faults = []
+    for step in reversed(wanted):
+        fault = integrity.fault(folder / str(step))
+        if fault is None:
+            return step
+        faults.append(f"checkpoint {folder / str(step)} is unusable: {fault}")
+        warn(faults[-1])
+    if faults:
+        raise ValueError(
+            f"{folder}: no usable checkpoint among {wanted}; restore one from a copy, or remove "
+            "the run directory to start again\n  " + "\n  ".join(faults)
+        )
+    return None
+
+
+def set_aside(folder: pathlib.Path, after: int) -> list[str]:
+    """Rename the checkpoints after a step, none of which verified, to N.corrupt; the new names."""
+    moved = []
+    for step in steps(folder):
+        if step > after:
+            target = folder / f"{step}.corrupt"
+            shutil.rmtree(target, ignore_errors=True)
+            (folder / str(step)).rename(target)
+            moved.append(target.name)
+    return moved
+
+
+def surplus(folder: pathlib.Path, cfg: Checkpoint) -> list[int]:
+    """The steps that need not be kept: not among the last, nor every n-th, nor the best."""
+    have = steps(folder)
+    keep = set(have[-cfg.keep_last :])
+    if cfg.keep_every is not None:
+        keep |= {step for step in have if step % cfg.keep_every == 0}
+    if cfg.keep_best and (top := best(folder)) is not None:
+        keep.add(top)
+    return [step for step in have if step not in keep]
+
+
+def best(folder: pathlib.Path) -> int | None:
+    """The step with the fewest validation bits per byte, the first of equals; None without any."""
+    scores = {}
+    for step in steps(folder):
+        noted = integrity.facts(folder / str(step))
+        if noted is not None and noted["val"] is not None:
+            scores[step] = noted["val"]
+    return min(scores, key=lambda step: (scores[step], step)) if scores else None
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    for path in folder.glob("*"):
+        if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removed"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: pathlib.Path) -> None:
+    # Renamed first: a checkpoint is there whole or not at all, also for one who reads meanwhile.
+    gone = path.with_name(f"{path.name}.removed")
+    path.rename(gone)
+    shutil.rmtree(gone)

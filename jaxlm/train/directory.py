@@ -1,0 +1,104 @@
+"""A run directory: which run it holds, whether that is finished, and who may write to it.
+
+config.json      the Run                       env.json   machine, versions, devices, kernels
+metrics.jsonl    one record a logged step      events.*   the same for TensorBoard
+checkpoints/     orbax                         samples/   continued prompts by step
+result.json      written last: the run is finished
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from jaxlm.core import config, io
+from jaxlm.train import run as runs
+from jaxlm.train.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    folder: str
+    """The run directory."""
+    step: int
+    """Updates done."""
+    steps: int
+    """Updates wanted."""
+    tokens: int
+    """Positions trained on, padding included."""
+    val: dict[str, Any] | None
+    """The last evaluation over the whole held-out split: nll, bits_per_byte, perplexity, ..."""
+    signal: int
+    """The signal that ended it early, or 0."""
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal's number, as a shell reports it."""
+        return 128 + self.signal if self.signal else 0
+
+
+def finished(run: Run) -> Result | None:
+    """The Result of a finished run, None if there is more to do.
+
+    Raises: ValueError if the directory holds another run, naming the first field that differs.
+    """
+    folder = runs.folder(run)
+    check(folder, run)
+    try:
+        return Result(**json.loads((folder / "result.json").read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def check(folder: pathlib.Path, run: Run) -> None:
+    """Raises: ValueError if the directory's config is not this run's, naming the first field that
+    differs and both values; fields in `run.EXECUTION` may differ."""
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / "checkpoints").is_dir():
+            raise ValueError(f"{folder} has checkpoints but no config.json; it is not a run's")
+        return
+    theirs = config.without(json.loads(file.read_text("utf-8")), *runs.EXECUTION)
+    ours = config.without(config.to_dict(run), *runs.EXECUTION)
+    found = config.differences(theirs, ours)
+    if found:
+        path, there, here = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ValueError(
+            f"{folder} holds a run with {path}={there!r}, this one has {path}={here!r}{more}; "
+            "give this run another name, or remove the directory"
+        )
+
+
+def changed(folder: pathlib.Path, run: Run) -> list[str]:
+    """What differs from the last start in fields that a run may change, as "field: old -> new"."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return []
+    theirs, ours = json.loads(file.read_text("utf-8")), config.to_dict(run)
+    return [f"{path}: {a} -> {b}" for path, a, b in config.differences(theirs, ours)]
+
+
+def record(folder: pathlib.Path, run: Run) -> None:
+    """Write config.json. Raises: io.WriteError."""
+    io.write(folder / "config.json", json.dumps(config.to_dict(run), indent=1) + "\n")
+
+
+def load(folder: pathlib.Path) -> Run:
+    """The Run of a run directory.
+
+    Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        near = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
+        hint = f"; {folder.parent} holds {near}" if near else ""
+        raise FileNotFoundError(f"{folder} is no run directory: it has no config.json{hint}")
+    return config.from_dict(Run, json.loads(file.read_text("utf-8")))
+
+
+def finish(folder: pathlib.Path, result: Result) -> None:
+    """Mark the run as finished. Raises: io.WriteError."""
+    io.write(folder / "result.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")

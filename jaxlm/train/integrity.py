@@ -1,0 +1,51 @@
+"""Is a checkpoint whole? Its manifest lists every file with size and SHA-256, and some facts."""
+
+import json
+import pathlib
+from typing import Any
+
+from jaxlm.core import io
+
+FILE = "manifest.json"
+
+
+def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
+    """Put every file of a folder on the disk, then write the manifest that vouches for them.
+
+    Raises: io.WriteError on a full disk.
+    """
+    listed = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, io.sha256(path, sync=True)]
+        for path in io.files(folder)
+    }
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            io.sync_folder(path)
+    io.write(folder / FILE, json.dumps({"facts": facts, "files": listed}, indent=1) + "\n")
+
+
+def facts(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What was noted when a folder was sealed; None if its manifest cannot be read."""
+    try:
+        return json.loads((folder / FILE).read_text("utf-8"))["facts"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def fault(folder: pathlib.Path) -> str | None:
+    """What is wrong with a sealed folder, naming the first bad file; None if all is well."""
+    try:
+        listed = json.loads((folder / FILE).read_text("utf-8"))["files"]
+    except FileNotFoundError:
+        return f"{FILE} is missing: it was never completed"
+    except (ValueError, TypeError, KeyError) as error:
+        return f"{FILE} is not a manifest ({error!r})"
+    for name, (size, digest) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {FILE} says {size}"
+        if io.sha256(path) != digest:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None

@@ -1,0 +1,336 @@
+"""Train a Run: from its config to a finished run directory, or on from where it stopped."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlm import models, objectives, plot
+from jaxlm.core import config, io, log
+from jaxlm.data import loader, shards, tokenizers
+from jaxlm.eval import perplexity
+from jaxlm.models.model import Model
+from jaxlm.parallel import place
+from jaxlm.train import (
+    agree,
+    checkpoint,
+    directory,
+    env,
+    metrics,
+    optim,
+    signals,
+    step,
+)
+from jaxlm.train import meter as meters
+from jaxlm.train import run as runs
+from jaxlm.train.directory import Result
+from jaxlm.train.run import Run
+
+
+class Program(NamedTuple):
+    """What is compiled: the step and the scorer, and the shape of the state between them."""
+
+    model: Model
+    objective: objectives.Objective
+    tx: optim.Transform
+    step: step.Step
+    score: perplexity.Scorer
+
+
+class Session(NamedTuple):
+    """One start of a run: its program and data, and where its results go."""
+
+    run: Run
+    folder: pathlib.Path
+    program: Program
+    train: shards.Shards
+    val: shards.Shards | None
+    out: log.Log
+    writer: metrics.Writer
+    store: checkpoint.Store
+    meter: meters.Meter
+
+
+def run(run: Run) -> Result:
+    """Train to the end, from the last good checkpoint if there is one; how it ended.
+
+    A finished run is not run again. SIGTERM and SIGINT end it early, with everything saved:
+    Result.signal says so, and the same call resumes. The same Run ends with the same weights,
+    optimiser state and metrics, bit for bit on CPU, however often it was stopped or killed.
+
+    Raises: ValueError for a Run that cannot start, a directory that holds another run, or
+    checkpoints of which none is whole; BlockingIOError while another process has the directory;
+    io.WriteError for a full disk, with the earlier checkpoints intact.
+    """
+    primary = jax.process_index() == 0
+    folder = runs.folder(run)
+    done = directory.finished(run)
+    if done is not None:
+        log.Log(primary, None).say(
+            f"{folder} is finished: {done.step} steps. {_val_text(done.val)}"
+        )
+        return done
+    runs.validate(run)
+    env.compilation_cache()
+    with contextlib.ExitStack() as stack:
+        if primary:
+            io.make_folder(folder / "checkpoints")
+            stack.enter_context(io.lock(folder / "lock"))
+        out = stack.enter_context(log.open(primary, run.name, run.steps))
+        arrived = stack.enter_context(signals.caught())
+        program = build(run)
+        session, state = _start(run, folder, program, primary, out)
+        return _finish(session, *_train(session, state, arrived))
+
+
+def build(run: Run) -> Program:
+    """The model, objective, optimiser, step and scorer of a Run; nothing is compiled yet."""
+    model = models.build(run.model, run.plan)
+    objective = objectives.build(run.objective, model, run.plan)
+    tx = optim.build(run.optim, objective.spec, run.steps)
+    return Program(
+        model,
+        objective,
+        tx,
+        step.make(objective, tx, run.plan),
+        perplexity.scorer(model, run.plan),
+    )
+
+
+def open_data(run: Run) -> tuple[shards.Shards, shards.Shards | None]:
+    """(training split, held-out split or None), tokenised first if that was not done before."""
+    tokenizer = tokenizers.load(run.data.tokenizer)
+    folder = shards.prepare(run.data, str(env.user_cache() / "shards"))
+    train = shards.open_shards(folder, "train", tokenizer.hash)
+    if run.eval_every is None:
+        return train, None
+    return train, shards.open_shards(folder, "val", tokenizer.hash)
+
+
+def _start(
+    run: Run, folder: pathlib.Path, program: Program, primary: bool, out: log.Log
+) -> tuple[Session, step.State]:
+    """The session and the state to go on from: the last good checkpoint's, or a fresh one."""
+    train, val = open_data(run)
+    state = _resume(run, folder, program, train, primary, out)
+    begun = 0 if state is None else int(state.step)
+    if state is None:
+        state = step.init(program.objective, program.tx, run.plan, run.seed)
+    if primary:
+        described = env.describe(run, train) | {"resumed_at_step": begun}
+        for text in directory.changed(folder, run):
+            out.say(f"changed since the last start: {text}")
+        directory.record(folder, run)
+        io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
+        out.say(_headline(run, described, begun))
+    writer = metrics.Writer(folder, begun, primary, out.warn)
+    store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
+    meter = meters.Meter(run, writer, out, begun)
+    return Session(run, folder, program, train, val, out, writer, store, meter), state
+
+
+def _resume(
+    run: Run,
+    folder: pathlib.Path,
+    program: Program,
+    train: shards.Shards,
+    primary: bool,
+    out: log.Log,
+) -> step.State | None:
+    """The State of the last good checkpoint; None if none was ever committed.
+
+    Raises: ValueError if there are checkpoints and none is whole, or the data is no longer what it
+    was trained on.
+    """
+    place = folder / "checkpoints"
+    begun = None
+    if primary:
+        checkpoint.sweep(place)
+        begun = checkpoint.good(place, out.warn, checkpoint.steps(place))
+        for name in checkpoint.set_aside(place, begun or 0):
+            out.warn(f"{place / name} was set aside; training goes on from step {begun}")
+    begun = agree.first(begun)
+    if begun is None:
+        return None
+    facts = checkpoint.facts(place, begun)
+    found = config.differences(facts["data"], _data_facts(train))
+    if found:
+        path, there, here = found[0]
+        raise ValueError(
+            f"data.source: the training data of {folder} changed since step {begun}: its {path} "
+            f"was {there!r} and is {here!r}; restore the old data, or give this run another name"
+        )
+    like = step.abstract(program.objective, program.tx, run.plan)
+    return checkpoint.restore(place, begun, like)
+
+
+def _data_facts(train: shards.Shards) -> dict[str, Any]:
+    """What decides the training data beside the Run: with (seed, step) it decides every batch."""
+    facts = train.manifest
+    return {
+        "fingerprint": facts.fingerprint,
+        "tokenizer": facts.tokenizer,
+        "holdout": facts.holdout,
+        "documents": train.documents,
+        "tokens": train.tokens,
+    }
+
+
+def _train(
+    session: Session, state: step.State, arrived: Callable[[], int]
+) -> tuple[step.State, int]:
+    """(state, signal): after the last step, or after the one in which a signal arrived."""
+    run = session.run
+    begun = int(state.step)
+    if begun and _missed_evaluation(session, begun):
+        _evaluate(session, state, begun)
+    data = (run.data, session.train, begun, jax.process_index(), jax.process_count())
+    stopped = 0
+    with contextlib.closing(loader.batches(*data)) as stream, _profiler(session) as profile:
+        for number in range(begun + 1, run.steps + 1):
+            clock = time.perf_counter()
+            local = next(stream)
+            waited = time.perf_counter() - clock
+            profile(number, state)
+            state, measured = session.program.step(state, place.batch(run.plan, local))
+            session.meter.note(number, measured, waited)
+            session.out.tick(number)
+            session.store.poll()
+            stopped = _stopped(run, number, arrived)
+            val = None
+            if _evaluates(run, number) and not stopped:
+                val = _evaluate(session, state, number)
+            if stopped or number % run.checkpoint.every == 0 or number == run.steps:
+                _save(session, state, number, val)
+            if number == begun + 1:
+                jax.block_until_ready(state.step)
+                session.meter.restart(number)
+            if stopped:
+                break
+    session.meter.flush()
+    return state, stopped
+
+
+def _stopped(run: Run, number: int, arrived: Callable[[], int]) -> int:
+    """The signal that arrived, or 0. Several processes ask each other when they log, together."""
+    if jax.process_count() > 1:
+        return agree.largest(arrived()) if number % run.log_every == 0 else 0
+    return arrived()
+
+
+def _evaluates(run: Run, number: int) -> bool:
+    if run.eval_every is None:
+        return False
+    return number % run.eval_every == 0 or number == run.steps
+
+
+def _missed_evaluation(session: Session, number: int) -> bool:
+    """Whether a signal cut in before the evaluation due at the step a run resumes from."""
+    if not _evaluates(session.run, number):
+        return False
+    seen = metrics.records(session.folder / metrics.FILE)
+    found = any(r["step"] == number and r["split"] == "val" for r in seen)
+    return not agree.first(int(found))
+
+
+def _evaluate(session: Session, state: step.State, number: int) -> perplexity.Score:
+    run = session.run
+    assert session.val is not None
+    session.meter.flush()
+    clock = time.perf_counter()
+    batches = None if number == run.steps else run.eval_batches
+    score = perplexity.evaluate(
+        session.program.score, state.params, run.data, session.val, run.plan, batches
+    )
+    timing = {"seconds": time.perf_counter() - clock}
+    record = {"step": number, "split": "val", **dataclasses.asdict(score), "timing": timing}
+    session.writer.write(record)
+    session.out.say(f"step {number}/{run.steps}  {_val_text(record)}")
+    session.meter.restart(number)
+    return score
+
+
+def _val_text(val: dict[str, Any] | None) -> str:
+    if val is None:
+        return "not evaluated"
+    return f"val {val['bits_per_byte']:.4f} bits per byte, {val['nll']:.4f} nats per token"
+
+
+def _save(session: Session, state: step.State, number: int, val: perplexity.Score | None) -> None:
+    # What a checkpoint's step has in metrics.jsonl is on the disk before the checkpoint is.
+    session.meter.flush()
+    session.writer.commit()
+    facts = {
+        "run": runs.digest(session.run),
+        "data": _data_facts(session.train),
+        "val": None if val is None else val.bits_per_byte,
+    }
+    session.store.save(state, facts)
+    session.meter.restart(number)
+
+
+def _finish(session: Session, state: step.State, stopped: int) -> Result:
+    """Wait for the last checkpoint, draw the plot, mark the run as finished unless stopped."""
+    session.store.close()
+    session.writer.close()
+    run, folder, number = session.run, session.folder, int(state.step)
+    seen = [r for r in metrics.deterministic(folder / metrics.FILE) if r["split"] == "val"]
+    val = seen[-1] if seen and seen[-1]["step"] == number == run.steps else None
+    tokens = loader.tokens_before(run.data, number)
+    result = Result(str(folder), number, run.steps, tokens, val, stopped)
+    if session.out.primary:
+        plot.loss(folder)
+        if not stopped:
+            directory.finish(folder, result)
+            session.out.say(f"finished: {folder}. {_val_text(val)}")
+        else:
+            name = signal.Signals(stopped).name
+            session.out.say(
+                f"{name}: stopped after step {number} of {run.steps}, everything is saved. "
+                f"Resume with the same command: {shlex.join(sys.argv)}"
+            )
+    return result
+
+
+def _headline(run: Run, described: dict[str, Any], begun: int) -> str:
+    kinds = sorted(set(described["devices"]))
+    kernels = " ".join(f"{op}={name}" for op, name in described["kernels"].items())
+    start = f"resuming at step {begun} of" if begun else "training for"
+    return (
+        f"{runs.folder(run)}: {described['parameters']:,} parameters, {start} {run.steps} steps\n"
+        f"{described['backend']} x{len(described['devices'])} ({', '.join(kinds)}), using "
+        f"{run.plan.devices}; {described['dtype']}; {kernels}"
+    )
+
+
+@contextlib.contextmanager
+def _profiler(session: Session) -> Any:
+    """A function to call before each step: traces the steps of run.profile."""
+    span, tracing = session.run.profile, []
+
+    def stop() -> None:
+        jax.profiler.stop_trace()
+        session.out.say(f"trace written to {session.folder / 'profile'}")
+        tracing.clear()
+
+    def before(number: int, state: step.State) -> None:
+        if span is not None and number == span[0]:
+            jax.profiler.start_trace(str(session.folder / "profile"))
+            tracing.append(number)
+        elif tracing and span is not None and number == span[1] + 1:
+            jax.block_until_ready(state.step)
+            stop()
+
+    try:
+        yield before
+    finally:
+        if tracing:
+            stop()

@@ -1,0 +1,198 @@
+"""The Run: everything that decides a training run, as one frozen value."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from jaxlm import models, objectives
+from jaxlm.core import config, param
+from jaxlm.data import loader, manifest, source, tokenizers
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim as optimisers  # the field bears the name
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are written and which are kept. The last step always is."""
+
+    every: int = 500
+    """Steps from one checkpoint to the next."""
+    keep_last: int = 2
+    """How many of the latest are kept."""
+    keep_every: int | None = None
+    """Also keep those at multiples of this many steps; None keeps no more."""
+    keep_best: bool = True
+    """Also keep the one with the fewest validation bits per byte, among those at a step that was
+    evaluated."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run. Two Runs that are equal train the same weights, bit for bit (on CPU)."""
+
+    name: str
+    """The run directory is out/name."""
+    model: models.AnyConfig
+    """The model: a family's Config."""
+    data: loader.Data = loader.Data()
+    """What is read, and in which batches."""
+    optim: optimisers.Optim = optimisers.Optim()
+    """The optimiser and its schedule."""
+    objective: objectives.AnyConfig = objectives.clm.Config()
+    """The loss."""
+    plan: Plan = Plan()
+    """How the model is executed: mesh, precision, memory."""
+    steps: int = 1000
+    """Updates in all."""
+    seed: int = 0
+    """Decides the initial weights and all randomness of the steps; data.seed decides the order."""
+    log_every: int = 10
+    """Steps from one line of metrics to the next."""
+    eval_every: int | None = 500
+    """Steps from one evaluation on the held-out split to the next; the last step is evaluated too.
+    None never evaluates."""
+    eval_batches: int | None = None
+    """Held-out batches read by the evaluations on the way; None reads all. The last reads all."""
+    samples: tuple[str, ...] = ()
+    """Prompts that are continued at every evaluation, into samples/."""
+    sample_tokens: int = 64
+    """Tokens of each sample."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When checkpoints are written and which are kept."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a jax.profiler trace, written to profile/; None traces nothing."""
+    out: str = "runs"
+    """The local directory that holds run directories."""
+
+
+# Fields that say how, where or how often, and never change a number: a run may resume with others.
+EXECUTION = ("name", "out", "plan", "checkpoint", "profile", "data.workers")
+
+
+def folder(run: Run) -> pathlib.Path:
+    """The run directory."""
+    return pathlib.Path(run.out).expanduser() / run.name
+
+
+def digest(run: Run) -> str:
+    """12 hex digits that identify the experiment: all fields but `EXECUTION`."""
+    return config.digest(config.without(config.to_dict(run), *EXECUTION))
+
+
+def validate(run: Run) -> None:
+    """Check everything that can be known before compute.
+
+    Raises: ValueError listing every problem, each with the field, its value and what would fit.
+    """
+    found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run)]
+    if found:
+        raise ValueError("\n".join(["this run cannot start:", *(f"  {text}" for text in found)]))
+
+
+def _numbers(run: Run) -> Iterator[str]:
+    least = {
+        "steps": run.steps,
+        "log_every": run.log_every,
+        "eval_every": run.eval_every,
+        "eval_batches": run.eval_batches,
+        "sample_tokens": run.sample_tokens,
+        "checkpoint.every": run.checkpoint.every,
+        "checkpoint.keep_last": run.checkpoint.keep_last,
+        "checkpoint.keep_every": run.checkpoint.keep_every,
+    }
+    for name, value in least.items():
+        if value is not None and value < 1:
+            yield f"{name}: {value} given; at least 1 is needed"
+    if not 0 <= run.seed < 1 << 32:
+        yield f"seed: {run.seed} given; 0 .. 2**32 - 1 is needed"
+    if run.profile is not None and not 1 <= run.profile[0] <= run.profile[1] <= run.steps:
+        yield (
+            f"profile: {run.profile} given; two steps with 1 <= first <= last <= steps={run.steps}"
+        )
+    for prompt in run.samples:
+        if not prompt:
+            yield "samples: '' given; a prompt has at least one character"
+    if run.samples and run.eval_every is None:
+        yield "samples: prompts given, and eval_every=None; samples are drawn at evaluations"
+
+
+def _place(run: Run) -> Iterator[str]:
+    if not run.name or pathlib.PurePath(run.name).name != run.name or run.name.startswith("."):
+        yield f"name: {run.name!r} given; a directory's name is needed, without '/'"
+    if "://" in run.out:
+        yield (
+            f"out: {run.out!r} given; a local directory is needed (mount remote storage): "
+            "metrics are appended and checkpoints renamed"
+        )
+        return
+    place = pathlib.Path(run.out).expanduser()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        yield f"out: {run.out!r} given, but {place} is a file"
+
+
+def _data(run: Run) -> Iterator[str]:
+    data, vocab = run.data, run.model.vocab
+    try:
+        data.validate()
+        made = manifest.present(data.source)
+        if not made:
+            source.documents(data.source, data.field)
+        ids = tokenizers.load(data.tokenizer).vocab
+    except (ValueError, OSError, ImportError) as error:
+        yield str(error)
+        return
+    if ids > vocab:
+        yield (
+            f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has {ids} ids; "
+            f"set model.vocab to {ids} or more"
+        )
+    if run.eval_every is not None and not made and not data.holdout:
+        yield (
+            f"data.holdout: 0 leaves nothing for eval_every={run.eval_every}; set data.holdout "
+            "to a fraction such as 0.05, or eval_every to None"
+        )
+    longest = models.build(run.model).context
+    if longest is not None and data.seq > longest:
+        yield (
+            f"data.seq: {data.seq} given, but the model's learned positions end at "
+            f"model.context={longest}; lower data.seq or raise model.context"
+        )
+
+
+def _mesh(run: Run) -> Iterator[str]:
+    plan, processes = run.plan, jax.process_count()
+    try:
+        plan.shard_params(models.spec(run.model))
+    except ValueError as error:
+        yield str(error)
+    if processes > 1 and plan.devices != jax.device_count():
+        yield (
+            f"plan: data x fsdp x tensor is {plan.devices}; with {processes} processes it must be "
+            f"all {jax.device_count()} devices"
+        )
+    try:
+        stages = loader.stages(run.data)
+    except (ValueError, ZeroDivisionError):
+        return  # data.validate has said so
+    for stage in stages:
+        parts = plan.microbatches * plan.data * plan.fsdp
+        if stage.batch % parts:
+            yield (
+                f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
+                f"into plan.microbatches={plan.microbatches} x plan.data={plan.data} x "
+                f"plan.fsdp={plan.fsdp}; choose a multiple of {parts}"
+            )
+        if stage.batch % processes:
+            yield (
+                f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
+                f"over {processes} processes"
+            )
+
+
+def parameters(run: Run) -> int:
+    """The number of trained weights."""
+    return param.count(models.spec(run.model))
