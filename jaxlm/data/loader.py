@@ -228,10 +228,14 @@ def batches(
 
 def _read_ahead(steps: Steps, workers: int) -> Iterator[batch.Batch]:
     import grain
+    from absl import flags
 
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     ahead: Any = grain.MapDataset.source(steps).to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            # grain hands absl flags to its workers and fails unless someone parsed them.
+            flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(ahead)
     try:
