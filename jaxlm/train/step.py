@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from jaxlm.core import param, tree
 from jaxlm.objectives.objective import Objective
@@ -62,20 +63,25 @@ def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 
 
 def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
-    """The State's NamedShardings: optimiser moments lie where their weights lie.
+    """The State's NamedShardings: optimiser moments, known by the paths they end in, lie where
+    their weights lie; what has another shape has a copy everywhere.
 
     Raises: ValueError naming a weight whose dimension does not divide over the mesh.
     """
     where = plan.shard_params(objective.spec)
-    params = param.abstract(objective.spec)
-    opt = optax.tree_utils.tree_map_params(
-        tx,
-        lambda leaf, p, s: s if leaf.shape == p.shape else plan.replicated,
-        jax.eval_shape(tx.init, params),
-        params,
-        where,
-        transform_non_params=lambda leaf: plan.replicated,
-    )
+    places = {
+        path: (p.shape, place)
+        for (path, p), place in zip(param.flatten(objective.spec).items(), jax.tree.leaves(where))
+    }
+
+    def lies(keys: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        # the moment of embed/table is at inner/0/mu/embed/table
+        tails = (param.path_of(keys[i:]) for i in range(len(keys)))
+        shape, place = next((places[t] for t in tails if t in places), (None, plan.replicated))
+        return place if leaf.shape == shape else plan.replicated
+
+    shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
+    opt = jax.tree_util.tree_map_with_path(lies, shapes)
     return State(plan.replicated, where, opt, {}, plan.replicated)
 
 
