@@ -53,7 +53,7 @@ def per_token(cfg: models.AnyConfig, seq: int, *, causal: bool = True) -> Flops:
     spec = models.spec(cfg)
     layers, pairs = 0, []
     for path, p in param.flatten(spec["stack"]).items():
-        if p.fan_in:
+        if p.inputs:
             layers += 2 * math.prod(p.shape)
         if path.endswith("/q"):
             # the query projection [layer, embed, heads, head]: each query-key pair costs a dot

@@ -134,7 +134,7 @@ def activations(cfg: models.AnyConfig, plan: Plan, rows: int, seq: int, dtype: A
     """
     spec, on = models.spec(cfg), mesh(plan)
     size = jnp.dtype(dtype).itemsize
-    embed = _width(("embed",), (cfg.embed,), on, rows, seq)
+    embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
     kept = 2 * size * embed
     for segment in spec["stack"].values():
         for layer in segment.values():
@@ -151,16 +151,15 @@ def _products(layer: param.Tree, on: Mesh, rows: int, seq: int) -> tuple[int, in
     inside: their inner outputs and inputs, and three terms of the nonlinearity."""
     outputs, inner = 0, 0
     for p in param.flatten(layer).values():
-        if not p.fan_in:
+        if not p.inputs:
             continue
-        axes, shape = p.axes[1:], p.shape[1:]
-        cut = next(k for k in range(len(axes)) if math.prod(shape[: k + 1]) == p.fan_in) + 1
-        into = _width(axes[:cut], shape[:cut], on, rows, seq)
-        out = _width(axes[cut:], shape[cut:], on, rows, seq)
+        begin, cut = p.copies, p.copies + p.inputs
+        into = _width(p.axes[begin:cut], p.shape[begin:cut], on, rows, seq)
+        out = _width(p.axes[cut:], p.shape[cut:], on, rows, seq)
         outputs += out
-        inner += 0 if axes[cut:] == ("embed",) else out
-        inner += 0 if axes[:cut] == ("embed",) else into
-        inner += 3 * into if axes[:cut] == ("ffn",) else 0
+        inner += 0 if p.axes[cut:] == ("embed",) else out
+        inner += 0 if p.axes[begin:cut] == ("embed",) else into
+        inner += 3 * into if p.axes[begin:cut] == ("ffn",) else 0
     return outputs, inner
 
 
