@@ -27,8 +27,8 @@ class Baselines(NamedTuple):
     bz2_primed: float
 
 
-def measure(train: Iterable[str], val: Iterable[str]) -> Baselines:
-    """The baselines for held-out texts, given the training texts.
+def measure(train: Iterable[bytes], val: Iterable[bytes]) -> Baselines:
+    """The baselines for held-out documents, given the training documents (`Shards.contents`).
 
     order0: the entropy of the held-out bytes' own frequencies, documents' ends left out.
     xz: `xz -9e`. Primed: size(train + val) - size(train), with a dictionary that holds both, up
@@ -40,12 +40,12 @@ def measure(train: Iterable[str], val: Iterable[str]) -> Baselines:
 
     Raises: ValueError without held-out text.
     """
-    texts = [text.encode("utf-8", "surrogateescape") for text in val]
+    texts = list(val)
     size = sum(map(len, texts))
     if not size:
         raise ValueError("no held-out text to measure: set data.holdout above 0")
     held = b"".join(text + b"\0" for text in texts)
-    seen = b"".join(text.encode("utf-8", "surrogateescape") + b"\0" for text in train)
+    seen = b"".join(text + b"\0" for text in train)
     with futures.ThreadPoolExecutor() as pool:  # both libraries let go of the interpreter lock
         primed = [pool.submit(f, seen, held) for f in (_primed_xz, _primed_bz2)]
         alone = [pool.submit(f, held) for f in (_xz, _bz2)]

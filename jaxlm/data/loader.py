@@ -7,6 +7,7 @@ A stage may have another batch B' and a shorter sequence T'. Rows are always pac
 a step of the stage takes B' T' / T of them and cuts them into B' rows of T' (pack.shorten).
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ class Data:
 
     source: str = "pydocs"
     """A corpus (pydocs, pysrc, markov), a file, directory or glob of text, .jsonl or .parquet
-    (.gz and .zst too), local or remote; or a directory of shards made by `jaxlm data tokenize`."""
+    (.gz and .zst too), local or remote; or a directory of shards made by `jaxlm data tokenize`,
+    which brings its own field and holdout."""
     field: str = "text"
     """The field of .jsonl or column of .parquet that holds the text."""
     tokenizer: str = "bytes"
@@ -168,8 +170,6 @@ class Steps:
         process_index: int,
         process_count: int,
     ):
-        import grain
-
         data.validate()
         for stage in stages(data):
             _check(
@@ -180,9 +180,7 @@ class Steps:
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
         self._reader = reader(data, found)
-        # Every row once an epoch; each epoch in an order of its own, from (seed, epoch).
-        order = grain.MapDataset.range(len(self._reader.rows))
-        self._order = order.shuffle(data.seed).repeat()
+        self._order = row_order(len(self._reader.rows), data.seed)
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -198,6 +196,18 @@ class Steps:
         rows = np.array([self._order[at + i] for i in range(first, last)])
         short = pack.shorten(self._reader.read(rows), stage.seq)
         return batch.Batch(*(array[low - first * cut : high - first * cut] for array in short))
+
+
+def row_order(rows: int, seed: int) -> Any:
+    """The endless order of the rows, by index: each once an epoch, every epoch shuffled anew.
+
+    grain shuffles epoch e with seed + e. Seeds are hashed first, or the second epoch of seed 0
+    would be the first of seed 1.
+    """
+    import grain
+
+    spread = int.from_bytes(hashlib.sha256(f"rows:{seed}".encode()).digest()[:4], "big")
+    return grain.MapDataset.range(rows).shuffle(spread).repeat()
 
 
 def reader(data: Data, found: shards.Shards) -> pack.Reader:

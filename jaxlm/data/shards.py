@@ -268,6 +268,20 @@ class Shards:
                     )
         return found
 
+    def contents(self, tokenizer: interface.Tokenizer) -> Iterator[bytes]:
+        """The UTF-8 bytes of every document in order, from its tokens.
+
+        Raises: ValueError, at the first document, for a tokenizer that is not lossless.
+        """
+        if not tokenizer.lossless:
+            raise ValueError(
+                f"a {tokenizer.kind} tokenizer is not lossless: the text cannot be had from its "
+                "tokens; read the source"
+            )
+        for start in range(0, self.documents, 1024):
+            for tokens in self.docs(range(start, min(start + 1024, self.documents))):
+                yield tokenizer.decode_bytes(tokens[1:-1].tolist())
+
     def _path(self, home: int) -> pathlib.Path:
         return pathlib.Path(self.folder) / self.manifest.splits[self.split].shards[home].file
 

@@ -48,6 +48,12 @@ def documents(source: str, field: str = "text") -> Iterator[Document]:
     return _read_all(paths, field)
 
 
+def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterator[str]:
+    """The texts of one split, in order: what a tokenizer may be trained on is `train`."""
+    found = documents(source, field)
+    return (d.text for d in found if split(d.text, holdout) == split_name)
+
+
 def _read_all(paths: Iterable[str], field: str) -> Iterator[Document]:
     for path in paths:
         name = files.content_name(path)

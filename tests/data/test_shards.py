@@ -53,6 +53,7 @@ def test_records_are_begin_text_eos(made):
             expected = [tokenizer.special["bos"], *text.encode(), tokenizer.special["eos"]]
             assert found.doc(i).tolist() == expected
         assert found.doc(0).dtype == np.uint16
+        assert list(found.contents(tokenizer)) == [text.encode() for text in right]
         assert found.lengths.tolist() == [len(text.encode()) + 2 for text in right]
         assert found.text_bytes.tolist() == [len(text.encode()) for text in right]
         assert found.bytes == sum(len(text.encode()) for text in right)
@@ -93,6 +94,7 @@ def test_many_shards_and_any_number_of_workers_make_the_same_bytes(made, tmp_pat
 def test_a_large_vocabulary_takes_uint32(made, tmp_path):
     class Wide(type(made[3])):
         vocab = 70_000
+        lossless = False
 
         def encode_batch(self, texts):
             return [[69_999] * len(text) for text in texts]
@@ -100,6 +102,8 @@ def test_a_large_vocabulary_takes_uint32(made, tmp_path):
     shards.tokenize(made[1], "text", Wide(), str(tmp_path / "out"), 0.2)
     found = shards.open_shards(str(tmp_path / "out"), "val", Wide().hash)
     assert found.doc(0).dtype == np.uint32 and found.doc(0)[1] == 69_999
+    with pytest.raises(ValueError, match="a bytes tokenizer is not lossless"):
+        next(found.contents(Wide()))
 
 
 def test_another_tokenizer_is_refused_naming_both(made):

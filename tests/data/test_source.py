@@ -181,6 +181,14 @@ def test_a_json_file_is_not_read_as_text_by_accident(tmp_path):
         source.documents(str(tmp_path / "x.json"))
 
 
+def test_texts_of_the_splits_are_the_documents(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(json_lines([f"document {i}" for i in range(60)]))
+    held = list(source.texts(str(tmp_path / "x.jsonl"), "text", "val", 0.05))
+    assert held == [f"document {i}" for i in (21, 22, 55, 59)]
+    kept = list(source.texts(str(tmp_path / "x.jsonl"), "text", "train", 0.05))
+    assert sorted(kept + held) == sorted(texts(tmp_path / "x.jsonl"))
+
+
 def test_split_is_a_function_of_the_text_alone():
     many = [f"document {i}" for i in range(20_000)]
     held = [text for text in many if source.split(text, 0.05) == "val"]
