@@ -8,7 +8,7 @@ from jaxlm.parallel.plan import Plan
 
 
 def batch(plan: Plan, local: Any) -> Any:
-    """The global batch as device arrays, from each process' own rows of it (host arrays [B/P, ...]).
+    """The global batch [B, ...] on devices, from each process' own rows of it (host, [B/P, ...]).
 
     With one process, its rows are the batch. Returns before the copy is done.
 

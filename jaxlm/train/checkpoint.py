@@ -1,6 +1,6 @@
 """Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
 
-    checkpoints/400/            params, train (step, optimiser, key), manifest.json
+    checkpoints/400/            params, average, train (step, optimiser, key), manifest.json
     checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
 
 A checkpoint is committed by one rename, after all its files and its manifest are on the disk.
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxlm.core import io, param
+from jaxlm.core import io
 from jaxlm.train import integrity
 from jaxlm.train.run import Checkpoint
 from jaxlm.train.step import State
@@ -44,15 +44,9 @@ class Store:
         self.wait()
         step = int(state.step)
         self._saving, self._facts = step, facts
-        params, train = items(state)
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items(state).items()}
         with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    train=ocp.args.StandardSave(train),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def poll(self) -> None:
         """Finish a save whose writing has ended. Raises: io.WriteError if it failed."""
@@ -105,30 +99,38 @@ def _is_write_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(word in str(error) for word in words)
 
 
-def items(state: State) -> tuple[param.Tree, param.Tree]:
-    """(weights, everything else): what is saved. Frozen weights come from their own source."""
-    key = jax.random.key_data(state.key)
-    return state.params, {"step": state.step, "opt": state.opt, "key": key}
+def items(state: State) -> dict[str, Any]:
+    """What is saved, in parts that can be restored alone: `params`, the `average` of the weights if
+    one is kept, and all else as `train`. Frozen weights come from their own source.
 
-
-def abstract(state: State) -> tuple[param.Tree, param.Tree]:
-    """`items` of an abstract State: shapes, dtypes and the shardings to restore into."""
-    key = jax.eval_shape(jax.random.key_data, state.key)
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=state.key.sharding)
-    return state.params, {"step": state.step, "opt": state.opt, "key": key}
+    Of a State of arrays or of an abstract one, whose shardings say where to restore to.
+    """
+    if isinstance(state.key, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, state.key)
+        key = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
+    else:
+        key = jax.random.key_data(state.key)
+    opt = state.opt._replace(average=None)
+    parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": key}}
+    return parts if state.opt.average is None else parts | {"average": state.opt.average}
 
 
 def restore(folder: pathlib.Path, step: int, like: State) -> State:
     """The State of a checkpoint, placed as the abstract State `like` says: on any mesh."""
-    params, train = abstract(like)
-    with _reader(folder) as manager:
-        args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params), train=ocp.args.StandardRestore(train)
-        )
-        found = manager.restore(step, args=args)
+    found = read(folder, step, items(like))
     train = found["train"]
+    opt = train["opt"]._replace(average=found.get("average"))
     key = jax.random.wrap_key_data(train["key"])
-    return State(train["step"], found["params"], train["opt"], like.frozen, key)
+    return State(train["step"], found["params"], opt, like.frozen, key)
+
+
+def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+    """Some of the `items` of a checkpoint, placed as these abstract ones say."""
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        found = manager.restore(step, args=ocp.args.Composite(**args))
+    return {name: found[name] for name in parts}
 
 
 def facts(folder: pathlib.Path, step: int) -> Facts:
@@ -139,28 +141,27 @@ def facts(folder: pathlib.Path, step: int) -> Facts:
     return found
 
 
-@contextlib.contextmanager
-def _reader(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-        yield manager
-
-
 def steps(folder: pathlib.Path) -> list[int]:
     """The steps of all committed checkpoints, rising; not whether they are whole."""
     return sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdecimal())
 
 
-def good(folder: pathlib.Path, warn: Callable[[str], None], wanted: list[int]) -> int | None:
-    """The last of the `wanted` steps whose checkpoint verifies; None if there is none at all.
+def good(
+    folder: pathlib.Path,
+    warn: Callable[[str], None],
+    wanted: list[int],
+    parts: tuple[str, ...] = (),
+) -> int | None:
+    """The last of the `wanted` steps whose checkpoint verifies; None if none is wanted.
 
-    Each that does not is named in a warning.
+    parts: which items must be whole, all by default. Each checkpoint that is not is named in a
+    warning.
 
     Raises: ValueError naming all of them if there are checkpoints and none is whole.
     """
     faults = []
     for step in reversed(wanted):
-        fault = integrity.fault(folder / str(step))
+        fault = integrity.fault(folder / str(step), parts)
         if fault is None:
             return step
         faults.append(f"checkpoint {folder / str(step)} is unusable: {fault}")

@@ -51,7 +51,7 @@ def describe(run: Run, found: shards.Shards) -> dict[str, Any]:
     return {
         "jaxlm": jaxlm.__version__,
         "revision": revision(),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "config_digest": runs.digest(run),
         "python": platform.python_version(),

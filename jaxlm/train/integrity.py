@@ -32,8 +32,11 @@ def facts(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-def fault(folder: pathlib.Path) -> str | None:
-    """What is wrong with a sealed folder, naming the first bad file; None if all is well."""
+def fault(folder: pathlib.Path, parts: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with a sealed folder, naming the first bad file; None if all is well.
+
+    parts: names of subfolders; if any are given, only their files are checked.
+    """
     try:
         listed = json.loads((folder / FILE).read_text("utf-8"))["files"]
     except FileNotFoundError:
@@ -41,6 +44,8 @@ def fault(folder: pathlib.Path) -> str | None:
     except (ValueError, TypeError, KeyError) as error:
         return f"{FILE} is not a manifest ({error!r})"
     for name, (size, digest) in listed.items():
+        if parts and name.partition("/")[0] not in parts:
+            continue
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

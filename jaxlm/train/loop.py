@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm import models, objectives, plot
-from jaxlm.core import config, io, log
+from jaxlm.core import config, io, log, param
 from jaxlm.data import loader, shards, tokenizers
+from jaxlm.decode import text
 from jaxlm.eval import perplexity
 from jaxlm.models.model import Model
 from jaxlm.parallel import place
@@ -95,7 +97,7 @@ def build(run: Run) -> Program:
     """The model, objective, optimiser, step and scorer of a Run; nothing is compiled yet."""
     model = models.build(run.model, run.plan)
     objective = objectives.build(run.objective, model, run.plan)
-    tx = optim.build(run.optim, objective.spec, run.steps)
+    tx = optim.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
     return Program(
         model,
         objective,
@@ -126,8 +128,8 @@ def _start(
         state = step.init(program.objective, program.tx, run.plan, run.seed)
     if primary:
         described = env.describe(run, train) | {"resumed_at_step": begun}
-        for text in directory.changed(folder, run):
-            out.say(f"changed since the last start: {text}")
+        for change in directory.changed(folder, run):
+            out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
         out.say(_headline(run, described, begun))
@@ -247,15 +249,29 @@ def _evaluate(session: Session, state: step.State, number: int) -> perplexity.Sc
     session.meter.flush()
     clock = time.perf_counter()
     batches = None if number == run.steps else run.eval_batches
+    params = optim.ema(state.opt, state.params)
     score = perplexity.evaluate(
-        session.program.score, state.params, run.data, session.val, run.plan, batches
+        session.program.score, params, run.data, session.val, run.plan, batches
     )
     timing = {"seconds": time.perf_counter() - clock}
     record = {"step": number, "split": "val", **dataclasses.asdict(score), "timing": timing}
     session.writer.write(record)
     session.out.say(f"step {number}/{run.steps}  {_val_text(record)}")
+    if run.samples:
+        _sample(session, params, number)
     session.meter.restart(number)
     return score
+
+
+def _sample(session: Session, params: param.Tree, number: int) -> None:
+    """Continue the run's prompts, into samples/."""
+    run = session.run
+    tokenizer = tokenizers.load(run.data.tokenizer)
+    found = text.complete(session.program.model, params, tokenizer, run.samples, runs.sampling(run))
+    lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, found, strict=True)]
+    io.make_folder(session.folder / "samples")
+    io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))
+    session.out.say(f"sample: {run.samples[0]}{found[0].text}")
 
 
 def _val_text(val: dict[str, Any] | None) -> str:
@@ -280,7 +296,7 @@ def _save(session: Session, state: step.State, number: int, val: perplexity.Scor
 def _finish(session: Session, state: step.State, stopped: int) -> Result:
     """Wait for the last checkpoint, draw the plot, mark the run as finished unless stopped."""
     session.store.close()
-    session.writer.close()
+    session.writer.commit()
     run, folder, number = session.run, session.folder, int(state.step)
     seen = [r for r in metrics.deterministic(folder / metrics.FILE) if r["split"] == "val"]
     val = seen[-1] if seen and seen[-1]["step"] == number == run.steps else None

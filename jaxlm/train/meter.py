@@ -31,7 +31,7 @@ class Meter:
         self.restart(step)
 
     def note(self, step: int, measured: dict[str, jax.Array], waited: float) -> None:
-        """Take in a step just dispatched: its metrics and the seconds spent waiting for its data."""
+        """Take in a step just dispatched: its metrics, and the seconds its data was waited for."""
         self._read()
         self._waited += waited
         self._behind.append(measured)

@@ -11,11 +11,11 @@ import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxlm.core import io
+from jaxlm.train import events
 
 FILE = "metrics.jsonl"
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ class Writer:
         self._primary, self._warn = primary, warn
         self._path = folder / FILE
         self._waiting: list[str] = []
-        self._events: Any = None
+        self._events: events.Events | None = None
         if primary:
             kept = [json.dumps(r) + "\n" for r in records(self._path) if r["step"] <= step]
             io.write(self._path, "".join(kept))
@@ -64,17 +64,8 @@ class Writer:
             self._append()
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
-            if self._events is not None:
-                self._events.flush()
         except OSError as error:
             raise io.refused(self._path, error.strerror) from error
-
-    def close(self) -> None:
-        """Commit, and close the events."""
-        self.commit()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
 
     def _append(self) -> None:
         if not self._waiting:
@@ -89,38 +80,24 @@ class Writer:
         self._waiting.clear()
 
     def _start_events(self, folder: pathlib.Path, step: int) -> None:
-        # The plain writer: SummaryWriter's thread dies on a full disk and then blocks its caller.
-        from tensorboardX import event_file_writer
-        from tensorboardX.proto import event_pb2
-
         try:
-            self._events = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            self._events = events.open(folder)
             if step:
-                # Tells TensorBoard to drop what an interrupted start wrote after this step.
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self._events.write_event(
-                    event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
-                )
+                self._events.restart(step + 1)
         except OSError as error:
             self._drop_events(error)
 
     def _write_events(self, record: Record) -> None:
         if self._events is None:
             return
-        from tensorboardX.proto import event_pb2, summary_pb2
-
         flat = record | record.get("timing", {})
-        values = [
-            summary_pb2.Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
+        scalars = {
+            f"{record['split']}/{name}": value
             for name, value in flat.items()
             if isinstance(value, float | int) and name != "step"
-        ]
-        event = event_pb2.Event(
-            wall_time=time.time(), step=record["step"], summary=summary_pb2.Summary(value=values)
-        )
+        }
         try:
-            self._events.write_event(event)
-            self._events.flush()
+            self._events.write(record["step"], scalars)
         except OSError as error:
             self._drop_events(error)
 

@@ -9,6 +9,7 @@ import jax
 from jaxlm import models, objectives
 from jaxlm.core import config, param
 from jaxlm.data import loader, manifest, source, tokenizers
+from jaxlm.decode import sample, text
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim as optimisers  # the field bears the name
 
@@ -67,8 +68,16 @@ class Run:
     """The local directory that holds run directories."""
 
 
-# Fields that say how, where or how often, and never change a number: a run may resume with others.
-EXECUTION = ("name", "out", "plan", "checkpoint", "profile", "data.workers")
+# Fields that say where and how, not what is computed: a run may resume with others. A new mesh or
+# kernel rounds otherwise; all other fields here leave every bit alone.
+EXECUTION = (
+    "name",
+    "out",
+    "checkpoint",
+    "profile",
+    "data.workers",
+    *(f"plan.{field.name}" for field in dataclasses.fields(Plan) if field.name != "compute"),
+)
 
 
 def folder(run: Run) -> pathlib.Path:
@@ -87,6 +96,10 @@ def validate(run: Run) -> None:
     Raises: ValueError listing every problem, each with the field, its value and what would fit.
     """
     found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run)]
+    try:
+        optimisers.validate(run.optim, run.steps)
+    except ValueError as error:
+        found += str(error).splitlines()
     if found:
         raise ValueError("\n".join(["this run cannot start:", *(f"  {text}" for text in found)]))
 
@@ -111,11 +124,13 @@ def _numbers(run: Run) -> Iterator[str]:
         yield (
             f"profile: {run.profile} given; two steps with 1 <= first <= last <= steps={run.steps}"
         )
-    for prompt in run.samples:
-        if not prompt:
-            yield "samples: '' given; a prompt has at least one character"
     if run.samples and run.eval_every is None:
         yield "samples: prompts given, and eval_every=None; samples are drawn at evaluations"
+    if run.samples and run.plan.devices > 1:
+        yield (
+            f"samples: prompts given, and the plan has {run.plan.devices} devices; a run samples "
+            "on one only: leave them out, and sample from the run directory"
+        )
 
 
 def _place(run: Run) -> Iterator[str]:
@@ -141,26 +156,33 @@ def _data(run: Run) -> Iterator[str]:
         made = manifest.present(data.source)
         if not made:
             source.documents(data.source, data.field)
-        ids = tokenizers.load(data.tokenizer).vocab
+        tokenizer = tokenizers.load(data.tokenizer)
     except (ValueError, OSError, ImportError) as error:
         yield str(error)
         return
-    if ids > vocab:
+    if tokenizer.vocab > vocab:
         yield (
-            f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has {ids} ids; "
-            f"set model.vocab to {ids} or more"
+            f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has "
+            f"{tokenizer.vocab} ids; set model.vocab to {tokenizer.vocab} or more"
         )
     if run.eval_every is not None and not made and not data.holdout:
         yield (
             f"data.holdout: 0 leaves nothing for eval_every={run.eval_every}; set data.holdout "
             "to a fraction such as 0.05, or eval_every to None"
         )
-    longest = models.build(run.model).context
+    model = models.build(run.model)
+    longest = model.context
     if longest is not None and data.seq > longest:
         yield (
             f"data.seq: {data.seq} given, but the model's learned positions end at "
             f"model.context={longest}; lower data.seq or raise model.context"
         )
+    try:
+        if run.samples:
+            ids = [text.encode(tokenizer, prompt) for prompt in run.samples]
+            sample.check(model, ids, [sampling(run)] * len(ids))
+    except ValueError as error:
+        yield f"samples, sample_tokens: {error}"
 
 
 def _mesh(run: Run) -> Iterator[str]:
@@ -191,6 +213,11 @@ def _mesh(run: Run) -> Iterator[str]:
                 f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
                 f"over {processes} processes"
             )
+
+
+def sampling(run: Run) -> sample.Sampling:
+    """How the run's prompts are continued: the same at every evaluation."""
+    return sample.Sampling(max_new=run.sample_tokens, temperature=0.8, seed=run.seed)
 
 
 def parameters(run: Run) -> int:

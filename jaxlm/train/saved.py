@@ -1,0 +1,69 @@
+"""The weights of a run directory, for sampling and evaluation: nothing in it is changed."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+
+from jaxlm import models, objectives
+from jaxlm.core import param
+from jaxlm.models.model import Model
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import checkpoint, directory, optim, step
+from jaxlm.train.run import Run
+
+Which = Literal["last", "best"]
+
+
+class Saved(NamedTuple):
+    """A trained model: its Run, the model under `plan`, float32 weights (the averaged ones where
+    the run keeps an average), and the step they are from."""
+
+    run: Run
+    model: Model
+    params: param.Tree
+    plan: Plan
+    step: int
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def load(
+    folder: pathlib.Path,
+    which: Which = "last",
+    plan: Plan | None = None,
+    warn: Callable[[str], None] = warn,
+) -> Saved:
+    """The trained model of a run directory, finished or not.
+
+    which: the last checkpoint, or the one with the fewest validation bits per byte; where it is
+    not whole, a warning names it and the last whole one is used. plan: how to execute the model;
+    None is the run's own plan on one device.
+
+    Raises: FileNotFoundError for a directory without config.json or without a checkpoint;
+    ValueError if none is whole.
+    """
+    run = directory.load(folder)
+    if plan is None:
+        plan = dataclasses.replace(run.plan, data=1, fsdp=1, tensor=1, microbatches=1)
+    place = folder / "checkpoints"
+    wanted = checkpoint.steps(place)
+    if which == "best" and (top := checkpoint.best(place)) is not None:
+        wanted = [*(s for s in wanted if s != top), top]
+    name = "params" if run.optim.ema is None else "average"
+    number = checkpoint.good(place, warn, wanted, (name,))
+    if number is None:
+        raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
+    model = models.build(run.model, plan)
+    objective = objectives.build(run.objective, model, plan)
+    tx = optim.build(run.optim, objective.spec, run.steps, fp16=False)
+    like = checkpoint.items(step.abstract(objective, tx, plan))
+    found = checkpoint.read(place, number, {name: like[name]})[name]
+    params = found if name == "params" else found.params
+    return Saved(run, model, jax.block_until_ready(params), plan, number)
