@@ -1,6 +1,7 @@
 """Multi-head attention as families call it: one function for training, prefill and decoding."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm.core import param
 from jaxlm.ops import attention
@@ -28,18 +29,19 @@ def attend(
 
     The old slots and the new keys meet in one softmax, so nothing is written before it is read.
     """
-    if memory is None:
+    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+    if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
         y = attention.attend(q, k, v, at, at, window=window, softcap=softcap, kernel=plan.attention)
-        return y, None
+        return y, None if memory is None else entries
     old, slots = memory
     y = attention.attend_cached(
         q, k, v, at, old["k"], old["v"], slots, window=window, softcap=softcap
     )
-    return y, {"k": k, "v": v}
+    return y, entries
 
 
 def cache(batch: int, slots: int, kv: int, head: int) -> dict[str, param.Param]:
-    """The cache spec of one layer: keys and values [B, S, K, H]."""
+    """The cache spec of one layer: keys and values [B, K, S, H]."""
     p = param.shaper(batch=batch, seq=slots, kv=kv, head=head)
-    return {name: p("batch seq kv head", init=param.zeros) for name in ("k", "v")}
+    return {name: p("batch kv seq head", init=param.zeros) for name in ("k", "v")}

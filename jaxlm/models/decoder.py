@@ -51,7 +51,7 @@ def build(
         x, new = stack.apply(params["stack"], x, layer, plan, cache, key)
         if "norm" in params:
             x = norm(params["norm"], x)
-        return Hidden(x, None if cache is None else _append(cache, new, at))
+        return Hidden(x, None if cache is None else _append(cache, new, at, x, empty(1, 1)))
 
     def head(params: param.Tree) -> param.Tree:
         name = "unembed" if "unembed" in params else "embed"
@@ -68,17 +68,28 @@ def build(
     return Model(cfg, spec, hidden, head, unembed, empty, context)
 
 
-def _append(cache: Cache, new: list[dict[str, jax.Array]], at: At) -> Cache:
-    """The cache after writing T new slots behind the filled ones; each write is in place."""
+def _append(
+    cache: Cache,
+    new: list[dict[str, jax.Array]],
+    at: At,
+    x: jax.Array,
+    spec: tuple[dict[str, param.Param], ...],
+) -> Cache:
+    """The cache after writing T new slots behind the filled ones; each write is in place. A cache
+    without slots (prefill) takes the size and dtype of what is written."""
+    room = cache.at.segments.shape[1] - at.segments.shape[1]
+    if room < 0:
+        return Cache(tuple(new), at, cache.filled + at.segments.shape[1])
+    # `first` is cache.filled, as there is room. But to compute it x must be known, and so every
+    # read of the old cache is over: XLA would else copy the cache, to be free to write it sooner.
+    first = jnp.minimum(cache.filled, room + (x[0, 0, 0] > 0))
 
-    def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
-        zero = jnp.zeros((), jnp.int32)
-        where = (zero, cache.filled, *[zero] * (old.ndim - 2))
-        return jax.lax.dynamic_update_slice(old, fresh.astype(old.dtype), where)
+    def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), first, axis)
 
     layers = tuple(
-        {name: put(old[name], fresh[name]) for name in old}
-        for old, fresh in zip(cache.layers, new, strict=True)
+        {name: put(old[name], fresh[name], p[name].axes.index("seq")) for name in old}
+        for old, fresh, p in zip(cache.layers, new, spec, strict=True)
     )
-    seen = At(*(put(a, b) for a, b in zip(cache.at, at, strict=True)))
+    seen = At(*(put(a, b, 1) for a, b in zip(cache.at, at, strict=True)))
     return Cache(layers, seen, cache.filled + at.segments.shape[1])

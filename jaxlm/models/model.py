@@ -14,7 +14,8 @@ Params = param.Tree
 class Cache(NamedTuple):
     """What decoding remembers. A slot is one time step of the batch, whatever each row holds there.
 
-    layers: one dict per layer, in order, each leaf [B, S, ...]; "k" and "v" [B, S, K, H] here.
+    layers: one dict per layer, in order; "k" and "v" [B, K, S, H] here. Which axis of a leaf holds
+        the slots is in the spec: the one called "seq".
     at: segments and positions int32[B, S]; segment 0 marks an empty slot or a row's padding.
     filled: int32 scalar, the next slot to write.
 

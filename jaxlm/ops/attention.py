@@ -85,26 +85,33 @@ def attend_cached(
 ) -> jax.Array:
     """Causal attention of new tokens over a cache and over themselves, [B,T,N,H] in q.dtype.
 
-    Equal to `attend` over the cache followed by the new keys, but the softmax has two parts, so
-    that the cache is read as it was and written afterwards: a write before the read makes XLA copy
-    the cache. q [B,T,N,H], k_new, v_new [B,T,K,H] at q_at; k_cache, v_cache [B,S,K,H] at k_at,
-    where segment 0 marks an empty slot.
+    Equal to `attend` over the cache followed by the new keys, but the cache is read as it was and
+    written afterwards: a write before the read makes XLA copy the cache. q [B,T,N,H], k_new, v_new
+    [B,T,K,H] at q_at; k_cache, v_cache [B,K,S,H] at k_at, where segment 0 marks an empty slot.
+    A cache lies head by head, the order in which the products read it; any other is transposed,
+    that is copied, at every call.
 
     Raises: ValueError for shapes that do not fit.
     """
     rule = _rule(q, k_new, v_new, True, window, softcap, scale)
-    _rule(q, k_cache, v_cache, True, window, softcap, scale)
+    _rule(q, *(jnp.swapaxes(a, 1, 2) for a in (k_cache, v_cache)), True, window, softcap, scale)
+    slots, f32 = k_cache.shape[2], {"preferred_element_type": jnp.float32}
     grouped = _group(q, k_new.shape[2])
-    parts = []
-    for k, v, at in ((k_cache, v_cache, k_at), (k_new, v_new, q_at)):
-        scores = _scores(grouped, k, rule)
-        parts.append((scores, _allowed(q_at, at, rule)[:, None, None], v))
-    peak = functools.reduce(jnp.maximum, [_peak(scores, allowed) for scores, allowed, _ in parts])
-    weights = [_mass(scores, allowed, peak) for scores, allowed, _ in parts]
-    total = _nonzero(sum(jnp.sum(p, axis=-1, keepdims=True) for p in weights))
-    pairs = zip(weights, parts, strict=True)
-    out = sum(_mix(p / total, v) for p, (_, _, v) in pairs)
-    return out.reshape(q.shape).astype(q.dtype)
+    batch, kv = k_cache.shape[:2]
+    heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
+    old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
+    old = _bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
+    # one softmax over both parts: only scores are joined, never keys
+    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)
+    allowed = [_allowed(q_at, at, rule) for at in (k_at, q_at)]
+    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]
+    mass = _mass(scores, allowed, _peak(scores, allowed))
+    p = mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+    p_old, p_new = p[..., :slots], p[..., slots:]
+    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)
+    out = jax.lax.dot_general(p_old, v_cache, (((3,), (2,)), ((0, 1), (0, 1))), **f32)
+    out = jnp.moveaxis(out.reshape(batch, kv, -1, q.shape[1], q.shape[3]), 3, 1)  # [B,T,K,G,H]
+    return (out + _mix(p_new, v_new)).reshape(q.shape).astype(q.dtype)
 
 
 def _rule(q, k, v, causal, window, softcap, scale) -> _Rule:
@@ -138,7 +145,11 @@ def _group(q: jax.Array, kv: int) -> jax.Array:
 
 def _scores(q: jax.Array, k: jax.Array, rule: _Rule) -> jax.Array:
     """Scaled and capped scores, float32[B,K,G,T,S], of grouped q [B,T,K,G,H]."""
-    s = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * rule.scale
+    return _bent(jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32), rule)
+
+
+def _bent(products: jax.Array, rule: _Rule) -> jax.Array:
+    s = products * rule.scale
     return s if rule.softcap is None else rule.softcap * jnp.tanh(s / rule.softcap)
 
 

@@ -144,8 +144,9 @@ def test_cached_equals_attend_on_the_concatenation(options):
     positions[:, old:] = filled[:, None] + np.arange(T - old)
     at = attention.At(jnp.asarray(segments), jnp.asarray(positions))
     new_at, cache_at = (attention.At(*(a[:, s] for a in at)) for s in (slice(old, T), slice(old)))
+    k_cache, v_cache = (np.swapaxes(a[:, :old], 1, 2) for a in (k, v))
     got = attention.attend_cached(
-        q[:, old:], k[:, old:], v[:, old:], new_at, k[:, :old], v[:, :old], cache_at, **options
+        q[:, old:], k[:, old:], v[:, old:], new_at, k_cache, v_cache, cache_at, **options
     )
     zeros = np.zeros_like(q)
     true = oracle(q, k, v, zeros, segments, positions, **options)[0][:, old:]

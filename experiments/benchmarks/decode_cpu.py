@@ -1,0 +1,221 @@
+"""Decoding on CPU beside `transformers.generate`: tokens per second on the same weights.
+
+    python experiments/benchmarks/decode_cpu.py [--sizes 10m 124m] [--batches 1 16] [--rounds 5]
+
+Both sides decode greedily from the same random weights (exported to transformers in memory), with
+the same prompts and the same number of new tokens, and alternate in one process; the time of each
+is its median over the rounds, prefill included, compilation excluded. The table's last columns say
+how many bytes of weights and cache a step reads per second, beside what the machine's memory gave
+a plain sum in the same minute, and how many tokens agree. Needs torch and transformers
+(`pip install 'jaxlm[parity]'`).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.decode import sample
+from jaxlm.models import gpt, llama
+from jaxlm.models.model import Model
+
+SIZES: dict[str, tuple[Any, int]] = {  # config, new tokens
+    "10m": (
+        llama.Config(
+            vocab=4096, embed=320, layers=6, heads=5, kv=5, head=64, ffn=864, context=1024
+        ),
+        128,
+    ),
+    "124m": (gpt.Config(), 64),
+}
+PROMPT = 32
+PAUSE_SECONDS = 0.3  # the other side's worker threads spin for a while after their last task
+
+
+def torch_linear(w: np.ndarray, inputs: int) -> torch.Tensor:
+    """[out, in] from [in..., out...] whose first `inputs` axes are summed."""
+    rows = int(np.prod(w.shape[:inputs]))
+    return torch.from_numpy(np.ascontiguousarray(w.reshape(rows, -1).T))
+
+
+def to_llama(cfg: llama.Config, params: Any) -> torch.nn.Module:
+    """transformers' LlamaForCausalLM with these weights."""
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=cfg.vocab,
+            hidden_size=cfg.embed,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            num_key_value_heads=cfg.kv,
+            head_dim=cfg.head,
+            intermediate_size=cfg.ffn,
+            rms_norm_eps=cfg.eps,
+            rope_theta=cfg.theta,
+            max_position_embeddings=cfg.context,
+            tie_word_embeddings=cfg.tied,
+        )
+    )
+    stacked = params["stack"]["0"]["0_global"]
+    state = {
+        "model.embed_tokens.weight": torch.from_numpy(params["embed"]["table"]),
+        "model.norm.weight": torch.from_numpy(params["norm"]),
+        "lm_head.weight": torch_linear(params["unembed"], 1),
+    }
+    for i in range(cfg.layers):
+        w = jax.tree.map(lambda x, i=i: x[i], stacked)
+        at = f"model.layers.{i}."
+        state |= {
+            at + "input_layernorm.weight": torch.from_numpy(w["attn_norm"]),
+            at + "post_attention_layernorm.weight": torch.from_numpy(w["ffn_norm"]),
+            at + "self_attn.o_proj.weight": torch_linear(w["attn"]["o"], 2),
+            **{
+                f"{at}self_attn.{n}_proj.weight": torch_linear(w["attn"][n], 1)
+                for n in ("q", "k", "v")
+            },
+            **{
+                f"{at}mlp.{n}_proj.weight": torch_linear(w["ffn"][n], 1)
+                for n in ("gate", "up", "down")
+            },
+        }
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def to_gpt(cfg: gpt.Config, params: Any) -> torch.nn.Module:
+    """transformers' GPT2LMHeadModel with these weights; its linear layers hold [in, out]."""
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=cfg.vocab,
+            n_embd=cfg.embed,
+            n_layer=cfg.layers,
+            n_head=cfg.heads,
+            n_positions=cfg.context,
+            layer_norm_epsilon=cfg.eps,
+        )
+    )
+    d, p = cfg.embed, params
+    flat = {
+        "wte.weight": p["embed"]["table"],
+        "wpe.weight": p["embed"]["positions"],
+        "ln_f.weight": p["norm"]["scale"],
+        "ln_f.bias": p["norm"]["bias"],
+    }
+    for i in range(cfg.layers):
+        w = jax.tree.map(lambda x, i=i: x[i], p["stack"]["0"]["0_pre"])
+        a, f, at = w["attn"], w["ffn"], f"h.{i}."
+        flat |= {
+            at + "ln_1.weight": w["attn_norm"]["scale"],
+            at + "ln_1.bias": w["attn_norm"]["bias"],
+            at + "ln_2.weight": w["ffn_norm"]["scale"],
+            at + "ln_2.bias": w["ffn_norm"]["bias"],
+            at + "attn.c_attn.weight": np.concatenate([a[n].reshape(d, d) for n in "qkv"], 1),
+            at + "attn.c_attn.bias": np.concatenate([a[f"{n}_bias"].reshape(d) for n in "qkv"]),
+            at + "attn.c_proj.weight": a["o"].reshape(d, d),
+            at + "attn.c_proj.bias": a["o_bias"],
+            at + "mlp.c_fc.weight": f["up"],
+            at + "mlp.c_fc.bias": f["up_bias"],
+            at + "mlp.c_proj.weight": f["down"],
+            at + "mlp.c_proj.bias": f["down_bias"],
+        }
+    state = {f"transformer.{n}": torch.from_numpy(np.ascontiguousarray(x)) for n, x in flat.items()}
+    model.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})
+    return model.eval()
+
+
+def weights(model: Model) -> Any:
+    """Random weights, with matrices twice as large as at the start of training, so that the next
+    token is rarely a near-tie that rounding decides."""
+    params = jax.jit(lambda key: param.init(model.spec, key))(jax.random.key(0))
+    return param.map(lambda p, w: np.asarray(2 * w if p.fan_in else w), model.spec, params)
+
+
+def memory_bytes_per_second() -> float:
+    """What reading memory gives torch's threads: the best of ten sums over 256 MB."""
+    x = torch.ones(2**26)
+    return max(x.nbytes / clock(lambda: x.sum()) for _ in range(10))
+
+
+def clock(f: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def measure(size: str, batch: int, rounds: int) -> str:
+    """One row of the table."""
+    cfg, new = SIZES[size]
+    model = models.build(cfg)
+    host = weights(model)
+    theirs = (to_llama if size == "10m" else to_gpt)(cfg, host)
+    theirs.generation_config.eos_token_id = None
+    params = sample.prepare(model, jax.device_put(host))
+    prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, PROMPT))
+    settings = sample.Sampling(max_new=new, temperature=0.0)
+    ids = torch.from_numpy(prompts)
+
+    def ours() -> np.ndarray:
+        return np.asarray(sample.generate(model, params, prompts.tolist(), settings).tokens)
+
+    def other() -> np.ndarray:
+        with torch.inference_mode():
+            out = theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return out[:, PROMPT:].numpy()
+
+    agree = np.mean(ours() == other())  # also the warm-up of both
+    times: dict[str, list[float]] = {"ours": [], "other": []}
+    for _ in range(rounds):
+        for name, f in (("ours", ours), ("other", other)):
+            time.sleep(PAUSE_SECONDS)
+            times[name].append(clock(f))
+    seconds, theirs_seconds = (statistics.median(times[n]) for n in ("ours", "other"))
+    # a step reads every weight but the embedding tables it only looks into, and the filled cache
+    looked_into = cfg.vocab if size == "10m" else cfg.context
+    read = 4 * (param.count(model.spec) - looked_into * cfg.embed)
+    heads = cfg.kv if size == "10m" else cfg.heads
+    read += 4 * 2 * batch * cfg.layers * heads * cfg.head * (PROMPT + new // 2)
+    rate, memory = read * new / seconds, memory_bytes_per_second()
+    return (
+        f"| {size} | {batch} | {batch * new / seconds:,.0f} | {batch * new / theirs_seconds:,.0f} "
+        f"| {theirs_seconds / seconds:.2f}x | {rate / 1e9:.1f} | {memory / 1e9:.1f} "
+        f"| {rate / memory:.0%} | {agree:.1%} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), "
+        f"transformers {transformers.__version__}; {PROMPT} prompt tokens\n"
+    )
+    print(
+        "| size | batch | jaxlm tokens/s | transformers | ratio | GB/s | memory | share | equal |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size in args.sizes:
+        for batch in args.batches:
+            print(measure(size, batch, args.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
