@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from jaxlm.core import io
@@ -105,13 +104,8 @@ def items(state: State) -> dict[str, Any]:
 
     Of a State of arrays or of an abstract one, whose shardings say where to restore to.
     """
-    if isinstance(state.key, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, state.key)
-        key = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
-    else:
-        key = jax.random.key_data(state.key)
     opt = state.opt._replace(average=None)
-    parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": key}}
+    parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": state.key}}
     return parts if state.opt.average is None else parts | {"average": state.opt.average}
 
 
@@ -120,14 +114,13 @@ def restore(folder: pathlib.Path, step: int, like: State) -> State:
     found = read(folder, step, items(like))
     train = found["train"]
     opt = train["opt"]._replace(average=found.get("average"))
-    key = jax.random.wrap_key_data(train["key"])
-    return State(train["step"], found["params"], opt, like.frozen, key)
+    return State(train["step"], found["params"], opt, like.frozen, train["key"])
 
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
     """Some of the `items` of a checkpoint, placed as these abstract ones say."""
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         found = manager.restore(step, args=ocp.args.Composite(**args))
     return {name: found[name] for name in parts}

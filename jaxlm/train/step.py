@@ -21,7 +21,8 @@ class State(NamedTuple):
 
     step: int32 scalar, updates done. params: float32 weights. opt: the optimiser's state.
     frozen: reference, teacher or reward weights, read and never differentiated; {} if none.
-    key: the run's random key; step s uses fold_in(key, s).
+    key: uint32[2], the run's random key as plain data (`jax.random.wrap_key_data` types it); step
+    s uses fold_in(key, s).
     """
 
     step: jax.Array
@@ -42,7 +43,9 @@ def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> St
     def make() -> State:
         key = jax.random.key(seed)
         params = param.init(objective.spec, jax.random.fold_in(key, 0))
-        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
+        return State(
+            jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key_data(key)
+        )
 
     return jax.jit(make, out_shardings=shardings)()
 
@@ -52,7 +55,8 @@ def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
     params = param.abstract(objective.spec)
 
     def make(params: param.Tree) -> State:
-        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key(0))
+        key = jax.random.key_data(jax.random.key(0))
+        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
 
     shapes = jax.eval_shape(make, params)
     return jax.tree.map(
@@ -95,7 +99,7 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
     """
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(state.key, state.step + 1)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
         scale = optim.loss_scale(state.opt)
         total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
         # An empty batch moves nothing, rather than making NaN.
