@@ -165,8 +165,7 @@ def _peak(scores, allowed):
 
 
 def _mass(scores, allowed, peak):
-    # the inner where keeps exp finite, so that a masked score's zero gradient is not 0 * inf
-    return jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - peak, 0.0)), 0.0)
+    return jnp.exp(jnp.where(allowed, scores, -jnp.inf) - peak)
 
 
 def _nonzero(total):
@@ -181,24 +180,39 @@ def _whole(q, k, v, q_at, k_at, rule):
     return _mix(p, v).reshape(q.shape).astype(q.dtype)
 
 
-def _blocks(length: int, size: int, keys: int, rule: _Rule) -> list[tuple[slice, slice]]:
-    """Query blocks and the keys each may see, by row order: [(queries, keys), ...]."""
+def _blocks(length: int, keys: int, rule: _Rule) -> tuple[int, list[tuple[slice, slice]]]:
+    """Block size, and [(queries, keys some of them may see by row order), ...] on its multiples."""
+    # 64 was best for rows of 256 on CPU; at most 16 blocks, so that the program stays small
+    size = max(64, -(-length // 16))
     out = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        first = 0 if rule.window is None else max(0, start - rule.window + 1)
-        last = stop if rule.causal else keys
-        out.append((slice(start, stop), slice(first, last)))
-    return out
+        first = 0 if rule.window is None else max(0, start - rule.window + 1) // size * size
+        out.append((slice(start, stop), slice(first, stop if rule.causal else keys)))
+    return size, out
 
 
-def _block_size(length: int) -> int:
-    # at most 16 blocks, so that the program stays small for long rows
-    return max(128, -(-length // 16))
+def _seen(q_at: At, k_at: At, rows: slice, keys: slice, rule: _Rule) -> jax.Array:
+    """`_allowed` of one block, bool[B,1,1,T,S]."""
+    q_at, k_at = (At(*(a[:, part] for a in at)) for at, part in ((q_at, rows), (k_at, keys)))
+    return _allowed(q_at, k_at, rule)[:, None, None]
 
 
-def _cut(at: At, rows: slice) -> At:
-    return At(at.segments[:, rows], at.positions[:, rows])
+def _rows_first(q: jax.Array, kv: int) -> jax.Array:
+    """q [B,T,N,H] as [B,K,G,T,H], the order in which products of a batch of heads read it."""
+    return jnp.moveaxis(_group(q, kv), 1, 3)
+
+
+def _rows_back(parts: list[jax.Array], like: jax.Array) -> jax.Array:
+    """Blocks [B,...,T,H] joined along T, as [B,T,N,H]."""
+    whole = jnp.concatenate(parts, axis=-2)
+    return jnp.moveaxis(whole, -2, 1).reshape(like.shape).astype(like.dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, *contract: tuple[int, ...]) -> jax.Array:
+    """a [B,K,...] times b [B,K,...] over the contracted axes, in float32."""
+    numbers = (contract, ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -207,44 +221,50 @@ def _blockwise(rule, q, k, v, q_at, k_at):
 
 
 def _blockwise_forward(rule, q, k, v, q_at, k_at):
-    grouped = _group(q, k.shape[2])
+    heads = _rows_first(q, k.shape[2])
+    k_heads, v_heads = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     outs, logs = [], []
-    for rows, keys in _blocks(q.shape[1], _block_size(q.shape[1]), k.shape[1], rule):
-        allowed = _allowed(_cut(q_at, rows), _cut(k_at, keys), rule)[:, None, None]
-        scores = _scores(grouped[:, rows], k[:, keys], rule)
+    for rows, keys in _blocks(q.shape[1], k.shape[1], rule)[1]:
+        scores = _bent(_dot(heads[:, :, :, rows], k_heads[:, :, keys], (4,), (3,)), rule)
+        allowed = _seen(q_at, k_at, rows, keys, rule)
         peak = _peak(scores, allowed)
         mass = _mass(scores, allowed, peak)
         total = _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-        outs.append(_mix(mass / total, v[:, keys]))
+        outs.append(_dot(mass.astype(v.dtype), v_heads[:, :, keys], (4,), (2,)) / total)
         logs.append(peak + jnp.log(total))
-    out = jnp.concatenate(outs, axis=1).reshape(q.shape).astype(q.dtype)
+    out = _rows_back(outs, q)
     return out, (q, k, v, q_at, k_at, out, jnp.concatenate(logs, axis=3))
 
 
 def _blockwise_backward(rule, saved, g):
     q, k, v, q_at, k_at, out, log_total = saved
-    kv = k.shape[2]
-    grouped, g_grouped = _group(q, kv), _group(g, kv)
-    # sum of p * dp over keys, float32[B,K,G,T,1], is the dot product of output and its cotangent
-    inner = jnp.sum(_group(out, kv).astype(jnp.float32) * g_grouped.astype(jnp.float32), axis=-1)
-    inner = jnp.moveaxis(inner, 1, -1)[..., None]
-    f32 = {"preferred_element_type": jnp.float32}
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for rows, keys in _blocks(q.shape[1], _block_size(q.shape[1]), k.shape[1], rule):
-        allowed = _allowed(_cut(q_at, rows), _cut(k_at, keys), rule)[:, None, None]
-        scores = _scores(grouped[:, rows], k[:, keys], rule)
-        p = _mass(scores, allowed, log_total[:, :, :, rows])
-        gb = g_grouped[:, rows]
-        dp = jnp.einsum("BTKGH,BSKH->BKGTS", gb, v[:, keys], **f32)
-        ds = p * (dp - inner[:, :, :, rows]) * rule.scale
+    heads, g_heads, out_heads = (_rows_first(a, k.shape[2]) for a in (q, g, out))
+    k_heads, v_heads = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    # the sum of p * dp over keys is the product of the output and its cotangent
+    inner = jnp.sum(out_heads.astype(jnp.float32) * g_heads, axis=-1, keepdims=True)
+    size, blocks = _blocks(q.shape[1], k.shape[1], rule)
+    dq, dk, dv = [], [], []
+    for rows, keys in blocks:
+        q_rows, g_rows = heads[:, :, :, rows], g_heads[:, :, :, rows]
+        scores = _bent(_dot(q_rows, k_heads[:, :, keys], (4,), (3,)), rule)
+        p = _mass(scores, _seen(q_at, k_at, rows, keys, rule), log_total[:, :, :, rows])
+        ds = p * (_dot(g_rows, v_heads[:, :, keys], (4,), (3,)) - inner[:, :, :, rows])
         if rule.softcap is not None:
             ds = ds * (1 - jnp.square(scores / rule.softcap))
         ds = ds.astype(q.dtype)
-        dq.append(jnp.einsum("BKGTS,BSKH->BTKGH", ds, k[:, keys], **f32))
-        dk = dk.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", ds, grouped[:, rows], **f32))
-        dv = dv.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", p.astype(q.dtype), gb, **f32))
-    dq = jnp.concatenate(dq, axis=1).reshape(q.shape).astype(q.dtype)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
+        dq.append(_dot(ds, k_heads[:, :, keys], (4,), (2,)) * rule.scale)
+        dk.append((keys, _dot(ds, q_rows, (2, 3), (2, 3)) * rule.scale))
+        dv.append((keys, _dot(p.astype(g.dtype), g_rows, (2, 3), (2, 3))))
+    return _rows_back(dq, q), _sum_blocks(dk, size, k), _sum_blocks(dv, size, v), None, None
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def _sum_blocks(parts: list[tuple[slice, jax.Array]], size: int, like: jax.Array) -> jax.Array:
+    """Sum of what each block of queries gave to its keys, [B,S,K,H]."""
+    out = []
+    for start in range(0, like.shape[1], size):
+        have = [(keys.start, part) for keys, part in parts if keys.start <= start < keys.stop]
+        out.append(sum(part[:, :, start - at : start - at + size] for at, part in have))
+    return _rows_back(out, like)
