@@ -111,7 +111,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(w["table"], tokens, axis=0) + jnp.take(w["positions"], at.positions, axis=0)
+        table = plan.gather(w["table"], "vocab embed")
+        positions = plan.gather(w["positions"], "seq embed")
+        x = jnp.take(table, tokens, axis=0) + jnp.take(positions, at.positions, axis=0)
         return _dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, 2**31 - 1))
 
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:

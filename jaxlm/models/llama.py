@@ -118,7 +118,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     freqs = rope.frequencies(cfg.head, cfg.theta)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(w["table"], tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
 
     def block(
         kind: str,

@@ -88,6 +88,19 @@ class Plan:
         """The sharding of scalars and small state: a copy everywhere."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def gather(self, w: jax.Array, axes: str) -> jax.Array:
+        """The weight w with its parts along `fsdp` brought together: gather(w, "vocab embed").
+
+        This is what every use of a weight begins with. The partitioner finds it by itself for
+        products, but not for look-ups, where it would split x as the table is split and then copy
+        all of x to every device to split it by rows.
+        """
+        if self.fsdp == 1:
+            return w
+        names = tuple(axes.split())
+        place = rules.sharding(names, w.shape, self.mesh, f"weight {axes!r}", whole="fsdp")
+        return jax.lax.with_sharding_constraint(w, place)
+
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
         """x, held to the rules' sharding for these axis names: constrain(x, "batch seq embed")."""
         if self.devices == 1:

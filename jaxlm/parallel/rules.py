@@ -31,9 +31,10 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def partition(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str, whole: str | None = None
 ) -> PartitionSpec:
-    """The PartitionSpec of an array with these axis names and sizes.
+    """The PartitionSpec of an array with these axis names and sizes; no part of it is split over
+    the mesh axis `whole`.
 
     Raises: ValueError naming the array, the dimension and the sizes where it does not divide;
     ValueError for an axis name without a rule.
@@ -43,7 +44,7 @@ def partition(
     for axis, size in zip(axes, shape, strict=True):
         if axis not in RULES:
             raise ValueError(f"{name}: axis {axis!r} has no rule; there are {sorted(RULES)}")
-        want = tuple(m for m in RULES[axis] if m not in taken and mesh.shape[m] > 1)
+        want = tuple(m for m in RULES[axis] if m not in {*taken, whole} and mesh.shape[m] > 1)
         parts = math.prod(mesh.shape[m] for m in want)
         if size % parts:
             mesh_text = " x ".join(f"{m}={mesh.shape[m]}" for m in want)
@@ -57,7 +58,7 @@ def partition(
 
 
 def sharding(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str, whole: str | None = None
 ) -> NamedSharding:
     """`partition` on this mesh as a NamedSharding."""
-    return NamedSharding(mesh, partition(axes, shape, mesh, name))
+    return NamedSharding(mesh, partition(axes, shape, mesh, name, whole))

@@ -9,7 +9,7 @@ has the peak; with s updates done, W of warm-up and N in all:
     cosine         final + (1 - final) * (1 + cos(pi x)) / 2         Loshchilov & Hutter 2017, eq. 5
     linear         1 - (1 - final) * x                               Bergsma et al. 2025
     wsd            1, then final + (1 - final) * (1 - sqrt(y)) while y goes from 0 to 1 over the
-                   last `decay` of all N updates                     Hu et al. 2024; Hagele et al. 2024
+                   last `decay` of all N updates                     Hagele et al. 2024
     inverse_sqrt   sqrt(max(W, 1) / max(s, W, 1))                    Vaswani et al. 2017, eq. 3
     constant       1
 """
