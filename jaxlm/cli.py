@@ -1,0 +1,384 @@
+"""The command line: one function per subcommand, which imports what it needs.
+
+Nothing slow is imported here, so that `jaxlm --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from jaxlm.train.run import Run
+
+# What a user can mend: a value, a file, a missing extra. Anything else is shown with its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+class Command(NamedTuple):
+    """run(args) -> exit code."""
+
+    run: Callable[[Sequence[str]], int]
+    usage: str
+    help: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command line: 0, 2 for what the user can mend, 128 + n after signal n.
+
+    JAXLM_TRACEBACK=1 shows where an error came from.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        import jaxlm
+
+        print(f"jaxlm {jaxlm.__version__}")
+        return 0
+    command = COMMANDS.get(args[0])
+    if command is None:
+        return fail(f"no command {args[0]!r}{_near(args[0], COMMANDS)}; see jaxlm --help")
+    if argv is None and command.run in (train, evaluate):
+        from jaxlm import launch
+
+        launch.prepare()
+    try:
+        return command.run(args[1:])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has gone; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except USER_ERRORS as error:
+        if os.environ.get("JAXLM_TRACEBACK") == "1":
+            raise
+        return fail(str(error) or repr(error))
+
+
+def usage() -> str:
+    """The text of `jaxlm --help`."""
+    width = max(len(c.usage) for c in COMMANDS.values()) + 2
+    lines = [f"  jaxlm {c.usage:<{width}}{c.help}" for c in COMMANDS.values()]
+    return "\n".join(
+        ["usage: jaxlm COMMAND ...", "", *lines, "", "jaxlm COMMAND --help explains its arguments."]
+    )
+
+
+def fail(text: str) -> int:
+    """Print an error and return the exit code of a mistake that the user can mend."""
+    print(f"jaxlm: {text}", file=sys.stderr)
+    return 2
+
+
+def train(args: Sequence[str]) -> int:
+    """jaxlm train CONFIG [--field value ...]"""
+    from jaxlm import launch, override
+    from jaxlm.core import config
+    from jaxlm.models import llama
+    from jaxlm.train import loop
+    from jaxlm.train.run import Run
+
+    if not args or args[0] in ("-h", "--help"):
+        print(_line("train"))
+        print("\nThe fields of every config, with the defaults of a LLaMA-style model:\n")
+        override.apply(Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG")
+    target, overrides = _target("train", args)
+    run = override.apply(_loaded(config.load(target), target), overrides, f"jaxlm train {target}")
+    launch.devices(run.plan.devices)
+    return loop.run(run).exit_code
+
+
+def sample(args: Sequence[str]) -> int:
+    """jaxlm sample RUN --prompt TEXT ..."""
+    import pathlib
+
+    import tyro
+
+    from jaxlm.data import tokenizers
+    from jaxlm.decode import text
+    from jaxlm.decode.sample import Sampling
+    from jaxlm.train import env, saved
+
+    def command(
+        run: tyro.conf.Positional[pathlib.Path],
+        prompt: tuple[str, ...] = ("",),
+        checkpoint: saved.Which = "last",
+        sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
+    ) -> int:
+        """Continue prompts with a trained model; the text appears as it is generated.
+
+        Args:
+            run: The run directory, such as runs/demo.
+            prompt: Texts to continue; an empty one starts a new document.
+            checkpoint: The last checkpoint, or the one with the best evaluation.
+            sampling: How to continue.
+        """
+        env.compilation_cache()
+        found = saved.load(run, checkpoint)
+        tokenizer = tokenizers.load(found.run.data.tokenizer)
+        for one in prompt:
+            pieces = text.stream(found.model, found.params, tokenizer, one, sampling)
+            print(one, end="", flush=True)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm sample")
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """jaxlm eval RUN [--data.source ...]"""
+    import dataclasses
+    import json
+    import pathlib
+
+    import tyro
+
+    from jaxlm.data import loader, shards, source, tokenizers
+    from jaxlm.eval import perplexity
+    from jaxlm.train import directory, env, saved
+
+    if not args or args[0] in ("-h", "--help"):
+        run, rest, read = pathlib.Path("RUN"), ["--help"], loader.Data()
+    else:
+        target, rest = _target("eval", args)
+        run = pathlib.Path(target)
+        read = directory.load(run).data
+
+    def command(
+        checkpoint: saved.Which = "last",
+        split: source.Split = "val",
+        data: loader.Data = read,
+    ) -> int:
+        """Score a trained model on held-out text, and print the scores as JSON.
+
+        Args:
+            checkpoint: The last checkpoint, or the one with the best evaluation.
+            split: The held-out documents, or those trained on. To score a whole file, give
+                `--data.source FILE --data.holdout 0 --split train`.
+            data: What is read; the run's own data where nothing else is said.
+        """
+        data.validate()
+        env.compilation_cache()
+        found = saved.load(run, checkpoint)
+        folder = shards.prepare(data, str(env.user_cache() / "shards"))
+        text = shards.open_shards(folder, split, tokenizers.load(data.tokenizer).hash)
+        score = perplexity.scorer(found.model, found.plan)
+        result = perplexity.evaluate(score, found.params, data, text, found.plan)
+        facts = {"step": found.step, "split": split, "source": data.source}
+        print(json.dumps(facts | dataclasses.asdict(result), indent=1))
+        return 0
+
+    return tyro.cli(
+        command, args=rest, prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
+    )
+
+
+def tokenizer(args: Sequence[str]) -> int:
+    """jaxlm tokenizer train --kind KIND --vocab N --out DIR"""
+    import tyro
+
+    from jaxlm.data import source as sources
+    from jaxlm.data import tokenizers
+
+    def command(
+        kind: str,
+        vocab: int,
+        out: str,
+        source: str = "pydocs",
+        field: str = "text",
+        holdout: float = 0.05,
+        extra: tuple[str, ...] = (),
+    ) -> int:
+        """Train a tokenizer on the training split of a source.
+
+        Args:
+            kind: bpe, unigram (sentencepiece), byte_bpe (as GPT-2) or wordpiece (as BERT).
+            vocab: Ids, special ones included.
+            out: A new directory; a config names it as data.tokenizer.
+            source: A corpus, file, directory or glob, as data.source of a config.
+            field: The field of .jsonl or column of .parquet that holds the text.
+            holdout: The fraction of documents left out, as data.holdout of a config.
+            extra: Control tokens beyond pad, bos and eos, such as "<|user|>".
+        """
+        texts = sources.texts(source, field, "train", holdout)
+        made = tokenizers.train(kind, texts, vocab, out, extra)
+        print(f"{out}: {kind}, {made.vocab:,} ids, hash {made.hash[:12]}")
+        return 0
+
+    return tyro.cli(command, args=_action("tokenizer", "train", args), prog="jaxlm tokenizer train")
+
+
+def data(args: Sequence[str]) -> int:
+    """jaxlm data tokenize --tokenizer DIR --out DIR"""
+    import tyro
+
+    from jaxlm.data import shards, tokenizers
+
+    def command(
+        tokenizer: str,
+        out: str,
+        source: str = "pydocs",
+        field: str = "text",
+        holdout: float = 0.05,
+        workers: int = 0,
+    ) -> int:
+        """Tokenise a source into shards that training reads without touching the text again.
+
+        Args:
+            tokenizer: `bytes`, or the path of a tokenizer.
+            out: A new directory; a config names it as data.source.
+            source: A corpus, file, directory or glob.
+            field: The field of .jsonl or column of .parquet that holds the text.
+            holdout: The fraction of documents held out for validation.
+            workers: Processes that encode; 0 encodes in this one. The shards are the same.
+        """
+        made = shards.tokenize(source, field, tokenizers.load(tokenizer), out, holdout, workers)
+        for name, split in made.splits.items():
+            counts = (
+                f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+            )
+            print(f"{out}/{name}: {counts}")
+        return 0
+
+    return tyro.cli(command, args=_action("data", "tokenize", args), prog="jaxlm data tokenize")
+
+
+def listing(args: Sequence[str]) -> int:
+    """jaxlm list [FOLDER]"""
+    import pathlib
+
+    import tyro
+
+    from jaxlm import catalogue
+
+    def command(folder: tyro.conf.Positional[pathlib.Path] = pathlib.Path()) -> int:
+        """Show configs, presets, corpora, tokenizer kinds and runs.
+
+        Args:
+            folder: Where configs/ and runs/ are.
+        """
+        print(catalogue.text(folder))
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm list")
+
+
+def plan(args: Sequence[str]) -> int:
+    """jaxlm plan CONFIG-or-PRESET [--field value ...]"""
+    from jaxlm import models, objectives, override
+    from jaxlm.core import config
+    from jaxlm.data.loader import Data
+    from jaxlm.parallel.plan import Plan
+    from jaxlm.scaling import report
+    from jaxlm.train import optim
+    from jaxlm.train.run import Run
+
+    if not args or args[0] in ("-h", "--help"):
+        print(_line("plan"))
+        print(f"\npresets: {', '.join(models.presets())}")
+        return 0
+    target, overrides = _target("plan", args)
+    preset = models.presets().get(target)
+    if preset is not None:
+        # A published model has no run: one row of its context, on an accelerator.
+        read = Data(seq=preset.context, batch=1)
+        run = Run(name=target, model=preset, data=read, plan=Plan(compute="bfloat16"))
+    elif ".py" in target or "/" in target:
+        run = _loaded(config.load(target), target)
+    else:
+        raise ValueError(f"no preset {target!r}{_near(target, models.presets())}")
+    run = override.apply(run, overrides, f"jaxlm plan {target}")
+    spec = objectives.build(run.objective, models.build(run.model, run.plan), run.plan).spec
+    tx = optim.build(run.optim, spec, run.steps, fp16=False)
+    steps = None if preset is not None else run.steps
+    rows = report.rows(
+        run.model,
+        run.plan,
+        batch=run.data.batch,
+        seq=run.data.seq,
+        steps=steps,
+        tx=tx,
+        dtype=run.plan.dtype,
+    )
+    print(report.text(rows))
+    return 0
+
+
+def draw(args: Sequence[str]) -> int:
+    """jaxlm plot RUN"""
+    import pathlib
+
+    import tyro
+
+    from jaxlm import plot
+    from jaxlm.train import directory
+
+    def command(run: tyro.conf.Positional[pathlib.Path]) -> int:
+        """Draw a run's loss curves to loss.png in its directory.
+
+        Args:
+            run: The run directory, such as runs/demo.
+        """
+        directory.load(run)
+        path = plot.loss(run)
+        if path is None:
+            raise ValueError(f"{run} has no metrics to draw yet")
+        print(path)
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm plot")
+
+
+def _target(command: str, args: Sequence[str]) -> tuple[str, list[str]]:
+    """(the file, run or preset that a command works on, the rest of its arguments)."""
+    if args[0].startswith("-"):
+        raise ValueError(f"{args[0]} stands where {COMMANDS[command].usage!r} has its first name")
+    return args[0], list(args[1:])
+
+
+def _action(command: str, action: str, args: Sequence[str]) -> list[str]:
+    """The arguments behind a command's one action."""
+    if args and args[0] not in (action, "-h", "--help"):
+        raise ValueError(f"jaxlm {command}: no action {args[0]!r}; there is {action!r}")
+    return list(args[1:]) if args and args[0] == action else ["--help"]
+
+
+def _loaded(found: object, target: str) -> "Run":
+    """What a config file returned, if it is a Run."""
+    from jaxlm.train.run import Run
+
+    if not isinstance(found, Run):
+        raise ValueError(f"{target}: config() returned {type(found).__name__}, a Run is needed")
+    return found
+
+
+def _line(command: str) -> str:
+    return f"usage: jaxlm {COMMANDS[command].usage}"
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else f"; there are {sorted(names)}"
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(train, "train CONFIG [--field value ...]", "train, or go on after a stop"),
+    "sample": Command(sample, "sample RUN --prompt TEXT ...", "continue a text"),
+    "eval": Command(evaluate, "eval RUN", "score held-out text"),
+    "tokenizer": Command(tokenizer, "tokenizer train ...", "train a tokenizer"),
+    "data": Command(data, "data tokenize ...", "turn text into shards"),
+    "list": Command(listing, "list", "configs, presets, corpora, tokenizers, runs"),
+    "plan": Command(plan, "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes, tokens"),
+    "plot": Command(draw, "plot RUN", "draw the loss curves"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What a run will cost, as lines of text: parameters, FLOPs, bytes, tokens."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import flops, memory
+
+# Hoffmann et al. 2022, table 3: 20.2 tokens per parameter at 1B, 20 at 10B.
+TOKENS_PER_PARAMETER = 20
+# The row that makes models comparable: the cache of one sequence of this many tokens.
+CACHE_TOKENS = 4096
+
+
+class Row(NamedTuple):
+    """One line of a report; a value of "" makes it a heading."""
+
+    name: str
+    value: str
+
+
+def groups(spec: param.Tree) -> dict[str, int]:
+    """{group: parameters}: what stands outside the layers by name, the layers by sublayer."""
+    out: dict[str, int] = {}
+    for path, p in param.flatten(spec).items():
+        parts = path.split("/")
+        # stack / segment / kind / sublayer / ...
+        name = f"layers: {parts[3]}" if parts[0] == "stack" else parts[0]
+        out[name] = out.get(name, 0) + math.prod(p.shape)
+    return out
+
+
+def rows(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    *,
+    batch: int,
+    seq: int,
+    steps: int | None,
+    tx: optax.GradientTransformation,
+    dtype: Any,
+) -> list[Row]:
+    """The report of training `cfg` on `batch` rows of `seq` tokens under a plan.
+
+    steps: the run's length, None for a model that is only looked at. tx: the optimiser. dtype: that
+    of activations and cache. Needs no device of the plan's.
+
+    Raises: ValueError naming what does not divide over the plan's mesh.
+    """
+    count = param.count(models.spec(cfg))
+    name = jnp.dtype(dtype).name
+    return [
+        *_parameters(cfg, count),
+        *_flops(cfg, seq),
+        *_bytes(cfg, plan, batch, seq, tx, dtype),
+        Row(f"KV cache of one sequence, per device, {name}", ""),
+        *_caches(cfg, plan, seq, dtype),
+        Row("training", ""),
+        *_tokens(cfg, count, batch * seq, seq, steps),
+    ]
+
+
+def _parameters(cfg: models.AnyConfig, count: int) -> list[Row]:
+    spec = models.spec(cfg)
+    parts = [Row(k, f"{n:,}  ({n / count:.1%})") for k, n in groups(spec).items()]
+    return [Row("parameters", ""), *parts, Row("total", f"{count:,}")]
+
+
+def _flops(cfg: models.AnyConfig, seq: int) -> list[Row]:
+    out = [Row(f"FLOPs per token at {seq:,} tokens", "")]
+    for name, causal in (("causal attention", True), ("full attention", False)):
+        f = flops.per_token(cfg, seq, causal=causal)
+        share = f.attention / f.forward
+        text = f"{si(f.forward)} forward, {si(f.training)} training ({share:.1%} attention)"
+        out.append(Row(name, text))
+    return out
+
+
+def _bytes(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    batch: int,
+    seq: int,
+    tx: optax.GradientTransformation,
+    dtype: Any,
+) -> list[Row]:
+    part = memory.training(cfg, plan, batch=batch, seq=seq, tx=tx, dtype=dtype)
+    mesh = f"data {plan.data} x fsdp {plan.fsdp} x tensor {plan.tensor}"
+    rows = f"{batch} x {seq:,} tokens, {plan.microbatches} micro-batches"
+    how = f"{jnp.dtype(dtype).name}, remat {plan.remat}, attention {plan.attention}"
+    return [
+        Row(f"bytes per device: {mesh}; {rows}; {how}", ""),
+        Row("weights, float32", binary(part.weights)),
+        Row("optimiser", binary(part.optimiser)),
+        Row("gradients, float32", binary(part.gradients)),
+        Row("activations", binary(part.activations)),
+        Row("logits of one chunk, float32", binary(part.logits)),
+        Row("total", binary(part.total)),
+    ]
+
+
+def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row]:
+    longest = models.build(cfg, plan).context
+    lengths = {min(n, longest or n) for n in (CACHE_TOKENS, seq)}
+    return [
+        Row(
+            f"{slots:,} tokens",
+            binary(memory.cache(cfg, Plan(tensor=plan.tensor), batch=1, slots=slots, dtype=dtype)),
+        )
+        for slots in sorted(lengths)
+    ]
+
+
+def _tokens(cfg: models.AnyConfig, count: int, each: int, seq: int, steps: int | None) -> list[Row]:
+    """The tokens that make a model of this size compute-optimal, and those of the run."""
+
+    def cost(tokens: int) -> str:
+        return f"{si(flops.per_token(cfg, seq).training * tokens)}FLOPs"
+
+    best = TOKENS_PER_PARAMETER * count
+    text = f"{short(best)} tokens, {best / each:,.0f} steps, {cost(best)}"
+    out = [Row(f"{TOKENS_PER_PARAMETER} tokens per parameter", text)]
+    if steps is not None:
+        tokens = steps * each
+        text = f"{short(tokens)} tokens, {steps:,} steps, {cost(tokens)}"
+        out.append(Row(f"this run: {tokens / count:.1f} tokens per parameter", text))
+    return out
+
+
+def text(report: list[Row]) -> str:
+    """The rows as aligned lines."""
+    width = max(len(row.name) for row in report if row.value) + 2
+    return "\n".join(
+        f"  {row.name:<{width}}{row.value}" if row.value else f"\n{row.name}" for row in report
+    ).lstrip("\n")
+
+
+def binary(n: float) -> str:
+    """A number of bytes in the largest unit that leaves at least a tenth."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= 0.1 * size:
+            return f"{n / size:,.2f} {unit}"
+    return f"{n:.0f} B"
+
+
+def si(n: float) -> str:
+    """A number of operations with its SI prefix."""
+    units = "Y Z E P T G M k".split()
+    return _short(n, tuple(zip(units, range(24, 0, -3))))
+
+
+def short(n: float) -> str:
+    """A count as papers write it: 160.6B."""
+    return _short(n, (("T", 12), ("B", 9), ("M", 6), ("k", 3))).replace(" ", "")
+
+
+def _short(n: float, units: tuple[tuple[str, int], ...]) -> str:
+    for unit, power in units:
+        if n >= 10**power:
+            return f"{n / 10**power:.4g} {unit}"
+    return f"{n:.0f} "
