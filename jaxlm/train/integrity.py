@@ -10,13 +10,15 @@ FILE = "manifest.json"
 
 
 def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
-    """Put every file of a folder on the disk, then write the manifest that vouches for them.
+    """Put every file of a folder on the disk, then write the manifest that vouches for those in
+    its subfolders; what stands beside these is the writer's own notes, rewritten when it renames.
 
     Raises: io.WriteError on a full disk.
     """
     listed = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, io.sha256(path, sync=True)]
         for path in io.files(folder)
+        if path.parent != folder
     }
     for path in folder.rglob("*"):
         if path.is_dir():

@@ -1,0 +1,78 @@
+"""A tiny run over a tiny corpus; caches of the session, so that each program compiles once."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import random
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxlm.data import loader
+from jaxlm.models import llama
+from jaxlm.train import loop, optim
+from jaxlm.train import run as runs
+
+WORDS = ("a", "model", "reads", "the", "text", "and", "learns", "what", "follows", "each", "word")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with a corpus of 120 short documents and room for caches."""
+    folder = tmp_path_factory.mktemp("home")
+    draw = random.Random(7)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 40))) + "." for _ in range(120)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(home):
+    """Compiled programs are kept for the session: each run in these tests is a new closure."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(home / "xla"))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def base(home, out):
+    """12 steps of a model of 12,208 weights."""
+    model = llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24, context=32)
+    return runs.Run(
+        name="tiny",
+        model=model,
+        data=loader.Data(source=str(home / "corpus.jsonl"), seq=32, batch=4, holdout=0.2),
+        optim=optim.Optim(lr=1e-2, warmup=2),
+        steps=12,
+        log_every=2,
+        eval_every=6,
+        eval_batches=2,
+        checkpoint=runs.Checkpoint(every=3, keep_last=2),
+        out=str(out),
+    )
+
+
+@pytest.fixture
+def tiny(home, compiled, tmp_path, monkeypatch):
+    """A function from changes to a Run of 12 steps that takes a second."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    run = base(home, tmp_path / "runs")
+    return lambda **changes: dataclasses.replace(run, **changes)
+
+
+@pytest.fixture(scope="session")
+def whole(home, compiled):
+    """(Run, Result, what was printed) of the tiny run, trained once and never interrupted."""
+    run, printed = base(home, home / "runs"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        result = loop.run(run)
+    return run, result, printed.getvalue()

@@ -1,0 +1,290 @@
+"""A run from its config to its directory: whole, interrupted, refused."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.core import config, io
+from jaxlm.eval import perplexity
+from jaxlm.models import gpt
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import (
+    checkpoint,
+    directory,
+    events,
+    loop,
+    metrics,
+    optim,
+    saved,
+    signals,
+    step,
+)
+from jaxlm.train import run as runs
+
+
+def final_state(run):
+    """Every array of the last checkpoint, by item."""
+    program = loop.build(run)
+    like = checkpoint.items(step.abstract(program.objective, program.tx, run.plan))
+    return checkpoint.read(runs.folder(run) / "checkpoints", run.steps, like)
+
+
+def assert_same_run(a, b):
+    """Same weights, optimiser state, key and metrics: every bit."""
+    same = jax.tree.map(np.array_equal, final_state(a), final_state(b))
+    assert all(jax.tree.leaves(same)), same
+    files = [runs.folder(run) / metrics.FILE for run in (a, b)]
+    assert metrics.deterministic(files[0]) == metrics.deterministic(files[1])
+
+
+@pytest.fixture
+def stopping():
+    """A context in which a signal arrives in the n-th step of a run."""
+
+    @contextlib.contextmanager
+    def arrive(number, steps):
+        count = iter(range(1, 10**6))
+
+        @contextlib.contextmanager
+        def caught():
+            yield lambda: number if next(count) >= steps else 0
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(signals, "caught", caught)
+            yield
+
+    return arrive
+
+
+def test_a_run_leaves_a_complete_directory(whole):
+    run, result, printed = whole
+    folder = runs.folder(run)
+    assert (result.step, result.steps, result.signal, result.exit_code) == (12, 12, 0, 0)
+    assert result.tokens == 12 * 4 * 32
+
+    records = list(metrics.records(folder / metrics.FILE))
+    train = [r for r in records if r["split"] == "train"]
+    assert [r["step"] for r in train] == [1, 2, 4, 6, 8, 10, 12]
+    assert abs(train[0]["loss"] - math.log(259)) < 1.0 and train[-1]["loss"] < 4.5
+    assert {"grad_norm", "lr", "skipped", "weight", "tokens"} <= train[0].keys()
+    rates = {"tokens_per_second", "step_seconds", "data_wait_seconds", "gflop_per_second_causal"}
+    assert rates <= train[-1]["timing"].keys() and "host_peak_bytes" in train[-1]["timing"]
+    val = [r for r in records if r["split"] == "val"]
+    assert [r["step"] for r in val] == [6, 12]
+    assert val[1]["tokens"] > val[0]["tokens"]  # eval_batches on the way, the whole split at last
+    assert result.val["bits_per_byte"] == val[1]["bits_per_byte"]
+
+    assert directory.load(folder) == run
+    described = json.loads((folder / "env.json").read_text())
+    assert described["kernels"]["attention"] == "xla" and described["dtype"] == "float32"
+    assert len(described["corpus"]["fingerprint"]) == 64 and described["parameters"] > 0
+    assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert checkpoint.steps(folder / "checkpoints") == [9, 12]
+    assert "attention=xla" in printed and "step 12/12" in printed and "float32" in printed
+
+
+def test_a_finished_run_is_not_run_again(whole, capsys):
+    run, first, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in io.files(runs.folder(run))}
+    again = loop.run(run)
+    assert again == first and again.exit_code == 0
+    assert "is finished: 12 steps" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in io.files(runs.folder(run))}
+
+
+def test_another_config_is_refused_and_the_field_named(whole):
+    run, _, _ = whole
+    other = dataclasses.replace(run, optim=optim.Optim(lr=1e-3, warmup=2), seed=4)
+    with pytest.raises(ValueError, match=r"optim\.lr=0\.01, this one has optim\.lr=0\.001 \(and 1"):
+        loop.run(other)
+    moved = dataclasses.replace(run, checkpoint=runs.Checkpoint(every=1), plan=Plan(unroll=2))
+    assert loop.run(moved).step == 12  # how it is executed is not what it is
+
+
+@pytest.mark.parametrize("steps", [4, 6, 12])
+def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, steps):
+    """At a step of no note; at one that is evaluated, logged and saved; at the last."""
+    cut = tiny(name="cut")
+    with stopping(15, steps):
+        stopped = loop.run(cut)
+    assert (stopped.step, stopped.exit_code) == (steps, 143)
+    assert "SIGTERM: stopped after step" in capsys.readouterr().out
+    assert not (runs.folder(cut) / "result.json").exists()
+    resumed = loop.run(cut)
+    assert resumed.exit_code == 0 and resumed.step == 12
+    assert resumed.val == whole[1].val
+    assert_same_run(whole[0], cut)
+
+
+def test_a_torn_line_and_later_records_are_cut_off(tiny, stopping):
+    run = tiny(eval_every=None)
+    with stopping(2, 7):
+        assert loop.run(run).exit_code == 130
+    file = runs.folder(run) / metrics.FILE
+    kept = list(metrics.records(file))
+    with file.open("a") as f:
+        f.write('{"step": 8, "split": "train", "loss": 1.0}\n{"step": 10, "spl')
+    assert [r["step"] for r in metrics.records(file)] == [1, 2, 4, 6, 8]
+    metrics.Writer(file.parent, 7, True, print)
+    assert list(metrics.records(file)) == kept
+    with file.open("r+") as f:
+        f.write("@")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not a JSON record"):
+        list(metrics.records(file))
+
+
+def test_changed_data_is_refused(tiny, stopping, tmp_path, home):
+    source = tmp_path / "mine.jsonl"
+    source.write_text((home / "corpus.jsonl").read_text())
+    run = tiny(eval_every=None)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=str(source)))
+    with stopping(15, 4):
+        loop.run(run)
+    source.write_text(source.read_text().replace("model", "muddle"))
+    with pytest.raises(ValueError, match=r"data\.source: .* changed since step 4: its fingerprint"):
+        loop.run(run)
+
+
+def test_one_process_a_directory(tiny):
+    run = tiny(steps=3)
+    folder = runs.folder(run)
+    folder.mkdir(parents=True)
+    with io.lock(folder / "lock"), pytest.raises(BlockingIOError, match="in use by process"):
+        loop.run(run)
+
+
+def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny):
+    run = tiny(
+        steps=6,
+        optim=optim.Optim(lr=1e-2, warmup=2, ema=0.5),
+        samples=("the", "what"),
+        sample_tokens=4,
+    )
+    result = loop.run(run)
+    samples = (runs.folder(run) / "samples" / "00000006.txt").read_text()
+    assert samples.startswith("--- 'the'\nthe") and "\n--- 'what'\nwhat" in samples
+    found = saved.load(runs.folder(run))
+    assert found.step == 6 and found.run == run
+    trained = final_state(run)
+    assert np.array_equal(found.params["norm"], trained["average"].params["norm"])
+    assert not np.array_equal(found.params["norm"], trained["params"]["norm"])
+    val = loop.open_data(run)[1]
+    score = perplexity.scorer(found.model, found.plan)
+    again = perplexity.evaluate(score, found.params, run.data, val, found.plan)
+    assert dataclasses.asdict(again) == {k: result.val[k] for k in dataclasses.asdict(again)}
+    with pytest.raises(FileNotFoundError, match=r"holds \['tiny'\]"):
+        saved.load(runs.folder(run).parent / "tini")
+
+
+def problem(run):
+    with pytest.raises(ValueError) as caught:
+        runs.validate(run)
+    return str(caught.value)
+
+
+def data(run, **changes):
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: dataclasses.replace(r, steps=0), "steps: 0 given; at least 1"),
+        (lambda r: dataclasses.replace(r, seed=-1), "seed: -1 given"),
+        (lambda r: dataclasses.replace(r, name="a/b"), "name: 'a/b' given"),
+        (lambda r: dataclasses.replace(r, out="gs://x"), "out: 'gs://x' given; a local"),
+        (lambda r: dataclasses.replace(r, profile=(5, 4)), r"profile: \(5, 4\) given"),
+        (
+            lambda r: dataclasses.replace(r, model=dataclasses.replace(r.model, vocab=256)),
+            "model.vocab: 256 given, but the tokenizer 'bytes' has 259 ids; set model.vocab to 259",
+        ),
+        (
+            lambda r: dataclasses.replace(
+                r, model=gpt.Config(vocab=259, embed=16, layers=1, heads=2, context=16)
+            ),
+            "data.seq: 32 given, .* model.context=16",
+        ),
+        (lambda r: data(r, batch=6, ramp=()), "data.batch: 6 rows .* choose a multiple of 4"),
+        (lambda r: data(r, holdout=0.0), "data.holdout: 0 leaves nothing for eval_every=6"),
+        (lambda r: data(r, source="nowhere.txt"), "nowhere.txt': no such file"),
+        (lambda r: data(r, tokenizer="nowhere"), "tokenizer 'nowhere': neither"),
+        (lambda r: data(r, seq=0), "data.seq=0: expected at least 1"),
+        (
+            lambda r: dataclasses.replace(r, plan=Plan(data=16)),
+            "plan.data=16 .* needs 16 devices; 8 cpu",
+        ),
+        (
+            lambda r: dataclasses.replace(r, plan=Plan(tensor=2)),
+            "weight embed/table: dimension 'vocab' of size 259 does not divide over tensor=2",
+        ),
+        (lambda r: dataclasses.replace(r, optim=optim.Optim(warmup=50)), "optim.warmup: 50 given"),
+        (
+            lambda r: dataclasses.replace(r, samples=("x",), eval_every=None),
+            "samples: prompts given, and eval_every=None",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_before_compute(tiny, change, message):
+    assert re.search(message, problem(change(tiny(plan=Plan(microbatches=4)))))
+
+
+def test_all_problems_are_reported_at_once(tiny):
+    text = problem(data(tiny(steps=0, seed=-2, log_every=0), source="nowhere.txt"))
+    assert all(word in text for word in ("steps: 0", "seed: -2", "log_every: 0", "nowhere.txt"))
+
+
+def test_a_run_survives_json(tiny):
+    run = tiny(profile=(2, 3), samples=("a", "b"), eval_batches=None)
+    assert config.from_dict(runs.Run, json.loads(json.dumps(config.to_dict(run)))) == run
+    assert runs.digest(run) == runs.digest(dataclasses.replace(run, out="x", name="y"))
+    assert runs.digest(run) != runs.digest(dataclasses.replace(run, seed=1))
+
+
+def test_a_full_disk_delays_metrics_and_is_named(tmp_path, monkeypatch):
+    warnings = []
+    writer = metrics.Writer(tmp_path, 0, True, warnings.append)
+    writer.write({"step": 1, "split": "train", "loss": 1.0})
+    good = writer._append
+
+    def full():
+        with (tmp_path / metrics.FILE).open("ab") as file:
+            file.write(b'{"step": 2, "sp')  # what fitted
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "_append", full)
+    writer.write({"step": 2, "split": "train", "loss": float("inf")})
+    assert "No space left on device" in warnings[0] and "bytes are free" in warnings[0]
+    with pytest.raises(io.WriteError, match="metrics.jsonl: No space left"):
+        writer.commit()
+    monkeypatch.setattr(writer, "_append", good)
+    writer.write({"step": 3, "split": "train", "loss": 3.0})
+    writer.commit()
+    lines = [(r["step"], r["loss"]) for r in metrics.records(tmp_path / metrics.FILE)]
+    assert lines == [(1, 1.0), (2, None), (3, 3.0)]
+
+
+def test_event_files_are_tensorboards(tmp_path):
+    """Read back with the protocol buffers of an independent library."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    assert events.crc32c(b"123456789") == 0xE3069283  # RFC 3720's polynomial, the check value
+    assert events.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    written = events.open(tmp_path)
+    written.restart(6)
+    written.write(300, {"train/loss": 1.5, "val/nll": -2.0})
+    raw, found = written.path.read_bytes(), []
+    while raw:
+        (size,) = struct.unpack("<Q", raw[:8])
+        found.append(event_pb2.Event.FromString(raw[12 : 12 + size]))
+        assert raw[: size + 16] == events.frame(raw[12 : 12 + size])
+        raw = raw[size + 16 :]
+    assert found[0].file_version == "brain.Event:2"
+    assert (found[1].step, found[1].session_log.status) == (6, event_pb2.SessionLog.START)
+    values = {v.tag: v.simple_value for v in found[2].summary.value}
+    assert (found[2].step, values) == (300, {"train/loss": 1.5, "val/nll": -2.0})
