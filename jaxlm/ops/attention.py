@@ -1,4 +1,4 @@
-"""Softmax attention over packed rows, grouped key/value heads, and a cache read before it is written.
+"""Softmax attention: packed rows, grouped key/value heads, a cache read before it is written.
 
 Two kernels compute the same thing. "xla" forms all scores [B,K,G,T,S]. "blockwise" walks over
 blocks of queries, leaves out the keys no query of the block may see, and keeps only the
