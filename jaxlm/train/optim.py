@@ -252,14 +252,18 @@ def _direction(cfg: Optim, spec: param.Tree) -> Transform:
     elif cfg.name == "adafactor":
         tx = optax.adafactor(1.0, momentum=k["b1"], eps=k["eps"])
     else:
-        tx = optax.contrib.muon(
+        matrices = param.matrices(spec)
+        rest = jax.tree.map(lambda matrix: not matrix, matrices)
+        muon = optax.contrib.muon(
             1.0,
             beta=k["b1"],
             eps=k["eps"],
-            adam_b2=k["b2"],
             muon_weight_dimension_numbers=_matrix_axes(spec),
             consistent_rms=MUON_RMS,
         )
+        # muon's own treatment of the rest is Adam with Nesterov's momentum
+        adam = optax.adam(1.0, b1=0.9, b2=k["b2"], eps=k["eps"])
+        tx = optax.chain(optax.masked(muon, matrices), optax.masked(adam, rest))
     parts = [] if cfg.clip is None else [optax.clip_by_global_norm(cfg.clip)]
     parts.append(tx)
     if cfg.weight_decay:
@@ -268,15 +272,15 @@ def _direction(cfg: Optim, spec: param.Tree) -> Transform:
 
 
 def _matrix_axes(spec: param.Tree) -> param.Tree:
-    """Which axes of each hidden matrix are inputs and which outputs; None for all other weights.
+    """Which axes of each hidden matrix are inputs and which outputs; other weights are masked.
 
     "layer | embed -> heads head" is, per layer, the matrix [embed, heads * head].
     """
 
-    def axes(p: param.Param, matrix: bool) -> optax.contrib.MuonDimensionNumbers | None:
+    def axes(p: param.Param, matrix: bool) -> optax.contrib.MuonDimensionNumbers | optax.MaskedNode:
         split = p.copies + p.inputs
-        numbers = range(p.copies, split), range(split, len(p.shape))
-        return optax.contrib.MuonDimensionNumbers(*map(tuple, numbers)) if matrix else None
+        numbers = tuple(range(p.copies, split)), tuple(range(split, len(p.shape)))
+        return optax.contrib.MuonDimensionNumbers(*numbers) if matrix else optax.MaskedNode()
 
     return param.map(axes, spec, param.matrices(spec))
 
