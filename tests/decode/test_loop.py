@@ -54,14 +54,13 @@ def greedy_rows(batch, limit):
     return sample.rows_of([sample.Sampling(max_new=limit, temperature=0.0)] * batch, batch)
 
 
-def body_of_the_loop(text):
-    """Names of all computations the decode loop's body reaches, and their lines."""
+def loop_bodies(text):
+    """The lines of all computations that the bodies of loops reach; prefill is outside of them."""
     parts = {}
     for part in re.split(r"\n(?=(?:ENTRY )?%)", text):
         if head := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", part):
             parts[head.group(1)] = part
-    bodies = re.findall(r"while\(.*?body=%([\w.\-]+)", text)
-    reached, todo = {}, [max(bodies, key=lambda name: len(parts[name]))]
+    reached, todo = {}, re.findall(r"while\(.*?body=%([\w.\-]+)", text)
     while todo:
         name = todo.pop()
         if name not in reached:
@@ -74,7 +73,7 @@ def moved(text, elements):
     """Instructions in the body of the loop that write `elements` or more without computing: copies,
     transposes, slices and pads (an update in place writes one slot of what it is given)."""
     found = []
-    for line in body_of_the_loop(text):
+    for line in loop_bodies(text):
         made = re.match(r"\s+(?:ROOT )?%(\S+) = \w+\[([\d,]*)\]\S* ([\w\-]+)\(", line)
         if not made:
             continue
