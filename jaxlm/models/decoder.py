@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.models import stack
 from jaxlm.models.model import Cache, Hidden, Model
+from jaxlm.ops import linear
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -58,8 +59,10 @@ def build(
         return {name: params[name]}
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
-        table = head["unembed"] if "unembed" in head else head["embed"]["table"].T
-        logits = jnp.matmul(x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        if "unembed" in head:
+            logits = linear.einsum("...D,DV->...V", x, head["unembed"], jnp.float32)
+        else:
+            logits = linear.einsum("...D,VD->...V", x, head["embed"]["table"], jnp.float32)
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:

@@ -2,24 +2,28 @@
 
 import functools
 import math
+import string
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def einsum(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x times w as the spec says, in x.dtype: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,VD->BTV".
+def einsum(spec: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+    """x times w as the spec says: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
 
     The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
-    the rest of x followed by the rest of w. w (float32 master weights) is cast to x.dtype here and
-    nowhere else; sums are kept in float32, and the gradient of w comes back in w.dtype.
+    the rest of x followed by the rest of w, in `dtype` (None: x.dtype). w (float32 master weights)
+    is cast to x.dtype here and nowhere else; sums are kept in float32, and the gradient of w comes
+    back in w.dtype.
 
     Raises: ValueError if the spec has another form or does not fit the shapes.
     """
     summed, leading = _parse(spec, x.shape, w.shape)
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
     if jax.default_backend() == "cpu":
-        return _product(summed, leading, x, w)
-    return jnp.einsum(spec, x, w.astype(x.dtype))
+        return _product(summed, leading, dtype, x, w)
+    return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
@@ -29,6 +33,9 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
     xs, comma, ws = inputs.partition(",")
     if not (arrow and comma):
         raise ValueError(f"{form}: expected the form 'BTD,DNH->BTNH'")
+    xs, out = (
+        side.replace("...", string.digits[: len(x_shape) - len(xs) + 3]) for side in (xs, out)
+    )
     if len(xs) != len(x_shape) or len(ws) != len(w_shape):
         raise ValueError(f"{form}: one letter per axis is needed")
     summed = sum(letter in ws for letter in xs)
@@ -49,28 +56,28 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
 # XLA on CPU fuses the backward of what follows (activation, norm) into the operand of dW, as a
 # strided transpose that it recomputes for every output tile. Two flat matrices behind a barrier
 # keep both products plain GEMMs.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Array:
-    return _multiply(summed, leading, x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(summed: int, leading: bool, dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    return _multiply(summed, leading, dtype, x, w)
 
 
-def _multiply(summed: int, leading: bool, x: jax.Array, w: jax.Array) -> jax.Array:
+def _multiply(summed, leading, dtype, x, w):
     keep = x.ndim - summed
     rest = w.shape[summed:] if leading else w.shape[: w.ndim - summed]
     x2, w2 = _flat(summed, leading, x, w)
     contract = ((1,), (0 if leading else 1,))
-    return _dot(x2, w2.astype(x.dtype), contract, x.dtype).reshape(x.shape[:keep] + rest)
+    return _dot(x2, w2.astype(x.dtype), contract, dtype).reshape(x.shape[:keep] + rest)
 
 
-def _product_forward(summed, leading, x, w):
+def _product_forward(summed, leading, dtype, x, w):
     # not _product: a remat policy that keeps matrix products must see them
-    return _multiply(summed, leading, x, w), (x, w)
+    return _multiply(summed, leading, dtype, x, w), (x, w)
 
 
-def _product_backward(summed, leading, saved, g):
+def _product_backward(summed, leading, dtype, saved, g):
     x, w = saved
     x2, w2 = _flat(summed, leading, x, w)
-    g2 = jax.lax.optimization_barrier(g.reshape(x2.shape[0], -1))
+    g2 = jax.lax.optimization_barrier(g.astype(x.dtype).reshape(x2.shape[0], -1))
     dx = _dot(g2, w2.astype(x.dtype), ((1,), (1 if leading else 0,)), x.dtype)
     first, second = (x2, g2) if leading else (g2, x2)
     dw = _weight_gradient(first, second, w.dtype)

@@ -45,6 +45,16 @@ def test_bfloat16_activations_keep_float32_weights_and_their_gradient():
     np.testing.assert_allclose(dw, np.einsum("BTD,BTNH->DNH", x64, g64), rtol=1e-5, atol=1e-5)
 
 
+def test_any_rank_and_another_output_type():
+    """The head: x of one or many rows in bfloat16, logits in float32."""
+    x, w, _ = inputs("BTD,VD->BTV", jnp.bfloat16)
+    for a in (x, x[0], x[0, 0]):
+        out = linear.einsum("...D,VD->...V", a, w, jnp.float32)
+        assert out.dtype == jnp.float32
+        w16 = np.asarray(w.astype(jnp.bfloat16), np.float64)
+        np.testing.assert_allclose(out, np.asarray(a, np.float64) @ w16.T, rtol=1e-5, atol=1e-5)
+
+
 def test_under_checkpoint_scan_and_vmap():
     """A population of scanned, rematerialised two-layer maps has the gradient of plain einsums."""
     rng = np.random.default_rng(1)
