@@ -12,8 +12,8 @@ assert VERSION is not None
 # Ranges cover both supported lines: Python 3.11 with JAX 0.10 and Python 3.12+ with JAX 0.12.
 # Exact versions known to work together are in requirements/.
 CORE = [
+    "absl-py>=2",
     "array_record>=0.8,<0.9",
-    "chex>=0.1.90,<0.2",
     "etils[epath]>=1.13,<2",
     "flax>=0.12,<0.13",
     "fsspec>=2025.1",
@@ -25,7 +25,6 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
     "sentencepiece>=0.2,<0.3",
-    "tensorboardX>=2.6,<3",
     "tokenizers>=0.22,<0.24",
     "tyro>=1,<2",
 ]

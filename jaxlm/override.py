@@ -1,8 +1,9 @@
 """Typed overrides of a config's leaves from the command line."""
 
-import warnings
+import dataclasses
+import typing
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -17,13 +18,32 @@ def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     """
     import tyro
 
-    with warnings.catch_warnings():
-        # Every family's class is called Config; the subcommands they would make are turned off.
-        warnings.filterwarnings("ignore", "Duplicate subcommand name", UserWarning)
-        return tyro.cli(
-            type(cfg),
-            default=cfg,
-            args=list(args),
-            prog=prog,
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        )
+    cls: Any = type(cfg)
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cls)}
+    narrow = _narrowed(cls, values)
+    found = tyro.cli(
+        narrow,
+        default=narrow(**values),
+        args=list(args),
+        prog=prog,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    return cls(**{name: getattr(found, name) for name in values})
+
+
+def _narrowed(cls: Any, values: dict[str, Any]) -> Any:
+    """A subclass whose unions of dataclasses are the values' own classes."""
+    hints = typing.get_type_hints(cls)
+    own = [
+        (name, type(value), dataclasses.field(default=value))
+        for name, value in values.items()
+        if dataclasses.is_dataclass(value) and hints[name] is not type(value)
+    ]
+    return dataclasses.make_dataclass(
+        cls.__name__,
+        own,
+        bases=(cls,),
+        namespace={"__doc__": cls.__doc__},
+        frozen=True,
+        kw_only=True,
+    )

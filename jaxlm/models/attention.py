@@ -24,8 +24,8 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """Causal attention [B, T, N, H] of q [B, T, N, H] over k, v [B, T, K, H] and, with a memory, over
-    its slots too; and the entries to append to the cache (None when training).
+    """Causal attention [B, T, N, H] of q [B, T, N, H] over k, v [B, T, K, H] and, with a memory,
+    over its slots too; and the entries to append to the cache (None when training).
 
     The old slots and the new keys meet in one softmax, so nothing is written before it is read.
     """

@@ -177,7 +177,8 @@ def _llama1(embed: int, layers: int, heads: int, ffn: int, context: int = 2048) 
 
 def _llama3(embed: int, layers: int, heads: int, ffn: int) -> Config:
     return Config(
-        vocab=128256, embed=embed, layers=layers, heads=heads, kv=8, ffn=ffn, theta=500000.0, context=8192
+        vocab=128256, embed=embed, layers=layers, heads=heads, kv=8, ffn=ffn, theta=500000.0,
+        context=8192,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class Cache(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a forward pass returns: x [B, T, D] after the last norm, and the cache if one came in."""
+    """What a forward pass returns: x [B, T, D] after the last norm, and the cache if one came."""
 
     x: jax.Array
     cache: Cache | None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from jaxlm import models
 from jaxlm.core import param
@@ -27,10 +28,9 @@ class Row(NamedTuple):
 def groups(spec: param.Tree) -> dict[str, int]:
     """{group: parameters}: what stands outside the layers by name, the layers by sublayer."""
     out: dict[str, int] = {}
-    for path, p in param.flatten(spec).items():
-        parts = path.split("/")
-        # stack / segment / kind / sublayer / ...
-        name = f"layers: {parts[3]}" if parts[0] == "stack" else parts[0]
+    for path, p in traverse_util.flatten_dict(spec).items():
+        # ("stack", segment, kind, sublayer, ...) or ("embed", "table")
+        name = f"layers: {path[3]}" if path[0] == "stack" else path[0]
         out[name] = out.get(name, 0) + math.prod(p.shape)
     return out
 
@@ -150,7 +150,7 @@ def binary(n: float) -> str:
 
 def si(n: float) -> str:
     """A number of operations with its SI prefix."""
-    units = "Y Z E P T G M k".split()
+    units = ["Y", "Z", "E", "P", "T", "G", "M", "k"]
     return _short(n, tuple(zip(units, range(24, 0, -3))))
 
 

@@ -1,0 +1,79 @@
+# `make demo` and `make test` need python >= 3.11 and nothing else.
+#
+#   PYTHON=python3.12 make test     another interpreter (its own environment: VENV=.venv312)
+#   DEMO_STEPS=40 make demo         a shorter demo
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The first interpreter that runs and is new enough; version managers leave names that do not run.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; \
+	done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+SOURCES := jaxlm configs experiments tests setup.py
+export MPLBACKEND := Agg
+
+.PHONY: demo test lint slow parity test-newest lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m slow
+
+parity: $(VENV)/.parity
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -q -m parity
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ty check --python $(VENV)
+
+# The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to.
+test-newest:
+	newest=$$(.ci/newest-python); \
+	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 here"; exit 0; fi; \
+	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest
+
+# --- environments: one stamp per extra, redone when setup.py or the lock changes ---------------
+
+LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+# Exact versions where there is a lock for this Python, setup.py's ranges elsewhere.
+PINS = $(if $(wildcard $(LOCK)),-c $(LOCK))
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "no Python >= 3.11 found; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
+	$(PIP) $(PINS) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) $(PINS) -e '.[dev]'
+	touch $@
+
+# torch first: from an index that has them, its CPU wheels are the small ones.
+$(VENV)/.parity: $(VENV)/.dev
+	$(PIP) $(PINS) 'torch==2.13.0'
+	$(PIP) $(PINS) -e '.[parity]'
+	touch $@
+
+# Write the lock of this Python from a fresh environment of the newest versions that setup.py allows.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	{ echo '# Versions known to work together; `make lock` writes this file.'; \
+		build/lock/bin/python -m pip list --format freeze --exclude-editable \
+		| grep -v -i -E '^(pip|setuptools|wheel)=='; } > $(LOCK)
+	rm -rf build/lock
+
+clean:
+	rm -rf .venv .venv-newest build *.egg-info

@@ -1,0 +1,321 @@
+"""The shape of the tree, read from the source without importing it: under a second."""
+
+import ast
+import pathlib
+import re
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "jaxlm"
+FLOORS = {
+    "core": 0,
+    "ops": 1,
+    "parallel": 1,
+    "models": 2,
+    "data": 2,
+    "scaling": 2,
+    "objectives": 3,
+    "decode": 3,
+    "train": 4,
+    "eval": 4,
+    "plot": 4,
+    "cli": 5,
+    "launch": 5,
+    "override": 5,
+    "catalogue": 5,
+}
+FILE_LINES, FUNCTION_LINES, COLUMNS = 400, 60, 100
+FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base"}
+# Never import jax: the data layer, which runs in worker processes, and what it builds on.
+WITHOUT_JAX = [
+    *sorted(PACKAGE.glob("data/**/*.py")),
+    *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "config", "io", "log")),
+]
+# Answer before anything slow is imported: jax, numpy and tyro only inside functions.
+INSTANT = [PACKAGE / name for name in ("__init__.py", "cli.py", "launch.py", "override.py")]
+SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matplotlib"}
+# import name -> distribution, where they differ
+DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
+
+
+def sources(*folders):
+    return [p for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
+
+
+LIBRARY = sources("jaxlm")
+EVERYTHING = [ROOT / "setup.py", *sources("jaxlm", "configs", "experiments", "tests", "notebooks")]
+TEXTS = {path: path.read_text("utf-8") for path in EVERYTHING}
+TREES = {path: ast.parse(text) for path, text in TEXTS.items()}
+# every node once, since walking is what costs
+NODES = {path: list(ast.walk(TREES[path])) for path in EVERYTHING}
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def where(path, node):
+    return f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def calls(path, name):
+    """Calls of a function by the name it is written with."""
+    return [n for n in NODES[path] if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
+
+
+def imports(nodes, path):
+    """(absolute dotted name, node) of every import among nodes."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{where(path, node)}: relative import"
+            module = node.module or ""
+            yield from ((f"{module}.{alias.name}", node) for alias in node.names)
+
+
+def unit(dotted):
+    """The folder or module of jaxlm that a dotted name stands in; None for jaxlm itself."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "jaxlm" and len(parts) > 1 and parts[1] in FLOORS else None
+
+
+def test_every_part_of_the_library_has_a_floor():
+    found = {
+        p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix in ("", ".py")
+    }
+    assert found - {"__init__", "__pycache__"} <= set(FLOORS)
+
+
+def test_a_folder_imports_its_own_floor_or_below():
+    wrong = []
+    for path in LIBRARY:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name, node in imports(NODES[path], path):
+            other = unit(name)
+            if other is not None and own in FLOORS and FLOORS[other] > FLOORS[own]:
+                wrong.append(f"{where(path, node)}: {own} imports {other}")
+    assert not wrong
+
+
+def test_the_library_never_imports_tests_torch_or_transformers():
+    wrong = [
+        f"{where(path, node)}: {name}"
+        for path in LIBRARY
+        for name, node in imports(NODES[path], path)
+        if name.split(".")[0] in {"tests", "configs", "experiments", "torch", "transformers"}
+    ]
+    assert not wrong
+
+
+def test_caps_on_files_functions_and_columns():
+    wrong = []
+    for path, text in TEXTS.items():
+        lines = text.splitlines()
+        if len(lines) > FILE_LINES:
+            wrong.append(f"{path.relative_to(ROOT)}: {len(lines)} lines")
+        wrong += [
+            f"{path.relative_to(ROOT)}:{i}: {len(line)} columns"
+            for i, line in enumerate(lines, 1)
+            if len(line) > COLUMNS
+        ]
+        for f in NODES[path]:
+            if not isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            length = f.end_lineno - f.lineno + 1
+            if length > FUNCTION_LINES:
+                wrong.append(f"{where(path, f)}: {f.name} has {length} lines")
+    assert not wrong
+
+
+def test_no_file_is_named_for_nothing():
+    wrong = [str(p.relative_to(ROOT)) for p in EVERYTHING if p.stem in FORBIDDEN_NAMES]
+    assert not wrong
+
+
+def test_the_data_layer_never_imports_jax():
+    wrong = [
+        f"{where(path, node)}: {name}"
+        for path in WITHOUT_JAX
+        for name, node in imports(NODES[path], path)
+        if name.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax"}
+        or unit(name) not in (None, "data", "core")
+    ]
+    assert not wrong
+
+
+def module_level(tree):
+    """Statements that run at import, those under `if` and `try` included."""
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            todo += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+        yield node
+
+
+def test_the_command_line_imports_nothing_slow():
+    wrong = [
+        f"{where(path, node)}: {name}"
+        for path in INSTANT
+        for name, node in imports(module_level(TREES[path]), path)
+        if name.split(".")[0] in SLOW or unit(name) is not None
+    ]
+    assert not wrong
+
+
+# Calls that only make a value: a type, a table, a decorator's argument.
+PURE = re.compile(
+    r"^(typing\.)?(TypeVar|NamedTuple|cast)$|^dataclasses\.|^functools\.partial$|^re\.compile$"
+    r"|^(frozenset|set|dict|list|tuple|range|sorted|zip|len|min|max|str|object)$|^_?[A-Z]\w*$"
+    r"|^\w+\.[A-Z]\w*$|^_\w+$|^bytes$|^os\.strerror$|^\w+\.defvjp$"
+)
+
+
+def calls_at_import(tree):
+    for statement in module_level(tree):
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.If | ast.Try | ast.With):
+            continue
+        lambdas = {
+            id(n) for x in ast.walk(statement) if isinstance(x, ast.Lambda) for n in ast.walk(x)
+        }
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and id(node) not in lambdas:
+                yield node
+
+
+def test_importing_the_library_does_nothing():
+    """No environment, no device, no configuration, no files: only names and values."""
+    wrong = []
+    for path in LIBRARY:
+        for node in calls_at_import(TREES[path]):
+            called = ast.unparse(node.func)
+            if not PURE.match(called) and not main_guard(TREES[path], node):
+                wrong.append(f"{where(path, node)}: {called}(...) at import")
+        for node in module_level(TREES[path]):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if any(not isinstance(t, ast.Name | ast.Tuple) for t in targets):
+                wrong.append(f"{where(path, node)}: {ast.unparse(node)}")
+    assert not wrong
+
+
+def main_guard(tree, call):
+    return any(
+        isinstance(n, ast.If) and "__name__" in ast.dump(n.test) and call in ast.walk(n)
+        for n in tree.body
+    )
+
+
+def public(tree):
+    """(name, function) of public functions and methods of public classes at module level."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+                    yield f"{node.name}.{part.name}", part
+
+
+def test_public_functions_are_typed_and_documented():
+    wrong = []
+    for path in LIBRARY:
+        tree = TREES[path]
+        if not ast.get_docstring(tree):
+            wrong.append(f"{path.relative_to(ROOT)}: no docstring")
+        for node in tree.body:
+            shown = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+            if shown and not ast.get_docstring(node):
+                wrong.append(f"{where(path, node)}: class {node.name} has no docstring")
+        for name, f in public(tree):
+            arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+            untyped = [
+                a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")
+            ]
+            if untyped or f.returns is None:
+                wrong.append(f"{where(path, f)}: {name} lacks types of {untyped or 'its result'}")
+            if not ast.get_docstring(f):
+                wrong.append(f"{where(path, f)}: {name} has no docstring")
+            if f.args.kwarg is not None and passed_on(f, f.args.kwarg.arg):
+                wrong.append(f"{where(path, f)}: {name} passes **{f.args.kwarg.arg} on")
+    assert not wrong
+
+
+def passed_on(f, name):
+    keywords = [n for n in ast.walk(f) if isinstance(n, ast.keyword) and n.arg is None]
+    return any(isinstance(k.value, ast.Name) and k.value.id == name for k in keywords)
+
+
+def test_config_fields_have_a_meaning():
+    """Every field of a dataclass that the command line shows is followed by its docstring."""
+    wrong = []
+    for path in LIBRARY:
+        for node in TREES[path].body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                continue
+            fields = [(i, n) for i, n in enumerate(node.body) if isinstance(n, ast.AnnAssign)]
+            for i, field in fields:
+                after = node.body[i + 1] if i + 1 < len(node.body) else None
+                told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if node.name in ("Config", "Plan", "Run", "Data", "Optim", "Sampling") and not told:
+                    wrong.append(f"{where(path, field)}: {node.name}.{ast.unparse(field.target)}")
+    assert not wrong
+
+
+def test_no_name_forbidden_by_the_style():
+    """Defaults by getattr hide a missing field; use_ and enable_ flags hide an absent weight."""
+    wrong = []
+    for path in LIBRARY:
+        for node in calls(path, "getattr"):
+            if len(node.args) == 3 and ast.unparse(node.args[0]) in ("cfg", "self.cfg", "plan"):
+                wrong.append(f"{where(path, node)}: {ast.unparse(node)}")
+        for node in NODES[path]:
+            field = node.target if isinstance(node, ast.AnnAssign) else None
+            if isinstance(field, ast.Name) and field.id.startswith(("use_", "enable_")):
+                wrong.append(f"{where(path, node)}: {field.id}")
+            if isinstance(node, ast.Global):
+                wrong.append(f"{where(path, node)}: global {node.names}")
+        marks = ("TODO", "FIXME", "XXX")
+        wrong += [f"{path.relative_to(ROOT)}: {word}" for word in marks if word in TEXTS[path]]
+    assert not wrong
+
+
+def test_declared_and_imported_distributions_are_the_same():
+    """setup.py asks for what the library imports, and for nothing else."""
+    setup = {
+        ast.unparse(n.targets[0]): n.value
+        for n in TREES[ROOT / "setup.py"].body
+        if isinstance(n, ast.Assign)
+    }
+    declared = {re.split(r"[<>=\[]", text)[0] for text in ast.literal_eval(setup["CORE"])}
+    extras = {k: v for k, v in zip(setup["EXTRAS"].keys, setup["EXTRAS"].values, strict=True)}
+    optional = {
+        re.split(r"[<>=\[]", text)[0]
+        for name, value in extras.items()
+        if ast.literal_eval(name) != "parity"  # for the tests alone
+        for text in ast.literal_eval(value)
+    }
+    imported = {name.split(".")[0] for path in LIBRARY for name, _ in imports(NODES[path], path)}
+    imported |= dynamic_imports()
+    third = {DISTRIBUTIONS.get(n, n) for n in imported - set(sys.stdlib_module_names) - {"jaxlm"}}
+    third -= {"jaxlib"}
+    assert third - optional == declared
+    assert optional <= third
+
+
+def dynamic_imports():
+    """Names given to importlib.import_module as text."""
+    first = [n.args[0] for path in LIBRARY for n in calls(path, "importlib.import_module")]
+    return {n.value.split(".")[0] for n in first if isinstance(n, ast.Constant)}
+
+
+@pytest.mark.parametrize("word", ["/work/", "/tmp/", "/root/", "/opt/", "index-url"])
+def test_nothing_names_a_machine(word):
+    kept = [p for p in EVERYTHING if p.name != "test_architecture.py"]
+    kept += [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
+    kept += sorted((ROOT / "requirements").glob("*.txt"))
+    wrong = [str(p.relative_to(ROOT)) for p in kept if word in p.read_text("utf-8")]
+    assert not wrong
