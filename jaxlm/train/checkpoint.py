@@ -7,6 +7,8 @@ A checkpoint is committed by one rename, after all its files and its manifest ar
 """
 
 import contextlib
+import errno
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -84,18 +86,29 @@ class Store:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
+            reason = _reason(error)
+            full = reason and io.refused(
+                self._folder / str(step), f"{reason} (earlier checkpoints are intact)"
+            )
             if self._primary:
                 sweep(self._folder)
-            if not _is_write_error(error):
-                raise
-            where = self._folder / str(step)
-            raise io.refused(where, f"{error} (earlier checkpoints are intact)") from error
+            if full:
+                raise full from error
+            raise
 
 
-def _is_write_error(error: BaseException) -> bool:
-    """Whether the file system refused. tensorstore reports it as text in a ValueError."""
-    words = ("No space left", "File too large", "Disk quota", "Read-only file", "Error writing")
-    return isinstance(error, OSError) or any(word in str(error) for word in words)
+# What a file system says when it refuses to write. tensorstore passes it on as text.
+REFUSALS = tuple(
+    os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+)
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why the file system refused to write, None if the error is of another kind."""
+    for text in REFUSALS:
+        if text in str(error):
+            return text
+    return str(error) if isinstance(error, OSError) else None
 
 
 def items(state: State) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import logging
 import os
 import pathlib
 import platform
@@ -36,6 +37,11 @@ def compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         # jax keeps what took a second; a tiny model's programs take less, and are as many.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def quiet() -> None:
+    """Let orbax's threads not print tracebacks: what they raise is raised here again, in words."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def kernels(run: Run) -> dict[str, str]:

@@ -82,6 +82,7 @@ def run(run: Run) -> Result:
         return done
     runs.validate(run)
     env.compilation_cache()
+    env.quiet()
     with contextlib.ExitStack() as stack:
         if primary:
             io.make_folder(folder / "checkpoints")

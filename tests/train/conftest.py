@@ -7,12 +7,13 @@ import json
 import random
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxlm.data import loader
 from jaxlm.models import llama
-from jaxlm.train import loop, optim
+from jaxlm.train import checkpoint, loop, metrics, optim, step
 from jaxlm.train import run as runs
 
 WORDS = ("a", "model", "reads", "the", "text", "and", "learns", "what", "follows", "each", "word")
@@ -76,3 +77,29 @@ def whole(home, compiled):
         patch.setenv("XDG_CACHE_HOME", str(home))
         result = loop.run(run)
     return run, result, printed.getvalue()
+
+
+@pytest.fixture(scope="session")
+def final_state():
+    """A function from a Run to every array of its last step's checkpoint, by item."""
+
+    def read(run):
+        program = loop.build(run)
+        like = checkpoint.items(step.abstract(program.objective, program.tx, run.plan))
+        return checkpoint.read(runs.folder(run) / "checkpoints", run.steps, like)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_same_run(final_state):
+    """A function that asserts two Runs' weights, optimiser state, key and metrics equal: every
+    bit."""
+
+    def compare(a, b):
+        same = jax.tree.map(np.array_equal, final_state(a), final_state(b))
+        assert all(jax.tree.leaves(same)), same
+        files = [runs.folder(run) / metrics.FILE for run in (a, b)]
+        assert metrics.deterministic(files[0]) == metrics.deterministic(files[1])
+
+    return compare

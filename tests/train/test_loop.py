@@ -7,7 +7,6 @@ import math
 import re
 import struct
 
-import jax
 import numpy as np
 import pytest
 
@@ -24,24 +23,8 @@ from jaxlm.train import (
     optim,
     saved,
     signals,
-    step,
 )
 from jaxlm.train import run as runs
-
-
-def final_state(run):
-    """Every array of the last checkpoint, by item."""
-    program = loop.build(run)
-    like = checkpoint.items(step.abstract(program.objective, program.tx, run.plan))
-    return checkpoint.read(runs.folder(run) / "checkpoints", run.steps, like)
-
-
-def assert_same_run(a, b):
-    """Same weights, optimiser state, key and metrics: every bit."""
-    same = jax.tree.map(np.array_equal, final_state(a), final_state(b))
-    assert all(jax.tree.leaves(same)), same
-    files = [runs.folder(run) / metrics.FILE for run in (a, b)]
-    assert metrics.deterministic(files[0]) == metrics.deterministic(files[1])
 
 
 @pytest.fixture
@@ -109,7 +92,7 @@ def test_another_config_is_refused_and_the_field_named(whole):
 
 
 @pytest.mark.parametrize("steps", [4, 6, 12])
-def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, steps):
+def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, assert_same_run, steps):
     """At a step of no note; at one that is evaluated, logged and saved; at the last."""
     cut = tiny(name="cut")
     with stopping(15, steps):
@@ -160,7 +143,7 @@ def test_one_process_a_directory(tiny):
         loop.run(run)
 
 
-def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny):
+def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny, final_state):
     run = tiny(
         steps=6,
         optim=optim.Optim(lr=1e-2, warmup=2, ema=0.5),

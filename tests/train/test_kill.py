@@ -1,0 +1,151 @@
+"""Processes that are killed at random moments and started again with the same command."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jaxlm.core import config
+from jaxlm.train import run as runs
+
+CHILD = """
+import json, sys
+from jaxlm.core import config
+from jaxlm.train import loop, run
+
+if __name__ == "__main__":
+    found = config.from_dict(run.Run, json.loads(sys.argv[1]))
+    raise SystemExit(loop.run(found).exit_code)
+"""
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def start(home, tmp_path):
+    """A function that starts a Run in a process of its own."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "XDG_CACHE_HOME": str(home),
+        "JAX_COMPILATION_CACHE_DIR": str(home / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def begin(run):
+        return subprocess.Popen(
+            [sys.executable, str(child), json.dumps(config.to_dict(run))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    return begin
+
+
+def finish(process):
+    """What a process printed, once it ended well."""
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def interrupt(process, number, delay):
+    """(return code, output) of a process sent a signal `delay` seconds after it began to train."""
+    lines, begun = [], threading.Event()
+
+    def read():
+        for line in process.stdout:
+            lines.append(line)
+            if "parameters" in line:
+                begun.set()
+        begun.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert begun.wait(120)
+    time.sleep(delay)
+    process.send_signal(number)
+    code = process.wait(120)
+    reader.join()
+    return code, "".join(lines)
+
+
+@pytest.fixture
+def busy(tiny):
+    """A Run of 150 steps that saves every fifth: most moments are in the middle of something."""
+    return tiny(
+        steps=150, log_every=3, eval_every=50, checkpoint=runs.Checkpoint(every=5, keep_every=50)
+    )
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(busy, start, assert_same_run):
+    draw = random.Random(20260101)
+    whole = dataclasses.replace(busy, name="whole")
+    clock = time.perf_counter()
+    process = start(whole)
+    interrupted_at = []
+    finish(process)
+    span = 0.6 * (time.perf_counter() - clock)
+    kills, number = 0, 0
+    while kills < 20:
+        number += 1
+        run = dataclasses.replace(busy, name=f"cut{number}")
+        for attempt in range(100):
+            sent = signal.SIGTERM if attempt % 3 == 2 else signal.SIGKILL
+            code, printed = interrupt(start(run), sent, draw.uniform(0, span / 4))
+            if code == 0:
+                break  # it was done before the signal came
+            assert code == (143 if sent == signal.SIGTERM else -9), printed
+            if sent == signal.SIGTERM:
+                assert "Resume with the same command" in printed
+            kills += 1
+            interrupted_at.append(_committed(run))
+            if kills % 7 == 0 or kills == 20:
+                finish(start(run))
+                break
+        assert_same_run(whole, run)
+    assert len(set(interrupted_at)) > 5, interrupted_at
+
+
+def _committed(run):
+    folder = runs.folder(run) / "checkpoints"
+    return max((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), default=0)
+
+
+@pytest.mark.slow
+def test_the_number_of_data_workers_changes_nothing(busy, start, assert_same_run):
+    """Read in threads; then by one process, killed; then by two."""
+    whole = dataclasses.replace(busy, name="whole")
+    finish(start(whole))
+    one, two = (
+        dataclasses.replace(busy, name="cut", data=dataclasses.replace(busy.data, workers=n))
+        for n in (1, 2)
+    )
+    process = start(one)
+    while _committed(one) < 10 and process.poll() is None:
+        time.sleep(0.05)
+    code, printed = interrupt(process, signal.SIGKILL, 0)
+    assert code == -9, printed
+    printed = finish(start(two))
+    assert "changed since the last start: data.workers: 1 -> 2" in printed
+    assert "resuming at step" in printed
+    assert_same_run(whole, two)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_a_second_signal_ends_at_once(busy, start):
+    code, printed = interrupt(start(dataclasses.replace(busy, steps=5000)), signal.SIGTERM, 3.0)
+    assert code == 143, printed
+    assert "SIGTERM: stopped after step" in printed and "everything is saved" in printed
+    assert _committed(busy) > 0
