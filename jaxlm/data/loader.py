@@ -8,6 +8,9 @@ a step of the stage takes B' T' / T of them and cuts them into B' rows of T' (pa
 """
 
 import hashlib
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -182,6 +185,11 @@ class Steps:
         self._reader = reader(data, found)
         self._order = row_order(len(self._reader.rows), data.seed)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process: a worker, which must not outlive the run it reads for."""
+        self.__dict__.update(state)
+        _end_with_parent()
+
     def __len__(self) -> int:
         return _ENDLESS
 
@@ -196,6 +204,20 @@ class Steps:
         rows = np.array([self._order[at + i] for i in range(first, last)])
         short = pack.shorten(self._reader.read(rows), stage.seq)
         return batch.Batch(*(array[low - first * cut : high - first * cut] for array in short))
+
+
+def _end_with_parent() -> None:
+    """In a worker, end the process when the one that started it is gone, however it went: a killed
+    run cannot stop its workers, and they would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def row_order(rows: int, seed: int) -> Any:
