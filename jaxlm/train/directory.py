@@ -72,13 +72,22 @@ def check(folder: pathlib.Path, run: Run) -> None:
         )
 
 
-def changed(folder: pathlib.Path, run: Run) -> list[str]:
-    """What differs from the last start in fields that a run may change, as "field: old -> new"."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return []
-    theirs, ours = json.loads(file.read_text("utf-8")), config.to_dict(run)
-    return [f"{path}: {a} -> {b}" for path, a, b in config.differences(theirs, ours)]
+# What env.json says that may change a run's last bits.
+ROUNDING = ("revision", "packages", "backend", "devices", "cpus", "dtype")
+
+
+def changed(folder: pathlib.Path, run: Run, described: dict[str, Any]) -> list[str]:
+    """What differs from the last start, as "field: old -> new": in fields that a run may change,
+    and in the machine and the code, as `env.describe` describes them now."""
+    found = []
+    for name, now in (("config.json", config.to_dict(run)), ("env.json", described)):
+        file = folder / name
+        if file.is_file():
+            before = json.loads(file.read_text("utf-8"))
+            if name == "env.json":
+                before, now = ({k: d.get(k) for k in ROUNDING} for d in (before, now))
+            found += config.differences(before, now)
+    return [f"{path}: {a} -> {b}" for path, a, b in found]
 
 
 def record(folder: pathlib.Path, run: Run) -> None:

@@ -129,7 +129,7 @@ def _start(
         state = step.init(program.objective, program.tx, run.plan, run.seed)
     if primary:
         described = env.describe(run, train) | {"resumed_at_step": begun}
-        for change in directory.changed(folder, run):
+        for change in directory.changed(folder, run, described):
             out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
