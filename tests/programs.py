@@ -1,0 +1,201 @@
+"""Tiny models of every family and their compiled programs, each made once and shared by tests."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.core.batch import Batch
+from jaxlm.models import gpt, llama
+from jaxlm.objectives import clm
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim, step
+
+B, T, V = 8, 8, 32
+GPT = gpt.Config(vocab=V, embed=16, layers=3, heads=2, context=T)
+LLAMA = llama.Config(vocab=V, embed=16, layers=3, heads=4, kv=2, head=4, ffn=24, context=T)
+FAMILIES = {
+    "gpt": GPT,
+    "gpt-post": dataclasses.replace(GPT, norm="post"),
+    "llama": LLAMA,
+    "llama-all": dataclasses.replace(
+        LLAMA, bias=True, qk_norm=True, window=3, tied=True, softcap=20.0
+    ),
+}
+MESH = Plan(data=2, fsdp=2, tensor=2)
+
+
+class Probe(NamedTuple):
+    """logits [B,T,V]; the loss sum and its gradient; reach [V,D]: the gradient of the loss in the
+    embedding table by way of the layers alone, also where the table is the output matrix too."""
+
+    logits: Any
+    loss: Any
+    grads: Any
+    reach: Any
+
+
+@functools.cache
+def prober(family, plan):
+    """Compiled (params, batch) -> Probe."""
+    model = models.build(FAMILIES[family], plan)
+    objective = clm.build(clm.Config(z_loss=0.01), model, plan)
+
+    def loss(params, batch, key=None):
+        return objective.loss(params, {}, batch, key)[0]
+
+    def through_layers(table, params, batch):
+        changed = params | {"embed": params["embed"] | {"table": table}}
+        hidden = model.hidden(changed, batch.tokens, At(batch.segments, batch.positions)).x
+        z = model.unembed(model.head(params), hidden)
+        hit = jnp.take_along_axis(jax.nn.log_softmax(z), batch.targets[..., None], -1)[..., 0]
+        return -jnp.sum(hit * batch.weight), z
+
+    def probe(params, batch):
+        total, grads = jax.value_and_grad(loss)(params, batch)
+        reach, z = jax.grad(through_layers, has_aux=True)(params["embed"]["table"], params, batch)
+        return Probe(z, total, grads, reach)
+
+    return jax.jit(probe)
+
+
+class Trainer(NamedTuple):
+    """() -> a fresh State on the plan's mesh, the compiled step, the State's shardings, and what
+    the compiler printed."""
+
+    start: Any
+    step: Any
+    shardings: Any
+    log: str
+
+
+def parts(family, plan):
+    """(objective, optimiser) of a family under a plan."""
+    model = models.build(FAMILIES[family], plan)
+    objective = clm.build(clm.Config(z_loss=0.01), model, plan)
+    # eps is large so that rounding is not blown up by Adam where gradients are near 0
+    cfg = optim.Optim(lr=0.02, warmup=2, eps=1e-3, ema=0.9)
+    return objective, optim.build(cfg, objective.spec, 100, plan.compute == "float16")
+
+
+@functools.cache
+def start(family, plan):
+    """A fresh State as NumPy arrays."""
+    return jax.tree.map(np.asarray, step.init(*parts(family, plan), plan, seed=3))
+
+
+@functools.cache
+def trainer(family, plan):
+    """The step of a family under a plan, run once so that it is compiled."""
+    made = step.make(*parts(family, plan), plan)
+    shardings = step.shard(*parts(family, plan), plan)
+    first = start(family, Plan(compute=plan.compute))  # the same on every mesh: law 10
+
+    def fresh():
+        return jax.device_put(first, shardings)
+
+    with printed() as log:
+        made(fresh(), placed(rows(0), plan))
+    return Trainer(fresh, made, shardings, log())
+
+
+@contextlib.contextmanager
+def printed():
+    """What C++ writes to stderr meanwhile, as a function to call afterwards."""
+    text = ""
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: text
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            text = file.read().decode()
+
+
+@functools.cache
+def weights(family):
+    """Weights away from their start, where biases are 0 and scales 1."""
+    spec = models.spec(FAMILIES[family])
+    params = jax.jit(lambda: param.init(spec, jax.random.key(0)))()
+    r = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + 0.1 * r.standard_normal(x.shape, np.float32), params)
+
+
+def rows(seed, lengths=((T,),) * B):
+    """A batch; lengths are those of each row's documents, the rest of the row is padding.
+
+    Documents of a row share no token. Every weight is different.
+    """
+    r = np.random.default_rng(seed)
+    tokens = np.stack([r.permutation(V)[:T] for _ in lengths])
+    targets, segments, positions = r.integers(0, V, tokens.shape), 0 * tokens, 0 * tokens
+    for i, documents in enumerate(lengths):
+        cuts = np.cumsum((0, *documents))
+        for k, (a, b) in enumerate(zip(cuts[:-1], cuts[1:]), 1):
+            segments[i, a:b], positions[i, a:b] = k, np.arange(b - a)
+    weight = r.uniform(0.5, 1.5, tokens.shape) * (segments > 0)
+    a, b, c, d = (np.int32(x) for x in (tokens, targets, segments, positions))
+    return Batch(a, b, np.float32(weight), c, d)
+
+
+def placed(batch, plan):
+    return jax.device_put(batch, plan.shard_batch(batch))
+
+
+def close(a, b, rtol=1e-5, scale=1e-5):
+    """Every leaf agrees to rtol, or to `scale` of the leaf's largest value (and leaves that are
+    nothing but rounding, to 1e-6 of the tree's)."""
+    x, y = param.flatten(a), param.flatten(b)
+    assert x.keys() == y.keys()
+    most = max(np.abs(v).max(initial=0) for v in y.values())
+    for path in x:
+        u, v = np.asarray(x[path]), np.asarray(y[path])
+        atol = max(scale * np.abs(v).max(initial=0), 1e-6 * most)
+        np.testing.assert_allclose(u, v, rtol=rtol, atol=atol, err_msg=path)
+
+
+def same(a, b):
+    """Every leaf has the same bits."""
+    x, y = param.flatten(a), param.flatten(b)
+    assert x.keys() == y.keys()
+    for path in x:
+        assert np.asarray(x[path]).tobytes() == np.asarray(y[path]).tobytes(), path
+
+
+def only(batch, *places):
+    """The batch with weight at these places alone."""
+    keep = np.zeros_like(batch.weight)
+    for place in places:
+        keep[place] = 1
+    return batch._replace(weight=batch.weight * keep)
+
+
+def run(family, plan, batches):
+    """(state, [metrics]) after training on the batches under a plan."""
+    made = trainer(family, plan)
+    state, told = made.start(), []
+    for batch in batches:
+        state, metrics = made.step(state, placed(batch, plan))
+        told.append({k: float(v) for k, v in metrics.items()})
+    return state, told
+
+
+# Documents of different lengths and different weights: a mean of means would differ.
+UNEVEN = [(8,), (1,), (3, 4), (2,), (8,), (5, 3), (1, 1, 1), (7,)]
+
+
+# A key bias adds the same to every score of a query, where positions do not turn it: its gradient
+# is 0 but for rounding.
+VOID = {"gpt": "k_bias", "gpt-post": "k_bias"}

@@ -1,0 +1,259 @@
+"""The laws every family obeys, in logits and gradients. Numbered as in the design: 2-10, 14, 15.
+
+Programs are compiled once per family and plan; `--dist loadgroup` keeps a family on one worker.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.models.model import Cache, logits
+from jaxlm.objectives import clm
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from tests import programs
+
+B, T, V = programs.B, programs.T, programs.V
+KERNELS = ("xla", "blockwise")
+families = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in programs.FAMILIES],
+)
+kernels = pytest.mark.parametrize("kernel", KERNELS)
+
+
+@families
+@kernels
+def test_2_the_future_does_not_reach_the_past(family, kernel):
+    probe, w = programs.prober(family, Plan(attention=kernel)), programs.weights(family)
+    batch = programs.rows(1)
+    batch = batch._replace(tokens=np.tile(batch.tokens[:1], (B, 1)))
+    changed = batch.tokens.copy()
+    for t in range(T):  # row t differs from all others at time t
+        changed[t, t] = (changed[t, t] + 1 + t) % V
+    a, b = probe(w, batch).logits, probe(w, batch._replace(tokens=changed)).logits
+    for t in range(T):
+        assert (a[t, :t] == b[t, :t]).all() and (a[t, t] != b[t, t]).any(), t
+    # the loss before time 4 has no gradient in the tokens from there on
+    reach = np.asarray(probe(w, programs.only(batch, np.s_[:, :4])).reach)
+    assert not reach[batch.tokens[0, 4:]].any() and reach[batch.tokens[0, :4]].all()
+
+
+@families
+@kernels
+def test_3_packed_documents_do_not_meet(family, kernel):
+    probe, w = programs.prober(family, Plan(attention=kernel)), programs.weights(family)
+    cuts = (5, 3, 1, 7, 4, 2, 6, 5)
+    packed = programs.rows(2, [(n, T - n) for n in cuts])
+    first, second = (
+        programs.rows(9, [(n,) for n in cuts]),
+        programs.rows(9, [(T - n,) for n in cuts]),
+    )
+    for i, n in enumerate(cuts):
+        for name in ("tokens", "targets", "weight"):
+            row = getattr(packed, name)[i]
+            getattr(first, name)[i, :n], getattr(second, name)[i, : T - n] = row[:n], row[n:]
+    whole, a, b = probe(w, packed), probe(w, first), probe(w, second)
+    for i, n in enumerate(cuts):
+        np.testing.assert_allclose(whole.logits[i, :n], a.logits[i, :n], atol=2e-5)
+        np.testing.assert_allclose(whole.logits[i, n:], b.logits[i, : T - n], atol=2e-5)
+    np.testing.assert_allclose(whole.loss, a.loss + b.loss, rtol=1e-5)
+    programs.close(whole.grads, jax.tree.map(jnp.add, a.grads, b.grads))
+    # one row's loss on one document has no gradient in the other's tokens
+    own, other = packed.tokens[0, :5], packed.tokens[0, 5:]
+    reach = np.asarray(probe(w, programs.only(packed, np.s_[0, :5])).reach)
+    assert reach[own].all() and not reach[other].any()
+    reach = np.asarray(probe(w, programs.only(packed, np.s_[0, 5:])).reach)
+    assert reach[other].all() and not reach[own].any()
+
+
+@families
+def test_4_prefill_and_decoding_are_the_forward_pass(family):
+    model, w = models.build(programs.FAMILIES[family]), programs.weights(family)
+    lengths = (3, 1, 2, 3, 3, 2, 1, 3)  # of the prompts; shorter ones are padded to 3
+    full = programs.rows(3)
+    want = np.asarray(programs.prober(family, Plan())(w, full).logits)
+
+    @jax.jit
+    def forward(params, tokens, at, cache):
+        hidden = model.hidden(params, tokens, at, cache)
+        return model.unembed(model.head(params), hidden.x), hidden.cache
+
+    layers = param.init(model.cache(B, 3 + T), jax.random.key(0))
+    none = jnp.zeros((B, 3 + T), jnp.int32)
+    cache = Cache(layers, At(none, none), jnp.zeros((), jnp.int32))
+    prompt = np.array([[t < n for t in range(3)] for n in lengths])
+    at = At(np.int32(prompt), np.where(prompt, np.arange(3, dtype=np.int32), 0))
+    z, cache = forward(w, full.tokens[:, :3], at, cache)
+    for i, n in enumerate(lengths):
+        np.testing.assert_allclose(z[i, :n], want[i, :n], atol=2e-5, err_msg=f"prompt {i}")
+    for k in range(T - 3):
+        now = np.array(lengths, np.int32)[:, None] + k
+        tokens = np.take_along_axis(full.tokens, now, 1)
+        z, cache = forward(w, tokens, At(np.ones_like(now), now), cache)
+        got = np.take_along_axis(want, now[..., None], 1)
+        np.testing.assert_allclose(z, got, atol=2e-5, err_msg=f"token {k}")
+
+
+def agree(family, plan):
+    """Three steps under a plan are three steps under the default plan."""
+    batches = [programs.rows(i, programs.UNEVEN) for i in range(3)]
+    (one, told), (other, also) = (
+        programs.run(family, Plan(), batches),
+        programs.run(family, plan, batches),
+    )
+    for a, b in zip(told, also, strict=True):
+        assert b == pytest.approx(a, rel=2e-5)
+    programs.close(other.params, one.params, 1e-4, 1e-4)
+    programs.close(other.opt.average.params, one.opt.average.params, 1e-4, 1e-4)
+    assert told[0]["z"] > 0 and told[2]["loss"] != told[0]["loss"]
+    return other
+
+
+@families
+def test_5_cutting_the_batch_does_not_change_the_step(family):
+    agree(family, Plan(microbatches=4, loss_chunk=16))
+
+
+@families
+def test_6_a_mesh_does_not_change_the_step(family):
+    state = agree(family, programs.MESH)
+    made = programs.trainer(family, programs.MESH)
+    # the partitioner found a way for every array, and everything lies where it should
+    assert "rematerialization" not in made.log
+    for path, x in param.flatten(state).items():
+        assert x.sharding == param.flatten(made.shardings)[path], path
+    q = state.params["stack"]["0"]
+    q = next(iter(q.values()))["attn"]["q"]
+    assert q.addressable_shards[0].data.size * 4 == q.size
+
+
+def test_6_with_everything_at_once():
+    plan = dataclasses.replace(
+        programs.MESH, microbatches=2, remat="full", attention="blockwise", unroll=2, loss_chunk=16
+    )
+    agree("llama-all", plan)
+
+
+@families
+@pytest.mark.parametrize(
+    "plan", [Plan(remat="full"), Plan(remat="dots", unroll=3)], ids=lambda p: p.remat
+)
+def test_7_recomputing_and_unrolling_do_not_change_the_step(family, plan):
+    agree(family, plan)
+
+
+@pytest.mark.parametrize("plan", [Plan(), programs.MESH], ids=["one", "mesh"])
+def test_8_a_restored_state_steps_to_the_same_bits(plan):
+    made = programs.trainer("llama-all", plan)
+    state, _ = programs.run("llama-all", plan, [programs.rows(0), programs.rows(1)])
+    kept = jax.tree.map(np.asarray, state)
+    on, metrics = made.step(state, programs.placed(programs.rows(2), plan))
+    again, told = made.step(
+        jax.device_put(kept, made.shardings), programs.placed(programs.rows(2), plan)
+    )
+    programs.same(on, again)
+    programs.same(metrics, told)
+
+
+@families
+@kernels
+def test_9_every_weight_has_a_gradient(family, kernel):
+    grads = param.flatten(
+        programs.prober(family, Plan(attention=kernel))(
+            programs.weights(family), programs.rows(4)
+        ).grads
+    )
+    largest = max(np.abs(g).max() for g in grads.values())
+    for path, g in grads.items():
+        assert np.isfinite(g).all(), path
+        if path.endswith(programs.VOID.get(family, "none")):
+            assert np.abs(g).max() < 1e-5 * largest
+        else:  # all its elements, in every layer; of the tables, the rows in use
+            assert np.mean(np.asarray(g) != 0) > 0.9, path
+
+
+def test_9_with_dropout():
+    cfg = dataclasses.replace(programs.GPT, dropout=0.2)
+    objective = clm.build(clm.Config(), models.build(cfg))
+    batch, w = programs.rows(4), programs.weights("gpt")
+    grad = jax.jit(jax.value_and_grad(lambda w, key: objective.loss(w, {}, batch, key)[0]))
+    (a, grads), (b, _), (c, _) = (grad(w, jax.random.key(i)) for i in (0, 0, 1))
+    assert a == b and a != c
+    plain = programs.prober("gpt", Plan())(w, batch)
+    assert abs(a / plain.loss - 1) < 0.2
+    for path, g in param.flatten(grads).items():
+        assert np.isfinite(g).all() and (path.endswith("k_bias") or np.mean(g != 0) > 0.9), path
+
+
+@families
+def test_10_the_start_is_the_same_on_every_mesh(family):
+    programs.same(programs.start(family, Plan()), programs.start(family, programs.MESH))
+
+
+def test_10_adding_a_weight_moves_no_other():
+    more = dataclasses.replace(programs.LLAMA, bias=True, qk_norm=True)
+    a, b = (
+        param.flatten(jax.jit(lambda c=cfg: param.init(models.spec(c), jax.random.key(1)))())
+        for cfg in (programs.LLAMA, more)
+    )
+    assert a.keys() < b.keys()
+    programs.same(a, {path: b[path] for path in a})
+    # and no two weights are drawn alike
+    flat = {path: np.asarray(x).ravel()[:8].tobytes() for path, x in a.items() if x.std() > 0}
+    assert len(set(flat.values())) == len(flat)
+
+
+@families
+@kernels
+def test_14_padding_has_no_effect(family, kernel):
+    probe, w = programs.prober(family, Plan(attention=kernel)), programs.weights(family)
+    batch = programs.rows(5, [(5,), (2, 3), (8,), (), (1,), (4, 4), (7,), ()])
+    padding = batch.segments == 0
+    r = np.random.default_rng(6)
+    other = batch._replace(
+        tokens=np.where(padding, r.integers(0, V, (B, T), np.int32), batch.tokens),
+        targets=np.where(padding, r.integers(0, V, (B, T), np.int32), batch.targets),
+        positions=np.where(padding, r.integers(0, T, (B, T), np.int32), batch.positions),
+    )
+    a, b = probe(w, batch), probe(w, other)
+    np.testing.assert_array_equal(a.logits[~padding], b.logits[~padding])
+    assert a.loss == b.loss and np.isfinite(a.logits).all()
+    programs.close(a.grads, b.grads)
+    # what only padding holds is not reached
+    lone = programs.only(batch, np.s_[0])
+    reach = np.asarray(probe(w, lone).reach)
+    assert not reach[batch.tokens[0, 5:]].any() and reach[batch.tokens[0, :5]].all()
+    empty = probe(w, programs.rows(5, [()] * B))
+    assert empty.loss == 0 and not any(np.any(g) for g in jax.tree.leaves(empty.grads))
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(), programs.MESH, Plan(microbatches=4, loss_chunk=16)], ids=["one", "mesh", "cut"]
+)
+@families
+def test_15_the_step_compiles_once(family, plan):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    made = programs.trainer(family, plan)
+    state, batches = made.start(), [programs.placed(programs.rows(i), plan) for i in range(3)]
+    compiled.clear()
+    for batch in batches:
+        state, _ = made.step(state, batch)
+    restored = jax.device_put(jax.tree.map(np.asarray, state), made.shardings)
+    made.step(restored, batches[0])
+    assert not compiled and made.step._cache_size() == 1
+
+
+def test_logits_is_the_whole_forward_pass():
+    model, w, batch = models.build(programs.LLAMA), programs.weights("llama"), programs.rows(1)
+    at = At(batch.segments, batch.positions)
+    z = jax.jit(lambda w: logits(model, w, batch.tokens, at))(w)
+    np.testing.assert_allclose(z, programs.prober("llama", Plan())(w, batch).logits, atol=1e-5)
