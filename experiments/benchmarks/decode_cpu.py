@@ -46,7 +46,7 @@ def torch_linear(w: np.ndarray, inputs: int) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(w.reshape(rows, -1).T))
 
 
-def to_llama(cfg: llama.Config, params: Any) -> torch.nn.Module:
+def to_llama(cfg: llama.Config, params: Any) -> Any:
     """transformers' LlamaForCausalLM with these weights."""
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -58,23 +58,23 @@ def to_llama(cfg: llama.Config, params: Any) -> torch.nn.Module:
             head_dim=cfg.head,
             intermediate_size=cfg.ffn,
             rms_norm_eps=cfg.eps,
-            rope_theta=cfg.theta,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.theta},
             max_position_embeddings=cfg.context,
             tie_word_embeddings=cfg.tied,
         )
     )
     stacked = params["stack"]["0"]["0_global"]
     state = {
-        "model.embed_tokens.weight": torch.from_numpy(params["embed"]["table"]),
-        "model.norm.weight": torch.from_numpy(params["norm"]),
+        "model.embed_tokens.weight": torch.tensor(params["embed"]["table"]),
+        "model.norm.weight": torch.tensor(params["norm"]),
         "lm_head.weight": torch_linear(params["unembed"], 1),
     }
     for i in range(cfg.layers):
         w = jax.tree.map(lambda x, i=i: x[i], stacked)
         at = f"model.layers.{i}."
         state |= {
-            at + "input_layernorm.weight": torch.from_numpy(w["attn_norm"]),
-            at + "post_attention_layernorm.weight": torch.from_numpy(w["ffn_norm"]),
+            at + "input_layernorm.weight": torch.tensor(w["attn_norm"]),
+            at + "post_attention_layernorm.weight": torch.tensor(w["ffn_norm"]),
             at + "self_attn.o_proj.weight": torch_linear(w["attn"]["o"], 2),
             **{
                 f"{at}self_attn.{n}_proj.weight": torch_linear(w["attn"][n], 1)
@@ -89,7 +89,7 @@ def to_llama(cfg: llama.Config, params: Any) -> torch.nn.Module:
     return model.eval()
 
 
-def to_gpt(cfg: gpt.Config, params: Any) -> torch.nn.Module:
+def to_gpt(cfg: gpt.Config, params: Any) -> Any:
     """transformers' GPT2LMHeadModel with these weights; its linear layers hold [in, out]."""
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(

@@ -79,10 +79,16 @@ def _append(
     spec: tuple[dict[str, param.Param], ...],
 ) -> Cache:
     """The cache after writing T new slots behind the filled ones; each write is in place. A cache
-    without slots (prefill) takes the size and dtype of what is written."""
-    room = cache.at.segments.shape[1] - at.segments.shape[1]
-    if room < 0:
-        return Cache(tuple(new), at, cache.filled + at.segments.shape[1])
+    without slots (prefill) takes the size and dtype of what is written.
+
+    Raises: ValueError for more tokens than slots.
+    """
+    slots, width = cache.at.segments.shape[1], at.segments.shape[1]
+    if not slots:
+        return Cache(tuple(new), at, cache.filled + width)
+    if slots < width:
+        raise ValueError(f"cache: {width} tokens do not fit in {slots} slots")
+    room = slots - width
     # `first` is cache.filled, as there is room. But to compute it x must be known, and so every
     # read of the old cache is over: XLA would else copy the cache, to be free to write it sooner.
     first = jnp.minimum(cache.filled, room + (x[0, 0, 0] > 0))
@@ -95,4 +101,4 @@ def _append(
         for old, fresh, p in zip(cache.layers, new, spec, strict=True)
     )
     seen = At(*(put(a, b, 1) for a, b in zip(cache.at, at, strict=True)))
-    return Cache(layers, seen, cache.filled + at.segments.shape[1])
+    return Cache(layers, seen, cache.filled + width)

@@ -24,8 +24,8 @@ def places(segments):
 
 @pytest.mark.parametrize("name", ["llama", "window", "gpt"])
 def test_prefill_and_decode_are_the_full_forward(name, tiny):
-    """Prefill of 5, then 4 more at once (chunked prefill), then two one by one. Row 1 has padding in
-    front and in the middle: there is no padding side."""
+    """Prefill of 5, then 4 more at once (chunked prefill), then two one by one. Row 1 has padding
+    in front and in the middle: there is no padding side."""
     model, params = tiny(name)
     tokens = jax.random.randint(jax.random.key(0), (2, T), 0, 32)
     segments = np.ones((2, T), np.int32)
@@ -102,8 +102,8 @@ WEIGHT = 16 * 4 * 8  # one layer's query matrix
 
 @pytest.mark.parametrize("name", ["llama", "gpt"])
 def test_no_copy_of_the_cache_in_the_compiled_body(name, tiny):
-    """XLA copied every layer's keys and values three times a token when they lay [B,S,K,H] and could
-    be written before the step's end; stacked weights would be sliced at each token."""
+    """XLA copied every layer's keys and values three times a token when they lay [B,S,K,H] and
+    could be written before the step's end; stacked weights would be sliced at each token."""
     model, params = tiny(name)
     text = compiled(model, params, lambda p, t, at, r: loop.generate(model, p, t, at, r, 32))
     assert len(re.findall(r"f32\[2,2,47,8\]\S* dynamic-update-slice", text)) >= 4
@@ -143,6 +143,14 @@ def test_the_copy_check_finds_copies(tiny):
         return jax.lax.while_loop(lambda s: s.step < 32, body, state).out
 
     assert moved(compiled(model, params, sliced), WEIGHT)
+
+
+def test_more_tokens_than_slots_are_an_error(tiny):
+    model, params = tiny("llama")
+    at = places(np.ones((1, 3)))
+    cache = loop.grow(model, loop.empty(model, 1), 2)
+    with pytest.raises(ValueError, match="3 tokens do not fit in 2 slots"):
+        jax.eval_shape(model.hidden, params, jnp.ones((1, 3), int), at, cache)
 
 
 def test_unstacked_layers_are_the_layers(tiny):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.data.tokenizers import bytelevel
 from jaxlm.decode import loop, sample
 from jaxlm.models import model as models
 from jaxlm.ops.attention import At
@@ -232,7 +231,3 @@ def test_requests_that_cannot_be_served(prompts, settings, message, tiny):
 def test_rope_models_may_exceed_the_context_they_were_meant_for(tiny):
     model, _ = tiny("llama")
     assert len(sample.check(model, [[1] * 100], [GREEDY])) == 1
-
-
-def test_bytes_has_the_interface_stop_strings_need():
-    assert bytelevel.Bytes().stream().push(97) == "a"
