@@ -46,7 +46,8 @@ test-newest:
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 # Exact versions where there is a lock for this Python, setup.py's ranges elsewhere.
 PINS = $(if $(wildcard $(LOCK)),-c $(LOCK))
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports; compiling all that is installed would take a quarter of the time.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 $(BIN)/python:
 	@[ -n "$(PYTHON)" ] || { echo "no Python >= 3.11 found; set PYTHON=..." >&2; exit 1; }

@@ -279,7 +279,8 @@ def report(name: str, rounds: list[dict[str, dict[str, Any]]]) -> list[str]:
         speed = per_step / seconds
         lines.append(
             f"| {name} | {side} | {speed:,.0f} | {speed * work_per_token / 1e9:.0f} | {cores:.2f} "
-            f"| {cpu * 1e3:.0f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
+            f"| {cpu * 1e3:.0f} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f}-{max(ratios):.2f}) "
             f"| {losses[-1]:.4f} |"
         )
     return lines
@@ -305,7 +306,8 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}; {versions}; float32 GEMM GFLOP/s: {limit}"
     )
     print(
-        "| size | side | tokens/s | GFLOP/s | cores busy | CPU ms/step | speed / torch (range) | loss |"
+        "| size | side | tokens/s | GFLOP/s | cores busy | CPU ms/step "
+        "| speed / torch (range) | loss |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.sizes:

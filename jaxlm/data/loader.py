@@ -11,7 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -243,7 +243,7 @@ def batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[batch.Batch]:
+) -> Generator[batch.Batch]:
     """The endless batches from `start_step` on, read ahead; this process' slice of each.
 
     Law: the slices of all processes, one under the other, are the global batch, whatever the
@@ -258,7 +258,7 @@ def batches(
     return _read_ahead(steps, data.workers)
 
 
-def _read_ahead(steps: Steps, workers: int) -> Iterator[batch.Batch]:
+def _read_ahead(steps: Steps, workers: int) -> Generator[batch.Batch]:
     import grain
     from absl import flags
 

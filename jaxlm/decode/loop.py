@@ -144,6 +144,7 @@ def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: i
             jnp.where(running, state.position, 0)[:, None],
         )
         x, cache = model.hidden(params, state.last[:, None], at, state.cache)
+        assert cache is not None
         raw = model.unembed(model.head(params), x[:, 0])
         return _record(state._replace(cache=cache), raw, rows)
 

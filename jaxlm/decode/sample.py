@@ -114,10 +114,7 @@ def generate(
     watches = [
         watch.Watch(tokenizer, prompt, s.stop_strings) for prompt, s in zip(prompts, settings)
     ]
-    out = None
-    for out in chunks(model, params, prompts, settings, watches, 16):
-        pass
-    assert out is not None
+    *_, out = chunks(model, params, prompts, settings, watches, 16)
     return out
 
 
@@ -269,7 +266,8 @@ def _finish(job: _Job, out: loop.Generation) -> loop.Generation:
 
     Raises: FloatingPointError for a log-probability that is not finite.
     """
-    host = loop.Generation(*(np.array(x)[: job.rows] for x in jax.device_get(out)))
+    arrays: list[Any] = [np.array(x)[: job.rows] for x in jax.device_get(out)]
+    host = loop.Generation(*arrays)
     host = host._replace(
         **{f: getattr(host, f)[:, : job.columns] for f in host._fields[:1] + host._fields[2:4]}
     )

@@ -54,8 +54,8 @@ def complete(
             Completion(
                 row.text,
                 tokens,
-                out.log_probs[r, :length],
-                out.support_log_probs[r, :length],
+                np.asarray(out.log_probs[r, :length]),
+                np.asarray(out.support_log_probs[r, :length]),
                 sample.FINISH[finish],
             )
         )

@@ -150,10 +150,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def feed(w: param.Tree, h: jax.Array) -> jax.Array:
         up = linear.einsum("BTD,DF->BTF", h, w["up"])
         act = ACTIVATIONS[cfg.activation]
-        if "gate" in w:
-            up = act(linear.einsum("BTD,DF->BTF", h, w["gate"])) * up
-        else:
-            up = act(up)
+        gated = "gate" in w
+        up = act(linear.einsum("BTD,DF->BTF", h, w["gate"])) * up if gated else act(up)
         return linear.einsum("BTF,FD->BTD", up, w["down"])
 
     return decoder.build(

@@ -91,14 +91,15 @@ def apply(
                 x = plan.constrain(x, "batch seq embed")
             return x, None
 
+        run: Callable[..., tuple] = body
         if plan.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[plan.remat], prevent_cse=plan.unroll >= n)
+            run = jax.checkpoint(body, policy=REMAT[plan.remat], prevent_cse=plan.unroll >= n)
         index = first + len(names) * jnp.arange(n)
         if plan.unroll >= n:
             for i, part in enumerate(_ordered(unstacked({"0": segment}))):
-                x, _ = body(x, (_only(part), index[i]))
+                x, _ = run(x, (_only(part), index[i]))
         else:
-            x, _ = jax.lax.scan(body, x, (segment, index), unroll=plan.unroll)
+            x, _ = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
         first += n * len(names)
     return x, []
 

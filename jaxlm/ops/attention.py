@@ -6,7 +6,7 @@ log-sum-exp for its backward pass.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -211,7 +211,7 @@ def _rows_back(parts: list[jax.Array], like: jax.Array) -> jax.Array:
 
 def _dot(a: jax.Array, b: jax.Array, *contract: tuple[int, ...]) -> jax.Array:
     """a [B,K,...] times b [B,K,...] over the contracted axes, in float32."""
-    numbers = (contract, ((0, 1), (0, 1)))
+    numbers: Any = (contract, ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
@@ -275,7 +275,7 @@ _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 def _sum_blocks(parts: list[tuple[slice, jax.Array]], size: int, like: jax.Array) -> jax.Array:
     """Sum of what each block of queries gave to its keys, [B,S,K,H]."""
-    out = []
+    out: list[Any] = []
     for start in range(0, like.shape[1], size):
         have = [(keys.start, part) for keys, part in parts if keys.start <= start < keys.stop]
         out.append(sum(part[:, :, start - at : start - at + size] for at, part in have))

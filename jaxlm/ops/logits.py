@@ -106,7 +106,8 @@ def sample(x: jax.Array, keys: jax.Array, index: jax.Array, greedy: jax.Array) -
 
 
 def first_largest(x: jax.Array) -> jax.Array:
-    """int32[B]: the first index of each row's maximum, argmax in two steps that vectorise on CPU."""
+    """int32[B]: the first index of each row's maximum, argmax in two steps that vectorise on
+    CPU."""
     index = jnp.arange(x.shape[-1], dtype=jnp.int32)
     largest = jnp.max(x, axis=-1, keepdims=True)
     found = jnp.min(jnp.where(x == largest, index, x.shape[-1]), axis=-1)

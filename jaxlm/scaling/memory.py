@@ -91,20 +91,18 @@ def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
 def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
     """Bytes per device of an optimiser's state: a moment lies where its weight lies."""
 
-    def leaf(moment: Any, p: param.Param) -> int:
-        if moment.shape == p.shape:
-            return moment.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state")
-        return _nbytes(moment)
+    weights = param.flatten(spec)
 
-    sizes = optax.tree_utils.tree_map_params(
-        tx,
-        leaf,
-        jax.eval_shape(tx.init, param.abstract(spec)),
-        spec,
-        transform_non_params=_nbytes,
-        is_leaf=param.is_param,
-    )
-    return sum(jax.tree.leaves(sizes))
+    def held(keys: tuple, leaf: jax.ShapeDtypeStruct) -> int:
+        # the moment of embed/table is at inner/0/mu/embed/table
+        tails = (param.path_of(keys[i:]) for i in range(len(keys)))
+        p = next((weights[t] for t in tails if t in weights), None)
+        if p is None or p.shape != leaf.shape:
+            return _nbytes(leaf)
+        return leaf.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state")
+
+    shapes = jax.eval_shape(tx.init, param.abstract(spec))
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(held, shapes)))
 
 
 def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: Any) -> int:

@@ -87,13 +87,11 @@ class Store:
         except Exception as error:
             step, self._saving = self._saving, None
             reason = _reason(error)
-            full = reason and io.refused(
-                self._folder / str(step), f"{reason} (earlier checkpoints are intact)"
-            )
             if self._primary:
                 sweep(self._folder)
-            if full:
-                raise full from error
+            if reason:
+                told = f"{reason} (earlier checkpoints are intact)"
+                raise io.refused(self._folder / str(step), told) from error
             raise
 
 

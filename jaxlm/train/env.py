@@ -33,7 +33,7 @@ def compilation_cache() -> None:
     In `user_cache()`/xla, or $JAX_COMPILATION_CACHE_DIR if that is set (name shared storage there
     on a cluster). JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         # jax keeps what took a second; a tiny model's programs take less, and are as many.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -211,7 +211,7 @@ def build(cfg: Optim, spec: param.Tree, steps: int, fp16: bool) -> Transform:
         size = optax.tree.norm(grads)
         finite = jnp.isfinite(size)
         keep = finite if state.mean is None else finite & ~_spikes(cfg, state.mean, size)
-        lr = rate(state.count).astype(jnp.float32)
+        lr = jnp.asarray(rate(state.count), jnp.float32)
         d, inner = direct.update(grads, state.inner, params)
         # -0.0, not 0.0, is what leaves every bit of a weight alone, those of -0.0 too.
         moves = jax.tree.map(lambda u: jnp.where(keep, lr * u, -0.0), d)
@@ -244,7 +244,7 @@ def rates(cfg: Optim, steps: int) -> optax.Schedule:
 def _direction(cfg: Optim, spec: param.Tree) -> Transform:
     """Clipping, the optimiser at learning rate 1, decay: what lr multiplies."""
     given = {name: getattr(cfg, name) for name in DEFAULTS[cfg.name]}
-    k = {n: DEFAULTS[cfg.name][n] if value is None else value for n, value in given.items()}
+    k: Any = {n: DEFAULTS[cfg.name][n] if value is None else value for n, value in given.items()}
     if cfg.name == "adamw":
         tx = optax.adam(1.0, b1=k["b1"], b2=k["b2"], eps=k["eps"])
     elif cfg.name == "lion":
@@ -286,12 +286,14 @@ def _matrix_axes(spec: param.Tree) -> param.Tree:
 
 
 def _spikes(cfg: Optim, mean: Mean, size: jax.Array) -> jax.Array:
+    assert cfg.skip is not None
     return (mean.seen >= MEAN_AFTER) & (size > cfg.skip * mean.value)
 
 
 def _observed(cfg: Optim, mean: Mean, size: jax.Array) -> Mean:
     """The mean after one more norm. A spike counts as the threshold, so that one of any height
     moves the mean little, yet a lasting change of level is followed and never skipped for good."""
+    assert cfg.skip is not None
     rate = jnp.maximum(1 - MEAN_RATE, 1 / (mean.seen + 1))
     believed = mean.seen >= MEAN_AFTER
     seen = jnp.where(believed, jnp.minimum(size, cfg.skip * mean.value), size)
@@ -302,6 +304,7 @@ def _observed(cfg: Optim, mean: Mean, size: jax.Array) -> Mean:
 def _averaged(cfg: Optim, average: Average, params: param.Tree) -> Average:
     """The average after one more update. Its weights decay ** age are divided by their sum as it
     goes, so that it is an average of weights the run had, from the first update on."""
+    assert cfg.ema is not None
     mass = cfg.ema * average.mass + (1 - cfg.ema)
     rate = (1 - cfg.ema) / mass
     return Average(jax.tree.map(lambda a, p: a + rate * (p - a), average.params, params), mass)

@@ -14,7 +14,7 @@ has the peak; with s updates done, W of warm-up and N in all:
     constant       1
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def _after(
 
 
 def _one_minus_sqrt(peak: float, final: float, length: int) -> optax.Schedule:
-    def at(count: jax.Array) -> jax.Array:
+    def at(count: Any) -> jax.Array:
         y = jnp.clip(count / length, 0.0, 1.0)
         return peak * (final + (1 - final) * (1 - jnp.sqrt(y)))
 
@@ -66,7 +66,7 @@ def _one_minus_sqrt(peak: float, final: float, length: int) -> optax.Schedule:
 
 
 def _inverse_sqrt(peak: float, reference: int, warmup: int) -> optax.Schedule:
-    def at(count: jax.Array) -> jax.Array:
+    def at(count: Any) -> jax.Array:
         return peak * jnp.sqrt(reference / jnp.maximum(count + warmup, reference))
 
     return at

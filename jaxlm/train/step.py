@@ -86,7 +86,8 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 
     shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
     opt = jax.tree_util.tree_map_with_path(lies, shapes)
-    return State(plan.replicated, where, opt, {}, plan.replicated)
+    places: Any = (plan.replicated, where, opt, {}, plan.replicated)
+    return State(*places)
 
 
 def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
@@ -105,7 +106,8 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
         # An empty batch moves nothing, rather than making NaN.
         weight = jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g / (weight * scale), grads)
-        updates, opt = tx.update(grads, state.opt, state.params)
+        updates, new = tx.update(grads, state.opt, state.params)
+        opt: Any = new
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": total / weight, **{k: v / weight for k, v in sums.items()}}
         metrics |= {"weight": weight, **optim.report(opt)}

@@ -24,7 +24,8 @@ def controls(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0):
 
     f = np.float32
     return logits.Controls(
-        full(temperature, f), full(top_k, np.int32), full(top_p, f), full(min_p, f), full(repetition, f)
+        full(temperature, f), full(top_k, np.int32), full(top_p, f), full(min_p, f),
+        full(repetition, f),
     )  # fmt: skip
 
 
