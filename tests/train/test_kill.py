@@ -60,14 +60,15 @@ def finish(process):
     return printed
 
 
-def interrupt(process, number, delay):
-    """(return code, output) of a process sent a signal `delay` seconds after it began to train."""
+def interrupt(process, number, delay, after="parameters"):
+    """(return code, output) of a process sent a signal `delay` seconds after it printed a line with
+    this text: "parameters" when it begins to compile, "loss" after its first steps."""
     lines, begun = [], threading.Event()
 
     def read():
         for line in process.stdout:
             lines.append(line)
-            if "parameters" in line:
+            if after in line:
                 begun.set()
         begun.set()
 
@@ -92,8 +93,9 @@ def busy(tiny):
 def killed(begin, run, times):
     """[(Run, last committed step at each kill)]: `times` kills in all, every third a SIGTERM.
 
-    The signal comes up to 3 seconds after training began: into start-up, steps, saves, evaluations.
-    A run that ended before its signal came is followed by another.
+    The signal comes up to 2 seconds after start-up or, three times in four, after the first steps:
+    into compiling, steps, saves, evaluations. A run that ended before its signal came is followed
+    by another.
     """
     draw, found = random.Random(run.name), []
     while times:
@@ -102,7 +104,8 @@ def killed(begin, run, times):
         code = None
         while times and code != 0:
             sent = signal.SIGTERM if times % 3 == 0 else signal.SIGKILL
-            code, printed = interrupt(begin(run), sent, draw.uniform(0, 3))
+            after = draw.choice(("parameters", "loss", "loss", "loss"))
+            code, printed = interrupt(begin(run), sent, draw.uniform(0, 2), after)
             if code != 0:
                 assert code == (143 if sent == signal.SIGTERM else -9), (code, printed)
                 assert sent == signal.SIGKILL or "Resume with the same command" in printed
