@@ -98,7 +98,8 @@ def trainer(family, plan):
     """The step of a family under a plan, run once so that it is compiled."""
     made = step.make(*parts(family, plan), plan)
     shardings = step.shard(*parts(family, plan), plan)
-    first = start(family, Plan(compute=plan.compute))  # the same on every mesh: law 10
+    # the same on every mesh, as law 10 says; only float16 has a loss scale
+    first = start(family, Plan(compute="float16") if plan.compute == "float16" else Plan())
 
     def fresh():
         return jax.device_put(first, shardings)
