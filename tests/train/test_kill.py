@@ -62,7 +62,7 @@ def finish(process):
 
 def interrupt(process, number, delay, after="parameters"):
     """(return code, output) of a process sent a signal `delay` seconds after it printed a line with
-    this text: "parameters" when it begins to compile, "loss" after its first steps."""
+    this text: "parameters" when it begins to compile, " lr " after its first steps."""
     lines, begun = [], threading.Event()
 
     def read():
@@ -104,7 +104,7 @@ def killed(begin, run, times):
         code = None
         while times and code != 0:
             sent = signal.SIGTERM if times % 3 == 0 else signal.SIGKILL
-            after = draw.choice(("parameters", "loss", "loss", "loss"))
+            after = draw.choice(("parameters", " lr ", " lr ", " lr "))
             code, printed = interrupt(begin(run), sent, draw.uniform(0, 2), after)
             if code != 0:
                 assert code == (143 if sent == signal.SIGTERM else -9), (code, printed)
