@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-SOURCES := jaxlm configs experiments tests setup.py
+SOURCES := jaxlm configs experiments notebooks tests setup.py
 export MPLBACKEND := Agg
 
 .PHONY: demo test lint slow parity test-newest lock clean

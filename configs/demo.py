@@ -24,9 +24,9 @@ def config() -> Run:
         data=Data(source="pydocs", tokenizer=f"runs/tokenizer-pydocs-{VOCAB}", seq=256, batch=16),
         optim=Optim(name="muon", lr=4e-3, warmup=40, final=0.0),
         plan=Plan(attention="blockwise"),
-        steps=900,
-        eval_every=300,
+        steps=300,
+        eval_every=150,
         eval_batches=4,
         samples=("The with statement",),
-        checkpoint=Checkpoint(every=300),
+        checkpoint=Checkpoint(every=150),
     )
