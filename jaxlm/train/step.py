@@ -47,7 +47,13 @@ def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> St
             jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key_data(key)
         )
 
-    return jax.jit(make, out_shardings=shardings)()
+    return jax.jit(make, out_shardings=shardings, compiler_options=_once())()
+
+
+def _once() -> dict[str, int] | None:
+    """Compiler options for a program that runs once: LLVM's first level makes the same code of an
+    init as its third, bit for bit and as fast, in a quarter of the time."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
@@ -86,8 +92,8 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 
     shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
     opt = jax.tree_util.tree_map_with_path(lies, shapes)
-    places: Any = (plan.replicated, where, opt, {}, plan.replicated)
-    return State(*places)
+    state: Any = (plan.replicated, where, opt, {}, plan.replicated)
+    return State(*state)
 
 
 def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
