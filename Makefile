@@ -22,13 +22,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -q
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -q -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m slow
 
 parity: $(VENV)/.parity
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -q -m parity
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m parity
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
