@@ -86,6 +86,12 @@ def test_every_part_of_the_library_has_a_floor():
     assert found - {"__init__", "__pycache__"} <= set(FLOORS)
 
 
+def test_every_folder_is_a_package():
+    """Without `__init__.py` a folder is in the checkout, and missing from what pip installs."""
+    folders = {p.parent for p in PACKAGE.rglob("*.py")}
+    assert [f.name for f in folders if not (f / "__init__.py").is_file()] == []
+
+
 def test_a_folder_imports_its_own_floor_or_below():
     wrong = []
     for path in LIBRARY:

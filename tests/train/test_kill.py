@@ -156,8 +156,27 @@ def test_the_number_of_data_workers_changes_nothing(busy, start, assert_same_run
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_a_second_signal_ends_at_once(busy, start):
+def test_sigterm_saves(busy, start):
     code, printed = interrupt(start(dataclasses.replace(busy, steps=5000)), signal.SIGTERM, 3.0)
     assert code == 143, printed
     assert "SIGTERM: stopped after step" in printed and "everything is saved" in printed
     assert _committed(busy) > 0
+
+
+STUBBORN = """
+import os, signal
+from jaxlm.train import signals
+
+with signals.caught() as arrived:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here after", arrived(), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("not ended", flush=True)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    command = [sys.executable, "-c", STUBBORN]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (130, "still here after 15\n"), done.stderr
