@@ -251,10 +251,10 @@ def gemm() -> dict[str, float]:
     return {"torch": best(lambda: t @ t), "XLA": best(lambda: product(j, j).block_until_ready())}
 
 
-def spawn(side: str, size: str, seconds: float) -> dict[str, Any]:
-    """What `--worker side` prints, from a fresh process with large pages and no other settings."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "OMP_NUM_THREADS")}
-    env |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+def spawn(side: str, size: str, seconds: float, xla: str) -> dict[str, Any]:
+    """What `--worker side` prints, from a fresh process with large pages and these XLA_FLAGS."""
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    env |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, __file__, "--worker", side, "--sizes", size]
     command += ["--seconds", str(seconds)]
@@ -277,12 +277,11 @@ def report(name: str, rounds: list[dict[str, dict[str, Any]]]) -> list[str]:
         if any(math.fabs(a - b) >= 1e-4 for a, b in zip(losses, truth, strict=True)):
             raise ValueError(f"{name}: losses of {side} are {losses}, of torch {truth}")
         speed = per_step / seconds
-        lines.append(
-            f"| {name} | {side} | {speed:,.0f} | {speed * work_per_token / 1e9:.0f} | {cores:.2f} "
-            f"| {cpu * 1e3:.0f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}-{max(ratios):.2f}) "
-            f"| {losses[-1]:.4f} |"
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        numbers = (
+            f"{speed:,.0f} | {speed * work_per_token / 1e9:.0f} | {cores:.2f} | {cpu * 1e3:.0f}"
         )
+        lines.append(f"| {name} | {side} | {numbers} | {spread} | {losses[-1]:.4f} |")
     return lines
 
 
@@ -292,6 +291,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="beside torch; default: jaxlm's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per side and round")
+    parser.add_argument("--xla", default="", help="XLA_FLAGS for jaxlm, as --xla=--xla_cpu_...")
     parser.add_argument("--worker", choices=[*SIDES, "gemm"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -300,18 +300,17 @@ def main() -> None:
         return
     chosen = args.sides or [side for side in SIDES if side.startswith("jaxlm")]
     sides = ["torch", *(side for side in chosen if side != "torch")]
-    limit = spawn("gemm", "1m", 0)
+    limit = spawn("gemm", "1m", 0, args.xla)
     versions = {name: metadata.version(name) for name in ("jax", "torch")}
     print(
         f"{os.cpu_count()} cores, {platform.machine()}; {versions}; float32 GEMM GFLOP/s: {limit}"
     )
-    print(
-        "| size | side | tokens/s | GFLOP/s | cores busy | CPU ms/step "
-        "| speed / torch (range) | loss |"
-    )
+    print("| size | side | tokens/s | GFLOP/s | cores busy | CPU ms/step | / torch | loss |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.sizes:
-        rounds = [{s: spawn(s, name, args.seconds) for s in sides} for _ in range(args.rounds)]
+        rounds = [
+            {s: spawn(s, name, args.seconds, args.xla) for s in sides} for _ in range(args.rounds)
+        ]
         print("\n".join(report(name, rounds)), flush=True)
 
 
