@@ -20,13 +20,16 @@ def config() -> Run:
     """The run."""
     return Run(
         name="demo",
-        model=llama.Config(vocab=VOCAB, embed=192, layers=5, heads=6, kv=2, head=32, ffn=512),
-        data=Data(source="pydocs", tokenizer=f"runs/tokenizer-pydocs-{VOCAB}", seq=256, batch=16),
-        optim=Optim(name="muon", lr=4e-3, warmup=40, final=0.0),
-        plan=Plan(attention="blockwise"),
-        steps=300,
-        eval_every=150,
-        eval_batches=4,
-        samples=("The with statement",),
-        checkpoint=Checkpoint(every=150),
+        model=llama.Config(
+            vocab=VOCAB, embed=128, layers=4, heads=4, kv=4, head=32, ffn=352, qk_norm=True
+        ),
+        data=Data(source="pydocs", tokenizer=f"runs/tokenizer-pydocs-{VOCAB}", seq=128, batch=16),
+        # About three epochs. With Muon, 240 steps at lr 5e-3, 1.2e-2, 2.4e-2 end at 2.03, 1.95,
+        # 1.93 bits per byte.
+        optim=Optim(name="muon", lr=2e-2, warmup=40, schedule="linear", final=0.0),
+        # Each core a device of its own: 1.4 times as fast here as one device of two threads.
+        plan=Plan(data=2, attention="blockwise", unroll=4),
+        steps=800,
+        eval_every=200,
+        checkpoint=Checkpoint(every=200),
     )

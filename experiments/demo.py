@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 
+from jaxlm import launch
 from jaxlm.core import config
 from jaxlm.data import baselines, shards, tokenizers
 from jaxlm.train import env, metrics
@@ -36,6 +37,9 @@ def main() -> None:
     begun = time.perf_counter()
     run = config.load(CONFIG)
     overrides = shortened(run, steps) if steps else []
+    if launch.accelerated(dict(os.environ)):
+        # The config's two devices are the cores of a CPU; one accelerator does without.
+        overrides += ["--plan.data", "1"]
     if steps:
         run = dataclasses.replace(run, name=f"{run.name}-{steps}", steps=steps)
     if not pathlib.Path(run.data.tokenizer).exists():
