@@ -3,8 +3,8 @@
 Reproduces: nothing published; the first run of a new user, from raw text to samples.
 Command: make demo
 Hardware: 2 CPU cores
-Time: not measured yet
-Expected: not measured yet
+Time: 5.4 minutes with installation (4.2 of training), 2-core x86-64 with AVX-512
+Expected: 1.596 +- 0.03 bits per byte held out; xz -9e, having read the training text, needs 1.648
 """
 
 from jaxlm.data.loader import Data
