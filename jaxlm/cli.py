@@ -87,7 +87,9 @@ def train(args: Sequence[str]) -> int:
         override.apply(Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG")
     target, overrides = _target("train", args)
     run = override.apply(_loaded(config.load(target), target), overrides, f"jaxlm train {target}")
-    launch.devices(run.plan.devices)
+    processes = launch.join(dict(os.environ))
+    if processes is not None:
+        launch.devices(run.plan.devices // processes)
     return loop.run(run).exit_code
 
 

@@ -295,6 +295,23 @@ def test_no_restart_where_there_may_be_an_accelerator(monkeypatch):
     assert launch.restart({}) is None
 
 
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("1", "HOST:PORT/COUNT/INDEX is needed"),
+        ("localhost/2/0", "HOST:PORT/COUNT/INDEX is needed"),
+        ("localhost:1/2/2", "process 2 of 2 given"),
+    ],
+)
+def test_wrong_peers_are_named(value, expected):
+    with pytest.raises(ValueError, match=f"JAXLM_DISTRIBUTED: .*{expected}"):
+        launch.join({"JAXLM_DISTRIBUTED": value})
+
+
+def test_a_process_is_alone_unless_told():
+    assert launch.join({}) == 1
+
+
 def test_settings_reach_the_process(place):
     """A config prints what its process was started with; the number of devices follows the plan."""
     spy = (
