@@ -43,6 +43,7 @@ EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "tensorboardX>=2.6,<3",
     "ty==0.0.105",
 ]
 
