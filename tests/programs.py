@@ -1,8 +1,8 @@
 """Tiny models of every family and their compiled programs, each made once and shared by tests."""
 
 import contextlib
-import dataclasses
 import functools
+import importlib
 import os
 import tempfile
 from typing import Any, NamedTuple
@@ -14,23 +14,15 @@ import numpy as np
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import gpt, llama
 from jaxlm.objectives import clm
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim, step
+from tests.families.sizes import B, T, V
 
-B, T, V = 8, 8, 32
-GPT = gpt.Config(vocab=V, embed=16, layers=3, heads=2, context=T)
-LLAMA = llama.Config(vocab=V, embed=16, layers=3, heads=4, kv=2, head=4, ffn=24, context=T)
-FAMILIES = {
-    "gpt": GPT,
-    "gpt-post": dataclasses.replace(GPT, norm="post"),
-    "llama": LLAMA,
-    "llama-all": dataclasses.replace(
-        LLAMA, bias=True, qk_norm=True, window=3, tied=True, softcap=20.0
-    ),
-}
+_FILES = [importlib.import_module(f"tests.families.{name}") for name in models.FAMILIES]
+FAMILIES = {case: cfg for file in _FILES for case, cfg in file.CASES.items()}
+VOID = {case: ends for file in _FILES for case, ends in file.VOID.items()}
 MESH = Plan(data=2, fsdp=2, tensor=2)
 
 
@@ -195,8 +187,3 @@ def run(family, plan, batches):
 
 # Documents of different lengths and different weights: a mean of means would differ.
 UNEVEN = [(8,), (1,), (3, 4), (2,), (8,), (5, 3), (1, 1, 1), (7,)]
-
-
-# A key bias adds the same to every score of a query, where positions do not turn it: its gradient
-# is 0 but for rounding.
-VOID = {"gpt": "k_bias", "gpt-post": "k_bias"}

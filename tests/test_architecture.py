@@ -23,6 +23,7 @@ FLOORS = {
     "plot": 4,
     "cli": 5,
     "launch": 5,
+    "convert": 4,
     "override": 5,
     "catalogue": 5,
 }

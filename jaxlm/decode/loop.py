@@ -102,7 +102,7 @@ def start(
 ) -> State:
     """The State after prefill, the first token of each row sampled."""
     batch, width = tokens.shape
-    x, cache = model.hidden(params, tokens, at, empty(model, batch))
+    x, cache, _ = model.hidden(params, tokens, at, empty(model, batch))
     assert cache is not None
     # a row's end is its highest position, wherever its padding is
     end = jnp.argmax(jnp.where(at.segments > 0, at.positions, -1), axis=1)
@@ -143,7 +143,7 @@ def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: i
             jnp.where(running, state.segment, 0)[:, None],
             jnp.where(running, state.position, 0)[:, None],
         )
-        x, cache = model.hidden(params, state.last[:, None], at, state.cache)
+        x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
         assert cache is not None
         raw = model.unembed(model.head(params), x[:, 0])
         return _record(state._replace(cache=cache), raw, rows)
@@ -172,7 +172,7 @@ def grow(model: Model, cache: Cache, slots: int) -> Cache:
 
     spec = model.cache(1, 1)
     layers = param.map(lambda p, x: pad(x, p.axes.index("seq")), spec, cache.layers)
-    return Cache(layers, At(*(pad(x, 1) for x in cache.at)), cache.filled)
+    return Cache(layers, At(*(pad(x, 1) for x in cache.at[:2])), cache.filled)
 
 
 def _record(state: State, raw: jax.Array, rows: Rows) -> State:

@@ -1,5 +1,7 @@
 """Multi-head attention as families call it: one function for training, prefill and decoding."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,23 @@ from jaxlm.parallel.plan import Plan
 # training.
 Memory = tuple[dict[str, jax.Array], At] | None
 
+# What a block returns beside x: with a memory, the entries to append to the cache; without, the
+# layer's statistics (a mixture of experts has some, a dense layer none: {}).
+Out = dict[str, jax.Array]
+
+
+class Reach(NamedTuple):
+    """What one layer's attention costs: window, the keys a query sees (None: all before it), and
+    pair, the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v."""
+
+    window: int | None
+    pair: int
+
+
+def reach(window: int | None, heads: int, head: int) -> Reach:
+    """The Reach of a layer whose keys and values have one size."""
+    return Reach(window, 4 * heads * head)
+
 
 def attend(
     q: jax.Array,
@@ -21,24 +40,34 @@ def attend(
     memory: Memory,
     plan: Plan,
     *,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """Causal attention [B, T, N, H] of q [B, T, N, H] over k, v [B, T, K, H] and, with a memory,
-    over its slots too; and the entries to append to the cache (None when training).
+    scale: float | None = None,
+    bias: attention.Bias | None = None,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, Out]:
+    """Attention [B, T, N, H] of q [B, T, N, H] over k, v [B, T, K, H] and, with a memory, over its
+    slots too; and the entries to append to the cache ({} when training).
 
     The old slots and the new keys meet in one softmax, so nothing is written before it is read.
+    The rest is as `ops.attention.attend` has it.
+
+    Raises: ValueError for a memory without a causal mask, or with shared tokens and a window: the
+    cache does not know which of its slots are shared.
     """
+    bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias, "sinks": sinks}
+    if memory is not None and not causal:
+        raise ValueError("a model that reads both ways has no cache")
+    if memory is not None and at.shared is not None and window is not None:
+        raise ValueError("shared tokens and a window cannot be decoded with a cache")
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
-        y = attention.attend(q, k, v, at, at, window=window, softcap=softcap, kernel=plan.attention)
-        return y, None if memory is None else entries
+        y = attention.attend(q, k, v, at, at, causal=causal, kernel=plan.attention, **bends)
+        return y, {} if memory is None else entries
     old, slots = memory
-    y = attention.attend_cached(
-        q, k, v, at, old["k"], old["v"], slots, window=window, softcap=softcap
-    )
-    return y, entries
+    return attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, **bends), entries
 
 
 def cache(batch: int, slots: int, kv: int, head: int) -> dict[str, param.Param]:

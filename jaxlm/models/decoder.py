@@ -13,8 +13,8 @@ from jaxlm.ops import linear
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
-# A family's block: (kind, w, x [B,T,D], at, memory, key) -> (x, new cache entries or None).
-FamilyBlock = Callable[..., tuple[jax.Array, dict[str, jax.Array] | None]]
+# A family's block: (kind, w, x [B,T,D], at, memory, key) -> (x, attention.Out).
+FamilyBlock = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def build(
@@ -26,13 +26,15 @@ def build(
     block: FamilyBlock,
     norm: Callable[[param.Tree, jax.Array], jax.Array],
     memory: Callable[[str, int, int], dict[str, param.Param]],
-    softcap: float | None,
     context: int | None,
+    softcap: float | None = None,
+    scale: float | None = None,
 ) -> Model:
     """A Model from a family's parts.
 
     embed(params["embed"], tokens, at, key) -> x [B, T, D]; norm(params["norm"], x), called only
     where the spec has that weight; memory(kind, batch, slots) -> the cache spec of one layer.
+    scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
     """
 
     def hidden(
@@ -49,26 +51,44 @@ def build(
             seen = None if cache is None else (entries, cache.at)
             return block(kind, w, x, at, seen, layer_key)
 
-        x, new = stack.apply(params["stack"], x, layer, plan, cache, key)
-        if "norm" in params:
-            x = norm(params["norm"], x)
-        return Hidden(x, None if cache is None else _append(cache, new, at, x, empty(1, 1)))
+        def last(x: jax.Array) -> jax.Array:
+            return norm(params["norm"], x) if "norm" in params else x
 
-    def head(params: param.Tree) -> param.Tree:
-        name = "unembed" if "unembed" in params else "embed"
-        return {name: params[name]}
+        if cache is None:
+            x, stats = stack.apply(params["stack"], x, layer, plan, key)
+            return Hidden(last(x), None, stats)
+        x, new = stack.remember(params["stack"], x, layer, cache)
+        x = last(x)
+        return Hidden(x, _append(cache, new, at, x, empty(1, 1)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
-        if "unembed" in head:
-            logits = linear.einsum("...D,DV->...V", x, head["unembed"], jnp.float32)
-        else:
-            logits = linear.einsum("...D,VD->...V", x, head["embed"]["table"], jnp.float32)
-        return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        return logits(head, x, softcap, scale)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(memory(kind, batch, slots) for kind in stack.layers(spec["stack"]))
 
     return Model(cfg, spec, hidden, head, unembed, empty, context)
+
+
+def head(params: param.Tree) -> param.Tree:
+    """The weights `logits` reads: the output matrix, or the embedding table where it is tied."""
+    out = {"unembed": params["unembed"]} if "unembed" in params else {}
+    out = out or {"embed": {"table": params["embed"]["table"]}}
+    return out | {name: params[name] for name in ("unembed_bias",) if name in params}
+
+
+def logits(
+    head: param.Tree, x: jax.Array, softcap: float | None = None, scale: float | None = None
+) -> jax.Array:
+    """float32[..., V] logits of x [..., D], scaled and then capped as `build` says."""
+    if "unembed" in head:
+        z = linear.einsum("...D,DV->...V", x, head["unembed"], jnp.float32)
+    else:
+        z = linear.einsum("...D,VD->...V", x, head["embed"]["table"], jnp.float32)
+    if "unembed_bias" in head:
+        z = z + head["unembed_bias"]
+    z = z if scale is None else z * scale
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
 def _append(
@@ -85,7 +105,7 @@ def _append(
     """
     slots, width = cache.at.segments.shape[1], at.segments.shape[1]
     if not slots:
-        return Cache(tuple(new), at, cache.filled + width)
+        return Cache(tuple(new), At(at.segments, at.positions), cache.filled + width)
     if slots < width:
         raise ValueError(f"cache: {width} tokens do not fit in {slots} slots")
     room = slots - width
@@ -100,5 +120,5 @@ def _append(
         {name: put(old[name], fresh[name], p[name].axes.index("seq")) for name in old}
         for old, fresh, p in zip(cache.layers, new, spec, strict=True)
     )
-    seen = At(*(put(a, b, 1) for a, b in zip(cache.at, at, strict=True)))
+    seen = At(*(put(a, b, 1) for a, b in zip(cache.at[:2], at[:2], strict=True)))
     return Cache(layers, seen, cache.filled + width)

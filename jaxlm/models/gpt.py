@@ -102,9 +102,9 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab", init=small)}
 
 
-def windows(cfg: Config) -> list[int | None]:
-    """Keys a query sees in each layer; None sees all before it."""
-    return [None] * cfg.layers
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return [attention.reach(None, cfg.heads, cfg.head)] * cfg.layers
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -126,7 +126,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         at: At,
         memory: attention.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
+    ) -> tuple[jax.Array, attention.Out]:
         keys = (None, None) if key is None else jax.random.split(key)
         if kind == "pre":
             h, entries = attend(w["attn"], layer_norm(w["attn_norm"], x), at, memory)

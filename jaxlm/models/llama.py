@@ -108,9 +108,9 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def windows(cfg: Config) -> list[int | None]:
-    """Keys a query sees in each layer; None sees all before it."""
-    return [cfg.window] * cfg.layers
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return [attention.reach(cfg.window, cfg.heads, cfg.head)] * cfg.layers
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -127,7 +127,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         at: At,
         memory: attention.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
+    ) -> tuple[jax.Array, attention.Out]:
         h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
         h, entries = attend(w["attn"], h, at, memory)
         x = x + h

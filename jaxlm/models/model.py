@@ -29,10 +29,12 @@ class Cache(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a forward pass returns: x [B, T, D] after the last norm, and the cache if one came."""
+    """What a forward pass returns: x [B, T, D] after the last norm, the cache if one came, and
+    otherwise what the layers report: {name: array [layers that have it, ...]}, {} if nothing."""
 
     x: jax.Array
     cache: Cache | None
+    stats: dict[str, jax.Array] = {}
 
 
 class Model(NamedTuple):
@@ -45,6 +47,12 @@ class Model(NamedTuple):
     unembed(head, x [..., D]) -> logits float32[..., V].
     cache(batch, slots) -> an empty Cache spec: a tree of `Param`.
     context: the longest sequence the model's positions allow, None where any length runs.
+    causal: whether a token sees only what is before it; an encoder's sees its whole segment, and
+        has no cache.
+    encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
+        `hidden` then takes source=(x, at), what the decoder reads. None in all others.
+    ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
+        at) -> [x of depth 1, ...], each [B, T, D] to unembed. None in all others.
     """
 
     cfg: Any
@@ -54,6 +62,9 @@ class Model(NamedTuple):
     unembed: Callable[[Params, jax.Array], jax.Array]
     cache: Callable[[int, int], tuple[dict[str, param.Param], ...]]
     context: int | None
+    causal: bool = True
+    encode: Callable[..., jax.Array] | None = None
+    ahead: Callable[..., list[jax.Array]] | None = None
 
 
 def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:

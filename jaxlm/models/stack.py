@@ -12,7 +12,7 @@ same tree with one segment per repeat, which decoding uses (scanning while decod
 layer's weights at every token).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +23,41 @@ from jaxlm.models.model import Cache
 from jaxlm.parallel.plan import Plan
 
 Segments = list[tuple[int, tuple[str, ...]]]
-Layer = dict[str, jax.Array] | None
-# block(kind, w, x, memory, key) -> (x, new cache entries of the layer or None)
-Block = Callable[[str, Any, jax.Array, Layer, jax.Array | None], tuple[jax.Array, Layer]]
+Layer = dict[str, jax.Array]
+# block(kind, w, x, memory, key) -> (x, new cache entries; without a memory statistics or {})
+Block = Callable[[str, Any, jax.Array, Layer | None, jax.Array | None], tuple[jax.Array, Layer]]
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def segments(kinds: Sequence[str]) -> Segments:
+    """The fewest segments of layers of these kinds, in order: first the longest run that repeats a
+    pattern, shorter patterns first, then what is left.
+
+        dense moe moe moe         [(1, ("dense",)), (3, ("moe",))]
+        local*5 global, 2 times   [(2, ("local",) * 5 + ("global",))]
+    """
+    found: Segments = []
+    rest = tuple(kinds)
+    while rest:
+        reps = [(_repeated(rest, size), size) for size in range(1, len(rest) + 1)]
+        # most layers in one scan; of equals the shortest pattern
+        count, size = max(reps, key=lambda r: (r[0] * r[1] if r[0] > 1 else r[1] == 1, -r[1]))
+        found.append((count, rest[:size]))
+        rest = rest[count * size :]
+    return found
+
+
+def _repeated(kinds: tuple[str, ...], size: int) -> int:
+    """How often the first `size` kinds come one after the other at the start."""
+    count = 1
+    while kinds[count * size : (count + 1) * size] == kinds[:size]:
+        count += 1
+    return count
 
 
 def spec(segments: Segments, layer: Callable[[str], param.Tree]) -> param.Tree:
@@ -69,27 +95,25 @@ def apply(
     x: jax.Array,
     block: Block,
     plan: Plan,
-    cache: Cache | None = None,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    """x [B, T, D] after every layer, and each layer's new cache entries (empty when training).
+) -> tuple[jax.Array, Layer]:
+    """x [B, T, D] after every layer, and the layers' statistics {name: [layers that have it, ...]}.
 
-    Without a cache, segments are scanned, `plan.unroll` layers an iteration, and rematerialised as
-    the plan says. With one, layers run one by one and read their own part of it.
+    Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as the plan says.
     """
-    if cache is not None:
-        return _remember(stack, x, block, cache)
-    first = 0
+    first, stats = 0, []
     for segment in _ordered(stack):
         n, names = _repeats(segment), list(_ordered_names(segment))
 
         def body(x: jax.Array, at: tuple[param.Tree, jax.Array], names=names) -> tuple:
             w, index = at
+            told = []
             for j, name in enumerate(names):
                 layer_key = None if key is None else jax.random.fold_in(key, index + j)
-                x, _ = block(name.partition("_")[2], w[name], x, None, layer_key)
+                x, out = block(name.partition("_")[2], w[name], x, None, layer_key)
                 x = plan.constrain(x, "batch seq embed")
-            return x, None
+                told.append(out)
+            return x, told
 
         run: Callable[..., tuple] = body
         if plan.remat != "none":
@@ -97,22 +121,32 @@ def apply(
         index = first + len(names) * jnp.arange(n)
         if plan.unroll >= n:
             for i, part in enumerate(_ordered(unstacked({"0": segment}))):
-                x, _ = run(x, (_only(part), index[i]))
+                x, told = run(x, (_only(part), index[i]))
+                stats += told
         else:
-            x, _ = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+            x, told = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+            # of each layer of the pattern [n, ...]: in order of execution, layer after layer
+            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in told]
         first += n * len(names)
-    return x, []
+    return x, _joined(stats)
 
 
-def _remember(
+def _joined(stats: list[Layer]) -> Layer:
+    """Each layer's statistics, one array a name over the layers that have it."""
+    names = dict.fromkeys(name for layer in stats for name in layer)
+    return {n: jnp.stack([layer[n] for layer in stats if n in layer]) for n in names}
+
+
+def remember(
     stack: param.Tree, x: jax.Array, block: Block, cache: Cache
-) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    new: list[dict[str, jax.Array]] = []
+) -> tuple[jax.Array, list[Layer]]:
+    """x [B, T, D] after every layer, and each layer's new cache entries: layers run one by one and
+    read their own part of the cache."""
+    new: list[Layer] = []
     for segment in _ordered(unstacked(stack)):
         for name in _ordered_names(segment):
             w = _only(segment[name])
             x, entries = block(name.partition("_")[2], w, x, cache.layers[len(new)], None)
-            assert entries is not None
             new.append(entries)
     return x, new
 

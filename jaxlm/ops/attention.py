@@ -6,6 +6,7 @@ log-sum-exp for its backward pass.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,12 +14,23 @@ import jax.numpy as jnp
 
 Kernel = Literal["xla", "blockwise"]
 
+# What is added to the scaled scores, from how far ahead of the query the key is: ALiBi, T5's
+# buckets. int32[B,T,S] -> float32, broadcast to [B,N,T,S].
+Bias = Callable[[jax.Array], jax.Array]
+
 
 class At(NamedTuple):
-    """Where each token stands: segments int32[B,T] (0 = padding or empty), positions int32[B,T]."""
+    """Where each token stands.
+
+    segments int32[B,T]: the document, 0 for padding or an empty slot. positions int32[B,T] within
+    it. shared bool[B,T], or None for none: tokens that all of their segment see, whatever the
+    mask (the prefix of a prefix-LM; Longformer's global tokens, which without a causal mask also
+    see all of their segment).
+    """
 
     segments: jax.Array
     positions: jax.Array
+    shared: jax.Array | None = None
 
 
 class _Rule(NamedTuple):
@@ -41,15 +53,19 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    bias: Bias | None = None,
+    sinks: jax.Array | None = None,
     kernel: Kernel = "xla",
 ) -> jax.Array:
-    """Attention of q over k, v: [B,T,N,H] in q.dtype, with the softmax in float32.
+    """Attention of q over k, v: [B,T,N,H'] in q.dtype, with the softmax in float32.
 
-    q [B,T,N,H]; k, v [B,S,K,H] with N = K * G, query head n reading key head n // G. A query sees
-    the keys of its own non-zero segment, at most at its own position if causal, and if there is a
-    window only the last `window` positions, its own among them. A query that sees nothing gives 0
-    and gets no gradient. softcap c bends scores to c * tanh(score / c) (Gemma 2). scale multiplies
-    q.k and is H ** -0.5 where None.
+    q [B,T,N,H]; k [B,S,K,H], v [B,S,K,H'] with N = K * G, query head n reading key head n // G. A
+    query sees the keys of its own non-zero segment, at most at its own position if causal, and if
+    there is a window only keys nearer than `window` positions, its own among them; and the shared
+    tokens of its segment (`At`). A query that sees nothing gives 0 and gets no gradient. scale
+    multiplies q.k and is H ** -0.5 where None; then softcap c bends scores to c * tanh(score / c)
+    (Gemma 2), and bias(key position - query position) is added. sinks float32[N] are scores of a
+    key without a value: they take part in the softmax's sum alone (GPT-OSS).
 
     kernel "blockwise" reads the order of the row as the order of time: with causal or a window,
     keys are the queries' own row, and each segment is contiguous with rising positions.
@@ -59,13 +75,17 @@ def attend(
     """
     rule = _rule(q, k, v, causal, window, softcap, scale)
     if kernel == "xla":
-        return _whole(q, k, v, q_at, k_at, rule)
+        return _whole(q, k, v, q_at, k_at, rule, bias, sinks)
     if kernel != "blockwise":
         raise ValueError(f"kernel must be 'xla' or 'blockwise', got {kernel!r}")
     if (causal or window is not None) and q.shape[1] != k.shape[1]:
         raise ValueError(
             "kernel 'blockwise' with causal or window needs queries and keys of one row, got "
             f"T={q.shape[1]} queries and S={k.shape[1]} keys; kernel 'xla' does this"
+        )
+    if bias is not None or sinks is not None or q_at.shared is not None:
+        raise ValueError(
+            "kernel 'blockwise' knows no bias, sinks or shared tokens; kernel 'xla' does"
         )
     return _blockwise(rule, q, k, v, q_at, k_at)
 
@@ -82,12 +102,15 @@ def attend_cached(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    bias: Bias | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention of new tokens over a cache and over themselves, [B,T,N,H] in q.dtype.
+    """Causal attention of new tokens over a cache and over themselves, [B,T,N,H'] in q.dtype.
 
     Equal to `attend` over the cache followed by the new keys, but the cache is read as it was and
-    written afterwards: a write before the read makes XLA copy the cache. q [B,T,N,H], k_new, v_new
-    [B,T,K,H] at q_at; k_cache, v_cache [B,K,S,H] at k_at, where segment 0 marks an empty slot.
+    written afterwards: a write before the read makes XLA copy the cache. q [B,T,N,H], k_new
+    [B,T,K,H], v_new [B,T,K,H'] at q_at; k_cache [B,K,S,H], v_cache [B,K,S,H'] at k_at, where
+    segment 0 marks an empty slot.
     A cache lies head by head, the order in which the products read it; any other is transposed,
     that is copied, at every call.
 
@@ -103,20 +126,25 @@ def attend_cached(
     old = _bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
     # one softmax over both parts: only scores are joined, never keys
     scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)
+    if bias is not None:
+        ahead = jnp.concatenate([_ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
+        scores = scores + _grouped_heads(bias(ahead), kv)
     allowed = [_allowed(q_at, at, rule) for at in (k_at, q_at)]
     allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]
-    mass = _mass(scores, allowed, _peak(scores, allowed))
-    p = mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+    p = _softmax(scores, allowed, sinks)
     p_old, p_new = p[..., :slots], p[..., slots:]
     p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)
     out = jax.lax.dot_general(p_old, v_cache, (((3,), (2,)), ((0, 1), (0, 1))), **f32)
-    out = jnp.moveaxis(out.reshape(batch, kv, -1, q.shape[1], q.shape[3]), 3, 1)  # [B,T,K,G,H]
-    return (out + _mix(p_new, v_new)).reshape(q.shape).astype(q.dtype)
+    out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])
+    out = jnp.moveaxis(out, 3, 1) + _mix(p_new, v_new)  # [B,T,K,G,H']
+    return out.reshape(*q.shape[:3], -1).astype(q.dtype)
 
 
 def _rule(q, k, v, causal, window, softcap, scale) -> _Rule:
-    if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-        raise ValueError(f"q [B,T,N,H], k, v [B,S,K,H] do not fit: {q.shape}, {k.shape}, {v.shape}")
+    if k.shape[:3] != v.shape[:3] or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(
+            f"q [B,T,N,H], k [B,S,K,H], v [B,S,K,H'] do not fit: {q.shape}, {k.shape}, {v.shape}"
+        )
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"heads must be a multiple of kv, got {q.shape[2]} and {k.shape[2]}")
     if window is not None and window < 1:
@@ -129,13 +157,29 @@ def _rule(q, k, v, causal, window, softcap, scale) -> _Rule:
 def _allowed(q_at: At, k_at: At, rule: _Rule) -> jax.Array:
     """Whether a query may see a key, bool[B,T,S]."""
     query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]
-    allowed = (query == key) & (query != 0)
-    ahead = q_at.positions[:, :, None] - k_at.positions[:, None, :]
+    together, ahead = (query == key) & (query != 0), _ahead(q_at, k_at)
+    near = jnp.ones_like(together)
     if rule.causal:
-        allowed &= ahead >= 0
+        near &= ahead <= 0
     if rule.window is not None:
-        allowed &= ahead < rule.window
-    return allowed
+        near &= jnp.abs(ahead) < rule.window
+    if k_at.shared is not None:
+        near |= k_at.shared[:, None, :]
+    if q_at.shared is not None and not rule.causal:
+        near |= q_at.shared[:, :, None]
+    return together & near
+
+
+def _ahead(q_at: At, k_at: At) -> jax.Array:
+    """How many positions a key is ahead of a query, int32[B,T,S]; negative for the past."""
+    return k_at.positions[:, None, :] - q_at.positions[:, :, None]
+
+
+def _grouped_heads(x: jax.Array, kv: int) -> jax.Array:
+    """[..., N, T, S] as [..., K, G, T, S]; an array without heads as it broadcasts."""
+    if x.ndim < 3 or x.shape[-3] == 1:
+        return x[..., None, :, :] if x.ndim >= 3 else x
+    return x.reshape(*x.shape[:-3], kv, -1, *x.shape[-2:])
 
 
 def _group(q: jax.Array, kv: int) -> jax.Array:
@@ -172,12 +216,25 @@ def _nonzero(total):
     return jnp.where(total == 0, 1.0, total)
 
 
-def _whole(q, k, v, q_at, k_at, rule):
+def _softmax(scores, allowed, sinks):
+    """Probabilities [B,K,G,T,S] of scores; sinks [N] have a part in the sum, or None."""
+    peak = _peak(scores, allowed)
+    if sinks is None:
+        mass = _mass(scores, allowed, peak)
+        return mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
+    peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
+    mass = _mass(scores, allowed, peak)
+    return mass / (jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
+
+
+def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
     allowed = _allowed(q_at, k_at, rule)[:, None, None]
     scores = _scores(_group(q, k.shape[2]), k, rule)
-    mass = _mass(scores, allowed, _peak(scores, allowed))
-    p = mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-    return _mix(p, v).reshape(q.shape).astype(q.dtype)
+    if bias is not None:
+        scores = scores + _grouped_heads(bias(_ahead(q_at, k_at)), k.shape[2])
+    p = _softmax(scores, allowed, sinks)
+    return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)
 
 
 def _blocks(length: int, keys: int, rule: _Rule) -> tuple[int, list[tuple[slice, slice]]]:
@@ -194,7 +251,7 @@ def _blocks(length: int, keys: int, rule: _Rule) -> tuple[int, list[tuple[slice,
 
 def _seen(q_at: At, k_at: At, rows: slice, keys: slice, rule: _Rule) -> jax.Array:
     """`_allowed` of one block, bool[B,1,1,T,S]."""
-    q_at, k_at = (At(*(a[:, part] for a in at)) for at, part in ((q_at, rows), (k_at, keys)))
+    q_at, k_at = (At(*(a[:, part] for a in at[:2])) for at, part in ((q_at, rows), (k_at, keys)))
     return _allowed(q_at, k_at, rule)[:, None, None]
 
 

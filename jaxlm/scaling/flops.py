@@ -51,19 +51,23 @@ def per_token(cfg: models.AnyConfig, seq: int, *, causal: bool = True) -> Flops:
     if seq < 1:
         raise ValueError(f"seq: {seq} tokens given; at least 1 is needed")
     spec = models.spec(cfg)
-    layers, pairs = 0, []
-    for path, p in param.flatten(spec["stack"]).items():
-        if p.inputs:
-            layers += 2 * math.prod(p.shape)
-        if path.endswith("/q"):
-            # the query projection [layer, embed, heads, head]: each query-key pair costs a dot
-            # product and a weighted addition of `head` elements in every head
-            pairs += [4 * p.shape[-2] * p.shape[-1]] * p.shape[0]
-    keys = [
-        visible_keys(seq, window) if causal else seq for window in models.family(cfg).windows(cfg)
-    ]
-    attention = sum(cost * n for cost, n in zip(pairs, keys, strict=True))
+    layers = sum(
+        2 * math.prod(p.shape) * _used(cfg, p)
+        for p in param.flatten(spec["stack"]).values()
+        if p.inputs
+    )
+    attention = sum(
+        reach.pair * (visible_keys(seq, reach.window) if causal else seq)
+        for reach in models.family(cfg).reaches(cfg)
+    )
     return Flops(layers, 2 * math.prod(_head(spec).shape), attention)
+
+
+def _used(cfg: models.AnyConfig, p: param.Param) -> float:
+    """The share of a weight's copies that a token meets: of experts, those it is sent to."""
+    if "expert" not in p.axes[: p.copies]:
+        return 1
+    return models.family(cfg).experts_per_token(cfg) / p.shape[p.axes.index("expert")]
 
 
 def visible_keys(seq: int, window: int | None) -> float:

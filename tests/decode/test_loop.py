@@ -38,7 +38,9 @@ def test_prefill_and_decode_are_the_full_forward(name, tiny):
         params, cache, out = loop.unstacked(params), loop.empty(model, 2), []
         cuts = [0, 5, 9, 10, 11]
         for i, (a, b) in enumerate(zip(cuts, cuts[1:])):
-            x, cache = model.hidden(params, tokens[:, a:b], At(*(v[:, a:b] for v in at)), cache)
+            x, cache, _ = model.hidden(
+                params, tokens[:, a:b], At(*(v[:, a:b] for v in at[:2])), cache
+            )
             out.append(model.unembed(model.head(params), x))
             if i == 0:
                 cache = loop.grow(model, cache, T)

@@ -1,0 +1,76 @@
+"""Reading a `config.json` so that nothing in it is overlooked: every field is taken or refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What no model's mathematics depends on: training, generation, file and library facts.
+COMMON = frozenset({
+    "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+    "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
+    "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label",
+    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "keys_to_ignore_at_inference", "label2id", "model_type", "output_attentions", "output_hidden_states", "output_past",
+    "output_router_logits", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
+    "return_dict",
+    "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
+    "transformers_version", "unk_token_id", "use_cache",
+})  # fmt: skip
+
+
+class Fields:
+    """A `config.json` that remembers which of its fields were read.
+
+    Every method raises ValueError naming the field, what it is, and what is supported here.
+    """
+
+    def __init__(self, record: Mapping[str, Any], where: str = "config.json"):
+        self._record, self._where = dict(record), where
+        self._left = set(record) - COMMON
+
+    def take(self, name: str, *aliases: str) -> Any:
+        """A field's value. Raises: ValueError where it is missing under all of its names."""
+        for known in (name, *aliases):
+            if known in self._record:
+                self._left.discard(known)
+                return self._record[known]
+        raise ValueError(f"{self._where}: {name} is missing")
+
+    def get(self, name: str, default: Any, *aliases: str) -> Any:
+        """A field's value, or the default of transformers where it is absent or null."""
+        found = [k for k in (name, *aliases) if k in self._record]
+        self._left -= set(found)
+        value = next((self._record[k] for k in found if self._record[k] is not None), None)
+        return default if value is None else value
+
+    def only(self, name: str, default: Any, *allowed: Any) -> Any:
+        """A field that has to have one of these values (the default among them)."""
+        value = self.get(name, default)
+        if value not in (default, *allowed):
+            raise ValueError(
+                f"{self._where}: {name}={value!r} is not supported; there is "
+                f"{sorted({repr(v) for v in (default, *allowed)})}"
+            )
+        return value
+
+    def among(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
+        """What `known` holds for a field's value."""
+        value = self.get(name, default)
+        if value not in known:
+            raise ValueError(
+                f"{self._where}: {name}={value!r} is not supported; there is {sorted(known)}"
+            )
+        return known[value]
+
+    def skip(self, *names: str) -> None:
+        """Fields that are known to change nothing here."""
+        self._left -= set(names)
+
+    def refuse_rest(self) -> None:
+        """Raises: ValueError for fields that nothing has read and that say something: an unknown
+        field may change what the model computes. Null, false, 0 and empty values say nothing."""
+        rest = {k: self._record[k] for k in sorted(self._left) if self._record[k]}
+        if rest:
+            raise ValueError(
+                f"{self._where}: unknown fields {rest}; a model that may compute something else is "
+                "not imported"
+            )

@@ -1,0 +1,144 @@
+"""Which of our weights are which of theirs: rows that convert both ways.
+
+    linear("attn/q", "self_attn.q_proj.weight")      torch [out, in]  <->  ours [in..., out...]
+    conv1d("ffn/up", "mlp.c_fc.weight")              GPT-2's [in, out]
+    same("attn_norm", "input_layernorm.weight")      reshaped at most
+    fused(linear, ("attn/q", "attn/k", "attn/v"), "qkv_proj.weight")   one after the other
+
+A row is the unit of conversion: it reads a few of their tensors and makes a few of ours, or back.
+Rows of weights that the spec does not have are left out, so that biases, norms and tied tables
+need no flag. In a stack's rows `{i}` is the number of the layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.core import param
+
+Arrays = list[np.ndarray]
+
+
+class Row(NamedTuple):
+    """ours: paths of our weights (a layer's: below its kind). theirs: names of their tensors.
+
+    read(their arrays, our Params without the layer axis) -> our arrays, of the Params' shapes.
+    write(our arrays, our Params) -> their arrays. Each is the inverse of the other.
+    shapes(our Params) -> the shapes their tensors have to have.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    read: Callable[[Arrays, Sequence[param.Param]], Arrays]
+    write: Callable[[Arrays, Sequence[param.Param]], Arrays]
+    shapes: Callable[[Sequence[param.Param]], list[tuple[int, ...]]]
+
+
+class Stack(NamedTuple):
+    """The rows of one stack of layers. prefix holds `{i}`; a row of which a name begins with "/"
+    stands beside the layers, without the prefix."""
+
+    prefix: str
+    rows: list[Row]
+
+
+class Table(NamedTuple):
+    """All rows of a model: `outer` beside the layers, `stacks` by the path of the stack ("stack").
+
+    ignored: names (regular expressions) of tensors that hold no weight: buffers, and parts the
+    model here does not have by design.
+    """
+
+    outer: list[Row]
+    stacks: dict[str, Stack]
+    ignored: tuple[str, ...] = ()
+
+
+# A layout: how a matrix lies in their file. (to ours, to theirs, their shape).
+Layout = tuple[
+    Callable[[np.ndarray, param.Param], np.ndarray],
+    Callable[[np.ndarray, param.Param], np.ndarray],
+    Callable[[param.Param], tuple[int, ...]],
+]
+
+
+def _sizes(p: param.Param) -> tuple[int, int]:
+    """(inputs, outputs) of a matrix: the products of its input and output axes."""
+    inputs = int(np.prod(p.shape[: p.inputs]))
+    return inputs, int(np.prod(p.shape[p.inputs :]))
+
+
+def _torch(p: param.Param) -> tuple[int, ...]:
+    return _sizes(p)[::-1]
+
+
+TORCH: Layout = (
+    lambda a, p: a.T.reshape(p.shape),
+    lambda a, p: a.reshape(_sizes(p)).T,
+    _torch,
+)
+"""torch.nn.Linear's weight: [out, in]."""
+
+PLAIN: Layout = (
+    lambda a, p: a.reshape(p.shape),
+    lambda a, p: a.reshape(_sizes(p)) if p.inputs else a.reshape(_flat(p)),
+    lambda p: _sizes(p) if p.inputs else _flat(p),
+)
+"""As ours lies: vectors, tables, GPT-2's Conv1D [in, out]. A bias [heads, head] is one vector."""
+
+
+def _flat(p: param.Param) -> tuple[int, ...]:
+    return p.shape if "vocab" in p.axes or "seq" in p.axes else (int(np.prod(p.shape)),)
+
+
+def _one(layout: Layout, ours: str, theirs: str) -> Row:
+    read, write, shape = layout
+    return Row(
+        (ours,),
+        (theirs,),
+        lambda arrays, ps: [read(arrays[0], ps[0])],
+        lambda arrays, ps: [write(arrays[0], ps[0])],
+        lambda ps: [shape(ps[0])],
+    )
+
+
+def linear(ours: str, theirs: str) -> Row:
+    """A torch.nn.Linear weight [out, in]."""
+    return _one(TORCH, ours, theirs)
+
+
+def conv1d(ours: str, theirs: str) -> Row:
+    """A Conv1D weight [in, out], as GPT-1 and GPT-2 have it."""
+    return _one(PLAIN, ours, theirs)
+
+
+def same(ours: str, theirs: str) -> Row:
+    """A weight that contracts nothing: a vector or table of the same order of elements."""
+    return _one(PLAIN, ours, theirs)
+
+
+def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
+    """Several of our weights, one after the other along the outputs of one of theirs."""
+    to_ours, to_theirs, shape = layout
+    axis = 0 if layout is TORCH else -1
+
+    def cuts(ps: Sequence[param.Param]) -> list[int]:
+        return [int(n) for n in np.cumsum([shape(p)[axis] for p in ps])[:-1]]
+
+    def whole(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:
+        first = list(shape(ps[0]))
+        first[axis] = sum(shape(p)[axis] for p in ps)
+        return [tuple(first)]
+
+    return Row(
+        ours,
+        (theirs,),
+        lambda arrays, ps: [
+            to_ours(a, p) for a, p in zip(np.split(arrays[0], cuts(ps), axis), ps, strict=True)
+        ],
+        lambda arrays, ps: [
+            np.concatenate([to_theirs(a, p) for a, p in zip(arrays, ps, strict=True)], axis)
+        ],
+        whole,
+    )
