@@ -24,6 +24,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
+    "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<0.3",
     "tokenizers>=0.22,<0.24",
     "tyro>=1,<2",

@@ -177,6 +177,7 @@ PURE = re.compile(
     r"^(typing\.)?(TypeVar|NamedTuple|cast)$|^dataclasses\.|^functools\.partial$|^re\.compile$"
     r"|^(frozenset|set|dict|list|tuple|range|sorted|zip|len|min|max|str|object)$|^_?[A-Z]\w*$"
     r"|^\w+\.[A-Z]\w*$|^_\w+$|^bytes$|^os\.strerror$|^\w+\.defvjp$"
+    r"|^(table\.)?(same|linear|conv1d|fused)$"
 )
 
 
