@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale, [..., D] in x.dtype. Zhang and Sennrich 2019, eq. 4.
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / rms(x) * (offset + scale), [..., D] in x.dtype. Zhang and Sennrich 2019, eq. 4.
 
     x [..., D] of any float dtype; scale [D]. The rms is over the last axis, eps inside the root.
+    With offset 1 the weight is what the scale differs from 1 by, as Gemma has it: the sum is in
+    float32, where bfloat16 would round a weight of 2^-9 away.
     """
     h = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-    return (h * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+    factor = scale.astype(jnp.float32)
+    factor = factor if offset == 0 else offset + factor
+    return (h * inverse * factor).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
