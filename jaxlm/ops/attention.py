@@ -225,7 +225,7 @@ def _softmax(scores, allowed, sinks):
     sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
     peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
     mass = _mass(scores, allowed, peak)
-    return mass / (jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
+    return mass / _nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
@@ -244,8 +244,11 @@ def _blocks(length: int, keys: int, rule: _Rule) -> tuple[int, list[tuple[slice,
     out = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        first = 0 if rule.window is None else max(0, start - rule.window + 1) // size * size
-        out.append((slice(start, stop), slice(first, stop if rule.causal else keys)))
+        first, last = 0, stop if rule.causal else keys
+        if rule.window is not None:
+            first = max(0, start - rule.window + 1) // size * size
+            last = min(last, -(-(stop + rule.window - 1) // size) * size)
+        out.append((slice(start, stop), slice(first, last)))
     return size, out
 
 

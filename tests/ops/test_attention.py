@@ -49,7 +49,7 @@ def oracle(q, k, v, g, segments, positions, causal=True, window=None, softcap=No
         if causal:
             keys = [s for s in keys if positions[b, s] <= positions[b, t]]
         if window is not None:
-            keys = [s for s in keys if positions[b, t] - positions[b, s] < window]
+            keys = [s for s in keys if abs(positions[b, t] - positions[b, s]) < window]
         if not keys:
             continue
         z = k[b, keys, j] @ q[b, t, n] * scale
@@ -145,7 +145,9 @@ def test_cached_equals_attend_on_the_concatenation(options):
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     positions[:, old:] = filled[:, None] + np.arange(T - old)
     at = attention.At(jnp.asarray(segments), jnp.asarray(positions))
-    new_at, cache_at = (attention.At(*(a[:, s] for a in at)) for s in (slice(old, T), slice(old)))
+    new_at, cache_at = (
+        attention.At(*(a[:, s] for a in at[:2])) for s in (slice(old, T), slice(old))
+    )
     k_cache, v_cache = (np.swapaxes(a[:, :old], 1, 2) for a in (k, v))
     got = attention.attend_cached(
         q[:, old:], k[:, old:], v[:, old:], new_at, k_cache, v_cache, cache_at, **options
@@ -182,7 +184,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="kernel must be 'xla' or 'blockwise', got 'flash'"):
         attention.attend(q, k, v, at, at, kernel="flash")
     with pytest.raises(ValueError, match="T=10 queries and S=150 keys"):
-        few = attention.At(*(a[:, :10] for a in at))
+        few = attention.At(*(a[:, :10] for a in at[:2]))
         attention.attend(q[:, :10], k, v, few, at, kernel="blockwise")
     with pytest.raises(ValueError, match="heads must be a multiple of kv, got 3 and 2"):
         attention.attend(q[:, :, :3], k, v, at, at)
