@@ -27,6 +27,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "head": (),
     "ffn": ("tensor",),
     "expert": (),
+    "rank": ("fsdp",),
+    "q_rank": ("fsdp",),
 }
 
 
