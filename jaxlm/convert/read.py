@@ -1,16 +1,51 @@
-"""A transformers checkpoint as our Config and weights."""
+"""A transformers checkpoint as our Config and weights, streamed tensor by tensor.
 
+Everything that can be wrong with a checkpoint is found from its config.json and the headers of its
+files, before a weight is read or allocated.
+"""
+
+import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import convert, models
+from jaxlm.convert import files
 from jaxlm.convert.fields import Fields
-from jaxlm.convert.table import Row
+from jaxlm.convert.table import Row, Table
 from jaxlm.core import param
+from jaxlm.parallel.plan import Plan
+
+Flat = dict[str, param.Param]
+
+
+class Job(NamedTuple):
+    """One row at one place: names of their tensors, paths of our weights, on the layer axis at
+    `layer` (None for weights beside the layers), and these weights' Params without that axis."""
+
+    row: Row
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    layer: int | None
+    params: list[param.Param]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that can be imported: every weight of `cfg` has the tensors it is made of."""
+
+    folder: pathlib.Path
+    model_type: str
+    cfg: models.AnyConfig
+    tensors: dict[str, files.Tensor]
+    jobs: list[Job]
 
 
 def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig]:
@@ -18,46 +53,221 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig]:
 
     Raises: ValueError for an unknown model_type, and for fields that are not supported.
     """
-    record = json.loads((folder / "config.json").read_text("utf-8"))
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
+    try:
+        record = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
         raise ValueError(
-            f"{folder / 'config.json'}: model_type={kind!r} is not supported; there is "
+            f"{file}: model_type={kind!r} is not supported; there is "
             f"{sorted(convert.ARCHITECTURES)}"
         )
-    fields = Fields(record, str(folder / "config.json"))
+    fields = Fields(record, str(file))
     cfg = convert.ARCHITECTURES[kind].read(fields)
     fields.refuse_rest()
     return kind, cfg
 
 
-def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
-    """(Config, float32 NumPy weights) of a checkpoint."""
-    from safetensors import numpy as safetensors
+def inspect(folder: pathlib.Path) -> Checkpoint:
+    """What a checkpoint holds and how it becomes our weights; only headers are read.
 
+    Of rows that make the same weight the first is taken whose tensors are there. An output matrix
+    that is there counts, whatever config.json says about tying, unless it is the embedding table.
+
+    Raises: ValueError listing tensors that are unknown, missing, of a wrong shape or dtype.
+    """
     kind, cfg = config(folder)
-    tensors: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= safetensors.load_file(file)
-    flat = param.flatten(models.spec(cfg))
-    made: dict[str, Any] = {}
     table = convert.ARCHITECTURES[kind].names(cfg)
-    for row in table.outer:
-        _read(row, row.theirs, row.ours, flat, tensors.__getitem__, made)
+    tensors = _renamed(files.find(folder), table)
+    same: set[str] = set()
+    if _says_tied(cfg) and (head := _head(table)) is not None and head in tensors:
+        if _equal(tensors, head, table):
+            same = {head}
+        else:
+            cfg = dataclasses.replace(cfg, **{"tied": False})
+            table = convert.ARCHITECTURES[kind].names(cfg)
+    flat = param.flatten(models.spec(cfg))
+    found = jobs(table, flat, tensors.keys())
+    problems = [*_missing(table, flat, found, tensors), *_misshaped(found, tensors)]
+    used = {name for job in found for name in job.theirs} | same
+    problems += [
+        f"unknown tensor {name} {list(t.shape)}: nothing here would compute with it"
+        for name, t in tensors.items()
+        if name not in used and not any(re.search(x, name) for x in table.ignored)
+    ]
+    if problems:
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        told = "\n".join(f"  {p}" for p in [*problems[:20], *more])
+        raise ValueError(f"{folder} ({kind}) cannot be imported:\n{told}")
+    return Checkpoint(folder, kind, cfg, tensors, found)
+
+
+def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[Job]:
+    """What makes every weight of a spec: one Job a row and place. Where several rows make the same
+    weight, the first of them whose tensors are in `have`; without it, the first."""
+    places: list[tuple[list[Row], tuple[str, str, int] | None, int]] = [(table.outer, None, 0)]
     for path, stack in table.stacks.items():
-        for i, at in enumerate(positions(flat, path)):
-            for row in stack.rows:
-                theirs = tuple((stack.prefix + n).format(i=i) for n in row.theirs)
-                _read(row, theirs, row.ours, flat, tensors.__getitem__, made, at)
-    missing = flat.keys() - made.keys()
-    if missing:
-        raise ValueError(f"{folder}: nothing makes {sorted(missing)}")
-    return cfg, nested(
-        {path: np.stack(x) if isinstance(x, list) else x for path, x in made.items()}
-    )
+        for i, (kind, layer) in enumerate(positions(flat, path)):
+            places.append((stack.rows, (stack.prefix, kind, layer), i))
+    found = []
+    for rows, at, i in places:
+        made: set[str] = set()
+        for row in rows:
+            job = _job(row, at, i, flat)
+            if job is None or made & set(job.ours):
+                continue
+            if have is None or all(name in have for name in job.theirs):
+                found.append(job)
+                made |= set(job.ours)
+    return found
 
 
-def positions(flat: dict[str, param.Param], stack: str) -> list[tuple[str, int]]:
+def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job | None:
+    """A row at a place (prefix of the stack, path of the kind, index); None for a spec without its
+    weights."""
+    if at is None:
+        if not all(path in flat for path in row.ours):
+            return None
+        return Job(row, row.theirs, row.ours, None, [flat[path] for path in row.ours])
+    prefix, kind, index = at
+    ours = tuple(f"{kind}/{name}" for name in row.ours)
+    if not all(path in flat for path in ours):
+        return None
+    theirs = tuple((n[1:] if n.startswith("/") else prefix + n).format(i=i) for n in row.theirs)
+    return Job(row, theirs, ours, index, [layer(flat[path]) for path in ours])
+
+
+def _renamed(tensors: dict[str, files.Tensor], table: Table) -> dict[str, files.Tensor]:
+    """The tensors under the names the table knows them by."""
+    found: dict[str, files.Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, new in table.renames:
+            name = re.sub(pattern, new, name)
+        if name in found:
+            raise ValueError(
+                f"{tensor.file}: {tensor.stored} and {found[name].stored} are both {name}"
+            )
+        found[name] = tensor
+    return found
+
+
+def _says_tied(cfg: models.AnyConfig) -> bool:
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    return bool(values.get("tied"))
+
+
+def _head(table: Table) -> str | None:
+    """The name of their output matrix."""
+    return next((row.theirs[0] for row in table.outer if row.ours == ("unembed",)), None)
+
+
+def _equal(tensors: dict[str, files.Tensor], head: str, table: Table) -> bool:
+    """Whether the output matrix is the embedding table once more."""
+    embed = next((row.theirs[0] for row in table.outer if "embed/table" in row.ours), None)
+    if embed is None or embed not in tensors or tensors[embed].shape != tensors[head].shape:
+        return False
+    return np.array_equal(files.read(tensors[embed]), files.read(tensors[head]))
+
+
+def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str]) -> list[str]:
+    """What is wrong with weights that no job makes: the tensors that the first row wants."""
+    made = {(path, job.layer) for job in found for path in job.ours}
+    problems = []
+    for job in jobs(table, flat):
+        if not all((path, job.layer) in made for path in job.ours):
+            for name in job.theirs:
+                if name not in tensors:
+                    problems.append(f"missing tensor {name}")
+    known = made | {(path, job.layer) for job in jobs(table, flat) for path in job.ours}
+    bare = {path for path, _ in known}
+    return problems + [f"nothing makes our weight {path}" for path in flat if path not in bare]
+
+
+def _misshaped(found: list[Job], tensors: dict[str, files.Tensor]) -> list[str]:
+    problems = []
+    for job in found:
+        for name, shape in zip(job.theirs, job.row.shapes(job.params), strict=True):
+            tensor = tensors[name]
+            if tensor.shape != tuple(shape):
+                problems.append(
+                    f"tensor {name} is {list(tensor.shape)}, the config says {list(shape)}"
+                )
+            elif tensor.dtype not in files.DTYPES:
+                problems.append(
+                    f"tensor {name} is stored as {tensor.dtype}; {sorted(files.DTYPES)} are read"
+                )
+    return problems
+
+
+def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
+    """(Config, float32 NumPy weights) of a checkpoint. Raises: as `inspect`."""
+    found = inspect(pathlib.Path(folder))
+    flat = param.flatten(models.spec(found.cfg))
+    made = {path: np.empty(p.shape, np.float32) for path, p in flat.items()}
+
+    def put(path: str, index: int | None, array: np.ndarray) -> None:
+        made[path][... if index is None else index] = array
+
+    _fill(found, put)
+    return found.cfg, nested(made)
+
+
+def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
+    """The weights of a checkpoint in a dtype, laid out over the plan's devices: never more in
+    memory than they and the tensors of one row. Raises: ValueError as `plan.shard_params`."""
+    spec = models.spec(found.cfg)
+    flat, lies = param.flatten(spec), param.flatten(plan.shard_params(spec))
+    made: dict[str, jax.Array] = {}
+
+    def put(path: str, index: int | None, array: np.ndarray) -> None:
+        array, whole = array.astype(dtype), lies[path]
+        if index is None:
+            made[path] = _onto(array, whole)
+            return
+        if path not in made:
+            made[path] = _empty(flat[path].shape, dtype, whole)
+        part = NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
+        made[path] = _setter(whole)(made[path], _onto(array, part), index)
+
+    _fill(found, put)
+    return nested({path: made[path] for path in flat})
+
+
+def _fill(found: Checkpoint, put: Callable[[str, int | None, np.ndarray], None]) -> None:
+    """put(path, index on the layer axis or None, array) for every weight, row after row."""
+    for job in found.jobs:
+        arrays = [files.read(found.tensors[name]) for name in job.theirs]
+        made = job.row.read(arrays, job.params)
+        for path, array, p in zip(job.ours, made, job.params, strict=True):
+            if array.shape != p.shape:
+                raise ValueError(f"{job.theirs} made {array.shape} of {path}, which is {p.shape}")
+            put(path, job.layer, array)
+
+
+def _onto(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """An array of the host on the devices; each process gives its own parts."""
+    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
+def _empty(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)()
+
+
+@functools.lru_cache
+def _setter(where: NamedSharding) -> Callable[..., jax.Array]:
+    """set(stacked, one layer's array, index) -> stacked, in the same memory."""
+
+    def put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=where)
+
+
+def positions(flat: Flat, stack: str) -> list[tuple[str, int]]:
     """(path of the layer's kind, index on the layer axis) of every layer of a stack, in order."""
     kinds: dict[str, int] = {}
     for path, p in flat.items():
@@ -71,27 +281,6 @@ def positions(flat: dict[str, param.Param], stack: str) -> list[tuple[str, int]]
         names = sorted(segments[number], key=lambda k: int(k.split("/")[-1].partition("_")[0]))
         found += [(name, i) for i in range(kinds[names[0]]) for name in names]
     return found
-
-
-def _read(
-    row: Row,
-    theirs: tuple[str, ...],
-    ours: tuple[str, ...],
-    flat: dict[str, param.Param],
-    tensor: Callable[[str], np.ndarray],
-    made: dict[str, Any],
-    at: tuple[str, int] | None = None,
-) -> None:
-    paths = ours if at is None else tuple(f"{at[0]}/{name}" for name in ours)
-    if not all(path in flat for path in paths):
-        return
-    params = [flat[path] if at is None else layer(flat[path]) for path in paths]
-    arrays = row.read([tensor(name).astype(np.float32) for name in theirs], params)
-    for path, array in zip(paths, arrays, strict=True):
-        if at is None:
-            made[path] = array
-        else:
-            made.setdefault(path, []).append(array)
 
 
 def layer(p: param.Param) -> param.Param:

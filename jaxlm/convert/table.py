@@ -7,7 +7,9 @@
 
 A row is the unit of conversion: it reads a few of their tensors and makes a few of ours, or back.
 Rows of weights that the spec does not have are left out, so that biases, norms and tied tables
-need no flag. In a stack's rows `{i}` is the number of the layer.
+need no flag. Where several rows make the same weight, the first is read whose tensors are there,
+and the first is written: files of an older layout need one more row. In a stack's rows `{i}` is
+the number of the layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +55,7 @@ class Table(NamedTuple):
     outer: list[Row]
     stacks: dict[str, Stack]
     ignored: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
 
 
 # A layout: how a matrix lies in their file. (to ours, to theirs, their shape).
