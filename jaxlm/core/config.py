@@ -1,7 +1,7 @@
 """Frozen dataclasses to and from JSON, and configs from Python files. No jax import.
 
 A config is a tree of frozen dataclasses with typed leaves. Where a field is a union of dataclasses
-(a model is any family's Config), the JSON carries the member's module name under "kind".
+(a model is any family's Config), the JSON says under "kind" which member it is.
 """
 
 import dataclasses
@@ -36,8 +36,10 @@ def _fields(cfg: Any, value: typing.Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def kind(cls: type) -> str:
-    """The name a config class is stored under: its module's last part, e.g. "llama"."""
-    return cls.__module__.rsplit(".", 1)[-1]
+    """The name a config class is stored under: its own in small letters, e.g. "yarn"; where that
+    says nothing, of a class Config, its module's last part, e.g. "llama"."""
+    name = cls.__name__
+    return cls.__module__.rsplit(".", 1)[-1] if name == "Config" else name.lower()
 
 
 def from_dict(cls: type[T], record: dict[str, Any], where: str = "") -> T:

@@ -115,7 +115,7 @@ def reaches(cfg: Config) -> list[attention.Reach]:
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
-    freqs = rope.frequencies(cfg.head, cfg.theta)
+    rotary = rope.frequencies(cfg.head, cfg.theta)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
@@ -143,7 +143,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         if "q_norm" in w:
             q = norm.rms_norm(q, w["q_norm"], cfg.eps)
             k = norm.rms_norm(k, w["k_norm"], cfg.eps)
-        q, k = rope.apply(q, at.positions, freqs), rope.apply(k, at.positions, freqs)
+        q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
         y, entries = attention.attend(q, k, v, at, memory, plan, window=cfg.window)
         return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
 
