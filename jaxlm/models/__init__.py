@@ -3,14 +3,14 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import gpt, llama
+from jaxlm.models import gemma, gpt, llama
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
-FAMILIES: dict[str, ModuleType] = {"gpt": gpt, "llama": llama}
+FAMILIES: dict[str, ModuleType] = {"gemma": gemma, "gpt": gpt, "llama": llama}
 
 # What a Run's `model` field may be.
-AnyConfig = gpt.Config | llama.Config
+AnyConfig = gemma.Config | gpt.Config | llama.Config
 
 
 def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:

@@ -24,3 +24,17 @@ def even(cfg: Any, name: str, why: str) -> None:
     """Raises: ValueError for an odd field."""
     if getattr(cfg, name) % 2:
         raise ValueError(f"model.{name}: {getattr(cfg, name)} is odd; {why}")
+
+
+def pattern(cfg: Any) -> None:
+    """Raises: ValueError unless `pattern` has 1 to `layers` kinds of layers, and `window` is given
+    where one of them is "local", and only there."""
+    if not 1 <= len(cfg.pattern) <= cfg.layers:
+        raise ValueError(
+            f"model.pattern: {len(cfg.pattern)} layers given; 1 to model.layers={cfg.layers} fit"
+        )
+    local = "local" in cfg.pattern
+    if local and (cfg.window is None or cfg.window < 1):
+        raise ValueError(f"model.window: {cfg.window} given; local layers see at least 1 key")
+    if not local and cfg.window is not None:
+        raise ValueError(f"model.window: {cfg.window} given; model.pattern has no local layer")

@@ -7,6 +7,18 @@ from jaxlm.core import param
 
 # Counts of the released checkpoints.
 EXACT = {
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
+    "gemma3-270m": 268_098_176,
+    "gemma3-1b": 999_885_952,
+    # of checkpoints that read images too, less their vision tower and projector: 416_866_032 and
+    # 1152 * (embed + 1)
+    "gemma3-4b": 4_300_079_472 - 416_866_032 - 1152 * 2561,
+    "gemma3-12b": 12_187_325_040 - 416_866_032 - 1152 * 3841,
+    "gemma3-27b": 27_432_406_640 - 416_866_032 - 1152 * 5377,
     "gpt1": 116_534_784,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,

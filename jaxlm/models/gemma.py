@@ -1,0 +1,221 @@
+"""The Gemma family's text models: RMSNorm of 1 + w, scaled embeddings, GeGLU, grouped queries.
+
+Gemma Team 2024a (Gemma 1), 2024b (Gemma 2: a norm after each sublayer too, scores and logits bent
+by soft-caps, every other layer local), 2025 (Gemma 3: five local layers to one global, each with
+its own rotary base, queries and keys normalised, no soft-caps).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.models.model import Model
+from jaxlm.ops import linear, norm, rope
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+
+Reach = Literal["local", "global"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a Gemma model."""
+
+    vocab: int = 256000
+    """Token ids the model knows."""
+    embed: int = 2048
+    """Width of the residual stream; embeddings are multiplied by its root."""
+    layers: int = 18
+    """Transformer blocks."""
+    heads: int = 8
+    """Query heads."""
+    kv: int = 1
+    """Key and value heads; fewer than `heads` is grouped-query attention, 1 is multi-query."""
+    head: int = 256
+    """Size of one head."""
+    ffn: int = 16384
+    """Width of the feed-forward layer."""
+    pattern: tuple[Reach, ...] = ("global",)
+    """What layers see, repeated over all of them: "local" the last `window` keys, "global" all."""
+    window: int | None = None
+    """Keys a query of a local layer sees, itself included."""
+    theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    local_theta: float | None = None
+    """Base in local layers, without `scaling`; None: they turn as global ones do."""
+    scaling: rope.Scaling | None = None
+    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    context: int = 8192
+    """Sequence length the model is meant for; RoPE itself has no limit."""
+    query_scalar: float | None = None
+    """Scores are divided by the root of it; None: of `head`."""
+    score_softcap: float | None = None
+    """Attention scores are capped to +-score_softcap by tanh; None leaves them as they are."""
+    softcap: float | None = None
+    """Logits are capped to +-softcap by tanh; None leaves them as they are."""
+    sandwich: bool = False
+    """Whether sublayers end in a norm too, before they are added to the residual stream."""
+    qk_norm: bool = False
+    """Whether queries and keys are RMS-normalised per head."""
+    tied: bool = True
+    """Whether the output matrix is the embedding table."""
+
+    def __post_init__(self) -> None:
+        check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
+        check.divides(self, "kv", "heads")
+        check.even(self, "head", "rotary embedding turns pairs")
+        check.pattern(self)
+
+    @property
+    def kinds(self) -> tuple[Reach, ...]:
+        """What each layer sees."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights. Norms hold what their scale differs from 1 by, so they start at 0."""
+    p = param.shaper(
+        vocab=cfg.vocab, embed=cfg.embed, heads=cfg.heads, kv=cfg.kv, head=cfg.head, ffn=cfg.ffn
+    )
+    # as in llama: the residual stream's variance does not grow with depth
+    out = param.fan_in((2 * cfg.layers) ** -0.5)
+    scale = p("embed", init=param.zeros)
+
+    def layer(kind: str) -> param.Tree:
+        attn = {
+            "q": p("embed -> heads head"),
+            "k": p("embed -> kv head"),
+            "v": p("embed -> kv head"),
+            "o": p("heads head -> embed", init=out),
+        }
+        if cfg.qk_norm:
+            attn |= {f"{n}_norm": p("head", init=param.zeros) for n in "qk"}
+        feed = ffn.spec(p, gated=True, bias=False, out=out)
+        tree = {"attn_norm": scale, "attn": attn, "ffn_norm": scale, "ffn": feed}
+        return tree | {"attn_end": scale, "ffn_end": scale} if cfg.sandwich else tree
+
+    tree = {
+        # unit variance once it is multiplied by sqrt(embed)
+        "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
+        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "norm": scale,
+    }
+    return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
+
+
+def _window(cfg: Config, kind: str) -> int | None:
+    return cfg.window if kind == "local" else None
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return [attention.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`."""
+    turns = {"global": rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)}
+    turns["local"] = turns["global"]
+    if cfg.local_theta is not None:
+        turns["local"] = rope.frequencies(cfg.head, cfg.local_theta)
+    scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        # the root is rounded to the computing dtype, as it was when Gemma was trained: in bfloat16
+        # sqrt(3072) = 55.43 is 55.5
+        return x.astype(plan.dtype) * jnp.asarray(cfg.embed**0.5, plan.dtype)
+
+    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.rms_norm(x, w, cfg.eps, offset=1.0)
+
+    def block(
+        kind: str,
+        w: param.Tree,
+        x: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Out]:
+        h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
+        x = x + (rms(w["attn_end"], h) if "attn_end" in w else h)
+        h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), ffn.ACTIVATIONS["gelu_tanh"])
+        x = x + (rms(w["ffn_end"], h) if "ffn_end" in w else h)
+        return x, entries
+
+    def attend(
+        kind: str, w: param.Tree, h: jax.Array, at: At, memory: attention.Memory
+    ) -> tuple[jax.Array, attention.Out]:
+        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
+        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
+        if "q_norm" in w:
+            q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
+        q, k = (rope.apply(a, at.positions, turns[kind]) for a in (q, k))
+        y, entries = attention.attend(
+            q, k, v, at, memory, plan,
+            window=_window(cfg, kind), softcap=cfg.score_softcap, scale=scale,
+        )  # fmt: skip
+        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+
+    return decoder.build(
+        cfg,
+        spec(cfg),
+        plan,
+        embed=embed,
+        block=block,
+        norm=rms,
+        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        softcap=cfg.softcap,
+        context=None,
+    )
+
+
+def _gemma2(embed: int, layers: int, heads: int, ffn: int, scalar: float | None = None) -> Config:
+    return Config(
+        embed=embed, layers=layers, heads=heads, kv=heads // 2, ffn=ffn,
+        pattern=("local", "global"), window=4096, query_scalar=scalar, score_softcap=50.0,
+        softcap=30.0, sandwich=True,
+    )  # fmt: skip
+
+
+def _gemma3(embed: int, layers: int, heads: int, kv: int, ffn: int, window: int = 1024) -> Config:
+    return Config(
+        vocab=262144, embed=embed, layers=layers, heads=heads, kv=kv, ffn=ffn,
+        pattern=5 * ("local",) + ("global",), window=window, theta=1e6, local_theta=1e4,
+        context=32768, sandwich=True, qk_norm=True,
+    )  # fmt: skip
+
+
+def _gemma3_long(embed: int, layers: int, heads: int, kv: int, ffn: int) -> Config:
+    """The sizes that read images too: 64 more token ids, and stretched to 128K."""
+    return dataclasses.replace(
+        _gemma3(embed, layers, heads, kv, ffn),
+        vocab=262208,
+        context=131072,
+        scaling=rope.Linear(8.0),
+    )
+
+
+# Table 1 of Gemma Team 2024a, table 1 of 2024b, and the configs released with each and with
+# Gemma 3 (whose 27B has heads of 128; both 27B divide scores by sqrt(embed / heads)).
+PRESETS: dict[str, Config] = {
+    "gemma-2b": Config(),
+    "gemma-7b": Config(embed=3072, layers=28, heads=16, kv=16, ffn=24576),
+    "gemma2-2b": _gemma2(2304, 26, 8, 9216),
+    "gemma2-9b": _gemma2(3584, 42, 16, 14336),
+    "gemma2-27b": dataclasses.replace(_gemma2(4608, 46, 32, 36864, 144.0), head=128),
+    "gemma3-270m": _gemma3(640, 18, 4, 1, 2048, window=512),
+    "gemma3-1b": _gemma3(1152, 26, 4, 1, 6912, window=512),
+    "gemma3-4b": _gemma3_long(2560, 34, 8, 4, 10240),
+    "gemma3-12b": _gemma3_long(3840, 48, 16, 8, 15360),
+    "gemma3-27b": dataclasses.replace(
+        _gemma3_long(5376, 62, 32, 16, 21504), head=128, query_scalar=168.0
+    ),
+}
