@@ -3,15 +3,21 @@
     python experiments/benchmarks/decode_cpu.py [--sizes 10m 124m] [--batches 1 16] [--rounds 5]
 
 Both sides decode greedily from the same random weights (exported to transformers in memory), with
-the same prompts and the same number of new tokens, and alternate in one process; the time of each
-is its median over the rounds, prefill included, compilation excluded. The table's last columns say
-how many bytes of weights and cache a step reads per second, beside what the machine's memory gave
-a plain sum in the same minute, and how many tokens agree. Needs torch and transformers
-(`pip install 'jaxlm[parity]'`).
+the same prompts and the same number of new tokens. Each has a process of its own, both with large
+pages, and they take turns: in one process, torch's threads wait busily for their next task and slow
+the other side. The time of each is its median over the rounds, prefill included, compilation
+excluded. The table's last columns say how many bytes of weights and cache a step reads per second,
+beside what the machine's memory gave a plain sum in the same minute, and how many tokens agree.
+Needs torch and transformers (`pip install 'jaxlm[parity]'`).
 """
 
 import argparse
+import json
+import os
+import pathlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +44,8 @@ SIZES: dict[str, tuple[Any, int]] = {  # config, new tokens
 }
 PROMPT = 32
 PAUSE_SECONDS = 0.3  # the other side's worker threads spin for a while after their last task
+ROOT = pathlib.Path(__file__).parents[2]
+SIDES = ("ours", "theirs", "memory")
 
 
 def torch_linear(w: np.ndarray, inputs: int) -> torch.Tensor:
@@ -150,22 +158,21 @@ def clock(f: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(size: str, batch: int, rounds: int) -> str:
-    """One row of the table."""
+def generator(side: str, size: str, batch: int) -> Callable[[], np.ndarray]:
+    """A function that decodes once: token ids int[batch, new]."""
     cfg, new = SIZES[size]
     model = models.build(cfg)
     host = weights(model)
+    prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, PROMPT))
+    if side == "ours":
+        params = sample.prepare(model, jax.device_put(host))
+        settings = sample.Sampling(max_new=new, temperature=0.0)
+        return lambda: np.asarray(sample.generate(model, params, prompts.tolist(), settings).tokens)
     theirs = (to_llama if size == "10m" else to_gpt)(cfg, host)
     theirs.generation_config.eos_token_id = None
-    params = sample.prepare(model, jax.device_put(host))
-    prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, PROMPT))
-    settings = sample.Sampling(max_new=new, temperature=0.0)
     ids = torch.from_numpy(prompts)
 
-    def ours() -> np.ndarray:
-        return np.asarray(sample.generate(model, params, prompts.tolist(), settings).tokens)
-
-    def other() -> np.ndarray:
+    def generate() -> np.ndarray:
         with torch.inference_mode():
             out = theirs.generate(
                 ids,
@@ -176,23 +183,74 @@ def measure(size: str, batch: int, rounds: int) -> str:
             )
         return out[:, PROMPT:].numpy()
 
-    agree = np.mean(ours() == other())  # also the warm-up of both
-    times: dict[str, list[float]] = {"ours": [], "other": []}
+    return generate
+
+
+def work(side: str, size: str, batch: int) -> None:
+    """One side's process: for every line read, decode once and print the seconds it took."""
+    if side == "memory":
+        for _ in sys.stdin:
+            print(json.dumps(memory_bytes_per_second()), flush=True)
+        return
+    generate = generator(side, size, batch)
+    print(json.dumps(generate().tolist()), flush=True)  # also the warm-up
+    for _ in sys.stdin:
+        print(json.dumps(clock(generate)), flush=True)
+
+
+def started(side: str, size: str, batch: int) -> subprocess.Popen:
+    """One side's process, waiting for its first line."""
+    given = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, __file__, "--worker", side, "--sizes", size, "--batches", str(batch)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | given | {"PYTHONPATH": path},
+    )
+
+
+def told(process: subprocess.Popen) -> Any:
+    """What a process prints next."""
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def asked(process: subprocess.Popen) -> float:
+    """What a process answers to a line, after the others have come to rest."""
+    assert process.stdin is not None
+    time.sleep(PAUSE_SECONDS)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return told(process)
+
+
+def measure(size: str, batch: int, rounds: int) -> str:
+    """One row of the table."""
+    cfg, new = SIZES[size]
+    model = models.build(cfg)
+    processes = {side: started(side, size, batch) for side in SIDES}
+    first = {side: np.array(told(processes[side])) for side in ("ours", "theirs")}
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds):
-        for name, f in (("ours", ours), ("other", other)):
-            time.sleep(PAUSE_SECONDS)
-            times[name].append(clock(f))
-    seconds, theirs_seconds = (statistics.median(times[n]) for n in ("ours", "other"))
+        for side in SIDES:
+            times[side].append(asked(processes[side]))
+    for process in processes.values():
+        process.communicate()
+    seconds, theirs_seconds = (statistics.median(times[n]) for n in ("ours", "theirs"))
     # a step reads every weight but the embedding tables it only looks into, and the filled cache
     looked_into = cfg.vocab if size == "10m" else cfg.context
     read = 4 * (param.count(model.spec) - looked_into * cfg.embed)
     heads = cfg.kv if size == "10m" else cfg.heads
     read += 4 * 2 * batch * cfg.layers * heads * cfg.head * (PROMPT + new // 2)
-    rate, memory = read * new / seconds, memory_bytes_per_second()
+    rate, memory = read * new / seconds, max(times["memory"])
+    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     return (
         f"| {size} | {batch} | {batch * new / seconds:,.0f} | {batch * new / theirs_seconds:,.0f} "
-        f"| {theirs_seconds / seconds:.2f}x | {rate / 1e9:.1f} | {memory / 1e9:.1f} "
-        f"| {rate / memory:.0%} | {agree:.1%} |"
+        f"| {theirs_seconds / seconds:.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) "
+        f"| {rate / 1e9:.1f} | {memory / 1e9:.1f} | {rate / memory:.0%} "
+        f"| {np.mean(first['ours'] == first['theirs']):.1%} |"
     )
 
 
@@ -202,8 +260,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    if args.worker:
+        return work(args.worker, args.sizes[0], args.batches[0])
     print(
         f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), "
         f"transformers {transformers.__version__}; {PROMPT} prompt tokens\n"
