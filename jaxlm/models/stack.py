@@ -70,11 +70,17 @@ def spec(segments: Segments, layer: Callable[[str], param.Tree]) -> param.Tree:
 
 def layers(stack: param.Tree) -> list[str]:
     """The kind of every layer of a stack (weights or spec), in order of execution."""
-    kinds = []
-    for segment in _ordered(stack):
-        names = list(_ordered_names(segment))
-        kinds += _repeats(segment) * [name.partition("_")[2] for name in names]
-    return kinds
+    return [name.partition("_")[2] for _, name, _ in places(stack)]
+
+
+def places(stack: param.Tree) -> list[tuple[str, str, int]]:
+    """(segment, name in it, index on the `layer` axis) of every layer, in order of execution."""
+    return [
+        (segment, name, i)
+        for segment in sorted(stack, key=int)
+        for i in range(_repeats(stack[segment]))
+        for name in _ordered_names(stack[segment])
+    ]
 
 
 def unstacked(stack: param.Tree) -> param.Tree:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.ops import ragged
+
 
 def einsum(spec: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
     """x times w as the spec says: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
@@ -24,6 +26,27 @@ def einsum(spec: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Arra
     if jax.default_backend() == "cpu":
         return _product(summed, leading, dtype, x, w)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
+
+    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows behind the
+    last group give 0 and get no gradient. sizes int32[E].
+    """
+    if jax.default_backend() == "cpu":
+        return ragged.product(x, w, sizes, x.dtype)
+    mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
+    # other backends may leave anything in rows of no group
+    y = jax.lax.ragged_dot(
+        jnp.where(mine, x, 0), w.astype(x.dtype), sizes, preferred_element_type=x.dtype
+    )
+    return jnp.where(mine, y, 0)
+
+
+def batched(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [B,E,C,D] times w [E,D,F], each of E by its own matrix: [B,E,C,F] in x.dtype."""
+    return jnp.einsum("BECD,EDF->BECF", x, w.astype(x.dtype), preferred_element_type=x.dtype)
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:

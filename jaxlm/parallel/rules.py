@@ -27,8 +27,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "head": (),
     "ffn": ("tensor",),
     "expert": (),
+    "shared": (),
+    "types": (),
+    "buckets": (),
     "rank": ("fsdp",),
     "q_rank": ("fsdp",),
+    "pair": (),
 }
 
 
