@@ -3,14 +3,21 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import gemma, gpt, llama
+from jaxlm.models import bert, gemma, gpt, llama, palm, t5
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
-FAMILIES: dict[str, ModuleType] = {"gemma": gemma, "gpt": gpt, "llama": llama}
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert,
+    "gemma": gemma,
+    "gpt": gpt,
+    "llama": llama,
+    "palm": palm,
+    "t5": t5,
+}
 
 # What a Run's `model` field may be.
-AnyConfig = gemma.Config | gpt.Config | llama.Config
+AnyConfig = bert.Config | gemma.Config | gpt.Config | llama.Config | palm.Config | t5.Config
 
 
 def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:

@@ -3,6 +3,9 @@
 Radford et al. 2018 (GPT-1: the norm comes after each sublayer), Radford et al. 2019 (GPT-2: before,
 and once more at the end), Brown et al. 2020 (GPT-3: GPT-2's block; its alternating locally banded
 attention has no published widths, so the presets attend densely).
+
+Also OPT (Zhang et al. 2022: ReLU) and BLOOM (Le Scao et al. 2022: ALiBi instead of positions, and a
+LayerNorm on the embedding).
 """
 
 import dataclasses
@@ -12,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, stack
+from jaxlm.models import attention, check, decoder, ffn, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm
+from jaxlm.ops import bias, linear, norm
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -32,7 +35,17 @@ class Config:
     heads: int = 12
     """Attention heads, each of size embed / heads."""
     context: int = 1024
-    """Learned positions: the longest sequence the model can read."""
+    """Longest sequence the model can read; with ALiBi the one it is meant for, without a limit."""
+    ffn: int | None = None
+    """Width of the feed-forward layer; None is four times `embed`."""
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu", "relu2"] = "gelu_tanh"
+    """Feed-forward nonlinearity."""
+    positions: Literal["learned", "alibi"] = "learned"
+    """A learned vector for each position, or a bias of the scores by distance (ALiBi)."""
+    embed_norm: bool = False
+    """Whether the embedding passes a LayerNorm before the first block."""
+    bias: bool = True
+    """Whether attention and feed-forward layers have biases."""
     norm: Literal["pre", "post"] = "pre"
     """LayerNorm before each sublayer (GPT-2, GPT-3) or after it (GPT-1)."""
     eps: float = 1e-5
@@ -47,6 +60,8 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "context")
         check.divides(self, "heads", "embed")
+        if self.ffn is not None:
+            check.positive(self, "ffn")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
 
@@ -54,6 +69,11 @@ class Config:
     def head(self) -> int:
         """Size of one head."""
         return self.embed // self.heads
+
+    @property
+    def width(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.embed if self.ffn is None else self.ffn
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -64,7 +84,7 @@ def spec(cfg: Config) -> param.Tree:
         embed=cfg.embed,
         heads=cfg.heads,
         head=cfg.head,
-        ffn=4 * cfg.embed,
+        ffn=cfg.width,
     )
     small, out = param.normal(0.02), param.normal(0.02 * (2 * cfg.layers) ** -0.5)
 
@@ -72,31 +92,24 @@ def spec(cfg: Config) -> param.Tree:
         return {"scale": p("embed", init=param.ones), "bias": p("embed", init=param.zeros)}
 
     def layer(kind: str) -> param.Tree:
-        qkv = {n: p("embed -> heads head", init=small) for n in "qkv"}
-        biases = {f"{n}_bias": p("heads head", init=param.zeros) for n in "qkv"}
-        o = {
-            "o": p("heads head -> embed", init=out),
-            "o_bias": p("embed", init=param.zeros),
-        }
+        attn = {n: p("embed -> heads head", init=small) for n in "qkv"}
+        attn |= {"o": p("heads head -> embed", init=out)}
+        if cfg.bias:
+            attn |= {f"{n}_bias": p("heads head", init=param.zeros) for n in "qkv"}
+            attn |= {"o_bias": p("embed", init=param.zeros)}
         return {
             "attn_norm": norm_weights(),
-            "attn": qkv | biases | o,
+            "attn": attn,
             "ffn_norm": norm_weights(),
-            "ffn": {
-                "up": p("embed -> ffn", init=small),
-                "up_bias": p("ffn", init=param.zeros),
-                "down": p("ffn -> embed", init=out),
-                "down_bias": p("embed", init=param.zeros),
-            },
+            "ffn": ffn.spec(p, gated=False, bias=cfg.bias, out=out, init=small),
         }
 
-    tree = {
-        "embed": {
-            "table": p("vocab embed", init=small),
-            "positions": p("seq embed", init=param.normal(0.01)),
-        },
-        "stack": stack.spec([(cfg.layers, (cfg.norm,))], layer),
-    }
+    embed = {"table": p("vocab embed", init=small)}
+    if cfg.positions == "learned":
+        embed |= {"positions": p("seq embed", init=param.normal(0.01))}
+    if cfg.embed_norm:
+        embed |= {"norm": norm_weights()}
+    tree = {"embed": embed, "stack": stack.spec([(cfg.layers, (cfg.norm,))], layer)}
     if cfg.norm == "pre":
         tree |= {"norm": norm_weights()}
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab", init=small)}
@@ -109,11 +122,17 @@ def reaches(cfg: Config) -> list[attention.Reach]:
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
+    act = ffn.ACTIVATIONS[cfg.activation]
+    learned = cfg.positions == "learned"
+    slope = None if learned else bias.alibi(bias.slopes(cfg.heads))
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        table = plan.gather(w["table"], "vocab embed")
-        positions = plan.gather(w["positions"], "seq embed")
-        x = jnp.take(table, tokens, axis=0) + jnp.take(positions, at.positions, axis=0)
+        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        if "positions" in w:
+            positions = plan.gather(w["positions"], "seq embed")
+            x = x + jnp.take(positions, at.positions, axis=0)
+        if "norm" in w:
+            x = layer_norm(w["norm"], x)
         return _dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, 2**31 - 1))
 
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
@@ -131,25 +150,21 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         if kind == "pre":
             h, entries = attend(w["attn"], layer_norm(w["attn_norm"], x), at, memory)
             x = x + _dropout(h, cfg.dropout, keys[0])
-            h = feed(w["ffn"], layer_norm(w["ffn_norm"], x))
+            h = ffn.apply(w["ffn"], layer_norm(w["ffn_norm"], x), act)
             return x + _dropout(h, cfg.dropout, keys[1]), entries
         h, entries = attend(w["attn"], x, at, memory)
         x = layer_norm(w["attn_norm"], x + _dropout(h, cfg.dropout, keys[0]))
-        h = feed(w["ffn"], x)
+        h = ffn.apply(w["ffn"], x, act)
         return layer_norm(w["ffn_norm"], x + _dropout(h, cfg.dropout, keys[1])), entries
 
     def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
-        q, k, v = (
-            linear.einsum("BTD,DNH->BTNH", h, w[n]) + w[f"{n}_bias"].astype(h.dtype) for n in "qkv"
-        )
-        y, entries = attention.attend(q, k, v, at, memory, plan)
-        y = linear.einsum("BTNH,NHD->BTD", y, w["o"]) + w["o_bias"].astype(h.dtype)
-        return y, entries
+        q, k, v = (project("BTD,DNH->BTNH", h, w, n) for n in "qkv")
+        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope)
+        return project("BTNH,NHD->BTD", y, w, "o"), entries
 
-    def feed(w: param.Tree, h: jax.Array) -> jax.Array:
-        up = linear.einsum("BTD,DF->BTF", h, w["up"]) + w["up_bias"].astype(h.dtype)
-        up = jax.nn.gelu(up, approximate=True)
-        return linear.einsum("BTF,FD->BTD", up, w["down"]) + w["down_bias"].astype(h.dtype)
+    def project(equation: str, h: jax.Array, w: param.Tree, name: str) -> jax.Array:
+        y = linear.einsum(equation, h, w[name])
+        return y + w[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in w else y
 
     return decoder.build(
         cfg,
@@ -160,7 +175,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         norm=layer_norm,
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.heads, cfg.head),
         softcap=cfg.softcap,
-        context=cfg.context,
+        context=cfg.context if learned else None,
     )
 
 
@@ -171,8 +186,23 @@ def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
+def _opt(embed: int, layers: int, heads: int) -> Config:
+    return Config(
+        vocab=50272, embed=embed, layers=layers, heads=heads, context=2048, activation="relu"
+    )
+
+
+def _bloom(embed: int, layers: int, heads: int) -> Config:
+    return Config(
+        vocab=250880, embed=embed, layers=layers, heads=heads, context=2048, positions="alibi",
+        embed_norm=True,
+    )  # fmt: skip
+
+
 # GPT-1: section 4.1 of Radford et al. 2018. GPT-2: table 2 of Radford et al. 2019 (whose 117M and
-# 345M are miscounts of 124M and 355M). GPT-3: table 2.1 of Brown et al. 2020.
+# 345M are miscounts of 124M and 355M). GPT-3: table 2.1 of Brown et al. 2020. OPT: table 1 of Zhang
+# et al. 2022, without its 350M, whose narrow embedding table is projected. BLOOM: table 3 of Le
+# Scao et al. 2022.
 PRESETS: dict[str, Config] = {
     "gpt1": Config(vocab=40478, context=512, norm="post", dropout=0.1),
     "gpt2": Config(),
@@ -180,4 +210,18 @@ PRESETS: dict[str, Config] = {
     "gpt2-large": Config(embed=1280, layers=36, heads=20),
     "gpt2-xl": Config(embed=1600, layers=48, heads=25),
     "gpt3-175b": Config(embed=12288, layers=96, heads=96, context=2048),
+    "opt-125m": _opt(768, 12, 12),
+    "opt-1.3b": _opt(2048, 24, 32),
+    "opt-2.7b": _opt(2560, 32, 32),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "opt-13b": _opt(5120, 40, 40),
+    "opt-30b": _opt(7168, 48, 56),
+    "opt-66b": _opt(9216, 64, 72),
+    "opt-175b": _opt(12288, 96, 96),
+    "bloom-560m": _bloom(1024, 24, 16),
+    "bloom-1b1": _bloom(1536, 24, 16),
+    "bloom-1b7": _bloom(2048, 24, 16),
+    "bloom-3b": _bloom(2560, 30, 32),
+    "bloom-7b1": _bloom(4096, 30, 32),
+    "bloom-176b": _bloom(14336, 70, 112),
 }

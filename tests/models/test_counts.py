@@ -32,10 +32,42 @@ EXACT = {
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
     "llama3-405b": 405_853_388_800,
+    # released with two rows of positions that stand for padding
+    "opt-125m": 125_239_296 - 2 * 768,
+    "opt-1.3b": 1_315_758_080 - 2 * 2048,
+    "opt-2.7b": 2_651_596_800 - 2 * 2560,
+    "opt-6.7b": 6_658_473_984 - 2 * 4096,
+    "opt-13b": 12_853_473_280 - 2 * 5120,
+    "opt-30b": 29_974_540_288 - 2 * 7168,
+    "opt-66b": 65_719_701_504 - 2 * 9216,
+    "bloom-560m": 559_214_592,
+    "bloom-1b1": 1_065_314_304,
+    "bloom-1b7": 1_722_408_960,
+    "bloom-3b": 3_002_557_440,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "gptj-6b": 6_050_882_784,
+    "gpt-neox-20b": 20_554_567_680,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "falcon-7b": 6_921_720_704,
+    "falcon-40b": 41_303_293_952,
+    "falcon-180b": 178_557_088_768,
+    "command-r": 34_980_831_232,
 }
 # Known from a paper's table only, in billions.
 ROUNDED = {
     "gpt3-175b": (174.6, 0.0),  # Brown et al. 2020, table 2.1: "175B"; table D.1: 174,600M
+    "opt-175b": (174.6, 0.0),  # Zhang et al. 2022, table 1: GPT-3's shape
+    "palm-8b": (8.63, 0.0),  # Chowdhery et al. 2022, table 1
+    "palm-62b": (62.50, 0.0),
+    "palm-540b": (540.35, 0.0),
     # Hoffmann et al. 2022, table A9: 70B, of which the position projections of Transformer-XL's
     # relative attention are 80 layers x 8192 x 8192
     "chinchilla-70b": (70.06, 80 * 8192**2 / 1e9),

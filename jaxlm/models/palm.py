@@ -1,0 +1,266 @@
+"""The parallel block: attention and feed-forward read the same x and are added to it together.
+
+    x + attend(norm(x)) + feed(norm(x))      PaLM, GPT-J, Falcon 7B and Cohere: one norm
+    x + attend(norm(x)) + feed(norm'(x))     GPT-NeoX and Falcon 40B: each its own
+    x = x + attend(norm(x)); x + feed(norm'(x))      GPT-NeoX's and Falcon's other kind
+
+PaLM (Chowdhery et al. 2022, section 2): multi-query attention, SwiGLU, no biases, rotary positions,
+a tied table that starts at N(0, 1) and logits scaled by embed ** -0.5. GPT-J (Wang and Komatsuzaki
+2021), GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023), Falcon (Almazrouei et al.
+2023) and Cohere's Command R differ in numbers and in which weights there are.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.models.model import Model
+from jaxlm.ops import bias, linear, norm, rope
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a PaLM-style model."""
+
+    vocab: int = 256000
+    """Token ids the model knows."""
+    embed: int = 4096
+    """Width of the residual stream."""
+    layers: int = 32
+    """Transformer blocks."""
+    heads: int = 16
+    """Query heads."""
+    kv: int = 1
+    """Key and value heads: 1 is multi-query attention."""
+    head: int = 256
+    """Size of one head."""
+    ffn: int = 16384
+    """Width of the feed-forward layer."""
+    context: int = 2048
+    """Sequence length the model is meant for; it decides Dynamic and LongRope scaling."""
+    block: Literal["parallel", "sequential"] = "parallel"
+    """Attention and feed-forward side by side, or one after the other."""
+    shared_norm: bool = True
+    """Whether both of a parallel block read one LayerNorm, or each its own."""
+    norm_bias: bool = False
+    """Whether LayerNorms have a bias."""
+    attn_bias: bool = False
+    """Whether the four projections of attention have biases."""
+    qk_norm: bool = False
+    """Whether queries and keys pass a LayerNorm of their own, each head with its own scales."""
+    rotary: int | None = 256
+    """Dimensions of each head that positions turn, its first ones; None turns none."""
+    theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    scaling: rope.Scaling | None = None
+    """How the rotary frequencies are stretched to a longer context."""
+    alibi: float | None = None
+    """What ALiBi's slopes are multiplied by; None adds no bias to the scores."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    """Feed-forward nonlinearity."""
+    gated: bool = True
+    """Whether the feed-forward layer has a gate (SwiGLU) or is a plain two-layer one."""
+    ffn_bias: bool = False
+    """Whether the feed-forward layer has biases."""
+    eps: float = 1e-5
+    """Added to the variance in LayerNorm."""
+    tied: bool = True
+    """Whether the output matrix is the embedding table."""
+    unembed_bias: bool = False
+    """Whether logits have a bias."""
+    logit_scale: float | None = None
+    """Logits are multiplied by it; None leaves them as they are."""
+
+    def __post_init__(self) -> None:
+        check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
+        check.divides(self, "kv", "heads")
+        if self.rotary is not None and not 2 <= self.rotary <= self.head:
+            raise ValueError(
+                f"model.rotary: {self.rotary} given; from 2 to model.head={self.head}, or None"
+            )
+        if self.rotary is not None:
+            check.even(self, "rotary", "rotary embedding turns pairs")
+        if self.scaling is not None and self.rotary is None:
+            raise ValueError(
+                f"model.scaling: {self.scaling} given; model.rotary=None turns nothing"
+            )
+        if self.block == "sequential" and self.shared_norm:
+            raise ValueError(
+                "model.shared_norm: True given; a sequential block has two norms: give False"
+            )
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights."""
+    p = param.shaper(
+        vocab=cfg.vocab, embed=cfg.embed, heads=cfg.heads, kv=cfg.kv, head=cfg.head, ffn=cfg.ffn
+    )
+    # As in LLaMA's spec: outputs into the residual stream start smaller by sqrt(2 layers).
+    out = param.fan_in((2 * cfg.layers) ** -0.5)
+
+    def norm_weights() -> param.Tree:
+        tree = {"scale": p("embed", init=param.ones)}
+        return tree | {"bias": p("embed", init=param.zeros)} if cfg.norm_bias else tree
+
+    def layer(kind: str) -> param.Tree:
+        attn = {
+            "q": p("embed -> heads head"),
+            "k": p("embed -> kv head"),
+            "v": p("embed -> kv head"),
+            "o": p("heads head -> embed", init=out),
+        }
+        if cfg.attn_bias:
+            attn |= {
+                "q_bias": p("heads head", init=param.zeros),
+                "k_bias": p("kv head", init=param.zeros),
+                "v_bias": p("kv head", init=param.zeros),
+                "o_bias": p("embed", init=param.zeros),
+            }
+        if cfg.qk_norm:
+            attn |= {
+                "q_norm": p("heads head", init=param.ones),
+                "k_norm": p("kv head", init=param.ones),
+            }
+        tree = {
+            "attn_norm": norm_weights(),
+            "attn": attn,
+            "ffn": ffn.spec(p, gated=cfg.gated, bias=cfg.ffn_bias, out=out),
+        }
+        return tree if cfg.shared_norm else tree | {"ffn_norm": norm_weights()}
+
+    # Logits start with unit variance: PaLM's N(0, 1) under its logit scale of embed ** -0.5.
+    table = cfg.embed**-0.5 / (1.0 if cfg.logit_scale is None else cfg.logit_scale)
+    tree = {
+        "embed": {"table": p("vocab embed", init=param.normal(table))},
+        "stack": stack.spec([(cfg.layers, (cfg.block,))], layer),
+        "norm": norm_weights(),
+    }
+    if not cfg.tied:
+        tree |= {"unembed": p("embed -> vocab")}
+    return tree | {"unembed_bias": p("vocab", init=param.zeros)} if cfg.unembed_bias else tree
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return [attention.reach(None, cfg.heads, cfg.head)] * cfg.layers
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`."""
+    act = ffn.ACTIVATIONS[cfg.activation]
+    turn = (
+        None
+        if cfg.rotary is None
+        else rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
+    )
+    slope = None if cfg.alibi is None else bias.alibi(cfg.alibi * bias.slopes(cfg.heads))
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+
+    def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
+        return norm.layer_norm(x, w["scale"], w.get("bias"), cfg.eps)
+
+    def block(
+        kind: str,
+        w: param.Tree,
+        x: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Out]:
+        h = layer_norm(w["attn_norm"], x)
+        y, entries = attend(w["attn"], h, at, memory)
+        if kind == "sequential":
+            x = x + y
+            return x + ffn.apply(w["ffn"], layer_norm(w["ffn_norm"], x), act), entries
+        if "ffn_norm" in w:
+            h = layer_norm(w["ffn_norm"], x)
+        return x + y + ffn.apply(w["ffn"], h, act), entries
+
+    def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
+        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
+        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
+        if "q_bias" in w:
+            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
+        if "q_norm" in w:
+            q = norm.layer_norm(q, w["q_norm"], None, cfg.eps)
+            k = norm.layer_norm(k, w["k_norm"], None, cfg.eps)
+        if turn is not None:
+            q, k = rope.apply(q, at.positions, turn), rope.apply(k, at.positions, turn)
+        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope)
+        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
+        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
+
+    return decoder.build(
+        cfg,
+        spec(cfg),
+        plan,
+        embed=embed,
+        block=block,
+        norm=layer_norm,
+        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        scale=cfg.logit_scale,
+        context=None,
+    )
+
+
+def _palm(embed: int, layers: int, heads: int) -> Config:
+    return Config(
+        embed=embed, layers=layers, heads=heads, ffn=4 * embed, logit_scale=embed**-0.5, eps=1e-6
+    )
+
+
+def _neox(embed: int, layers: int, heads: int, vocab: int = 50304) -> Config:
+    """GPT-NeoX's block. A quarter of each head is turned."""
+    head = embed // heads
+    return Config(
+        vocab=vocab, embed=embed, layers=layers, heads=heads, kv=heads, head=head, ffn=4 * embed,
+        shared_norm=False, norm_bias=True, attn_bias=True, rotary=head // 4, activation="gelu",
+        gated=False, ffn_bias=True, tied=False,
+    )  # fmt: skip
+
+
+def _falcon(embed: int, layers: int, heads: int, kv: int, shared_norm: bool = False) -> Config:
+    return Config(
+        vocab=65024, embed=embed, layers=layers, heads=heads, kv=kv, head=64, ffn=4 * embed,
+        shared_norm=shared_norm, norm_bias=True, rotary=64, activation="gelu", gated=False,
+    )  # fmt: skip
+
+
+# PaLM: table 1 of Chowdhery et al. 2022. Pythia: table 1 of Biderman et al. 2023. GPT-J,
+# GPT-NeoX-20B (Black et al. 2022), Falcon and Command R: as released. Vocabularies are padded for
+# the parallelism each was trained with.
+PRESETS: dict[str, Config] = {
+    "palm-8b": _palm(4096, 32, 16),
+    "palm-62b": _palm(8192, 64, 32),
+    "palm-540b": _palm(18432, 118, 48),
+    "gptj-6b": Config(
+        vocab=50400, embed=4096, layers=28, heads=16, kv=16, head=256, ffn=16384, norm_bias=True,
+        rotary=64, activation="gelu_tanh", gated=False, ffn_bias=True, tied=False,
+        unembed_bias=True,
+    ),
+    "gpt-neox-20b": dataclasses.replace(_neox(6144, 44, 64, 50432), activation="gelu_tanh"),
+    "pythia-70m": _neox(512, 6, 8),
+    "pythia-160m": _neox(768, 12, 12),
+    "pythia-410m": _neox(1024, 24, 16),
+    "pythia-1b": _neox(2048, 16, 8),
+    "pythia-1.4b": _neox(2048, 24, 16),
+    "pythia-2.8b": _neox(2560, 32, 32),
+    "pythia-6.9b": _neox(4096, 32, 32, 50432),
+    "pythia-12b": _neox(5120, 36, 40, 50688),
+    "falcon-7b": _falcon(4544, 32, 71, 1, shared_norm=True),
+    "falcon-40b": _falcon(8192, 60, 128, 8),
+    "falcon-180b": _falcon(14848, 80, 232, 8),
+    "command-r": Config(
+        embed=8192, layers=40, heads=64, kv=64, head=128, ffn=22528, context=131072, rotary=128,
+        theta=8e6, logit_scale=0.0625,
+    ),
+}  # fmt: skip
