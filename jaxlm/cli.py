@@ -95,6 +95,7 @@ def train(args: Sequence[str]) -> int:
 
 def sample(args: Sequence[str]) -> int:
     """jaxlm sample RUN --prompt TEXT ..."""
+    import dataclasses
     import pathlib
 
     import tyro
@@ -121,8 +122,10 @@ def sample(args: Sequence[str]) -> int:
         env.compilation_cache()
         found = saved.load(run, checkpoint)
         tokenizer = tokenizers.load(found.run.data.tokenizer)
+        ends = (*sampling.stop_tokens, *saved.stop_tokens(run))
+        settings = dataclasses.replace(sampling, stop_tokens=tuple(dict.fromkeys(ends)))
         for one in prompt:
-            pieces = text.stream(found.model, found.params, tokenizer, one, sampling)
+            pieces = text.stream(found.model, found.params, tokenizer, one, settings)
             print(one, end="", flush=True)
             for piece in pieces:
                 print(piece, end="", flush=True)
@@ -168,7 +171,13 @@ def evaluate(args: Sequence[str]) -> int:
         env.compilation_cache()
         found = saved.load(run, checkpoint)
         folder = shards.prepare(data, str(env.user_cache() / "shards"))
-        text = shards.open_shards(folder, split, tokenizers.load(data.tokenizer).hash)
+        tokenizer = tokenizers.load(data.tokenizer)
+        if tokenizer.vocab > found.run.model.vocab:
+            raise ValueError(
+                f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
+                f"{found.run.model.vocab}; name its own tokenizer"
+            )
+        text = shards.open_shards(folder, split, tokenizer.hash)
         score = perplexity.scorer(found.model, found.plan)
         result = perplexity.evaluate(score, found.params, data, text, found.plan)
         facts = {"step": found.step, "split": split, "source": data.source}
@@ -182,72 +191,30 @@ def evaluate(args: Sequence[str]) -> int:
 
 def tokenizer(args: Sequence[str]) -> int:
     """jaxlm tokenizer train --kind KIND --vocab N --out DIR"""
-    import tyro
+    from jaxlm.commands import text
 
-    from jaxlm.data import source as sources
-    from jaxlm.data import tokenizers
-
-    def command(
-        kind: str,
-        vocab: int,
-        out: str,
-        source: str = "pydocs",
-        field: str = "text",
-        holdout: float = 0.05,
-        extra: tuple[str, ...] = (),
-    ) -> int:
-        """Train a tokenizer on the training split of a source.
-
-        Args:
-            kind: bpe, unigram (sentencepiece), byte_bpe (as GPT-2) or wordpiece (as BERT).
-            vocab: Ids, special ones included.
-            out: A new directory; a config names it as data.tokenizer.
-            source: A corpus, file, directory or glob, as data.source of a config.
-            field: The field of .jsonl or column of .parquet that holds the text.
-            holdout: The fraction of documents left out, as data.holdout of a config.
-            extra: Control tokens beyond pad, bos and eos, such as "<|user|>".
-        """
-        texts = sources.texts(source, field, "train", holdout)
-        made = tokenizers.train(kind, texts, vocab, out, extra)
-        print(f"{out}: {kind}, {made.vocab:,} ids, hash {made.hash[:12]}")
-        return 0
-
-    return tyro.cli(command, args=_action("tokenizer", "train", args), prog="jaxlm tokenizer train")
+    return text.tokenizer(_action("tokenizer", "train", args))
 
 
 def data(args: Sequence[str]) -> int:
     """jaxlm data tokenize --tokenizer DIR --out DIR"""
-    import tyro
+    from jaxlm.commands import text
 
-    from jaxlm.data import shards, tokenizers
+    return text.data(_action("data", "tokenize", args))
 
-    def command(
-        tokenizer: str,
-        out: str,
-        source: str = "pydocs",
-        field: str = "text",
-        holdout: float = 0.05,
-        workers: int = 0,
-    ) -> int:
-        """Tokenise a source into shards that training reads without touching the text again.
 
-        Args:
-            tokenizer: `bytes`, or the path of a tokenizer.
-            out: A new directory; a config names it as data.source.
-            source: A corpus, file, directory or glob.
-            field: The field of .jsonl or column of .parquet that holds the text.
-            holdout: The fraction of documents held out for validation.
-            workers: Processes that encode; 0 encodes in this one. The shards are the same.
-        """
-        made = shards.tokenize(source, field, tokenizers.load(tokenizer), out, holdout, workers)
-        for name, split in made.splits.items():
-            counts = (
-                f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
-            )
-            print(f"{out}/{name}: {counts}")
-        return 0
+def import_(args: Sequence[str]) -> int:
+    """jaxlm import HF_DIR RUN"""
+    from jaxlm.commands import interchange
 
-    return tyro.cli(command, args=_action("data", "tokenize", args), prog="jaxlm data tokenize")
+    return interchange.import_(args)
+
+
+def export(args: Sequence[str]) -> int:
+    """jaxlm export RUN HF_DIR"""
+    from jaxlm.commands import interchange
+
+    return interchange.export(args)
 
 
 def listing(args: Sequence[str]) -> int:
@@ -378,6 +345,8 @@ COMMANDS: dict[str, Command] = {
     "data": Command(data, "data tokenize ...", "turn text into shards"),
     "list": Command(listing, "list", "configs, presets, corpora, tokenizers, runs"),
     "plan": Command(plan, "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes, tokens"),
+    "import": Command(import_, "import HF_DIR RUN", "a run directory from transformers' files"),
+    "export": Command(export, "export RUN HF_DIR", "a trained model as transformers' files"),
     "plot": Command(draw, "plot RUN", "draw the loss curves"),
 }
 

@@ -22,6 +22,7 @@ FLOORS = {
     "eval": 4,
     "plot": 4,
     "cli": 5,
+    "commands": 5,
     "launch": 5,
     "convert": 4,
     "override": 5,

@@ -12,15 +12,15 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
 }
 # Bytes of what no weight is stored in, to check a header with; such a tensor cannot be read.
 OTHERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "U16": 2, "U32": 4, "U64": 8}
@@ -105,7 +105,7 @@ def _header(path: pathlib.Path) -> Iterator[Tensor]:
     if end != size:
         raise ValueError(f"{path} is cut off or damaged: {size} bytes, its header says {end}")
     for name, dtype, shape, start, stop in parsed:
-        width = DTYPES[dtype].itemsize if dtype in DTYPES else OTHERS.get(dtype)
+        width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else OTHERS.get(dtype)
         if width is not None and stop - start != width * math.prod(shape):
             raise ValueError(f"{path}: {name} has {stop - start} bytes for {dtype} {list(shape)}")
         yield Tensor(path, name, dtype, shape, 8 + length + start)
@@ -114,7 +114,7 @@ def _header(path: pathlib.Path) -> Iterator[Tensor]:
 def read(tensor: Tensor) -> np.ndarray:
     """A tensor, in its own dtype: the one read from the disk."""
     count = math.prod(tensor.shape)
-    found = np.fromfile(tensor.file, DTYPES[tensor.dtype], count, offset=tensor.offset)
+    found = np.fromfile(tensor.file, np.dtype(DTYPES[tensor.dtype]), count, offset=tensor.offset)
     if found.size != count:
         raise ValueError(f"{tensor.file} is cut off in {tensor.stored}")
     return found.reshape(tensor.shape)
@@ -166,7 +166,7 @@ def _write_file(
     path: pathlib.Path, shard: Iterable[tuple[list[Item], Any]], arrays: Any, dtype: np.dtype
 ) -> int:
     """Write one file; the bytes of its tensors."""
-    called = next(name for name, known in DTYPES.items() if known == dtype)
+    called = next(name for name, known in DTYPES.items() if np.dtype(known) == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for items, _ in shard:

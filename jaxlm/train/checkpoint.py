@@ -109,6 +109,22 @@ def _reason(error: BaseException) -> str | None:
     return str(error) if isinstance(error, OSError) else None
 
 
+def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
+    """Write weights alone as the checkpoint of step 0, sealed, in a folder that nobody reads yet.
+
+    facts: as in `Store.save`. Raises: io.WriteError if it could not be written.
+    """
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+    try:
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        integrity.seal(folder / "0", facts)
+    except Exception as error:
+        if reason := _reason(error):
+            raise io.refused(folder / "0", reason) from error
+        raise
+
+
 def items(state: State) -> dict[str, Any]:
     """What is saved, in parts that can be restored alone: `params`, the `average` of the weights if
     one is kept, and all else as `train`. Frozen weights come from their own source.

@@ -29,6 +29,7 @@ from jaxlm.train import (
     metrics,
     optim,
     signals,
+    start,
     step,
 )
 from jaxlm.train import meter as meters
@@ -81,6 +82,7 @@ def run(run: Run) -> Result:
         )
         return done
     runs.validate(run)
+    told = start.check(run) if not checkpoint.steps(folder / "checkpoints") else []
     env.compilation_cache()
     env.quiet()
     with contextlib.ExitStack() as stack:
@@ -88,6 +90,8 @@ def run(run: Run) -> Result:
             io.make_folder(folder / "checkpoints")
             stack.enter_context(io.lock(folder / "lock"))
         out = stack.enter_context(log.open(primary, run.name, run.steps))
+        for text_ in told:
+            out.warn(text_)
         arrived = stack.enter_context(signals.caught())
         program = build(run)
         session, state = _start(run, folder, program, primary, out)
@@ -125,10 +129,11 @@ def _start(
     train, val = open_data(run)
     state = _resume(run, folder, program, train, primary, out)
     begun = 0 if state is None else int(state.step)
+    told = start.recorded(folder)
     if state is None:
-        state = step.init(program.objective, program.tx, run.plan, run.seed)
+        state, told = _begin(run, program)
     if primary:
-        described = env.describe(run, train) | {"resumed_at_step": begun}
+        described = env.describe(run, train) | {"resumed_at_step": begun, "start": told}
         for change in directory.changed(folder, run, described):
             out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
@@ -138,6 +143,14 @@ def _start(
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
     meter = meters.Meter(run, writer, out, begun)
     return Session(run, folder, program, train, val, out, writer, store, meter), state
+
+
+def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
+    """The State of step 0, and what is recorded about where its weights are from."""
+    if run.start is None:
+        return step.init(program.objective, program.tx, run.plan, run.seed), {}
+    params, facts = start.weights(run)
+    return step.begin(program.objective, program.tx, run.plan, run.seed, params), facts
 
 
 def _resume(

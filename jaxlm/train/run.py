@@ -45,6 +45,10 @@ class Run:
     """The loss."""
     plan: Plan = Plan()
     """How the model is executed: mesh, precision, memory."""
+    start: str | None = None
+    """A run directory whose weights (the averaged ones, where it keeps an average) this run begins
+    from, at step 0 and with a fresh optimiser; None begins from random ones. Its model has the same
+    weights; what is not a weight (positions, windows, scaling) may differ."""
     steps: int = 1000
     """Updates in all."""
     seed: int = 0

@@ -1,10 +1,11 @@
 """The weights of a run directory, for sampling and evaluation: nothing in it is changed."""
 
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -67,3 +68,18 @@ def load(
     found = checkpoint.read(place, number, {name: like[name]})[name]
     params = found if name == "params" else found.params
     return Saved(run, model, jax.block_until_ready(params), plan, number)
+
+
+def generation(folder: pathlib.Path) -> dict[str, Any]:
+    """The generation settings that an imported model came with; {} for one that was trained."""
+    file = folder / "generation_config.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
+    """The ids that end a text, by the generation settings of an imported model; there may be
+    several, beside the tokenizer's own."""
+    found = generation(folder).get("eos_token_id")
+    if found is None:
+        return ()
+    return (found,) if isinstance(found, int) else tuple(found)

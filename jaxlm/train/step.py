@@ -41,13 +41,29 @@ def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> St
     shardings = shard(objective, tx, plan)
 
     def make() -> State:
-        key = jax.random.key(seed)
-        params = param.init(objective.spec, jax.random.fold_in(key, 0))
-        return State(
-            jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key_data(key)
-        )
+        params = param.init(objective.spec, jax.random.fold_in(jax.random.key(seed), 0))
+        return _fresh(params, tx, seed)
 
     return jax.jit(make, out_shardings=shardings, compiler_options=_once())()
+
+
+def begin(
+    objective: Objective, tx: optim.Transform, plan: Plan, seed: int, params: param.Tree
+) -> State:
+    """A fresh State with given weights, whose memory it takes over."""
+    shardings = shard(objective, tx, plan)
+    make = jax.jit(
+        lambda params: _fresh(params, tx, seed),
+        out_shardings=shardings,
+        donate_argnums=0,
+        compiler_options=_once(),
+    )
+    return make(params)
+
+
+def _fresh(params: param.Tree, tx: optim.Transform, seed: int) -> State:
+    key = jax.random.key_data(jax.random.key(seed))
+    return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
 
 
 def _once() -> dict[str, int] | None:

@@ -1,0 +1,83 @@
+"""`jaxlm import` and `jaxlm export`: checkpoints of transformers as run directories, and back."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+
+from jaxlm import launch
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import env, saved
+
+
+def import_(args: Sequence[str]) -> int:
+    """jaxlm import HF_DIR RUN"""
+
+    def command(
+        checkpoint: tyro.conf.Positional[pathlib.Path],
+        run: tyro.conf.Positional[pathlib.Path],
+        tokenizer: str | None = None,
+        plan: Plan = Plan(),
+    ) -> int:
+        """Make a run directory of a checkpoint of transformers (safetensors and config.json).
+
+        Args:
+            checkpoint: The directory that holds config.json and the weights.
+            run: The run directory to make, such as runs/llama; it must not exist.
+            tokenizer: `bytes`, or the path of a tokenizer, in place of the checkpoint's own.
+            plan: The devices over which the weights lie meanwhile.
+        """
+        launch.devices(plan.devices)
+        from jaxlm.convert import directory
+        from jaxlm.train import run as runs
+
+        env.quiet()
+        made = directory.import_run(checkpoint, run, tokenizer, plan)
+        print(f"{run}: {runs.parameters(made):,} parameters, tokenizer {made.data.tokenizer}")
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm import")
+
+
+def export(args: Sequence[str]) -> int:
+    """jaxlm export RUN HF_DIR"""
+
+    def command(
+        run: tyro.conf.Positional[pathlib.Path],
+        target: tyro.conf.Positional[pathlib.Path],
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        shard_gb: float = 5.0,
+        model_type: str | None = None,
+        checkpoint: saved.Which = "last",
+        tokenizer: bool = True,
+    ) -> int:
+        """Write a trained model as a directory that transformers loads.
+
+        Args:
+            run: The run directory, such as runs/demo.
+            target: The directory to make; it must not exist.
+            dtype: What the weights are stored in.
+            shard_gb: The largest file, in 10**9 bytes; one tensor is never cut.
+            model_type: Which architecture of transformers; the first that can say the model's
+                config, or the one it was imported as, where nothing is given.
+            checkpoint: The last checkpoint, or the one with the best evaluation.
+            tokenizer: Whether the tokenizer is written too.
+        """
+        from jaxlm.convert import directory
+
+        if shard_gb <= 0:
+            raise ValueError(f"shard_gb: {shard_gb} given; a positive number of 10**9 bytes")
+        kind = directory.export_run(
+            run,
+            target,
+            dtype=dtype,
+            shard_bytes=int(shard_gb * 10**9),
+            model_type=model_type,
+            with_tokenizer=tokenizer,
+            which=checkpoint,
+        )
+        print(f"{target}: {kind}, {dtype}")
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm export")

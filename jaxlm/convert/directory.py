@@ -1,0 +1,114 @@
+"""Run directories from checkpoints of transformers, and back."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+
+import jaxlm
+from jaxlm import models
+from jaxlm.convert import read, tokenizer, write
+from jaxlm.core import io
+from jaxlm.data import atomic, loader, tokenizers
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import checkpoint, directory, saved
+from jaxlm.train.directory import Result
+from jaxlm.train.run import Run
+
+
+def import_run(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    tokenizer_name: str | None = None,
+    plan: Plan = Plan(),
+) -> Run:
+    """The Run of a new run directory with a checkpoint's weights, at step 0 and finished: it is
+    sampled, evaluated, exported as any other, and another run starts from it (Run.start).
+
+    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own. plan: the
+    devices that hold the weights meanwhile. The directory appears whole or not at all.
+
+    Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
+    is read.
+    """
+    refuse_existing(target)
+    found = read.inspect(source)
+    vocab = found.cfg.vocab
+    generation = tokenizer.generation(source)
+    if tokenizer_name is not None and tokenizers.load(tokenizer_name).vocab > vocab:
+        raise ValueError(
+            f"tokenizer {tokenizer_name!r} has {tokenizers.load(tokenizer_name).vocab} ids, the "
+            f"model {vocab}"
+        )
+    with atomic.folder(target) as folder:
+        if tokenizer_name is None:
+            name = tokenizer.bring(source, folder / "tokenizer", vocab)
+            told = "bytes" if name is None else str(target / "tokenizer" / name)
+        else:
+            told = tokenizer_name
+        longest = models.build(found.cfg).context
+        seq = min(loader.Data().seq, longest or loader.Data().seq)
+        run = Run(
+            name=target.name,
+            out=str(target.parent),
+            model=found.cfg,
+            data=loader.Data(tokenizer=told, seq=seq),
+            plan=plan,
+        )
+        (folder / "checkpoints").mkdir()
+        params = read.place(found, plan, jnp.float32)
+        facts = {"imported": str(source), "model_type": found.model_type, "val": None}
+        checkpoint.commit_weights(folder / "checkpoints", params, facts)
+        directory.record(folder, run)
+        directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
+        _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
+        _json(folder / tokenizer.GENERATION, generation)
+    return run
+
+
+def export_run(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+    model_type: str | None = None,
+    with_tokenizer: bool = True,
+    which: saved.Which = "last",
+) -> str:
+    """Write a run directory as a checkpoint that transformers loads; the model_type it is.
+
+    Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
+    architecture can say, before the weights are read, and for a tokenizer without a file there.
+    """
+    refuse_existing(target)
+    run = directory.load(source)
+    kind, record = write.architecture(run.model, model_type or _was(source))
+    generation = saved.generation(source)
+    if not generation and with_tokenizer:
+        generation = tokenizer.special(run.data.tokenizer)
+    with atomic.folder(target) as folder:
+        if with_tokenizer:
+            tokenizer.give(run.data.tokenizer, folder)
+        found = saved.load(source, which)
+        write.weights(folder, kind, run.model, found.params, dtype, shard_bytes)
+        write.configs(folder, record, generation, dtype)
+    return kind
+
+
+def _was(folder: pathlib.Path) -> str | None:
+    """The model_type a run directory was imported as; None for one that was trained here."""
+    try:
+        return json.loads((folder / "env.json").read_text("utf-8")).get("model_type")
+    except FileNotFoundError:
+        return None
+
+
+def refuse_existing(target: pathlib.Path) -> None:
+    """Raises: FileExistsError unless the target is absent or an empty directory."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not empty; name a new directory")
+
+
+def _json(path: pathlib.Path, record: dict) -> None:
+    io.write(path, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,134 @@
+"""The files beside the weights: tokenizer and generation settings, both ways."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from jaxlm.data import tokenizers
+
+# What a tokenizer may consist of. All are kept as they are.
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+GENERATION = "generation_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def named(folder: pathlib.Path) -> str | None:
+    """Which part of a folder `tokenizers.load` takes: "" for the folder itself (a tokenizer.json),
+    the name of a sentencepiece model, or None where there is no tokenizer.
+
+    Raises: ValueError for a tokenizer in files of another kind.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return ""
+    for name in MODELS:
+        if (folder / name).is_file():
+            return name
+    others = [
+        name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).exists()
+    ]
+    if others:
+        raise ValueError(
+            f"{folder}: its tokenizer is in {others}; a tokenizer.json or a sentencepiece model is "
+            "needed (transformers: AutoTokenizer.from_pretrained(...).save_pretrained), or name "
+            "another tokenizer"
+        )
+    return None
+
+
+def bring(folder: pathlib.Path, target: pathlib.Path, vocab: int) -> str | None:
+    """Copy a checkpoint's tokenizer to a new directory; what of it `tokenizers.load` takes, as
+    `named` says.
+
+    Raises: ValueError for one that cannot be read, or with more ids than the model's `vocab`.
+    """
+    name = named(folder)
+    if name is None:
+        return None
+    found = tokenizers.load(str(folder / name))
+    if found.vocab > vocab:
+        raise ValueError(f"{folder / name}: the tokenizer has {found.vocab} ids, the model {vocab}")
+    target.mkdir()
+    for file in FILES:
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, target / file)
+    return name
+
+
+def generation(folder: pathlib.Path) -> dict[str, Any]:
+    """The generation settings of a checkpoint: generation_config.json, and the special ids that
+    only its config.json has."""
+    record = _read(folder / GENERATION)
+    config = _read(folder / "config.json")
+    told = {name: config[name] for name in IDS if config.get(name) is not None}
+    return told | record
+
+
+def special(name: str) -> dict[str, Any]:
+    """The special ids of a tokenizer, as generation settings."""
+    found = tokenizers.load(name).special
+    return {f"{role}_token_id": found[role] for role in ("bos", "eos", "pad") if role in found}
+
+
+def give(name: str, folder: pathlib.Path) -> str:
+    """Write a run's tokenizer for transformers into a folder; what was written, in words.
+
+    Raises: ValueError for `bytes` and tiktoken files, which transformers has no file for.
+    """
+    path = pathlib.Path(name).expanduser()
+    whole = path if path.is_dir() else path.parent
+    found = tokenizers.load(name)
+    kept = [file for file in FILES if path.is_dir() and (path / file).is_file()]
+    if kept or (path.is_file() and path.name in FILES):
+        files = [file for file in FILES if (whole / file).is_file()]
+        for file in files:
+            shutil.copyfile(whole / file, folder / file)
+        if (whole / "tokenizer_config.json").is_file():
+            return ", ".join(files)
+    elif (path / "sentencepiece.model").is_file():
+        shutil.copyfile(path / "sentencepiece.model", folder / "tokenizer.model")
+        files = ["tokenizer.model"]
+    elif path.suffix in (".model", ".json"):
+        files = ["tokenizer.model" if path.suffix == ".model" else "tokenizer.json"]
+        shutil.copyfile(path, folder / files[0])
+    else:
+        raise ValueError(
+            f"data.tokenizer: {name!r} has no form that transformers reads; byte_bpe, wordpiece, "
+            "hf and sentencepiece tokenizers have one. Export without it: --no-tokenizer"
+        )
+    _describe(found, folder)
+    return ", ".join([*files, "tokenizer_config.json"])
+
+
+def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> None:
+    """Write tokenizer_config.json: which of transformers' classes, and the special tokens."""
+    record: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    if (folder / "tokenizer.json").is_file():
+        rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        spelled = {t["id"]: t["content"] for t in rules["added_tokens"]}
+        record["tokenizer_class"] = "PreTrainedTokenizerFast"
+    else:
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        spelled = {i: model.id_to_piece(i) for i in found.special.values()}
+        record["tokenizer_class"] = "LlamaTokenizer"
+        record |= {"add_bos_token": False, "legacy": False}
+    for role in ("bos", "eos", "pad", "unk"):
+        if found.special.get(role) in spelled:
+            record[f"{role}_token"] = spelled[found.special[role]]
+    (folder / "tokenizer_config.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

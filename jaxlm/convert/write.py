@@ -1,0 +1,92 @@
+"""Our Config and weights as a transformers checkpoint, written row after row."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import convert, models
+from jaxlm.convert import files, read
+from jaxlm.core import param
+
+DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
+
+
+def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[str, dict]:
+    """(model_type, config.json) for a Config: the first of its family's architectures that can say
+    it, or the one named.
+
+    Raises: ValueError naming, for each of them, the field that it cannot say.
+    """
+    known = {k: a for k, a in convert.ARCHITECTURES.items() if a.family is type(cfg)}
+    if model_type is not None and model_type not in known:
+        raise ValueError(
+            f"model_type={model_type!r}: a {type(cfg).__module__} model is one of {list(known)}"
+        )
+    reasons = []
+    for kind in [model_type] if model_type else known:
+        try:
+            return kind, known[kind].write(cfg)
+        except ValueError as error:
+            reasons.append(f"  {kind}: {error}")
+    told = "\n".join(reasons) or "  no architecture of transformers is known for this family"
+    raise ValueError(f"this model cannot be exported:\n{told}")
+
+
+def weights(
+    folder: pathlib.Path,
+    kind: str,
+    cfg: models.AnyConfig,
+    params: param.Tree,
+    dtype: str = "float32",
+    limit: int = 5 * 10**9,
+) -> list[str]:
+    """Write the weights of a Config as safetensors of at most `limit` bytes each; the names of the
+    files. No more than one row's tensors are in memory beside the weights.
+
+    Raises: ValueError for a weight that the architecture has no tensor for, or an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} given; there is {list(DTYPES)}")
+    flat = param.flatten(models.spec(cfg))
+    made = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
+    kept = {(path, job.layer) for job in made for path in job.ours}
+    lost = sorted(flat.keys() - {path for path, _ in kept})
+    if lost:
+        raise ValueError(f"{kind} has no tensor for {lost}")
+    arrays = param.flatten(params)
+
+    def tensors(job: read.Job) -> list[np.ndarray]:
+        parts = [arrays[path] for path in job.ours]
+        parts = [p if job.layer is None else p[job.layer] for p in parts]
+        return job.row.write([_host(p) for p in parts], job.params)
+
+    groups = [
+        (
+            [
+                files.Item(n, tuple(s))
+                for n, s in zip(j.theirs, j.row.shapes(j.params), strict=True)
+            ],
+            j,
+        )
+        for j in made
+    ]
+    return files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
+
+
+def _host(x: Any) -> np.ndarray:
+    return np.asarray(jax.device_get(x))
+
+
+def configs(
+    folder: pathlib.Path, record: dict[str, Any], generation: dict[str, Any], dtype: str
+) -> None:
+    """Write config.json and generation_config.json; the special ids are in both."""
+    ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
+    # a decoder that starts from an id is the config's own business
+    whole = {**ids, **record, "dtype": dtype}
+    for name, value in (("config.json", whole), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
