@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm import models
-from jaxlm.convert import llama
+from jaxlm.convert import bert, llama, t5
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Table
 
@@ -24,5 +24,9 @@ class Architecture(NamedTuple):
 
 # Of a family's architectures, export takes the first whose `write` can say the Config.
 ARCHITECTURES: dict[str, Architecture] = {
+    "bert": Architecture(models.bert.Config, *bert.BERT),
+    "roberta": Architecture(models.bert.Config, *bert.ROBERTA),
+    "longformer": Architecture(models.bert.Config, *bert.LONGFORMER),
+    "t5": Architecture(models.t5.Config, t5.read, t5.write, t5.names),
     "llama": Architecture(models.llama.Config, llama.read, llama.write, llama.names),
 }

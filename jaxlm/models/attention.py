@@ -1,6 +1,6 @@
 """Multi-head attention as families call it: one function for training, prefill and decoding."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,14 @@ Out = dict[str, jax.Array]
 
 
 class Reach(NamedTuple):
-    """What one layer's attention costs: window, the keys a query sees (None: all before it), and
-    pair, the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v."""
+    """What one layer's attention costs: window, the keys a query sees on a side (None: all), pair,
+    the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v; and over,
+    which keys these are: those of its own past, those around it (an encoder's), or of an
+    encoder-decoder the source's."""
 
     window: int | None
     pair: int
+    over: Literal["past", "around", "source"] = "past"
 
 
 def reach(window: int | None, heads: int, head: int) -> Reach:

@@ -51,6 +51,9 @@ class Model(NamedTuple):
         has no cache.
     encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
         `hidden` then takes source=(x, at), what the decoder reads. None in all others.
+    cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights with the keys and values
+        of x beside those that make them, so that `hidden` takes source=(None, at) and computes them
+        no more (decoding). None in all others.
     ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
         at) -> [x of depth 1, ...], each [B, T, D] to unembed. None in all others.
     """
@@ -65,6 +68,7 @@ class Model(NamedTuple):
     causal: bool = True
     encode: Callable[..., jax.Array] | None = None
     ahead: Callable[..., list[jax.Array]] | None = None
+    cross: Callable[[Params, jax.Array], Params] | None = None
 
 
 def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:

@@ -1,0 +1,233 @@
+"""BERT, RoBERTa and Longformer: encoders that read both ways and fill in masked tokens.
+
+Devlin et al. 2019 (BERT): learned positions and segment types, LayerNorm after each sublayer, exact
+GELU. Liu et al. 2019 (RoBERTa): the same model, trained longer. Beltagy et al. 2020 (Longformer):
+RoBERTa with attention to near tokens, and to global ones by projections of their own.
+
+A token attends to its whole segment (`At`), so there is no cache. Global tokens are `At.shared`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.models.model import Cache, Hidden, Model
+from jaxlm.ops import linear, norm
+from jaxlm.ops.attention import At
+from jaxlm.ops.dropout import dropout
+from jaxlm.parallel.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a BERT-style model."""
+
+    vocab: int = 30522
+    """Token ids the model knows."""
+    embed: int = 768
+    """Width of the residual stream; a multiple of `heads`."""
+    layers: int = 12
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads, each of size embed / heads."""
+    ffn: int = 3072
+    """Width of the feed-forward layer."""
+    context: int = 512
+    """Learned positions: the longest sequence the model can read."""
+    offset: int = 0
+    """Rows of the table before that of position 0, which nothing reads (RoBERTa has 2)."""
+    types: int = 2
+    """Segment types, such as question and answer; type 0 where none are given."""
+    act: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """Nonlinearity of the feed-forward layers and of the head."""
+    eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    window: tuple[int, ...] = ()
+    """Of each layer: only keys nearer than this on either side are seen, and global tokens
+    (Longformer, whose attention_window is 2 (window - 1)). Empty: all layers see everything."""
+    pooler: bool = False
+    """Whether there is a layer for what the first token says of the whole text (`pool`)."""
+    dropout: float = 0.0
+    """Rate of dropout on embeddings and sublayer outputs while training."""
+
+    def __post_init__(self) -> None:
+        check.positive(self, "vocab", "embed", "layers", "heads", "ffn", "context", "types")
+        check.divides(self, "heads", "embed")
+        if self.offset < 0:
+            raise ValueError(f"model.offset: {self.offset} given; 0 or more rows are needed")
+        if self.window and (len(self.window) != self.layers or min(self.window) < 1):
+            raise ValueError(
+                f"model.window: {self.window} given; each of the {self.layers} layers needs a "
+                "window of at least 1, or none has one: ()"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+
+    @property
+    def head(self) -> int:
+        """Size of one head."""
+        return self.embed // self.heads
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each layer: its window is in the name."""
+        return [f"near{w}" for w in self.window] or self.layers * ["full"]
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights, matrices and tables from N(0, 0.02) as Devlin et al."""
+    p = param.shaper(
+        vocab=cfg.vocab,
+        seq=cfg.context + cfg.offset,
+        types=cfg.types,
+        embed=cfg.embed,
+        heads=cfg.heads,
+        head=cfg.head,
+        ffn=cfg.ffn,
+    )
+    small = param.normal(0.02)
+
+    def norm_weights() -> param.Tree:
+        return {"scale": p("embed", init=param.ones), "bias": p("embed", init=param.zeros)}
+
+    def dense() -> param.Tree:
+        return {"dense": p("embed -> embed", init=small), "bias": p("embed", init=param.zeros)}
+
+    def layer(kind: str) -> param.Tree:
+        names = ("q", "k", "v")
+        if kind != "full":
+            names += ("q_global", "k_global", "v_global")
+        qkv = {n: p("embed -> heads head", init=small) for n in names}
+        qkv |= {f"{n}_bias": p("heads head", init=param.zeros) for n in names}
+        o = {"o": p("heads head -> embed", init=small), "o_bias": p("embed", init=param.zeros)}
+        return {
+            "attn": qkv | o,
+            "attn_norm": norm_weights(),
+            "ffn": ffn.spec(p, gated=False, bias=True, out=small, init=small),
+            "ffn_norm": norm_weights(),
+        }
+
+    tree = {
+        "embed": {
+            "table": p("vocab embed", init=small),
+            "positions": p("seq embed", init=small),
+            "types": p("types embed", init=small),
+            "norm": norm_weights(),
+        },
+        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "mlm": dense() | {"norm": norm_weights()},
+        "unembed_bias": p("vocab", init=param.zeros),
+    }
+    return tree | {"pooler": dense()} if cfg.pooler else tree
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs, without global tokens."""
+    pair = 4 * cfg.heads * cfg.head
+    return [attention.Reach(w, pair, "around") for w in (cfg.window or cfg.layers * (None,))]
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`.
+
+    Its `hidden` takes one argument more: types int32[B, T], the segment type of each token, 0
+    everywhere if None.
+    """
+    act = ffn.ACTIVATIONS[cfg.act]
+    windows = {f"near{w}": w for w in cfg.window}
+
+    def hidden(
+        params: param.Tree,
+        tokens: jax.Array,
+        at: At,
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
+        types: jax.Array | None = None,
+    ) -> Hidden:
+        if cache is not None:
+            raise ValueError("bert reads both ways: it has no cache and does not continue text")
+        first = None if key is None else jax.random.fold_in(key, 2**31 - 1)
+        x = dropout(embed(params["embed"], tokens, at, types), cfg.dropout, first)
+        x = plan.constrain(x.astype(plan.dtype), "batch seq embed")
+
+        def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
+            return block(kind, w, x, at, key), {}
+
+        x, stats = stack.apply(params["stack"], x, layer, plan, key)
+        return Hidden(x, None, stats)
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, types: jax.Array | None) -> jax.Array:
+        table = plan.gather(w["table"], "vocab embed")
+        positions = plan.gather(w["positions"], "seq embed")
+        x = jnp.take(table, tokens, axis=0)
+        x += jnp.take(positions, at.positions + cfg.offset, axis=0)
+        kinds = plan.gather(w["types"], "types embed")
+        x += kinds[0] if types is None else jnp.take(kinds, types, axis=0)
+        return layer_norm(w["norm"], x)
+
+    def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
+        return norm.layer_norm(x, w["scale"], w["bias"], cfg.eps)
+
+    def block(kind: str, w: param.Tree, x: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        keys = (None, None) if key is None else jax.random.split(key)
+        h = attend(w["attn"], x, at, windows.get(kind))
+        x = layer_norm(w["attn_norm"], x + dropout(h, cfg.dropout, keys[0]))
+        h = ffn.apply(w["ffn"], x, act)
+        return layer_norm(w["ffn_norm"], x + dropout(h, cfg.dropout, keys[1]))
+
+    def attend(w: param.Tree, h: jax.Array, at: At, window: int | None) -> jax.Array:
+        def project(name: str) -> jax.Array:
+            return linear.einsum("BTD,DNH->BTNH", h, w[name]) + w[f"{name}_bias"].astype(h.dtype)
+
+        def read(names: tuple[str, ...], at: At, window: int | None) -> jax.Array:
+            q, k, v = (project(name) for name in names)
+            return attention.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
+
+        y = read(("q", "k", "v"), at, window)
+        if "q_global" in w and at.shared is not None:
+            # what a global token itself reads, it reads with other projections
+            own = At(at.segments, at.positions)
+            whole = read(("q_global", "k_global", "v_global"), own, None)
+            y = jnp.where(at.shared[..., None, None], whole, y)
+        return linear.einsum("BTNH,NHD->BTD", y, w["o"]) + w["o_bias"].astype(h.dtype)
+
+    def head(params: param.Tree) -> param.Tree:
+        return decoder.head(params) | {"mlm": params["mlm"]}
+
+    def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
+        w = head["mlm"]
+        h = linear.einsum("...D,DE->...E", x, w["dense"]) + w["bias"].astype(x.dtype)
+        return decoder.logits(head, layer_norm(w["norm"], act(h)))
+
+    def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
+        raise ValueError("bert reads both ways: it has no cache and does not continue text")
+
+    return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, causal=False)
+
+
+def pool(w: param.Tree, x: jax.Array) -> jax.Array:
+    """float[B, D]: what the first token of each row says of the row, tanh(x W + b).
+
+    w: params["pooler"]; x [B, T, D], `hidden`'s output. Devlin et al. 2019, section 4.1: what
+    sentence-level tasks are trained on.
+    """
+    h = linear.einsum("BD,DE->BE", x[:, 0], w["dense"]) + w["bias"].astype(x.dtype)
+    return jnp.tanh(h)
+
+
+_LARGE = {"embed": 1024, "layers": 24, "heads": 16, "ffn": 4096}
+_ROBERTA = Config(vocab=50265, offset=2, types=1, eps=1e-5, dropout=0.1)
+
+# Devlin et al. 2019, section 3 (uncased); Liu et al. 2019, table 9 and section 4.4; Beltagy et al.
+# 2020, table 12. Without the pooler, which no masked token reads.
+PRESETS: dict[str, Config] = {
+    "bert-base": Config(dropout=0.1),
+    "bert-large": Config(**_LARGE, dropout=0.1),
+    "roberta-base": _ROBERTA,
+    "roberta-large": dataclasses.replace(_ROBERTA, **_LARGE),
+    "longformer-base-4096": dataclasses.replace(_ROBERTA, context=4096, window=12 * (257,)),
+}

@@ -1,0 +1,286 @@
+"""T5 v1.0 and v1.1: an encoder that reads a source, a decoder that writes a target.
+
+Raffel et al. 2020, section 2.1: RMSNorm before each sublayer, no biases, scores without 1/sqrt(d)
+(the start of the q matrix holds it), and a learnt bias by distance, shared by the layers of a stack.
+v1.1 gates the feed-forward layer (Shazeer 2020) and has an output matrix of its own.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.models.model import Cache, Hidden, Model
+from jaxlm.ops import attention as ops_attention
+from jaxlm.ops import bias, linear, norm
+from jaxlm.ops.attention import At
+from jaxlm.ops.dropout import dropout
+from jaxlm.parallel.plan import Plan
+
+# What the decoder reads: the encoder's x [B, S, D] (None where `cross` has put its keys and values
+# into the weights), and where its tokens stand.
+Source = tuple[jax.Array | None, At]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a T5-style model."""
+
+    vocab: int = 32128
+    """Token ids the model knows."""
+    embed: int = 512
+    """Width of the residual stream."""
+    encoder: int = 6
+    """Layers of the encoder."""
+    layers: int = 6
+    """Layers of the decoder."""
+    heads: int = 8
+    """Attention heads."""
+    head: int = 64
+    """Size of one head."""
+    ffn: int = 2048
+    """Width of the feed-forward layer."""
+    act: Literal["relu", "gelu_tanh", "gelu", "silu"] = "relu"
+    """Nonlinearity of the feed-forward layer (v1.1: gelu_tanh)."""
+    gated: bool = False
+    """Whether the feed-forward layer has a gate (v1.1)."""
+    buckets: int = 32
+    """Buckets of distances, each with a learnt bias a head."""
+    farthest: int = 128
+    """Distances from here on share the last bucket."""
+    tied: bool = True
+    """Whether the output matrix is the embedding table (v1.0)."""
+    scaled: bool = True
+    """Whether logits are multiplied by embed ** -0.5, as v1.0 does with its tied table."""
+    start: int = 0
+    """The token that the decoder reads before its first one: T5's pad."""
+    eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    dropout: float = 0.0
+    """Rate of dropout on embeddings, sublayer outputs and stack outputs while training."""
+
+    def __post_init__(self) -> None:
+        check.positive(self, "vocab", "embed", "encoder", "layers", "heads", "head", "ffn")
+        if self.buckets < 4 or self.buckets % 2 or self.farthest <= self.buckets // 2:
+            raise ValueError(
+                f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; an even "
+                "number of at least 4 is needed, and a farthest distance above half of it"
+            )
+        if not 0 <= self.start < self.vocab:
+            raise ValueError(f"model.start: {self.start} given; a token id below {self.vocab}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights: "encoder" and "stack" (the decoder) are stacks of layers.
+
+    Initialised as T5's own code does: the table from N(0, 1), matrices by their fan-in, q smaller
+    by sqrt(head).
+    """
+    p = param.shaper(
+        vocab=cfg.vocab,
+        embed=cfg.embed,
+        heads=cfg.heads,
+        head=cfg.head,
+        ffn=cfg.ffn,
+        buckets=cfg.buckets,
+    )
+    width = param.normal(cfg.embed**-0.5)
+
+    def attn() -> param.Tree:
+        return {
+            "q": p("embed -> heads head", init=param.fan_in(cfg.head**-0.5)),
+            "k": p("embed -> heads head"),
+            "v": p("embed -> heads head"),
+            "o": p("heads head -> embed"),
+        }
+
+    def layer(kind: str) -> param.Tree:
+        parts = {"attn": attn(), "attn_norm": p("embed", init=param.ones)}
+        if kind == "decoder":
+            parts |= {"cross": attn(), "cross_norm": p("embed", init=param.ones)}
+        feed = ffn.spec(p, gated=cfg.gated, bias=False, out=param.fan_in())
+        return parts | {"ffn": feed, "ffn_norm": p("embed", init=param.ones)}
+
+    tree = {
+        "embed": {"table": p("vocab embed", init=param.normal(1.0))},
+        "encoder": stack.spec([(cfg.encoder, ("encoder",))], layer),
+        "encoder_bias": p("buckets heads", init=width),
+        "encoder_norm": p("embed", init=param.ones),
+        "stack": stack.spec([(cfg.layers, ("decoder",))], layer),
+        "bias": p("buckets heads", init=width),
+        "norm": p("embed", init=param.ones),
+    }
+    return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each attention costs: of the encoder's layers, and the two of each decoder layer."""
+    pair = 4 * cfg.heads * cfg.head
+    one, own, other = (attention.Reach(None, pair, o) for o in ("around", "past", "source"))
+    return cfg.encoder * [one] + cfg.layers * [own, other]
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`.
+
+    Its `hidden` is the decoder's and takes source=(x, at), see `Source`: a decoder token reads the
+    source tokens of its own segment, so that several pairs may be packed into a row.
+    """
+    act, sp = ffn.ACTIVATIONS[cfg.act], spec(cfg)
+
+    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.rms_norm(x, w, cfg.eps)
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return dropout(x, cfg.dropout, _fold(key, 2**31 - 1))
+
+    def encode(
+        params: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None = None
+    ) -> jax.Array:
+        x = embed(params["embed"], tokens, at, key).astype(plan.dtype)
+        x = plan.constrain(x, "batch seq embed")
+        table = params["encoder_bias"]
+
+        def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
+            keys = (None, None) if key is None else jax.random.split(key)
+            h = rms(w["attn_norm"], x)
+            h, _ = attend(w["attn"], h, at, None, table, causal=False)
+            x = x + dropout(h, cfg.dropout, keys[0])
+            h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), act)
+            return x + dropout(h, cfg.dropout, keys[1]), {}
+
+        x, _ = stack.apply(params["encoder"], x, layer, plan, key)
+        return dropout(rms(params["encoder_norm"], x), cfg.dropout, _fold(key, 2**31 - 2))
+
+    def hidden(
+        params: param.Tree,
+        tokens: jax.Array,
+        at: At,
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
+        source: Source | None = None,
+    ) -> Hidden:
+        if source is None:
+            raise ValueError("t5 writes a target for a source: hidden needs source=(x, at)")
+        # the decoder's draws are not the encoder's
+        own = reading(params["bias"], source)
+        out = own.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3))
+        return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
+
+    def reading(table: jax.Array, source: Source) -> Model:
+        """The decoder of one source."""
+        return decoder.build(
+            cfg,
+            sp,
+            plan,
+            embed=embed,
+            block=functools.partial(block, table, source),
+            norm=rms,
+            memory=memory,
+            context=None,
+        )
+
+    def block(
+        table: jax.Array,
+        source: Source,
+        kind: str,
+        w: param.Tree,
+        x: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Out]:
+        keys = 3 * (None,) if key is None else jax.random.split(key, 3)
+        h, entries = attend(w["attn"], rms(w["attn_norm"], x), at, memory, table, causal=True)
+        x = x + dropout(h, cfg.dropout, keys[0])
+        h = look(w["cross"], rms(w["cross_norm"], x), at, source)
+        x = x + dropout(h, cfg.dropout, keys[1])
+        h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), act)
+        return x + dropout(h, cfg.dropout, keys[2]), entries
+
+    def attend(
+        w: param.Tree,
+        h: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        table: jax.Array,
+        causal: bool,
+    ) -> tuple[jax.Array, attention.Out]:
+        q, k, v = (linear.einsum("BTD,DNH->BTNH", h, w[n]) for n in "qkv")
+        near = bias.bucketed(table, cfg.farthest, causal)
+        y, out = attention.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
+        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), out
+
+    def look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
+        """What the decoder takes from the source: no bias, no order."""
+        x, source_at = source
+        keys = w if x is None else project(w, x)
+        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+        y = ops_attention.attend(
+            q, keys["keys"], keys["values"], at, source_at, causal=False, scale=1.0
+        )
+        return linear.einsum("BTNH,NHD->BTD", y, w["o"])
+
+    def project(w: param.Tree, x: jax.Array) -> param.Tree:
+        keys, values = (linear.einsum("BSD,DNH->BSNH", x, w[n]) for n in "kv")
+        return {"keys": keys, "values": values}
+
+    def cross(params: param.Tree, x: jax.Array) -> param.Tree:
+        def layer(w: param.Tree) -> param.Tree:
+            more = jax.vmap(project, (0, None))(w["cross"], x)
+            return w | {"cross": w["cross"] | more}
+
+        segments = params["stack"].items()
+        layers = {i: {kind: layer(w) for kind, w in s.items()} for i, s in segments}
+        return params | {"stack": layers}
+
+    def memory(kind: str, batch: int, slots: int) -> dict[str, param.Param]:
+        return attention.cache(batch, slots, cfg.heads, cfg.head)
+
+    def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
+        return decoder.logits(head, x, scale=cfg.embed**-0.5 if cfg.scaled else None)
+
+    def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
+        return tuple(memory(kind, batch, slots) for kind in stack.layers(sp["stack"]))
+
+    return Model(cfg, sp, hidden, decoder.head, unembed, empty, None, encode=encode, cross=cross)
+
+
+def _fold(key: jax.Array | None, number: int) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def _sizes(gated: bool) -> dict[str, Config]:
+    """Raffel et al. 2020, section 3.7; the v1.1 sizes are those of the released checkpoints, which
+    trade heads and width of 3B and 11B and differ in ffn."""
+    new: dict = {"act": "gelu_tanh", "gated": True, "tied": False, "scaled": False}
+    more = new if gated else {}
+    wide = (2816, 2048, 1024) if gated else (4096, 3072, 2048)
+
+    def size(embed: int, layers: int, heads: int, head: int, ffn: int) -> Config:
+        return Config(
+            embed=embed, encoder=layers, layers=layers, heads=heads, head=head, ffn=ffn, **more
+        )
+
+    small = size(512, 8, 6, 64, wide[2]) if gated else size(512, 6, 8, 64, wide[2])
+    three = size(2048, 24, 32, 64, 5120) if gated else size(1024, 24, 32, 128, 16384)
+    eleven = size(4096, 24, 64, 64, 10240) if gated else size(1024, 24, 128, 128, 65536)
+    return {
+        "small": small,
+        "base": size(768, 12, 12, 64, wide[1]),
+        "large": size(1024, 24, 16, 64, wide[0]),
+        "3b": three,
+        "11b": eleven,
+    }
+
+
+# v1.1 calls its last two xl and xxl.
+PRESETS: dict[str, Config] = {f"t5-{name}": cfg for name, cfg in _sizes(gated=False).items()}
+PRESETS |= {f"t5-v1.1-{name}": cfg for name, cfg in _sizes(gated=True).items()}
