@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import bert, gemma, gpt, llama, palm, t5
+from jaxlm.models import bert, gemma, gpt, llama, palm, qwen, t5
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
@@ -13,11 +13,14 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt": gpt,
     "llama": llama,
     "palm": palm,
+    "qwen": qwen,
     "t5": t5,
 }
 
 # What a Run's `model` field may be.
-AnyConfig = bert.Config | gemma.Config | gpt.Config | llama.Config | palm.Config | t5.Config
+AnyConfig = (
+    bert.Config | gemma.Config | gpt.Config | llama.Config | palm.Config | qwen.Config | t5.Config
+)
 
 
 def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:

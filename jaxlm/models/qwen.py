@@ -1,0 +1,261 @@
+"""The Qwen family: LLaMA's block with biases on queries, keys and values (Qwen 2 and 2.5: Yang et
+al. 2024a, 2024b) or with queries and keys normalised per head (Qwen 3: Yang et al. 2025); and with
+many small experts (Qwen 3 MoE), beside a shared one behind a gate (Qwen 1.5 and 2 MoE).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, moe, stack
+from jaxlm.models.model import Model
+from jaxlm.ops import linear, norm, rope, route
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a Qwen model."""
+
+    vocab: int = 151936
+    """Token ids the model knows."""
+    embed: int = 4096
+    """Width of the residual stream."""
+    layers: int = 36
+    """Transformer blocks."""
+    heads: int = 32
+    """Query heads."""
+    kv: int = 8
+    """Key and value heads; fewer than `heads` is grouped-query attention."""
+    head: int = 128
+    """Size of one head."""
+    ffn: int = 12288
+    """Width of a dense feed-forward layer."""
+    pattern: tuple[Literal["local", "global"], ...] = ("global",)
+    """What layers see, repeated over all of them: "local" the last `window` keys, "global" all."""
+    window: int | None = None
+    """Keys a query of a local layer sees, itself included."""
+    theta: float = 1e6
+    """Base of the rotary frequencies."""
+    scaling: rope.Scaling | None = None
+    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    context: int = 32768
+    """Sequence length the model is meant for; RoPE itself has no limit."""
+    bias: bool = False
+    """Whether query, key and value projections have biases (Qwen 2)."""
+    qk_norm: bool = False
+    """Whether queries and keys are RMS-normalised per head (Qwen 3)."""
+    tied: bool = False
+    """Whether the output matrix is the embedding table."""
+    experts: int | None = None
+    """Experts of a layer; None: every layer is dense."""
+    active: int = 8
+    """Experts a token goes to."""
+    expert_ffn: int = 768
+    """Width of one expert."""
+    shared_ffn: int | None = None
+    """Width of the expert that sees every token, behind a sigmoid gate; None: there is none."""
+    renormalise: bool = True
+    """Whether the chosen experts' weights are divided by their sum."""
+    dense: tuple[int, ...] = ()
+    """Layers, counted from 0, that are dense where the others have experts."""
+    capacity: float | None = None
+    """Places of an expert, as a multiple of an even share of the row; None drops no token."""
+
+    def __post_init__(self) -> None:
+        check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
+        check.divides(self, "kv", "heads")
+        check.even(self, "head", "rotary embedding turns pairs")
+        check.pattern(self)
+        if self.experts is None:
+            given = {"shared_ffn": self.shared_ffn, "dense": self.dense, "capacity": self.capacity}
+            for name, value in given.items():
+                if value:
+                    raise ValueError(f"model.{name}: {value} given; there are no model.experts")
+            return
+        check.positive(self, "experts", "active", "expert_ffn")
+        if self.active > self.experts:
+            raise ValueError(
+                f"model.active: {self.active} given; there are model.experts={self.experts}"
+            )
+        for layer in self.dense:
+            if not 0 <= layer < self.layers:
+                raise ValueError(f"model.dense: {layer} given; layers are 0 .. {self.layers - 1}")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each layer is: "local" or "global", with "_moe" where it has experts."""
+        dense = range(self.layers) if self.experts is None else self.dense
+        reach = (self.pattern[i % len(self.pattern)] for i in range(self.layers))
+        return tuple(r if i in dense else f"{r}_moe" for i, r in enumerate(reach))
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights."""
+    sizes = {"embed": cfg.embed, "heads": cfg.heads, "kv": cfg.kv, "head": cfg.head}
+    p = param.shaper(vocab=cfg.vocab, ffn=cfg.ffn, **sizes)
+    # as in llama: the residual stream's variance does not grow with depth
+    out = param.fan_in((2 * cfg.layers) ** -0.5)
+
+    def mixture() -> param.Tree:
+        assert cfg.experts is not None  # or no layer is of this kind
+        small = param.shaper(embed=cfg.embed, ffn=cfg.expert_ffn, expert=cfg.experts, shared=1)
+        if cfg.shared_ffn is None:
+            return moe.spec(small, out=out)
+        wide = param.shaper(embed=cfg.embed, ffn=cfg.shared_ffn)
+        shared = ffn.spec(wide, gated=True, bias=False, out=out)
+        return moe.spec(small, out=out, shared=shared, shared_gate=True)
+
+    def layer(kind: str) -> param.Tree:
+        attn = {
+            "q": p("embed -> heads head"),
+            "k": p("embed -> kv head"),
+            "v": p("embed -> kv head"),
+            "o": p("heads head -> embed", init=out),
+        }
+        if cfg.bias:
+            attn |= {
+                "q_bias": p("heads head", init=param.zeros),
+                "k_bias": p("kv head", init=param.zeros),
+                "v_bias": p("kv head", init=param.zeros),
+            }
+        if cfg.qk_norm:
+            attn |= {f"{n}_norm": p("head", init=param.ones) for n in "qk"}
+        feed = {"ffn": ffn.spec(p, gated=True, bias=False, out=out)}
+        return {
+            "attn_norm": p("embed", init=param.ones),
+            "attn": attn,
+            "ffn_norm": p("embed", init=param.ones),
+        } | ({"moe": mixture()} if kind.endswith("_moe") else feed)
+
+    tree = {
+        "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
+        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "norm": p("embed", init=param.ones),
+    }
+    return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
+
+
+def _window(cfg: Config, kind: str) -> int | None:
+    return cfg.window if kind.startswith("local") else None
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return [attention.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
+
+
+def experts_per_token(cfg: Config) -> int:
+    """Experts of a layer that a token meets, the shared one not counted."""
+    return cfg.active
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`."""
+    turns = rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)
+    rule = route.Rule(cfg.active, renormalise=cfg.renormalise)
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+
+    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.rms_norm(x, w, cfg.eps)
+
+    def block(
+        kind: str,
+        w: param.Tree,
+        x: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Out]:
+        h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
+        x = x + h
+        h = rms(w["ffn_norm"], x)
+        if "moe" in w:
+            h, stats = moe.apply(w["moe"], h, at, rule, plan, capacity=cfg.capacity)
+        else:
+            h, stats = ffn.apply(w["ffn"], h, jax.nn.silu), {}
+        return x + h, stats if memory is None else entries
+
+    def attend(
+        kind: str, w: param.Tree, h: jax.Array, at: At, memory: attention.Memory
+    ) -> tuple[jax.Array, attention.Out]:
+        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
+        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
+        if "q_bias" in w:
+            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
+        if "q_norm" in w:
+            q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
+        q, k = (rope.apply(a, at.positions, turns) for a in (q, k))
+        y, entries = attention.attend(q, k, v, at, memory, plan, window=_window(cfg, kind))
+        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+
+    return decoder.build(
+        cfg,
+        spec(cfg),
+        plan,
+        embed=embed,
+        block=block,
+        norm=rms,
+        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        context=None,
+    )
+
+
+def _qwen2(
+    embed: int, layers: int, heads: int, kv: int, ffn: int, context: int, eps: float = 1e-6
+) -> Config:
+    small = embed <= 2048  # shares one table, with fewer of the padded ids
+    return Config(
+        vocab=151936 if small else 152064, embed=embed, layers=layers, heads=heads, kv=kv,
+        head=embed // heads, ffn=ffn, context=context, eps=eps, bias=True, tied=small,
+    )  # fmt: skip
+
+
+def _qwen3(embed: int, layers: int, heads: int, kv: int, ffn: int, tied: bool = False) -> Config:
+    return Config(
+        embed=embed, layers=layers, heads=heads, kv=kv, ffn=ffn, context=40960, qk_norm=True,
+        tied=tied,
+    )  # fmt: skip
+
+
+# The configs released with each: Yang et al. 2024a, table 1; 2024b, table 1; 2025, tables 1 and 2.
+PRESETS: dict[str, Config] = {
+    "qwen2-0.5b": _qwen2(896, 24, 14, 2, 4864, 131072),
+    "qwen2-1.5b": _qwen2(1536, 28, 12, 2, 8960, 131072),
+    "qwen2-7b": _qwen2(3584, 28, 28, 4, 18944, 131072),
+    "qwen2-72b": _qwen2(8192, 80, 64, 8, 29568, 131072, 1e-5),
+    "qwen2.5-0.5b": _qwen2(896, 24, 14, 2, 4864, 32768),
+    "qwen2.5-1.5b": _qwen2(1536, 28, 12, 2, 8960, 131072),
+    "qwen2.5-3b": _qwen2(2048, 36, 16, 2, 11008, 32768),
+    "qwen2.5-7b": _qwen2(3584, 28, 28, 4, 18944, 131072),
+    "qwen2.5-14b": _qwen2(5120, 48, 40, 8, 13824, 131072, 1e-5),
+    "qwen2.5-32b": _qwen2(5120, 64, 40, 8, 27648, 131072, 1e-5),
+    "qwen2.5-72b": _qwen2(8192, 80, 64, 8, 29568, 131072, 1e-5),
+    "qwen3-0.6b": _qwen3(1024, 28, 16, 8, 3072, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 28, 16, 8, 6144, tied=True),
+    "qwen3-4b": _qwen3(2560, 36, 32, 8, 9728, tied=True),
+    "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288),
+    "qwen3-14b": _qwen3(5120, 40, 40, 8, 17408),
+    "qwen3-32b": _qwen3(5120, 64, 64, 8, 25600),
+    "qwen3-30b-a3b": dataclasses.replace(_qwen3(2048, 48, 32, 4, 6144), experts=128),
+    "qwen3-235b-a22b": dataclasses.replace(
+        _qwen3(4096, 94, 64, 4, 12288), experts=128, expert_ffn=1536
+    ),
+    "qwen1.5-moe-a2.7b": Config(
+        embed=2048, layers=24, heads=16, kv=16, ffn=5632, context=8192, bias=True, experts=60,
+        active=4, expert_ffn=1408, shared_ffn=5632, renormalise=False,
+    ),
+    "qwen2-57b-a14b": Config(
+        embed=3584, layers=28, heads=28, kv=4, ffn=18944, context=131072, bias=True, experts=64,
+        active=8, expert_ffn=2560, shared_ffn=20480, renormalise=False,
+    ),
+}  # fmt: skip
