@@ -11,39 +11,53 @@ T = TypeVar("T")
 def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     """cfg, a frozen dataclass, with `--field.leaf value` overrides.
 
-    Where a field is a union (a run's model), the config's own member is what can be changed.
+    Where a field is a union (a run's model), the config's own member is what can be changed; where
+    it is None, a member is chosen by `field:member`, behind all other overrides and before its own
+    (`model.scaling:yarn --model.scaling.factor 4 --model.scaling.original 2048`).
     `--help` prints every leaf with its meaning and default, and exits with 0. An unknown name, a
     wrong type and a value that the dataclass refuses are printed with the nearest name or the
     reason, and exit with 2.
     """
     import tyro
 
-    cls: Any = type(cfg)
-    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cls)}
-    narrow = _narrowed(cls, values)
+    narrow = _narrowed(cfg)
     found = tyro.cli(
-        narrow,
-        default=narrow(**values),
+        type(narrow),
+        default=narrow,
         args=list(args),
         prog=prog,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return cls(**{name: getattr(found, name) for name in values})
+    return _widened(found, cfg)
 
 
-def _narrowed(cls: Any, values: dict[str, Any]) -> Any:
-    """A subclass whose unions of dataclasses are the values' own classes."""
-    hints = typing.get_type_hints(cls)
+def _narrowed(cfg: Any) -> Any:
+    """cfg as a member of a subclass whose unions of dataclasses are the values' own classes."""
+    hints = typing.get_type_hints(type(cfg))
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    inner = {n: _narrowed(v) for n, v in values.items() if dataclasses.is_dataclass(v)}
     own = [
         (name, type(value), dataclasses.field(default=value))
-        for name, value in values.items()
-        if dataclasses.is_dataclass(value) and hints[name] is not type(value)
+        for name, value in inner.items()
+        if hints[name] is not type(value)
     ]
-    return dataclasses.make_dataclass(
-        cls.__name__,
+    if not own:
+        return cfg
+    narrow: Any = dataclasses.make_dataclass(
+        type(cfg).__name__,
         own,
-        bases=(cls,),
-        namespace={"__doc__": cls.__doc__},
+        bases=(type(cfg),),
+        namespace={"__doc__": type(cfg).__doc__},
         frozen=True,
         kw_only=True,
     )
+    return narrow(**{**values, **inner})
+
+
+def _widened(found: Any, like: Any) -> Any:
+    """found, of narrowed classes, as a member of the classes of `like`."""
+    if not dataclasses.is_dataclass(like) or type(found) is type(like):
+        return found
+    names = [f.name for f in dataclasses.fields(like)]
+    cls: Any = type(like)
+    return cls(**{n: _widened(getattr(found, n), getattr(like, n)) for n in names})

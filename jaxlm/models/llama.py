@@ -1,8 +1,11 @@
 """The LLaMA family: RMSNorm, RoPE, SwiGLU, grouped-query attention. Touvron et al. 2023 (LLaMA,
-LLaMA 2), Grattafiori et al. 2024 (LLaMA 3).
+LLaMA 2), Roziere et al. 2023 (Code Llama), Grattafiori et al. 2024 (LLaMA 3).
 
-Also Chinchilla's shape (Hoffmann et al. 2022, table A9), and, through fields that are numbers or
-that add a weight, QK-norm, projection biases, sliding windows and tied embeddings.
+    x = x + attend(norm(x))      x = x + feed(norm'(x))       LLaMA, Phi-3
+    x = x + norm(attend(x))      x = x + norm'(feed(x))       OLMo 2
+
+Also Chinchilla's shape (Hoffmann et al. 2022, table A9), Phi-3 (Abdin et al. 2024) and OLMo 2
+(OLMo team 2024), which differ in numbers and in which weights there are.
 """
 
 import dataclasses
@@ -12,13 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, stack
+from jaxlm.models import attention, check, decoder, ffn, stack
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +42,35 @@ class Config:
     """Width of the feed-forward layer."""
     theta: float = 10000.0
     """Base of the rotary frequencies."""
+    scaling: rope.Scaling | None = None
+    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    rotary_share: float = 1.0
+    """Of each head, the part that positions turn, its first dimensions; 1 turns all."""
     eps: float = 1e-5
     """Added to the mean square in RMSNorm."""
     context: int = 2048
-    """Sequence length the model is meant for; RoPE itself has no limit."""
+    """Sequence length the model is run at. It decides Dynamic and LongRope scaling; RoPE itself has
+    no limit."""
     window: int | None = None
     """Keys a query sees, itself included; None sees all before it."""
     softcap: float | None = None
     """Logits are capped to +-softcap by tanh; None leaves them as they are."""
-    activation: Literal["silu", "gelu"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
     """Feed-forward nonlinearity."""
     gated: bool = True
     """Whether the feed-forward layer has a gate (SwiGLU) or is a plain two-layer one."""
+    norm: Literal["pre", "post"] = "pre"
+    """Whether the norms stand before the sublayers, or between them and the residual stream."""
     bias: bool = False
     """Whether query, key and value projections have biases (as in Qwen 2)."""
+    out_bias: bool = False
+    """Whether attention's output projection has a bias."""
+    ffn_bias: bool = False
+    """Whether the feed-forward layer has biases."""
     qk_norm: bool = False
     """Whether queries and keys are RMS-normalised per head (Henry et al. 2020; Qwen 3)."""
+    qk_norm_all: bool = False
+    """Whether queries and keys are RMS-normalised over all heads together (OLMo 2)."""
     tied: bool = False
     """Whether the output matrix is the embedding table."""
 
@@ -64,6 +78,18 @@ class Config:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
         check.even(self, "head", "rotary embedding turns pairs")
+        if self.rotary % 2 or not 2 <= self.rotary <= self.head:
+            raise ValueError(
+                f"model.rotary_share: {self.rotary_share} given, {self.rotary} of model.head="
+                f"{self.head} dimensions; an even number from 2 on is needed"
+            )
+        if self.qk_norm and self.qk_norm_all:
+            raise ValueError("model.qk_norm_all: True given, and model.qk_norm: one of them fits")
+
+    @property
+    def rotary(self) -> int:
+        """Dimensions of a head that positions turn."""
+        return int(self.head * self.rotary_share)
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -74,6 +100,7 @@ def spec(cfg: Config) -> param.Tree:
     # Outputs into the residual stream start smaller by sqrt(2 layers), so that its variance does
     # not grow with depth (Radford et al. 2019, section 2.3).
     out = param.fan_in((2 * cfg.layers) ** -0.5)
+    norms = {"pre": ("attn_norm", "ffn_norm"), "post": ("attn_post_norm", "ffn_post_norm")}
 
     def layer(kind: str) -> param.Tree:
         attn = {
@@ -88,16 +115,19 @@ def spec(cfg: Config) -> param.Tree:
                 "k_bias": p("kv head", init=param.zeros),
                 "v_bias": p("kv head", init=param.zeros),
             }
+        if cfg.out_bias:
+            attn |= {"o_bias": p("embed", init=param.zeros)}
         if cfg.qk_norm:
             attn |= {"q_norm": p("head", init=param.ones), "k_norm": p("head", init=param.ones)}
-        ffn = {"up": p("embed -> ffn"), "down": p("ffn -> embed", init=out)}
-        if cfg.gated:
-            ffn |= {"gate": p("embed -> ffn")}
+        if cfg.qk_norm_all:
+            attn |= {
+                "q_norm_all": p("heads head", init=param.ones),
+                "k_norm_all": p("kv head", init=param.ones),
+            }
         return {
-            "attn_norm": p("embed", init=param.ones),
+            **{name: p("embed", init=param.ones) for name in norms[cfg.norm]},
             "attn": attn,
-            "ffn_norm": p("embed", init=param.ones),
-            "ffn": ffn,
+            "ffn": ffn.spec(p, gated=cfg.gated, bias=cfg.ffn_bias, out=out),
         }
 
     tree = {
@@ -115,7 +145,8 @@ def reaches(cfg: Config) -> list[attention.Reach]:
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
-    rotary = rope.frequencies(cfg.head, cfg.theta)
+    rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
+    act = ffn.ACTIVATIONS[cfg.activation]
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
@@ -128,11 +159,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         memory: attention.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, attention.Out]:
-        h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
-        h, entries = attend(w["attn"], h, at, memory)
-        x = x + h
-        x = x + feed(w["ffn"], norm.rms_norm(x, w["ffn_norm"], cfg.eps))
-        return x, entries
+        h, out = attend(w["attn"], _norm(w, "attn_norm", x, cfg.eps), at, memory)
+        x = x + _norm(w, "attn_post_norm", h, cfg.eps)
+        h = ffn.apply(w["ffn"], _norm(w, "ffn_norm", x, cfg.eps), act)
+        return x + _norm(w, "ffn_post_norm", h, cfg.eps), out
 
     def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
@@ -140,19 +170,12 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
         if "q_bias" in w:
             q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
-        if "q_norm" in w:
-            q = norm.rms_norm(q, w["q_norm"], cfg.eps)
-            k = norm.rms_norm(k, w["k_norm"], cfg.eps)
+        q, k = _norm(w, "q_norm", q, cfg.eps), _norm(w, "k_norm", k, cfg.eps)
+        q, k = _norm_all(w, "q_norm_all", q, cfg.eps), _norm_all(w, "k_norm_all", k, cfg.eps)
         q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
-        y, entries = attention.attend(q, k, v, at, memory, plan, window=cfg.window)
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
-
-    def feed(w: param.Tree, h: jax.Array) -> jax.Array:
-        up = linear.einsum("BTD,DF->BTF", h, w["up"])
-        act = ACTIVATIONS[cfg.activation]
-        gated = "gate" in w
-        up = act(linear.einsum("BTD,DF->BTF", h, w["gate"])) * up if gated else act(up)
-        return linear.einsum("BTF,FD->BTD", up, w["down"])
+        y, out = attention.attend(q, k, v, at, memory, plan, window=cfg.window)
+        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
+        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, out
 
     return decoder.build(
         cfg,
@@ -165,6 +188,18 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         softcap=cfg.softcap,
         context=None,
     )
+
+
+def _norm(w: param.Tree, name: str, x: jax.Array, eps: float) -> jax.Array:
+    """x, RMS-normalised where the layer has that weight."""
+    return norm.rms_norm(x, w[name], eps) if name in w else x
+
+
+def _norm_all(w: param.Tree, name: str, x: jax.Array, eps: float) -> jax.Array:
+    """x [B, T, N, H], RMS-normalised over all heads where the layer has that weight."""
+    if name not in w:
+        return x
+    return norm.rms_norm(x.reshape(*x.shape[:2], -1), w[name].reshape(-1), eps).reshape(x.shape)
 
 
 def _llama1(embed: int, layers: int, heads: int, ffn: int, context: int = 2048) -> Config:
@@ -193,6 +228,13 @@ PRESETS: dict[str, Config] = {
     "llama3-70b": _llama3(8192, 80, 64, 28672),
     "llama3-405b": _llama3(16384, 126, 128, 53248),
     "chinchilla-70b": Config(
-        embed=8192, layers=80, heads=64, kv=64, ffn=32768, activation="gelu", gated=False, tied=True
+        embed=8192,
+        layers=80,
+        heads=64,
+        kv=64,
+        ffn=32768,
+        activation="gelu_tanh",
+        gated=False,
+        tied=True,
     ),
 }

@@ -182,11 +182,11 @@ def _scaled(
         case Linear(factor):
             return plain / factor, 1.0
         case Ntk(factor):
-            return _plain(dim, _stretched(dim, theta, factor)), 1.0
+            return _plain(dim, stretched(dim, theta, factor)), 1.0
         case Dynamic(factor, original):
             length = max(_known(scaling, context), original)
             ratio = factor * length / original - (factor - 1)
-            return _plain(dim, _stretched(dim, theta, ratio)), 1.0
+            return _plain(dim, stretched(dim, theta, ratio)), 1.0
         case Llama3():
             return _llama3(plain, scaling), 1.0
         case Yarn():
@@ -199,7 +199,11 @@ def _plain(dim: int, theta: float) -> np.ndarray:
     return theta ** (-np.arange(0, dim, 2) / dim)
 
 
-def _stretched(dim: int, theta: float, factor: float) -> float:
+def stretched(dim: int, theta: float, factor: float) -> float:
+    """The base that Ntk(factor) turns dim dimensions by: theta * factor ** (dim / (dim - 2)).
+
+    Raises: ValueError for fewer than 4 dimensions: the fastest pair is the slowest one.
+    """
     if dim < 4:
         raise ValueError(f"rotary_dim: {dim} given; NTK-aware scaling needs 4 or more")
     return theta * factor ** (dim / (dim - 2))
