@@ -6,7 +6,7 @@ from typing import Any
 # What no model's mathematics depends on: training, generation, file and library facts.
 COMMON = frozenset({
     "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
-    "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
+    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
     "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label",
     "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
     "keys_to_ignore_at_inference", "label2id", "model_type", "output_attentions",
@@ -16,6 +16,30 @@ COMMON = frozenset({
     "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
     "transformers_version", "unk_token_id", "use_cache",
 })  # fmt: skip
+
+# transformers' names of nonlinearities -> those of models/ffn.py. Of several the first is written.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "relu": "relu",
+    "relu2": "relu2", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+
+
+def activation(ours: str) -> str:
+    """transformers' name of one of our nonlinearities."""
+    return next(theirs for theirs, known in ACTIVATIONS.items() if known == ours)
+
+
+def fixed(cfg: Any, **values: Any) -> None:
+    """Nothing, if these fields of a Config are what an architecture always has.
+
+    Raises: ValueError naming the first that is not: a config.json cannot say it.
+    """
+    for name, value in values.items():
+        if getattr(cfg, name) != value:
+            raise ValueError(
+                f"model.{name}={getattr(cfg, name)!r} cannot be said; it is always {value!r}"
+            )
 
 
 class Fields:
@@ -42,6 +66,10 @@ class Fields:
         self._left -= set(found)
         value = next((self._record[k] for k in found if self._record[k] is not None), None)
         return default if value is None else value
+
+    def maybe(self, name: str, default: Any) -> Any:
+        """A field's value, where null is a value too; the default of transformers where absent."""
+        return self.take(name) if name in self._record else default
 
     def only(self, name: str, default: Any, *allowed: Any) -> Any:
         """A field that has to have one of these values (the default among them)."""
