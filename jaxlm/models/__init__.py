@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import bert, gemma, gpt, llama, palm, qwen, t5
+from jaxlm.models import bert, gemma, gpt, llama, mistral, palm, qwen, t5
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
@@ -12,6 +12,7 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma": gemma,
     "gpt": gpt,
     "llama": llama,
+    "mistral": mistral,
     "palm": palm,
     "qwen": qwen,
     "t5": t5,
@@ -19,7 +20,14 @@ FAMILIES: dict[str, ModuleType] = {
 
 # What a Run's `model` field may be.
 AnyConfig = (
-    bert.Config | gemma.Config | gpt.Config | llama.Config | palm.Config | qwen.Config | t5.Config
+    bert.Config
+    | gemma.Config
+    | gpt.Config
+    | llama.Config
+    | mistral.Config
+    | palm.Config
+    | qwen.Config
+    | t5.Config
 )
 
 

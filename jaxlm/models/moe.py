@@ -97,22 +97,22 @@ def apply(
     capacity: None is dropless; otherwise each expert has capacity * k * T / E places a row, rounded
     up. Padding is sent to no expert and counted nowhere. The router works in float32.
 
-    Statistics: load float32[E], tokens that chose each expert (dropped ones too); balance, router_z
-    and router_entropy, scalars (see `ops.route`); dropped, the share of choices that found no
-    place, where there is a capacity. All but load are means over the tokens at hand, and balance is
-    a product of two such means: over micro-batches it is not what the whole batch would give.
+    Statistics, all float32 sums over tokens: routed, of 1; load [E], tokens that chose each expert
+    (dropped ones too); shares [E], router_z and router_entropy (see `ops.route`); dropped, choices
+    that found no place.
     """
     real = at.segments > 0
     logits = linear.einsum("BTD,DE->BTE", h.astype(jnp.float32), w["router"])
     if "router_bias" in w:
         logits = logits + w["router_bias"]
     routes = route.choose(logits, rule, w.get("select_bias"))
-    load = route.load(routes.experts, real, logits.shape[-1])
     stats = {
-        "load": load,
-        "balance": route.balance(routes, load, real),
+        "routed": jnp.sum(real, dtype=jnp.float32),
+        "load": route.load(routes.experts, real, logits.shape[-1]),
+        "shares": route.shares(routes.scores, real),
         "router_z": route.router_z(logits, real),
-        "router_entropy": route.entropy(routes, real),
+        "router_entropy": route.entropy(routes.scores, real),
+        "dropped": jnp.zeros(()),
     }
     # no expert has this number: padding goes to none
     experts = jnp.where(real[..., None], routes.experts, logits.shape[-1])
@@ -134,6 +134,11 @@ def apply(
         share = jnp.sum(jnp.where(hit, weights[..., None], 0.0), axis=-2).astype(h.dtype)
         y = y + linear.einsum("BTE,ED->BTD", share, w["down_bias"])
     return y + _shared(w, h) if "shared" in w else y, stats
+
+
+def has(spec: param.Tree, name: str = "router") -> bool:
+    """Whether a spec has layers with experts, or with this weight of theirs."""
+    return any(path.endswith(f"/{name}") for path in param.flatten(spec))
 
 
 def rebalance(params: param.Tree, load: jax.Array, speed: float) -> param.Tree:
@@ -206,13 +211,10 @@ def _limit(experts: jax.Array, count: int, capacity: float) -> int:
 
 
 def _places(experts: jax.Array, count: int, capacity: float) -> tuple[jax.Array, jax.Array]:
-    """The experts int32[B, T, k] with `count` for the choices that find no place, and their share
-    of all choices."""
-    limit = _limit(experts, count, capacity)
-    kept = jnp.where(_rank(experts, count) < limit, experts, count)
-    wanted = jnp.sum(experts < count)
-    lost = wanted - jnp.sum(kept < count)
-    return kept, lost / jnp.maximum(wanted, 1).astype(jnp.float32)
+    """The experts int32[B, T, k] with `count` for the choices that find no place, and how many
+    these are, float32."""
+    lost = (_rank(experts, count) >= _limit(experts, count, capacity)) & (experts < count)
+    return jnp.where(lost, count, experts), jnp.sum(lost, dtype=jnp.float32)
 
 
 def _rank(experts: jax.Array, count: int) -> jax.Array:

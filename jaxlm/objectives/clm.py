@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
+from jaxlm.models import moe
 from jaxlm.models.model import Model
+from jaxlm.objectives import experts
 from jaxlm.objectives.objective import Objective
 from jaxlm.ops import loss as ops_loss
 from jaxlm.ops.attention import At
@@ -20,21 +22,47 @@ class Config:
 
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised (PaLM used 1e-4)."""
+    balance: float = 0.0
+    """Weight of the experts' load-balancing loss, which is 1 where all get the same: Switch and
+    Mixtral's coefficient times k (Switch used 1e-2 at k = 1). Taken of each micro-batch."""
+    router_z: float = 0.0
+    """Weight of the routers' z-loss (ST-MoE used 1e-3)."""
+    bias_speed: float = 0.0
+    """How far each step moves the bias by which a router selects, towards even loads, without a
+    loss (DeepSeek V3 used 1e-3)."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss: {self.z_loss} given; it must not be negative")
+        for name in ("z_loss", "balance", "router_z", "bias_speed"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"objective.{name}: {getattr(self, name)} given; it must not be negative"
+                )
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     """The negative log-likelihood in nats, summed over targets, plus z_loss * log(Z)^2 (Chowdhery
-    et al. 2022, section 5). Reported sums: nll, correct, z."""
+    et al. 2022, section 5) and what `experts.loss` adds. Reported sums: nll, correct, z.
+
+    Raises: ValueError for fields that need experts, or their selection bias, in a model without.
+    """
+    routed = moe.has(model.spec)
+    for name in ("balance", "router_z"):
+        if getattr(cfg, name) and not routed:
+            raise ValueError(
+                f"objective.{name}: {getattr(cfg, name)} given, but the model has no experts; 0 is "
+                "right"
+            )
+    if cfg.bias_speed and not moe.has(model.spec, "select_bias"):
+        raise ValueError(
+            f"objective.bias_speed: {cfg.bias_speed} given, but the model's routers have no "
+            "select_bias; 0 is right"
+        )
 
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         at = At(batch.segments, batch.positions)
-        x = model.hidden(params, batch.tokens, at, key=key).x
+        x, _, stats = model.hidden(params, batch.tokens, at, key=key)
         total, sums = ops_loss.cross_entropy(
             model.unembed,
             model.head(params),
@@ -44,6 +72,17 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             chunk=plan.loss_chunk,
             z_loss=cfg.z_loss,
         )
-        return total, jnp.sum(batch.weight), sums
+        weight = jnp.sum(batch.weight)
+        if cfg.balance or cfg.router_z:
+            total += weight * experts.loss(stats, cfg.balance, cfg.router_z)
+        return total, weight, sums | (experts.sums(stats) if routed else {})
 
-    return Objective(model.spec, loss)
+    def adjust(params: param.Tree, sums: dict[str, jax.Array]) -> param.Tree:
+        return moe.rebalance(params, sums["load"], cfg.bias_speed)
+
+    return Objective(
+        model.spec,
+        loss,
+        report=experts.report if routed else None,
+        adjust=adjust if cfg.bias_speed else None,
+    )

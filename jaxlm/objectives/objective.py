@@ -14,8 +14,20 @@ Loss = Callable[
 ]
 
 
+# The step's sums, over all micro-batches and devices, by name.
+Sums = dict[str, jax.Array]
+
+
 class Objective(NamedTuple):
-    """spec: the weights trained (a tree of `Param`). loss: see `Loss`."""
+    """What is trained, and for what.
+
+    spec: the weights trained (a tree of `Param`). loss: see `Loss`. Sums that are scalars are
+    reported divided by the step's weight; those that are arrays are for the other two:
+    report(sums) -> further metrics, float32 scalars. adjust(params, sums) -> params: what moves by
+    a rule of its own rather than by a gradient, after the optimiser, where it took the step.
+    """
 
     spec: param.Tree
     loss: Loss
+    report: Callable[[Sums], dict[str, jax.Array]] | None = None
+    adjust: Callable[[param.Tree, Sums], param.Tree] | None = None

@@ -52,7 +52,7 @@ def choose(logits: jax.Array, rule: Rule, select_bias: jax.Array | None = None) 
 
     Raises: ValueError where the rule does not fit the number of experts.
     """
-    _check(rule, logits.shape[-1])
+    check(rule, logits.shape[-1])
     logits = logits.astype(jnp.float32)
     softmax = rule.score == "softmax"
     scores = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
@@ -70,7 +70,8 @@ def choose(logits: jax.Array, rule: Rule, select_bias: jax.Array | None = None) 
     return Routes(weights * rule.scale, experts, scores)
 
 
-def _check(rule: Rule, experts: int) -> None:
+def check(rule: Rule, experts: int) -> None:
+    """Raises: ValueError where a rule does not fit a number of experts."""
     if experts % rule.groups:
         raise ValueError(f"route: {experts} experts do not divide into groups={rule.groups}")
     if not 1 <= rule.groups_chosen <= rule.groups:
@@ -100,34 +101,40 @@ def load(experts: jax.Array, keep: jax.Array, total: int) -> jax.Array:
     return jnp.sum(hit, axis=tuple(range(hit.ndim - 1)), dtype=jnp.float32)
 
 
-def balance(routes: Routes, load: jax.Array, keep: jax.Array) -> jax.Array:
-    """The load-balancing loss, float32 scalar: E x sum over experts of f x P, with f the share of
-    all choices that fell on an expert and P its mean score. Fedus et al. 2022, eq. 4 to 6.
+def shares(scores: jax.Array, keep: jax.Array) -> jax.Array:
+    """float32[E]: the sum over tokens of scores float32[..., E], each token's divided by their sum,
+    which changes sigmoids only (DeepSeek V3, eq. 19). keep as for `load`."""
+    each = scores / jnp.sum(scores, axis=-1, keepdims=True)
+    return _sum(each, keep)
 
-    1 where either is uniform, E / k at worst. Scores are divided by their token's sum, which
-    changes sigmoids only (DeepSeek V3, eq. 19). Gradients come through P alone. transformers'
+
+def balance(load: jax.Array, shares: jax.Array) -> jax.Array:
+    """The load-balancing loss float32[...] of load and shares float32[..., E]: E x sum over experts
+    of f x P, with f the part of all choices that fell on an expert and P its mean score. Fedus et
+    al. 2022, eqs. 4 to 6.
+
+    1 where either is uniform, E / k where all tokens choose the same k with all their score. Its
+    gradient comes through P alone. 0 where no token was routed. transformers'
     `load_balancing_loss_func`, called on one layer, is k times this: its f sums to k.
     """
-    shares = routes.scores / jnp.sum(routes.scores, axis=-1, keepdims=True)
-    f = load / jnp.maximum(jnp.sum(load), 1.0)
-    return load.shape[0] * jnp.sum(jax.lax.stop_gradient(f) * _mean(shares, keep))
+    f, p = (x / jnp.maximum(jnp.sum(x, axis=-1, keepdims=True), 1e-9) for x in (load, shares))
+    return load.shape[-1] * jnp.sum(jax.lax.stop_gradient(f) * p, axis=-1)
 
 
 def router_z(logits: jax.Array, keep: jax.Array) -> jax.Array:
-    """The router z-loss, float32 scalar: the mean over tokens of log(sum exp logits)^2, which keeps
-    the router's logits small. Zoph et al. 2022 (ST-MoE), eq. 5. (log E)^2 at logits of 0."""
-    return _mean(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2, keep)
+    """The router z-loss, a float32 sum over tokens of log(sum exp logits)^2, which keeps the
+    router's logits small. Zoph et al. 2022 (ST-MoE), eq. 5. (log E)^2 a token at logits of 0."""
+    return _sum(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2, keep)
 
 
-def entropy(routes: Routes, keep: jax.Array) -> jax.Array:
-    """The mean entropy in nats of the tokens' scores, float32 scalar: log E where a router is
-    undecided, 0 where it is sure."""
-    shares = routes.scores / jnp.sum(routes.scores, axis=-1, keepdims=True)
-    return _mean(jnp.sum(jax.scipy.special.entr(shares), axis=-1), keep)
+def entropy(scores: jax.Array, keep: jax.Array) -> jax.Array:
+    """The entropy in nats of each token's scores, a float32 sum over tokens: log E each where a
+    router is undecided, 0 where it is sure."""
+    each = scores / jnp.sum(scores, axis=-1, keepdims=True)
+    return _sum(jnp.sum(jax.scipy.special.entr(each), axis=-1), keep)
 
 
-def _mean(x: jax.Array, keep: jax.Array) -> jax.Array:
-    """The mean over kept tokens of x [...] or [..., E]; 0 where there are none."""
+def _sum(x: jax.Array, keep: jax.Array) -> jax.Array:
+    """The sum over kept tokens of x [...] or [..., E]."""
     mask = keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim))
-    total = jnp.sum(jnp.where(mask, x, 0.0), axis=tuple(range(keep.ndim)))
-    return total / jnp.maximum(jnp.sum(keep), 1)
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=tuple(range(keep.ndim)))

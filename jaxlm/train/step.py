@@ -115,8 +115,9 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
     """The compiled step: (State, batch) -> (State, metrics). The state's memory is reused.
 
-    metrics are float32 scalars: `loss` and every sum of the objective divided by the step's
-    weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...).
+    metrics are float32 scalars: `loss` and every scalar sum of the objective divided by the step's
+    weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...), and what the
+    objective does.
 
     Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
     """
@@ -131,8 +132,12 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
         updates, new = tx.update(grads, state.opt, state.params)
         opt: Any = new
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total / weight, **{k: v / weight for k, v in sums.items()}}
-        metrics |= {"weight": weight, **optim.report(opt)}
+        if objective.adjust is not None:  # a skipped step moves nothing
+            done = opt.count > state.opt.count
+            params = tree.select(done, objective.adjust(params, sums), params)
+        metrics = {"loss": total / weight, "weight": weight, **optim.report(opt)}
+        metrics |= {name: total / weight for name, total in sums.items() if not total.ndim}
+        metrics |= {} if objective.report is None else objective.report(sums)
         return State(state.step + 1, params, opt, state.frozen, state.key), metrics
 
     shardings = shard(objective, tx, plan)
