@@ -1,5 +1,7 @@
 """Multi-head attention as families call it: one function for training, prefill and decoding."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.ops import attention
 from jaxlm.ops.attention import At
+from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 # What a block is given of the cache: its layer's entries and where every slot stands; None when
@@ -59,7 +62,7 @@ def attend(
     Raises: ValueError for a memory without a causal mask, or with shared tokens and a window: the
     cache does not know which of its slots are shared.
     """
-    bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias, "sinks": sinks}
+    bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias}
     if memory is not None and not causal:
         raise ValueError("a model that reads both ways has no cache")
     if memory is not None and at.shared is not None and window is not None:
@@ -67,10 +70,44 @@ def attend(
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
-        y = attention.attend(q, k, v, at, at, causal=causal, kernel=plan.attention, **bends)
-        return y, {} if memory is None else entries
+        run = functools.partial(attention.attend, causal=causal, kernel=plan.attention, **bends)
+        if plan.attention == "splash" and plan.devices > 1:
+            run = per_device(run, plan)
+        return run(q, k, v, at, at, sinks=sinks), {} if memory is None else entries
     old, slots = memory
-    return attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, **bends), entries
+    y = attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, sinks=sinks, **bends)
+    return y, entries
+
+
+def per_device(run: Callable[..., jax.Array], plan: Plan) -> Callable[..., jax.Array]:
+    """run(q, k, v, at, at, sinks=) that computes each device's rows and heads on that device.
+
+    For a kernel that the partitioner cannot cut, as it cuts XLA's own operations.
+
+    Raises: ValueError (the function) where rows, heads or kv do not divide over the mesh.
+    """
+
+    def split(q, k, v, q_at, k_at, *, sinks=None):
+        names = {
+            "q": ("batch", "seq", "heads", "head"),
+            "k": ("batch", "seq", "kv", "head"),
+            "at": ("batch", "seq"),
+            "sinks": ("heads",),
+        }
+        arrays = (("q", q), ("k", k), ("k", v), ("at", q_at), ("at", k_at), ("sinks", sinks))
+        places = tuple(
+            jax.tree.map(lambda x, n=n: rules.partition(names[n], x.shape, plan.mesh, n), tree)
+            for n, tree in arrays
+        )
+        return jax.shard_map(
+            lambda q, k, v, q_at, k_at, sinks: run(q, k, v, q_at, k_at, sinks=sinks),
+            mesh=plan.mesh,
+            in_specs=places,
+            out_specs=places[0],
+            check_vma=False,  # the kernel does not say over which axes its outputs vary
+        )(q, k, v, q_at, k_at, sinks)
+
+    return split
 
 
 def cache(batch: int, slots: int, kv: int, head: int) -> dict[str, param.Param]:

@@ -1,6 +1,6 @@
 """Biases of attention scores by distance alone: ALiBi's slopes, T5's buckets.
 
-Each is an `attention.Bias`: a function of how many positions a key is ahead of its query (negative
+Each is a `score.Bias`: a function of how many positions a key is ahead of its query (negative
 for the past), so that packing, padding and a cache need no word about it.
 """
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.ops import attention
+from jaxlm.ops import score
 
 
 def slopes(heads: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def slopes(heads: int) -> np.ndarray:
     return np.concatenate([first, more]).astype(np.float32)
 
 
-def alibi(slope: np.ndarray) -> attention.Bias:
+def alibi(slope: np.ndarray) -> score.Bias:
     """The bias -slope * distance of each head, [N,T,S]-shaped for `attention.attend`.
 
     slope [N], of `slopes`, times whatever the family multiplies it by. It grows with the distance
@@ -70,7 +70,7 @@ def buckets(ahead: jax.Array, count: int, farthest: int, causal: bool) -> jax.Ar
     return start + jnp.asarray(table, jnp.int32)[jnp.minimum(distance, farthest)]
 
 
-def bucketed(table: jax.Array, farthest: int, causal: bool) -> attention.Bias:
+def bucketed(table: jax.Array, farthest: int, causal: bool) -> score.Bias:
     """T5's learnt bias: table [count, N] read at the bucket of each distance. It has a gradient."""
 
     def bias(ahead: jax.Array) -> jax.Array:

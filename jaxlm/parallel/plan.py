@@ -35,8 +35,9 @@ class Plan:
     """What the backward pass recomputes per layer: nothing, all but matrix products, everything."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; at least the number of layers means no scan."""
-    attention: Literal["xla", "blockwise"] = "xla"
-    """Training attention kernel: the whole score matrix, or blocks that keep only log-sum-exp."""
+    attention: Literal["xla", "blockwise", "cudnn", "splash"] = "xla"
+    """Training attention kernel: the whole score matrix; blocks that keep only log-sum-exp; cuDNN's
+    for NVIDIA GPUs; splash for TPUs. Each refuses what it does not know: docs/attention.md."""
     loss_chunk: int = 4096
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
 

@@ -181,7 +181,7 @@ def test_blockwise_leaves_out_keys_that_no_query_of_the_block_sees(options, widt
 def test_errors_name_what_is_wrong():
     q, k, v, _ = arrays()
     at = attention.At(*row_places())
-    with pytest.raises(ValueError, match="kernel must be 'xla' or 'blockwise', got 'flash'"):
+    with pytest.raises(ValueError, match="'cudnn' or 'splash', got 'flash'"):
         attention.attend(q, k, v, at, at, kernel="flash")
     with pytest.raises(ValueError, match="T=10 queries and S=150 keys"):
         few = attention.At(*(a[:, :10] for a in at[:2]))
