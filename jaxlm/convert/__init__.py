@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm import models
-from jaxlm.convert import bert, llama, t5
+from jaxlm.convert import bert, gemma, gpt, llama, mistral, palm, qwen, t5
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Table
 
@@ -28,5 +28,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": Architecture(models.bert.Config, *bert.ROBERTA),
     "longformer": Architecture(models.bert.Config, *bert.LONGFORMER),
     "t5": Architecture(models.t5.Config, t5.read, t5.write, t5.names),
+    "gpt2": Architecture(models.gpt.Config, *gpt.GPT2),
+    "openai-gpt": Architecture(models.gpt.Config, *gpt.GPT1),
+    "opt": Architecture(models.gpt.Config, *gpt.OPT),
+    "bloom": Architecture(models.gpt.Config, *gpt.BLOOM),
+    "gptj": Architecture(models.palm.Config, *palm.GPTJ),
+    "gpt_neox": Architecture(models.palm.Config, *palm.NEOX),
+    "falcon": Architecture(models.palm.Config, *palm.FALCON),
+    "cohere": Architecture(models.palm.Config, *palm.COHERE),
+    "gemma": Architecture(models.gemma.Config, *gemma.GEMMA1),
+    "gemma2": Architecture(models.gemma.Config, *gemma.GEMMA2),
+    "gemma3_text": Architecture(models.gemma.Config, *gemma.GEMMA3),
+    "gemma3": Architecture(models.gemma.Config, *gemma.GEMMA3_IMAGES),
+    "qwen2": Architecture(models.qwen.Config, *qwen.QWEN2),
+    "qwen3": Architecture(models.qwen.Config, *qwen.QWEN3),
+    "qwen3_moe": Architecture(models.qwen.Config, *qwen.QWEN3_MOE),
+    "qwen2_moe": Architecture(models.qwen.Config, *qwen.QWEN2_MOE),
     "llama": Architecture(models.llama.Config, llama.read, llama.write, llama.names),
+    "mistral": Architecture(models.mistral.Config, *mistral.MISTRAL),
+    "mixtral": Architecture(models.mistral.Config, *mistral.MIXTRAL),
+    "gpt_oss": Architecture(models.mistral.Config, *mistral.GPT_OSS),
+    "olmo2": Architecture(
+        models.llama.Config, llama.olmo2_read, llama.olmo2_write, llama.olmo2_names
+    ),
+    "phi3": Architecture(models.llama.Config, llama.phi3_read, llama.phi3_write, llama.phi3_names),
 }

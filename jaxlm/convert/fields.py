@@ -6,7 +6,8 @@ from typing import Any
 # What no model's mathematics depends on: training, generation, file and library facts.
 COMMON = frozenset({
     "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
+    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout",
+    "decoder_start_token_id",
     "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label",
     "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
     "keys_to_ignore_at_inference", "label2id", "model_type", "output_attentions",
@@ -89,6 +90,10 @@ class Fields:
                 f"{self._where}: {name}={value!r} is not supported; there is {sorted(known)}"
             )
         return known[value]
+
+    def part(self, name: str) -> "Fields":
+        """A field that is a record, to be read (and its rest refused) like the whole."""
+        return Fields(self.take(name), f"{self._where}: {name}")
 
     def skip(self, *names: str) -> None:
         """Fields that are known to change nothing here."""

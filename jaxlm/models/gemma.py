@@ -53,7 +53,7 @@ class Config:
     """Added to the mean square in RMSNorm."""
     context: int = 8192
     """Sequence length the model is meant for; RoPE itself has no limit."""
-    query_scalar: float | None = None
+    query_scalar: int | None = None
     """Scores are divided by the root of it; None: of `head`."""
     score_softcap: float | None = None
     """Attention scores are capped to +-score_softcap by tanh; None leaves them as they are."""
@@ -177,7 +177,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     )
 
 
-def _gemma2(embed: int, layers: int, heads: int, ffn: int, scalar: float | None = None) -> Config:
+def _gemma2(embed: int, layers: int, heads: int, ffn: int, scalar: int | None = None) -> Config:
     return Config(
         embed=embed, layers=layers, heads=heads, kv=heads // 2, ffn=ffn,
         pattern=("local", "global"), window=4096, query_scalar=scalar, score_softcap=50.0,
@@ -210,12 +210,12 @@ PRESETS: dict[str, Config] = {
     "gemma-7b": Config(embed=3072, layers=28, heads=16, kv=16, ffn=24576),
     "gemma2-2b": _gemma2(2304, 26, 8, 9216),
     "gemma2-9b": _gemma2(3584, 42, 16, 14336),
-    "gemma2-27b": dataclasses.replace(_gemma2(4608, 46, 32, 36864, 144.0), head=128),
+    "gemma2-27b": dataclasses.replace(_gemma2(4608, 46, 32, 36864, 144), head=128),
     "gemma3-270m": _gemma3(640, 18, 4, 1, 2048, window=512),
     "gemma3-1b": _gemma3(1152, 26, 4, 1, 6912, window=512),
     "gemma3-4b": _gemma3_long(2560, 34, 8, 4, 10240),
     "gemma3-12b": _gemma3_long(3840, 48, 16, 8, 15360),
     "gemma3-27b": dataclasses.replace(
-        _gemma3_long(5376, 62, 32, 16, 21504), head=128, query_scalar=168.0
+        _gemma3_long(5376, 62, 32, 16, 21504), head=128, query_scalar=168
     ),
 }

@@ -11,7 +11,7 @@ CASES = {
     "gemma": GEMMA,
     "gemma-all": dataclasses.replace(
         GEMMA, layers=3, pattern=("local", "global"), window=3, theta=1e6, local_theta=1e4,
-        scaling=rope.Linear(8.0), query_scalar=6.0, score_softcap=5.0, softcap=3.0, sandwich=True,
+        scaling=rope.Linear(8.0), query_scalar=6, score_softcap=5.0, softcap=3.0, sandwich=True,
         qk_norm=True, tied=False,
     ),
 }  # fmt: skip
