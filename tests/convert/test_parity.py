@@ -1,0 +1,218 @@
+"""Law 12, live: every family's oracles against transformers, both directions.
+
+    make parity
+
+A case is built once and used by all its tests. Packed rows are compared with each document alone,
+padded rows with unpadded ones, because that is what packing and padding must not change.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import models
+from jaxlm.convert import read, write
+from jaxlm.core import param
+from jaxlm.core.batch import Batch
+from jaxlm.decode import sample
+from jaxlm.models import model as model_
+from jaxlm.objectives import clm
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim, step
+from tests.convert import cases
+
+pytestmark = pytest.mark.parity
+T = 40
+PLAN = Plan()
+
+
+class Case(NamedTuple):
+    """A checkpoint, what transformers says it is, and what we read in it."""
+
+    name: str
+    folder: Any
+    theirs: Any
+    cfg: Any
+    params: Any
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """The oracle module, which imports torch and transformers."""
+    from tests.convert import oracle
+
+    return oracle
+
+
+@pytest.fixture(scope="module")
+def case(request, oracle):
+    """The case of a test's parameter; tests are ordered so that each is built once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        theirs = oracle.save(request.param, folder)
+        cfg, params = read.load(folder)
+        yield Case(request.param, folder, theirs, cfg, jax.tree.map(jnp.asarray, params))
+
+
+def over(names):
+    marked = [pytest.param(n, marks=pytest.mark.xdist_group(f"parity {n}")) for n in names]
+    return pytest.mark.parametrize("case", marked, indirect=True)
+
+
+def length(cfg):
+    """Tokens of a row: beyond any original context, within learned positions."""
+    return min(T, models.build(cfg).context or T)
+
+
+def forward(built):
+    """Compiled (params, ids, at) -> logits; an encoder-decoder's decoder reads what its encoder
+    reads."""
+
+    def run(params, ids, at):
+        if built.encode is None:
+            return model_.logits(built, params, ids, at)
+        source = (built.encode(params, ids, at), at)
+        x = built.hidden(params, ids, at, source=source).x
+        return built.unembed(built.head(params), x)
+
+    return jax.jit(run)
+
+
+def rows(case, width):
+    """(ids [4, T], segments, positions): two whole rows, one of documents and padding, one padded
+    on both sides."""
+    ids = cases.tokens(case.name, 4, width, case.cfg.vocab)
+    segments, positions = np.ones_like(ids), np.tile(np.arange(width, dtype=np.int32), (4, 1))
+    parts = [(1, 9), (2, width - 14), (3, 1), (0, 4)]
+    segments[2] = np.concatenate([[s] * n for s, n in parts])
+    positions[2] = np.concatenate([np.arange(n) for _, n in parts])
+    segments[3], positions[3] = 0, 0
+    segments[3, 3:-2], positions[3, 3:-2] = 1, np.arange(width - 5)
+    return ids, segments, positions
+
+
+def agree(ours, theirs):
+    """Equal to 2e-5 of the spread of the logits, which is no small one."""
+    spread = theirs.std()
+    assert spread > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1.0, spread))
+
+
+@over(cases.ORACLES)
+def test_logits_of_whole_packed_and_padded_rows(case, oracle):
+    cfg, width = case.cfg, length(case.cfg)
+    alone = cases.by_length(cfg)
+    if alone:
+        cfg = dataclasses.replace(cfg, context=width)
+    ids, segments, positions = rows(case, width)
+    if alone:
+        segments[:], positions[:] = 1, np.arange(width)
+    found = forward(models.build(cfg, PLAN))(case.params, ids, At(segments, positions))
+    for row in range(4):
+        for segment in sorted(set(segments[row]) - {0}):
+            here = segments[row] == segment
+            agree(found[row, here], oracle.logits(case.theirs, ids[row : row + 1, here])[0])
+
+
+@over(cases.ORACLES)
+def test_what_is_exported_loads_and_says_the_same(case, oracle, tmp_path):
+    kind, record = write.architecture(case.cfg, cases.ORACLES[case.name]["model_type"])
+    write.weights(tmp_path, kind, case.cfg, case.params, limit=30_000)
+    write.configs(tmp_path, record, {}, "float32")
+    again = oracle.load(tmp_path)
+    width = length(case.cfg)
+    ids = cases.tokens(case.name, 2, width, case.cfg.vocab)
+    agree(oracle.logits(again, ids), oracle.logits(case.theirs, ids))
+    cfg, params = read.load(tmp_path)
+    assert cfg == case.cfg
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, case.params)))
+
+
+def decoders(names):
+    """The cases that are a decoder alone, by what their architecture is called."""
+    return [
+        n for n in names if cases.ORACLES[n]["architecture"].endswith(("CausalLM", "LMHeadModel"))
+    ]
+
+
+@over(decoders(cases.FIRST.values()))
+def test_gradient_and_one_update(case, oracle):
+    """The loss, its gradient in the embedding table, and the loss after one step of AdamW."""
+    lr, decay, eps = 1e-2, 0.1, 1e-4
+    width = length(case.cfg)
+    cfg = case.cfg
+    if cases.by_length(cfg):
+        cfg = dataclasses.replace(cfg, context=width)
+    ids = cases.tokens(case.name, 2, width, cfg.vocab)
+    built = models.build(cfg, PLAN)
+    objective = clm.build(clm.Config(), built, PLAN)
+    tx = optim.build(
+        optim.Optim(
+            lr=lr, schedule="constant", warmup=0, weight_decay=decay, eps=eps, b2=0.95, clip=None
+        ),
+        objective.spec, 10, fp16=False,
+    )  # fmt: skip
+    update = step.make(objective, tx, PLAN)
+    weight = np.ones(ids.shape, np.float32)
+    weight[:, -1] = 0
+    at = np.tile(np.arange(width, dtype=np.int32), (2, 1))
+    batch = Batch(ids, np.roll(ids, -1, 1), weight, np.ones_like(ids), at)
+    state = step.begin(objective, tx, PLAN, 0, jax.tree.map(jnp.copy, case.params))
+    state, first = update(state, batch)
+    moments = {p: x for p, x in param.flatten(state.opt).items() if "mu/embed/table" in p}
+    gradient = np.asarray(next(iter(moments.values()))) / 0.1
+    _, second = update(state, batch)
+    theirs = oracle.load(case.folder)
+    loss, their_gradient, after = oracle.update(theirs, ids, lr, decay, eps)
+    np.testing.assert_allclose(first["loss"], loss, rtol=0, atol=1e-5)
+    padding = theirs.get_input_embeddings().padding_idx
+    if padding is not None:  # torch gives a padding row no gradient of its own
+        gradient[padding] = their_gradient[padding]
+    np.testing.assert_allclose(gradient, their_gradient, rtol=0, atol=1e-4)
+    assert np.abs(their_gradient).max() > 1e-2
+    np.testing.assert_allclose(second["loss"], after, rtol=0, atol=1e-5)
+    assert abs(after - loss) > 1e-2
+
+
+@over(decoders(cases.FIRST.values()))
+def test_greedy_decoding_is_generate_token_for_token(case, oracle):
+    if cases.by_length(case.cfg):
+        pytest.skip("transformers turns keys of one text by angles of several lengths")
+    built = models.build(case.cfg, PLAN)
+    lengths = (5, 11, 8)
+    new = min(64, (built.context or 1000) - max(lengths))
+    ids = cases.tokens(case.name, 3, max(lengths), case.cfg.vocab)
+    prompts = [row[:n].tolist() for row, n in zip(ids, lengths)]
+    out = sample.generate(
+        built, case.params, prompts, sample.Sampling(max_new=new, temperature=0.0)
+    )
+    assert new == 64
+    assert out.tokens.tolist() == oracle.greedy(case.theirs, prompts, new)
+
+
+def test_every_model_type_has_an_oracle():
+    from jaxlm import convert
+
+    assert {r["model_type"] for r in cases.ORACLES.values()} == set(convert.ARCHITECTURES)
+
+
+def test_the_golden_file_is_what_transformers_says(oracle):
+    from tests.convert import golden
+
+    with np.load(golden.FILE) as stored:
+        assert set(golden.records(stored)) == set(cases.FIRST.values())
+        for name, record in golden.records(stored).items():
+            with tempfile.TemporaryDirectory() as folder:
+                theirs = oracle.save(name, pathlib.Path(folder))
+                config = json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8"))
+            assert config | {"transformers_version": ""} == record | {"transformers_version": ""}
+            found = oracle.logits(theirs, stored[f"{name}:ids"])
+            np.testing.assert_allclose(found, stored[f"{name}:logits"], rtol=0, atol=1e-5)
