@@ -44,5 +44,12 @@ def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             continue
         result = json.loads(ended.read_text("utf-8"))
         val = result["val"]
-        score = f", {val['bits_per_byte']:.4f} bits per byte held out" if val else ""
+        score = f", {_score(val)} held out" if val else ""
         yield str(file.parent), f"finished, {result['step']} steps{score}"
+
+
+def _score(val: dict) -> str:
+    bits = val["bits_per_byte"]
+    return (
+        f"{val['nll']:.4f} nats per hidden token" if bits is None else f"{bits:.4f} bits per byte"
+    )

@@ -25,3 +25,27 @@ class Batch(NamedTuple):
     weight: Array
     segments: Array
     positions: Array
+
+
+class Pairs(NamedTuple):
+    """One batch of sources and targets, for an encoder-decoder. A row may hold several pairs.
+
+    For the pair `[a b] -> [x y eos]` and one more, begin being what the decoder reads first:
+
+        source           a b eos c eos 0     what the encoder reads
+        source_segments  1 1 1   2 2   0     a target reads the source of its own number
+        tokens           begin x y begin z 0
+        targets          x y eos z eos 0
+        segments         1 1 1 2 2 0
+
+    source, source_segments, source_positions: int32[B, S]. The others are as in `Batch`, [B, T].
+    """
+
+    tokens: Array
+    targets: Array
+    weight: Array
+    segments: Array
+    positions: Array
+    source: Array
+    source_segments: Array
+    source_positions: Array

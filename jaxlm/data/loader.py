@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.core import batch
-from jaxlm.data import pack, shards
+from jaxlm.data import mask, pack, shards, span, tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
 
 _ENDLESS = 1 << 40  # steps
+# What is drawn for training and for evaluation never meets.
+_TRAIN, _VAL = 0, 1
 _THREADS = 2  # batches read at once, and
 _AHEAD = 4  # ready before they are asked for, when workers = 0
 
@@ -51,7 +54,10 @@ class Data:
     """Changes of the sequence length: (first step, tokens) pairs, each a divisor of `seq`. Before
     the first pair it is `seq`; to start short, begin with step 0."""
     seed: int = 0
-    """Decides the order of the rows."""
+    """Decides the order of the rows, and what is hidden in them."""
+    corrupt: None | mask.Mask | span.Span = None
+    """What is asked of the model: None is the next token, `Mask` hidden tokens (BERT), `Span`
+    missing spans (T5), for which `seq` is the length of a source."""
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
@@ -69,6 +75,20 @@ class Data:
         _check(self.batch >= 1, f"data.batch={self.batch}", "at least 1")
         _check(0 <= self.seed < 1 << 32, f"data.seed={self.seed}", "0 .. 2**32 - 1")
         _check(self.workers >= 0, f"data.workers={self.workers}", "0 or more")
+        if self.corrupt is not None:
+            self.corrupt.validate()
+        if isinstance(self.corrupt, span.Span):
+            span.piece(self.corrupt, self.seq)
+            _check(
+                self.packing == "best_fit",
+                f"data.packing={self.packing!r} with data.corrupt=Span",
+                "best_fit: a target belongs to one source",
+            )
+            _check(
+                not self.curriculum,
+                f"data.curriculum={self.curriculum} with data.corrupt=Span",
+                "no changes: pairs cannot be cut into shorter rows",
+            )
         _check_changes("ramp", self.ramp)
         _check_changes("curriculum", self.curriculum)
         for _, seq in self.curriculum:
@@ -193,7 +213,7 @@ class Steps:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, index: int) -> batch.Batch:
+    def __getitem__(self, index: int) -> batch.Batch | batch.Pairs:
         step = self._start + int(index)
         stage = stage_at(self._data, step)
         each = stage.batch // self._processes
@@ -202,8 +222,10 @@ class Steps:
         first, last = low // cut, -(-high // cut)
         at = rows_before(self._data, step)
         rows = np.array([self._order[at + i] for i in range(first, last)])
-        short = pack.shorten(self._reader.read(rows), stage.seq)
-        return batch.Batch(*(array[low - first * cut : high - first * cut] for array in short))
+        draws = [(self._data.seed, _TRAIN, at + i) for i in range(first, last)]
+        long = _read(self._reader, rows, draws)
+        short = pack.shorten(long, stage.seq) if isinstance(long, batch.Batch) else long
+        return type(short)(*(array[low - first * cut : high - first * cut] for array in short))
 
 
 def _end_with_parent() -> None:
@@ -232,9 +254,48 @@ def row_order(rows: int, seed: int) -> Any:
     return grain.MapDataset.range(rows).shuffle(spread).repeat()
 
 
-def reader(data: Data, found: shards.Shards) -> pack.Reader:
+# What gives a batch of any rows; the last two also read what decides their draws.
+Reader = pack.Reader | mask.Reader | span.Reader
+
+
+def reader(data: Data, found: shards.Shards) -> Reader:
     """The packed training rows; an epoch is `len(reader.rows)` of them."""
-    return pack.Reader(pack.pack(found.lengths, data.seq, data.packing), found)
+    return _reader(data, found, data.packing)
+
+
+def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
+    if data.corrupt is None:
+        return pack.Reader(pack.pack(found.lengths, data.seq, packing), found)
+    tokenizer = tokenizers.load(data.tokenizer)
+    if isinstance(data.corrupt, mask.Mask):
+        ids = mask.ids(data.corrupt, tokenizer)
+        return mask.reader(found.lengths, found, data.seq, packing, data.corrupt, ids)
+    marks = span.sentinels(data.corrupt, data.seq, tokenizer)
+    eos = tokenizer.special["eos"]
+    return span.reader(found.lengths, found, data.seq, data.corrupt, marks, eos)
+
+
+def largest_id(data: Data, tokenizer: interface.Tokenizer) -> int:
+    """The largest token id in the batches, mask and sentinels included.
+
+    Raises: ValueError for a tokenizer that lacks what data.corrupt needs.
+    """
+    if isinstance(data.corrupt, mask.Mask):
+        return max(tokenizer.vocab - 1, mask.ids(data.corrupt, tokenizer).mask)
+    if isinstance(data.corrupt, span.Span):
+        return max(
+            tokenizer.vocab - 1,
+            data.corrupt.start,
+            int(max(span.sentinels(data.corrupt, data.seq, tokenizer))),
+        )
+    return tokenizer.vocab - 1
+
+
+def _read(
+    found: Reader, rows: np.ndarray, draws: list[tuple[int, ...]]
+) -> batch.Batch | batch.Pairs:
+    """The batch of these rows; draws: what decides each row's chance."""
+    return found.read(rows) if isinstance(found, pack.Reader) else found.read(rows, draws)
 
 
 def batches(
@@ -243,7 +304,7 @@ def batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Generator[batch.Batch]:
+) -> Generator[batch.Batch | batch.Pairs]:
     """The endless batches from `start_step` on, read ahead; this process' slice of each.
 
     Law: the slices of all processes, one under the other, are the global batch, whatever the
@@ -258,7 +319,7 @@ def batches(
     return _read_ahead(steps, data.workers)
 
 
-def _read_ahead(steps: Steps, workers: int) -> Generator[batch.Batch]:
+def _read_ahead(steps: Steps, workers: int) -> Generator[batch.Batch | batch.Pairs]:
     import grain
     from absl import flags
 
@@ -282,20 +343,20 @@ def batch_at(
     step: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> batch.Batch:
+) -> batch.Batch | batch.Pairs:
     """The batch of one step, read now. Packs anew at every call: for tests and a look."""
     return Steps(data, found, step, process_index, process_count)[0]
 
 
 def val_batches(
     data: Data, found: shards.Shards, process_index: int = 0, process_count: int = 1
-) -> Iterator[batch.Batch]:
+) -> Iterator[batch.Batch | batch.Pairs]:
     """One pass over a split in order, in batches [data.batch, data.seq]; this process' slice.
 
     Always packed by best fit, so that documents that fit a row are predicted whole and runs with
     different packings are judged on the same rows. The last batch is filled up with rows of weight
     zero. Bits per byte = sum of weighted nats / log(2) / found.bytes: every byte and every end of
-    a document is paid for.
+    a document is paid for. What data.corrupt hides is decided by data.seed: the same in every pass.
 
     Raises: ValueError if data.batch does not divide over the processes.
     """
@@ -304,14 +365,17 @@ def val_batches(
         f"data.batch={data.batch}",
         f"a multiple of the {process_count} processes",
     )
-    rows = pack.Reader(pack.pack(found.lengths, data.seq, "best_fit"), found)
     each = data.batch // process_count
-    return _in_order(rows, data.batch, process_index * each, each)
+    return _in_order(data, _reader(data, found, "best_fit"), process_index * each, each)
 
 
-def _in_order(rows: pack.Reader, size: int, offset: int, each: int) -> Iterator[batch.Batch]:
-    for start in range(0, len(rows.rows), size):
+def _in_order(
+    data: Data, found: Reader, offset: int, each: int
+) -> Iterator[batch.Batch | batch.Pairs]:
+    total = len(found.rows)
+    for start in range(0, total, data.batch):
         wanted = np.arange(start + offset, start + offset + each)
-        part = rows.read(wanted[wanted < len(rows.rows)])
+        wanted = wanted[wanted < total]
+        part = _read(found, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
         missing = each - len(part.tokens)
-        yield batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in part))
+        yield type(part)(*(np.pad(array, ((0, missing), (0, 0))) for array in part))

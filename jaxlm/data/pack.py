@@ -12,7 +12,7 @@ with that token as its input. Each piece is a segment of its own with positions 
 
 import bisect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -83,9 +83,16 @@ def best_fit(pairs: np.ndarray, seq: int) -> Rows:
     doc = np.repeat(np.arange(len(pairs)), count)
     start = (np.arange(len(doc)) - np.repeat(np.cumsum(count) - count, count)) * seq
     size = np.minimum(pairs[doc] - start, seq)
-    order = np.argsort(-size, kind="stable")
+    return fitted(doc, start, size, size, seq)
+
+
+def fitted(
+    doc: np.ndarray, start: np.ndarray, size: np.ndarray, room: np.ndarray, seq: int
+) -> Rows:
+    """The Rows of these pieces, of which each takes up `room` of its row's `seq`."""
+    order = np.argsort(-room, kind="stable")
     row = np.empty(len(doc), np.int64)
-    row[order] = _place(size[order], seq)
+    row[order] = _place(room[order], seq)
     by_row = np.argsort(row, kind="stable")
     first = np.searchsorted(row[by_row], np.arange(int(row.max()) + 2))
     return Rows(seq, doc[by_row], start[by_row], size[by_row], first)
@@ -155,27 +162,33 @@ class Reader(NamedTuple):
 
     def read(self, numbers: np.ndarray) -> batch.Batch:
         """The batch [len(numbers), seq] of these rows, in the order asked; see core/batch.py."""
-        rows = self.rows
-        spans = [(int(rows.first[r]), int(rows.first[r + 1])) for r in numbers]
-        pieces = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
-        needed, where = np.unique(rows.doc[pieces], return_inverse=True)
-        texts = self.source.docs(needed.tolist())
-        shape = (len(spans), rows.seq)
+        shape = (len(numbers), self.rows.seq)
         tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
-        at = 0
-        for r, (a, b) in enumerate(spans):
-            column = 0
-            for segment, piece in enumerate(range(a, b), start=1):
-                start, size = rows.start[piece], rows.size[piece]
-                text = texts[where[at]]
-                to = column + size
-                tokens[r, column:to] = text[start : start + size]
-                targets[r, column:to] = text[start + 1 : start + size + 1]
-                segments[r, column:to] = segment
-                positions[r, column:to] = np.arange(size)
-                column, at = to, at + 1
+        column = np.zeros(len(numbers), np.int64)
+        for r, segment, start, size, text in self.pieces(numbers):
+            place = slice(column[r], column[r] + size)
+            tokens[r, place] = text[start : start + size]
+            targets[r, place] = text[start + 1 : start + size + 1]
+            segments[r, place] = segment
+            positions[r, place] = np.arange(size)
+            column[r] += size
         weight = (segments > 0).astype(np.float32)
         return batch.Batch(tokens, targets, weight, segments, positions)
+
+    def pieces(self, numbers: np.ndarray) -> Iterator[tuple[int, int, int, int, np.ndarray]]:
+        """(place in `numbers`, segment from 1, start, size, the document's tokens) of every piece
+        of these rows, in order."""
+        rows = self.rows
+        spans = [(int(rows.first[r]), int(rows.first[r + 1])) for r in numbers]
+        found = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
+        needed, where = np.unique(rows.doc[found], return_inverse=True)
+        texts = self.source.docs(needed.tolist())
+        at = 0
+        for r, (a, b) in enumerate(spans):
+            for segment, piece in enumerate(range(a, b), start=1):
+                start, size = int(rows.start[piece]), int(rows.size[piece])
+                yield r, segment, start, size, texts[where[at]]
+                at += 1
 
 
 def shorten(long: batch.Batch, seq: int) -> batch.Batch:

@@ -1,4 +1,7 @@
-"""How well a model predicts held-out text: nats per token, bits per byte."""
+"""How well a model predicts held-out text: nats per token, bits per byte.
+
+A model that fills in hidden tokens or spans is scored on these alone, and has no bits per byte.
+"""
 
 import dataclasses
 import itertools
@@ -8,28 +11,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.core import param
-from jaxlm.core.batch import Batch
+from jaxlm.core.batch import Batch, Pairs
 from jaxlm.data import loader, shards
+from jaxlm.models import model as models
 from jaxlm.models.model import Model
 from jaxlm.ops import loss as ops_loss
-from jaxlm.ops.attention import At
 from jaxlm.parallel import place
 from jaxlm.parallel.plan import Plan
 
-# (params, batch) -> {"nll", "correct", "weight"}: float32 sums over the batch's targets.
-Scorer = Callable[[param.Tree, Batch], dict[str, jax.Array]]
+# (params, batch) -> {"nll", "correct", "weight", "counts" [V]}: float32 sums over the targets.
+Scorer = Callable[[param.Tree, Batch | Pairs], dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A model on a text. Means are over targets: every token but each document's first."""
+    """A model on a text. Means are over targets: every token but each document's first, or what
+    data.corrupt hides."""
 
     nll: float
     """Nats per token."""
-    bits_per_byte: float
-    """Bits per UTF-8 byte of text, ends of documents paid for: comparable across tokenizers."""
+    bits_per_byte: float | None
+    """Bits per UTF-8 byte of text, ends of documents paid for: comparable across tokenizers. None
+    where not all tokens are targets (data.corrupt)."""
     perplexity: float
     """exp(nll)."""
     accuracy: float
@@ -37,14 +43,18 @@ class Score:
     tokens: int
     """Tokens predicted."""
     bytes: int
-    """Bytes of text they spell. Estimated from the share of tokens if not the whole split."""
+    """Bytes of text they spell. Estimated from the share of tokens if not the whole split; the
+    bytes of the whole split with data.corrupt."""
+    unigram: float
+    """Nats per token of the best guess that knows only how often each target comes: the entropy of
+    the targets scored. A model that has learnt nothing but frequencies ends there."""
 
 
 def scorer(model: Model, plan: Plan) -> Scorer:
     """The compiled function that scores a batch; dropout is off."""
 
-    def score(params: param.Tree, batch: Batch) -> dict[str, jax.Array]:
-        x = model.hidden(params, batch.tokens, At(batch.segments, batch.positions)).x
+    def score(params: param.Tree, batch: Batch | Pairs) -> dict[str, jax.Array]:
+        x = models.read(model, params, batch).x
         _, sums = ops_loss.cross_entropy(
             model.unembed,
             model.head(params),
@@ -53,7 +63,9 @@ def scorer(model: Model, plan: Plan) -> Scorer:
             batch.weight,
             chunk=plan.loss_chunk,
         )
-        return {"nll": sums["nll"], "correct": sums["correct"], "weight": jnp.sum(batch.weight)}
+        counts = jnp.zeros(model.cfg.vocab).at[batch.targets].add(batch.weight)
+        total = {"nll": sums["nll"], "correct": sums["correct"]}
+        return total | {"weight": jnp.sum(batch.weight), "counts": counts}
 
     return jax.jit(score, out_shardings=plan.replicated)
 
@@ -77,22 +89,30 @@ def evaluate(
     total = sums(score, params, itertools.islice(local, batches), plan)
     if not total["weight"]:
         raise ValueError(f"{found.folder}: the {found.split!r} split has no token to predict")
-    tokens, whole = round(total["weight"]), found.tokens - found.documents
-    size = found.bytes if tokens == whole else round(found.bytes * tokens / whole)
-    nll = total["nll"] / total["weight"]
+    tokens, whole = round(float(total["weight"])), found.tokens - found.documents
+    partial = data.corrupt is None and tokens != whole
+    size = round(found.bytes * tokens / whole) if partial else found.bytes
+    nll = float(total["nll"] / total["weight"])
     return Score(
         nll=nll,
-        bits_per_byte=total["nll"] / math.log(2) / size,
+        bits_per_byte=None if data.corrupt else float(total["nll"]) / math.log(2) / size,
         perplexity=math.exp(min(nll, 700.0)),
-        accuracy=total["correct"] / total["weight"],
+        accuracy=float(total["correct"] / total["weight"]),
         tokens=tokens,
         bytes=size,
+        unigram=entropy(total["counts"]),
     )
 
 
-def sums(score: Scorer, params: param.Tree, local: Iterable[Any], plan: Plan) -> dict[str, float]:
-    """{"nll", "correct", "weight"} summed over batches, in float64 on the host."""
-    total = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
+def entropy(counts: np.ndarray) -> float:
+    """The entropy in nats of the distribution with these counts."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def sums(score: Scorer, params: param.Tree, local: Iterable[Any], plan: Plan) -> dict[str, Any]:
+    """{"nll", "correct", "weight", "counts"} summed over batches, in float64 on the host."""
+    total: dict[str, Any] = {"nll": 0.0, "correct": 0.0, "weight": 0.0, "counts": 0.0}
     ahead: list[dict[str, jax.Array]] = []
     for batch in local:
         ahead.append(score(params, place.batch(plan, batch)))
@@ -104,6 +124,6 @@ def sums(score: Scorer, params: param.Tree, local: Iterable[Any], plan: Plan) ->
     return total
 
 
-def _add(total: dict[str, float], part: dict[str, jax.Array]) -> None:
+def _add(total: dict[str, Any], part: dict[str, jax.Array]) -> None:
     for name in total:
-        total[name] += float(part[name])
+        total[name] += np.asarray(part[name], np.float64)

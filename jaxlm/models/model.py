@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlm.core import param
+from jaxlm.core import batch, param
 from jaxlm.ops.attention import At
 
 Params = param.Tree
@@ -74,3 +74,23 @@ class Model(NamedTuple):
 def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:
     """float32[B, T, V] logits of tokens int32[B, T]: the whole forward pass in one call."""
     return model.unembed(model.head(params), model.hidden(params, tokens, at).x)
+
+
+def read(
+    model: Model, params: Params, rows: batch.Batch | batch.Pairs, key: jax.Array | None = None
+) -> Hidden:
+    """The Hidden at every target of a batch: of pairs, the decoder's after the encoder has read
+    the sources; else the model's own. `key` turns dropout on.
+
+    Raises: ValueError for pairs where there is no encoder-decoder, and for rows where there is.
+    """
+    at = At(rows.segments, rows.positions)
+    if not isinstance(rows, batch.Pairs):
+        if model.encode is not None:
+            raise ValueError("an encoder-decoder reads pairs (batch.Pairs), not single rows")
+        return model.hidden(params, rows.tokens, at, key=key)
+    if model.encode is None:
+        raise ValueError("pairs (batch.Pairs) are for an encoder-decoder; this model is none")
+    source_at = At(rows.source_segments, rows.source_positions)
+    x = model.encode(params, rows.source, source_at, key=key)
+    return model.hidden(params, rows.tokens, at, key=key, source=(x, source_at))

@@ -1,7 +1,7 @@
 """T5 v1.0 and v1.1: an encoder that reads a source, a decoder that writes a target.
 
 Raffel et al. 2020, section 2.1: RMSNorm before each sublayer, no biases, scores without 1/sqrt(d)
-(the start of the q matrix holds it), and a learnt bias by distance, shared by the layers of a stack.
+(the start of the q matrix holds it), and a learnt bias by distance that the layers of a stack share.
 v1.1 gates the feed-forward layer (Shazeer 2020) and has an output matrix of its own.
 """
 
@@ -257,30 +257,24 @@ def _fold(key: jax.Array | None, number: int) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
-def _sizes(gated: bool) -> dict[str, Config]:
-    """Raffel et al. 2020, section 3.7; the v1.1 sizes are those of the released checkpoints, which
-    trade heads and width of 3B and 11B and differ in ffn."""
-    new: dict = {"act": "gelu_tanh", "gated": True, "tied": False, "scaled": False}
-    more = new if gated else {}
-    wide = (2816, 2048, 1024) if gated else (4096, 3072, 2048)
-
-    def size(embed: int, layers: int, heads: int, head: int, ffn: int) -> Config:
-        return Config(
-            embed=embed, encoder=layers, layers=layers, heads=heads, head=head, ffn=ffn, **more
-        )
-
-    small = size(512, 8, 6, 64, wide[2]) if gated else size(512, 6, 8, 64, wide[2])
-    three = size(2048, 24, 32, 64, 5120) if gated else size(1024, 24, 32, 128, 16384)
-    eleven = size(4096, 24, 64, 64, 10240) if gated else size(1024, 24, 128, 128, 65536)
-    return {
-        "small": small,
-        "base": size(768, 12, 12, 64, wide[1]),
-        "large": size(1024, 24, 16, 64, wide[0]),
-        "3b": three,
-        "11b": eleven,
-    }
+def _size(embed: int, layers: int, heads: int, head: int, ffn: int) -> Config:
+    return Config(embed=embed, encoder=layers, layers=layers, heads=heads, head=head, ffn=ffn)
 
 
-# v1.1 calls its last two xl and xxl.
-PRESETS: dict[str, Config] = {f"t5-{name}": cfg for name, cfg in _sizes(gated=False).items()}
-PRESETS |= {f"t5-v1.1-{name}": cfg for name, cfg in _sizes(gated=True).items()}
+def _gated(cfg: Config) -> Config:
+    return dataclasses.replace(cfg, act="gelu_tanh", gated=True, tied=False, scaled=False)
+
+
+# Raffel et al. 2020, section 3.7; v1.1 as released with their code.
+PRESETS: dict[str, Config] = {
+    "t5-small": _size(512, 6, 8, 64, 2048),
+    "t5-base": _size(768, 12, 12, 64, 3072),
+    "t5-large": _size(1024, 24, 16, 64, 4096),
+    "t5-3b": _size(1024, 24, 32, 128, 16384),
+    "t5-11b": _size(1024, 24, 128, 128, 65536),
+    "t5-v1.1-small": _gated(_size(512, 8, 6, 64, 1024)),
+    "t5-v1.1-base": _gated(_size(768, 12, 12, 64, 2048)),
+    "t5-v1.1-large": _gated(_size(1024, 24, 16, 64, 2816)),
+    "t5-v1.1-xl": _gated(_size(2048, 24, 32, 64, 5120)),
+    "t5-v1.1-xxl": _gated(_size(4096, 24, 64, 64, 10240)),
+}

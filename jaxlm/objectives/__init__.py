@@ -2,15 +2,19 @@
 
 from types import ModuleType
 
+from jaxlm.data import mask, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm
+from jaxlm.objectives import clm, mlm, seq2seq
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
-OBJECTIVES: dict[str, ModuleType] = {"clm": clm}
+OBJECTIVES: dict[str, ModuleType] = {"clm": clm, "mlm": mlm, "seq2seq": seq2seq}
 
 # What a Run's `objective` field may be.
-AnyConfig = clm.Config
+AnyConfig = clm.Config | mlm.Config | seq2seq.Config
+
+# What data.corrupt has to be for each.
+CORRUPT: dict[str, type] = {"clm": type(None), "mlm": mask.Mask, "seq2seq": span.Span}
 
 
 def build(cfg: AnyConfig, model: Model, plan: Plan = Plan()) -> Objective:
@@ -19,3 +23,36 @@ def build(cfg: AnyConfig, model: Model, plan: Plan = Plan()) -> Objective:
         if type(cfg) is module.Config:
             return module.build(cfg, model, plan)
     raise ValueError(f"objective: {type(cfg)} is unknown; objectives: {sorted(OBJECTIVES)}")
+
+
+def fitting(model: Model) -> str:
+    """The name of the objective that pretrains a model of this kind."""
+    if model.encode is not None:
+        return "seq2seq"
+    return "clm" if model.causal else "mlm"
+
+
+def problems(cfg: AnyConfig, model: Model, corrupt: mask.Mask | span.Span | None) -> list[str]:
+    """What in a Run's objective, model and data.corrupt does not go together, [] if all does."""
+    given = next(name for name, module in OBJECTIVES.items() if type(cfg) is module.Config)
+    right = fitting(model)
+    family = type(model.cfg).__module__.rpartition(".")[2]
+    found = []
+    if given != right:
+        found += [f"objective: {given} given with model {family}, which {right} trains"]
+    if type(corrupt) is not CORRUPT[given]:
+        found += [
+            f"data.corrupt: {corrupt!r} given with objective {given}, which reads batches of "
+            f"{_written(CORRUPT[given])}"
+        ]
+    if model.encode is not None and isinstance(corrupt, span.Span):
+        if corrupt.start != model.cfg.start:
+            found += [
+                f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "
+                f"model.start={model.cfg.start}"
+            ]
+    return found
+
+
+def _written(kind: type) -> str:
+    return "None" if kind is type(None) else f"{kind.__module__}.{kind.__name__}()"

@@ -291,6 +291,11 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
 def _val_text(val: dict[str, Any] | None) -> str:
     if val is None:
         return "not evaluated"
+    if val["bits_per_byte"] is None:
+        return (
+            f"val {val['nll']:.4f} nats per hidden token (their frequencies alone: "
+            f"{val['unigram']:.4f}), {val['accuracy']:.1%} right"
+        )
     return f"val {val['bits_per_byte']:.4f} bits per byte, {val['nll']:.4f} nats per token"
 
 
@@ -301,10 +306,16 @@ def _save(session: Session, state: step.State, number: int, val: perplexity.Scor
     facts = {
         "run": runs.digest(session.run),
         "data": _data_facts(session.train),
-        "val": None if val is None else val.bits_per_byte,
+        # of one run all evaluations are in the same measure
+        "val": None if val is None else _measure(val),
     }
     session.store.save(state, facts)
     session.meter.restart(number)
+
+
+def _measure(val: perplexity.Score) -> float:
+    """What the best checkpoint has least of."""
+    return val.nll if val.bits_per_byte is None else val.bits_per_byte
 
 
 def _finish(session: Session, state: step.State, stopped: int) -> Result:

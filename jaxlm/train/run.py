@@ -25,8 +25,8 @@ class Checkpoint:
     keep_every: int | None = None
     """Also keep those at multiples of this many steps; None keeps no more."""
     keep_best: bool = True
-    """Also keep the one with the fewest validation bits per byte, among those at a step that was
-    evaluated."""
+    """Also keep the one with the fewest validation bits per byte (nats with data.corrupt), among
+    those at a step that was evaluated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,18 +175,39 @@ def _data(run: Run) -> Iterator[str]:
             "to a fraction such as 0.05, or eval_every to None"
         )
     model = models.build(run.model)
+    yield from objectives.problems(run.objective, model, data.corrupt)
+    yield from _corrupt(run, tokenizer)
     longest = model.context
     if longest is not None and data.seq > longest:
         yield (
             f"data.seq: {data.seq} given, but the model's learned positions end at "
             f"model.context={longest}; lower data.seq or raise model.context"
         )
+    if run.samples and (model.encode is not None or not model.causal):
+        yield (
+            f"samples: {len(run.samples)} prompts given, but this model does not continue texts; "
+            "leave them out, and see `jaxlm sample` of the finished run"
+        )
+        return
     try:
         if run.samples:
             ids = [text.encode(tokenizer, prompt) for prompt in run.samples]
             sample.check(model, ids, [sampling(run)] * len(ids))
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
+
+
+def _corrupt(run: Run, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
+    try:
+        largest = loader.largest_id(run.data, tokenizer)
+    except ValueError as error:
+        yield str(error)
+        return
+    if run.data.corrupt is not None and largest >= run.model.vocab >= tokenizer.vocab:
+        yield (
+            f"model.vocab: {run.model.vocab} given, but data.corrupt puts ids up to {largest} into "
+            f"batches; set model.vocab to {largest + 1} or more"
+        )
 
 
 def _mesh(run: Run) -> Iterator[str]:

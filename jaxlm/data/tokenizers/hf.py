@@ -13,6 +13,7 @@ _FILE = "tokenizer.json"
 _EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
 _BOS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[CLS]")
 _PAD = ("<pad>", "<|pad|>", "[PAD]")
+_MASK = ("<mask>", "[MASK]")
 
 
 class HuggingFace:
@@ -232,7 +233,7 @@ def load_file(path: str) -> HuggingFace:
     named = _config(pathlib.Path(path).with_name("tokenizer_config.json"))
     known = dict(vocab) | added if isinstance(vocab, dict) else added
     special = {}
-    for role, usual in (("bos", _BOS), ("eos", _EOS), ("pad", _PAD)):
+    for role, usual in (("bos", _BOS), ("eos", _EOS), ("pad", _PAD), ("mask", _MASK)):
         candidates = [named[role]] if role in named else [t for t in usual if t in added]
         if candidates and candidates[0] not in known:
             raise ValueError(
@@ -241,6 +242,8 @@ def load_file(path: str) -> HuggingFace:
             )
         if candidates:
             special[role] = known[candidates[0]]
+    # T5's sentinels
+    special |= {token: i for token, i in added.items() if token.startswith("<extra_id_")}
     if "eos" not in special:
         raise ValueError(
             f"tokenizer {path!r}: cannot tell which token ends a document; write "
@@ -253,7 +256,7 @@ def _config(path: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     fields = json.loads(path.read_text("utf-8"))
-    found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad")}
+    found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
     # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
     texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
     return {role: text for role, text in texts.items() if text is not None}

@@ -1,0 +1,56 @@
+"""Sequence to sequence: write the target of a source, token by token. Sutskever et al. 2014; with
+spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section 3.1.4)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.core.batch import Pairs
+from jaxlm.models import model as models
+from jaxlm.models.model import Model
+from jaxlm.objectives.objective import Objective
+from jaxlm.ops import loss as ops_loss
+from jaxlm.parallel.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Each target token, from the source and the target so far."""
+
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps logits near normalised (T5 used 1e-4)."""
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ValueError(f"objective.z_loss: {self.z_loss} given; it must not be negative")
+
+
+def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
+    """The negative log-likelihood in nats of the targets, summed, plus z_loss * log(Z)^2. Reported
+    sums: nll, correct, z.
+
+    Raises: ValueError for a model that is no encoder-decoder.
+    """
+    if model.encode is None:
+        raise ValueError(
+            f"objective: seq2seq writes a target for a source, and a {type(model.cfg).__module__} "
+            "model has no encoder; take an encoder-decoder (t5)"
+        )
+
+    def loss(
+        params: param.Tree, frozen: param.Tree, batch: Pairs, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        total, sums = ops_loss.cross_entropy(
+            model.unembed,
+            model.head(params),
+            models.read(model, params, batch, key).x,
+            batch.targets,
+            batch.weight,
+            chunk=plan.loss_chunk,
+            z_loss=cfg.z_loss,
+        )
+        return total, jnp.sum(batch.weight), sums
+
+    return Objective(model.spec, loss)
