@@ -1,10 +1,10 @@
 """Floor 4: checkpoints of transformers, read and written. To add a model_type: a line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from jaxlm import models
-from jaxlm.convert import bert, gemma, gpt, llama, mistral, palm, qwen, t5
+from jaxlm.convert import bert, deepseek, gemma, gpt, llama, mistral, palm, qwen, t5
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Table
 
@@ -14,12 +14,15 @@ class Architecture(NamedTuple):
 
     read(fields) -> our Config. write(Config) -> their config.json, complete; ValueError where it
     cannot say what the Config says. names(Config) -> the Table. family: the class of the Config.
+    settle(Config, names of tensors) -> the Config of a checkpoint that has these, where config.json
+    does not decide it.
     """
 
     family: type
     read: Callable[[Fields], models.AnyConfig]
     write: Callable[[Any], dict[str, Any]]
     names: Callable[[Any], Table]
+    settle: Callable[[Any, Collection[str]], Any] | None = None
 
 
 # Of a family's architectures, export takes the first whose `write` can say the Config.
@@ -52,4 +55,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         models.llama.Config, llama.olmo2_read, llama.olmo2_write, llama.olmo2_names
     ),
     "phi3": Architecture(models.llama.Config, llama.phi3_read, llama.phi3_write, llama.phi3_names),
+    "deepseek_v3": Architecture(models.deepseek.Config, *deepseek.V3),
+    "deepseek_v2": Architecture(models.deepseek.Config, *deepseek.V2),
 }

@@ -1,7 +1,7 @@
 """Rows of a mixture's experts: a tensor for each expert and matrix, or all of them in two.
 
-    experts.{e}.gate_proj.weight [F, D], ...up_proj [F, D], ...down_proj [D, F]    on disk
-    experts.gate_up_proj [E, 2F, D], experts.down_proj [E, D, F]    as transformers 5 computes
+experts.{e}.gate_proj.weight [F, D], ...up_proj [F, D], ...down_proj [D, F]    on disk
+experts.gate_up_proj [E, 2F, D], experts.down_proj [E, D, F]    as transformers 5 computes
 """
 
 from collections.abc import Sequence

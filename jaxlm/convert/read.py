@@ -83,6 +83,10 @@ def inspect(folder: pathlib.Path) -> Checkpoint:
     kind, cfg = config(folder)
     table = convert.ARCHITECTURES[kind].names(cfg)
     tensors = _renamed(files.find(folder), table)
+    settle = convert.ARCHITECTURES[kind].settle
+    if settle is not None:
+        cfg = settle(cfg, tensors.keys())
+        table = convert.ARCHITECTURES[kind].names(cfg)
     same: set[str] = set()
     if _says_tied(cfg) and (head := _head(table)) is not None and head in tensors:
         if _equal(tensors, head, table):
@@ -111,7 +115,7 @@ def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[
     weight, the first of them whose tensors are in `have`; without it, the first."""
     places: list[tuple[list[Row], tuple[str, str, int] | None, int]] = [(table.outer, None, 0)]
     for path, stack in table.stacks.items():
-        for i, (kind, layer) in enumerate(positions(flat, path)):
+        for i, (kind, layer) in enumerate(positions(flat, path), stack.first):
             places.append((stack.rows, (stack.prefix, kind, layer), i))
     found = []
     for rows, at, i in places:

@@ -38,11 +38,12 @@ class Row(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """The rows of one stack of layers. prefix holds `{i}`; a row of which a name begins with "/"
-    stands beside the layers, without the prefix."""
+    """The rows of one stack of layers. prefix holds `{i}`, counted from `first`; a row of which a
+    name begins with "/" stands beside the layers, without the prefix."""
 
     prefix: str
     rows: list[Row]
+    first: int = 0
 
 
 class Table(NamedTuple):

@@ -3,12 +3,13 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import bert, gemma, gpt, llama, mistral, palm, qwen, t5
+from jaxlm.models import bert, deepseek, gemma, gpt, llama, mistral, palm, qwen, t5
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
 FAMILIES: dict[str, ModuleType] = {
     "bert": bert,
+    "deepseek": deepseek,
     "gemma": gemma,
     "gpt": gpt,
     "llama": llama,
@@ -21,6 +22,7 @@ FAMILIES: dict[str, ModuleType] = {
 # What a Run's `model` field may be.
 AnyConfig = (
     bert.Config
+    | deepseek.Config
     | gemma.Config
     | gpt.Config
     | llama.Config

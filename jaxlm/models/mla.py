@@ -48,8 +48,10 @@ def spec(
         "latent": q("embed -> rank"),
         "latent_norm": q("rank", init=param.ones),
         "rope": turned("embed -> head"),
-        "k": k("rank -> heads head"),
-        "v": v("rank -> heads head"),
+        # a matrix for each head, as the absorbed form reads them: [R, N, H] would be transposed,
+        # that is copied, at every token
+        "k": k("heads | rank -> head"),
+        "v": v("heads | rank -> head"),
         "o": v("heads head -> embed", init=out),
     }
     if q_rank is None:
@@ -107,8 +109,9 @@ def _expanded(
     scale: float,
 ) -> jax.Array:
     """Every head's keys and values made from the latents; values [B, T, N, H_v]."""
-    k = linear.einsum("BTR,RNH->BTNH", latent, w["k"])
-    v = linear.einsum("BTR,RNH->BTNH", latent, w["v"])
+    k, v = (
+        linear.einsum("BTR,RNH->BTNH", latent, jnp.swapaxes(w[name], 0, 1)) for name in ("k", "v")
+    )
     turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))
     q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
     return attention.attend(q, k, v, at, None, plan, scale=scale)[0]
@@ -127,13 +130,13 @@ def _absorbed(
     """The same without a key or a value of any head: queries go down to the latents, and what they
     take there comes up as values [B, T, N, H_v]."""
     old, slots = memory
-    q = jnp.einsum("BTNH,RNH->BTNR", q, w["k"].astype(q.dtype))
+    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))
     q = jnp.concatenate([q, q_turned], -1)
     new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
     # The rotary part is weighted along with the values and left out after: to leave it out before
     # would copy the cache.
     y = ops_attention.attend_cached(q, new, new, at, cache, cache, slots, scale=scale)
-    return jnp.einsum("BTNR,RNH->BTNH", y[..., : latent.shape[-1]], w["v"].astype(y.dtype))
+    return jnp.einsum("BTNR,NRH->BTNH", y[..., : latent.shape[-1]], w["v"].astype(y.dtype))
 
 
 def _joined(latent: jax.Array, turned: jax.Array) -> jax.Array:

@@ -55,7 +55,7 @@ class Model(NamedTuple):
         of x beside those that make them, so that `hidden` takes source=(None, at) and computes them
         no more (decoding). None in all others.
     ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
-        at) -> [x of depth 1, ...], each [B, T, D] to unembed. None in all others.
+        at) -> ([x of depth 1, ...], statistics), each x [B, T, D] to unembed. None in all others.
     """
 
     cfg: Any
@@ -67,7 +67,7 @@ class Model(NamedTuple):
     context: int | None
     causal: bool = True
     encode: Callable[..., jax.Array] | None = None
-    ahead: Callable[..., list[jax.Array]] | None = None
+    ahead: Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]] | None = None
     cross: Callable[[Params, jax.Array], Params] | None = None
 
 

@@ -145,21 +145,23 @@ def rebalance(params: param.Tree, load: jax.Array, speed: float) -> param.Tree:
     """params with every layer's select_bias moved by +speed for experts that got less than the mean
     load, by -speed for those that got more. Wang et al. 2024, algorithm 1.
 
-    load float32[layers with experts, E], in order of execution: the statistic summed over a step.
+    load float32[layers with experts, E], in order of execution (the stack's, then those of
+    multi-token prediction): the statistic summed over a step.
 
     Raises: ValueError where not every layer with experts has a select_bias.
     """
     toward = speed * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
-    flat = param.flatten(params["stack"])
-    paths = {tuple(p.split("/")[:2]): p for p in flat if p.endswith("/select_bias")}
-    places = [at for at in stack.places(params["stack"]) if at[:2] in paths]
+    flat = param.flatten(params)
+    paths = {tuple(p.split("/")[:3]): p for p in flat if p.endswith("/select_bias")}
+    trees = [name for name in ("stack", "ahead") if name in params]
+    places = [(tree, *at) for tree in trees for at in stack.places(params[tree])]
+    places = [at for at in places if at[:3] in paths]
     if len(places) != load.shape[0]:
         raise ValueError(f"{load.shape[0]} layers have experts, {len(places)} a select_bias")
-    for i, (segment, name, index) in enumerate(places):
-        path = paths[segment, name]
+    for i, (*at, index) in enumerate(places):
+        path = paths[tuple(at)]
         flat[path] = flat[path].at[index].add(toward[i])
-    structure = jax.tree.structure(params["stack"])
-    return params | {"stack": jax.tree.unflatten(structure, list(flat.values()))}
+    return jax.tree.unflatten(jax.tree.structure(params), list(flat.values()))
 
 
 def _shared(w: param.Tree, h: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jaxlm.core import param
 from jaxlm.core.batch import Batch
 from jaxlm.models import moe
 from jaxlm.models.model import Model
-from jaxlm.objectives import experts
+from jaxlm.objectives import ahead, experts
 from jaxlm.objectives.objective import Objective
 from jaxlm.ops import loss as ops_loss
 from jaxlm.ops.attention import At
@@ -30,9 +30,12 @@ class Config:
     bias_speed: float = 0.0
     """How far each step moves the bias by which a router selects, towards even loads, without a
     loss (DeepSeek V3 used 1e-3)."""
+    ahead: float = 0.3
+    """Weight of the loss of tokens further ahead than the next, in models that predict them
+    (DeepSeek V3 used 0.3, in the last third of its training 0.1)."""
 
     def __post_init__(self) -> None:
-        for name in ("z_loss", "balance", "router_z", "bias_speed"):
+        for name in ("z_loss", "balance", "router_z", "bias_speed", "ahead"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"objective.{name}: {getattr(self, name)} given; it must not be negative"
@@ -41,22 +44,14 @@ class Config:
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     """The negative log-likelihood in nats, summed over targets, plus z_loss * log(Z)^2 (Chowdhery
-    et al. 2022, section 5) and what `experts.loss` adds. Reported sums: nll, correct, z.
+    et al. 2022, section 5) and what `experts.loss` and `ahead.loss` add. Reported sums: nll,
+    correct, z, and those of `ahead.loss`.
 
-    Raises: ValueError for fields that need experts, or their selection bias, in a model without.
+    Raises: ValueError for fields that need experts, or their selection bias, in a model without;
+    and for ahead=0 in a model that has weights for it.
     """
+    _check(cfg, model)
     routed = moe.has(model.spec)
-    for name in ("balance", "router_z"):
-        if getattr(cfg, name) and not routed:
-            raise ValueError(
-                f"objective.{name}: {getattr(cfg, name)} given, but the model has no experts; 0 is "
-                "right"
-            )
-    if cfg.bias_speed and not moe.has(model.spec, "select_bias"):
-        raise ValueError(
-            f"objective.bias_speed: {cfg.bias_speed} given, but the model's routers have no "
-            "select_bias; 0 is right"
-        )
 
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Batch, key: jax.Array
@@ -72,6 +67,10 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             chunk=plan.loss_chunk,
             z_loss=cfg.z_loss,
         )
+        if model.ahead is not None:
+            more, told, further = ahead.loss(model, params, x, batch, plan)
+            total, sums = total + cfg.ahead * more, sums | told
+            stats = {name: jnp.concatenate([stats[name], further[name]]) for name in stats}
         weight = jnp.sum(batch.weight)
         if cfg.balance or cfg.router_z:
             total += weight * experts.loss(stats, cfg.balance, cfg.router_z)
@@ -86,3 +85,23 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         report=experts.report if routed else None,
         adjust=adjust if cfg.bias_speed else None,
     )
+
+
+def _check(cfg: Config, model: Model) -> None:
+    routed = moe.has(model.spec)
+    for name in ("balance", "router_z"):
+        if getattr(cfg, name) and not routed:
+            raise ValueError(
+                f"objective.{name}: {getattr(cfg, name)} given, but the model has no experts; 0 is "
+                "right"
+            )
+    if cfg.bias_speed and not moe.has(model.spec, "select_bias"):
+        raise ValueError(
+            f"objective.bias_speed: {cfg.bias_speed} given, but the model's routers have no "
+            "select_bias; 0 is right"
+        )
+    if model.ahead is not None and not cfg.ahead:
+        raise ValueError(
+            "objective.ahead: 0 given, which leaves weights of this model untrained; give a weight, "
+            "or leave them out (model.ahead=0)"
+        )

@@ -97,6 +97,10 @@ EXACT = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
     "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    # without multi-token prediction; with the routers' selection biases
+    "deepseek-v3": 671_026_419_200,
     # BERT as the released weights without pooler and next-sentence head; RoBERTa whole
     "bert-base": 109_514_298,
     "bert-large": 335_174_458,

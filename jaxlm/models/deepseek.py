@@ -1,0 +1,266 @@
+"""DeepSeek V2 and V2-Lite (DeepSeek-AI 2024, arXiv:2405.04434), V3 and R1 (arXiv:2412.19437):
+latent attention, a few dense layers, then mixtures of many small experts beside shared ones.
+
+Multi-token prediction (V3, section 2.2) is the weights under "ahead": one more layer for each token
+further ahead, fed with that token's predecessor, sharing embedding and output matrix.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models import attention, check, decoder, ffn, mla, moe, stack
+from jaxlm.models.model import Model
+from jaxlm.ops import linear, norm, rope, route, shift
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The mathematics of a DeepSeek model. The defaults are V3's."""
+
+    vocab: int = 129280
+    """Token ids the model knows."""
+    embed: int = 7168
+    """Width of the residual stream."""
+    layers: int = 61
+    """Transformer blocks."""
+    dense: int = 3
+    """How many of them, from the first, have a plain feed-forward layer."""
+    heads: int = 128
+    """Attention heads."""
+    q_rank: int | None = 1536
+    """Size of the queries' latent; None makes queries from the residual stream (V2-Lite)."""
+    rank: int = 512
+    """Size of the latent that keys and values are made of, and that the cache holds."""
+    nope: int = 128
+    """Dimensions of a head's query and key without positions."""
+    rotary: int = 64
+    """Dimensions of a head's query, and of the one key of all heads, with rotary positions."""
+    value: int = 128
+    """Size of a head's value."""
+    ffn: int = 18432
+    """Width of the dense layers' feed-forward layer."""
+    experts: int = 256
+    """Routed experts of a layer."""
+    active: int = 8
+    """Routed experts a token goes to."""
+    shared: int = 1
+    """Experts every token goes to, held as one of this many times the width."""
+    expert_ffn: int = 2048
+    """Width of one expert."""
+    score: Literal["softmax", "sigmoid"] = "sigmoid"
+    """What makes scores of the router's logits: over all experts (V2), or each by itself (V3)."""
+    select_bias: bool = True
+    """Whether a bias without gradient, moved by the experts' loads, is added for the selection."""
+    renormalise: bool = True
+    """Whether the chosen experts' scores are divided by their sum."""
+    groups: int = 8
+    """Groups of neighbouring experts."""
+    groups_chosen: int = 4
+    """Groups a token's experts may be in."""
+    group_best: int = 2
+    """A group's score is the sum of this many of its largest: 2 in V3, 1 in V2."""
+    routed_scale: float = 2.5
+    """What the routed experts' weights are multiplied by."""
+    capacity: float | None = None
+    """Places of an expert, in multiples of its even share; None drops no token."""
+    theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    scaling: rope.Scaling | None = None
+    """How they are stretched; YaRN's mscale_all also sharpens the softmax (`softmax_scale`)."""
+    interleaved: bool = True
+    """Whether neighbouring dimensions are turned as a pair, or those half a head apart."""
+    eps: float = 1e-6
+    """Added to the mean square in the blocks' RMSNorm."""
+    latent_eps: float = 1e-6
+    """The same in the latents' norms."""
+    context: int = 4096
+    """Sequence length the model is meant for; RoPE itself has no limit."""
+    tied: bool = False
+    """Whether the output matrix is the embedding table."""
+    ahead: int = 0
+    """Depth of multi-token prediction: how many tokens beyond the next are predicted (V3: 1)."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab", "embed", "layers", "heads", "rank", "nope", "rotary", "value", "ffn")
+        check.positive(self, *sizes, "experts", "active", "shared", "expert_ffn", "context")
+        check.even(self, "rotary", "rotary embedding turns pairs")
+        if self.q_rank is not None:
+            check.positive(self, "q_rank")
+        if not 0 <= self.dense <= self.layers:
+            raise ValueError(f"model.dense: {self.dense} given; 0 .. {self.layers} layers exist")
+        if self.ahead < 0:
+            raise ValueError(f"model.ahead: {self.ahead} given; it must not be negative")
+        route.check(rule(self), self.experts)
+
+
+def rule(cfg: Config) -> route.Rule:
+    """How a token's experts are chosen."""
+    return route.Rule(
+        count=cfg.active,
+        score=cfg.score,
+        renormalise=cfg.renormalise,
+        scale=cfg.routed_scale,
+        groups=cfg.groups,
+        groups_chosen=cfg.groups_chosen,
+        group_best=cfg.group_best,
+    )
+
+
+def softmax_scale(cfg: Config) -> float:
+    """What q.k is multiplied by: (nope + rotary) ** -0.5, sharpened by YaRN's mscale_all as the
+    released models do it (the paper gives the formula of Peng et al. 2023, eq. 22)."""
+    scale = (cfg.nope + cfg.rotary) ** -0.5
+    if isinstance(cfg.scaling, rope.Yarn) and cfg.scaling.mscale_all:
+        scale *= rope.sharpness(cfg.scaling.factor, cfg.scaling.mscale_all) ** 2
+    return scale
+
+
+def kinds(cfg: Config) -> list[str]:
+    """The kind of every layer."""
+    return cfg.dense * ["dense"] + (cfg.layers - cfg.dense) * ["moe"]
+
+
+def spec(cfg: Config) -> param.Tree:
+    """The weights."""
+    wide = {"vocab": cfg.vocab, "embed": cfg.embed, "pair": 2}
+    p = param.shaper(**wide, ffn=cfg.ffn)
+    p_expert = param.shaper(**wide, ffn=cfg.expert_ffn, expert=cfg.experts)
+    p_shared = param.shaper(**wide, ffn=cfg.shared * cfg.expert_ffn)
+    # Outputs into the residual stream start smaller by sqrt(2 layers), so that its variance does
+    # not grow with depth (Radford et al. 2019, section 2.3).
+    out = param.fan_in((2 * cfg.layers) ** -0.5)
+
+    def layer(kind: str) -> param.Tree:
+        attn = mla.spec(
+            embed=cfg.embed, heads=cfg.heads, q_rank=cfg.q_rank, rank=cfg.rank, nope=cfg.nope,
+            rotary=cfg.rotary, value=cfg.value, out=out,
+        )  # fmt: skip
+        tree = {
+            "attn_norm": p("embed", init=param.ones),
+            "attn": attn,
+            "ffn_norm": p("embed", init=param.ones),
+        }
+        if kind == "dense":
+            return tree | {"ffn": ffn.spec(p, gated=True, bias=False, out=out)}
+        shared = ffn.spec(p_shared, gated=True, bias=False, out=out)
+        return tree | {
+            "moe": moe.spec(p_expert, out=out, select_bias=cfg.select_bias, shared=shared)
+        }
+
+    def further(kind: str) -> param.Tree:
+        return {
+            "token_norm": p("embed", init=param.ones),
+            "hidden_norm": p("embed", init=param.ones),
+            "join": p("pair embed -> embed"),
+            "layer": layer(kind),
+            "norm": p("embed", init=param.ones),
+        }
+
+    tree = {
+        "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
+        "stack": stack.spec(stack.segments(kinds(cfg)), layer),
+        "norm": p("embed", init=param.ones),
+    }
+    if cfg.ahead:
+        tree |= {"ahead": stack.spec([(cfg.ahead, (kinds(cfg)[-1],))], further)}
+    return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
+
+
+def reaches(cfg: Config) -> list[attention.Reach]:
+    """What each layer's attention costs."""
+    return cfg.layers * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
+
+
+def experts_per_token(cfg: Config) -> int:
+    """How many of a layer's routed experts a token goes to."""
+    return cfg.active
+
+
+def build(cfg: Config, plan: Plan = Plan()) -> Model:
+    """The model: pure functions over the weights of `spec(cfg)`."""
+    rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
+    scale, routing, last = softmax_scale(cfg), rule(cfg), kinds(cfg)[-1]
+
+    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+
+    def block(
+        kind: str,
+        w: param.Tree,
+        x: jax.Array,
+        at: At,
+        memory: attention.Memory,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Out]:
+        h, entries = mla.apply(
+            w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory, plan,
+            rotary=rotary, interleaved=cfg.interleaved, scale=scale, eps=cfg.latent_eps,
+        )  # fmt: skip
+        x = x + h
+        h = norm.rms_norm(x, w["ffn_norm"], cfg.eps)
+        if kind == "dense":
+            h, stats = ffn.apply(w["ffn"], h, jax.nn.silu), {}
+        else:
+            h, stats = moe.apply(w["moe"], h, at, routing, plan, capacity=cfg.capacity)
+        return x + h, stats if memory is None else entries
+
+    def further(w: param.Tree, x: jax.Array, token: jax.Array, at: At) -> tuple:
+        """One step ahead: V3, equations 21 to 23, and the norm before the output matrix."""
+        token = norm.rms_norm(token, w["token_norm"], cfg.eps)
+        x = norm.rms_norm(x, w["hidden_norm"], cfg.eps)
+        x = linear.einsum("BTPD,PDE->BTE", jnp.stack([token, x], axis=2), w["join"])
+        x, stats = block(last, w["layer"], x, at, None, None)
+        return plan.constrain(norm.rms_norm(x, w["norm"], cfg.eps), "batch seq embed"), stats
+
+    def ahead(params: param.Tree, x: jax.Array, tokens: jax.Array, at: At) -> tuple:
+        run, found, told = further, [], []
+        if plan.remat != "none":
+            run = jax.checkpoint(further, policy=stack.REMAT[plan.remat])
+        for k in range(1, cfg.ahead + 1):
+            # a document's last k tokens have no k-th after them: they are padding here
+            token, there = shift.later(tokens, at.segments, k)
+            here = At(jnp.where(there, at.segments, 0), at.positions)
+            token = embed(params["embed"], token, here, None).astype(x.dtype)
+            w = jax.tree.map(lambda w, k=k: w[k - 1], params["ahead"]["0"][f"0_{last}"])
+            x, stats = run(w, x, token, here)
+            found.append(x)
+            told.append(stats)
+        return found, {name: jnp.stack([one[name] for one in told]) for name in told[0]}
+
+    model = decoder.build(
+        cfg,
+        spec(cfg),
+        plan,
+        embed=embed,
+        block=block,
+        norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
+        memory=lambda kind, batch, slots: mla.cache(batch, slots, cfg.rank, cfg.rotary),
+        context=None,
+    )
+    return model._replace(ahead=ahead) if cfg.ahead else model
+
+
+_V2 = Config(
+    vocab=102400, embed=5120, layers=60, dense=1, heads=128, ffn=12288, experts=160, active=6,
+    shared=2, expert_ffn=1536, score="softmax", select_bias=False, renormalise=False,
+    groups=8, groups_chosen=3, group_best=1, routed_scale=16.0, context=163840,
+    scaling=rope.Yarn(40.0, 4096, mscale=0.707, mscale_all=0.707),
+)  # fmt: skip
+
+# V2: sections 3.1.2 and B; V3: section 4.2; and what the released config.json files say (YaRN).
+PRESETS: dict[str, Config] = {
+    "deepseek-v2-lite": dataclasses.replace(
+        _V2, embed=2048, layers=27, heads=16, q_rank=None, ffn=10944, experts=64, expert_ffn=1408,
+        groups=1, groups_chosen=1, routed_scale=1.0,
+    ),
+    "deepseek-v2": _V2,
+    "deepseek-v3": Config(
+        context=163840, scaling=rope.Yarn(40.0, 4096, mscale=1.0, mscale_all=1.0)
+    ),
+}  # fmt: skip
