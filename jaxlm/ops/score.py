@@ -34,7 +34,15 @@ class Rule(NamedTuple):
     scale: float
 
 
-def rule(q, k, v, causal, window, softcap, scale) -> Rule:
+def rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    scale: float | None,
+) -> Rule:
     """The Rule of q [B,T,N,H] over k [B,S,K,H], v [B,S,K,H'].
 
     Raises: ValueError for shapes that do not fit, or numbers out of range.
