@@ -20,11 +20,11 @@ def config() -> Run:
     return Run(
         name="bert_tiny",
         # bytes are ids 0 .. 258; the mask is the next
-        model=bert.Config(vocab=260, embed=128, layers=4, heads=4, ffn=512, context=128),
+        model=bert.Config(vocab=260, embed=64, layers=3, heads=4, ffn=256, context=128),
         objective=mlm.Config(),
-        data=Data(source="pydocs", tokenizer="bytes", seq=128, batch=32, corrupt=Mask(token=259)),
-        optim=Optim(lr=1e-3, warmup=50),
-        steps=600,
-        eval_every=200,
+        data=Data(source="pydocs", tokenizer="bytes", seq=128, batch=16, corrupt=Mask(token=259)),
+        optim=Optim(lr=3e-3, warmup=50),
+        steps=1200,
+        eval_every=300,
         eval_batches=8,
     )

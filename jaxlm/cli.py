@@ -241,6 +241,7 @@ def plan(args: Sequence[str]) -> int:
     """jaxlm plan CONFIG-or-PRESET [--field value ...]"""
     from jaxlm import models, objectives, override
     from jaxlm.core import config
+    from jaxlm.data import loader
     from jaxlm.data.loader import Data
     from jaxlm.parallel.plan import Plan
     from jaxlm.scaling import report
@@ -255,8 +256,12 @@ def plan(args: Sequence[str]) -> int:
     preset = models.presets().get(target)
     if preset is not None:
         # A published model has no run: one row of its context, on an accelerator.
-        read = Data(seq=preset.context, batch=1)
-        run = Run(name=target, model=preset, data=read, plan=Plan(compute="bfloat16"))
+        # T5 was trained at 512 tokens; it has no longest row.
+        built = models.build(preset)
+        read = Data(seq=built.context or 512, batch=1)
+        asked = objectives.OBJECTIVES[objectives.fitting(built)].Config()
+        plan = Plan(compute="bfloat16")
+        run = Run(name=target, model=preset, data=read, objective=asked, plan=plan)
     elif ".py" in target or "/" in target:
         run = _loaded(config.load(target), target)
     else:
@@ -273,6 +278,7 @@ def plan(args: Sequence[str]) -> int:
         steps=steps,
         tx=tx,
         dtype=run.plan.dtype,
+        targets=loader.target_length(run.data),
     )
     print(report.text(rows))
     return 0

@@ -291,6 +291,12 @@ def largest_id(data: Data, tokenizer: interface.Tokenizer) -> int:
     return tokenizer.vocab - 1
 
 
+def target_length(data: Data) -> int | None:
+    """Target tokens of a row of pairs, of which data.seq is the source; None where there are none."""
+    is_pairs = isinstance(data.corrupt, span.Span)
+    return span.target_length(data.corrupt, data.seq) if is_pairs else None
+
+
 def _read(
     found: Reader, rows: np.ndarray, draws: list[tuple[int, ...]]
 ) -> batch.Batch | batch.Pairs:

@@ -1,7 +1,7 @@
 """T5 v1.0 and v1.1: an encoder that reads a source, a decoder that writes a target.
 
 Raffel et al. 2020, section 2.1: RMSNorm before each sublayer, no biases, scores without 1/sqrt(d)
-(the start of the q matrix holds it), and a learnt bias by distance that the layers of a stack share.
+(the start of the q matrix holds it), a learnt bias by distance that the layers of a stack share.
 v1.1 gates the feed-forward layer (Shazeer 2020) and has an output matrix of its own.
 """
 

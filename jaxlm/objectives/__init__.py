@@ -45,12 +45,12 @@ def problems(cfg: AnyConfig, model: Model, corrupt: mask.Mask | span.Span | None
             f"data.corrupt: {corrupt!r} given with objective {given}, which reads batches of "
             f"{_written(CORRUPT[given])}"
         ]
-    if model.encode is not None and isinstance(corrupt, span.Span):
-        if corrupt.start != model.cfg.start:
-            found += [
-                f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "
-                f"model.start={model.cfg.start}"
-            ]
+    pairs = model.encode is not None and isinstance(corrupt, span.Span)
+    if pairs and corrupt.start != model.cfg.start:
+        found += [
+            f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "
+            f"model.start={model.cfg.start}"
+        ]
     return found
 
 

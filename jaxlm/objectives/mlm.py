@@ -1,7 +1,7 @@
 """Masked language modelling: fill in the hidden tokens. Devlin et al. 2019, section 3.1.
 
-Which tokens are hidden is in the batch (`data.mask`): its tokens have the holes, its targets are the
-text, and its weight is 1 at the holes. The loss knows no mask token.
+Which tokens are hidden is in the batch (`data.mask`): its tokens have the holes, its targets are
+the text, and its weight is 1 at the holes. The loss knows no mask token.
 """
 
 import dataclasses

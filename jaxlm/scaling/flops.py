@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.models import attention
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
 TRAINING = 3
@@ -23,7 +24,7 @@ class Flops:
     layers: float
     """Products with the layers' weights."""
     head: float
-    """The product with the output matrix, tied or not."""
+    """The product with the output matrix, tied or not, and with what prepares it."""
     attention: float
     """Scores q.k and the weighted sum of values."""
 
@@ -39,28 +40,49 @@ class Flops:
         return TRAINING * self.forward
 
 
-def per_token(cfg: models.AnyConfig, seq: int, *, causal: bool = True) -> Flops:
+def per_token(
+    cfg: models.AnyConfig, seq: int, *, causal: bool = True, targets: int | None = None
+) -> Flops:
     """Forward FLOPs per token of a model's Config at `seq` tokens, on average over a full row.
 
-    causal=True counts the keys each query may see: (seq + 1) / 2 on average, fewer with a window.
-    causal=False counts all seq keys for every query, which is what PaLM's MFU counts and what a
-    kernel that forms every score does.
+    causal=True counts the keys each query may see: (seq + 1) / 2 on average, fewer with a window;
+    of an encoder all seq, or those on both sides in the window. causal=False counts all seq keys
+    for every query, which is what PaLM's MFU counts and what a kernel that forms every score does.
 
-    Raises: ValueError when seq is below 1.
+    Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
+    tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
+    output, once; the rest of the decoder and the output matrix targets / seq times.
+
+    Raises: ValueError when seq is below 1, and for targets of a model without an encoder.
     """
     if seq < 1:
         raise ValueError(f"seq: {seq} tokens given; at least 1 is needed")
     spec = models.spec(cfg)
+    if targets is not None and "encoder" not in spec:
+        raise ValueError(f"targets: {targets} given; this model is no encoder-decoder")
+    own = seq if targets is None else targets
+    stacks = param.flatten({name: spec[name] for name in ("encoder", "stack") if name in spec})
     layers = sum(
-        2 * math.prod(p.shape) * _used(cfg, p)
-        for p in param.flatten(spec["stack"]).values()
+        2 * math.prod(p.shape) * _used(cfg, p) * (1 if _of_source(path) else own / seq)
+        for path, p in stacks.items()
         if p.inputs
     )
-    attention = sum(
-        reach.pair * (visible_keys(seq, reach.window) if causal else seq)
-        for reach in models.family(cfg).reaches(cfg)
-    )
-    return Flops(layers, 2 * math.prod(_head(spec).shape), attention)
+    scores = sum(_attention(r, seq, own, causal) for r in models.family(cfg).reaches(cfg))
+    return Flops(layers, _head(spec) * own / seq, scores)
+
+
+def _of_source(path: str) -> bool:
+    """Whether a weight is multiplied with the tokens of the source."""
+    return path.startswith("encoder/") or path.endswith(("/cross/k", "/cross/v"))
+
+
+def _attention(reach: attention.Reach, seq: int, own: int, causal: bool) -> float:
+    """FLOPs of one attention per token of `seq`; `own` is the length of a decoder's row."""
+    if reach.over == "source":
+        return reach.pair * own
+    if reach.over == "around":
+        return reach.pair * (2 * visible_keys(seq, reach.window) - 1 if causal else seq)
+    return reach.pair * (visible_keys(own, reach.window) if causal else own) * own / seq
 
 
 def _used(cfg: models.AnyConfig, p: param.Param) -> float:
@@ -76,5 +98,8 @@ def visible_keys(seq: int, window: int | None) -> float:
     return (w * (w + 1) / 2 + (seq - w) * w) / seq
 
 
-def _head(spec: Any) -> param.Param:
-    return spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
+def _head(spec: Any) -> float:
+    """FLOPs per token of the product with the output matrix, and of what stands before it (BERT)."""
+    out = spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
+    before = [p for p in param.flatten(spec.get("mlm", {})).values() if p.inputs]
+    return sum(2 * math.prod(p.shape) for p in [out, *before])

@@ -51,8 +51,11 @@ def training(
     seq: int,
     tx: optax.GradientTransformation,
     dtype: Any,
+    targets: int | None = None,
 ) -> Memory:
     """Bytes per device of one step on `batch` rows of `seq` tokens, activations in `dtype`.
+
+    targets: of an encoder-decoder, the target tokens of a row; None is as many as source tokens.
 
     Raises: ValueError naming the weight or the batch that does not divide over the plan's mesh.
     """
@@ -66,8 +69,8 @@ def training(
         weights=weights,
         optimiser=optimiser(tx, spec, on),
         gradients=copies * weights,
-        activations=activations(cfg, plan, rows, seq, dtype),
-        logits=_logits(spec, plan, rows, seq),
+        activations=activations(cfg, plan, rows, seq, dtype, targets),
+        logits=_logits(spec, plan, rows, targets or seq),
     )
 
 
@@ -108,19 +111,30 @@ def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> i
 def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: Any) -> int:
     """Bytes per device of the decoding cache of `batch` rows of `slots` tokens.
 
-    Keys and values: 2 x layers x kv x head elements per token.
+    Keys and values: 2 x layers x kv x head elements per token. Of an encoder-decoder as many again
+    for those of a source of `slots` tokens. An encoder has none: 0.
     """
-    spec = models.build(cfg, plan).cache(batch, slots)
+    model = models.build(cfg, plan)
+    if not model.causal:
+        return 0
+    spec = model.cache(batch, slots) + (model.cache(batch, slots) if model.encode else ())
     return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
 
 
-def activations(cfg: models.AnyConfig, plan: Plan, rows: int, seq: int, dtype: Any) -> int:
+def activations(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    rows: int,
+    seq: int,
+    dtype: Any,
+    targets: int | None = None,
+) -> int:
     """Bytes per device kept for the backward pass of `rows` x `seq` tokens.
 
     Per layer and token, with widths from the weights' axis names and `size` bytes an element:
 
-        none  of each norm its input and its normalised input in float32, and its output: 2 x
-              (8 + size) x embed; of the matrices q, k, v, up, gate their outputs, of o and down
+        none  of each norm its input and its normalised input in float32, and its output: (8 +
+              size) x embed, of two norms at least; of the matrices q, k, v, up, gate their outputs, of o and down
               their inputs, and three of the nonlinearity's ffn wide terms: size each
         dots  size x the outputs of all matrices; the last one's place is taken by the residual
               stream, since it is only added to it
@@ -128,20 +142,31 @@ def activations(cfg: models.AnyConfig, plan: Plan, rows: int, seq: int, dtype: A
 
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
     float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
-    Around the layers stand the last hidden state and its gradient, 2 x size x embed.
+    Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
+    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`.
     """
     spec, on = models.spec(cfg), mesh(plan)
     size = jnp.dtype(dtype).itemsize
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
-    kept = 2 * size * embed
-    for segment in spec["stack"].values():
-        for layer in segment.values():
-            n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
-            outputs, inner = _products(layer, on, rows, seq)
-            whole = 2 * (8 + size) * embed + size * inner + _scores(layer, plan, on, rows, seq)
-            each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
-            kept += n * each + (0 if plan.remat == "none" else whole)
+    own = targets or seq
+    kept = 2 * size * embed * own // seq
+    for name, length in (("encoder", seq), ("stack", own)):
+        for segment in spec.get(name, {}).values():
+            for layer in segment.values():
+                kept += _layer(layer, plan, on, rows, length, size)
     return kept
+
+
+def _layer(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int, size: int) -> int:
+    """Bytes per device that the layers of one kind keep: see `activations`."""
+    n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
+    width = next(p.shape[p.axes.index("embed")] for p in param.flatten(layer).values())
+    embed = _width(("embed",), (width,), on, rows, seq)
+    outputs, inner = _products(layer, on, rows, seq)
+    norms = max(2, sum(name.endswith("_norm") for name in layer))
+    whole = norms * (8 + size) * embed + size * inner + _scores(layer, plan, on, rows, seq)
+    each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
+    return n * each + (0 if plan.remat == "none" else whole)
 
 
 def _products(layer: param.Tree, on: Mesh, rows: int, seq: int) -> tuple[int, int]:

@@ -44,10 +44,12 @@ def rows(
     steps: int | None,
     tx: optax.GradientTransformation,
     dtype: Any,
+    targets: int | None = None,
 ) -> list[Row]:
     """The report of training `cfg` on `batch` rows of `seq` tokens under a plan.
 
-    steps: the run's length, None for a model that is only looked at. tx: the optimiser. dtype: that
+    targets: of an encoder-decoder, the target tokens of a row (None: `seq`); all per token is then
+    per source token. steps: the run's length, None for a model that is only looked at. tx: the optimiser. dtype: that
     of activations and cache. Needs no device of the plan's.
 
     Raises: ValueError naming what does not divide over the plan's mesh.
@@ -56,12 +58,12 @@ def rows(
     name = jnp.dtype(dtype).name
     return [
         *_parameters(cfg, count),
-        *_flops(cfg, seq),
-        *_bytes(cfg, plan, batch, seq, tx, dtype),
+        *_flops(cfg, seq, targets),
+        *_bytes(cfg, plan, batch, seq, tx, dtype, targets),
         Row(f"KV cache of one sequence, per device, {name}", ""),
         *_caches(cfg, plan, seq, dtype),
         Row("training", ""),
-        *_tokens(cfg, count, batch * seq, seq, steps),
+        *_tokens(cfg, count, batch * seq, seq, steps, targets),
     ]
 
 
@@ -71,10 +73,10 @@ def _parameters(cfg: models.AnyConfig, count: int) -> list[Row]:
     return [Row("parameters", ""), *parts, Row("total", f"{count:,}")]
 
 
-def _flops(cfg: models.AnyConfig, seq: int) -> list[Row]:
+def _flops(cfg: models.AnyConfig, seq: int, targets: int | None) -> list[Row]:
     out = [Row(f"FLOPs per token at {seq:,} tokens", "")]
     for name, causal in (("causal attention", True), ("full attention", False)):
-        f = flops.per_token(cfg, seq, causal=causal)
+        f = flops.per_token(cfg, seq, causal=causal, targets=targets)
         share = f.attention / f.forward
         text = f"{si(f.forward)} forward, {si(f.training)} training ({share:.1%} attention)"
         out.append(Row(name, text))
@@ -88,8 +90,9 @@ def _bytes(
     seq: int,
     tx: optax.GradientTransformation,
     dtype: Any,
+    targets: int | None,
 ) -> list[Row]:
-    part = memory.training(cfg, plan, batch=batch, seq=seq, tx=tx, dtype=dtype)
+    part = memory.training(cfg, plan, batch=batch, seq=seq, tx=tx, dtype=dtype, targets=targets)
     mesh = f"data {plan.data} x fsdp {plan.fsdp} x tensor {plan.tensor}"
     rows = f"{batch} x {seq:,} tokens, {plan.microbatches} micro-batches"
     how = f"{jnp.dtype(dtype).name}, remat {plan.remat}, attention {plan.attention}"
@@ -105,7 +108,10 @@ def _bytes(
 
 
 def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row]:
-    longest = models.build(cfg, plan).context
+    model = models.build(cfg, plan)
+    if not model.causal:
+        return [Row("none", "it reads whole texts, and continues none")]
+    longest = model.context
     lengths = {min(n, longest or n) for n in (CACHE_TOKENS, seq)}
     return [
         Row(
@@ -116,11 +122,18 @@ def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row
     ]
 
 
-def _tokens(cfg: models.AnyConfig, count: int, each: int, seq: int, steps: int | None) -> list[Row]:
+def _tokens(
+    cfg: models.AnyConfig,
+    count: int,
+    each: int,
+    seq: int,
+    steps: int | None,
+    targets: int | None,
+) -> list[Row]:
     """The tokens that make a model of this size compute-optimal, and those of the run."""
 
     def cost(tokens: int) -> str:
-        return f"{si(flops.per_token(cfg, seq).training * tokens)}FLOPs"
+        return f"{si(flops.per_token(cfg, seq, targets=targets).training * tokens)}FLOPs"
 
     best = TOKENS_PER_PARAMETER * count
     text = f"{short(best)} tokens, {best / each:,.0f} steps, {cost(best)}"

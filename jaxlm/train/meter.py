@@ -80,7 +80,8 @@ class Meter:
         peak, devices = env.peak_flops(), self._run.plan.devices
         seq = loader.stage_at(data, step - 1).seq
         for name, causal in (("causal", True), ("full", False)):
-            each = flops.per_token(self._run.model, seq, causal=causal).training
+            targets = loader.target_length(data)
+            each = flops.per_token(self._run.model, seq, causal=causal, targets=targets).training
             rate = each * tokens / seconds
             facts[f"gflop_per_second_{name}"] = rate / 1e9
             if peak is not None:
