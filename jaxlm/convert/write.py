@@ -85,7 +85,9 @@ def configs(
     folder: pathlib.Path, record: dict[str, Any], generation: dict[str, Any], dtype: str
 ) -> None:
     """Write config.json and generation_config.json; the special ids are in both."""
-    ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
+    # an id left out would be their class's default, which may lie beyond the vocabulary
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    ids |= {k: v for k, v in generation.items() if k.endswith("_token_id")}
     # a decoder that starts from an id is the config's own business
     whole = {**ids, **record, "dtype": dtype}
     for name, value in (("config.json", whole), ("generation_config.json", generation)):

@@ -202,10 +202,16 @@ def _norm_all(w: param.Tree, name: str, x: jax.Array, eps: float) -> jax.Array:
     return norm.rms_norm(x.reshape(*x.shape[:2], -1), w[name].reshape(-1), eps).reshape(x.shape)
 
 
-def _llama1(embed: int, layers: int, heads: int, ffn: int, context: int = 2048) -> Config:
-    return Config(
-        embed=embed, layers=layers, heads=heads, kv=heads, ffn=ffn, eps=1e-6, context=context
-    )
+def _llama1(embed: int, layers: int, heads: int, ffn: int) -> Config:
+    return Config(embed=embed, layers=layers, heads=heads, kv=heads, ffn=ffn, eps=1e-6)
+
+
+def _llama2(embed: int, layers: int, heads: int, kv: int, ffn: int) -> Config:
+    return Config(embed=embed, layers=layers, heads=heads, kv=kv, ffn=ffn, context=4096)
+
+
+def _code(plain: Config, vocab: int = 32016) -> Config:
+    return dataclasses.replace(plain, vocab=vocab, theta=1e6, context=16384)
 
 
 def _llama3(embed: int, layers: int, heads: int, ffn: int) -> Config:
@@ -215,7 +221,27 @@ def _llama3(embed: int, layers: int, heads: int, ffn: int) -> Config:
     )  # fmt: skip
 
 
-# Table 2 of Touvron et al. 2023a; table 1 of 2023b; table 3 of Grattafiori et al. 2024.
+def _llama31(plain: Config, factor: float = 8.0, tied: bool = False) -> Config:
+    scaling = rope.Llama3(factor=factor)
+    return dataclasses.replace(plain, context=131072, scaling=scaling, tied=tied)
+
+
+def _olmo2(embed: int, layers: int, heads: int, kv: int, ffn: int) -> Config:
+    return Config(
+        vocab=100352, embed=embed, layers=layers, heads=heads, kv=kv, ffn=ffn, theta=500000.0,
+        eps=1e-6, context=4096, norm="post", qk_norm_all=True,
+    )  # fmt: skip
+
+
+def _phi3(embed: int, layers: int, heads: int, kv: int, ffn: int) -> Config:
+    return Config(
+        vocab=32064, embed=embed, layers=layers, heads=heads, kv=kv, head=embed // heads, ffn=ffn,
+        context=4096, window=2047,
+    )  # fmt: skip
+
+
+# Table 2 of Touvron et al. 2023a; table 1 of 2023b; section 2 of Roziere et al. 2023; table 3 of
+# Grattafiori et al. 2024; model cards of LLaMA 3.2; OLMo team 2024; section 2 of Abdin et al. 2024.
 # Chinchilla: table A9 of Hoffmann et al. 2022. Its 70B include 5.4B of Transformer-XL position
 # projections (80 layers of 8192 x 8192) that rotary embedding does without.
 PRESETS: dict[str, Config] = {
@@ -223,18 +249,31 @@ PRESETS: dict[str, Config] = {
     "llama-13b": _llama1(5120, 40, 40, 13824),
     "llama-33b": _llama1(6656, 60, 52, 17920),
     "llama-65b": _llama1(8192, 80, 64, 22016),
-    "llama2-70b": Config(embed=8192, layers=80, heads=64, kv=8, ffn=28672, context=4096),
+    "llama2-7b": _llama2(4096, 32, 32, 32, 11008),
+    "llama2-13b": _llama2(5120, 40, 40, 40, 13824),
+    "llama2-70b": _llama2(8192, 80, 64, 8, 28672),
+    "codellama-7b": _code(_llama2(4096, 32, 32, 32, 11008)),
+    "codellama-13b": _code(_llama2(5120, 40, 40, 40, 13824)),
+    "codellama-34b": _code(_llama2(8192, 48, 64, 8, 22016), vocab=32000),
+    "codellama-70b": _code(_llama2(8192, 80, 64, 8, 28672)),
     "llama3-8b": _llama3(4096, 32, 32, 14336),
     "llama3-70b": _llama3(8192, 80, 64, 28672),
     "llama3-405b": _llama3(16384, 126, 128, 53248),
+    "llama3.1-8b": _llama31(_llama3(4096, 32, 32, 14336)),
+    "llama3.1-70b": _llama31(_llama3(8192, 80, 64, 28672)),
+    "llama3.1-405b": _llama31(_llama3(16384, 126, 128, 53248)),
+    "llama3.2-1b": _llama31(
+        dataclasses.replace(_llama3(2048, 16, 32, 8192), head=64), factor=32.0, tied=True
+    ),
+    "llama3.2-3b": _llama31(_llama3(3072, 28, 24, 8192), factor=32.0, tied=True),
+    "olmo2-1b": _olmo2(2048, 16, 16, 16, 8192),
+    "olmo2-7b": _olmo2(4096, 32, 32, 32, 11008),
+    "olmo2-13b": _olmo2(5120, 40, 40, 40, 13824),
+    "olmo2-32b": _olmo2(5120, 64, 40, 8, 27648),
+    "phi3-mini-4k": _phi3(3072, 32, 32, 32, 8192),
+    "phi3-medium-4k": _phi3(5120, 40, 40, 10, 17920),
     "chinchilla-70b": Config(
-        embed=8192,
-        layers=80,
-        heads=64,
-        kv=64,
-        ffn=32768,
-        activation="gelu_tanh",
-        gated=False,
+        embed=8192, layers=80, heads=64, kv=64, ffn=32768, activation="gelu_tanh", gated=False,
         tied=True,
     ),
-}
+}  # fmt: skip
