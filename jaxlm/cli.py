@@ -101,7 +101,7 @@ def sample(args: Sequence[str]) -> int:
     import tyro
 
     from jaxlm.data import tokenizers
-    from jaxlm.decode import text
+    from jaxlm.decode.reply import reply
     from jaxlm.decode.sample import Sampling
     from jaxlm.train import env, saved
 
@@ -112,6 +112,9 @@ def sample(args: Sequence[str]) -> int:
         sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
     ) -> int:
         """Continue prompts with a trained model; the text appears as it is generated.
+
+        A model that reads both ways (BERT) fills in every <mask> of a prompt; one that writes a
+        target (T5) reads the prompt as its source, <extra_id_0> and so on where spans are missing.
 
         Args:
             run: The run directory, such as runs/demo.
@@ -125,9 +128,8 @@ def sample(args: Sequence[str]) -> int:
         ends = (*sampling.stop_tokens, *saved.stop_tokens(run))
         settings = dataclasses.replace(sampling, stop_tokens=tuple(dict.fromkeys(ends)))
         for one in prompt:
-            pieces = text.stream(found.model, found.params, tokenizer, one, settings)
-            print(one, end="", flush=True)
-            for piece in pieces:
+            about = found.run.data.corrupt
+            for piece in reply(found.model, found.params, tokenizer, one, settings, about):
                 print(piece, end="", flush=True)
             print()
         return 0

@@ -292,9 +292,10 @@ def largest_id(data: Data, tokenizer: interface.Tokenizer) -> int:
 
 
 def target_length(data: Data) -> int | None:
-    """Target tokens of a row of pairs, of which data.seq is the source; None where there are none."""
-    is_pairs = isinstance(data.corrupt, span.Span)
-    return span.target_length(data.corrupt, data.seq) if is_pairs else None
+    """Target tokens of a row of pairs, of which data.seq is the source; None for other rows."""
+    if not isinstance(data.corrupt, span.Span):
+        return None
+    return span.target_length(data.corrupt, data.seq)
 
 
 def _read(

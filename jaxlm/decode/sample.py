@@ -108,7 +108,8 @@ def generate(
     settings = each(sampling, len(prompts))
     if not any(s.stop_strings for s in settings):
         job = _job(model, params, prompts, settings)
-        return _finish(job, _generate(job.model, job.room, job.params, *job.inputs))
+        out = _generate(job.model, job.room, job.params, *job.inputs)
+        return on_host(out, job.rows, job.columns)
     if tokenizer is None:
         raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings in tokens")
     watches = [
@@ -133,7 +134,7 @@ def chunks(
     job = _job(model, params, prompts, each(sampling, len(prompts)))
     state = _start(job.model, job.room, job.params, *job.inputs)
     while True:
-        out = _finish(job, state.out)
+        out = on_host(state.out, job.rows, job.columns)
         ended = np.asarray(state.out.finish).copy()
         for r, row in enumerate(watches):
             _show(row, out, r)
@@ -227,8 +228,10 @@ def rows_of(settings: list[Sampling], batch: int) -> loop.Rows:
 def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
     """The prompts as int32 arrays.
 
-    Raises: ValueError naming row, position, value and what would fit.
+    Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
+    if not model.causal:
+        raise ValueError("this model reads both ways and continues nothing: see `decode.fill`")
     if not prompts:
         raise ValueError("prompts: none given; at least one is needed")
     vocab, arrays = model.cfg.vocab, []
@@ -261,15 +264,15 @@ def _check_range(where: str, ids: np.ndarray, vocab: int) -> None:
         raise ValueError(f"{where} {i}: token {ids[i]} is outside the vocabulary 0..{vocab - 1}")
 
 
-def _finish(job: _Job, out: loop.Generation) -> loop.Generation:
-    """The Generation on the host, padding cut off.
+def on_host(out: loop.Generation, rows: int, columns: int) -> loop.Generation:
+    """The Generation as numpy arrays [rows, columns], padding cut off.
 
     Raises: FloatingPointError for a log-probability that is not finite.
     """
-    arrays: list[Any] = [np.array(x)[: job.rows] for x in jax.device_get(out)]
+    arrays: list[Any] = [np.array(x)[:rows] for x in jax.device_get(out)]
     host = loop.Generation(*arrays)
     host = host._replace(
-        **{f: getattr(host, f)[:, : job.columns] for f in host._fields[:1] + host._fields[2:4]}
+        **{f: getattr(host, f)[:, :columns] for f in host._fields[:1] + host._fields[2:4]}
     )
     bad = np.argwhere(~np.isfinite(host.log_probs))
     if bad.size:

@@ -99,7 +99,7 @@ def visible_keys(seq: int, window: int | None) -> float:
 
 
 def _head(spec: Any) -> float:
-    """FLOPs per token of the product with the output matrix, and of what stands before it (BERT)."""
+    """FLOPs per token of the product with the output matrix, and of BERT's layer before it."""
     out = spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
     before = [p for p in param.flatten(spec.get("mlm", {})).values() if p.inputs]
     return sum(2 * math.prod(p.shape) for p in [out, *before])

@@ -134,8 +134,9 @@ def activations(
     Per layer and token, with widths from the weights' axis names and `size` bytes an element:
 
         none  of each norm its input and its normalised input in float32, and its output: (8 +
-              size) x embed, of two norms at least; of the matrices q, k, v, up, gate their outputs, of o and down
-              their inputs, and three of the nonlinearity's ffn wide terms: size each
+              size) x embed, of two norms at least; of the matrices q, k, v, up, gate their
+              outputs, of o and down their inputs, and three of the nonlinearity's ffn wide terms:
+              size each
         dots  size x the outputs of all matrices; the last one's place is taken by the residual
               stream, since it is only added to it
         full  size x embed, the residual stream

@@ -49,8 +49,8 @@ def rows(
     """The report of training `cfg` on `batch` rows of `seq` tokens under a plan.
 
     targets: of an encoder-decoder, the target tokens of a row (None: `seq`); all per token is then
-    per source token. steps: the run's length, None for a model that is only looked at. tx: the optimiser. dtype: that
-    of activations and cache. Needs no device of the plan's.
+    per source token. steps: the run's length, None for a model that is only looked at. tx: the
+    optimiser. dtype: that of activations and cache. Needs no device of the plan's.
 
     Raises: ValueError naming what does not divide over the plan's mesh.
     """

@@ -1,0 +1,102 @@
+"""What a model of any kind says to a prompt: it continues it, fills its holes, or answers it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxlm.core import param
+from jaxlm.data import mask, span
+from jaxlm.data.tokenizers import tokenizer as tokenizers
+from jaxlm.decode import fill, pairs, sample, text
+from jaxlm.models.model import Model
+
+
+def reply(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str,
+    sampling: sample.Sampling,
+    corrupt: mask.Mask | span.Span | None,
+) -> Iterator[str]:
+    """Pieces of what is to be shown for a prompt, each as soon as it is known.
+
+    A decoder continues the prompt, which comes first. An encoder gives the likeliest tokens of
+    every mask in it, a line each. An encoder-decoder reads it as a source and writes the target.
+    corrupt: what the model was trained on, which says how masks and sentinels are written: as the
+    tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
+
+    Raises: ValueError as `text.stream`, `fill.fill` and `pairs.generate`.
+    """
+    if model.encode is not None:
+        return iter(
+            [_target(model, params, tokenizer, prompt, sampling, marks(tokenizer, corrupt))]
+        )
+    if not model.causal:
+        return iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))
+    return _continued(prompt, text.stream(model, params, tokenizer, prompt, sampling))
+
+
+def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
+    """{how a special token is written in a prompt: its id}."""
+    found = fill.spelled(tokenizer)
+    if isinstance(corrupt, mask.Mask) and corrupt.token is not None:
+        found |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)
+    if isinstance(corrupt, span.Span) and corrupt.sentinel is not None:
+        # T5 has 100; those that the rows never needed are as untrained as a hundredth would be
+        found |= {f"<extra_id_{i}>": corrupt.sentinel - i for i in range(100)}
+        found = {name: i for name, i in found.items() if i >= 0}
+    return found
+
+
+def _continued(prompt: str, pieces: Iterator[str]) -> Iterator[str]:
+    yield prompt
+    yield from pieces
+
+
+def _holes(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str,
+    names: Mapping[str, int],
+) -> list[str]:
+    if "<mask>" not in names:
+        raise ValueError(
+            "this model fills in masked tokens, and its tokenizer has no mask: give its id as "
+            "data.corrupt.token of the run"
+        )
+    found = fill.fill(model, params, tokenizer, prompt, names["<mask>"], marks=names)
+    lines = [prompt]
+    for number, hole in enumerate(found, 1):
+        told = "  ".join(f"{guess.text!r} {guess.probability:.3f}" for guess in hole)
+        lines.append(f"\n  mask {number}: {told}")
+    return lines
+
+
+def _target(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str,
+    sampling: sample.Sampling,
+    names: Mapping[str, int],
+) -> str:
+    source = [*fill.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
+    settings = text.with_eos(tokenizer, sampling)
+    out = pairs.generate(model, params, [source], settings)
+    return f"{prompt}\n  {written(tokenizer, out.tokens[0, : out.lengths[0]].tolist(), names)}"
+
+
+def written(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], names: Mapping[str, int]) -> str:
+    """The text of ids with the named special tokens spelled out; other ids beyond text are left
+    out."""
+    spelling = {i: name for name, i in names.items()}
+    parts: list[str] = []
+    run: list[int] = []
+    for i in [*ids, None]:
+        if i is not None and i not in spelling:
+            run += [i] if i < tokenizer.vocab else []
+            continue
+        parts += [tokenizer.decode(run)] if run else []
+        parts += [] if i is None else [spelling[i]]
+        run = []
+    return "".join(parts)
