@@ -155,7 +155,7 @@ def count(spec: Tree) -> int:
 def decayed(spec: Tree) -> Tree:
     """True where weight decay applies: every weight that contracts something, and embedding
     tables; not norm scales and biases. (Loshchilov & Hutter 2019; the GPT-3 and LLaMA practice.)"""
-    return map(lambda p: p.fan_in > 0 or "vocab" in p.axes, spec)
+    return map(lambda p: p.fan_in > 0 or {"vocab", "embed"} <= {*p.axes}, spec)
 
 
 def matrices(spec: Tree) -> Tree:
