@@ -34,8 +34,9 @@ _GEMMA3 = _GEMMA1 | {
 ORACLES = {
     "gemma-mqa": _GEMMA1 | {"num_key_value_heads": 1},
     "gemma-untied": _GEMMA1 | {"tie_word_embeddings": False},
+    # smaller heads keep scores small: the last bit of an angle counts by their size
     "gemma-yarn": _GEMMA1 | {
-        "rope_parameters": {
+        "head_dim": 8, "rope_parameters": {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
             "original_max_position_embeddings": 32,
         },
