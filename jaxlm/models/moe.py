@@ -69,9 +69,9 @@ def spec(
     if bias:
         tree |= {
             "router_bias": p("expert", init=param.zeros),
-            "gate_bias": p("expert ffn", init=param.zeros),
-            "up_bias": p("expert ffn", init=param.zeros),
-            "down_bias": p("expert embed", init=param.zeros),
+            "gate_bias": p("expert | ffn", init=param.zeros),
+            "up_bias": p("expert | ffn", init=param.zeros),
+            "down_bias": p("expert | embed", init=param.zeros),
         }
     if select_bias:
         tree |= {"select_bias": p("expert", init=param.zeros)}

@@ -85,6 +85,13 @@ def _attention(reach: attention.Reach, seq: int, own: int, causal: bool) -> floa
     return reach.pair * (visible_keys(own, reach.window) if causal else own) * own / seq
 
 
+def active(cfg: models.AnyConfig) -> float:
+    """The parameters a token meets, embedding table and output matrix among them: of a layer's
+    experts only those it is sent to. All of them in a model without experts."""
+    flat = param.flatten(models.spec(cfg))
+    return sum(math.prod(p.shape) * _used(cfg, p) for p in flat.values())
+
+
 def _used(cfg: models.AnyConfig, p: param.Param) -> float:
     """The share of a weight's copies that a token meets: of experts, those it is sent to."""
     if "expert" not in p.axes[: p.copies]:

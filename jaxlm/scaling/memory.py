@@ -15,6 +15,7 @@ import optax
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.models import moe
 from jaxlm.parallel import plan as parallel_plan
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
@@ -144,9 +145,11 @@ def activations(
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
     float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
     Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
-    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`.
+    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`. A
+    token's experts count each for itself, with the token's copy among their inputs and outputs.
     """
     spec, on = models.spec(cfg), mesh(plan)
+    active = models.family(cfg).experts_per_token(cfg) if moe.has(spec) else 1
     size = jnp.dtype(dtype).itemsize
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
     own = targets or seq
@@ -154,23 +157,25 @@ def activations(
     for name, length in (("encoder", seq), ("stack", own)):
         for segment in spec.get(name, {}).values():
             for layer in segment.values():
-                kept += _layer(layer, plan, on, rows, length, size)
+                kept += _layer(layer, plan, on, rows, length, size, active)
     return kept
 
 
-def _layer(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int, size: int) -> int:
+def _layer(
+    layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int, size: int, active: int
+) -> int:
     """Bytes per device that the layers of one kind keep: see `activations`."""
     n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
     width = next(p.shape[p.axes.index("embed")] for p in param.flatten(layer).values())
     embed = _width(("embed",), (width,), on, rows, seq)
-    outputs, inner = _products(layer, on, rows, seq)
+    outputs, inner = _products(layer, on, rows, seq, active)
     norms = max(2, sum(name.endswith("_norm") for name in layer))
     whole = norms * (8 + size) * embed + size * inner + _scores(layer, plan, on, rows, seq)
     each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
     return n * each + (0 if plan.remat == "none" else whole)
 
 
-def _products(layer: param.Tree, on: Mesh, rows: int, seq: int) -> tuple[int, int]:
+def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> tuple[int, int]:
     """Elements per device of the outputs of one layer's matrices; and of what sublayers keep
     inside: their inner outputs and inputs, and three terms of the nonlinearity."""
     outputs, inner = 0, 0
@@ -180,10 +185,14 @@ def _products(layer: param.Tree, on: Mesh, rows: int, seq: int) -> tuple[int, in
         begin, cut = p.copies, p.copies + p.inputs
         into = _width(p.axes[begin:cut], p.shape[begin:cut], on, rows, seq)
         out = _width(p.axes[cut:], p.shape[cut:], on, rows, seq)
-        outputs += out
-        inner += 0 if p.axes[cut:] == ("embed",) else out
-        inner += 0 if p.axes[begin:cut] == ("embed",) else into
-        inner += 3 * into if p.axes[begin:cut] == ("ffn",) else 0
+        routed = "expert" in p.axes[:begin]
+        times = active if routed else 1
+        outputs += times * out
+        inner += 0 if p.axes[cut:] == ("embed",) else times * out
+        inner += 0 if p.axes[begin:cut] == ("embed",) else times * into
+        inner += 3 * times * into if p.axes[begin:cut] == ("ffn",) else 0
+        # gate and up share one sorted copy of x, and down's output is sorted back
+        inner += 2 * times * out if routed and p.axes[cut:] == ("embed",) else 0
     return outputs, inner
 
 

@@ -70,7 +70,9 @@ def rows(
 def _parameters(cfg: models.AnyConfig, count: int) -> list[Row]:
     spec = models.spec(cfg)
     parts = [Row(k, f"{n:,}  ({n / count:.1%})") for k, n in groups(spec).items()]
-    return [Row("parameters", ""), *parts, Row("total", f"{count:,}")]
+    out = [Row("parameters", ""), *parts, Row("total", f"{count:,}")]
+    active = round(flops.active(cfg))
+    return out if active == count else [*out, Row("active for a token", f"{active:,}")]
 
 
 def _flops(cfg: models.AnyConfig, seq: int, targets: int | None) -> list[Row]:

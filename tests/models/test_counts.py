@@ -4,6 +4,7 @@ import pytest
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.scaling import flops
 
 # Counts of the released checkpoints.
 EXACT = {
@@ -81,6 +82,11 @@ EXACT = {
     "qwen2-1.5b": 1_543_714_304,
     "qwen2-7b": 7_615_616_512,
     "qwen2-72b": 72_706_203_648,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-3b": 3_085_938_688,
@@ -131,6 +137,15 @@ ROUNDED = {
     "chinchilla-70b": (70.06, 80 * 8192**2 / 1e9),
 }
 
+# Parameters a token meets, in billions, as papers give them.
+ACTIVE = {
+    "mixtral-8x7b": 12.9,  # Jiang et al. 2024, section 1: 13B; the release: 12.9B
+    "mixtral-8x22b": 39.1,  # the release: 39B
+    # OpenAI 2025, table 1, which leaves the embedding table out
+    "gpt-oss-20b": 3.61 + 201088 * 2880 / 1e9,
+    "gpt-oss-120b": 5.13 + 201088 * 2880 / 1e9,
+}
+
 
 def test_every_preset_has_a_published_count():
     assert set(models.presets()) == set(EXACT) | set(ROUNDED)
@@ -146,3 +161,9 @@ def test_rounded(name):
     billions, missing = ROUNDED[name]
     ours = param.count(models.spec(models.presets()[name])) / 1e9
     assert ours + missing == pytest.approx(billions, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active(name):
+    ours = flops.active(models.presets()[name]) / 1e9
+    assert ours == pytest.approx(ACTIVE[name], rel=5e-3)
