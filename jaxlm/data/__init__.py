@@ -6,6 +6,7 @@ tokenizers  bytes, sentencepiece, byte-level BPE, WordPiece, tiktoken, HF files
 shards      pre-tokenised ArrayRecord shards with a manifest
 pack        documents -> rows, two packers
 mask        rows with tokens hidden, for an encoder
+infill      documents with their middle moved to the end, for a decoder to fill in
 span        pairs of a text with holes and what is missing, for an encoder-decoder
 loader      rows -> batches: a stateless function of (seed, step)
 baselines   what order-0, xz and bz2 make of the same held-out bytes

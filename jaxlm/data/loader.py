@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.core import batch
+from jaxlm.data import infill as infilling  # the field bears the name
 from jaxlm.data import mask, pack, shards, span, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
@@ -58,6 +59,8 @@ class Data:
     corrupt: None | mask.Mask | span.Span = None
     """What is asked of the model: None is the next token, `Mask` hidden tokens (BERT), `Span`
     missing spans (T5), for which `seq` is the length of a source."""
+    infill: infilling.Infill | None = None
+    """Moves the middle of training documents to their end (FIM); None moves nothing."""
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
@@ -79,16 +82,11 @@ class Data:
             self.corrupt.validate()
         if isinstance(self.corrupt, span.Span):
             span.piece(self.corrupt, self.seq)
-            _check(
-                self.packing == "best_fit",
-                f"data.packing={self.packing!r} with data.corrupt=Span",
-                "best_fit: a target belongs to one source",
-            )
-            _check(
-                not self.curriculum,
-                f"data.curriculum={self.curriculum} with data.corrupt=Span",
-                "no changes: pairs cannot be cut into shorter rows",
-            )
+            self._keeps_rows("corrupt=Span")
+        if self.infill is not None:
+            self.infill.validate()
+            self._keeps_rows("infill")
+            _check(self.corrupt is None, f"data.corrupt={self.corrupt} with data.infill", "None")
         _check_changes("ramp", self.ramp)
         _check_changes("curriculum", self.curriculum)
         for _, seq in self.curriculum:
@@ -104,6 +102,12 @@ class Data:
                 f"a batch of whole rows of data.seq={self.seq}: a multiple of "
                 f"{self.seq // stage.seq}",
             )
+
+    def _keeps_rows(self, why: str) -> None:
+        given = f"data.packing={self.packing!r} with data.{why}"
+        _check(self.packing == "best_fit", given, "best_fit: what belongs together keeps its row")
+        given = f"data.curriculum={self.curriculum} with data.{why}"
+        _check(not self.curriculum, given, "no changes: what belongs together keeps its row")
 
 
 def _check(right: bool, given: str, expected: str) -> None:
@@ -254,13 +258,16 @@ def row_order(rows: int, seed: int) -> Any:
     return grain.MapDataset.range(rows).shuffle(spread).repeat()
 
 
-# What gives a batch of any rows; the last two also read what decides their draws.
-Reader = pack.Reader | mask.Reader | span.Reader
+# What gives a batch of any rows; all but the first also read what decides their draws.
+Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
 
 
 def reader(data: Data, found: shards.Shards) -> Reader:
     """The packed training rows; an epoch is `len(reader.rows)` of them."""
-    return _reader(data, found, data.packing)
+    if data.infill is None:
+        return _reader(data, found, data.packing)
+    marks = infilling.marks(data.infill, tokenizers.load(data.tokenizer))
+    return infilling.reader(found.lengths, found, data.seq, data.infill, marks)
 
 
 def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
@@ -276,10 +283,12 @@ def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
 
 
 def largest_id(data: Data, tokenizer: interface.Tokenizer) -> int:
-    """The largest token id in the batches, mask and sentinels included.
+    """The largest token id in the batches, mask, sentinels and marks included.
 
-    Raises: ValueError for a tokenizer that lacks what data.corrupt needs.
+    Raises: ValueError for a tokenizer that lacks what data.corrupt or data.infill needs.
     """
+    if data.infill is not None:
+        return max(tokenizer.vocab - 1, *infilling.marks(data.infill, tokenizer))
     if isinstance(data.corrupt, mask.Mask):
         return max(tokenizer.vocab - 1, mask.ids(data.corrupt, tokenizer).mask)
     if isinstance(data.corrupt, span.Span):
@@ -363,7 +372,8 @@ def val_batches(
     Always packed by best fit, so that documents that fit a row are predicted whole and runs with
     different packings are judged on the same rows. The last batch is filled up with rows of weight
     zero. Bits per byte = sum of weighted nats / log(2) / found.bytes: every byte and every end of
-    a document is paid for. What data.corrupt hides is decided by data.seed: the same in every pass.
+    a document is paid for. What data.corrupt hides is decided by data.seed: the same in every pass;
+    data.infill moves nothing here.
 
     Raises: ValueError if data.batch does not divide over the processes.
     """

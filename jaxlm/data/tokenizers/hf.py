@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ _EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
 _BOS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[CLS]")
 _PAD = ("<pad>", "<|pad|>", "[PAD]")
 _MASK = ("<mask>", "[MASK]")
+# Special tokens that keep their own name: T5's sentinels, and the marks of models that fill in
+# (Code Llama; StarCoder and Qwen; DeepSeek).
+_NAMED = re.compile(
+    r"<extra_id_\d+>$|▁?<(PRE|SUF|MID|EOT)>$|<\|?fim_(prefix|suffix|middle|pad)\|?>$|<｜fim▁\w+｜>$"
+)
 
 
 class HuggingFace:
@@ -242,8 +248,7 @@ def load_file(path: str) -> HuggingFace:
             )
         if candidates:
             special[role] = known[candidates[0]]
-    # T5's sentinels
-    special |= {token: i for token, i in added.items() if token.startswith("<extra_id_")}
+    special |= {token: i for token, i in added.items() if _NAMED.match(token)}
     if "eos" not in special:
         raise ValueError(
             f"tokenizer {path!r}: cannot tell which token ends a document; write "
