@@ -16,6 +16,9 @@ class Rope(NamedTuple):
     share: float
 
 
+_LONGROPE = {
+    "factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"
+}  # fmt: skip
 # What a record may hold beside its type, theta and share. "su" was LongRoPE's name once.
 KEYS: dict[str, set[str]] = {
     "default": set(),
@@ -28,12 +31,9 @@ KEYS: dict[str, set[str]] = {
         "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
         "mscale", "mscale_all_dim", "truncate",
     },
-    "longrope": {
-        "factor", "original_max_position_embeddings", "attention_factor", "short_factor",
-        "long_factor",
-    },
+    "longrope": _LONGROPE,
+    "su": _LONGROPE,
 }  # fmt: skip
-KEYS["su"] = KEYS["longrope"]
 
 
 def read(f: Fields, context: int, theta: float = 10000.0, share: float = 1.0) -> Rope:
