@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(models.bert.Config, *bert.BERT),
     "roberta": Architecture(models.bert.Config, *bert.ROBERTA),
     "longformer": Architecture(models.bert.Config, *bert.LONGFORMER),
-    "t5": Architecture(models.t5.Config, t5.read, t5.write, t5.names),
+    "t5": Architecture(models.t5.Config, t5.read, t5.write, t5.names, t5.settle),
     "gpt2": Architecture(models.gpt.Config, *gpt.GPT2),
     "openai-gpt": Architecture(models.gpt.Config, *gpt.GPT1),
     "opt": Architecture(models.gpt.Config, *gpt.OPT),

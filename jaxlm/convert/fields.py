@@ -54,12 +54,15 @@ class Fields:
         self._left = set(record) - COMMON
 
     def take(self, name: str, *aliases: str) -> Any:
-        """A field's value. Raises: ValueError where it is missing under all of its names."""
-        for known in (name, *aliases):
-            if known in self._record:
-                self._left.discard(known)
-                return self._record[known]
-        raise ValueError(f"{self._where}: {name} is missing")
+        """A field's value. Raises: ValueError where it is missing under all of its names, or where
+        two of them contradict each other."""
+        found = {k: self._record[k] for k in (name, *aliases) if k in self._record}
+        self._left -= set(found)
+        if not found:
+            raise ValueError(f"{self._where}: {name} is missing")
+        if any(value != next(iter(found.values())) for value in found.values()):
+            raise ValueError(f"{self._where}: {found} are one field and differ")
+        return next(iter(found.values()))
 
     def get(self, name: str, default: Any, *aliases: str) -> Any:
         """A field's value, or the default of transformers where it is absent or null."""

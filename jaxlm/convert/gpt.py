@@ -69,13 +69,14 @@ def gpt2_read(f: Fields) -> gpt.Config:
     f.only("scale_attn_by_inverse_layer_idx", False)
     f.only("add_cross_attention", False)
     f.skip("reorder_and_upcast_attn", *ASIDE)  # the first is about rounding in float16
+    embed = f.take("n_embd", "hidden_size")
     return gpt.Config(
         vocab=f.take("vocab_size"),
-        embed=f.take("n_embd", "hidden_size"),
+        embed=embed,
         layers=f.take("n_layer", "num_hidden_layers"),
         heads=f.take("n_head", "num_attention_heads"),
         context=f.get("n_positions", 1024, "max_position_embeddings"),
-        ffn=f.get("n_inner", None),
+        ffn=_width(f.get("n_inner", 4 * embed), embed),
         activation=f.among("activation_function", "gelu_new", fields.ACTIVATIONS),
         eps=f.get("layer_norm_epsilon", 1e-5),
         dropout=f.get("resid_pdrop", 0.1),
@@ -145,6 +146,11 @@ def gpt1_write(cfg: gpt.Config) -> dict[str, Any]:
     }
 
 
+def _width(ffn: int, embed: int) -> int | None:
+    """`Config.ffn` of a width: None for the usual one."""
+    return None if ffn == 4 * embed else ffn
+
+
 def _gpt_sizes(cfg: gpt.Config) -> dict[str, Any]:
     return {
         "vocab_size": cfg.vocab,
@@ -212,7 +218,7 @@ def opt_read(f: Fields) -> gpt.Config:
         layers=f.take("num_hidden_layers"),
         heads=f.take("num_attention_heads"),
         context=f.get("max_position_embeddings", 2048),
-        ffn=f.get("ffn_dim", 3072),
+        ffn=_width(f.get("ffn_dim", 3072), embed),
         activation=f.among("activation_function", "relu", fields.ACTIVATIONS),
         bias=f.get("enable_bias", True),
         norm="pre" if f.get("do_layer_norm_before", True) else "post",

@@ -243,7 +243,7 @@ def falcon_read(f: Fields) -> palm.Config:
         kv = 1 if alone else count
     alibi, found = f.get("alibi", False), rope.read(f, context)
     biased = f.get("bias", False)
-    f.skip(*ASIDE)
+    f.skip("ff_factor", *ASIDE)  # what ffn_hidden_size was computed with
     return palm.Config(
         vocab=f.take("vocab_size"),
         embed=embed,
