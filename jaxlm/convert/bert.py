@@ -4,7 +4,9 @@ Their output matrix is the embedding table; the bias of the output is there twic
 (`cls.predictions.decoder.bias`, `lm_head.decoder.bias`).
 """
 
+import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 from jaxlm.convert import table
@@ -50,8 +52,7 @@ ROWS = [
 def names(kind: str, cfg: bert.Config) -> Table:
     """The rows of a Config as the model_type `kind` names them.
 
-    What is left out is not read by masked tokens: the next-sentence head, and the pooler unless
-    the Config has it.
+    What is left out, the next-sentence head, is not read by masked tokens.
     """
     dense, norm = _HEADS["bert" if kind == "bert" else "roberta"]
     outer = [
@@ -68,8 +69,6 @@ def names(kind: str, cfg: bert.Config) -> Table:
     ]
     ignored = (r"embeddings\.position_ids", r"cls\.seq_relationship\.")
     ignored += (r"cls\.predictions\.decoder\.", r"lm_head\.decoder\.")
-    if not cfg.pooler:
-        ignored += (r"pooler\.dense\.",)
     return Table(outer, {"stack": table.Stack(kind + ".encoder.layer.{i}.", ROWS)}, ignored)
 
 
@@ -148,7 +147,12 @@ def write(kind: str, cfg: bert.Config) -> dict[str, Any]:
     return record
 
 
+def settle(kind: str, cfg: bert.Config, tensors: Collection[str]) -> bert.Config:
+    """The Config with the pooler, if its tensors are there: no field of theirs says so."""
+    return dataclasses.replace(cfg, pooler=f"{kind}.pooler.dense.weight" in tensors)
+
+
 BERT, ROBERTA, LONGFORMER = (
-    tuple(functools.partial(f, kind) for f in (read, write, names))
+    tuple(functools.partial(f, kind) for f in (read, write, names, settle))
     for kind in ("bert", "roberta", "longformer")
 )

@@ -1,5 +1,7 @@
 """T5 checkpoints: the table once as `shared.weight`, the distances' biases in block 0 alone."""
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from jaxlm.convert import table
@@ -103,6 +105,12 @@ def read(f: Fields) -> t5.Config:
         start=f.get("decoder_start_token_id", 0),
         eps=f.get("layer_norm_epsilon", 1e-6),
     )
+
+
+def settle(cfg: t5.Config, tensors: Collection[str]) -> t5.Config:
+    """The Config of a checkpoint without an output matrix is tied, whatever its config.json says of
+    it: there tie_word_embeddings=False only leaves out the scaling."""
+    return cfg if "lm_head.weight" in tensors else dataclasses.replace(cfg, tied=True)
 
 
 def write(cfg: t5.Config) -> dict[str, Any]:

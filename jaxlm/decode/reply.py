@@ -41,9 +41,12 @@ def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None
     if isinstance(corrupt, mask.Mask) and corrupt.token is not None:
         found |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)
     if isinstance(corrupt, span.Span) and corrupt.sentinel is not None:
-        # T5 has 100; those that the rows never needed are as untrained as a hundredth would be
-        found |= {f"<extra_id_{i}>": corrupt.sentinel - i for i in range(100)}
-        found = {name: i for name, i in found.items() if i >= 0}
+        roles = {i for name, i in tokenizer.special.items() if name in ("pad", "bos", "eos", "unk")}
+        for number in range(100):  # as many as T5 has
+            i = corrupt.sentinel - number
+            if i in roles or (i < tokenizer.vocab and i not in tokenizer.special.values()):
+                break  # the sentinels end where other ids begin
+            found[f"<extra_id_{number}>"] = i
     return found
 
 
