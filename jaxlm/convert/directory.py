@@ -1,15 +1,16 @@
 """Run directories from checkpoints of transformers, and back."""
 
+import dataclasses
 import json
 import pathlib
 
 import jax.numpy as jnp
 
 import jaxlm
-from jaxlm import models
+from jaxlm import models, objectives
 from jaxlm.convert import read, tokenizer, write
 from jaxlm.core import io
-from jaxlm.data import atomic, loader, tokenizers
+from jaxlm.data import atomic, loader, mask, span, tokenizers
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, saved
 from jaxlm.train.directory import Result
@@ -46,15 +47,7 @@ def import_run(
             told = "bytes" if name is None else str(target / "tokenizer" / name)
         else:
             told = tokenizer_name
-        longest = models.build(found.cfg).context
-        seq = min(loader.Data().seq, longest or loader.Data().seq)
-        run = Run(
-            name=target.name,
-            out=str(target.parent),
-            model=found.cfg,
-            data=loader.Data(tokenizer=told, seq=seq),
-            plan=plan,
-        )
+        run = _run(found.cfg, target, told, plan)
         (folder / "checkpoints").mkdir()
         params = read.place(found, plan, jnp.float32)
         facts = {"imported": str(source), "model_type": found.model_type, "val": None}
@@ -64,6 +57,24 @@ def import_run(
         _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
         _json(folder / tokenizer.GENERATION, generation)
     return run
+
+
+def _run(cfg: models.AnyConfig, target: pathlib.Path, told: str, plan: Plan) -> Run:
+    """A Run with the objective that pretrains such a model, and rows that it can read."""
+    model = models.build(cfg)
+    fitting = objectives.fitting(model)
+    corrupt = {"clm": None, "mlm": mask.Mask(), "seq2seq": span.Span()}[fitting]
+    if isinstance(corrupt, span.Span) and isinstance(cfg, models.t5.Config):
+        corrupt = dataclasses.replace(corrupt, start=cfg.start)
+    seq = min(loader.Data().seq, model.context or loader.Data().seq)
+    return Run(
+        name=target.name,
+        out=str(target.parent),
+        model=cfg,
+        data=loader.Data(tokenizer=told, seq=seq, corrupt=corrupt),
+        objective=objectives.OBJECTIVES[fitting].Config(),
+        plan=plan,
+    )
 
 
 def export_run(

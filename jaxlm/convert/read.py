@@ -228,7 +228,7 @@ def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> p
     made: dict[str, jax.Array] = {}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:
-        array, whole = array.astype(dtype), lies[path]
+        array, whole = array.astype(dtype, copy=False), lies[path]
         if index is None:
             made[path] = _onto(array, whole)
             return

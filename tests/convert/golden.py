@@ -22,9 +22,9 @@ from jaxlm.core import param
 from tests.convert import cases
 
 FILE = pathlib.Path(__file__).parent / "golden.npz"
-ROWS, LENGTH = 2, 20
+ROWS, LENGTH = 1, 16
 # Cases whose loss and its gradient in the embedding table are stored too, by model_type.
-GRADIENTS = ("openai-gpt", "gpt2", "llama", "qwen2", "qwen3", "mistral")
+GRADIENTS = ("openai-gpt", "gpt2", "llama", "qwen3")
 
 
 def records(stored: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:

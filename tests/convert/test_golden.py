@@ -3,12 +3,14 @@
 golden.py wrote the file; test_parity.py checks live that transformers still says the same.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import models
+from jaxlm import convert, models
 from jaxlm.core.batch import Batch
 from jaxlm.models import model
 from jaxlm.objectives import clm
@@ -25,6 +27,8 @@ def stored():
 
 def test_every_model_type_is_in_the_file(stored):
     assert set(golden.records(stored)) == set(cases.FIRST.values())
+    # of a Gemma 3 that sees images the text alone is read; its own tests have that layout
+    assert set(convert.ARCHITECTURES) - set(cases.FIRST) == {"gemma3"}
 
 
 def load(stored, name):
@@ -38,8 +42,6 @@ def load(stored, name):
 def test_logits(stored, name):
     cfg, params, ids, at = load(stored, name)
     if cases.by_length(cfg):
-        import dataclasses
-
         cfg = dataclasses.replace(cfg, context=ids.shape[1])
     built = models.build(cfg, Plan())
 
@@ -51,9 +53,7 @@ def test_logits(stored, name):
         return built.unembed(built.head(params), x)
 
     theirs = stored[f"{name}:logits"]
-    np.testing.assert_allclose(run(params), theirs, rtol=0, atol=2e-5 * max(1.0, theirs.std()))
-    # the tolerance means something: the logits are far larger
-    assert np.abs(theirs).max() > 0.5
+    np.testing.assert_allclose(run(params), theirs, rtol=0, atol=2e-5 * theirs.std())
 
 
 @pytest.mark.parametrize("kind", golden.GRADIENTS)

@@ -1,0 +1,187 @@
+"""From a checkpoint to a run directory and back, by the commands; and training from it."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import cli, launch
+from jaxlm.convert import directory, read
+from jaxlm.core import param
+from jaxlm.data import loader, tokenizers
+from jaxlm.models import llama
+from jaxlm.train import checkpoint, integrity, loop, saved
+from jaxlm.train import run as runs
+from tests.convert.test_checkpoint import equal, save
+
+CFG = llama.Config(vocab=280, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24, context=32)
+TEXTS = [f"number {i} and the {'same words ' * (i % 5)}again" for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+    """A checkpoint with a byte-level tokenizer.json of 270 ids, fewer than the model's 280, and
+    two ids that end a text."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(folder, CFG)
+    trained = tokenizers.train("byte_bpe", TEXTS, 270, str(folder / "trained"))
+    (folder / "trained" / "tokenizer.json").rename(folder / "tokenizer.json")
+    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    ids = {"bos_token_id": 1, "eos_token_id": [trained.special["eos"], 77], "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(ids | {"temperature": 0.6}))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with a corpus, and caches of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(launch, "devices", lambda count: None)
+    pathlib.Path("corpus.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
+    return tmp_path
+
+
+def failure(capsys, *args):
+    assert cli.main(args) == 2
+    return capsys.readouterr().err
+
+
+def test_imported_sampled_scored_exported(hf, place, capsys):
+    assert cli.main(["import", str(hf), "runs/given"]) == 0
+    folder = pathlib.Path("runs/given")
+    assert integrity.fault(folder / "checkpoints" / "0") is None
+    found = saved.load(folder)
+    assert found.step == 0
+    assert found.run.model == CFG
+    assert equal(found.params, read.load(hf)[1])
+    assert found.run.data.tokenizer == "runs/given/tokenizer"
+    assert tokenizers.load(found.run.data.tokenizer).vocab == 270
+    assert saved.stop_tokens(folder) == (2, 77)
+    capsys.readouterr()
+    assert cli.main(["sample", "runs/given", "--prompt", "num", "--max-new", "4"]) == 0
+    assert capsys.readouterr().out.startswith("num")
+    scored = ["eval", "runs/given", "--data.source", "corpus.jsonl", "--data.seq", "32"]
+    assert cli.main([*scored, "--data.holdout", "0.3"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 0
+    assert (
+        cli.main(["export", "runs/given", "out", "--dtype", "bfloat16", "--shard-gb", "1e-5"]) == 0
+    )
+    back = pathlib.Path("out")
+    record = json.loads((back / "config.json").read_text())
+    assert record["dtype"] == "bfloat16"
+    assert record["eos_token_id"] == [2, 77]
+    assert json.loads((back / "generation_config.json").read_text())["temperature"] == 0.6
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (back / name).read_bytes() == (hf / name).read_bytes()
+    assert (back / "model.safetensors.index.json").is_file()
+    rounded = jax.tree.map(lambda w: w.astype(jax.numpy.bfloat16).astype(np.float32), found.params)
+    assert equal(read.load(back)[1], rounded)
+    assert "not empty" in failure(capsys, "export", "runs/given", "out")
+    assert "not empty" in failure(capsys, "import", str(hf), "runs/given")
+
+
+def test_nothing_is_left_of_an_import_that_fails(hf, place, capsys, monkeypatch):
+    def broken(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "commit_weights", broken)
+    assert "No space left" in failure(capsys, "import", str(hf), "runs/given")
+    assert list(pathlib.Path("runs").iterdir()) == []
+
+
+def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    save(small, dataclasses.replace(CFG, vocab=100))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (small / name).write_bytes((hf / name).read_bytes())
+    assert "the tokenizer has 270 ids, the model 100" in failure(capsys, "import", str(small), "r")
+    (small / "tokenizer.json").unlink()
+    (small / "vocab.json").write_text("{}")
+    assert "['vocab.json']" in failure(capsys, "import", str(small), "r")
+    named = ("import", str(small), "r", "--tokenizer", "bytes")
+    assert "'bytes' has 259 ids, the model 100" in failure(capsys, *named)
+    (small / "vocab.json").unlink()
+    assert cli.main(["import", str(small), "r"]) == 0
+    scored = ("eval", "r", "--data.source", "corpus.jsonl")
+    assert "'bytes' has 259 ids, the model knows 100" in failure(capsys, *scored)
+    assert "--no-tokenizer" in failure(capsys, "export", "r", "out")
+    assert cli.main(["export", "r", "out", "--no-tokenizer"]) == 0
+    assert equal(read.load(pathlib.Path("out"))[1], read.load(small)[1])
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "bpe", "wordpiece"])
+def test_tokenizers_trained_here_are_written_in_a_form_of_transformers(tmp_path, kind):
+    from jaxlm.convert import tokenizer
+
+    extra = {"wordpiece": 80, "byte_bpe": 262, "bpe": 290}
+    ours = tokenizers.train(kind, TEXTS, extra[kind], str(tmp_path / "ours"))
+    (tmp_path / "theirs").mkdir()
+    tokenizer.give(str(tmp_path / "ours"), tmp_path / "theirs")
+    name = tokenizer.named(tmp_path / "theirs")
+    assert name == ("tokenizer.model" if kind == "bpe" else "")
+    theirs = tokenizers.load(str(tmp_path / "theirs" / name))
+    assert theirs.encode("the same words again") == ours.encode("the same words again")
+    assert theirs.special["eos"] == ours.special["eos"]
+
+
+# --- Training from it -------------------------------------------------------------------------
+
+
+def tuned(hf, place, **changes):
+    """A run of three steps from runs/given."""
+    source, words = str(place / "corpus.jsonl"), str(hf)
+    run = runs.Run(
+        name="tuned",
+        model=dataclasses.replace(CFG, window=8, context=64),
+        data=loader.Data(source=source, tokenizer=words, seq=32, batch=4, holdout=0.3),
+        optim=runs.optimisers.Optim(lr=1e-3, warmup=1),
+        start="runs/given",
+        steps=3,
+        log_every=1,
+        eval_every=None,
+        checkpoint=runs.Checkpoint(every=1),
+        out=str(place / "runs"),
+    )
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_an_imported_one(hf, place, capsys):
+    """From its weights, with a fresh optimiser; recorded; and resumed without it."""
+    directory.import_run(hf, pathlib.Path("runs/given"))
+    given = saved.load(pathlib.Path("runs/given")).params
+    run = tuned(hf, place)
+    frozen = dataclasses.replace(run, name="frozen", optim=dataclasses.replace(run.optim, lr=1e-30))
+    assert loop.run(dataclasses.replace(frozen, steps=2)).step == 2
+    assert equal(saved.load(place / "runs" / "frozen").params, given)
+    assert loop.run(run).step == 3
+    told = capsys.readouterr().err
+    assert "model.window: None -> 8" in told
+    env = json.loads((place / "runs" / "tuned" / "env.json").read_text())
+    assert env["start"]["folder"] == "runs/given"
+    trained = param.flatten(saved.load(place / "runs" / "tuned").params)
+    assert not all(np.array_equal(w, trained[p]) for p, w in param.flatten(given).items())
+    # the given run may go: what is resumed has its own weights
+    pathlib.Path("runs/given").rename("runs/gone")
+    (place / "runs" / "tuned" / "result.json").unlink()
+    shutil.rmtree(place / "runs" / "tuned" / "checkpoints" / "3")
+    assert loop.run(run).step == 3
+    again = param.flatten(saved.load(place / "runs" / "tuned").params)
+    assert all(np.array_equal(w, again[p]) for p, w in trained.items())
+    assert json.loads((place / "runs" / "tuned" / "env.json").read_text())["start"] == env["start"]
+
+
+def test_starts_that_cannot_be_are_refused_before_compute(hf, place):
+    with pytest.raises(ValueError, match="start: .*given is no run directory"):
+        loop.run(tuned(hf, place))
+    directory.import_run(hf, pathlib.Path("runs/given"))
+    wrong = tuned(hf, place, model=dataclasses.replace(CFG, ffn=32))
+    with pytest.raises(ValueError, match=r"ffn/down is \[2, 24, 16\] in runs/given, and \[2, 32"):
+        loop.run(wrong)
