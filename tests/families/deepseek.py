@@ -8,7 +8,7 @@ from tests.families.sizes import T, V
 
 DEEPSEEK = deepseek.Config(
     vocab=V, embed=16, layers=3, dense=1, heads=4, q_rank=8, rank=8, nope=4, rotary=4, value=6,
-    ffn=24, experts=8, active=2, expert_ffn=8, groups=4, groups_chosen=2, context=T, ahead=2,
+    ffn=24, experts=8, active=2, expert_ffn=8, groups=4, groups_chosen=2, context=T, ahead=1,
     scaling=rope.Yarn(8.0, 4, mscale=1.0, mscale_all=0.7),
 )  # fmt: skip
 CASES = {

@@ -10,10 +10,10 @@ from jaxlm.models import mla
 from jaxlm.ops import rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
+from tests.models import latent
 
 T, D, N, R, Q, NOPE, ROPE, VALUE = 7, 16, 3, 6, 5, 4, 6, 2
-SCALE, EPS = 0.7, 1e-6
-ROTARY = rope.frequencies(ROPE, 100.0)
+SCALE = 0.7
 
 
 def weights(q_rank):
@@ -26,40 +26,6 @@ def weights(q_rank):
     return param.map(lambda p: np.float32(r.normal(0.2 * (p.fan_in == 0), 0.5, p.shape)), spec)
 
 
-def rms(x, scale):
-    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + EPS) * scale
-
-
-def turned(x, positions, interleaved):
-    """Pairs as complex numbers, turned by exp(i position frequency)."""
-    a, b = (x[..., ::2], x[..., 1::2]) if interleaved else np.split(x, 2, -1)
-    freqs = 100.0 ** (-np.arange(0, ROPE, 2) / ROPE)
-    z = (a + 1j * b) * np.exp(1j * positions[:, :, None, None] * freqs)
-    return np.concatenate([z.real, z.imag], -1)  # any order: only products of two are used
-
-
-def reference(w, h, segments, positions, interleaved):
-    """DeepSeek-V2, equations 37 to 47, one query and one head at a time."""
-    w, h = jax.tree.map(np.float64, w), np.float64(h)
-    q = rms(h @ w["q_latent"], w["q_latent_norm"]) if "q_latent" in w else h
-    q = np.tensordot(q, w["q"], 1)
-    latent = rms(h @ w["latent"], w["latent_norm"])
-    k, v = (np.stack([latent @ one for one in w[name]], 2) for name in ("k", "v"))
-    q_turned = turned(q[..., NOPE:], positions, interleaved)
-    k_turned = turned((h @ w["rope"])[:, :, None], positions, interleaved)[:, :, 0]
-    out = np.zeros((*h.shape[:2], N, VALUE))
-    for b, t in np.ndindex(h.shape[:2]):
-        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t] != 0]
-        for n in range(N):
-            score = [
-                SCALE * (q[b, t, n, :NOPE] @ k[b, s, n] + q_turned[b, t, n] @ k_turned[b, s])
-                for s in seen
-            ]
-            mass = np.exp(score)
-            out[b, t, n] = sum(m * v[b, s, n] for m, s in zip(mass, seen)) / max(sum(mass), 1e-9)
-    return np.tensordot(out, w["o"], 2)
-
-
 @pytest.mark.parametrize(("q_rank", "interleaved"), [(Q, True), (None, False)])
 def test_both_forms_are_the_papers_equations(q_rank, interleaved):
     """Row 0 holds two documents, row 1 begins with padding: prefill 3, then 4 by the cache."""
@@ -67,15 +33,19 @@ def test_both_forms_are_the_papers_equations(q_rank, interleaved):
     h = np.random.default_rng(1).standard_normal((2, T, D), np.float32)
     segments = np.array([[1, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1]], np.int32)
     positions = np.array([[0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 5]], np.int32)
-    want = reference(w, h, segments, positions, interleaved)
+    want = latent.attention(
+        jax.tree.map(np.float64, w), np.float64(h), segments, positions,
+        100.0 ** (-np.arange(0, ROPE, 2) / ROPE), interleaved=interleaved, scale=SCALE,
+    )  # fmt: skip
     real = segments > 0
 
     @jax.jit
     def both(w, h, at):
         def run(part, memory):
             return mla.apply(
-                w, h[:, part], At(*(x[:, part] for x in at[:2])), memory, Plan(), rotary=ROTARY,
-                interleaved=interleaved, scale=SCALE, eps=EPS,
+                w, h[:, part], At(*(x[:, part] for x in at[:2])), memory, Plan(),
+                rotary=rope.frequencies(ROPE, 100.0), interleaved=interleaved, scale=SCALE,
+                eps=1e-6,
             )  # fmt: skip
 
         whole, none = run(slice(0, T), None)
