@@ -72,7 +72,7 @@ def read2(f: Fields) -> gemma.Config:
     _whole(turns)
     return gemma.Config(
         **sizes,
-        **_sandwich(f, sizes["layers"], 2),
+        **_sandwich(f, sizes, 2),
         theta=turns.theta,
         scaling=turns.scaling,
         score_softcap=f.maybe("attn_logit_softcapping", 50.0),
@@ -89,7 +89,7 @@ def read3(f: Fields) -> gemma.Config:
     far, near = _rotary3(f, sizes["context"])
     return gemma.Config(
         **sizes,
-        **_sandwich(f, sizes["layers"], every),
+        **_sandwich(f, sizes, every),
         theta=far.theta,
         scaling=far.scaling,
         local_theta=None if near == far else near.theta,
@@ -118,15 +118,16 @@ def _sizes(
     }
 
 
-def _sandwich(f: Fields, layers: int, every: int) -> dict[str, Any]:
+def _sandwich(f: Fields, sizes: dict[str, Any], every: int) -> dict[str, Any]:
     """What Gemma 2 and 3 share; by default every so many layers one is global."""
-    default = [*(every - 1) * ["local"], "global"] * layers
-    pattern = reach.read(f, layers, default)
+    default: list[reach.Reach] = [*(every - 1) * ["local"], "global"] * sizes["layers"]
+    pattern = reach.read(f, sizes["layers"], default)
     window = f.maybe("sliding_window", 4096)
+    scalar = f.get("query_pre_attn_scalar", 256)
     return {
         "pattern": pattern,
         "window": window if "local" in pattern else None,
-        "query_scalar": f.get("query_pre_attn_scalar", 256),
+        "query_scalar": None if scalar == sizes["head"] else scalar,
         "sandwich": True,
     }
 
