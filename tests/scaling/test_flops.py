@@ -7,7 +7,7 @@ import pytest
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import gpt, llama, model
+from jaxlm.models import gpt, llama, mistral, model
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
@@ -24,7 +24,12 @@ CASES = {
     "llama-plain-tied": llama.Config(
         vocab=2048, embed=512, layers=2, heads=4, kv=1, head=128, ffn=2048, gated=False, tied=True
     ),
-}
+    # as many places as choices; without a capacity XLA counts the loop over groups once
+    "mistral-experts": mistral.Config(
+        vocab=2048, embed=512, layers=2, heads=4, kv=2, head=128, ffn=704, window=None, experts=4,
+        capacity=1.0,
+    ),
+}  # fmt: skip
 
 
 def _lowered_flops(f, *args) -> float:

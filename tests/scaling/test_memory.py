@@ -8,13 +8,16 @@ import pytest
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import gpt, llama
+from jaxlm.models import gpt, llama, mistral
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import memory
 
 GIB = 2**30
 LLAMA = llama.Config(vocab=256, embed=128, layers=6, heads=4, kv=2, head=32, ffn=352)
 GPT = gpt.Config(vocab=256, embed=128, layers=6, heads=4, context=128)
+EXPERTS = mistral.Config(
+    vocab=256, embed=128, layers=6, heads=4, kv=2, head=32, ffn=128, experts=8, window=None
+)
 ROWS, SEQ = 8, 128
 
 
@@ -34,8 +37,9 @@ def _xla_temporaries(cfg, plan):
         (LLAMA, Plan(loss_chunk=512, remat="dots")),
         (LLAMA, Plan(loss_chunk=512, remat="full")),
         (GPT, Plan(loss_chunk=512, attention="blockwise")),
+        pytest.param(EXPERTS, Plan(loss_chunk=512), marks=pytest.mark.slow),
     ],
-    ids=["none", "dots", "full", "blockwise"],
+    ids=["none", "dots", "full", "blockwise", "experts"],
 )
 def test_activations_are_within_a_third_of_xlas(cfg, plan):
     """dots once kept nothing on CPU, because the linear layer's own gradient rule hid its matrix
