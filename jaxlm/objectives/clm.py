@@ -23,8 +23,9 @@ class Config:
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised (PaLM used 1e-4)."""
     balance: float = 0.0
-    """Weight of the experts' load-balancing loss, which is 1 where all get the same: Switch and
-    Mixtral's coefficient times k (Switch used 1e-2 at k = 1). Taken of each micro-batch."""
+    """Weight of the experts' load-balancing loss, which is 1 where all get the same (Switch used
+    1e-2). transformers' router_aux_loss_coef is this divided by the experts a token goes to. Taken
+    of each micro-batch: cutting the batch changes it a little."""
     router_z: float = 0.0
     """Weight of the routers' z-loss (ST-MoE used 1e-3)."""
     bias_speed: float = 0.0
@@ -102,6 +103,6 @@ def _check(cfg: Config, model: Model) -> None:
         )
     if model.ahead is not None and not cfg.ahead:
         raise ValueError(
-            "objective.ahead: 0 given, which leaves weights of this model untrained; give a weight, "
-            "or leave them out (model.ahead=0)"
+            "objective.ahead: 0 given, which leaves weights of this model untrained; give a "
+            "weight, or leave them out (model.ahead=0)"
         )
