@@ -1,0 +1,52 @@
+"""Qwen's layers and experts in use, and the Configs that are refused."""
+
+import dataclasses
+
+import pytest
+
+from jaxlm.core import param
+from jaxlm.models import qwen
+from tests.families.qwen import CASES, QWEN
+
+
+def active(cfg):
+    """Parameters a token meets, in billions."""
+    total = 0.0
+    for p in param.flatten(qwen.spec(cfg)).values():
+        size = param.count({"": p})
+        total += size * (cfg.active / cfg.experts if "expert" in p.axes[: p.copies] else 1)
+    return total / 1e9
+
+
+def test_the_names_say_what_a_token_meets():
+    for name, billions in (
+        ("qwen3-30b-a3b", 3.3),
+        ("qwen3-235b-a22b", 22.2),
+        ("qwen1.5-moe-a2.7b", 2.7),
+        ("qwen2-57b-a14b", 14.2),
+    ):
+        assert active(qwen.PRESETS[name]) == pytest.approx(billions, abs=0.06), name
+
+
+def test_kinds():
+    assert QWEN.kinds == ("global", "local", "local")
+    assert CASES["qwen-moe"].kinds == ("global", "global_moe", "global_moe")
+    assert [reach.window for reach in qwen.reaches(QWEN)] == [None, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pattern": ("local",), "window": None}, "model.window: None given"),
+        ({"dense": (0,)}, "model.dense.*there are no model.experts"),
+        ({"shared_ffn": 8}, "model.shared_ffn.*there are no model.experts"),
+        ({"capacity": 1.5}, "model.capacity.*there are no model.experts"),
+        ({"experts": 4, "active": 5}, "model.active: 5 given; there are model.experts=4"),
+        ({"experts": 4, "active": 2, "dense": (3,)}, "model.dense: 3 given; layers are 0 .. 2"),
+        ({"experts": 0}, "model.experts: 0 given"),
+        ({"heads": 3}, "model.kv: 2 does not divide model.heads=3"),
+    ],
+)
+def test_refusals(changes, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(QWEN, **changes)
