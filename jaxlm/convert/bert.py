@@ -69,7 +69,10 @@ def names(kind: str, cfg: bert.Config) -> Table:
     ]
     ignored = (r"embeddings\.position_ids", r"cls\.seq_relationship\.")
     ignored += (r"cls\.predictions\.decoder\.", r"lm_head\.decoder\.")
-    return Table(outer, {"stack": table.Stack(kind + ".encoder.layer.{i}.", ROWS)}, ignored)
+    stacks = {"stack": table.Stack(kind + ".encoder.layer.{i}.", ROWS)}
+    # the norms' names in the first released files
+    old = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+    return Table(outer, stacks, ignored, old)
 
 
 def _types(theirs: str) -> table.Row:
@@ -89,6 +92,9 @@ def read(kind: str, f: Fields) -> bert.Config:
     # RoBERTa counts positions from behind the padding id's, and pads with row pad_token_id
     offset = 0 if kind == "bert" else f.get("pad_token_id", 1) + 1
     window = f.get("attention_window", 512) if kind == "longformer" else ()
+    if kind == "longformer":
+        f.only("attention_mode", "longformer")
+        f.only("ignore_attention_mask", False)
     widths = layers * [window] if isinstance(window, int) else list(window)
     odd = [w for w in widths if w % 2 or w < 2]
     if odd:

@@ -10,6 +10,7 @@ import pytest
 from jaxlm import models
 from jaxlm.convert import files, read, write
 from jaxlm.core import param
+from jaxlm.ops.attention import At
 from tests.families.deepseek import CASES
 
 CFG = dataclasses.replace(CASES["deepseek"], layers=2, ahead=2)
@@ -120,3 +121,48 @@ def test_what_is_not_built_is_refused(saved, field, value):
     (folder / "config.json").write_text(json.dumps(record | {field: value}))
     with pytest.raises(ValueError, match=field):
         read.load(folder)
+
+
+@pytest.mark.parity
+def test_the_layer_ahead_is_transformers_own(saved):
+    """transformers drafts with these layers: MtpModel, around one of its own decoder layers."""
+    import torch
+    import transformers
+    from transformers.modeling_layers import MtpModel
+
+    folder, w, tensors = saved
+    w = jax.tree.map(lambda x: 0.15 * x, w)
+    main = transformers.DeepseekV3ForCausalLM(transformers.AutoConfig.from_pretrained(folder))
+    drafter = MtpModel(main, CFG.ahead).eval()
+    drafter.config._attn_implementation = "eager"
+    theirs = {n: torch.tensor(0.15 * x) for n, x in tensors.items()}
+
+    def named(name):
+        """Their tensor of a layer ahead, by its name in memory: experts are stacked there."""
+        k, _, name = name.removeprefix("layers.").partition(".")
+        prefix, name = f"model.layers.{CFG.layers + int(k)}.", name.removeprefix("mtp_block.")
+        if name.startswith("mlp.experts."):
+            parts = ("down",) if "down" in name else ("gate", "up")
+            each = [[f"{prefix}mlp.experts.{e}.{p}_proj.weight" for p in parts] for e in range(8)]
+            return torch.stack([torch.cat([theirs[n] for n in one]) for one in each])
+        return theirs[prefix + name.replace("post_norm", "shared_head.norm")]
+
+    own = {n for n in drafter.state_dict() if n.startswith("layers.")}
+    state = {n: named(n) for n in own}
+    state |= {"embed_tokens.weight": theirs["model.embed_tokens.weight"]}
+    told = drafter.load_state_dict(state, strict=False)
+    assert not told.unexpected_keys and all("shared_head" in n for n in told.missing_keys)
+    r = np.random.default_rng(1)
+    tokens = r.integers(0, CFG.vocab, (1, 8))
+    x = r.standard_normal((1, 8, CFG.embed), np.float32)
+    at = At(np.ones((1, 8), np.int32), np.arange(8, dtype=np.int32)[None])
+    found = jax.jit(lambda w: models.build(CFG).ahead(w, x, tokens, at)[0])(w)
+    want = torch.tensor(x)
+    for k, got in enumerate(found, 1):
+        with torch.no_grad():
+            want = drafter.forward_layer(
+                k - 1, want[:, : 8 - k], torch.arange(8 - k)[None], None,
+                input_ids=torch.tensor(tokens[:, k:]),
+            )  # fmt: skip
+        np.testing.assert_allclose(got[:, : 8 - k], want, atol=2e-5, err_msg=f"depth {k}")
+    assert np.abs(want.numpy()).max() > 0.1
