@@ -173,8 +173,8 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[attention.Reach]:
-    """What each layer's attention costs."""
-    return cfg.layers * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
+    """What each layer's attention costs, those that predict further ahead behind the others."""
+    return (cfg.layers + cfg.ahead) * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
 
 
 def experts_per_token(cfg: Config) -> int:

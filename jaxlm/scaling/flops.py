@@ -3,6 +3,8 @@
 A weight that contracts its input costs one multiplication and one addition per element and token;
 an embedding look-up costs nothing. Norms, activations and softmax are left out, as in Kaplan et al.
 2020 (table 1) and Chowdhery et al. 2022 (appendix B): they are below 1 % where matrices are large.
+Of a layer's experts those count that a token is sent to. XLA's own count agrees for the form with a
+capacity; of the dropless one on CPU, a loop over groups, it counts one turn.
 """
 
 import dataclasses
@@ -11,10 +13,12 @@ from typing import Any
 
 from jaxlm import models
 from jaxlm.core import param
-from jaxlm.models import attention
+from jaxlm.models import attention, stack
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
 TRAINING = 3
+# Where a spec's layers are; those that predict further ahead run in training alone.
+STACKS = ("encoder", "stack", "ahead")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,8 @@ def per_token(
 
     Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
     tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
-    output, once; the rest of the decoder and the output matrix targets / seq times.
+    output, once; the rest of the decoder and the output matrix targets / seq times. Of a model that
+    predicts further than the next token it is with that, as in training.
 
     Raises: ValueError when seq is below 1, and for targets of a model without an encoder.
     """
@@ -61,14 +66,15 @@ def per_token(
     if targets is not None and "encoder" not in spec:
         raise ValueError(f"targets: {targets} given; this model is no encoder-decoder")
     own = seq if targets is None else targets
-    stacks = param.flatten({name: spec[name] for name in ("encoder", "stack") if name in spec})
+    stacks = param.flatten({name: spec[name] for name in STACKS if name in spec})
     layers = sum(
         2 * math.prod(p.shape) * _used(cfg, p) * (1 if _of_source(path) else own / seq)
         for path, p in stacks.items()
         if p.inputs
     )
     scores = sum(_attention(r, seq, own, causal) for r in models.family(cfg).reaches(cfg))
-    return Flops(layers, _head(spec) * own / seq, scores)
+    times = 1 + (len(stack.layers(spec["ahead"])) if "ahead" in spec else 0)
+    return Flops(layers, times * _head(spec) * own / seq, scores)
 
 
 def _of_source(path: str) -> bool:

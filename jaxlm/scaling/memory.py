@@ -154,7 +154,7 @@ def activations(
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
     own = targets or seq
     kept = 2 * size * embed * own // seq
-    for name, length in (("encoder", seq), ("stack", own)):
+    for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
         for segment in spec.get(name, {}).values():
             for layer in segment.values():
                 kept += _layer(layer, plan, on, rows, length, size, active)
@@ -166,7 +166,8 @@ def _layer(
 ) -> int:
     """Bytes per device that the layers of one kind keep: see `activations`."""
     n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
-    width = next(p.shape[p.axes.index("embed")] for p in param.flatten(layer).values())
+    widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
+    width = next(width for width in widths if width)
     embed = _width(("embed",), (width,), on, rows, seq)
     outputs, inner = _products(layer, on, rows, seq, active)
     norms = max(2, sum(name.endswith("_norm") for name in layer))
@@ -184,7 +185,10 @@ def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> 
             continue
         begin, cut = p.copies, p.copies + p.inputs
         into = _width(p.axes[begin:cut], p.shape[begin:cut], on, rows, seq)
-        out = _width(p.axes[cut:], p.shape[cut:], on, rows, seq)
+        # latent attention's matrices are one for each head, which all heads multiply
+        heads = [i for i in range(begin) if p.axes[i] == "heads"]
+        out = [*heads, *range(cut, len(p.axes))]
+        out = _width(tuple(p.axes[i] for i in out), tuple(p.shape[i] for i in out), on, rows, seq)
         routed = "expert" in p.axes[:begin]
         times = active if routed else 1
         outputs += times * out

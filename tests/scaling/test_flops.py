@@ -1,5 +1,7 @@
 """Law 13: the FLOP formula agrees with XLA's own count of the compiled program's operations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import gpt, llama, mistral, model
+from jaxlm.models import deepseek, gpt, llama, mistral, model
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
@@ -28,6 +30,11 @@ CASES = {
     "mistral-experts": mistral.Config(
         vocab=2048, embed=512, layers=2, heads=4, kv=2, head=128, ffn=704, window=None, experts=4,
         capacity=1.0,
+    ),
+    "deepseek": deepseek.Config(
+        vocab=2048, embed=512, layers=2, dense=1, heads=4, q_rank=256, rank=128, nope=96, rotary=64,
+        value=128, ffn=1408, experts=4, active=2, shared=1, expert_ffn=704, groups=1,
+        groups_chosen=1, capacity=1.0,
     ),
 }  # fmt: skip
 
@@ -53,9 +60,11 @@ def test_forward_agrees_with_xla(name):
     assert flops.per_token(cfg, T, causal=False).attention * T > 0.03 * xla
 
 
-@pytest.mark.parametrize("name", ["gpt", "llama-gqa"])
+@pytest.mark.parametrize("name", ["gpt", "llama-gqa", "deepseek"])
 def test_training_is_three_forward_passes(name):
     cfg = CASES[name]
+    if name == "deepseek":
+        cfg = dataclasses.replace(cfg, ahead=1)
     plan = Plan(unroll=cfg.layers, loss_chunk=T)
     loss = objectives.build(objectives.clm.Config(), models.build(cfg, plan), plan).loss
     params, ids, _ = _shapes(cfg)
