@@ -174,26 +174,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 
     def block(kind: str, w: param.Tree, x: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
-        h = attend(w["attn"], x, at, windows.get(kind))
+        h = _attend(plan, w["attn"], x, at, windows.get(kind))
         x = layer_norm(w["attn_norm"], x + dropout(h, cfg.dropout, keys[0]))
         h = ffn.apply(w["ffn"], x, act)
         return layer_norm(w["ffn_norm"], x + dropout(h, cfg.dropout, keys[1]))
-
-    def attend(w: param.Tree, h: jax.Array, at: At, window: int | None) -> jax.Array:
-        def project(name: str) -> jax.Array:
-            return linear.einsum("BTD,DNH->BTNH", h, w[name]) + w[f"{name}_bias"].astype(h.dtype)
-
-        def read(names: tuple[str, ...], at: At, window: int | None) -> jax.Array:
-            q, k, v = (project(name) for name in names)
-            return attention.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
-
-        y = read(("q", "k", "v"), at, window)
-        if "q_global" in w and at.shared is not None:
-            # what a global token itself reads, it reads with other projections
-            own = At(at.segments, at.positions)
-            whole = read(("q_global", "k_global", "v_global"), own, None)
-            y = jnp.where(at.shared[..., None, None], whole, y)
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"]) + w["o_bias"].astype(h.dtype)
 
     def head(params: param.Tree) -> param.Tree:
         return decoder.head(params) | {"mlm": params["mlm"]}
@@ -207,6 +191,23 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         raise ValueError("bert reads both ways: it has no cache and does not continue text")
 
     return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, causal=False)
+
+
+def _attend(plan: Plan, w: param.Tree, h: jax.Array, at: At, window: int | None) -> jax.Array:
+    def project(name: str) -> jax.Array:
+        return linear.einsum("BTD,DNH->BTNH", h, w[name]) + w[f"{name}_bias"].astype(h.dtype)
+
+    def read(names: tuple[str, ...], at: At, window: int | None) -> jax.Array:
+        q, k, v = (project(name) for name in names)
+        return attention.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
+
+    y = read(("q", "k", "v"), at, window)
+    if "q_global" in w and at.shared is not None:
+        # what a global token itself reads, it reads with other projections
+        own = At(at.segments, at.positions)
+        whole = read(("q_global", "k_global", "v_global"), own, None)
+        y = jnp.where(at.shared[..., None, None], whole, y)
+    return linear.einsum("BTNH,NHD->BTD", y, w["o"]) + w["o_bias"].astype(h.dtype)
 
 
 def pool(w: param.Tree, x: jax.Array) -> jax.Array:

@@ -132,32 +132,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     Its `hidden` is the decoder's and takes source=(x, at), see `Source`: a decoder token reads the
     source tokens of its own segment, so that several pairs may be packed into a row.
     """
-    act, sp = ffn.ACTIVATIONS[cfg.act], spec(cfg)
-
-    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
-        return norm.rms_norm(x, w, cfg.eps)
-
-    def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
-        return dropout(x, cfg.dropout, _fold(key, 2**31 - 1))
-
-    def encode(
-        params: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None = None
-    ) -> jax.Array:
-        x = embed(params["embed"], tokens, at, key).astype(plan.dtype)
-        x = plan.constrain(x, "batch seq embed")
-        table = params["encoder_bias"]
-
-        def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
-            keys = (None, None) if key is None else jax.random.split(key)
-            h = rms(w["attn_norm"], x)
-            h, _ = attend(w["attn"], h, at, None, table, causal=False)
-            x = x + dropout(h, cfg.dropout, keys[0])
-            h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), act)
-            return x + dropout(h, cfg.dropout, keys[1]), {}
-
-        x, _ = stack.apply(params["encoder"], x, layer, plan, key)
-        return dropout(rms(params["encoder_norm"], x), cfg.dropout, _fold(key, 2**31 - 2))
+    sp = spec(cfg)
 
     def hidden(
         params: param.Tree,
@@ -169,77 +144,19 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     ) -> Hidden:
         if source is None:
             raise ValueError("t5 writes a target for a source: hidden needs source=(x, at)")
-        # the decoder's draws are not the encoder's
-        own = reading(params["bias"], source)
-        out = own.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3))
-        return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
-
-    def reading(table: jax.Array, source: Source) -> Model:
-        """The decoder of one source."""
-        return decoder.build(
+        reading = decoder.build(
             cfg,
             sp,
             plan,
-            embed=embed,
-            block=functools.partial(block, table, source),
-            norm=rms,
+            embed=functools.partial(_embed, cfg, plan),
+            block=functools.partial(_decode, cfg, plan, params["bias"], source),
+            norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
             memory=memory,
             context=None,
         )
-
-    def block(
-        table: jax.Array,
-        source: Source,
-        kind: str,
-        w: param.Tree,
-        x: jax.Array,
-        at: At,
-        memory: attention.Memory,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
-        keys = 3 * (None,) if key is None else jax.random.split(key, 3)
-        h, entries = attend(w["attn"], rms(w["attn_norm"], x), at, memory, table, causal=True)
-        x = x + dropout(h, cfg.dropout, keys[0])
-        h = look(w["cross"], rms(w["cross_norm"], x), at, source)
-        x = x + dropout(h, cfg.dropout, keys[1])
-        h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), act)
-        return x + dropout(h, cfg.dropout, keys[2]), entries
-
-    def attend(
-        w: param.Tree,
-        h: jax.Array,
-        at: At,
-        memory: attention.Memory,
-        table: jax.Array,
-        causal: bool,
-    ) -> tuple[jax.Array, attention.Out]:
-        q, k, v = (linear.einsum("BTD,DNH->BTNH", h, w[n]) for n in "qkv")
-        near = bias.bucketed(table, cfg.farthest, causal)
-        y, out = attention.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), out
-
-    def look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
-        """What the decoder takes from the source: no bias, no order."""
-        x, source_at = source
-        keys = w if x is None else project(w, x)
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        y = ops_attention.attend(
-            q, keys["keys"], keys["values"], at, source_at, causal=False, scale=1.0
-        )
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"])
-
-    def project(w: param.Tree, x: jax.Array) -> param.Tree:
-        keys, values = (linear.einsum("BSD,DNH->BSNH", x, w[n]) for n in "kv")
-        return {"keys": keys, "values": values}
-
-    def cross(params: param.Tree, x: jax.Array) -> param.Tree:
-        def layer(w: param.Tree) -> param.Tree:
-            more = jax.vmap(project, (0, None))(w["cross"], x)
-            return w | {"cross": w["cross"] | more}
-
-        segments = params["stack"].items()
-        layers = {i: {kind: layer(w) for kind, w in s.items()} for i, s in segments}
-        return params | {"stack": layers}
+        # the decoder's draws are not the encoder's
+        out = reading.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3))
+        return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
 
     def memory(kind: str, batch: int, slots: int) -> dict[str, param.Param]:
         return attention.cache(batch, slots, cfg.heads, cfg.head)
@@ -250,7 +167,108 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(memory(kind, batch, slots) for kind in stack.layers(sp["stack"]))
 
-    return Model(cfg, sp, hidden, decoder.head, unembed, empty, None, encode=encode, cross=cross)
+    encode = functools.partial(_encode, cfg, plan)
+    return Model(cfg, sp, hidden, decoder.head, unembed, empty, None, encode=encode, cross=_cross)
+
+
+def _embed(
+    cfg: Config, plan: Plan, w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None
+) -> jax.Array:
+    x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+    return dropout(x, cfg.dropout, _fold(key, 2**31 - 1))
+
+
+def _encode(
+    cfg: Config,
+    plan: Plan,
+    params: param.Tree,
+    tokens: jax.Array,
+    at: At,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The encoder's output [B, S, D]."""
+    x = _embed(cfg, plan, params["embed"], tokens, at, key).astype(plan.dtype)
+    x = plan.constrain(x, "batch seq embed")
+    act, table = ffn.ACTIVATIONS[cfg.act], params["encoder_bias"]
+
+    def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
+        keys = (None, None) if key is None else jax.random.split(key)
+        h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
+        h, _ = _attend(cfg, plan, w["attn"], h, at, None, table, causal=False)
+        x = x + dropout(h, cfg.dropout, keys[0])
+        h = ffn.apply(w["ffn"], norm.rms_norm(x, w["ffn_norm"], cfg.eps), act)
+        return x + dropout(h, cfg.dropout, keys[1]), {}
+
+    x, _ = stack.apply(params["encoder"], x, layer, plan, key)
+    x = norm.rms_norm(x, params["encoder_norm"], cfg.eps)
+    return dropout(x, cfg.dropout, _fold(key, 2**31 - 2))
+
+
+def _decode(
+    cfg: Config,
+    plan: Plan,
+    table: jax.Array,
+    source: Source,
+    kind: str,
+    w: param.Tree,
+    x: jax.Array,
+    at: At,
+    memory: attention.Memory,
+    key: jax.Array | None,
+) -> tuple[jax.Array, attention.Out]:
+    """A layer of the decoder: its own past, the source, the feed-forward layer."""
+    keys = 3 * (None,) if key is None else jax.random.split(key, 3)
+    h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
+    h, entries = _attend(cfg, plan, w["attn"], h, at, memory, table, causal=True)
+    x = x + dropout(h, cfg.dropout, keys[0])
+    h = _look(w["cross"], norm.rms_norm(x, w["cross_norm"], cfg.eps), at, source)
+    x = x + dropout(h, cfg.dropout, keys[1])
+    act = ffn.ACTIVATIONS[cfg.act]
+    h = ffn.apply(w["ffn"], norm.rms_norm(x, w["ffn_norm"], cfg.eps), act)
+    return x + dropout(h, cfg.dropout, keys[2]), entries
+
+
+def _attend(
+    cfg: Config,
+    plan: Plan,
+    w: param.Tree,
+    h: jax.Array,
+    at: At,
+    memory: attention.Memory,
+    table: jax.Array,
+    causal: bool,
+) -> tuple[jax.Array, attention.Out]:
+    q, k, v = (linear.einsum("BTD,DNH->BTNH", h, w[n]) for n in "qkv")
+    near = bias.bucketed(table, cfg.farthest, causal)
+    y, out = attention.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
+    return linear.einsum("BTNH,NHD->BTD", y, w["o"]), out
+
+
+def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
+    """What the decoder takes from the source: no bias, no order."""
+    x, source_at = source
+    read = w if x is None else _project(w, x)
+    q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+    y = ops_attention.attend(
+        q, read["keys"], read["values"], at, source_at, causal=False, scale=1.0
+    )
+    return linear.einsum("BTNH,NHD->BTD", y, w["o"])
+
+
+def _project(w: param.Tree, x: jax.Array) -> param.Tree:
+    keys, values = (linear.einsum("BSD,DNH->BSNH", x, w[n]) for n in "kv")
+    return {"keys": keys, "values": values}
+
+
+def _cross(params: param.Tree, x: jax.Array) -> param.Tree:
+    """The weights with the keys and values of x in every layer of the decoder."""
+
+    def layer(w: param.Tree) -> param.Tree:
+        return w | {"cross": w["cross"] | jax.vmap(_project, (0, None))(w["cross"], x)}
+
+    segments = params["stack"].items()
+    layers = {i: {kind: layer(w) for kind, w in s.items()} for i, s in segments}
+    return params | {"stack": layers}
 
 
 def _fold(key: jax.Array | None, number: int) -> jax.Array | None:

@@ -1,5 +1,6 @@
 """Floor 3: objectives, one pure function of a batch each. To add one: a file, and a line here."""
 
+import types
 from types import ModuleType
 
 from jaxlm.data import mask, span
@@ -14,7 +15,7 @@ OBJECTIVES: dict[str, ModuleType] = {"clm": clm, "mlm": mlm, "seq2seq": seq2seq}
 AnyConfig = clm.Config | mlm.Config | seq2seq.Config
 
 # What data.corrupt has to be for each.
-CORRUPT: dict[str, type] = {"clm": type(None), "mlm": mask.Mask, "seq2seq": span.Span}
+CORRUPT: dict[str, type] = {"clm": types.NoneType, "mlm": mask.Mask, "seq2seq": span.Span}
 
 
 def build(cfg: AnyConfig, model: Model, plan: Plan = Plan()) -> Objective:
@@ -55,4 +56,4 @@ def problems(cfg: AnyConfig, model: Model, corrupt: mask.Mask | span.Span | None
 
 
 def _written(kind: type) -> str:
-    return "None" if kind is type(None) else f"{kind.__module__}.{kind.__name__}()"
+    return "None" if kind is types.NoneType else f"{kind.__module__}.{kind.__name__}()"
