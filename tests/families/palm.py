@@ -36,7 +36,7 @@ _FALCON_40B = _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 _FALCON_RW = _FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _COHERE = _SIZES | {
     "model_type": "cohere", "architecture": "CohereForCausalLM", "intermediate_size": 48,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 2, "logit_scale": 0.5,
 }  # fmt: skip
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 ORACLES = {
@@ -75,6 +75,7 @@ ORACLES = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 8e6},
     },
     "cohere-multi-query": _COHERE | {
-        "num_key_value_heads": 1, "tie_word_embeddings": False, "rope_parameters": _LINEAR,
+        "logit_scale": 0.0625, "num_key_value_heads": 1, "tie_word_embeddings": False,
+        "rope_parameters": _LINEAR,
     },
 }  # fmt: skip
