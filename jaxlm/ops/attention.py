@@ -22,16 +22,20 @@ At = score.At
 Bias = score.Bias
 
 
+def runs_here(kernel: Kernel) -> bool:
+    """Whether this process computes on a platform that has the kernel."""
+    return PLATFORMS.get(kernel, jax.default_backend()) == jax.default_backend()
+
+
 def check_platform(kernel: Kernel) -> None:
     """Nothing, where this process computes on a platform that has the kernel.
 
     Raises: ValueError naming the kernel and both platforms.
     """
-    need, have = PLATFORMS.get(kernel), jax.default_backend()
-    if need is not None and need != have:
+    if not runs_here(kernel):
         raise ValueError(
-            f"attention kernel {kernel!r} runs on {need} only, and this process computes on "
-            f"{have}; 'xla' and 'blockwise' run everywhere"
+            f"attention kernel {kernel!r} runs on {PLATFORMS[kernel]} only, and this process "
+            f"computes on {jax.default_backend()}; 'xla' and 'blockwise' run everywhere"
         )
 
 

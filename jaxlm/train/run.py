@@ -10,6 +10,7 @@ from jaxlm import models, objectives
 from jaxlm.core import config, param
 from jaxlm.data import loader, manifest, source, tokenizers
 from jaxlm.decode import sample, text
+from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim as optimisers  # the field bears the name
 
@@ -216,6 +217,10 @@ def _mesh(run: Run) -> Iterator[str]:
         plan.shard_params(models.spec(run.model))
     except ValueError as error:
         yield str(error)
+    try:
+        attention.check_platform(plan.attention)
+    except ValueError as error:
+        yield f"plan.attention: {error}"
     if processes > 1 and plan.devices != jax.device_count():
         yield (
             f"plan: data x fsdp x tensor is {plan.devices}; with {processes} processes it must be "

@@ -12,6 +12,7 @@ import jax
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.models.model import Model
+from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, optim, step
 from jaxlm.train.run import Run
@@ -45,14 +46,16 @@ def load(
 
     which: the last checkpoint, or the one with the fewest validation bits per byte; where it is
     not whole, a warning names it and the last whole one is used. plan: how to execute the model;
-    None is the run's own plan on one device.
+    None is the run's own plan on one device, with "xla" for a kernel of other hardware.
 
     Raises: FileNotFoundError for a directory without config.json or without a checkpoint;
     ValueError if none is whole.
     """
     run = directory.load(folder)
     if plan is None:
-        plan = dataclasses.replace(run.plan, data=1, fsdp=1, tensor=1, microbatches=1)
+        kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
+        one = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
+        plan = dataclasses.replace(run.plan, attention=kernel, **one)
     place = folder / "checkpoints"
     wanted = checkpoint.steps(place)
     if which == "best" and (top := checkpoint.best(place)) is not None:

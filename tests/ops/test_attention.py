@@ -245,7 +245,9 @@ def test_a_kernel_of_other_hardware_is_refused_before_compute():
             attention.check_platform(kernel)
         with pytest.raises(ValueError, match=words):
             attention.attend(q, k, v, at, at, kernel=kernel)
+        assert not attention.runs_here(kernel)
     attention.check_platform("blockwise")
+    assert attention.runs_here("xla")
 
 
 def test_errors_name_what_is_wrong():

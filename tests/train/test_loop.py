@@ -207,6 +207,10 @@ def data(run, **changes):
             lambda r: dataclasses.replace(r, plan=Plan(tensor=2)),
             "weight embed/table: dimension 'vocab' of size 259 does not divide over tensor=2",
         ),
+        (
+            lambda r: dataclasses.replace(r, plan=Plan(attention="splash")),
+            "plan.attention: attention kernel 'splash' runs on tpu only, .* computes on cpu",
+        ),
         (lambda r: dataclasses.replace(r, optim=optim.Optim(warmup=50)), "optim.warmup: 50 given"),
         (
             lambda r: dataclasses.replace(r, samples=("x",), eval_every=None),
