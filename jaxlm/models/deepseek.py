@@ -6,7 +6,7 @@ further ahead, fed with that token's predecessor, sharing embedding and output m
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -191,12 +191,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
 
     def block(
-        kind: str,
-        w: param.Tree,
-        x: jax.Array,
-        at: At,
-        memory: attention.Memory,
-        key: jax.Array | None,
+        kind: str, w: param.Tree, x: jax.Array, at: At, memory: attention.Memory, key: Any
     ) -> tuple[jax.Array, attention.Out]:
         h, entries = mla.apply(
             w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory, plan,
