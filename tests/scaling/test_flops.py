@@ -9,7 +9,7 @@ import pytest
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import deepseek, gpt, llama, mistral, model
+from jaxlm.models import bert, deepseek, gpt, llama, mistral, model, t5
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
@@ -74,6 +74,41 @@ def test_training_is_three_forward_passes(name):
     grad = jax.value_and_grad(lambda w, b, k: loss(w, {}, b, k)[0])
     xla = _lowered_flops(grad, params, batch, key)
     assert flops.per_token(cfg, T, causal=False).training * T == pytest.approx(xla, rel=0.01)
+
+
+BERT = bert.Config(vocab=2048, embed=512, layers=2, heads=4, ffn=2048, context=T)
+T5 = t5.Config(vocab=2048, embed=512, encoder=2, layers=3, heads=4, head=128, ffn=1408, gated=True)
+
+
+def test_an_encoder_agrees_with_xla():
+    built = models.build(BERT, Plan(unroll=2, loss_chunk=T))
+    xla = _lowered_flops(lambda w, ids, at: model.logits(built, w, ids, at), *_shapes(BERT))
+    ours = [flops.per_token(BERT, T, causal=c).forward * T for c in (True, False)]
+    assert ours[0] == ours[1] == pytest.approx(xla, rel=0.01)
+    near = dataclasses.replace(BERT, window=(9, 17))
+    # a token sees those on both sides, fewer at the ends
+    assert flops.per_token(near, T).attention == pytest.approx(4 * 512 * (17 + 33), rel=0.1)
+
+
+@pytest.mark.parametrize("targets", [T, 64])
+def test_an_encoder_decoder_agrees_with_xla(targets):
+    built = models.build(T5, Plan(unroll=3, loss_chunk=T))
+    w, source, at = _shapes(T5)
+    ids = jax.ShapeDtypeStruct((1, targets), jnp.int32)
+
+    def forward(w, source, at, ids):
+        x = built.encode(w, source, at)
+        h = built.hidden(w, ids, At(ids, ids), source=(x, at)).x
+        return built.unembed(built.head(w), h)
+
+    xla = _lowered_flops(forward, w, source, at, ids)
+    ours = flops.per_token(T5, T, causal=False, targets=targets)
+    assert ours.forward * T == pytest.approx(xla, rel=0.01)
+    assert ours.attention * T > 0.03 * xla
+    if targets == T:
+        assert ours == flops.per_token(T5, T, causal=False)
+    with pytest.raises(ValueError, match="no encoder-decoder"):
+        flops.per_token(BERT, T, targets=targets)
 
 
 def test_causal_counts_the_keys_a_query_sees():
