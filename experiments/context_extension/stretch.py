@@ -163,9 +163,13 @@ class Text:
         self.train, self.held = kept[:cut], kept[cut:]
 
     def write(self, path: pathlib.Path, count: int, length: int, seed: int) -> None:
-        """A .jsonl of documents that fill rows of `length`."""
+        """A .jsonl of documents that fill rows of `length`.
+
+        Their end falls behind the row, or the model would learn that texts end there, and the loss
+        beyond would be that of surprise. The last byte and the end of all fill a few rows more.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = self.documents(count, length - 1, seed)
+        found = self.documents(count, length, seed)
         lines = (json.dumps({"text": text.decode("ascii")}) + "\n" for text in found)
         path.write_text("".join(lines), "utf-8")
 
