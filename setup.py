@@ -24,7 +24,6 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
-    "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<0.3",
     "tokenizers>=0.22,<0.24",
     "tyro>=1,<2",
@@ -44,6 +43,7 @@ EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "safetensors>=0.5,<1",
     "tensorboardX>=2.6,<3",
     "ty==0.0.105",
 ]
