@@ -40,7 +40,7 @@ class Size(NamedTuple):
     rows: int  # read to measure one number
 
 
-FULL = Size(128, 128, 3, 12000, 600, 32, 400, 40, 8, 3, 48)
+FULL = Size(128, 96, 3, 12000, 600, 32, 400, 40, 8, 3, 48)
 QUICK = Size(32, 32, 2, 300, 8, 8, 60, 3, 4, 1, 8)
 
 
