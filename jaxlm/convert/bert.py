@@ -158,7 +158,13 @@ def settle(kind: str, cfg: bert.Config, tensors: Collection[str]) -> bert.Config
     return dataclasses.replace(cfg, pooler=f"{kind}.pooler.dense.weight" in tensors)
 
 
-BERT, ROBERTA, LONGFORMER = (
-    tuple(functools.partial(f, kind) for f in (read, write, names, settle))
-    for kind in ("bert", "roberta", "longformer")
-)
+def _architecture(kind: str) -> tuple[Any, Any, Any, Any]:
+    read_, write_, names_, settle_ = (
+        functools.partial(f, kind) for f in (read, write, names, settle)
+    )
+    return read_, write_, names_, settle_
+
+
+BERT = _architecture("bert")
+ROBERTA = _architecture("roberta")
+LONGFORMER = _architecture("longformer")
