@@ -226,7 +226,7 @@ class Steps:
         first, last = low // cut, -(-high // cut)
         at = rows_before(self._data, step)
         rows = np.array([self._order[at + i] for i in range(first, last)])
-        draws = [(self._data.seed, _TRAIN, at + i) for i in range(first, last)]
+        draws: pack.Draws = [(self._data.seed, _TRAIN, at + i) for i in range(first, last)]
         long = _read(self._reader, rows, draws)
         short = pack.shorten(long, stage.seq) if isinstance(long, batch.Batch) else long
         return type(short)(*(array[low - first * cut : high - first * cut] for array in short))
@@ -307,9 +307,7 @@ def target_length(data: Data) -> int | None:
     return span.target_length(data.corrupt, data.seq)
 
 
-def _read(
-    found: Reader, rows: np.ndarray, draws: list[tuple[int, ...]]
-) -> batch.Batch | batch.Pairs:
+def _read(found: Reader, rows: np.ndarray, draws: pack.Draws) -> batch.Batch | batch.Pairs:
     """The batch of these rows; draws: what decides each row's chance."""
     return found.read(rows) if isinstance(found, pack.Reader) else found.read(rows, draws)
 

@@ -90,7 +90,7 @@ class Reader(NamedTuple):
         """The rows."""
         return self.whole.rows
 
-    def read(self, numbers: np.ndarray, draws: list[tuple[int, ...]]) -> batch.Batch:
+    def read(self, numbers: np.ndarray, draws: pack.Draws) -> batch.Batch:
         """The batch [len(numbers), seq] of these rows. What is hidden in row r is decided by
         draws[r] alone."""
         shape = (len(numbers), self.rows.seq)

@@ -111,7 +111,7 @@ class Reader:
         self._sentinels, self._eos = sentinels, eos
         self._width = target_length(span, self.rows.seq)
 
-    def read(self, numbers: np.ndarray, draws: list[tuple[int, ...]]) -> batch.Pairs:
+    def read(self, numbers: np.ndarray, draws: pack.Draws) -> batch.Pairs:
         """The batch of these rows. What is cut out of row r is decided by draws[r] alone."""
         source = _Rows(len(numbers), self.rows.seq)
         target = _Rows(len(numbers), self._width)

@@ -8,7 +8,7 @@ A token attends to its whole segment (`At`), so there is no cache. Global tokens
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         x = dropout(embed(params["embed"], tokens, at, types), cfg.dropout, first)
         x = plan.constrain(x.astype(plan.dtype), "batch seq embed")
 
-        def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
+        def layer(kind: str, w: param.Tree, x: jax.Array, _: Any, key: jax.Array | None) -> tuple:
             return block(kind, w, x, at, key), {}
 
         x, stats = stack.apply(params["stack"], x, layer, plan, key)
@@ -220,7 +220,7 @@ def pool(w: param.Tree, x: jax.Array) -> jax.Array:
     return jnp.tanh(h)
 
 
-_LARGE = {"embed": 1024, "layers": 24, "heads": 16, "ffn": 4096}
+_LARGE: dict[str, Any] = {"embed": 1024, "layers": 24, "heads": 16, "ffn": 4096}
 _ROBERTA = Config(vocab=50265, offset=2, types=1, eps=1e-5, dropout=0.1)
 
 # Devlin et al. 2019, section 3 (uncased); Liu et al. 2019, table 9 and section 4.4; Beltagy et al.

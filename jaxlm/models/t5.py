@@ -7,7 +7,7 @@ v1.1 gates the feed-forward layer (Shazeer 2020) and has an output matrix of its
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +191,7 @@ def _encode(
     x = plan.constrain(x, "batch seq embed")
     act, table = ffn.ACTIVATIONS[cfg.act], params["encoder_bias"]
 
-    def layer(kind: str, w: param.Tree, x: jax.Array, _: None, key: jax.Array | None) -> tuple:
+    def layer(kind: str, w: param.Tree, x: jax.Array, _: Any, key: jax.Array | None) -> tuple:
         keys = (None, None) if key is None else jax.random.split(key)
         h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
         h, _ = _attend(cfg, plan, w["attn"], h, at, None, table, causal=False)
