@@ -118,7 +118,9 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
         model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
         spelled = {i: model.id_to_piece(i) for i in found.special.values()}
         record["tokenizer_class"] = "LlamaTokenizer"
-        record |= {"add_bos_token": False, "legacy": False}
+        first = model.id_to_piece(found.encode("a")[0])
+        prefix = first.startswith("\u2581")  # whether a text begins with a space of its own
+        record |= {"add_bos_token": False, "legacy": False, "add_prefix_space": prefix}
     for role in ("bos", "eos", "pad", "unk"):
         if found.special.get(role) in spelled:
             record[f"{role}_token"] = spelled[found.special[role]]
