@@ -1,10 +1,11 @@
 """A small BERT of Python's reference documentation: masked language modelling from raw text.
 
-Reproduces: nothing published; that filling in is learnt, far below what frequencies alone give.
+Reproduces: nothing published; that filling in is being learnt: it has left what frequencies
+alone give, and is far from done (15 % of bytes are few targets a step).
 Command: jaxlm train configs/bert_tiny.py
 Hardware: 2 CPU cores
-Time: ? minutes
-Expected: ?
+Time: 4 minutes on a shared machine
+Expected: 2.87 +- 0.05 nats per hidden token held out; their frequencies alone give 3.28
 """
 
 from jaxlm.data.loader import Data
@@ -20,11 +21,11 @@ def config() -> Run:
     return Run(
         name="bert_tiny",
         # bytes are ids 0 .. 258; the mask is the next
-        model=bert.Config(vocab=260, embed=64, layers=3, heads=4, ffn=256, context=128),
+        model=bert.Config(vocab=260, embed=64, layers=3, heads=4, ffn=256, context=64),
         objective=mlm.Config(),
-        data=Data(source="pydocs", tokenizer="bytes", seq=128, batch=16, corrupt=Mask(token=259)),
-        optim=Optim(lr=3e-3, warmup=50),
-        steps=1200,
-        eval_every=300,
+        data=Data(source="pydocs", tokenizer="bytes", seq=64, batch=32, corrupt=Mask(token=259)),
+        optim=Optim(name="muon", lr=1e-2, warmup=30, schedule="linear", final=0.0),
+        steps=800,
+        eval_every=200,
         eval_batches=8,
     )
