@@ -258,10 +258,8 @@ def plan(args: Sequence[str]) -> int:
     preset = models.presets().get(target)
     if preset is not None:
         # A published model has no run: one row of its context, on an accelerator.
-        # T5 was trained at 512 tokens; it has no longest row.
-        built = models.build(preset)
-        read = Data(seq=built.context or 512, batch=1)
-        asked = objectives.OBJECTIVES[objectives.fitting(built)].Config()
+        read = Data(seq=preset.context, batch=1)
+        asked = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
         plan = Plan(compute="bfloat16")
         run = Run(name=target, model=preset, data=read, objective=asked, plan=plan)
     elif ".py" in target or "/" in target:

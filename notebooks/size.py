@@ -22,16 +22,19 @@ p = param.shaper(embed=4096, heads=32, kv=8, head=128)
 p("embed -> heads head"), p("heads head -> embed").fan_in
 
 # %% [markdown]
-# Every published size, its training FLOPs per token at 4,096 tokens, and the cache of one such
-# sequence in bfloat16.
+# Some published sizes (`jaxlm list` shows all), their training FLOPs per token at 4,096 tokens, and
+# the cache of one such sequence in bfloat16. Of experts, the FLOPs are those a token meets; latent
+# attention is why DeepSeek's cache is small.
 
 # %%
-for name, cfg in models.presets().items():
+names = ["gpt3-175b", "palm-540b", "llama3-8b", "llama3-405b", "gemma3-27b", "qwen3-30b-a3b"]
+for name in [*names, "mixtral-8x7b", "deepseek-v3"]:
+    cfg = models.presets()[name]
     count = param.count(models.spec(cfg))
     seq = min(4096, cfg.context)
     cost = flops.per_token(cfg, seq).training
     cache = memory.cache(cfg, Plan(), batch=1, slots=seq, dtype=jnp.bfloat16)
-    print(f"{name:<16}{report.short(count):>8}  {report.si(cost):>8}FLOPs  {report.binary(cache)}")
+    print(f"{name:<14}{report.short(count):>8}  {report.si(cost):>8}FLOPs  {report.binary(cache)}")
 
 # %% [markdown]
 # How a 70B model is cut: 16-way FSDP leaves each device a sixteenth of the weights; 8-way tensor

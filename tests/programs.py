@@ -22,6 +22,7 @@ from tests.families.sizes import B, T, V
 _FILES = [importlib.import_module(f"tests.families.{name}") for name in models.FAMILIES]
 FAMILIES = {case: cfg for file in _FILES for case, cfg in file.CASES.items()}
 VOID = {case: ends for file in _FILES for case, ends in file.VOID.items()}
+UNREAD = {case: rows for file in _FILES for case, rows in vars(file).get("UNREAD", {}).items()}
 # The fast suite tries every law under every plan on the full cases, and the laws of one forward and
 # backward pass on the first case of every family; the rest of the product is slow.
 FULL = ("gpt", "llama-all")

@@ -202,7 +202,22 @@ def test_plan_of_known_models(capsys):
     assert "causal attention" in out
     assert "full attention" in out
     assert cli.main(["plan", "llama2-70b"]) == 0
-    assert re.search(r"^  4,096 tokens +1\.25 GiB$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(r"^  4,096 tokens +1\.25 GiB$", out, re.MULTILINE)
+    assert "FLOPs per token at 4,096 tokens" in out  # a preset's own length
+
+
+@pytest.mark.parametrize(
+    "preset, says",
+    [
+        ("t5-base", "FLOPs per token at 512 tokens"),
+        ("bert-base", "continues none"),
+        ("mixtral-8x7b", "12,879,925,248"),
+    ],
+)
+def test_plan_of_every_kind_of_model(capsys, preset, says):
+    assert cli.main(["plan", preset]) == 0
+    assert says in capsys.readouterr().out
 
 
 def test_plan_needs_none_of_the_devices_it_plans_for(capsys):

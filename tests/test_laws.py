@@ -214,7 +214,8 @@ def test_9_every_weight_has_a_gradient(family, kernel):
         if path.endswith(programs.VOID.get(family, ())):
             assert np.abs(g).max() < 1e-5 * largest
         else:  # all its elements, in every layer; of the tables, the rows in use
-            assert np.mean(np.asarray(g) != 0) > 0.9, path
+            unread = programs.UNREAD.get(family, {}).get(path, 0) / len(g)
+            assert np.mean(np.asarray(g) != 0) > 0.9 - unread, path
 
 
 def test_9_with_dropout():

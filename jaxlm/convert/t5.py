@@ -86,7 +86,7 @@ def read(f: Fields) -> t5.Config:
     act, gated = f.among("feed_forward_proj", "relu", FORMS)
     tied = f.get("tie_word_embeddings", True)
     # both follow from feed_forward_proj
-    f.skip("dense_act_fn", "is_gated_act", "dropout_rate", "n_positions")
+    f.skip("dense_act_fn", "is_gated_act", "dropout_rate")
     return t5.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("d_model"),
@@ -95,6 +95,7 @@ def read(f: Fields) -> t5.Config:
         heads=f.take("num_heads"),
         head=f.take("d_kv"),
         ffn=f.take("d_ff"),
+        context=f.get("n_positions", 512),
         act=act,
         gated=gated,
         buckets=f.get("relative_attention_num_buckets", 32),
@@ -130,6 +131,7 @@ def write(cfg: t5.Config) -> dict[str, Any]:
         "num_decoder_layers": cfg.layers,
         "num_heads": cfg.heads,
         "d_kv": cfg.head,
+        "n_positions": cfg.context,
         "d_ff": cfg.ffn,
         "feed_forward_proj": forms[cfg.act, cfg.gated],
         "relative_attention_num_buckets": cfg.buckets,

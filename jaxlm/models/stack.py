@@ -76,7 +76,7 @@ def layers(stack: param.Tree) -> list[str]:
 def places(stack: param.Tree) -> list[tuple[str, str, int]]:
     """(segment, name in it, index on the `layer` axis) of every layer, in order of execution."""
     return [
-        (segment, name, i)
+        (str(segment), name, i)
         for segment in sorted(stack, key=int)
         for i in range(_repeats(stack[segment]))
         for name in _ordered_names(stack[segment])

@@ -44,6 +44,8 @@ class Config:
     """Size of one head."""
     ffn: int = 2048
     """Width of the feed-forward layer."""
+    context: int = 512
+    """Source length the model is meant for; distances have no limit."""
     act: Literal["relu", "gelu_tanh", "gelu", "silu"] = "relu"
     """Nonlinearity of the feed-forward layer (v1.1: gelu_tanh)."""
     gated: bool = False
@@ -65,6 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "encoder", "layers", "heads", "head", "ffn")
+        check.positive(self, "context")
         if self.buckets < 4 or self.buckets % 2 or self.farthest <= self.buckets // 2:
             raise ValueError(
                 f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; an even "

@@ -12,8 +12,9 @@ CASES = {
     "t5": T5,
     "t5-v1.1": dataclasses.replace(T5, act="gelu_tanh", gated=True, tied=False, scaled=False),
 }
-# One of the encoder's 8 buckets has no distance: that of keys ahead at distance 0.
 VOID: dict[str, tuple[str, ...]] = {}
+# One of the encoder's 8 buckets has no distance: that of keys ahead at distance 0.
+UNREAD = {"t5": {"encoder_bias": 1}, "t5-v1.1": {"encoder_bias": 1}}
 
 _TINY = {
     "model_type": "t5",
