@@ -155,24 +155,9 @@ EVERYTHING = dataclasses.replace(
 
 @product
 def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(family):
-    agree(family, EVERYTHING)
-
-
-def test_5_6_7_and_with_blocks():
-    agree("llama-all", dataclasses.replace(EVERYTHING, attention="blockwise"))
-
-
-@product
-def test_5_cutting_the_batch_does_not_change_the_step(family):
-    agree(family, Plan(microbatches=4, loss_chunk=16))
-
-
-@product
-def test_6_a_mesh_does_not_change_the_step(family):
-    state = agree(family, programs.MESH)
-    made = programs.trainer(family, programs.MESH)
-    # the partitioner found a way for every array, and everything lies where it should
-    assert "rematerialization" not in made.log
+    state = agree(family, EVERYTHING)
+    made = programs.trainer(family, EVERYTHING)
+    # everything lies where it should
     for path, x in param.flatten(state).items():
         assert x.sharding == param.flatten(made.shardings)[path], path
     spec = param.flatten(programs.shape(family).spec)
@@ -183,10 +168,31 @@ def test_6_a_mesh_does_not_change_the_step(family):
         assert w.addressable_shards[0].data.size * 4 == w.size, path
 
 
+def test_5_6_7_and_with_blocks():
+    agree("llama-all", dataclasses.replace(EVERYTHING, attention="blockwise"))
+
+
+one_by_one = pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in programs.FULL]
+)
+
+
+@one_by_one
+def test_5_cutting_the_batch_does_not_change_the_step(family):
+    agree(family, Plan(microbatches=4, loss_chunk=16))
+
+
+@one_by_one
+def test_6_a_mesh_does_not_change_the_step(family):
+    agree(family, programs.MESH)
+    # the partitioner found a way for every array
+    assert "rematerialization" not in programs.trainer(family, programs.MESH).log
+
+
 @pytest.mark.parametrize(
     "plan", [Plan(remat="full"), Plan(remat="dots", unroll=3)], ids=lambda p: p.remat
 )
-@product
+@one_by_one
 def test_7_recomputing_and_unrolling_do_not_change_the_step(family, plan):
     agree(family, plan)
 
