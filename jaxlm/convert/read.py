@@ -230,12 +230,13 @@ def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> p
     def put(path: str, index: int | None, array: np.ndarray) -> None:
         array, whole = array.astype(dtype, copy=False), lies[path]
         if index is None:
-            made[path] = _onto(array, whole)
+            made[path] = jax.block_until_ready(_onto(array, whole))
             return
         if path not in made:
             made[path] = _empty(flat[path].shape, dtype, whole)
         part = NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
-        made[path] = _setter(whole)(made[path], _onto(array, part), index)
+        # waited for, or tensors would be read, and held, faster than they are placed
+        made[path] = jax.block_until_ready(_setter(whole)(made[path], _onto(array, part), index))
 
     _fill(found, put)
     return nested({path: made[path] for path in flat})

@@ -83,9 +83,9 @@ def test_a_run_trains_and_evaluates(name, tmp_path):
     """The loss falls below what the targets' frequencies alone give."""
     run = dataclasses.replace(
         _run(name, tmp_path, batch=16),
-        steps=60,
-        eval_every=60,
-        optim=optim.Optim(lr=1e-2, warmup=5),
+        steps=200,
+        eval_every=200,
+        optim=optim.Optim(lr=1e-2, warmup=20),
     )
     result = loop.run(run)
     val = result.val
