@@ -168,12 +168,16 @@ def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(famil
         assert w.addressable_shards[0].data.size * 4 == w.size, path
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("llama-all")
 def test_5_6_7_and_with_blocks():
     agree("llama-all", dataclasses.replace(EVERYTHING, attention="blockwise"))
 
 
+# where the law above fails, these say by which of its parts
 one_by_one = pytest.mark.parametrize(
-    "family", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in programs.FULL]
+    "family",
+    [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.xdist_group(n)]) for n in programs.FULL],
 )
 
 
