@@ -18,7 +18,7 @@ from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import loop, watch
 from jaxlm.models.model import Model
-from jaxlm.ops import logits
+from jaxlm.ops import linear, logits
 from jaxlm.ops.attention import At
 
 FINISH = ("running", "stop_token", "stop_string", "length")
@@ -77,14 +77,15 @@ def _check(ok: bool, field: str, value: Any, fit: str) -> None:
 
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
-    """The weights as decoding reads them: layers apart, matrices in the dtype they are used in.
+    """The weights as decoding reads them: layers apart, matrices in the dtype they are used in, and
+    on a CPU with their outputs first (`linear.Turned`).
 
     It costs one copy, which `generate` and `stream` otherwise make at every call. Weights that are
     already so prepared are returned as they are.
     """
     if loop.unstacked_already(params):
         return params
-    return _prepare(_static(model), _fan_ins(model.spec), params)
+    return _prepare(_static(model), _products(model.spec), params)
 
 
 def generate(
@@ -306,17 +307,36 @@ def _static(model: Model) -> Model:
     return model._replace(spec=None)
 
 
-def _fan_ins(spec: param.Tree) -> tuple[bool, ...]:
-    return tuple(p.fan_in > 0 for p in param.flatten(spec).values())
+class _Product(NamedTuple):
+    """Of a weight: its copies and inputs, and whether they are one matrix a layer. A weight with
+    one for each expert or head has products of its own, that want it as it lies."""
+
+    copies: int
+    inputs: int
+    single: bool
+
+
+def _products(spec: param.Tree) -> tuple[_Product, ...]:
+    return tuple(
+        _Product(p.copies, p.inputs, set(p.axes[: p.copies]) <= {"layer"})
+        for p in param.flatten(spec).values()
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare(model: Model, products: tuple[bool, ...], params: param.Tree) -> param.Tree:
+def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
     one = jnp.zeros((1, 1), jnp.int32)
     dtype = jax.eval_shape(model.hidden, params, one, At(one, one)).x.dtype
     leaves, structure = jax.tree.flatten(params)
-    cast = [w.astype(dtype) if p else w for w, p in zip(leaves, products, strict=True)]
-    return loop.unstacked(jax.tree.unflatten(structure, cast))
+
+    def ready(w: jax.Array, p: _Product) -> Any:
+        w = w.astype(dtype) if p.inputs else w
+        if p.inputs and p.single and jax.default_backend() == "cpu":
+            return linear.turned(w, p.copies, p.inputs)
+        return w
+
+    made = [ready(w, p) for w, p in zip(leaves, products, strict=True)]
+    return loop.unstacked(jax.tree.unflatten(structure, made))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -117,3 +117,18 @@ def test_sharded_over_eight_devices(spec, w_axes):
 def test_errors_name_the_spec(spec, message):
     with pytest.raises(ValueError, match=message):
         linear.einsum(spec, jnp.zeros((2, 3, 4)), jnp.zeros((4, 5)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_turned_matrix_is_the_matrix(rows):
+    r = np.random.default_rng(0)
+    x, w = r.standard_normal((rows, 6)), r.standard_normal((2, 6, 3, 4))
+    turned = linear.turned(jnp.float32(w), 1, 1)
+    assert turned.data.shape == (2, 3, 4, 6)
+    first = jax.tree.map(lambda a: a[0], turned)  # one layer of it, as the decoder takes it
+    assert first.shape == (6, 3, 4)
+    run = jax.jit(lambda x, w: linear.einsum("BD,DNH->BNH", x, w))
+    np.testing.assert_allclose(
+        run(jnp.float32(x), first), np.einsum("BD,DNH->BNH", x, w[0]), 1e-4, 1e-5
+    )
+    np.testing.assert_array_equal(jnp.asarray(first), np.float32(w[0]))
