@@ -6,15 +6,9 @@ the text, and its weight is 1 at the holes. The loss knows no mask token.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
-from jaxlm.core import param
-from jaxlm.core.batch import Batch
-from jaxlm.models import model as models
 from jaxlm.models.model import Model
+from jaxlm.objectives import likelihood
 from jaxlm.objectives.objective import Objective
-from jaxlm.ops import loss as ops_loss
 from jaxlm.parallel.plan import Plan
 
 
@@ -42,18 +36,4 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             "model cannot; take a model that reads both ways (bert)"
         )
 
-    def loss(
-        params: param.Tree, frozen: param.Tree, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        total, sums = ops_loss.cross_entropy(
-            model.unembed,
-            model.head(params),
-            models.read(model, params, batch, key).x,
-            batch.targets,
-            batch.weight,
-            chunk=plan.loss_chunk,
-            z_loss=cfg.z_loss,
-        )
-        return total, jnp.sum(batch.weight), sums
-
-    return Objective(model.spec, loss)
+    return Objective(model.spec, likelihood.of_targets(model, plan, cfg.z_loss))

@@ -3,15 +3,9 @@ spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
-from jaxlm.core import param
-from jaxlm.core.batch import Pairs
-from jaxlm.models import model as models
 from jaxlm.models.model import Model
+from jaxlm.objectives import likelihood
 from jaxlm.objectives.objective import Objective
-from jaxlm.ops import loss as ops_loss
 from jaxlm.parallel.plan import Plan
 
 
@@ -39,18 +33,4 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             "model has no encoder; take an encoder-decoder (t5)"
         )
 
-    def loss(
-        params: param.Tree, frozen: param.Tree, batch: Pairs, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        total, sums = ops_loss.cross_entropy(
-            model.unembed,
-            model.head(params),
-            models.read(model, params, batch, key).x,
-            batch.targets,
-            batch.weight,
-            chunk=plan.loss_chunk,
-            z_loss=cfg.z_loss,
-        )
-        return total, jnp.sum(batch.weight), sums
-
-    return Objective(model.spec, loss)
+    return Objective(model.spec, likelihood.of_targets(model, plan, cfg.z_loss))
