@@ -49,6 +49,8 @@ def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _score(val: dict) -> str:
+    if "nll" not in val:
+        return f"loss {val['loss']:.4f}" if "loss" in val else f"reward {val['reward']:.4f}"
     bits = val["bits_per_byte"]
     return (
         f"{val['nll']:.4f} nats per hidden token" if bits is None else f"{bits:.4f} bits per byte"

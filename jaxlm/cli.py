@@ -247,7 +247,7 @@ def plan(args: Sequence[str]) -> int:
     from jaxlm.data.loader import Data
     from jaxlm.parallel.plan import Plan
     from jaxlm.scaling import report
-    from jaxlm.train import optim
+    from jaxlm.train import optim, program
     from jaxlm.train.run import Run
 
     if not args or args[0] in ("-h", "--help"):
@@ -267,7 +267,7 @@ def plan(args: Sequence[str]) -> int:
     else:
         raise ValueError(f"no preset {target!r}{_near(target, models.presets())}")
     run = override.apply(run, overrides, f"jaxlm plan {target}")
-    spec = objectives.build(run.objective, models.build(run.model, run.plan), run.plan).spec
+    spec = program.build(run, run.plan)[1].spec
     tx = optim.build(run.optim, spec, run.steps, fp16=False)
     steps = None if preset is not None else run.steps
     rows = report.rows(
@@ -278,7 +278,7 @@ def plan(args: Sequence[str]) -> int:
         steps=steps,
         tx=tx,
         dtype=run.plan.dtype,
-        targets=loader.target_length(run.data),
+        targets=loader.target_length(run.data) if isinstance(run.data, Data) else None,
     )
     print(report.text(rows))
     return 0

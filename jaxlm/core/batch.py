@@ -49,3 +49,70 @@ class Pairs(NamedTuple):
     source: Array
     source_segments: Array
     source_positions: Array
+
+
+class Choices(NamedTuple):
+    """B prompts with K responses each, of which some are preferred. A row holds one text.
+
+    For the prompt `[p q]`, the response `[x eos]` and the worse one `[y z eos]`, T = 6:
+
+        tokens    p q x eos 0 0      p q y z eos 0      whole texts, their end among them
+        targets   q x eos 0 0 0      q y z eos 0 0
+        weight    0 1 1   0 0 0      0 1 1 1 0   0      on targets that are of the response
+        segments  1 1 1   1 0 0      1 1 1 1 1   0      a score is read at the last 1
+        rank      0                  1
+
+    tokens, targets, segments, positions: int32[B, K, T]; weight: float32[B, K, T].
+    rank int32[B, K]: 0 is the best; equals are a tie, from which nothing is learnt; -1 where a
+    prompt has fewer than K responses.
+    preference float32[B]: the probability that the ranking holds; 1 where it is certain.
+    score float32[B, K]: a rating of each response, whose differences are margins; 0 where the data
+    has none.
+    reference float32[B, K]: the log-probability of each response under the reference model, summed
+    over its tokens, where it was computed before; None where it was not.
+    """
+
+    tokens: Array
+    targets: Array
+    weight: Array
+    segments: Array
+    positions: Array
+    rank: Array
+    preference: Array
+    score: Array
+    reference: Array | None = None
+
+
+class Prompts(NamedTuple):
+    """One batch of prompts to respond to: a row each, at its left end.
+
+    tokens, segments, positions: int32[B, P]; segments 0 is padding. row int32[B]: which record each
+    is from, for what its response is judged by; -1 in rows that only fill the batch.
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    row: Array
+
+
+class Rollout(NamedTuple):
+    """Sampled responses to learn from. A row holds one prompt and one response.
+
+    tokens, targets, segments, positions: int32[B, T]; weight: float32[B, T], on the targets that
+    are of the response, its end among them. All others are float32[B, T], at the targets:
+
+    behaviour: log-probability under the policy that sampled. reference: under the reference.
+    value: what the value head expected then. advantage, returns: what to learn from them.
+    """
+
+    tokens: Array
+    targets: Array
+    weight: Array
+    segments: Array
+    positions: Array
+    behaviour: Array
+    reference: Array
+    value: Array
+    advantage: Array
+    returns: Array

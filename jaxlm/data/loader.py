@@ -22,7 +22,7 @@ from jaxlm.data import infill as infilling  # the field bears the name
 from jaxlm.data import mask, pack, shards, span, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
-_ENDLESS = 1 << 40  # steps
+ENDLESS = 1 << 40  # steps
 # What is drawn for training and for evaluation never meets.
 _TRAIN, _VAL = 0, 1
 _THREADS = 2  # batches read at once, and
@@ -212,10 +212,10 @@ class Steps:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process: a worker, which must not outlive the run it reads for."""
         self.__dict__.update(state)
-        _end_with_parent()
+        end_with_parent()
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return ENDLESS
 
     def __getitem__(self, index: int) -> batch.Batch | batch.Pairs:
         step = self._start + int(index)
@@ -232,7 +232,7 @@ class Steps:
         return type(short)(*(array[low - first * cut : high - first * cut] for array in short))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a worker, end the process when the one that started it is gone, however it went: a killed
     run cannot stop its workers, and they would wait for it for ever."""
     parent = multiprocessing.parent_process()
@@ -330,10 +330,11 @@ def batches(
     Raises: ValueError from `Data.validate`, or if a batch does not divide over the processes.
     """
     steps = Steps(data, found, start_step, process_index, process_count)
-    return _read_ahead(steps, data.workers)
+    return read_ahead(steps, data.workers)
 
 
-def _read_ahead(steps: Steps, workers: int) -> Generator[batch.Batch | batch.Pairs]:
+def read_ahead(steps: Any, workers: int) -> Generator[Any]:
+    """steps[0], steps[1], ... read ahead in threads, or in `workers` processes, by grain."""
     import grain
     from absl import flags
 

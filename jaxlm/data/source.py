@@ -22,7 +22,7 @@ Document = corpora.Document
 
 Split = Literal["train", "val"]
 
-_LINES = (".jsonl", ".jsonlines", ".ndjson")
+LINES = (".jsonl", ".jsonlines", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -57,7 +57,7 @@ def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterato
 def _read_all(paths: Iterable[str], field: str) -> Iterator[Document]:
     for path in paths:
         name = files.content_name(path)
-        if name.endswith(_LINES):
+        if name.endswith(LINES):
             found = _read_json_lines(path, field)
         elif name.endswith(".parquet"):
             found = _read_parquet(path, field)
@@ -126,22 +126,29 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _read_json_lines(path: str, field: str) -> Iterator[Document]:
+    for record, origin in json_lines(path):
+        yield Document(_field(record, field, origin), origin)
+
+
+def json_lines(path: str) -> Iterator[tuple[Any, str]]:
+    """(JSON value, "path:line") of every line that is not empty. Raises: ValueError naming the line
+    for bad JSON and for bytes that are not UTF-8."""
     offset = 0
     for number, line in enumerate(_lines(files.chunks(path)), start=1):
         origin = f"{path}:{number}"
         start, offset = offset, offset + len(line) + 1
         line = line.removeprefix(_BOM) if number == 1 else line
-        text = _decode(line, origin, start)
-        if not text.strip():
+        content = _decode(line, origin, start)
+        if not content.strip():
             continue
         try:
-            record = json.loads(text)
+            value = json.loads(content)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{origin}: bad JSON at column {error.colno}: {error.msg}; expected one object a "
-                f"line, got {text[:60]!r}"
+                f"line, got {content[:60]!r}"
             ) from error
-        yield Document(_field(record, field, origin), origin)
+        yield value, origin
 
 
 def _field(record: Any, field: str, origin: str) -> str:
@@ -152,21 +159,23 @@ def _field(record: Any, field: str, origin: str) -> str:
         )
     if field not in record:
         raise ValueError(f"{origin}: no field {field!r}; {_nearest(field, list(record))}")
-    return _text(record[field], field, origin)
+    return text(record[field], field, origin)
 
 
-def _text(text: Any, field: str, origin: str) -> str:
-    if not isinstance(text, str):
+def text(value: Any, field: str, origin: str) -> str:
+    """The value of a field, if it is a string that UTF-8 can hold. Raises: ValueError naming the
+    place, the field and the reason."""
+    if not isinstance(value, str):
         raise ValueError(
-            f"{origin}: field {field!r} holds a {type(text).__name__}, expected a string"
+            f"{origin}: field {field!r} holds a {type(value).__name__}, expected a string"
         )
-    if found := _SURROGATE.search(text):
+    if found := _SURROGATE.search(value):
         # JSON can spell half a character ("\ud83d"); no UTF-8 text and no tokenizer can.
         raise ValueError(
             f"{origin}: field {field!r} holds the lone surrogate {found.group()!r} at character "
             f"{found.start()}: not text that UTF-8 can hold"
         )
-    return text
+    return value
 
 
 def _nearest(field: str, keys: list[str]) -> str:
@@ -176,6 +185,15 @@ def _nearest(field: str, keys: list[str]) -> str:
 
 
 def _read_parquet(path: str, field: str) -> Iterator[Document]:
+    for row, origin in parquet_rows(path, field):
+        yield Document(text(row[field], field, origin), origin)
+
+
+def parquet_rows(path: str, field: str | None = None) -> Iterator[tuple[dict[str, Any], str]]:
+    """(row, "path:number") of every row, of all columns or of one.
+
+    Raises: ImportError naming the extra; ValueError for another file, or without that column.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -188,12 +206,12 @@ def _read_parquet(path: str, field: str) -> Iterator[Document]:
             table = parquet.ParquetFile(file)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
-        if field not in table.schema_arrow.names:
-            raise ValueError(
-                f"{path}: no column {field!r}; {_nearest(field, table.schema_arrow.names)}"
-            )
-        row = 0
-        for batch in table.iter_batches(columns=[field], batch_size=1024):
-            for value in batch.column(0).to_pylist():
-                row += 1
-                yield Document(_text(value, field, f"{path}:{row}"), f"{path}:{row}")
+        names = table.schema_arrow.names
+        if field is not None and field not in names:
+            raise ValueError(f"{path}: no column {field!r}; {_nearest(field, names)}")
+        wanted = names if field is None else [field]
+        number = 0
+        for batch in table.iter_batches(columns=wanted, batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield row, f"{path}:{number}"

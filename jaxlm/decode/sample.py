@@ -85,6 +85,7 @@ def prepare(model: Model, params: param.Tree) -> param.Tree:
     """
     if loop.unstacked_already(params):
         return params
+    params = {name: params[name] for name in model.spec}  # without an objective's heads
     return _prepare(_static(model), _products(model.spec), params)
 
 

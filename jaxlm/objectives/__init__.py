@@ -3,7 +3,7 @@
 import types
 from types import ModuleType
 
-from jaxlm.data import mask, span
+from jaxlm.data import kinds, loader, mask, span
 from jaxlm.models.model import Model
 from jaxlm.objectives import clm, mlm, seq2seq
 from jaxlm.objectives.objective import Objective
@@ -14,7 +14,10 @@ OBJECTIVES: dict[str, ModuleType] = {"clm": clm, "mlm": mlm, "seq2seq": seq2seq}
 # What a Run's `objective` field may be.
 AnyConfig = clm.Config | mlm.Config | seq2seq.Config
 
-# What data.corrupt has to be for each.
+# The kinds of data each reads, where it is not text.
+READS: dict[str, tuple[type, ...]] = {}
+
+# What data.corrupt of text has to be for each.
 CORRUPT: dict[str, type] = {"clm": types.NoneType, "mlm": mask.Mask, "seq2seq": span.Span}
 
 
@@ -33,10 +36,20 @@ def fitting(model: Model) -> str:
     return "clm" if model.causal else "mlm"
 
 
-def problems(cfg: AnyConfig, model: Model, corrupt: mask.Mask | span.Span | None) -> list[str]:
-    """What in a Run's objective, model and data.corrupt does not go together, [] if all does."""
+def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
+    """What in a Run's objective, model and data does not go together, [] if all does."""
     given = next(name for name, module in OBJECTIVES.items() if type(cfg) is module.Config)
-    right = fitting(model)
+    reads = READS.get(given, (loader.Data,))
+    if not isinstance(data, reads):
+        return [
+            f"data: {_written(type(data))} given with objective {given}, which reads "
+            f"{' or '.join(_written(kind) for kind in reads)}"
+        ]
+    return _text_problems(given, model, data) if isinstance(data, loader.Data) else []
+
+
+def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
+    corrupt, right = data.corrupt, fitting(model)
     family = type(model.cfg).__module__.rpartition(".")[2]
     found = []
     if given != right:

@@ -55,7 +55,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     routed = moe.has(model.spec)
 
     def loss(
-        params: param.Tree, frozen: param.Tree, batch: Batch, key: jax.Array
+        params: param.Tree, frozen: param.Tree, batch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         at = At(batch.segments, batch.positions)
         x, _, stats = model.hidden(params, batch.tokens, at, key=key)

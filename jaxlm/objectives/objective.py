@@ -9,13 +9,30 @@ from jaxlm.core import param
 
 # loss(params, frozen, batch, key) -> (sum, weight, {name: sum}). The step divides by the total
 # weight once, over all micro-batches and devices, so the result does not depend on the cut.
+# key=None turns all randomness (dropout, noise) off: so are held-out batches judged.
 Loss = Callable[
-    [param.Tree, param.Tree, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]
+    [param.Tree, param.Tree, Any, jax.Array | None],
+    tuple[jax.Array, jax.Array, dict[str, jax.Array]],
 ]
 
 
 # The step's sums, over all micro-batches and devices, by name.
 Sums = dict[str, jax.Array]
+
+
+class Frozen(NamedTuple):
+    """Weights that are read and never moved: of a reference, a teacher, a reward model.
+
+    spec: a tree of `Param`. run: the run directory they are from; None for the weights that this
+    run begins from.
+    """
+
+    spec: param.Tree
+    run: str | None = None
+
+
+def _trained(params: param.Tree, frozen: param.Tree) -> param.Tree:
+    return params
 
 
 class Objective(NamedTuple):
@@ -25,9 +42,14 @@ class Objective(NamedTuple):
     reported divided by the step's weight; those that are arrays are for the other two:
     report(sums) -> further metrics, float32 scalars. adjust(params, sums) -> params: what moves by
     a rule of its own rather than by a gradient, after the optimiser, where it took the step.
+    frozen: the weights that `loss` finds in its second argument, by name.
+    weights(params, frozen) -> the weights as `Model.hidden` takes them, heads beside them: what
+    decoding and evaluation read.
     """
 
     spec: param.Tree
     loss: Loss
     report: Callable[[Sums], dict[str, jax.Array]] | None = None
     adjust: Callable[[param.Tree, Sums], param.Tree] | None = None
+    frozen: dict[str, Frozen] = {}
+    weights: Callable[[param.Tree, param.Tree], param.Tree] = _trained

@@ -1,6 +1,6 @@
 """Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
 
-    checkpoints/400/            params, average, train (step, optimiser, key), manifest.json
+    checkpoints/400/            params, average, train (step, optimiser, key), carry, manifest.json
     checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
 
 A checkpoint is committed by one rename, after all its files and its manifest are on the disk.
@@ -11,6 +11,7 @@ import errno
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,17 +36,19 @@ class Store:
         options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, state: State, facts: Facts) -> None:
+    def save(self, state: State, facts: Facts, carry: Any) -> None:
         """Start writing a State; returns once it is copied, so that the step may reuse its memory.
 
-        facts: JSON; facts["val"] is the validation bits per byte at this step, or None.
+        facts: JSON; facts["val"] is what the best checkpoint has least of, or None. carry: arrays
+        that the source of the batches needs to go on, {} for none.
 
         Raises: io.WriteError if this or the previous checkpoint could not be written.
         """
         self.wait()
         step = int(state.step)
         self._saving, self._facts = step, facts
-        saved = {name: ocp.args.StandardSave(tree) for name, tree in items(state).items()}
+        parts = items(state) | ({"carry": carry} if carry else {})
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
@@ -88,7 +91,7 @@ class Store:
             step, self._saving = self._saving, None
             reason = _reason(error)
             if self._primary:
-                sweep(self._folder)
+                _sweep_up(self._folder)
             if reason:
                 told = f"{reason} (earlier checkpoints are intact)"
                 raise io.refused(self._folder / str(step), told) from error
@@ -136,12 +139,14 @@ def items(state: State) -> dict[str, Any]:
     return parts if state.opt.average is None else parts | {"average": state.opt.average}
 
 
-def restore(folder: pathlib.Path, step: int, like: State) -> State:
-    """The State of a checkpoint, placed as the abstract State `like` says: on any mesh."""
-    found = read(folder, step, items(like))
+def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
+    """(the State of a checkpoint, its carry), placed as the abstract ones say: on any mesh. The
+    State's frozen weights are {}: they come from their own source."""
+    found = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
     train = found["train"]
     opt = train["opt"]._replace(average=found.get("average"))
-    return State(train["step"], found["params"], opt, like.frozen, train["key"])
+    state = State(train["step"], found["params"], opt, {}, train["key"])
+    return state, found.get("carry", {})
 
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +237,16 @@ def sweep(folder: pathlib.Path) -> None:
     for path in folder.glob("*"):
         if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removed"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep_up(folder: pathlib.Path) -> None:
+    """`sweep` after a save that failed. Where one of orbax's threads failed, the others may still
+    write into the directory while it is removed; they end by themselves soon."""
+    for _ in range(50):
+        sweep(folder)
+        if not list(folder.glob("*.orbax-checkpoint-tmp*")):
+            return
+        time.sleep(0.1)
 
 
 def _remove(path: pathlib.Path) -> None:

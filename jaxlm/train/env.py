@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 import jaxlm
-from jaxlm.data import shards
 from jaxlm.scaling import flops
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
@@ -50,10 +49,10 @@ def kernels(run: Run) -> dict[str, str]:
     return {"attention": run.plan.attention, "linear": linear, "loss": "chunked"}
 
 
-def describe(run: Run, found: shards.Shards) -> dict[str, Any]:
-    """Everything about this start that config.json does not say, ready for JSON."""
+def describe(run: Run, corpus: dict[str, Any]) -> dict[str, Any]:
+    """Everything about this start that config.json does not say, ready for JSON. corpus: what is
+    known of the data."""
     devices = jax.devices()
-    facts = found.manifest
     return {
         "jaxlm": jaxlm.__version__,
         "revision": revision(),
@@ -77,15 +76,7 @@ def describe(run: Run, found: shards.Shards) -> dict[str, Any]:
             "causal": flops.per_token(run.model, run.data.seq).training,
             "full": flops.per_token(run.model, run.data.seq, causal=False).training,
         },
-        "corpus": {
-            "source": facts.source,
-            "fingerprint": facts.fingerprint,
-            "python": facts.python,
-            "tokenizer": facts.tokenizer,
-            "tokenizer_kind": facts.tokenizer_kind,
-            "train_tokens": found.tokens,
-            "train_bytes": found.bytes,
-        },
+        "corpus": corpus,
     }
 
 

@@ -1,7 +1,6 @@
 """Train a Run: from its config to a finished run directory, or on from where it stopped."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import shlex
@@ -14,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm import models, objectives, plot
+from jaxlm import plot
 from jaxlm.core import config, io, log, param
-from jaxlm.data import loader, shards, tokenizers
+from jaxlm.data import tokenizers
 from jaxlm.decode import text
-from jaxlm.eval import perplexity
 from jaxlm.models.model import Model
-from jaxlm.parallel import place
+from jaxlm.objectives.objective import Objective
 from jaxlm.train import (
     agree,
     checkpoint,
@@ -33,19 +31,20 @@ from jaxlm.train import (
     step,
 )
 from jaxlm.train import meter as meters
+from jaxlm.train import program as programs
 from jaxlm.train import run as runs
+from jaxlm.train import supply as supplies
 from jaxlm.train.directory import Result
 from jaxlm.train.run import Run
 
 
 class Program(NamedTuple):
-    """What is compiled: the step and the scorer, and the shape of the state between them."""
+    """What is compiled: the step, and the shape of the state around it."""
 
     model: Model
-    objective: objectives.Objective
+    objective: Objective
     tx: optim.Transform
     step: step.Step
-    score: perplexity.Scorer
 
 
 class Session(NamedTuple):
@@ -54,8 +53,7 @@ class Session(NamedTuple):
     run: Run
     folder: pathlib.Path
     program: Program
-    train: shards.Shards
-    val: shards.Shards | None
+    supply: supplies.Supply
     out: log.Log
     writer: metrics.Writer
     store: checkpoint.Store
@@ -99,41 +97,34 @@ def run(run: Run) -> Result:
 
 
 def build(run: Run) -> Program:
-    """The model, objective, optimiser, step and scorer of a Run; nothing is compiled yet."""
-    model = models.build(run.model, run.plan)
-    objective = objectives.build(run.objective, model, run.plan)
+    """The model, objective, optimiser and step of a Run; nothing is compiled yet."""
+    model, objective = programs.build(run, run.plan)
     tx = optim.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
-    return Program(
-        model,
-        objective,
-        tx,
-        step.make(objective, tx, run.plan),
-        perplexity.scorer(model, run.plan),
-    )
+    return Program(model, objective, tx, step.make(objective, tx, run.plan))
 
 
-def open_data(run: Run) -> tuple[shards.Shards, shards.Shards | None]:
-    """(training split, held-out split or None), tokenised first if that was not done before."""
-    tokenizer = tokenizers.load(run.data.tokenizer)
-    folder = shards.prepare(run.data, str(env.user_cache() / "shards"))
-    train = shards.open_shards(folder, "train", tokenizer.hash)
-    if run.eval_every is None:
-        return train, None
-    return train, shards.open_shards(folder, "val", tokenizer.hash)
+class _From(NamedTuple):
+    """Where training goes on from: the state, and what its batches' source needs beside it."""
+
+    state: step.State
+    carry: param.Tree
 
 
 def _start(
     run: Run, folder: pathlib.Path, program: Program, primary: bool, out: log.Log
-) -> tuple[Session, step.State]:
-    """The session and the state to go on from: the last good checkpoint's, or a fresh one."""
-    train, val = open_data(run)
-    state = _resume(run, folder, program, train, primary, out)
-    begun = 0 if state is None else int(state.step)
+) -> tuple[Session, _From]:
+    """The session, and what to go on from: the last good checkpoint, or a fresh state."""
+    supply = supplies.of(run, program.model, program.objective)
+    at = _resume(run, folder, program, supply, primary, out)
+    begun = 0 if at is None else int(at.state.step)
     told = start.recorded(folder)
-    if state is None:
+    if at is None:
         state, told = _begin(run, program)
+        at = _From(state, {})
+    frozen = start.frozen(run, program.objective)
+    at = at._replace(state=at.state._replace(frozen=frozen))
     if primary:
-        described = env.describe(run, train) | {"resumed_at_step": begun, "start": told}
+        described = env.describe(run, supply.corpus) | {"resumed_at_step": begun, "start": told}
         for change in directory.changed(folder, run, described):
             out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
@@ -141,15 +132,15 @@ def _start(
         out.say(_headline(run, described, begun))
     writer = metrics.Writer(folder, begun, primary, out.warn)
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
-    meter = meters.Meter(run, writer, out, begun)
-    return Session(run, folder, program, train, val, out, writer, store, meter), state
+    meter = meters.Meter(run, supply, writer, out, begun)
+    return Session(run, folder, program, supply, out, writer, store, meter), at
 
 
 def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
     """The State of step 0, and what is recorded about where its weights are from."""
     if run.start is None:
         return step.init(program.objective, program.tx, run.plan, run.seed), {}
-    params, facts = start.weights(run)
+    params, facts = start.weights(run, program.objective.spec)
     return step.begin(program.objective, program.tx, run.plan, run.seed, params), facts
 
 
@@ -157,11 +148,11 @@ def _resume(
     run: Run,
     folder: pathlib.Path,
     program: Program,
-    train: shards.Shards,
+    supply: supplies.Supply,
     primary: bool,
     out: log.Log,
-) -> step.State | None:
-    """The State of the last good checkpoint; None if none was ever committed.
+) -> _From | None:
+    """What the last good checkpoint holds; None if none was ever committed.
 
     Raises: ValueError if there are checkpoints and none is whole, or the data is no longer what it
     was trained on.
@@ -177,7 +168,7 @@ def _resume(
     if begun is None:
         return None
     facts = checkpoint.facts(place, begun)
-    found = config.differences(facts["data"], _data_facts(train))
+    found = config.differences(facts["data"], supply.facts)
     if found:
         path, there, here = found[0]
         raise ValueError(
@@ -185,39 +176,22 @@ def _resume(
             f"was {there!r} and is {here!r}; restore the old data, or give this run another name"
         )
     like = step.abstract(program.objective, program.tx, run.plan)
-    return checkpoint.restore(place, begun, like)
+    return _From(*checkpoint.restore(place, begun, like, supply.carry))
 
 
-def _data_facts(train: shards.Shards) -> dict[str, Any]:
-    """What decides the training data beside the Run: with (seed, step) it decides every batch."""
-    facts = train.manifest
-    return {
-        "fingerprint": facts.fingerprint,
-        "tokenizer": facts.tokenizer,
-        "holdout": facts.holdout,
-        "documents": train.documents,
-        "tokens": train.tokens,
-    }
-
-
-def _train(
-    session: Session, state: step.State, arrived: Callable[[], int]
-) -> tuple[step.State, int]:
+def _train(session: Session, at: _From, arrived: Callable[[], int]) -> tuple[step.State, int]:
     """(state, signal): after the last step, or after the one in which a signal arrived."""
-    run = session.run
+    run, state = session.run, at.state
     begun = int(state.step)
     if begun and _missed_evaluation(session, begun):
         _evaluate(session, state, begun)
-    data = (run.data, session.train, begun, jax.process_index(), jax.process_count())
     stopped = 0
-    with contextlib.closing(loader.batches(*data)) as stream, _profiler(session) as profile:
+    with session.supply.open(begun, at.carry) as stream, _profiler(session) as profile:
         for number in range(begun + 1, run.steps + 1):
-            clock = time.perf_counter()
-            local = next(stream)
-            waited = time.perf_counter() - clock
+            fed = stream.next(number, state)
             profile(number, state)
-            state, measured = session.program.step(state, place.batch(run.plan, local))
-            session.meter.note(number, measured, waited)
+            state, measured = session.program.step(state, fed.batch)
+            session.meter.note(number, measured | fed.metrics, fed.seconds)
             session.out.tick(number)
             session.store.poll()
             stopped = _stopped(run, number, arrived)
@@ -225,7 +199,7 @@ def _train(
             if _evaluates(run, number) and not stopped:
                 val = _evaluate(session, state, number)
             if stopped or number % run.checkpoint.every == 0 or number == run.steps:
-                _save(session, state, number, val)
+                _save(session, state, stream.carry(), val)
             if number == begun + 1:
                 jax.block_until_ready(state.step)
                 session.meter.restart(number)
@@ -257,24 +231,22 @@ def _missed_evaluation(session: Session, number: int) -> bool:
     return not agree.first(int(found))
 
 
-def _evaluate(session: Session, state: step.State, number: int) -> perplexity.Score:
+def _evaluate(session: Session, state: step.State, number: int) -> supplies.Judged:
     run = session.run
-    assert session.val is not None
+    assert session.supply.evaluate is not None
     session.meter.flush()
     clock = time.perf_counter()
     batches = None if number == run.steps else run.eval_batches
-    params = optim.ema(state.opt, state.params)
-    score = perplexity.evaluate(
-        session.program.score, params, run.data, session.val, run.plan, batches
-    )
+    judged = session.supply.evaluate(state, batches)
     timing = {"seconds": time.perf_counter() - clock}
-    record = {"step": number, "split": "val", **dataclasses.asdict(score), "timing": timing}
+    record = {"step": number, "split": "val", **judged.record, "timing": timing}
     session.writer.write(record)
     session.out.say(f"step {number}/{run.steps}  {_val_text(record)}")
     if run.samples:
-        _sample(session, params, number)
+        params = optim.ema(state.opt, state.params)
+        _sample(session, session.program.objective.weights(params, state.frozen), number)
     session.meter.restart(number)
-    return score
+    return judged
 
 
 def _sample(session: Session, params: param.Tree, number: int) -> None:
@@ -291,6 +263,9 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
 def _val_text(val: dict[str, Any] | None) -> str:
     if val is None:
         return "not evaluated"
+    if "bits_per_byte" not in val:
+        told = [n for n, v in val.items() if isinstance(v, float) and n not in ("step", "weight")]
+        return "val " + ", ".join(f"{name} {val[name]:.4f}" for name in told)
     if val["bits_per_byte"] is None:
         return (
             f"val {val['nll']:.4f} nats per hidden token (their frequencies alone: "
@@ -299,23 +274,20 @@ def _val_text(val: dict[str, Any] | None) -> str:
     return f"val {val['bits_per_byte']:.4f} bits per byte, {val['nll']:.4f} nats per token"
 
 
-def _save(session: Session, state: step.State, number: int, val: perplexity.Score | None) -> None:
+def _save(
+    session: Session, state: step.State, carry: param.Tree, val: supplies.Judged | None
+) -> None:
     # What a checkpoint's step has in metrics.jsonl is on the disk before the checkpoint is.
     session.meter.flush()
     session.writer.commit()
     facts = {
         "run": runs.digest(session.run),
-        "data": _data_facts(session.train),
+        "data": session.supply.facts,
         # of one run all evaluations are in the same measure
-        "val": None if val is None else _measure(val),
+        "val": None if val is None else val.measure,
     }
-    session.store.save(state, facts)
-    session.meter.restart(number)
-
-
-def _measure(val: perplexity.Score) -> float:
-    """What the best checkpoint has least of."""
-    return val.nll if val.bits_per_byte is None else val.bits_per_byte
+    session.store.save(state, facts, carry)
+    session.meter.restart(int(state.step))
 
 
 def _finish(session: Session, state: step.State, stopped: int) -> Result:
@@ -325,7 +297,7 @@ def _finish(session: Session, state: step.State, stopped: int) -> Result:
     run, folder, number = session.run, session.folder, int(state.step)
     seen = [r for r in metrics.deterministic(folder / metrics.FILE) if r["split"] == "val"]
     val = seen[-1] if seen and seen[-1]["step"] == number == run.steps else None
-    tokens = loader.tokens_before(run.data, number)
+    tokens = session.supply.positions(number)
     result = Result(str(folder), number, run.steps, tokens, val, stopped)
     if session.out.primary:
         plot.loss(folder)

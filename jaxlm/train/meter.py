@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from jaxlm.core import log
-from jaxlm.data import loader
-from jaxlm.scaling import flops
 from jaxlm.train import env, metrics
+from jaxlm.train import supply as supplies  # a local bears the name
 from jaxlm.train.run import Run
 
 # Steps the host may be ahead of the device. Each holds a batch there, so not without end.
@@ -24,16 +23,19 @@ class Meter:
     step of a process (which compiles) are left out of it.
     """
 
-    def __init__(self, run: Run, writer: metrics.Writer, out: log.Log, step: int) -> None:
-        self._run, self._writer, self._out = run, writer, out
+    def __init__(
+        self, run: Run, supply: supplies.Supply, writer: metrics.Writer, out: log.Log, step: int
+    ) -> None:
+        self._run, self._supply, self._writer, self._out = run, supply, writer, out
         self._due: tuple[int, dict[str, jax.Array]] | None = None
         self._behind: collections.deque[dict[str, jax.Array]] = collections.deque()
         self.restart(step)
 
-    def note(self, step: int, measured: dict[str, jax.Array], waited: float) -> None:
-        """Take in a step just dispatched: its metrics, and the seconds its data was waited for."""
+    def note(self, step: int, measured: dict[str, jax.Array], seconds: dict[str, float]) -> None:
+        """Take in a step just dispatched: its metrics, and the seconds its batch took, by name."""
         self._read()
-        self._waited += waited
+        for name, value in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + value
         self._behind.append(measured)
         if len(self._behind) > AHEAD:
             jax.block_until_ready(self._behind.popleft())
@@ -46,7 +48,8 @@ class Meter:
 
     def restart(self, step: int) -> None:
         """Begin a new interval of rates, after time spent on something else than steps."""
-        self._from, self._waited = step, 0.0
+        self._from = step
+        self._seconds: dict[str, float] = {}
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
     def _read(self) -> None:
@@ -56,7 +59,7 @@ class Meter:
         self._due = None
         numbers = {name: float(value) for name, value in jax.device_get(measured).items()}
         timing = self._timing(step)
-        tokens = loader.tokens_before(self._run.data, step)
+        tokens = self._supply.positions(step)
         record = {"step": step, "split": "train", **numbers, "tokens": tokens, "timing": timing}
         self._writer.write(record)
         self._out.progress(step, line(record, self._run.steps))
@@ -69,19 +72,15 @@ class Meter:
         steps = step - self._from
         if not steps:
             return facts
-        data = self._run.data
-        tokens = loader.tokens_before(data, step) - loader.tokens_before(data, self._from)
+        tokens = self._supply.positions(step) - self._supply.positions(self._from)
         facts |= {
             "step_seconds": seconds / steps,
-            "data_wait_seconds": self._waited / steps,
+            **{f"{name}_seconds": total / steps for name, total in self._seconds.items()},
             "tokens_per_second": tokens / seconds,
             "cpu_share": (time.process_time() - self._cpu) / seconds / (os.cpu_count() or 1),
         }
         peak, devices = env.peak_flops(), self._run.plan.devices
-        seq = loader.stage_at(data, step - 1).seq
-        for name, causal in (("causal", True), ("full", False)):
-            targets = loader.target_length(data)
-            each = flops.per_token(self._run.model, seq, causal=causal, targets=targets).training
+        for name, each in self._supply.flops(step - 1).items():
             rate = each * tokens / seconds
             facts[f"gflop_per_second_{name}"] = rate / 1e9
             if peak is not None:
@@ -97,6 +96,7 @@ def line(record: metrics.Record, steps: int) -> str:
         words.append(f"lr {record['lr']:.2e}")
     if "tokens_per_second" in timing:
         words.append(f"{timing['tokens_per_second']:,.0f} tokens/s")
+    if "gflop_per_second_causal" in timing:
         words.append(f"{timing['gflop_per_second_causal']:,.1f} GFLOP/s")
     if "mfu_causal" in timing:
         words.append(f"MFU {timing['mfu_causal']:.1%}")

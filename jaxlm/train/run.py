@@ -8,8 +8,9 @@ import jax
 
 from jaxlm import models, objectives
 from jaxlm.core import config, param
-from jaxlm.data import loader, manifest, source, tokenizers
+from jaxlm.data import kinds, loader, manifest, records, source, tokenizers
 from jaxlm.decode import sample, text
+from jaxlm.models.model import Model
 from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim as optimisers  # the field bears the name
@@ -38,7 +39,7 @@ class Run:
     """The run directory is out/name."""
     model: models.AnyConfig
     """The model: a family's Config."""
-    data: loader.Data = loader.Data()
+    data: kinds.AnyData = loader.Data()
     """What is read, and in which batches."""
     optim: optimisers.Optim = optimisers.Optim()
     """The optimiser and its schedule."""
@@ -158,10 +159,8 @@ def _data(run: Run) -> Iterator[str]:
     data, vocab = run.data, run.model.vocab
     try:
         data.validate()
-        made = manifest.present(data.source)
-        if not made:
-            source.documents(data.source, data.field)
         tokenizer = tokenizers.load(data.tokenizer)
+        made = _source(data)
     except (ValueError, OSError, ImportError) as error:
         yield str(error)
         return
@@ -176,37 +175,56 @@ def _data(run: Run) -> Iterator[str]:
             "to a fraction such as 0.05, or eval_every to None"
         )
     model = models.build(run.model)
-    yield from objectives.problems(run.objective, model, data.corrupt)
-    yield from _corrupt(run, tokenizer)
+    yield from objectives.problems(run.objective, model, data)
+    if isinstance(data, loader.Data):
+        yield from _corrupt(data, vocab, tokenizer)
     longest = model.context
     if longest is not None and data.seq > longest:
         yield (
             f"data.seq: {data.seq} given, but the model's learned positions end at "
             f"model.context={longest}; lower data.seq or raise model.context"
         )
-    if run.samples and (model.encode is not None or not model.causal):
+    yield from _samples(run, model, tokenizer)
+
+
+def _source(data: kinds.AnyData) -> bool:
+    """Whether the source holds shards that were made before. Raises: as reading it would."""
+    if not isinstance(data, loader.Data):
+        records.read(data.source)
+        return False
+    made = manifest.present(data.source)
+    if not made:
+        source.documents(data.source, data.field)
+    return made
+
+
+def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
+    if not run.samples:
+        return
+    if model.encode is not None or not model.causal:
         yield (
             f"samples: {len(run.samples)} prompts given, but this model does not continue texts; "
             "leave them out, and see `jaxlm sample` of the finished run"
         )
         return
     try:
-        if run.samples:
-            ids = [text.encode(tokenizer, prompt) for prompt in run.samples]
-            sample.check(model, ids, [sampling(run)] * len(ids))
+        ids = [text.encode(tokenizer, prompt) for prompt in run.samples]
+        sample.check(model, ids, [sampling(run)] * len(ids))
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
 
 
-def _corrupt(run: Run, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
+def _corrupt(
+    data: loader.Data, vocab: int, tokenizer: tokenizers.tokenizer.Tokenizer
+) -> Iterator[str]:
     try:
-        largest = loader.largest_id(run.data, tokenizer)
+        largest = loader.largest_id(data, tokenizer)
     except ValueError as error:
         yield str(error)
         return
-    if run.data.corrupt is not None and largest >= run.model.vocab >= tokenizer.vocab:
+    if data.corrupt is not None and largest >= vocab >= tokenizer.vocab:
         yield (
-            f"model.vocab: {run.model.vocab} given, but data.corrupt puts ids up to {largest} into "
+            f"model.vocab: {vocab} given, but data.corrupt puts ids up to {largest} into "
             f"batches; set model.vocab to {largest + 1} or more"
         )
 
@@ -227,7 +245,7 @@ def _mesh(run: Run) -> Iterator[str]:
             f"all {jax.device_count()} devices"
         )
     try:
-        stages = loader.stages(run.data)
+        stages = kinds.stages(run.data)
     except (ValueError, ZeroDivisionError):
         return  # data.validate has said so
     for stage in stages:

@@ -9,12 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.models.model import Model
 from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import checkpoint, directory, optim, step
+from jaxlm.train import checkpoint, directory, optim, program, step
 from jaxlm.train.run import Run
 
 Which = Literal["last", "best"]
@@ -22,7 +21,8 @@ Which = Literal["last", "best"]
 
 class Saved(NamedTuple):
     """A trained model: its Run, the model under `plan`, float32 weights (the averaged ones where
-    the run keeps an average), and the step they are from."""
+    the run keeps an average; heads of its objective beside the model's own), and the step they are
+    from."""
 
     run: Run
     model: Model
@@ -64,8 +64,7 @@ def load(
     number = checkpoint.good(place, warn, wanted, (name,))
     if number is None:
         raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
-    model = models.build(run.model, plan)
-    objective = objectives.build(run.objective, model, plan)
+    model, objective = program.build(run, plan)
     tx = optim.build(run.optim, objective.spec, run.steps, fp16=False)
     like = checkpoint.items(step.abstract(objective, tx, plan))
     found = checkpoint.read(place, number, {name: like[name]})[name]

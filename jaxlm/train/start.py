@@ -1,4 +1,4 @@
-"""Weights that a new run begins from: those of another run directory (Run.start)."""
+"""Weights that a run begins from, or reads frozen: those of other run directories."""
 
 import json
 import pathlib
@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from jaxlm import models, objectives
+from jaxlm import models
 from jaxlm.core import config, param
 from jaxlm.data import tokenizers
-from jaxlm.parallel.plan import Plan
+from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.train import directory, saved
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
@@ -45,24 +45,69 @@ def check(run: Run) -> list[str]:
 
 
 def _weights(run: Run) -> dict[str, tuple[int, ...]]:
-    objective = objectives.build(run.objective, models.build(run.model), Plan())
-    return {path: p.shape for path, p in param.flatten(objective.spec).items()}
+    """The shapes of the model's own weights, without an objective's heads."""
+    return {path: p.shape for path, p in param.flatten(models.spec(run.model)).items()}
 
 
 def _told(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def weights(run: Run) -> tuple[param.Tree, dict[str, Any]]:
+def weights(run: Run, spec: param.Tree) -> tuple[param.Tree, dict[str, Any]]:
     """The weights a run begins from, placed as its plan says, and what to record about them.
+
+    Those of `spec` that the other run does not have (a head of this run's objective) are fresh.
 
     Raises: as `saved.load`.
     """
     assert run.start is not None
     found = saved.load(pathlib.Path(run.start).expanduser(), "last", run.plan)
-    jax.block_until_ready(found.params)
     facts = {"folder": run.start, "step": found.step, "run": runs.digest(found.run)}
-    return found.params, facts
+    return jax.block_until_ready(_completed(found.params, spec, run)), facts
+
+
+def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
+    """The weights of `spec`: those in params, and fresh ones for what is not there."""
+    new = {name: part for name, part in spec.items() if name not in params}
+    made = {}
+    if new:
+        shardings = run.plan.shard_params(new)
+        key = jax.random.fold_in(jax.random.key(run.seed), 0)
+        made = jax.jit(lambda: param.init(new, key), out_shardings=shardings)()
+    return {name: made[name] if name in made else params[name] for name in spec}
+
+
+def frozen(run: Run, objective: Objective) -> dict[str, param.Tree]:
+    """The State's frozen weights, from their sources, placed as the run's plan says: those of other
+    runs, or what this run began from, also when it resumes.
+
+    Raises: as `saved.load`, naming the weights wanted.
+    """
+    return {name: _frozen(run, name, part) for name, part in objective.frozen.items()}
+
+
+def _frozen(run: Run, name: str, part: Frozen) -> param.Tree:
+    folder = run.start if part.run is None else part.run
+    if folder is None:
+        key = jax.random.fold_in(jax.random.key(run.seed), 0)
+        shardings = run.plan.shard_params(part.spec)
+        return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
+    try:
+        found = saved.load(pathlib.Path(folder).expanduser(), "last", run.plan).params
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"the {name}'s weights, from {folder}: {error}") from error
+    _check_shapes(name, folder, part.spec, found)
+    return {key: found[key] for key in part.spec}
+
+
+def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -> None:
+    theirs = {path: x.shape for path, x in param.flatten(found).items()}
+    for path, p in param.flatten(spec).items():
+        if theirs.get(path) != p.shape:
+            raise ValueError(
+                f"the {name}'s weight {path} is {_told(theirs.get(path))} in {folder}, and "
+                f"{_told(p.shape)} is needed"
+            )
 
 
 def recorded(folder: pathlib.Path) -> dict[str, Any]:

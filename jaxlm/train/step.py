@@ -37,8 +37,9 @@ Step = Callable[[State, Any], tuple[State, Metrics]]
 
 def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> State:
     """A fresh State on the plan's mesh, created in place: no device ever holds more than its own
-    part. The values depend on the seed alone."""
-    shardings = shard(objective, tx, plan)
+    part. The values depend on the seed alone. `frozen` is {}: `start.frozen` gives what belongs
+    there."""
+    shardings = shard(objective, tx, plan)._replace(frozen={})
 
     def make() -> State:
         params = param.init(objective.spec, jax.random.fold_in(jax.random.key(seed), 0))
@@ -50,8 +51,8 @@ def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> St
 def begin(
     objective: Objective, tx: optim.Transform, plan: Plan, seed: int, params: param.Tree
 ) -> State:
-    """A fresh State with given weights, whose memory it takes over."""
-    shardings = shard(objective, tx, plan)
+    """A fresh State with given weights, whose memory it takes over; `frozen` is {} as in `init`."""
+    shardings = shard(objective, tx, plan)._replace(frozen={})
     make = jax.jit(
         lambda params: _fresh(params, tx, seed),
         out_shardings=shardings,
@@ -74,13 +75,9 @@ def _once() -> dict[str, int] | None:
 
 def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
     """The State's shapes, dtypes and shardings, for restoring and compiling without memory."""
-    params = param.abstract(objective.spec)
-
-    def make(params: param.Tree) -> State:
-        key = jax.random.key_data(jax.random.key(0))
-        return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
-
-    shapes = jax.eval_shape(make, params)
+    shapes = jax.eval_shape(lambda params: _fresh(params, tx, 0), param.abstract(objective.spec))
+    frozen = {name: param.abstract(part.spec) for name, part in objective.frozen.items()}
+    shapes = shapes._replace(frozen=frozen)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         shapes,
@@ -108,7 +105,8 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 
     shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
     opt = jax.tree_util.tree_map_with_path(lies, shapes)
-    state: Any = (plan.replicated, where, opt, {}, plan.replicated)
+    frozen = {name: plan.shard_params(part.spec) for name, part in objective.frozen.items()}
+    state: Any = (plan.replicated, where, opt, frozen, plan.replicated)
     return State(*state)
 
 

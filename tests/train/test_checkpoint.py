@@ -45,7 +45,7 @@ def saved(folder, state, steps, cfg=Checkpoint(), vals=None):
     folder.mkdir(exist_ok=True)
     store = checkpoint.Store(folder, cfg, True)
     for number in steps:
-        store.save(at(state, number), {"val": (vals or {}).get(number)})
+        store.save(at(state, number), {"val": (vals or {}).get(number)}, {})
     store.close()
     return folder
 
@@ -75,7 +75,7 @@ def damage(folder, number, how):
 def test_every_part_of_the_state_comes_back(state, tmp_path):
     whole, like = state
     folder = saved(tmp_path / "c", whole, [5])
-    assert_equal(checkpoint.restore(folder, 5, like), at(whole, 5))
+    assert_equal(checkpoint.restore(folder, 5, like, {})[0], at(whole, 5))
     assert checkpoint.facts(folder, 5) == {"val": None}
 
 
@@ -83,7 +83,7 @@ def test_every_part_of_the_state_comes_back(state, tmp_path):
 def test_every_optimiser_comes_back(name, tmp_path):
     whole, like = made(name=name)
     folder = saved(tmp_path / "c", whole, [1])
-    assert_equal(checkpoint.restore(folder, 1, like), at(whole, 1))
+    assert_equal(checkpoint.restore(folder, 1, like, {})[0], at(whole, 1))
 
 
 def test_it_is_restored_onto_another_mesh(state, tmp_path):
@@ -91,11 +91,11 @@ def test_it_is_restored_onto_another_mesh(state, tmp_path):
     many, many_like = made(Plan(data=2, fsdp=2, tensor=2))
     one = saved(tmp_path / "one", whole, [1])
     eight = saved(tmp_path / "eight", many, [1])
-    spread = checkpoint.restore(one, 1, many_like)
+    spread = checkpoint.restore(one, 1, many_like, {})[0]
     assert len(spread.params["up"].sharding.device_set) == 8
     assert spread.params["up"].addressable_shards[0].data.shape == (4, 8)
     assert_equal(spread, at(whole, 1))
-    assert_equal(checkpoint.restore(eight, 1, like), at(whole, 1))
+    assert_equal(checkpoint.restore(eight, 1, like, {})[0], at(whole, 1))
 
 
 def test_the_memory_of_a_saved_state_may_be_reused_at_once(tmp_path):
@@ -105,7 +105,7 @@ def test_the_memory_of_a_saved_state_may_be_reused_at_once(tmp_path):
     bump = jax.jit(lambda t: jax.tree.map(lambda a: a + 1, t), donate_argnums=0)
     store = checkpoint.Store(tmp_path, Checkpoint(keep_last=9), True)
     for number in (1, 2, 3):
-        store.save(state._replace(step=jnp.int32(number)), {"val": None})
+        store.save(state._replace(step=jnp.int32(number)), {"val": None}, {})
         for _ in range(10):
             state = state._replace(params=bump(state.params))
     store.close()
@@ -189,7 +189,7 @@ def assert_survives(folder, state, store):
     """A save that the disk refuses is named with the free bytes; what was there is untouched."""
     before = {p: io.sha256(p) for p in io.files(folder / "1")}
     with pytest.raises(io.WriteError, match=r"cannot write .*/2: .* [\d,]+ bytes are free"):
-        store.save(at(state, 2), {"val": None})
+        store.save(at(state, 2), {"val": None}, {})
         store.wait()
     assert {p: io.sha256(p) for p in io.files(folder / "1")} == before
     assert [p.name for p in folder.iterdir()] == ["1"]

@@ -23,6 +23,7 @@ from jaxlm.train import (
     optim,
     saved,
     signals,
+    supply,
 )
 from jaxlm.train import run as runs
 
@@ -158,7 +159,7 @@ def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny,
     trained = final_state(run)
     assert np.array_equal(found.params["norm"], trained["average"].params["norm"])
     assert not np.array_equal(found.params["norm"], trained["params"]["norm"])
-    val = loop.open_data(run)[1]
+    val = supply.open_text(run.data, val=True)[1]
     score = perplexity.scorer(found.model, found.plan)
     again = perplexity.evaluate(score, found.params, run.data, val, found.plan)
     assert dataclasses.asdict(again) == {k: result.val[k] for k in dataclasses.asdict(again)}

@@ -1,0 +1,25 @@
+"""The kinds of data a run may read, and what each gives. To add one: a file, and a line here.
+
+loader      text: the next token of documents, hidden tokens, missing spans
+
+All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
+with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method
+`validate()`, and a function `prepare(data) -> examples.Split`.
+"""
+
+from types import ModuleType
+
+from jaxlm.data import loader
+
+# What a Run's `data` field may be.
+AnyData = loader.Data
+
+# The module of each kind of examples.
+EXAMPLES: dict[type, ModuleType] = {}
+
+
+def stages(data: AnyData) -> list[loader.Stage]:
+    """The run's changes of shape; examples have one shape from first to last."""
+    if isinstance(data, loader.Data):
+        return loader.stages(data)
+    return [loader.Stage(0, 0, data.batch, data.seq, data.batch)]

@@ -1,0 +1,185 @@
+"""Where a run's batches come from, and what judges it: text, examples, or (rollout.py) the model's
+own samples. The loop knows these functions alone."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlm.core import param
+from jaxlm.core.batch import Batch
+from jaxlm.data import examples, kinds, loader, shards, tokenizers
+from jaxlm.eval import heldout, perplexity
+from jaxlm.models.model import Model
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import place
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import flops
+from jaxlm.train import env, optim
+from jaxlm.train.run import Run
+from jaxlm.train.step import State
+
+
+class Fed(NamedTuple):
+    """What one step is given: the batch on its devices; metrics beside the step's own; and seconds
+    by name that the batch took, the time waited for it ("data_wait") among them."""
+
+    batch: Any
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+
+
+class Stream(NamedTuple):
+    """The batches from some step on. next(number, state) -> Fed of step `number`, made of the state
+    before it. carry() -> the arrays a checkpoint must hold to go on from here, {} if none."""
+
+    next: Callable[[int, State], Fed]
+    carry: Callable[[], param.Tree]
+
+
+class Judged(NamedTuple):
+    """An evaluation: its record, JSON; and the one number in it of which the best run has least."""
+
+    record: dict[str, Any]
+    measure: float
+
+
+class Supply(NamedTuple):
+    """The source of a run's batches.
+
+    facts: JSON that decides every batch, together with (seed, step). corpus: what env.json says.
+    open(step, carry) -> a context with the Stream from that step on; carry is what a checkpoint
+    held, as `Stream.carry` gave it, {} at step 0. carry: its shapes, {} if none.
+    evaluate(state, batches) -> Judged, over the held-out split or its first batches; None if the
+    run is not evaluated. positions(step): how many positions all steps before it hold, padding
+    included. flops(step): FLOPs of a position in training, by name; {} where no formula is known.
+    """
+
+    facts: dict[str, Any]
+    corpus: dict[str, Any]
+    open: Callable[[int, param.Tree], contextlib.AbstractContextManager[Stream]]
+    evaluate: Callable[[State, int | None], Judged] | None
+    positions: Callable[[int], int]
+    flops: Callable[[int], dict[str, float]]
+    carry: param.Tree = {}
+
+
+def of(run: Run, model: Model, objective: Objective) -> Supply:
+    """The Supply of a run; its data is tokenised now, if that was not done before."""
+    if isinstance(run.data, loader.Data):
+        return _text(run, model, objective)
+    return _examples(run, objective)
+
+
+# --- Text ------------------------------------------------------------------------------------
+
+
+def open_text(data: loader.Data, val: bool) -> tuple[shards.Shards, shards.Shards | None]:
+    """(training split, held-out split or None), tokenised first if that was not done before."""
+    tokenizer = tokenizers.load(data.tokenizer)
+    folder = shards.prepare(data, str(env.user_cache() / "shards"))
+    train = shards.open_shards(folder, "train", tokenizer.hash)
+    return train, shards.open_shards(folder, "val", tokenizer.hash) if val else None
+
+
+def _text(run: Run, model: Model, objective: Objective) -> Supply:
+    data = run.data
+    train, val = open_text(data, run.eval_every is not None)
+    facts = train.manifest
+    score = perplexity.scorer(model, run.plan)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        assert val is not None
+        params = objective.weights(optim.ema(state.opt, state.params), state.frozen)
+        found = perplexity.evaluate(score, params, data, val, run.plan, batches)
+        measure = found.nll if found.bits_per_byte is None else found.bits_per_byte
+        return Judged(dataclasses.asdict(found), measure)
+
+    return Supply(
+        facts={
+            "fingerprint": facts.fingerprint,
+            "tokenizer": facts.tokenizer,
+            "holdout": facts.holdout,
+            "documents": train.documents,
+            "tokens": train.tokens,
+        },
+        corpus={
+            "source": facts.source,
+            "fingerprint": facts.fingerprint,
+            "python": facts.python,
+            "tokenizer": facts.tokenizer,
+            "tokenizer_kind": facts.tokenizer_kind,
+            "train_tokens": train.tokens,
+            "train_bytes": train.bytes,
+        },
+        open=_opener(run.plan, lambda *at: loader.batches(data, train, *at)),
+        evaluate=None if val is None else evaluate,
+        positions=lambda step: loader.tokens_before(data, step),
+        flops=lambda step: _flops(run, loader.stage_at(data, step).seq),
+    )
+
+
+# --- Examples --------------------------------------------------------------------------------
+
+
+def _examples(run: Run, objective: Objective) -> Supply:
+    data = run.data
+    found = kinds.EXAMPLES[type(data)].prepare(data)
+    one = found.train.read(np.zeros(1, np.int64))
+    width = int(np.prod(one.tokens.shape[1:]))
+    score = heldout.scorer(objective, run.plan)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        params = optim.ema(state.opt, state.params)
+        local = examples.val_batches(
+            found.val, data.batch, jax.process_index(), jax.process_count()
+        )
+        record = heldout.evaluate(score, objective, params, state.frozen, local, run.plan, batches)
+        return Judged(record, record["loss"])
+
+    def stream(step: int, process: int, processes: int) -> Generator[Any]:
+        at = (data.batch, data.seed, step, process, processes, data.workers)
+        return examples.batches(found.train, *at)
+
+    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    plain = isinstance(one, Batch) and not objective.frozen
+    return Supply(
+        facts=found.facts,
+        corpus=found.facts | {"source": data.source} | rows,
+        open=_opener(run.plan, stream),
+        evaluate=None if run.eval_every is None else evaluate,
+        positions=lambda step: step * data.batch * width,
+        flops=lambda step: _flops(run, data.seq) if plain else {},
+    )
+
+
+def _opener(
+    plan: Plan, batches: Callable[[int, int, int], Generator[Any]]
+) -> Callable[[int, param.Tree], contextlib.AbstractContextManager[Stream]]:
+    """`Supply.open` of batches(step, process index, processes) that depend on no state."""
+
+    @contextlib.contextmanager
+    def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
+        with contextlib.closing(batches(step, jax.process_index(), jax.process_count())) as local:
+
+            def following(number: int, state: State) -> Fed:
+                clock = time.perf_counter()
+                batch = next(local)
+                waited = time.perf_counter() - clock
+                return Fed(place.batch(plan, batch), {}, {"data_wait": waited})
+
+            yield Stream(following, dict)
+
+    return opened
+
+
+def _flops(run: Run, seq: int) -> dict[str, float]:
+    targets = loader.target_length(run.data) if isinstance(run.data, loader.Data) else None
+    return {
+        name: flops.per_token(run.model, seq, causal=causal, targets=targets).training
+        for name, causal in (("causal", True), ("full", False))
+    }
