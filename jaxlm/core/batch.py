@@ -51,6 +51,22 @@ class Pairs(NamedTuple):
     source_positions: Array
 
 
+class Taught(NamedTuple):
+    """A `Batch` and what a teacher made of it: at every position its k likeliest next tokens.
+
+    ids int32[B, T, k]; log_probs float32[B, T, k + 1], the last that of all other tokens together
+    (k = V: of none, and it is left out). The others are as in `Batch`.
+    """
+
+    tokens: Array
+    targets: Array
+    weight: Array
+    segments: Array
+    positions: Array
+    ids: Array
+    log_probs: Array
+
+
 class Choices(NamedTuple):
     """B prompts with K responses each, of which some are preferred. A row holds one text.
 

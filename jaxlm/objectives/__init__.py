@@ -5,24 +5,41 @@ from types import ModuleType
 
 from jaxlm.data import kinds, loader, mask, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, mlm, seq2seq
+from jaxlm.objectives import clm, distill, mlm, seq2seq
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
-OBJECTIVES: dict[str, ModuleType] = {"clm": clm, "mlm": mlm, "seq2seq": seq2seq}
+OBJECTIVES: dict[str, ModuleType] = {
+    "clm": clm,
+    "distill": distill,
+    "mlm": mlm,
+    "seq2seq": seq2seq,
+}
 
 # What a Run's `objective` field may be.
-AnyConfig = clm.Config | mlm.Config | seq2seq.Config
+AnyConfig = clm.Config | distill.Config | mlm.Config | seq2seq.Config
+
+# Those of which each model has the one that pretrains it (`fitting`).
+PRETRAINING = ("clm", "mlm", "seq2seq")
 
 # The kinds of data each reads, where it is not text.
 READS: dict[str, tuple[type, ...]] = {}
 
 # What data.corrupt of text has to be for each.
-CORRUPT: dict[str, type] = {"clm": types.NoneType, "mlm": mask.Mask, "seq2seq": span.Span}
+CORRUPT: dict[str, type] = {"mlm": mask.Mask, "seq2seq": span.Span}
 
 
-def build(cfg: AnyConfig, model: Model, plan: Plan = Plan()) -> Objective:
-    """The objective of any Config, over this model. Raises: ValueError for an unknown class."""
+def build(
+    cfg: AnyConfig, model: Model, plan: Plan = Plan(), teacher: Model | None = None
+) -> Objective:
+    """The objective of any Config, over this model; of distill, with this teacher.
+
+    Raises: ValueError for an unknown class, or what the objective and the models are no match for.
+    """
+    if isinstance(cfg, distill.Config):
+        if teacher is None:
+            raise ValueError(f"objective.teacher: the model of {cfg.teacher} must be given")
+        return distill.build(cfg, model, plan, teacher)
     for module in OBJECTIVES.values():
         if type(cfg) is module.Config:
             return module.build(cfg, model, plan)
@@ -49,15 +66,15 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
 
 
 def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
-    corrupt, right = data.corrupt, fitting(model)
+    corrupt, right, wanted = data.corrupt, fitting(model), CORRUPT.get(given, types.NoneType)
     family = type(model.cfg).__module__.rpartition(".")[2]
     found = []
-    if given != right:
+    if given in PRETRAINING and given != right:
         found += [f"objective: {given} given with model {family}, which {right} trains"]
-    if type(corrupt) is not CORRUPT[given]:
+    if type(corrupt) is not wanted:
         found += [
             f"data.corrupt: {corrupt!r} given with objective {given}, which reads batches of "
-            f"{_written(CORRUPT[given])}"
+            f"{_written(wanted)}"
         ]
     pairs = model.encode is not None and isinstance(corrupt, span.Span)
     if pairs and corrupt.start != model.cfg.start:

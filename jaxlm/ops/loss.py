@@ -45,7 +45,7 @@ def _cross_entropy(logits_fn, chunk, z_loss, params, x, targets, weight):
         sums, _ = _value_and_slope(logits_fn(params, h), target, w, z_loss)
         return jax.tree.map(jnp.add, total, sums), None
 
-    pieces = _pieces(x, targets, weight, chunk)
+    pieces = _pieces((x, targets, weight), chunk)
     total, _ = _scan(step, _zero_sums(), pieces)
     return _result(total, z_loss)
 
@@ -60,7 +60,7 @@ def _forward(logits_fn, chunk, z_loss, params, x, targets, weight):
         return (jax.tree.map(jnp.add, total, sums), jax.tree.map(jnp.add, dparams, dp)), dh
 
     start = (_zero_sums(), jax.tree.map(jnp.zeros_like, params))
-    (total, dparams), dx = _scan(step, start, _pieces(x, targets, weight, chunk))
+    (total, dparams), dx = _scan(step, start, _pieces((x, targets, weight), chunk))
     batch, time, dim = x.shape
     dx = dx.reshape(dx.shape[0], batch, -1, dim).swapaxes(0, 1).reshape(batch, -1, dim)[:, :time]
     return _result(total, z_loss), (dparams, dx, weight)
@@ -87,17 +87,33 @@ def token_logprobs(
     """
     _check(x, targets, targets, chunk)
 
-    @jax.checkpoint
     def piece_logprobs(params, h, target):
         logits = logits_fn(params, h)
         return _at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
-    def step(carry, piece):
-        return carry, piece_logprobs(params, *piece)
+    return per_token(piece_logprobs, params, (x, targets), chunk)
 
-    _, out = _scan(step, None, _pieces(x, targets, None, chunk)[:2])
-    batch, time = targets.shape
-    return out.reshape(out.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :time]
+
+def per_token(
+    f: Callable[..., Any], params: Params, arrays: tuple[jax.Array, ...], chunk: int
+) -> Any:
+    """f of every token: a tree of [B,T] from arrays [B,T,...], differentiable in params and arrays.
+
+    f(params, *pieces [C,...]) -> a tree of [C]. About `chunk` tokens are done at a time, as in
+    `cross_entropy`; what f makes of a chunk is recomputed in the backward pass.
+    """
+    batch, time = arrays[0].shape[:2]
+    run = jax.checkpoint(f)
+
+    def step(carry, piece):
+        return carry, run(params, *piece)
+
+    _, out = _scan(step, None, _pieces(arrays, chunk))
+
+    def whole(x):
+        return x.reshape(x.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :time]
+
+    return jax.tree.map(whole, out)
 
 
 def _check(x, targets, weight, chunk):
@@ -110,9 +126,9 @@ def _check(x, targets, weight, chunk):
         )
 
 
-def _pieces(x, targets, weight, chunk):
-    """x, targets, weight as [pieces, tokens, ...]: runs of columns, the last padded by weight 0."""
-    batch, time, _ = x.shape
+def _pieces(arrays, chunk):
+    """Arrays [B,T,...] as [pieces, tokens, ...]: runs of columns, the last padded by zeros."""
+    batch, time = arrays[0].shape[:2]
     columns = min(time, max(1, chunk // batch))
     count = -(-time // columns)
 
@@ -121,7 +137,7 @@ def _pieces(x, targets, weight, chunk):
         a = jnp.pad(a, padding).reshape(batch, count, columns, *a.shape[2:])
         return a.swapaxes(0, 1).reshape(count, batch * columns, *a.shape[3:])
 
-    return tuple(None if a is None else cut(a) for a in (x, targets, weight))
+    return tuple(cut(a) for a in arrays)
 
 
 def _scan(step, carry, pieces):

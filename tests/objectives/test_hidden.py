@@ -34,7 +34,7 @@ RIGHT = {
 @pytest.mark.parametrize("corrupt", RIGHT)
 def test_only_what_belongs_together_is_accepted(model, objective, corrupt):
     built = models.build(RIGHT[model][0])
-    told = objectives.problems(RIGHT[objective][1], built, RIGHT[corrupt][2])
+    told = objectives.problems(RIGHT[objective][1], built, Data(corrupt=RIGHT[corrupt][2]))
     assert any(t.startswith("objective: ") for t in told) == (model != objective)
     assert any(t.startswith("data.corrupt: ") for t in told) == (corrupt != objective)
     assert objectives.fitting(built) == model

@@ -1,0 +1,1 @@
+"""Configs and batches of every objective, for the laws in test_objective_laws.py: one file each."""

@@ -1,0 +1,102 @@
+"""Divergences of a student from its teacher, against TRL's numbers and closed forms in float64."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.ops import distill
+
+ANCHORS = pathlib.Path(__file__).parents[3] / "shared" / "fixtures" / "objectives.json"
+BETAS = (0.0, 0.25, 0.5, 1.0)
+
+
+def rows(seed, shape=(3, 4, 9)):
+    return np.random.default_rng(seed).normal(size=shape) * 2
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def oracle(teacher, student, beta):
+    """The generalised JSD as sums over outcomes, in float64; gradient in the student's logits."""
+    t, s = np.exp(log_softmax(teacher)), np.exp(log_softmax(student))
+    m = beta * t + (1 - beta) * s
+    if beta == 0:
+        value, slope = (t * np.log(t / s)).sum(-1), -t / s
+    elif beta == 1:
+        value, slope = (s * np.log(s / t)).sum(-1), np.log(s / t) + 1
+    else:
+        value = (beta * t * np.log(t / m) + (1 - beta) * s * np.log(s / m)).sum(-1)
+        slope = (1 - beta) * np.log(s / m)
+    return value, s * (slope - (s * slope).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_values_and_gradients_are_those_of_the_definition(beta):
+    teacher, student = rows(0), rows(1)
+    theirs = jnp.float32(log_softmax(teacher))
+
+    def total(x):
+        return jnp.sum(distill.divergence(theirs, distill.softened(x, 1.0), beta))
+
+    value, slope = jax.value_and_grad(total)(jnp.float32(student))
+    want, want_slope = oracle(teacher, student, beta)
+    np.testing.assert_allclose(value, want.sum(), rtol=2e-6)
+    np.testing.assert_allclose(slope, want_slope, atol=2e-6)
+    same = distill.divergence(theirs, theirs, beta)
+    np.testing.assert_allclose(same, 0, atol=2e-7)
+
+
+@pytest.mark.skipif(not ANCHORS.exists(), reason="fixtures/objectives.json is not here")
+def test_trls_numbers():
+    """TRL takes the mean over the tokens with a label."""
+    block = json.loads(ANCHORS.read_text())["distill_gjsd"]
+    given = block["inputs"]
+    student, teacher, labels = (np.array(given[n]) for n in ("student", "teacher", "labels"))
+    for name, want in block["outputs"].items():  # beta0.25_T2.0
+        beta, temperature = (float(part.strip("betaT")) for part in name.split("_"))
+        ours = distill.divergence(
+            distill.softened(jnp.float32(teacher), temperature),
+            distill.softened(jnp.float32(student), temperature),
+            beta,
+        )
+        np.testing.assert_allclose(np.asarray(ours)[labels != -100].mean(), want, rtol=1e-5)
+
+
+def test_a_teacher_made_coarse_is_exact_with_all_outcomes_and_never_further_with_fewer():
+    teacher, student = (jnp.float32(log_softmax(rows(seed))) for seed in (2, 3))
+    for beta in BETAS:
+        whole = distill.divergence(teacher, student, beta)
+        before = jnp.zeros_like(whole)
+        for k in (1, 3, 6, 8, 9):
+            ids, kept = distill.top(teacher, k)
+            apart = distill.divergence(kept, distill.coarse(student, ids), beta)
+            assert np.all(apart >= before - 1e-6) and np.all(apart <= whole + 1e-6)
+            before = apart
+        np.testing.assert_allclose(before, whole, atol=1e-6)
+
+
+def test_the_coarse_students_gradient_is_finite_and_right():
+    """k = V has no rest, whose log of nothing must not reach the gradient."""
+    teacher, student = jnp.float32(log_softmax(rows(2))), jnp.float32(rows(3))
+
+    def total(x, k):
+        ids, kept = distill.top(teacher, k)
+        ours = distill.coarse(distill.softened(x, 1.0), ids)
+        return jnp.sum(distill.divergence(kept, ours, 0.0))
+
+    for k in (8, 9):
+        want = oracle(np.asarray(teacher, np.float64), np.asarray(student, np.float64), 0.0)[1]
+        np.testing.assert_allclose(jax.grad(total)(student, k), want, atol=5e-6)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        distill.divergence(jnp.zeros((2, 3)), jnp.zeros((2, 4)), 0.0)
+    with pytest.raises(ValueError, match="beta: 1.5 given"):
+        distill.divergence(jnp.zeros((2, 3)), jnp.zeros((2, 3)), 1.5)
