@@ -1,0 +1,170 @@
+"""The laws of every objective, over a tiny LLaMA: tests/objectives/cases holds their configs.
+
+A file there has CONFIGS {case: Config} and batch(seed) -> 8 rows of numpy arrays; it may have
+TEACHER (a model's Config), WHOLE (cases with a statistic of the batch, which a cut changes) and
+VOID {case: endings of weights that get no gradient}.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import models, objectives
+from jaxlm.core import param
+from jaxlm.models import llama
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim, step
+from tests import programs
+from tests.families.sizes import T, V
+
+MODEL = llama.Config(vocab=V, embed=16, layers=2, heads=4, kv=2, head=4, ffn=24, context=T)
+FILES = {
+    file.stem: importlib.import_module(f"tests.objectives.cases.{file.stem}")
+    for file in sorted((pathlib.Path(__file__).parent / "cases").glob("*.py"))
+    if file.stem != "__init__"
+}
+CASES = {case: name for name, file in FILES.items() for case in file.CONFIGS}
+FIRST = {next(iter(file.CONFIGS)) for file in FILES.values()}
+EVERYTHING = Plan(data=2, fsdp=2, tensor=2, microbatches=2, remat="full", loss_chunk=16)
+
+each = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            marks=[pytest.mark.xdist_group(f"objective-{case}")]
+            + ([] if case in FIRST else [pytest.mark.slow]),
+        )
+        for case in CASES
+    ],
+)
+
+
+def extra(case, name, default):
+    return vars(FILES[CASES[case]]).get(name, default)
+
+
+def build(case, plan):
+    file = FILES[CASES[case]]
+    teacher = extra(case, "TEACHER", None)
+    return objectives.build(
+        file.CONFIGS[case],
+        models.build(MODEL, plan),
+        plan,
+        None if teacher is None else models.build(teacher, plan),
+    )
+
+
+def drawn(spec, seed):
+    """Weights away from their start, where heads are 0 and scales 1."""
+    params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
+    r = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * r.standard_normal(x.shape, np.float32), params
+    )
+
+
+@functools.cache
+def weights(case):
+    """(params, frozen) as NumPy arrays."""
+    made = build(case, Plan())
+    frozen = {name: drawn(part.spec, 7) for name, part in made.frozen.items()}
+    return drawn(made.spec, 5), frozen
+
+
+@functools.cache
+def gradient(case, plan):
+    """Compiled (params, frozen, batch) -> (sum, weight, sums, gradient)."""
+    made = build(case, plan)
+    where = plan.shard_params(made.spec)
+    frozen_where = {name: plan.shard_params(part.spec) for name, part in made.frozen.items()}
+
+    def run(params, frozen, batch):
+        state = step.State(jnp.zeros((), jnp.int32), params, None, frozen, jnp.zeros(2, jnp.uint32))
+        return step.accumulate(made, plan, jnp.float32(1), state, batch, jax.random.key(1))
+
+    compiled = jax.jit(run)
+
+    def call(batch):
+        params, frozen = weights(case)
+        given = (jax.device_put(params, where), jax.device_put(frozen, frozen_where))
+        return jax.tree.map(np.asarray, compiled(*given, programs.placed(batch, plan)))
+
+    return call
+
+
+def rows_of(case, seed=0):
+    return FILES[CASES[case]].batch(seed)
+
+
+def only(batch, keep):
+    """The batch with rows of zeros where `keep` is false."""
+    return jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype), batch)
+
+
+@each
+def test_a_cut_a_mesh_and_recomputing_do_not_change_the_gradient(case):
+    plan = EVERYTHING
+    if case in extra(case, "WHOLE", ()):
+        plan = dataclasses.replace(EVERYTHING, microbatches=1)
+    one, other = (gradient(case, p)(rows_of(case)) for p in (Plan(), plan))
+    assert one[1] > 0
+    np.testing.assert_allclose(other[0], one[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(other[1], one[1], rtol=1e-6)
+    programs.close(other[2], one[2], rtol=1e-4, scale=1e-4)
+    programs.close(other[3], one[3], rtol=1e-4, scale=2e-5)
+
+
+@each
+def test_every_weight_gets_a_gradient(case):
+    grads = param.flatten(gradient(case, Plan())(rows_of(case))[3])
+    void = extra(case, "VOID", {}).get(case, ())
+    for path, g in grads.items():
+        assert np.all(np.isfinite(g)), path
+        assert np.any(g) != path.endswith(tuple(void) or ("-",)), path
+
+
+@each
+def test_rows_of_zeros_are_nothing_and_rows_add_up(case):
+    """An empty row has no loss, no weight, no gradient and makes nothing NaN; and what rows bring
+    together is what they bring apart, unless there is a statistic of the batch."""
+    run, batch = gradient(case, Plan()), rows_of(case)
+    empty = run(only(batch, np.zeros(8, bool)))
+    assert empty[0] == 0 and empty[1] == 0
+    assert all(np.all(np.isfinite(x)) and not np.any(x) for x in jax.tree.leaves(empty[3]))
+    if case in extra(case, "WHOLE", ()):
+        return
+    half = np.arange(8) < 3
+    parts = [run(only(batch, keep)) for keep in (half, ~half)]
+    whole = run(batch)
+    np.testing.assert_allclose(parts[0][1] + parts[1][1], whole[1], rtol=1e-6)
+    np.testing.assert_allclose(parts[0][0] + parts[1][0], whole[0], rtol=2e-5, atol=2e-5)
+    both = jax.tree.map(np.add, parts[0][3], parts[1][3])
+    programs.close(both, whole[3], rtol=1e-4, scale=2e-5)
+
+
+@each
+def test_frozen_weights_stay_and_the_step_compiles_once(case):
+    plan = Plan()
+    made = build(case, plan)
+    tx = optim.build(optim.Optim(lr=0.02, warmup=1), made.spec, 10, False)
+    params, frozen = weights(case)
+    state = step.begin(made, tx, plan, 3, jax.tree.map(jnp.array, params))
+    where = step.shard(made, tx, plan).frozen
+    state = state._replace(frozen=jax.device_put(jax.tree.map(jnp.array, frozen), where))
+    run = step.make(made, tx, plan)
+    for seed in range(2):
+        state, metrics = run(state, programs.placed(rows_of(case, seed), plan))
+        assert all(np.isfinite(v) for v in metrics.values()), metrics
+    assert run._cache_size() == 1
+    programs.same(state.frozen, frozen)
+    void = extra(case, "VOID", {}).get(case, ())
+    for path, w in param.flatten(state.params).items():
+        moved = np.any(np.asarray(w) != param.flatten(params)[path])
+        assert moved or path.endswith(tuple(void) or ("-",)), path
