@@ -1,11 +1,11 @@
-"""Where a run's batches come from, and what judges it: text, examples, or (rollout.py) the model's
+"""Where a run's batches come from, and what judges it: text, examples, or (collect.py) the model's
 own samples. The loop knows these functions alone."""
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,52 +20,9 @@ from jaxlm.parallel import place
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
 from jaxlm.train import env, optim
+from jaxlm.train.feed import Fed, Judged, Stream, Supply
 from jaxlm.train.run import Run
 from jaxlm.train.step import State
-
-
-class Fed(NamedTuple):
-    """What one step is given: the batch on its devices; metrics beside the step's own; and seconds
-    by name that the batch took, the time waited for it ("data_wait") among them."""
-
-    batch: Any
-    metrics: dict[str, Any]
-    seconds: dict[str, float]
-
-
-class Stream(NamedTuple):
-    """The batches from some step on. next(number, state) -> Fed of step `number`, made of the state
-    before it. carry() -> the arrays a checkpoint must hold to go on from here, {} if none."""
-
-    next: Callable[[int, State], Fed]
-    carry: Callable[[], param.Tree]
-
-
-class Judged(NamedTuple):
-    """An evaluation: its record, JSON; and the one number in it of which the best run has least."""
-
-    record: dict[str, Any]
-    measure: float
-
-
-class Supply(NamedTuple):
-    """The source of a run's batches.
-
-    facts: JSON that decides every batch, together with (seed, step). corpus: what env.json says.
-    open(step, carry) -> a context with the Stream from that step on; carry is what a checkpoint
-    held, as `Stream.carry` gave it, {} at step 0. carry: its shapes, {} if none.
-    evaluate(state, batches) -> Judged, over the held-out split or its first batches; None if the
-    run is not evaluated. positions(step): how many positions all steps before it hold, padding
-    included. flops(step): FLOPs of a position in training, by name; {} where no formula is known.
-    """
-
-    facts: dict[str, Any]
-    corpus: dict[str, Any]
-    open: Callable[[int, param.Tree], contextlib.AbstractContextManager[Stream]]
-    evaluate: Callable[[State, int | None], Judged] | None
-    positions: Callable[[int], int]
-    flops: Callable[[int], dict[str, float]]
-    carry: param.Tree = {}
 
 
 def of(run: Run, model: Model, objective: Objective) -> Supply:
