@@ -15,9 +15,11 @@ class Bytes:
     kind = "bytes"
     vocab = len(_PIECES)
     lossless = True
+    restarts = False
 
     def __init__(self) -> None:
         self.special = dict(_SPECIAL)
+        self.marks = tokenizer.named(_SPECIAL)
         self.hash = hashlib.sha256(b"bytes/1").hexdigest()
 
     def encode(self, text: str) -> list[int]:

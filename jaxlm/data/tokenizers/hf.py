@@ -37,6 +37,7 @@ class HuggingFace:
         self._tokenizer = t = tokenizers.Tokenizer.from_str(text)
         t.no_padding()
         t.no_truncation()
+        self.marks, self.restarts = _marks(t, special)
         t.encode_special_tokens = True  # the file cannot hold this; a pickle does not keep it
         self.special = dict(special)
         self._size = 1 + max(t.get_vocab(with_added_tokens=True).values())
@@ -141,6 +142,23 @@ class HuggingFace:
 
     def __reduce__(self) -> tuple:
         return HuggingFace, (self.kind, self._text, self.special)
+
+
+def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], bool]:
+    """(special tokens by spelling, whether text behind one is encoded as at the beginning)."""
+    added = t.get_added_tokens_decoder()
+    found = {
+        token.content: tokenizer.Mark(i, token.lstrip, token.rstrip)
+        for i, token in added.items()
+        if token.special or i in special.values()
+    }
+    rest = {i: t.id_to_token(i) for i in special.values() if i not in added}
+    found |= {spelling: tokenizer.Mark(i) for i, spelling in rest.items() if spelling is not None}
+    first = next((token.content for token in added.values() if token.special), None)
+    if first is None:
+        return found, True
+    behind, alone = (t.encode(text, add_special_tokens=False).ids for text in (f"{first}a", "a"))
+    return found, behind[1:] == alone
 
 
 def byte_letters() -> list[str]:

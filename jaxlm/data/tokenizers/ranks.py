@@ -30,6 +30,7 @@ class Tiktoken:
     """A rank file with its rules. The interface is tokenizer.Tokenizer's. Lossless."""
 
     kind = "tiktoken"
+    restarts = False
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int], vocab: int):
         try:
@@ -40,6 +41,7 @@ class Tiktoken:
             ) from error
         self._ranks, self._pattern = ranks, pattern
         self.special, self.vocab = dict(special), vocab
+        self.marks = tokenizer.named(special)
         self._encoding = tiktoken.Encoding(
             "local", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )

@@ -42,6 +42,8 @@ class SentencePiece:
         if "eos" not in named:
             raise ValueError("sentencepiece model without an eos piece: train it with one")
         self.special = named | {k: i for k, i in controls.items() if i not in named.values()}
+        self.marks = {p.id_to_piece(i): tokenizer.Mark(i) for i in self.special.values()}
+        self.restarts = True
         self._pieces = [self._piece(i) for i in range(self.vocab)]
         self._byte_ids = self._bytes()
         self.lossless = self._is_lossless()

@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Stream(Protocol):
@@ -16,6 +16,15 @@ class Stream(Protocol):
     def finish(self) -> str:
         """What was still held back; an unfinished character becomes U+FFFD."""
         ...
+
+
+class Mark(NamedTuple):
+    """A special token as a chat template writes it: its id, and whether it takes up the white space
+    before (left) and behind it (right)."""
+
+    id: int
+    left: bool = False
+    right: bool = False
 
 
 class Tokenizer(Protocol):
@@ -34,6 +43,8 @@ class Tokenizer(Protocol):
     special: dict[str, int]  # roles: "eos" always; "bos", "pad", ... where they exist
     lossless: bool
     hash: str
+    marks: dict[str, Mark]  # special tokens by their spelling: "<|im_end|>", "<eos>"
+    restarts: bool  # text behind a special token is encoded as at the beginning of a text
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text, without bos or eos."""
@@ -68,6 +79,22 @@ def begin(tokenizer: Tokenizer) -> int:
     """
     special = tokenizer.special
     return special["bos"] if "bos" in special else special["eos"]
+
+
+_BEFORE = "\x01"  # a character that no token holds together with what follows it
+
+
+def encode_on(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that goes on where another stopped: `encode` of it, without the space that
+    some kinds (LLaMA's) put before every text."""
+    before = tokenizer.encode(_BEFORE)
+    after = tokenizer.encode(f"{_BEFORE}{text}")
+    return after[len(before) :] if after[: len(before)] == before else tokenizer.encode(text)
+
+
+def named(special: dict[str, int]) -> dict[str, Mark]:
+    """The marks of a kind whose special tokens have no spelling: their roles in brackets."""
+    return {name if name[:1] == "<" else f"<{name}>": Mark(i) for name, i in special.items()}
 
 
 # --- Parts that several kinds share ----------------------------------------------------------
