@@ -1,6 +1,7 @@
 """The kinds of data a run may read, and what each gives. To add one: a file, and a line here.
 
 loader      text: the next token of documents, hidden tokens, missing spans
+prefer      preferences between responses
 
 All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
 with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method
@@ -9,13 +10,13 @@ with at least the fields source, tokenizer, holdout, seq, batch, seed and worker
 
 from types import ModuleType
 
-from jaxlm.data import loader
+from jaxlm.data import loader, prefer
 
 # What a Run's `data` field may be.
-AnyData = loader.Data
+AnyData = loader.Data | prefer.Preferences
 
 # The module of each kind of examples.
-EXAMPLES: dict[type, ModuleType] = {}
+EXAMPLES: dict[type, ModuleType] = {prefer.Preferences: prefer}
 
 
 def stages(data: AnyData) -> list[loader.Stage]:

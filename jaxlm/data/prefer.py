@@ -7,6 +7,7 @@ response is never cut; a record with one that does not fit is left out. What is 
 is counted and named in the facts of the Split, which a run writes to env.json.
 """
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -50,6 +51,8 @@ class Preferences:
         """Check every field. Raises: ValueError naming the field, its value and what would fit."""
         for name in ("source", "tokenizer", "template"):
             _check(bool(getattr(self, name)), name, "", "a name or path")
+        formats = typing.get_args(rankings.Format)
+        _check(self.format in (None, *formats), "format", self.format, f"None or one of {formats}")
         _check(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction in [0, 1)")
         _check(self.seq >= 2, "seq", self.seq, "at least 2")
         _check(self.batch >= 1, "batch", self.batch, "at least 1")
@@ -125,17 +128,16 @@ def prepare(data: Preferences) -> examples.Split:
     """
     data.validate()
     tokenizer = tokenizers.load(data.tokenizer)
-    made = template.load(data.template, tokenizer)
+    made = template.load(data.template, data.tokenizer)
     kept: dict[str, list[_Read]] = {"train": [], "val": []}
     left: dict[str, list[str]] = {}
     for record in records.read(data.source):
         try:
-            ranking = rankings.read(record, data.format)
-            found = _Read(ranking, *_example(ranking, made, tokenizer, data.seq))
+            found = _read(record, made, tokenizer, data)
         except rankings.Unusable as error:
             left.setdefault(str(error), []).append(record.origin)
             continue
-        key = records.key([tuple(message) for message in ranking.prompt])
+        key = records.key([tuple(message) for message in found.ranking.prompt])
         kept[source.split(key, data.holdout)].append(found)
     if data.format == "labelled":
         kept = {name: _mismatched(rows, made, tokenizer, data) for name, rows in kept.items()}
@@ -149,7 +151,10 @@ def prepare(data: Preferences) -> examples.Split:
         "responses": most,
         "prompts_cut": sum(found.cut for found in made_of),
         "left_out": counts,
-        "left_out_first": {why: places[:_NAMED] for why, places in left.items()},
+        "left_out_first": {
+            why: [place.rpartition("/")[2] for place in places[:_NAMED]]
+            for why, places in left.items()
+        },
     }
     train, val = (Ranked([found.example for found in kept[name]], most, data.seq) for name in kept)
     return examples.Split(train, val if len(val) else None, facts)
@@ -193,6 +198,21 @@ class _Read(NamedTuple):
     ranking: rankings.Ranking
     example: Example
     cut: bool
+
+
+def _read(
+    record: records.Record,
+    made: template.Template,
+    tokenizer: interface.Tokenizer,
+    data: Preferences,
+) -> _Read:
+    ranking = rankings.read(record, data.format)
+    try:
+        return _Read(ranking, *_example(ranking, made, tokenizer, data.seq))
+    except rankings.Unusable:
+        raise
+    except ValueError as error:  # the template refuses the messages
+        raise ValueError(f"{record.origin}: {error}") from error
 
 
 def _example(
@@ -246,7 +266,7 @@ def _facts(
     return {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": made.hash,
+        "template": records.digest([made.source]),
         "holdout": data.holdout,
         "format": data.format,
         "seq": data.seq,

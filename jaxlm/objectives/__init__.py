@@ -3,9 +3,9 @@
 import types
 from types import ModuleType
 
-from jaxlm.data import kinds, loader, mask, span
+from jaxlm.data import kinds, loader, mask, prefer, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, distill, mlm, seq2seq
+from jaxlm.objectives import clm, distill, mlm, reward, seq2seq
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
@@ -13,17 +13,18 @@ OBJECTIVES: dict[str, ModuleType] = {
     "clm": clm,
     "distill": distill,
     "mlm": mlm,
+    "reward": reward,
     "seq2seq": seq2seq,
 }
 
 # What a Run's `objective` field may be.
-AnyConfig = clm.Config | distill.Config | mlm.Config | seq2seq.Config
+AnyConfig = clm.Config | distill.Config | mlm.Config | reward.Config | seq2seq.Config
 
 # Those of which each model has the one that pretrains it (`fitting`).
 PRETRAINING = ("clm", "mlm", "seq2seq")
 
 # The kinds of data each reads, where it is not text.
-READS: dict[str, tuple[type, ...]] = {}
+READS: dict[str, tuple[type, ...]] = {"reward": (prefer.Preferences,)}
 
 # What data.corrupt of text has to be for each.
 CORRUPT: dict[str, type] = {"mlm": mask.Mask, "seq2seq": span.Span}
@@ -62,7 +63,10 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
             f"data: {_written(type(data))} given with objective {given}, which reads "
             f"{' or '.join(_written(kind) for kind in reads)}"
         ]
-    return _text_problems(given, model, data) if isinstance(data, loader.Data) else []
+    if not isinstance(data, loader.Data):
+        return []
+    stored = isinstance(cfg, distill.Config) and cfg.read == "stored"
+    return _text_problems(given, model, data) + (_stored_problems(data) if stored else [])
 
 
 def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
@@ -83,6 +87,17 @@ def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
             f"model.start={model.cfg.start}"
         ]
     return found
+
+
+def _stored_problems(data: loader.Data) -> list[str]:
+    """What in the data keeps a teacher's answers from being stored row by row."""
+    plain = loader.Data()
+    return [
+        f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which knows whole "
+        f"rows only; {getattr(plain, name)!r} is right"
+        for name in ("ramp", "curriculum", "infill")
+        if getattr(data, name) != getattr(plain, name)
+    ]
 
 
 def _written(kind: type) -> str:
