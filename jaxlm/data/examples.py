@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.data import loader
+from jaxlm.core.batch import Batch
+from jaxlm.data import loader, pack
 
 
 class Rows(Protocol):
@@ -23,6 +24,20 @@ class Rows(Protocol):
     def read(self, rows: np.ndarray) -> Any:
         """The batch of these rows, int64[n]."""
         ...
+
+
+class Packed:
+    """The rows of packed text, as examples."""
+
+    def __init__(self, reader: pack.Reader):
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self._reader.rows)
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows, int64[n]."""
+        return self._reader.read(rows)
 
 
 class Split(NamedTuple):

@@ -5,26 +5,30 @@ from types import ModuleType
 
 from jaxlm.data import kinds, loader, mask, prefer, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, distill, mlm, reward, seq2seq
+from jaxlm.objectives import clm, distill, dpo, mlm, reward, seq2seq
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
 OBJECTIVES: dict[str, ModuleType] = {
     "clm": clm,
     "distill": distill,
+    "dpo": dpo,
     "mlm": mlm,
     "reward": reward,
     "seq2seq": seq2seq,
 }
 
 # What a Run's `objective` field may be.
-AnyConfig = clm.Config | distill.Config | mlm.Config | reward.Config | seq2seq.Config
+AnyConfig = clm.Config | distill.Config | dpo.Config | mlm.Config | reward.Config | seq2seq.Config
 
 # Those of which each model has the one that pretrains it (`fitting`).
 PRETRAINING = ("clm", "mlm", "seq2seq")
 
 # The kinds of data each reads, where it is not text.
-READS: dict[str, tuple[type, ...]] = {"reward": (prefer.Preferences,)}
+READS: dict[str, tuple[type, ...]] = {
+    "dpo": (prefer.Preferences,),
+    "reward": (prefer.Preferences,),
+}
 
 # What data.corrupt of text has to be for each.
 CORRUPT: dict[str, type] = {"mlm": mask.Mask, "seq2seq": span.Span}

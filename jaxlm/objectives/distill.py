@@ -99,6 +99,21 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
     return Objective(model.spec, loss, frozen=frozen)
 
 
+def kept(
+    cfg: Config, teacher: Model, params: param.Tree, batch: Batch, plan: Plan
+) -> tuple[jax.Array, jax.Array]:
+    """(ids int32[B, T, k], log-probabilities float32[B, T, k + 1]): what is stored of the teacher's
+    distributions at the config's temperature; see `ops.distill.top`."""
+    assert cfg.top_k is not None
+    k = cfg.top_k
+
+    def tokens(head: param.Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return distill.top(distill.softened(teacher.unembed(head, x), cfg.temperature), k)
+
+    x = likelihood.forward(teacher, params, batch).x
+    return ops_loss.per_token(tokens, teacher.head(params), (x,), plan.loss_chunk)
+
+
 def _tokens(
     cfg: Config,
     model: Model,

@@ -97,9 +97,9 @@ def token_logprobs(
 def per_token(
     f: Callable[..., Any], params: Params, arrays: tuple[jax.Array, ...], chunk: int
 ) -> Any:
-    """f of every token: a tree of [B,T] from arrays [B,T,...], differentiable in params and arrays.
+    """f of every token: a tree of [B,T,...] from arrays [B,T,...], differentiable in both.
 
-    f(params, *pieces [C,...]) -> a tree of [C]. About `chunk` tokens are done at a time, as in
+    f(params, *pieces [C,...]) -> a tree of [C,...]. About `chunk` tokens are done at a time, as in
     `cross_entropy`; what f makes of a chunk is recomputed in the backward pass.
     """
     batch, time = arrays[0].shape[:2]
@@ -111,7 +111,9 @@ def per_token(
     _, out = _scan(step, None, _pieces(arrays, chunk))
 
     def whole(x):
-        return x.reshape(x.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :time]
+        tail = x.shape[2:]
+        x = x.reshape(x.shape[0], batch, -1, *tail).swapaxes(0, 1)
+        return x.reshape(batch, -1, *tail)[:, :time]
 
     return jax.tree.map(whole, out)
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,14 +13,15 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.data import examples, kinds, loader, shards, tokenizers
+from jaxlm.data import examples, kinds, loader, pack, shards, tokenizers
 from jaxlm.eval import heldout, perplexity
 from jaxlm.models.model import Model
+from jaxlm.objectives import distill
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
-from jaxlm.train import env, optim
+from jaxlm.train import env, optim, teach
 from jaxlm.train.feed import Fed, Judged, Stream, Supply
 from jaxlm.train.run import Run
 from jaxlm.train.step import State
@@ -56,6 +58,7 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
         measure = found.nll if found.bits_per_byte is None else found.bits_per_byte
         return Judged(dataclasses.asdict(found), measure)
 
+    stored = isinstance(run.objective, distill.Config) and run.objective.read == "stored"
     return Supply(
         facts={
             "fingerprint": facts.fingerprint,
@@ -73,11 +76,31 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
             "train_tokens": train.tokens,
             "train_bytes": train.bytes,
         },
-        open=_opener(run.plan, lambda *at: loader.batches(data, train, *at)),
+        open=_opener(
+            run.plan, _taught(run, train) if stored else partial(loader.batches, data, train)
+        ),
         evaluate=None if val is None else evaluate,
         positions=lambda step: loader.tokens_before(data, step),
-        flops=lambda step: _flops(run, loader.stage_at(data, step).seq),
+        flops=lambda step: {} if objective.frozen else _flops(run, loader.stage_at(data, step).seq),
     )
+
+
+def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
+    """The batches of text with a teacher's answers, of the rows and in the order of the loader."""
+    data, facts = run.data, train.manifest
+    plain = loader.reader(data, train)
+    assert isinstance(plain, pack.Reader)
+    rows = teach.rows(
+        run,
+        examples.Packed(plain),
+        [teach.facts_of(data), facts.fingerprint, facts.tokenizer, facts.holdout],
+    )
+
+    def stream(step: int, process: int, processes: int) -> Generator[Any]:
+        at = (data.batch, data.seed, step, process, processes, data.workers)
+        return examples.batches(rows, *at)
+
+    return stream
 
 
 # --- Examples --------------------------------------------------------------------------------
@@ -86,6 +109,10 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
 def _examples(run: Run, objective: Objective) -> Supply:
     data = run.data
     found = kinds.EXAMPLES[type(data)].prepare(data)
+    if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
+        about = [teach.facts_of(data), found.facts]
+        val = None if found.val is None else teach.rows(run, found.val, [*about, "val"])
+        found = found._replace(train=teach.rows(run, found.train, [*about, "train"]), val=val)
     one = found.train.read(np.zeros(1, np.int64))
     width = int(np.prod(one.tokens.shape[1:]))
     score = heldout.scorer(objective, run.plan)

@@ -1,0 +1,143 @@
+"""What a teacher makes of every example, computed once and kept on the disk.
+
+In $XDG_CACHE_HOME/jaxlm/teachers, one directory for the training rows and one for the held-out ones
+of each teacher, data, temperature and k:
+
+    ids.npy        int32[rows, T, k]          the likeliest next tokens, likeliest first
+    log_probs.npy  float32[rows, T, k + 1]    of these, and of all others together
+    facts.json     what they are of
+
+8k + 4 bytes a position: 100 million tokens with k = 32 take 26 GB. Rows are read from the files as
+they are needed. A pass that was interrupted leaves nothing behind and is done again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.lib import format as npy
+
+from jaxlm.core import io, log
+from jaxlm.core.batch import Batch, Taught
+from jaxlm.data import atomic, examples, records
+from jaxlm.objectives import distill
+from jaxlm.parallel import place
+from jaxlm.train import env, saved
+from jaxlm.train.run import Run
+
+
+class Rows:
+    """Examples with what the teacher makes of them beside: `read` gives a `Taught`."""
+
+    def __init__(self, plain: examples.Rows, folder: pathlib.Path):
+        self._plain, self._folder = plain, folder
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process as names of files."""
+        return self.__dict__ | {"_kept": None}
+
+    def __len__(self) -> int:
+        return len(self._plain)
+
+    def read(self, rows: np.ndarray) -> Taught:
+        """The batch of these rows, int64[n]."""
+        if self._kept is None:
+            ids, log_probs = (np.load(self._folder / name, mmap_mode="r") for name in FILES)
+            self._kept = ids, log_probs
+        plain = self._plain.read(rows)
+        # a conversation knows more than a row of text: which numbers are an answer, say
+        fields = (getattr(plain, name) for name in Batch._fields)
+        return Taught(*fields, *(kept[rows] for kept in self._kept))
+
+
+FILES = ("ids.npy", "log_probs.npy")
+
+
+def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
+    """The rows with what the run's teacher makes of them, computed now if that was not done before.
+
+    identity: JSON that decides the rows.
+
+    Raises: ValueError for a teacher without a whole checkpoint, a teacher that is not finite, and
+    with several processes; io.WriteError for a full disk, with what was kept before intact.
+    """
+    cfg = run.objective
+    assert isinstance(cfg, distill.Config) and cfg.top_k is not None
+    source = pathlib.Path(cfg.teacher).expanduser()
+    facts = {
+        "rows": identity,
+        "weights": _identity(source),
+        "temperature": cfg.temperature,
+        "top_k": cfg.top_k,
+    }
+    key = records.digest([facts])[:16]
+    target = env.user_cache() / "teachers" / key
+    if not target.is_dir():
+        if jax.process_count() > 1:
+            raise ValueError(
+                "objective.read: 'stored' is computed by one process; run the same command with "
+                "one first, and share its cache (XDG_CACHE_HOME)"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.sweep(target)
+        try:
+            with atomic.folder(target) as temporary:
+                _write(run, plain, temporary)
+                (temporary / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        except FileExistsError:
+            pass  # another run was faster; its files hold the same
+        except OSError as error:
+            raise io.refused(target, error.strerror or str(error)) from error
+    return Rows(plain, target)
+
+
+def _identity(folder: pathlib.Path) -> str:
+    """What the teacher's weights are: the manifest of its last checkpoint lists their hashes."""
+    found = sorted(
+        (folder / "checkpoints").glob("*/manifest.json"), key=lambda p: int(p.parent.name)
+    )
+    if not found:
+        raise ValueError(f"objective.teacher: {folder} has no checkpoint")
+    return hashlib.sha256(found[-1].read_bytes()).hexdigest()
+
+
+def _write(run: Run, plain: examples.Rows, folder: pathlib.Path) -> None:
+    cfg = run.objective
+    assert isinstance(cfg, distill.Config) and cfg.top_k is not None
+    found = saved.load(pathlib.Path(cfg.teacher).expanduser(), "last", run.plan)
+    keep = jax.jit(
+        lambda params, batch: distill.kept(cfg, found.model, params, batch, run.plan),
+        out_shardings=run.plan.replicated,
+    )
+    whole = (len(plain), run.data.seq)
+    ids = npy.open_memmap(folder / FILES[0], "w+", np.int32, (*whole, cfg.top_k))
+    wide = min(cfg.top_k + 1, found.run.model.vocab)
+    kept = npy.open_memmap(folder / FILES[1], "w+", np.float32, (*whole, wide))
+    log.Log(True, None).say(
+        f"the teacher {cfg.teacher} reads {len(plain):,} rows of {run.data.seq}, once: "
+        f"{(ids.nbytes + kept.nbytes) / 2**20:,.1f} MiB"
+    )
+    at = 0
+    for batch in examples.val_batches(plain, run.data.batch):
+        fields = (getattr(batch, name) for name in Batch._fields)
+        some, theirs = keep(found.params, place.batch(run.plan, Batch(*fields)))
+        count = min(run.data.batch, len(plain) - at)
+        ids[at : at + count], kept[at : at + count] = (
+            np.asarray(x)[:count] for x in (some, theirs)
+        )
+        if np.isnan(kept[at : at + count]).any():
+            raise ValueError(f"objective.teacher: {cfg.teacher} gives logits that are not finite")
+        at += count
+    ids.flush()
+    kept.flush()
+
+
+def facts_of(data: Any) -> dict[str, Any]:
+    """The fields of a data config that decide its rows, and not their order or size of batches."""
+    told = dataclasses.asdict(data)
+    return {n: v for n, v in told.items() if n not in ("batch", "seed", "workers", "ramp")}
