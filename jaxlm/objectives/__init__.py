@@ -97,8 +97,8 @@ def _stored_problems(data: loader.Data) -> list[str]:
     """What in the data keeps a teacher's answers from being stored row by row."""
     plain = loader.Data()
     return [
-        f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which knows whole "
-        f"rows only; {getattr(plain, name)!r} is right"
+        f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which knows "
+        f"whole rows only; {getattr(plain, name)!r} is right"
         for name in ("ramp", "curriculum", "infill")
         if getattr(data, name) != getattr(plain, name)
     ]
