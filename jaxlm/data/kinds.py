@@ -2,6 +2,7 @@
 
 loader      text: the next token of documents, hidden tokens, missing spans
 prefer      preferences between responses
+prompts     what a policy is asked (`train.rollout`)
 
 All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
 with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method
@@ -10,13 +11,13 @@ with at least the fields source, tokenizer, holdout, seq, batch, seed and worker
 
 from types import ModuleType
 
-from jaxlm.data import loader, prefer
+from jaxlm.data import loader, prefer, prompts
 
 # What a Run's `data` field may be.
-AnyData = loader.Data | prefer.Preferences
+AnyData = loader.Data | prefer.Preferences | prompts.Prompts
 
 # The module of each kind of examples.
-EXAMPLES: dict[type, ModuleType] = {prefer.Preferences: prefer}
+EXAMPLES: dict[type, ModuleType] = {prefer.Preferences: prefer, prompts.Prompts: prompts}
 
 
 def stages(data: AnyData) -> list[loader.Stage]:

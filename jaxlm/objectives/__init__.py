@@ -3,9 +3,9 @@
 import types
 from types import ModuleType
 
-from jaxlm.data import kinds, loader, mask, prefer, span
+from jaxlm.data import kinds, loader, mask, prefer, prompts, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, distill, dpo, mlm, reward, seq2seq
+from jaxlm.objectives import clm, distill, dpo, grpo, mlm, ppo, reward, seq2seq
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
@@ -13,13 +13,24 @@ OBJECTIVES: dict[str, ModuleType] = {
     "clm": clm,
     "distill": distill,
     "dpo": dpo,
+    "grpo": grpo,
     "mlm": mlm,
+    "ppo": ppo,
     "reward": reward,
     "seq2seq": seq2seq,
 }
 
 # What a Run's `objective` field may be.
-AnyConfig = clm.Config | distill.Config | dpo.Config | mlm.Config | reward.Config | seq2seq.Config
+AnyConfig = (
+    clm.Config
+    | distill.Config
+    | dpo.Config
+    | grpo.Config
+    | mlm.Config
+    | ppo.Config
+    | reward.Config
+    | seq2seq.Config
+)
 
 # Those of which each model has the one that pretrains it (`fitting`).
 PRETRAINING = ("clm", "mlm", "seq2seq")
@@ -27,6 +38,8 @@ PRETRAINING = ("clm", "mlm", "seq2seq")
 # The kinds of data each reads, where it is not text.
 READS: dict[str, tuple[type, ...]] = {
     "dpo": (prefer.Preferences,),
+    "grpo": (prompts.Prompts,),
+    "ppo": (prompts.Prompts,),
     "reward": (prefer.Preferences,),
 }
 
