@@ -98,6 +98,18 @@ def prefixes(world: World) -> np.ndarray:
     return np.array(list(rows), np.int32).reshape(-1, world.length - 1)
 
 
+def index(world: World, tokens: Any, real: Any) -> Any:
+    """int32[...]: which completions these are, [..., length]. For numpy arrays and for jax's."""
+    symbol = real & (tokens != world.end)
+    number = 0 * tokens[..., 0]
+    for t in range(world.length):
+        digit = number * world.symbols + tokens[..., t]
+        number = symbol[..., t] * digit + (1 - symbol[..., t]) * number
+    # all that are shorter come first: 1 + 5 + 25 + ...
+    shorter = (world.symbols ** symbol.sum(-1) - 1) // (world.symbols - 1)
+    return number + shorter
+
+
 # --- What a model says of it --------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ def test_the_listing_is_complete():
         for text, ended in zip(texts, found.ended):
             assert size.end not in text[:-1] and ended == (text[-1] == size.end)
             assert ended or len(text) == size.length
+        assert (world.index(size, found.tokens, found.real) == np.arange(len(texts))).all()
     assert len(found.tokens) == 3906
     assert sum(1 for _ in found.tokens) == sum(5**n for n in range(6))
 
@@ -175,13 +176,7 @@ def test_draws_are_as_frequent_as_they_are_probable():
     pairs = world.preferences(rng, SMALL, REF, 2 * R, (40000,))
     assert (pairs.rank == [0, 1]).all() and (pairs.tokens[:, 0, 1] == pairs.tokens[:, 1, 1]).all()
     assert pairs.tokens.shape == (40000, 2, SMALL.width)
-    # r is a function of the text: find it, and see how often the greater one is preferred
-    found = world.listing(SMALL)
-    place = {tuple(t[real]): i for i, (t, real) in enumerate(zip(found.tokens, found.real))}
-    rows = [
-        [place[tuple(t[2:n])] for t, n in zip(texts, lengths)]
-        for texts, lengths in zip(pairs.tokens, pairs.segments.sum(-1))
-    ]
+    rows = world.index(SMALL, pairs.tokens[..., 2:], pairs.segments[..., 2:] > 0)
     one, two = np.moveaxis(R[pairs.tokens[:, :, 1], rows], -1, 0)
     right = ((one > two) + 0.5 * (one == two)).mean()
     assert right == pytest.approx(world.accuracy(R, 2 * R, REF), abs=0.012)  # 5 standard errors

@@ -1,0 +1,157 @@
+"""The stages of alignment in the enumerable world, by the library's own objectives and step.
+
+Each stage is one compiled program, a scan over its steps, which all seeds share: seeds, weights,
+reward tables and data are its arguments.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.rlhf import world as worlds
+from experiments.rlhf.world import World
+from jaxlm import models, objectives
+from jaxlm.core import batch as batches
+from jaxlm.core import param
+from jaxlm.models import llama
+from jaxlm.models.model import Model
+from jaxlm.objectives import sampled
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import generate, optim, step
+
+PLAN = Plan(unroll=2)
+
+
+class Training(NamedTuple):
+    """How long a stage learns, from how much at a time, and how fast."""
+
+    steps: int
+    rows: int
+    lr: float
+
+
+class Stage(NamedTuple):
+    """A stage: its objective, begin(seed, weights, frozen) -> State, and learn(State, *data) ->
+    (State, metrics), one compiled program."""
+
+    objective: Objective
+    begin: Callable[[int, param.Tree, param.Tree], step.State]
+    learn: Callable[..., tuple[step.State, step.Metrics]]
+
+
+def model(world: World, embed: int) -> Model:
+    """A LLaMA-style model of two layers whose vocabulary is the world's."""
+    head = 12 if embed % 12 == 0 else 8
+    cfg = llama.Config(
+        vocab=world.vocab, embed=embed, layers=2, heads=embed // head, kv=embed // head, head=head,
+        ffn=2 * embed, context=world.width,
+    )  # fmt: skip
+    return models.build(cfg, PLAN)
+
+
+def optimiser(objective: Objective, training: Training, updates: int = 1) -> optim.Transform:
+    """Adam, its rate falling in a line to a twentieth."""
+    settings = optim.Optim(
+        lr=training.lr, schedule="linear", warmup=0, final=0.05, b2=0.999, weight_decay=0.0
+    )
+    return optim.build(settings, objective.spec, training.steps * updates, fp16=False)
+
+
+def supervised(cfg: Any, built: Model, training: Training) -> Stage:
+    """The Stage of an objective that learns from batches [steps, ...] made before."""
+    objective = objectives.build(cfg, built, PLAN)
+    tx = optimiser(objective, training)
+    update = step.make(objective, tx, PLAN)
+    return Stage(
+        objective,
+        _beginner(objective, tx),
+        jax.jit(lambda state, data: jax.lax.scan(update, state, data), donate_argnums=0),
+    )
+
+
+class Rollouts(NamedTuple):
+    """Responses of an iteration, and how often they are learnt from."""
+
+    group: int  # responses to each prompt that are judged together
+    epochs: int
+    minibatches: int
+
+
+def reinforced(
+    module: ModuleType, cfg: Any, built: Model, world: World, training: Training, way: Rollouts
+) -> Stage:
+    """The Stage of ppo or grpo, `module` with its cfg: learn(state, reward table [prompts, N], key)
+    samples, judges and learns `training.steps` times. Its metrics are those of `judge`, and the
+    largest |log ratio| of each iteration's first step, [steps] each."""
+    objective = module.build(cfg, built, PLAN)
+    updates = way.epochs * way.minibatches
+    tx = optimiser(objective, training, updates)
+    update = step.make(objective, tx, PLAN)
+    sample = generate.program(
+        built, objective, PLAN, samples=way.group, max_new=world.length,
+        temperature=cfg.temperature, stop=(world.end,),
+    )  # fmt: skip
+    ask = prompts(world, training.rows // way.group)
+
+    def iteration(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
+        keys = jax.random.split(key)
+        rows = sample(state.params, state.frozen, ask, keys[0])
+        score = scored(world, table, rows)
+        whole, told = judged(module, cfg, built, state, rows, score, way.group)
+        order = jax.vmap(lambda k: jax.random.permutation(k, training.rows))(
+            jax.random.split(keys[1], way.epochs)
+        ).reshape(updates, -1)
+        state, metrics = jax.lax.scan(update, state, jax.tree.map(lambda x: x[order], whole))
+        return state, told | {"ratio_gap": metrics["ratio_gap"][0]}
+
+    def learn(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
+        keys = jax.random.split(key, training.steps)
+        return jax.lax.scan(lambda state, k: iteration(state, table, k), state, keys)
+
+    return Stage(objective, _beginner(objective, tx), jax.jit(learn, donate_argnums=0))
+
+
+def judged(
+    module: ModuleType, cfg: Any, built: Model, state: Any, rows: Any, score: Any, group: int
+) -> tuple[batches.Rollout, dict[str, jax.Array]]:
+    """The Rollout to learn from, and what `judge` tells, of responses and their scores [N]."""
+    behaviour, reference, value = module.measure(cfg, built, state.params, state.frozen, rows, PLAN)
+    of = sampled.Sampled(
+        rows.tokens, rows.targets, rows.weight, rows.segments, rows.positions,
+        behaviour, reference, value, score, rows.finished, group, rows.tokens.shape[1],
+    )  # fmt: skip
+    advantage, returns, told = module.judge(cfg, of, module.coefficient(cfg))
+    whole = batches.Rollout(*of[:8], advantage, returns)
+    return whole, told
+
+
+def prompts(world: World, count: int) -> batches.Prompts:
+    """So many prompts, all of them equally often."""
+    row = jnp.arange(count, dtype=jnp.int32)
+    tokens = jnp.stack([jnp.full_like(row, world.end), row % world.prompts], 1)
+    positions = jnp.broadcast_to(jnp.arange(2, dtype=jnp.int32), tokens.shape)
+    return batches.Prompts(tokens, jnp.ones_like(tokens), positions, row)
+
+
+def scored(world: World, table: jax.Array, rows: generate.Responses) -> jax.Array:
+    """float32[N]: what a table [prompts, completions] says of responses."""
+    at = worlds.index(world, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
+    return table[rows.tokens[:, 1], at].astype(jnp.float32)
+
+
+def _beginner(objective: Objective, tx: optim.Transform) -> Callable[..., step.State]:
+    """begin(seed, weights, frozen): what the weights lack, a head, is fresh, as in `Run.start`."""
+
+    @jax.jit
+    def begin(seed: jax.Array, weights: param.Tree, frozen: param.Tree) -> step.State:
+        key = jax.random.key(seed)
+        made = param.init(objective.spec, jax.random.fold_in(key, 0))
+        params = made | {name: weights[name] for name in weights if name in made}
+        zero = jnp.zeros((), jnp.int32)
+        return step.State(zero, params, tx.init(params), frozen, jax.random.key_data(key))
+
+    return begin
