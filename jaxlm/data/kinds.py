@@ -1,6 +1,7 @@
 """The kinds of data a run may read, and what each gives. To add one: a file, and a line here.
 
 loader      text: the next token of documents, hidden tokens, missing spans
+chat        conversations, of which the assistant's part is learnt
 prefer      preferences between responses
 prompts     what a policy is asked (`train.rollout`)
 
@@ -11,13 +12,17 @@ with at least the fields source, tokenizer, holdout, seq, batch, seed and worker
 
 from types import ModuleType
 
-from jaxlm.data import loader, prefer, prompts
+from jaxlm.data import chat, loader, prefer, prompts
 
 # What a Run's `data` field may be.
-AnyData = loader.Data | prefer.Preferences | prompts.Prompts
+AnyData = chat.Chats | loader.Data | prefer.Preferences | prompts.Prompts
 
 # The module of each kind of examples.
-EXAMPLES: dict[type, ModuleType] = {prefer.Preferences: prefer, prompts.Prompts: prompts}
+EXAMPLES: dict[type, ModuleType] = {
+    chat.Chats: chat,
+    prefer.Preferences: prefer,
+    prompts.Prompts: prompts,
+}
 
 
 def stages(data: AnyData) -> list[loader.Stage]:

@@ -68,6 +68,13 @@ class Encoded(NamedTuple):
     answer: np.ndarray
 
 
+class Written(NamedTuple):
+    """A conversation: tokens int32[n], and from where to where each turn of the assistant goes."""
+
+    tokens: np.ndarray
+    spans: list[tuple[int, int]]
+
+
 def load(name: str, tokenizer: str) -> Template:
     """The template of a name (turns.LAYOUTS), of a file *.jinja, or, for "tokenizer", the one in
     the files of the tokenizer that goes by this name or path.
@@ -119,7 +126,18 @@ def encode(
     where it needs a special token that the tokenizer lacks; where an assistant's turn has no
     special token at its end; and where a generation prompt is not how the conversation goes on.
     """
-    return _Writer(template, tokenizer, messages).encoded(False)
+    written = answers(template, tokenizer, messages)
+    answer = np.zeros(len(written.tokens), bool)
+    for start, end in written.spans:
+        answer[start:end] = True
+    return Encoded(written.tokens, answer)
+
+
+def answers(
+    template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
+) -> Written:
+    """As `encode`, with what the assistant writes turn by turn."""
+    return _Writer(template, tokenizer, messages).written(False)
 
 
 def prompt(
@@ -127,7 +145,7 @@ def prompt(
 ) -> np.ndarray:
     """int32[n]: what stands before the assistant's next message. `encode` of the conversation with
     that message begins with it. Raises: ValueError as `encode`."""
-    return _Writer(template, tokenizer, messages).encoded(True).tokens
+    return _Writer(template, tokenizer, messages).written(True).tokens
 
 
 def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -180,6 +198,7 @@ class _Writer:
                 begin=ids[tokenizers.begin(self._tokenizer)],
                 tools=None,
                 documents=None,
+                raise_exception=_refuse,
                 **names,
                 **marks,
             )
@@ -233,28 +252,31 @@ class _Writer:
             )
         return ends[-1]
 
-    def encoded(self, ask: bool) -> Encoded:
+    def written(self, ask: bool) -> Written:
         """The tokens of all messages; ask: with the generation prompt behind them."""
         text, blocks = self.text(len(self._messages), ask)
         starts = self.starts(text)
         spans = self.ends(text, starts) if blocks is None else self.closed(text, blocks)
-        special = [(m.start(), m.end()) for m in self._written.finditer(text)]
+        special = {m.start(): m.end() for m in self._written.finditer(text)}
+        behind = {end: start for start, end in special.items()}
         edges = {0, len(text), *starts.values()}
-        edges |= {edge for pair in (*spans, *special) for edge in pair}
+        edges |= {edge for pair in (*spans, *special.items()) for edge in pair}
         cuts = sorted(edges)
         ids: list[int] = []
-        answer: list[bool] = []
+        at = {0: 0}  # {place in the text: place among the tokens}
         for start, end in zip(cuts, cuts[1:]):
-            part = self._part(text, start, end, dict(special))
-            ids += part
-            answer += [any(a <= start < b for a, b in spans)] * len(part)
-        return Encoded(np.array(ids, np.int32), np.array(answer, bool))
+            ids += self._part(text, start, end, special, behind)
+            at[end] = len(ids)
+        return Written(np.array(ids, np.int32), [(at[a], at[b]) for a, b in spans])
 
-    def _part(self, text: str, start: int, end: int, special: dict[int, int]) -> list[int]:
-        """The ids between two cuts. special: {where a special token is: where it ends}."""
+    def _part(
+        self, text: str, start: int, end: int, special: dict[int, int], behind: dict[int, int]
+    ) -> list[int]:
+        """The ids between two cuts. special: {where a special token is: where it ends}; behind:
+        the other way."""
         if start in special:
             return [self._marks[text[start:end]].id]
-        before = next((a for a, b in special.items() if b == start), None)
+        before = behind.get(start)
         piece = text[start:end].replace(self._typed, "")
         if before is not None and self._marks[text[before:start]].right:
             piece = piece.lstrip()
@@ -325,7 +347,6 @@ def _compiled(source: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
     return environment.from_string(source)
 
 

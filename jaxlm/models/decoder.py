@@ -34,6 +34,7 @@ def build(
 
     embed(params["embed"], tokens, at, key) -> x [B, T, D]; norm(params["norm"], x), called only
     where the spec has that weight; memory(kind, batch, slots) -> the cache spec of one layer.
+    The model's `hidden` also takes perturb(x [B, T, D]) -> x, which it applies to the embeddings.
     scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
     """
 
@@ -43,8 +44,9 @@ def build(
         at: At,
         cache: Cache | None = None,
         key: jax.Array | None = None,
+        perturb: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Hidden:
-        x = embed(params["embed"], tokens, at, key).astype(plan.dtype)
+        x = perturb(embed(params["embed"], tokens, at, key).astype(plan.dtype))
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, entries: Any, layer_key: Any) -> tuple:

@@ -3,9 +3,9 @@
 import types
 from types import ModuleType
 
-from jaxlm.data import kinds, loader, mask, prefer, prompts, span
+from jaxlm.data import chat, kinds, loader, mask, prefer, prompts, span
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, distill, dpo, grpo, mlm, ppo, reward, seq2seq
+from jaxlm.objectives import clm, distill, dpo, grpo, mlm, ppo, reward, seq2seq, sft
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, ModuleType] = {
     "ppo": ppo,
     "reward": reward,
     "seq2seq": seq2seq,
+    "sft": sft,
 }
 
 # What a Run's `objective` field may be.
@@ -30,6 +31,7 @@ AnyConfig = (
     | ppo.Config
     | reward.Config
     | seq2seq.Config
+    | sft.Config
 )
 
 # Those of which each model has the one that pretrains it (`fitting`).
@@ -41,6 +43,7 @@ READS: dict[str, tuple[type, ...]] = {
     "grpo": (prompts.Prompts,),
     "ppo": (prompts.Prompts,),
     "reward": (prefer.Preferences,),
+    "sft": (chat.Chats,),
 }
 
 # What data.corrupt of text has to be for each.
