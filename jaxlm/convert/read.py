@@ -217,7 +217,7 @@ def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
         made[path][... if index is None else index] = array
 
     _fill(found, put)
-    return found.cfg, nested(made)
+    return found.cfg, param.nested(made)
 
 
 def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
@@ -239,7 +239,7 @@ def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> p
         made[path] = jax.block_until_ready(_setter(whole)(made[path], _onto(array, part), index))
 
     _fill(found, put)
-    return nested({path: made[path] for path in flat})
+    return param.nested({path: made[path] for path in flat})
 
 
 def _fill(found: Checkpoint, put: Callable[[str, int | None, np.ndarray], None]) -> None:
@@ -291,15 +291,3 @@ def positions(flat: Flat, stack: str) -> list[tuple[str, int]]:
 def layer(p: param.Param) -> param.Param:
     """One layer's Param, without the layer axis."""
     return param.Param(p.shape[1:], p.axes[1:], p.init, p.copies - 1, p.inputs)
-
-
-def nested(flat: dict[str, Any]) -> param.Tree:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *folders, name = path.split("/")
-        at = tree
-        for folder in folders:
-            at = at.setdefault(folder, {})
-        at[name] = value
-    return tree

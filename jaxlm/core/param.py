@@ -123,6 +123,18 @@ def flatten(spec: Tree) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in leaves}
 
 
+def nested(flat: dict[str, Any]) -> Tree:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split("/")
+        at = tree
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[name] = value
+    return tree
+
+
 def stacked(n: int, spec: Tree) -> Tree:
     """The spec of n layers: a leading `layer` axis on every weight. Fan-ins do not change."""
 

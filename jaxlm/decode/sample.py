@@ -78,14 +78,15 @@ def _check(ok: bool, field: str, value: Any, fit: str) -> None:
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
     """The weights as decoding reads them: layers apart, matrices in the dtype they are used in, and
-    on a CPU with their outputs first (`linear.Turned`).
+    on a CPU with their outputs first (`linear.Turned`); adapters become part of them.
 
     It costs one copy, which `generate` and `stream` otherwise make at every call. Weights that are
     already so prepared are returned as they are.
     """
     if loop.unstacked_already(params):
         return params
-    params = {name: params[name] for name in model.spec}  # without an objective's heads
+    # without an objective's heads
+    params = linear.merged({name: params[name] for name in model.spec})
     return _prepare(_static(model), _products(model.spec), params)
 
 

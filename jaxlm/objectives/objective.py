@@ -20,15 +20,34 @@ Loss = Callable[
 Sums = dict[str, jax.Array]
 
 
+class Stored(NamedTuple):
+    """How frozen weights lie in memory where it is not as they are: make(weights of `Frozen.spec`)
+    -> the tree that the loss finds, whose places are those of spec, a tree of `Param`."""
+
+    spec: param.Tree
+    make: Callable[[param.Tree], param.Tree]
+
+
 class Frozen(NamedTuple):
     """Weights that are read and never moved: of a reference, a teacher, a reward model.
 
     spec: a tree of `Param`. run: the run directory they are from; None for the weights that this
-    run begins from.
+    run begins from. stored: None where they are kept as they are.
     """
 
     spec: param.Tree
     run: str | None = None
+    stored: Stored | None = None
+
+    @property
+    def places(self) -> param.Tree:
+        """The spec of the weights as they lie in memory."""
+        return self.spec if self.stored is None else self.stored.spec
+
+    def abstract(self) -> param.Tree:
+        """Their shapes and dtypes in memory."""
+        shapes = param.abstract(self.spec)
+        return shapes if self.stored is None else jax.eval_shape(self.stored.make, shapes)
 
 
 def _trained(params: param.Tree, frozen: param.Tree) -> param.Tree:

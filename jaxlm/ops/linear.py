@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.ops import ragged
+from jaxlm.ops import dropout, quant, ragged
 
 # Rows of x up to which a product on CPU is faster with the weight on the left, which must then lie
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
@@ -40,7 +40,55 @@ def turned(w: jax.Array, copies: int, inputs: int) -> Turned:
     return Turned(jnp.moveaxis(w, range(copies, copies + inputs), range(-inputs, 0)), inputs)
 
 
-def einsum(spec: str, x: jax.Array, w: jax.Array | Turned, dtype: Any = None) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A frozen matrix and what is learnt on top of it, of low rank: w + scale * a b. Hu et al.
+    2021.
+
+    w [copies..., inputs..., outputs...], also as `quant.Nf4`, gets no gradient. a [copies...,
+    inputs..., rank]; b [copies..., rank, outputs...]. key: uint32[copies..., 2], which turns on
+    dropout of what `a` multiplies; None leaves it off.
+    """
+
+    w: Any
+    a: jax.Array
+    b: jax.Array
+    key: jax.Array | None
+    scale: float = dataclasses.field(metadata={"static": True})
+    drop: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight it stands for."""
+        return self.w.shape
+
+
+Leaf = jax.Array | Turned | Lora | quant.Nf4
+
+
+def is_leaf(x: object) -> bool:
+    """Whether a tree node stands for one weight, whatever it is stored as."""
+    return isinstance(x, Turned | Lora | quant.Nf4)
+
+
+def dense(w: Leaf) -> jax.Array:
+    """The weight as one array [copies..., inputs..., outputs...]; dropout aside."""
+    if isinstance(w, Lora):
+        copies = w.a.ndim + w.b.ndim - 2 - len(w.shape)
+        a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])
+        b = w.b.reshape(*w.b.shape[: copies + 1], -1)
+        product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
+        return dense(w.w) + w.scale * product.reshape(w.shape)
+    return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)
+
+
+def merged(params: Any) -> Any:
+    """The tree with every weight as one array."""
+    return jax.tree.map(dense, params, is_leaf=is_leaf)
+
+
+def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     """x times w as the spec says: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
 
     The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
@@ -52,6 +100,10 @@ def einsum(spec: str, x: jax.Array, w: jax.Array | Turned, dtype: Any = None) ->
     """
     summed, leading = _parse(spec, x.shape, w.shape)
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    if isinstance(w, Lora):
+        return _adapted(spec, summed, leading, dtype, x, w)
+    if isinstance(w, quant.Nf4):
+        return _frozen(spec, dtype, x, w)
     if isinstance(w, Turned):
         if leading and summed == w.inputs and jax.default_backend() == "cpu":
             return _product(summed, False, dtype, x, w.data)
@@ -107,6 +159,50 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
     if x_shape[len(xs) - summed :] != w_common:
         raise ValueError(f"{form}: the summed sizes of x and w differ")
     return summed, leading
+
+
+def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w: Lora) -> jax.Array:
+    if not leading:
+        raise ValueError(f"einsum spec {spec!r}: a Lora's inputs are its first axes")
+    inputs, _, out = spec.partition("->")
+    xs, _, ws = inputs.partition(",")
+    rest = ws[summed:]
+    keep = out[: len(out) - len(rest)]
+    key = None if w.key is None else jax.random.wrap_key_data(w.key)
+    h = dropout.dropout(x, w.drop, key)
+    h = einsum(f"{xs},{ws[:summed]}r->{keep}r", h, w.a)
+    h = einsum(f"{keep}r,r{rest}->{out}", h, w.b, dtype)
+    return _frozen(spec, dtype, x, w.w) + w.scale * h
+
+
+# The product with a weight that is read and never moved. What the backward pass keeps is the weight
+# as it is stored, not the array made of it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> jax.Array:
+    return _read(spec, dtype, x, w)
+
+
+def _read(spec, dtype, x, w):
+    summed, leading = _parse(spec, x.shape, w.shape)
+    if jax.default_backend() == "cpu":
+        return _multiply(summed, leading, dtype, x, dense(w))
+    return jnp.einsum(spec, x, dense(w).astype(x.dtype), preferred_element_type=dtype)
+
+
+def _frozen_forward(spec, dtype, x, w):
+    return _read(spec, dtype, x, w), (w, jnp.zeros((0, *x.shape), x.dtype))
+
+
+def _frozen_backward(spec, dtype, saved, g):
+    w, like = saved
+    _, pull = jax.vjp(
+        lambda x: einsum(spec, x, dense(w), dtype),
+        jnp.zeros(like.shape[1:], like.dtype),
+    )
+    return *pull(g), None
+
+
+_frozen.defvjp(_frozen_forward, _frozen_backward)
 
 
 # XLA on CPU fuses the backward of what follows (activation, norm) into the operand of dW, as a

@@ -33,6 +33,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": ("fsdp",),
     "q_rank": ("fsdp",),
     "pair": (),
+    "lora": (),
+    "block": ("fsdp", "tensor"),
+    "code": (),
+    "group": (),
 }
 
 

@@ -121,7 +121,7 @@ def _start(
     if at is None:
         state, told = _begin(run, program)
         at = _From(state, {})
-    frozen = start.frozen(run, program.objective)
+    frozen = start.frozen(run, program.objective, told)
     at = at._replace(state=at.state._replace(frozen=frozen))
     if primary:
         described = env.describe(run, supply.corpus) | {"resumed_at_step": begun, "start": told}
@@ -253,7 +253,11 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
     """Continue the run's prompts, into samples/."""
     run = session.run
     tokenizer = tokenizers.load(run.data.tokenizer)
-    found = text.complete(session.program.model, params, tokenizer, run.samples, runs.sampling(run))
+    made = turn.written(run.data)
+    asked = [turn.asked(run.data, made, tokenizer, [Message("user", p)]) for p in run.samples]
+    settings = [turn.stopping(runs.sampling(run), one.stops) for one in asked]
+    prompts = [one.tokens for one in asked]
+    found = text.complete(session.program.model, params, tokenizer, prompts, settings)
     lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, found, strict=True)]
     io.make_folder(session.folder / "samples")
     io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))

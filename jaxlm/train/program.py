@@ -4,6 +4,7 @@ import pathlib
 
 from jaxlm import models, objectives
 from jaxlm.models.model import Model
+from jaxlm.objectives import adapter
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import directory
@@ -13,7 +14,10 @@ from jaxlm.train.run import Run
 def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
     """The model of a run under a plan, and what is trained of it, and for what."""
     model = models.build(run.model, plan)
-    return model, objectives.build(run.objective, model, plan, _teacher(run, plan))
+    objective = objectives.build(run.objective, model, plan, _teacher(run, plan))
+    if run.adapter is not None:
+        objective = adapter.adapt(objective, model, run.adapter)
+    return model, objective
 
 
 def _teacher(run: Run, plan: Plan) -> Model | None:

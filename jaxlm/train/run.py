@@ -11,6 +11,7 @@ from jaxlm.core import config, param
 from jaxlm.data import kinds, loader, manifest, records, source, tokenizers
 from jaxlm.decode import sample, text
 from jaxlm.models.model import Model
+from jaxlm.objectives import adapter as adapters  # the field bears the name
 from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim as optimisers  # the field bears the name
@@ -45,6 +46,8 @@ class Run:
     """The optimiser and its schedule."""
     objective: objectives.AnyConfig = objectives.clm.Config()
     """The loss."""
+    adapter: adapters.Lora | None = None
+    """Train low-rank adapters on frozen weights, those of `start`; None trains all weights."""
     plan: Plan = Plan()
     """How the model is executed: mesh, precision, memory."""
     start: str | None = None
@@ -101,7 +104,7 @@ def validate(run: Run) -> None:
 
     Raises: ValueError listing every problem, each with the field, its value and what would fit.
     """
-    found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run)]
+    found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run), *_adapter(run)]
     try:
         optimisers.validate(run.optim, run.steps)
     except ValueError as error:
@@ -261,6 +264,26 @@ def _mesh(run: Run) -> Iterator[str]:
                 f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
                 f"over {processes} processes"
             )
+
+
+def _adapter(run: Run) -> Iterator[str]:
+    if run.adapter is None:
+        return
+    if run.start is None:
+        yield (
+            "start: None given with an adapter, which stands on trained weights; name the run "
+            "directory that has them (`jaxlm import` makes one)"
+        )
+    weights = models.spec(run.model)
+    try:
+        run.plan.shard_params(adapters.spec(weights, run.adapter))
+    except ValueError as error:
+        yield str(error)
+    kept = adapters.stored(weights, run.adapter)
+    try:
+        run.plan.shard_params({} if kept is None else kept.spec)
+    except ValueError as error:
+        yield f"adapter.quantise: {run.adapter.quantise!r} given: {error}"
 
 
 def sampling(run: Run) -> sample.Sampling:

@@ -11,9 +11,12 @@ import jax
 
 from jaxlm.core import param
 from jaxlm.models.model import Model
-from jaxlm.ops import attention
+from jaxlm.objectives import adapter
+from jaxlm.objectives.objective import Objective
+from jaxlm.ops import attention, linear
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, optim, program, step
+from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
 Which = Literal["last", "best"]
@@ -38,18 +41,20 @@ def warn(text: str) -> None:
 
 def load(
     folder: pathlib.Path,
-    which: Which = "last",
+    which: Which | int = "last",
     plan: Plan | None = None,
     warn: Callable[[str], None] = warn,
 ) -> Saved:
     """The trained model of a run directory, finished or not.
 
     which: the last checkpoint, or the one with the fewest validation bits per byte; where it is
-    not whole, a warning names it and the last whole one is used. plan: how to execute the model;
-    None is the run's own plan on one device, with "xla" for a kernel of other hardware.
+    not whole, a warning names it and the last whole one is used. A number is the checkpoint of
+    that step and no other. Weights with adapters on them are brought together. plan: how to
+    execute the model; None is the run's own plan on one device, with "xla" for a kernel of other
+    hardware.
 
-    Raises: FileNotFoundError for a directory without config.json or without a checkpoint;
-    ValueError if none is whole.
+    Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
+    without that of this step; ValueError if none is whole. The same of what adapters stand on.
     """
     run = directory.load(folder)
     if plan is None:
@@ -60,6 +65,12 @@ def load(
     wanted = checkpoint.steps(place)
     if which == "best" and (top := checkpoint.best(place)) is not None:
         wanted = [*(s for s in wanted if s != top), top]
+    if isinstance(which, int):
+        if which not in wanted:
+            raise FileNotFoundError(
+                f"{folder} no longer has the checkpoint of step {which}, only those of {wanted}"
+            )
+        wanted = [which]
     name = "params" if run.optim.ema is None else "average"
     number = checkpoint.good(place, warn, wanted, (name,))
     if number is None:
@@ -69,7 +80,47 @@ def load(
     like = checkpoint.items(step.abstract(objective, tx, plan))
     found = checkpoint.read(place, number, {name: like[name]})[name]
     params = found if name == "params" else found.params
+    if run.adapter is not None:
+        params = _joined(run, folder, objective, params, plan, warn)
     return Saved(run, model, jax.block_until_ready(params), plan, number)
+
+
+def _joined(
+    run: Run,
+    folder: pathlib.Path,
+    objective: Objective,
+    params: param.Tree,
+    plan: Plan,
+    warn: Callable[[str], None],
+) -> param.Tree:
+    """The weights that adapters and what they stand on make together, as plain arrays."""
+    base, told = objective.frozen[adapter.BASE], begun(folder)
+    if run.start is None:
+        raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
+    try:
+        found = load(pathlib.Path(run.start).expanduser(), told.get("step", "last"), plan, warn)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(
+            f"{folder} holds adapters on the weights of {run.start}: {error}"
+        ) from error
+    if told and told["run"] != runs.digest(found.run):
+        warn(f"{run.start} holds another run now than when the adapters of {folder} began")
+
+    def join(params: param.Tree, below: param.Tree) -> param.Tree:
+        below = below if base.stored is None else base.stored.make(below)
+        return linear.merged(objective.weights(params, {adapter.BASE: below}))
+
+    heads = {name: part for name, part in objective.spec.items() if name != adapter.ADAPTER}
+    places = plan.shard_params(base.spec | heads)
+    below = {name: found.params[name] for name in base.spec}
+    return jax.jit(join, out_shardings=places)(params, below)
+
+
+def begun(folder: pathlib.Path) -> dict[str, Any]:
+    """What the run in this directory began from ("folder", "step", "run"); {} if from random
+    weights."""
+    file = folder / "env.json"
+    return json.loads(file.read_text("utf-8")).get("start", {}) if file.is_file() else {}
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

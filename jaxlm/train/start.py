@@ -1,6 +1,5 @@
 """Weights that a run begins from, or reads frozen: those of other run directories."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -77,23 +76,32 @@ def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
     return {name: made[name] if name in made else params[name] for name in spec}
 
 
-def frozen(run: Run, objective: Objective) -> dict[str, param.Tree]:
+def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, param.Tree]:
     """The State's frozen weights, from their sources, placed as the run's plan says: those of other
-    runs, or what this run began from, also when it resumes.
+    runs, or what this run began from, also when it resumes. begun: what `weights` told then.
 
     Raises: as `saved.load`, naming the weights wanted.
     """
-    return {name: _frozen(run, name, part) for name, part in objective.frozen.items()}
+    return {name: _frozen(run, name, part, begun) for name, part in objective.frozen.items()}
 
 
-def _frozen(run: Run, name: str, part: Frozen) -> param.Tree:
+def _frozen(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
+    found = _read(run, name, part, begun)
+    if part.stored is None:
+        return found
+    places = run.plan.shard_params(part.stored.spec)
+    return jax.block_until_ready(jax.jit(part.stored.make, out_shardings=places)(found))
+
+
+def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
     folder = run.start if part.run is None else part.run
     if folder is None:
         key = jax.random.fold_in(jax.random.key(run.seed), 0)
         shardings = run.plan.shard_params(part.spec)
         return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
     try:
-        found = saved.load(pathlib.Path(folder).expanduser(), "last", run.plan).params
+        which = begun.get("step", "last") if part.run is None else "last"
+        found = saved.load(pathlib.Path(folder).expanduser(), which, run.plan).params
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"the {name}'s weights, from {folder}: {error}") from error
     _check_shapes(name, folder, part.spec, found)
@@ -112,5 +120,4 @@ def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -
 
 def recorded(folder: pathlib.Path) -> dict[str, Any]:
     """What `weights` told when the run in this directory began; {} if it began from random ones."""
-    file = folder / "env.json"
-    return json.loads(file.read_text("utf-8")).get("start", {}) if file.is_file() else {}
+    return saved.begun(folder)

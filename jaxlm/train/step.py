@@ -76,7 +76,7 @@ def _once() -> dict[str, int] | None:
 def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
     """The State's shapes, dtypes and shardings, for restoring and compiling without memory."""
     shapes = jax.eval_shape(lambda params: _fresh(params, tx, 0), param.abstract(objective.spec))
-    frozen = {name: param.abstract(part.spec) for name, part in objective.frozen.items()}
+    frozen = {name: part.abstract() for name, part in objective.frozen.items()}
     shapes = shapes._replace(frozen=frozen)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
@@ -105,7 +105,7 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
 
     shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
     opt = jax.tree_util.tree_map_with_path(lies, shapes)
-    frozen = {name: plan.shard_params(part.spec) for name, part in objective.frozen.items()}
+    frozen = {name: plan.shard_params(part.places) for name, part in objective.frozen.items()}
     state: Any = (plan.replicated, where, opt, frozen, plan.replicated)
     return State(*state)
 

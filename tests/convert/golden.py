@@ -47,7 +47,7 @@ def ours(case: str, record: dict[str, Any]) -> tuple[models.AnyConfig, param.Tre
         arrays = job.row.read(theirs, job.params)
         for path, array in zip(job.ours, arrays, strict=True):
             made[path][... if job.layer is None else job.layer] = array
-    return cfg, read.nested(made)
+    return cfg, param.nested(made)
 
 
 def main() -> None:

@@ -1,0 +1,137 @@
+"""Matrices in 4 bits: NF4 in blocks of 64, as bitsandbytes stores it, bit for bit. Dettmers et al.
+2023 (QLoRA), sections 2 and 3.
+
+A matrix lies with its outputs first, flat, as torch keeps a linear layer: [outputs..., inputs...].
+Every 64 numbers share one float32, the largest of their magnitudes, and each is the nearest of 16
+fixed levels times it. Double quantisation keeps those float32 in 8 bits, 256 of them to a float32.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK, GROUP = 64, 256
+
+# Quantiles of a normal distribution with an exact 0. QLoRA, appendix E.
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scales8:
+    """Block scales in 8 bits: offset + level of code * the largest magnitude of its group."""
+
+    codes: jax.Array
+    """uint8[copies..., blocks]."""
+    largest: jax.Array
+    """float32[copies..., groups]."""
+    offset: jax.Array
+    """float32[copies...]: their mean."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nf4:
+    """A matrix in 4 bits, or a copy of it for each layer: what `linear.einsum` takes in its place.
+    It is read and never moved: it has no gradient."""
+
+    codes: jax.Array
+    """uint8[copies..., blocks, 32]: two numbers a byte, the first in the high bits."""
+    scales: jax.Array | Scales8
+    """float32[copies..., blocks]."""
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    """The shape of one matrix, [inputs..., outputs...]."""
+    inputs: int = dataclasses.field(metadata={"static": True})
+    """How many of these are inputs."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight it stands for, [copies..., inputs..., outputs...]."""
+        return (*self.codes.shape[:-2], *self.sizes)
+
+
+def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
+    """A weight float32[copies..., inputs..., outputs...] in 4 bits; the last block is filled up
+    with zeros. double: whether its scales are kept in 8 bits."""
+    lead, sizes = w.shape[:copies], w.shape[copies:]
+    last = jnp.moveaxis(w, range(copies, copies + inputs), range(-inputs, 0))
+    flat = last.reshape(*lead, math.prod(sizes)).astype(jnp.float32)
+    rest = -flat.shape[-1] % BLOCK
+    flat = jnp.pad(flat, [(0, 0)] * copies + [(0, rest)])
+    codes, scales = encode(flat)
+    return Nf4(codes, scales8(scales) if double else scales, sizes, inputs)
+
+
+def dense(w: Nf4) -> jax.Array:
+    """The weight float32[copies..., inputs..., outputs...] that an Nf4 stands for."""
+    copies = w.codes.ndim - 2
+    scales = of_scales8(w.scales) if isinstance(w.scales, Scales8) else w.scales
+    flat = decode(w.codes, scales)[..., : math.prod(w.sizes)]
+    last = flat.reshape(*w.codes.shape[:-2], *w.sizes[w.inputs :], *w.sizes[: w.inputs])
+    return jnp.moveaxis(last, range(-w.inputs, 0), range(copies, copies + w.inputs))
+
+
+def encode(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(codes uint8[..., n / 64, 32], scales float32[..., n / 64]) of numbers [..., n]."""
+    blocks = flat.reshape(*flat.shape[:-1], -1, BLOCK)
+    scales = jnp.max(jnp.abs(blocks), axis=-1)
+    # a block of zeros has scale 0
+    unit = blocks / jnp.where(scales > 0, scales, 1.0)[..., None]
+    codes = _nearest(unit, np.array(LEVELS, np.float32))
+    return (codes[..., 0::2] << 4) | codes[..., 1::2], scales
+
+
+def decode(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """The numbers float32[..., n] of `encode`'s codes and scales."""
+    pairs = jnp.stack([codes >> 4, codes & 15], axis=-1)
+    unit = jnp.asarray(np.array(LEVELS, np.float32))[pairs]
+    unit = unit.reshape(*codes.shape[:-1], BLOCK)
+    return (unit * scales[..., None]).reshape(*codes.shape[:-2], -1)
+
+
+def scales8(scales: jax.Array) -> Scales8:
+    """Block scales float32[..., n] in 8 bits: less their mean, the nearest level in each 256."""
+    offset = jnp.mean(scales, axis=-1)
+    count = scales.shape[-1]
+    rest = [(0, 0)] * (scales.ndim - 1) + [(0, -count % GROUP)]
+    groups = jnp.pad(scales - offset[..., None], rest)
+    groups = groups.reshape(*scales.shape[:-1], -1, GROUP)
+    largest = jnp.max(jnp.abs(groups), axis=-1)
+    unit = groups / jnp.where(largest > 0, largest, 1.0)[..., None]
+    codes = _nearest(unit, dynamic_levels()).reshape(*scales.shape[:-1], -1)
+    return Scales8(codes[..., :count], largest, offset)
+
+
+def of_scales8(kept: Scales8) -> jax.Array:
+    """The block scales float32[..., n] that are kept in 8 bits."""
+    unit = jnp.asarray(dynamic_levels())[kept.codes]
+    each = jnp.repeat(kept.largest, GROUP, axis=-1)[..., : kept.codes.shape[-1]]
+    return unit * each + kept.offset[..., None]
+
+
+@functools.cache
+def dynamic_levels() -> np.ndarray:
+    """float32[256], rising: levels with a sign, denser towards 0. Dettmers et al. 2022 (8-bit
+    optimizers), section 2.1: for e = 0 .. 6, the midpoints of 2^e equal steps
+    from 0.1 to 1, times 10^(e - 6); and 0 and 1."""
+    found = [0.0, 1.0]
+    for e in range(7):
+        steps = np.linspace(0.1, 1.0, 2**e + 1, dtype=np.float32)
+        middle = 10.0 ** (e - 6) * ((steps[:-1] + steps[1:]) / 2).astype(np.float64)
+        found += [*middle, *-middle]
+    return np.sort(np.array(found, np.float32))
+
+
+def _nearest(x: jax.Array, levels: np.ndarray) -> jax.Array:
+    """uint8: the number of the nearest of the rising levels."""
+    between = (levels[1:].astype(np.float64) + levels[:-1]) / 2
+    return jnp.searchsorted(jnp.asarray(between, jnp.float32), x).astype(jnp.uint8)
