@@ -1,0 +1,169 @@
+"""A function of a user's, in a process of its own: what hangs there can be ended. No jax import.
+
+    with sandbox.Process("rewards.py:brief") as process:
+        process.call(arguments, seconds=10)
+
+The process is started by `start` or the first call, and again after one that ran out of time. It
+ends with this one, however that ends.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+
+class Failed(RuntimeError):
+    """What a function of a user's raised, with its traceback; or that it ran out of time."""
+
+
+class Process:
+    """A function by name, "module:function" or "file.py:function", called with one argument."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: connection.Connection | None = None
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, argument: Any, seconds: float) -> Any:
+        """What the function returns for an argument that can be pickled.
+
+        Raises: Failed if it raises, if what it returns cannot be pickled, if its process ends, and
+        after `seconds`, when its process is ended.
+        """
+        self.start()
+        return self._ask(argument, seconds)
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is None:
+            return
+        assert self._pipe is not None
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._process = self._pipe = None
+
+    def start(self) -> None:
+        """Start the process if there is none. Raises: Failed if the function is not to be had."""
+        if self._process is not None:
+            return
+        ours, theirs = multiprocessing.Pipe()
+        number = theirs.fileno()
+        command = [sys.executable, "-m", __name__, self.name, str(number)]
+        paths = [os.getcwd(), *(path for path in sys.path if path)]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=(number,),
+            stdout=2,  # what the function prints goes where warnings go
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+        theirs.close()
+        self._pipe = ours
+        try:
+            self._answer(_START)
+        except Failed:
+            self.close()
+            raise
+
+    def _ask(self, argument: Any, seconds: float) -> Any:
+        assert self._pipe is not None
+        try:
+            self._pipe.send(argument)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()
+            raise Failed(f"{self.name}: its process has ended") from None
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> Any:
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(seconds):
+                self.close()
+                raise Failed(f"{self.name}: no answer after {seconds:g} seconds")
+            right, value = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.close()
+            raise Failed(f"{self.name}: its process has ended") from None
+        if not right:
+            raise Failed(f"{self.name}: {value}")
+        return value
+
+
+_START = 60.0  # seconds that importing may take
+
+
+def load(name: str) -> Callable[[Any], Any]:
+    """The function of a name, "module:function" or "file.py:function".
+
+    Raises: ValueError naming what is wrong with the name; what the import raises.
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function:
+        raise ValueError(f"{name!r}: expected 'module:function' or 'file.py:function'")
+    if place.endswith(".py"):
+        path = pathlib.Path(place).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{name!r}: no such file: {path}")
+        spec = importlib.util.spec_from_file_location(f"jaxlm_function_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    found = vars(module).get(function)
+    if not callable(found):
+        have = sorted(n for n, f in vars(module).items() if callable(f) and not n.startswith("_"))
+        raise ValueError(f"{name!r}: no function {function!r} there; it has {have}")
+    return found
+
+
+def _serve(name: str, pipe: connection.Connection) -> None:
+    """Answer calls until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        function = load(name)
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+        return
+    pipe.send((True, None))
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            argument = pipe.recv()
+            try:
+                answer = (True, function(argument))
+            except Exception:
+                answer = (False, traceback.format_exc())
+            try:
+                pipe.send(answer)
+            except (TypeError, ValueError, AttributeError):
+                pipe.send((False, f"returned what cannot be pickled:\n{traceback.format_exc()}"))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], connection.Connection(int(sys.argv[2])))
