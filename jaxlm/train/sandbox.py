@@ -90,6 +90,7 @@ class Process:
         except (BrokenPipeError, ConnectionResetError):
             self.close()
             raise Failed(f"{self.name}: its process has ended") from None
+        self._answer(_START)  # it has arrived: what is timed is the function alone
         return self._answer(seconds)
 
     def _answer(self, seconds: float) -> Any:
@@ -107,7 +108,7 @@ class Process:
         return value
 
 
-_START = 60.0  # seconds that importing may take
+_START = 60.0  # seconds that importing, or sending the argument, may take
 
 
 def load(name: str) -> Callable[[Any], Any]:
@@ -149,6 +150,7 @@ def _serve(name: str, pipe: connection.Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             argument = pipe.recv()
+            pipe.send((True, None))
             try:
                 answer = (True, function(argument))
             except Exception:
