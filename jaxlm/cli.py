@@ -95,46 +95,9 @@ def train(args: Sequence[str]) -> int:
 
 def sample(args: Sequence[str]) -> int:
     """jaxlm sample RUN --prompt TEXT ..."""
-    import dataclasses
-    import pathlib
+    from jaxlm.commands import sample as command
 
-    import tyro
-
-    from jaxlm.data import tokenizers
-    from jaxlm.decode.reply import reply
-    from jaxlm.decode.sample import Sampling
-    from jaxlm.train import env, saved
-
-    def command(
-        run: tyro.conf.Positional[pathlib.Path],
-        prompt: tuple[str, ...] = ("",),
-        checkpoint: saved.Which = "last",
-        sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
-    ) -> int:
-        """Continue prompts with a trained model; the text appears as it is generated.
-
-        A model that reads both ways (BERT) fills in every <mask> of a prompt; one that writes a
-        target (T5) reads the prompt as its source, <extra_id_0> and so on where spans are missing.
-
-        Args:
-            run: The run directory, such as runs/demo.
-            prompt: Texts to continue; an empty one starts a new document.
-            checkpoint: The last checkpoint, or the one with the best evaluation.
-            sampling: How to continue.
-        """
-        env.compilation_cache()
-        found = saved.load(run, checkpoint)
-        tokenizer = tokenizers.load(found.run.data.tokenizer)
-        ends = (*sampling.stop_tokens, *saved.stop_tokens(run))
-        settings = dataclasses.replace(sampling, stop_tokens=tuple(dict.fromkeys(ends)))
-        for one in prompt:
-            about = found.run.data.corrupt
-            for piece in reply(found.model, found.params, tokenizer, one, settings, about):
-                print(piece, end="", flush=True)
-            print()
-        return 0
-
-    return tyro.cli(command, args=list(args), prog="jaxlm sample")
+    return command.sample(args)
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -284,6 +247,13 @@ def plan(args: Sequence[str]) -> int:
     return 0
 
 
+def feedback(args: Sequence[str]) -> int:
+    """jaxlm feedback ACTION RUN ..."""
+    from jaxlm.commands import feedback
+
+    return feedback.feedback(args)
+
+
 def draw(args: Sequence[str]) -> int:
     """jaxlm plot RUN"""
     import pathlib
@@ -347,6 +317,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(train, "train CONFIG [--field value ...]", "train, or go on after a stop"),
     "sample": Command(sample, "sample RUN --prompt TEXT ...", "continue a text"),
     "eval": Command(evaluate, "eval RUN", "score held-out text"),
+    "feedback": Command(feedback, "feedback ACTION RUN ...", "revise, compare, write instructions"),
     "tokenizer": Command(tokenizer, "tokenizer train ...", "train a tokenizer"),
     "data": Command(data, "data tokenize ...", "turn text into shards"),
     "list": Command(listing, "list", "configs, presets, corpora, tokenizers, runs"),

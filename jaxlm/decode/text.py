@@ -31,15 +31,16 @@ def complete(
     model: Model,
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     sampling: sample.Sampling | Sequence[sample.Sampling],
 ) -> list[Completion]:
     """A continuation of each prompt. A prompt is text behind the token that stands before every
-    document, so it may be empty; the tokenizer's eos ends a text as a stop token does.
+    document, so it may be empty, or tokens as they are (`turn.asked`); the tokenizer's eos ends a
+    text as a stop token does.
 
     Raises: as `sample.generate`.
     """
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    ids = [_ids(tokenizer, prompt) for prompt in prompts]
     settings = [with_eos(tokenizer, s) for s in sample.each(sampling, len(prompts))]
     out = sample.generate(model, params, ids, settings, tokenizer)
     found = []
@@ -66,7 +67,7 @@ def stream(
     model: Model,
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     sampling: sample.Sampling,
     every: int = 8,
 ) -> Iterator[str]:
@@ -79,7 +80,7 @@ def stream(
     """
     if every < 1:
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
-    ids = encode(tokenizer, prompt)
+    ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
     sample.check(model, [ids], settings)
     row = watch.Watch(tokenizer, ids, sampling.stop_strings)
@@ -97,6 +98,10 @@ def stream(
 def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
     """The prompt's ids behind the token that stands before every document."""
     return [tokenizers.begin(tokenizer), *tokenizer.encode(prompt)]
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    return encode(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def with_eos(tokenizer: tokenizers.Tokenizer, s: sample.Sampling) -> sample.Sampling:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxlm import plot
 from jaxlm.core import config, io, log, param
 from jaxlm.data import tokenizers
-from jaxlm.decode import text
+from jaxlm.data.template import Message
+from jaxlm.decode import text, turn
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.train import (

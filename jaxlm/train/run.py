@@ -9,7 +9,8 @@ import jax
 from jaxlm import models, objectives
 from jaxlm.core import config, param
 from jaxlm.data import kinds, loader, manifest, records, source, tokenizers
-from jaxlm.decode import sample, text
+from jaxlm.data.template import Message
+from jaxlm.decode import sample, turn
 from jaxlm.models.model import Model
 from jaxlm.objectives import adapter as adapters  # the field bears the name
 from jaxlm.ops import attention
@@ -211,8 +212,9 @@ def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) 
         )
         return
     try:
-        ids = [text.encode(tokenizer, prompt) for prompt in run.samples]
-        sample.check(model, ids, [sampling(run)] * len(ids))
+        made = turn.written(run.data)
+        asked = [turn.asked(run.data, made, tokenizer, [Message("user", p)]) for p in run.samples]
+        sample.check(model, [one.tokens for one in asked], [sampling(run)] * len(asked))
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
 
