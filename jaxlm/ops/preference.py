@@ -23,8 +23,8 @@ log_sigmoid = jax.nn.log_sigmoid
 # Of policy and reference; the reverse KL is that of reinforcement learning and of plain DPO.
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
-# The largest exponent taken: exp(80) = 5e34 is still a float32.
-LARGEST = 80.0
+# The largest exponent taken: the square of exp(40) = 2e17 is still a float32.
+LARGEST = 40.0
 
 
 class Response(NamedTuple):
