@@ -58,7 +58,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["jaxlm", "jaxlm.*"]),
-    package_data={"jaxlm": ["py.typed"]},
+    package_data={"jaxlm": ["py.typed", "feedback/constitution.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["jaxlm = jaxlm.cli:main"]},

@@ -20,6 +20,7 @@ FLOORS = {
     "decode": 3,
     "train": 4,
     "eval": 4,
+    "feedback": 4,
     "plot": 4,
     "cli": 5,
     "commands": 5,

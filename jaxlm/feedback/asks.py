@@ -1,0 +1,88 @@
+"""What is to be responded to: the prompts of a file of records (data/records.py).
+
+{"prompt": "..."}                               or a list of {role, content} messages
+{"messages": [..., {"role": "user", ...}]}      a conversation; what the assistant says last is
+                                                left out, since that is what is asked for
+{"instruction": "...", "input": "..."}          Alpaca's; the input may be empty or absent
+"""
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxlm.data import records, source
+from jaxlm.data.template import ROLES, Message
+
+Messages = tuple[Message, ...]
+
+
+class Ask(NamedTuple):
+    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which says
+    nothing of where it stands; record: the whole of what was read."""
+
+    id: str
+    messages: Messages
+    record: records.Record
+
+
+def read(name: str) -> list[Ask]:
+    """The prompts of a file, directory or glob, in order.
+
+    Raises: FileNotFoundError; ValueError naming the place for a record that asks nothing, and if
+    there is no record.
+    """
+    found = list(named((messages(r), r) for r in records.read(name)))
+    if not found:
+        raise ValueError(f"prompts: {name} holds no record")
+    return found
+
+
+def named(given: Iterator[tuple[Messages, records.Record]]) -> Iterator[Ask]:
+    """Asks with ids: equal ones are numbered, so that each has its own."""
+    seen: collections.Counter[str] = collections.Counter()
+    for said, record in given:
+        digest = records.digest([list(m) for m in said])[:16]
+        seen[digest] += 1
+        yield Ask(digest if seen[digest] == 1 else f"{digest}.{seen[digest]}", said, record)
+
+
+def messages(record: records.Record) -> Messages:
+    """The messages of a record up to the one that is asked for. Raises: ValueError, as `read`."""
+    value = record.value
+    if "prompt" in value:
+        found = _turns(record, "prompt")
+    elif "messages" in value:
+        found = _turns(record, "messages")
+        while found and found[-1].role == "assistant":
+            found = found[:-1]
+    elif "instruction" in value:
+        parts = [records.text(record, "instruction")]
+        parts += [records.text(record, "input")] if value.get("input") else []
+        found = (Message("user", "\n\n".join(parts)),)
+    else:
+        raise records.missing(record, "prompt", "messages", "instruction")
+    if not found or found[-1].role != "user":
+        raise ValueError(f"{record.origin}: the last message must be the user's")
+    return found
+
+
+def written(said: Sequence[Message]) -> Any:
+    """The prompt as records have it: a string, or a list of messages where there are several."""
+    if len(said) == 1:
+        return said[0].text
+    return [{"role": m.role, "content": m.text} for m in said]
+
+
+def _turns(record: records.Record, field: str) -> Messages:
+    given = record.value[field]
+    if not isinstance(given, list):
+        return (Message("user", records.text(record, field)),)
+    return tuple(_message(f"{record.origin}: {field}[{i}]", m) for i, m in enumerate(given))
+
+
+def _message(where: str, given: Any) -> Message:
+    if not isinstance(given, dict) or not {"role", "content"} <= given.keys():
+        raise ValueError(f"{where}: expected an object with role and content, got {given!r:.80}")
+    if given["role"] not in ROLES:
+        raise ValueError(f"{where}: role {given['role']!r} is none of {list(ROLES)}")
+    return Message(given["role"], source.text(given["content"], "content", where))

@@ -1,0 +1,92 @@
+"""Records appended to a .jsonl file, that survive a kill: what is written is not made again.
+
+Every record has an "id", by which a later run knows what is done, and a "provenance": the settings
+that made it. Each append is on the disk before the next begins; half a line, which a kill may
+leave, is cut off when the file is opened again.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from jaxlm.core import config, io
+
+Record = dict[str, Any]
+
+FILES = "files"
+"""The field of a provenance that may differ between the records of one file: where things were."""
+
+
+class Journal:
+    """An open file of records. `records` holds all of them, those found at the start first."""
+
+    def __init__(self, path: pathlib.Path, provenance: Record, records: list[Record]):
+        self.path = path
+        self.provenance = provenance
+        self.records = records
+        self.found = len(records)
+        self.ids = {record["id"] for record in records}
+
+    def append(self, records: list[Record]) -> None:
+        """Add records, each with the provenance of this run. Raises: io.WriteError."""
+        made = [record | {"provenance": self.provenance} for record in records]
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise io.refused(self.path, error.strerror or error) from error
+        self.records += made
+        self.ids |= {record["id"] for record in made}
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, provenance: Record) -> Iterator[Journal]:
+    """The Journal of a file, new or to go on with; no other process can open it meanwhile.
+
+    Raises: BlockingIOError if one has; ValueError, and the file is as it was, if it holds a record
+    that other settings made (naming the first that differs) or a line that is none.
+    """
+    io.make_folder(path.parent)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(io.lock(path.with_name(f".{path.name}.lock")))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{path} is being written by another process; wait for it, or name another file"
+            ) from error
+        records = _read(path, provenance) if path.exists() else []
+        yield Journal(path, provenance, records)
+
+
+def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    records = []
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            record = json.loads(line)
+            theirs, _ = record["provenance"], record["id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number}: no record of `jaxlm feedback`; name another file"
+            ) from error
+        same = (config.without(p, FILES) for p in (theirs, provenance))
+        found = config.differences(*same)
+        if found:
+            name, there, here = found[0]
+            raise ValueError(
+                f"{path}:{number}: made with {name}={there!r}, and now {name}={here!r}; records of "
+                "different settings do not go into one file: name another"
+            )
+        records.append(record)
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+    return records
