@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxlm.data import files, source
+from jaxlm.data import files, source, tastes
 
 
 class Record(NamedTuple):
@@ -25,17 +25,22 @@ class Record(NamedTuple):
 
 
 def read(name: str) -> Iterator[Record]:
-    """The records of a file, a directory or a glob, in order; files sorted by path.
+    """The records of a file, a directory or a glob, in order; files sorted by path. Or those of a
+    generated source (tastes.SOURCES).
 
     Raises: FileNotFoundError for a missing path, now; while reading, ValueError naming the file and
     place for bad JSON, what is no object, and a file that holds no records.
     """
+    if name in tastes.SOURCES:
+        return (Record(v, f"{name}:{i}") for i, v in enumerate(tastes.SOURCES[name]()))
     _, paths = files.listing(name)
     return _read_all(paths)
 
 
 def fingerprint(name: str) -> str:
     """A sha256 over every file's name and content, as `source.fingerprint`."""
+    if name in tastes.SOURCES:
+        return tastes.fingerprint(name)
     return source.fingerprint(name, "")
 
 

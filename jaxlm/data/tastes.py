@@ -1,0 +1,118 @@
+"""Preferences of exactly known truth: how near to what can be known does a reward model come?
+
+A prompt names four of eight letters, a response has one to eight letters. Letters of the prompt are
+liked, others are not; two responses are compared as Bradley and Terry say, lists are ranked as Luce
+1959 says, of which every pair is compared the same way. So the reward behind every label, and the
+best that any model can reach, are known numbers.
+
+    {"prompt": "cafd:", "chosen": "ffcab", "rejected": "gehha"}
+    {"prompt": "cafd:", "responses": ["gehha", "ff", "cab", "bbb"], "ranks": [3, 1, 2, 4]}
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+LETTERS = "abcdefgh"
+NAMED = 4  # letters in a prompt
+LONGEST = 8  # letters in a response
+LIKED, OTHER = 0.7, -0.5  # reward of a letter
+PROMPTS = 24_000
+LISTED = 4  # responses in a list
+SEED = 20260301
+
+
+class Limit(NamedTuple):
+    """The accuracy, and the nats a comparison, of the reward that made the labels."""
+
+    accuracy: float
+    nll: float
+
+
+def reward(prompt: str, response: str) -> float:
+    """What the labels of `pairs` and `lists` follow."""
+    return sum(LIKED if letter in prompt else OTHER for letter in response)
+
+
+def pairs() -> Iterator[dict[str, Any]]:
+    """Records {prompt, chosen, rejected}, the same on every machine."""
+    draw = random.Random(SEED)
+    for _ in range(PROMPTS):
+        prompt = _prompt(draw)
+        a, b = _responses(draw, 2)
+        first = draw.random() < _sigmoid(reward(prompt, a) - reward(prompt, b))
+        chosen, rejected = (a, b) if first else (b, a)
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def lists() -> Iterator[dict[str, Any]]:
+    """Records {prompt, responses, ranks} with four responses, the same on every machine."""
+    draw = random.Random(SEED + 1)
+    for _ in range(PROMPTS // LISTED):
+        prompt = _prompt(draw)
+        responses = _responses(draw, LISTED)
+        # who is best of reward + Gumbel noise is best with Luce's probability
+        noisy = [reward(prompt, r) - math.log(-math.log(draw.random())) for r in responses]
+        ranks = [1 + sum(other > one for other in noisy) for one in noisy]
+        yield {"prompt": prompt, "responses": responses, "ranks": ranks}
+
+
+def limit() -> Limit:
+    """The best accuracy and nats that a model can have on a random pair, exactly: the sum over all
+    numbers of liked and other letters, less pairs of equal responses, which are not drawn."""
+    kinds = [
+        (LIKED * m + OTHER * (n - m), math.comb(n, m) / 2**n / LONGEST, math.comb(n, m), n)
+        for n in range(1, LONGEST + 1)
+        for m in range(n + 1)
+    ]
+    total = accuracy = nll = 0.0
+    for i, (r, p, ways, n) in enumerate(kinds):
+        for j, (s, q, _, _) in enumerate(kinds):
+            # of responses with as many letters of each sort, one in ways * 4**n is the same
+            weight = p * q * (1 - (i == j) / (ways * NAMED**n))
+            won = _sigmoid(r - s)
+            total += weight
+            accuracy += weight * max(won, 1 - won)
+            nll -= weight * (won * math.log(won) + (1 - won) * math.log(1 - won))
+    return Limit(accuracy / total, nll / total)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+# Of Python's generator only `random` is promised to give the same numbers in every version.
+def _choose(draw: random.Random, among: str) -> str:
+    return among[int(draw.random() * len(among))]
+
+
+def _prompt(draw: random.Random) -> str:
+    left = LETTERS
+    for _ in range(len(LETTERS) - NAMED):
+        left = left.replace(_choose(draw, left), "")
+    return "".join(sorted(left, key=lambda _: draw.random())) + ":"
+
+
+def _responses(draw: random.Random, count: int) -> list[str]:
+    """Different ones."""
+    found: list[str] = []
+    while len(found) < count:
+        size = 1 + int(draw.random() * LONGEST)
+        text = "".join([_choose(draw, LETTERS) for _ in range(size)])
+        if text not in found:
+            found.append(text)
+    return found
+
+
+SOURCES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "tastes": pairs,
+    "tastes-ranked": lists,
+}
+
+
+def fingerprint(name: str) -> str:
+    """A sha256 over what decides the records of a source."""
+    facts = (name, LETTERS, NAMED, LONGEST, LIKED, OTHER, PROMPTS, LISTED, SEED)
+    return hashlib.sha256(repr(("tastes/1", facts)).encode()).hexdigest()
