@@ -17,7 +17,6 @@ from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.ops import logits
 from jaxlm.ops.attention import At
-from jaxlm.parallel.plan import Plan
 
 
 class Responses(NamedTuple):
@@ -43,37 +42,28 @@ class Responses(NamedTuple):
     finished: jax.Array
 
 
-# generate(params, frozen, prompts [B, P], key) -> Responses [B * samples, P + max_new]
-Generate = Callable[[param.Tree, param.Tree, Prompts, jax.Array], Responses]
+# generate(params, frozen, prompts [N, P], key, temperature) -> Responses [N, P + max_new]
+Generate = Callable[[param.Tree, param.Tree, Prompts, jax.Array, float], Responses]
 
 
-def program(
-    model: Model,
-    objective: Objective,
-    plan: Plan,
-    *,
-    samples: int,
-    max_new: int,
-    temperature: float,
-    stop: tuple[int, ...],
-) -> Generate:
-    """The compiled function that samples responses; it compiles once per width of the prompts.
+def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int, ...]) -> Generate:
+    """The compiled function that samples a response to every prompt; it compiles once per width of
+    the prompts.
 
-    Each prompt has `samples` responses, in consecutive rows, of at most max_new tokens, ended by
-    any of the `stop` ids. Tokens are drawn from softmax(logits / temperature), all of them
-    (temperature 0 takes the likeliest), so that `behaviour` is what a forward pass gives. Row r
-    draws with fold_in(key, r): its response does not depend on the rows around it.
+    A response has at most max_new tokens and ends with any of the `stop` ids. Tokens are drawn from
+    softmax(logits / temperature), all of them, so that `behaviour` is what a forward pass gives;
+    temperature 0 takes the likeliest, and behaviour is 0. Row r draws with fold_in(key, r), key
+    uint32[2] (`jax.random.key_data`): its response does not depend on the rows around it.
     """
 
     def generate(
-        params: param.Tree, frozen: param.Tree, prompts: Prompts, key: jax.Array
+        params: param.Tree, frozen: param.Tree, prompts: Prompts, key: jax.Array, temperature: float
     ) -> Responses:
         weights = sample.prepare(model, objective.weights(params, frozen))
-        rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prompts)
-        at = At(rows.segments, rows.positions)
-        asked = _rows(rows, key, max_new, temperature, stop)
-        out = loop.generate(model, weights, rows.tokens, at, asked, max_new)
-        return joined(rows, out)
+        at = At(prompts.segments, prompts.positions)
+        asked = _rows(prompts, key, max_new, temperature, stop)
+        out = loop.generate(model, weights, prompts.tokens, at, asked, max_new)
+        return joined(prompts, out)
 
     return jax.jit(generate)
 
@@ -89,7 +79,8 @@ def _rows(
         min_p=jnp.zeros(n, jnp.float32),
         repetition=jnp.ones(n, jnp.float32),
     )
-    keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(n))
+    typed = jax.random.wrap_key_data(key)
+    keys = jax.vmap(lambda r: jax.random.fold_in(typed, r))(jnp.arange(n))
     limit = jnp.where(prompts.segments[:, 0] > 0, max_new, 0)
     return loop.Rows(controls, keys, jnp.tile(jnp.array(stop, jnp.int32), (n, 1)), limit)
 
@@ -120,20 +111,29 @@ def joined(prompts: Prompts, out: loop.Generation) -> Responses:
     )
 
 
+def repeated(prompts: Prompts, times: int) -> Prompts:
+    """Every prompt (numpy) `times` times, in consecutive rows."""
+    return Prompts(*(np.repeat(x, times, axis=0) for x in prompts))
+
+
 def narrowed(prompts: Prompts) -> Prompts:
     """The prompts (numpy) without columns that no row uses, but for a few, so that few widths
     compile (`sample.bucket`)."""
     longest = int(np.max(np.sum(prompts.segments > 0, axis=1), initial=1))
-    width = min(prompts.tokens.shape[1], sample.bucket(longest, 8))
-    cut = {n: getattr(prompts, n)[:, :width] for n in ("tokens", "segments", "positions")}
+    wanted = min(prompts.tokens.shape[1], sample.bucket(longest, 8))
+    cut = {n: getattr(prompts, n)[:, :wanted] for n in ("tokens", "segments", "positions")}
     return prompts._replace(**cut)
 
 
-def of_width(rows: Responses, width: int) -> Responses:
-    """The rows (numpy) [N, T] with columns cut off or empty ones added on the right."""
+def width(segments: np.ndarray) -> int:
+    """The columns to keep of rows [N, T] that begin at the left: those in use, and a few more so
+    that few widths compile."""
+    longest = int(np.max(np.sum(segments > 0, axis=1), initial=1))
+    return min(segments.shape[1], sample.bucket(longest))
 
-    def fit(x: np.ndarray) -> np.ndarray:
-        more = [(0, 0)] * (x.ndim - 1) + [(0, max(0, width - x.shape[-1]))]
-        return np.pad(x, more)[..., :width] if x.ndim > 1 else x
 
-    return type(rows)(*(fit(x) for x in rows))
+def fitted(x: np.ndarray, columns: int) -> np.ndarray:
+    """x [N, T] with columns cut off or empty ones added on the right; x [N] as it is."""
+    if x.ndim == 1:
+        return x
+    return np.pad(x, [(0, 0), (0, max(0, columns - x.shape[1]))])[:, :columns]

@@ -99,7 +99,7 @@ def run(run: Run) -> Result:
 
 def build(run: Run) -> Program:
     """The model, objective, optimiser and step of a Run; nothing is compiled yet."""
-    model, objective = programs.build(run, run.plan)
+    model, objective = programs.training(run)
     tx = optim.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
     return Program(model, objective, tx, step.make(objective, tx, run.plan))
 

@@ -3,9 +3,11 @@
 import pathlib
 
 from jaxlm import models, objectives
+from jaxlm.data import tokenizers
+from jaxlm.models import score
 from jaxlm.models.model import Model
 from jaxlm.objectives import adapter
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import directory
 from jaxlm.train.run import Run
@@ -18,6 +20,55 @@ def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
     if run.adapter is not None:
         objective = adapter.adapt(objective, model, run.adapter)
     return model, objective
+
+
+def training(run: Run) -> tuple[Model, Objective]:
+    """`build` under the run's own plan, with what only its training reads: the reward model among
+    the frozen weights."""
+    model, objective = build(run, run.plan)
+    judge = reward_model(run, run.plan)
+    if judge is not None:
+        assert run.rollout is not None
+        spec = judge.spec | {"score": score.spec(judge)}
+        frozen = objective.frozen | {"reward": Frozen(spec, run.rollout.reward_model)}
+        objective = objective._replace(frozen=frozen)
+    return model, objective
+
+
+def reward_model(run: Run, plan: Plan) -> Model | None:
+    """The model that scores a run's rollouts, under its plan; None if none does. Its weights are
+    the frozen ones called "reward".
+
+    Raises: ValueError for a run directory that holds no reward model, or one that reads other
+    tokens or shorter texts.
+    """
+    if run.rollout is None or run.rollout.reward_model is None:
+        return None
+    name = run.rollout.reward_model
+    try:
+        found = directory.load(pathlib.Path(name).expanduser())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"rollout.reward_model: {error}") from error
+    kind = type(found.objective).__module__.rpartition(".")[2]
+    if kind != "reward":
+        raise ValueError(
+            f"rollout.reward_model: {name} has objective {kind}; a run with objective reward is "
+            "needed"
+        )
+    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (found, run))
+    if theirs != ours:
+        raise ValueError(
+            f"rollout.reward_model: {name} reads tokenizer {found.data.tokenizer!r}, this run "
+            f"{run.data.tokenizer!r}; they must be the same"
+        )
+    model = models.build(found.model, plan)
+    longest = run.data.seq + run.rollout.max_new  # ty: ignore
+    if model.context is not None and longest > model.context:
+        raise ValueError(
+            f"rollout.reward_model: {name} reads {model.context} positions, and data.seq + "
+            f"rollout.max_new is {longest}"
+        )
+    return model
 
 
 def _teacher(run: Run, plan: Plan) -> Model | None:

@@ -8,7 +8,7 @@ import jax
 
 from jaxlm import models, objectives
 from jaxlm.core import config, param
-from jaxlm.data import kinds, loader, manifest, records, source, tokenizers
+from jaxlm.data import kinds, loader, manifest, prompts, records, source, tokenizers
 from jaxlm.data.template import Message
 from jaxlm.decode import sample, turn
 from jaxlm.models.model import Model
@@ -16,6 +16,7 @@ from jaxlm.objectives import adapter as adapters  # the field bears the name
 from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import optim as optimisers  # the field bears the name
+from jaxlm.train import rollout as rollouts  # the field bears the name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Run:
     """The optimiser and its schedule."""
     objective: objectives.AnyConfig = objectives.clm.Config()
     """The loss."""
+    rollout: rollouts.Rollout | None = None
+    """How responses to prompts are sampled, rewarded and learnt from; None for all other data."""
     adapter: adapters.Lora | None = None
     """Train low-rank adapters on frozen weights, those of `start`; None trains all weights."""
     plan: Plan = Plan()
@@ -106,6 +109,7 @@ def validate(run: Run) -> None:
     Raises: ValueError listing every problem, each with the field, its value and what would fit.
     """
     found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run), *_adapter(run)]
+    found += _rollout(run)
     try:
         optimisers.validate(run.optim, run.steps)
     except ValueError as error:
@@ -249,6 +253,8 @@ def _mesh(run: Run) -> Iterator[str]:
             f"plan: data x fsdp x tensor is {plan.devices}; with {processes} processes it must be "
             f"all {jax.device_count()} devices"
         )
+    if run.rollout is not None:
+        return  # its minibatches are what has to divide
     try:
         stages = kinds.stages(run.data)
     except (ValueError, ZeroDivisionError):
@@ -286,6 +292,30 @@ def _adapter(run: Run) -> Iterator[str]:
         run.plan.shard_params({} if kept is None else kept.spec)
     except ValueError as error:
         yield f"adapter.quantise: {run.adapter.quantise!r} given: {error}"
+
+
+def _rollout(run: Run) -> Iterator[str]:
+    data = run.data
+    if run.rollout is None:
+        if isinstance(data, prompts.Prompts):
+            yield "rollout: None given with prompts, which need responses; set rollout=Rollout(...)"
+        return
+    if not isinstance(data, prompts.Prompts):
+        kind = type(data).__module__.rpartition(".")[2]
+        yield f"rollout: given with data of kind {kind}; responses are sampled to prompts.Prompts"
+        return
+    yield from rollouts.problems(run.rollout, data, run.objective, run.plan)
+    longest = models.build(run.model).context
+    if longest is not None and data.seq + run.rollout.max_new > longest:
+        yield (
+            f"rollout.max_new: {run.rollout.max_new} given, but with data.seq={data.seq} a text "
+            f"has more than the model's {longest} positions; at most {longest - data.seq} fits"
+        )
+    if run.adapter is not None and run.adapter.dropout:
+        yield (
+            f"adapter.dropout: {run.adapter.dropout} given with a rollout; a ratio of policies is "
+            "1 before the first step only without dropout, so 0 is right"
+        )
 
 
 def sampling(run: Run) -> sample.Sampling:
