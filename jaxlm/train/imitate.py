@@ -1,0 +1,120 @@
+"""A student's own responses as a run's batches: on-policy distillation (GKD).
+
+Every step samples responses to data.batch prompts from the student as it is then, and the teacher's
+distributions are what they are compared with: the student learns where it goes itself, not only
+where the data goes (Agarwal et al. 2024, algorithm 1 with lambda = 1; the data's own responses,
+lambda = 0, are a run on chats). No gradient passes through the sampling.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.core import param
+from jaxlm.core.batch import Batch, Prompts
+from jaxlm.data import examples, template, tokenizers
+from jaxlm.data import prompts as prompting
+from jaxlm.eval import heldout
+from jaxlm.models.model import Model
+from jaxlm.objectives import distill
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import place
+from jaxlm.train import generate, optim
+from jaxlm.train.feed import Fed, Judged, Stream, Supply
+from jaxlm.train.rollout import Rollout
+from jaxlm.train.run import Run
+from jaxlm.train.step import State
+
+# What a random number is for: nothing else draws with the same.
+_SAMPLE, _EVALUATE = range(2)
+
+
+def supply(run: Run, model: Model, objective: Objective) -> Supply:
+    """The Supply of an on-policy distillation. Nothing is carried from step to step: a step's
+    responses are a function of the state before it and the seed.
+
+    Raises: ValueError for several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"rollout: {jax.process_count()} processes are running; responses are sampled by one, "
+            "on all its devices"
+        )
+    assert run.rollout is not None
+    found = prompting.prepare(run.data)
+    tokenizer = tokenizers.load(run.data.tokenizer)
+    stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
+    new, samples = run.rollout.max_new, run.rollout.samples
+    sampler = generate.program(model, objective, max_new=new, stop=stop)
+    score = heldout.scorer(objective, run.plan)
+    order = examples.Steps(found.train, run.data.batch, run.data.seed, 0, 0, 1)
+
+    def respond(state: State, prompts: Prompts, *draw: int) -> Batch:
+        key = np.random.SeedSequence((run.seed, *draw)).generate_state(2)
+        asked = generate.narrowed(generate.repeated(prompts, samples))
+        out = jax.device_get(
+            sampler(state.params, state.frozen, place.batch(run.plan, asked), key, 1.0)
+        )
+        columns = generate.width(out.segments)
+        return Batch(*(generate.fitted(np.asarray(x), columns) for x in out[: len(Batch._fields)]))
+
+    def following(number: int, state: State) -> Fed:
+        jax.block_until_ready(state.step)  # so that sampling is not billed for the step before
+        clock = time.perf_counter()
+        batch = respond(state, order[number - 1], _SAMPLE, number)
+        spent = {"generate": time.perf_counter() - clock}
+        tokens = np.float32(batch.weight.sum() / len(batch.weight))
+        return Fed(place.batch(run.plan, batch), {"length": tokens}, spent)
+
+    @contextlib.contextmanager
+    def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
+        yield Stream(following, dict)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        assert found.val is not None
+        state = state._replace(params=optim.ema(state.opt, state.params))
+        asked = itertools.islice(examples.val_batches(found.val, run.data.batch), batches)
+        local = (respond(state, p, _EVALUATE, n) for n, p in enumerate(asked))
+        record = heldout.evaluate(score, objective, state.params, state.frozen, local, run.plan)
+        return Judged(record, record["loss"])
+
+    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    width = run.data.seq + new
+    return Supply(
+        facts=found.facts,
+        corpus=found.facts | {"source": run.data.source} | rows,
+        open=opened,
+        evaluate=None if run.eval_every is None else evaluate,
+        positions=lambda step: step * run.data.batch * samples * width,
+        flops=lambda step: {},
+    )
+
+
+def problems(rollout: Rollout, objective: Any) -> Iterator[str]:
+    """What of a rollout an on-policy distillation has no use for, in words that name the field."""
+    if not isinstance(objective, distill.Config):
+        return
+    plain = Rollout()
+    for name in (
+        "epochs", "minibatches", "rewards", "weights", "reward_model", "resample",
+    ):  # fmt: skip
+        if getattr(rollout, name) != getattr(plain, name):
+            yield (
+                f"rollout.{name}: {getattr(rollout, name)!r} given with objective distill, whose "
+                f"responses are compared with a teacher's, once; {getattr(plain, name)!r} is right"
+            )
+    if objective.read != "frozen":
+        yield (
+            f"objective.read: {objective.read!r} given with a rollout, whose responses no one has "
+            "seen before; 'frozen' is right"
+        )
+    if objective.hard:
+        yield (
+            f"objective.hard: {objective.hard} given with a rollout, whose targets are the "
+            "student's own; 0 is right"
+        )
