@@ -85,8 +85,7 @@ def prepare(model: Model, params: param.Tree) -> param.Tree:
     """
     if loop.unstacked_already(params):
         return params
-    # without an objective's heads
-    params = linear.merged({name: params[name] for name in model.spec})
+    params = {name: params[name] for name in model.spec}  # without an objective's heads
     return _prepare(_static(model), _products(model.spec), params)
 
 
@@ -327,7 +326,7 @@ def _products(spec: param.Tree) -> tuple[_Product, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
-    one = jnp.zeros((1, 1), jnp.int32)
+    one, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
     dtype = jax.eval_shape(model.hidden, params, one, At(one, one)).x.dtype
     leaves, structure = jax.tree.flatten(params)
 

@@ -135,7 +135,7 @@ def targets(spec: param.Tree, cfg: Lora) -> dict[str, param.Param]:
             raise ValueError(f"adapter.targets: {pattern!r} matches {what}; the nearest are {near}")
         found |= hits
     for path, p in found.items():
-        if not _single(p):
+        if not single(p):
             raise ValueError(
                 f"adapter.targets: {path} is a matrix for each of {p.axes[: p.copies]}; adapters "
                 "are for matrices of which a layer has one"
@@ -148,7 +148,8 @@ def targets(spec: param.Tree, cfg: Lora) -> dict[str, param.Param]:
     return {path: found[path] for path in flat if path in found}
 
 
-def _single(p: param.Param) -> bool:
+def single(p: param.Param) -> bool:
+    """Whether a layer has one of this weight, not one for each expert or head."""
     return set(p.axes[: p.copies]) <= {"layer"}
 
 
@@ -220,7 +221,7 @@ def stored(weights: param.Tree, cfg: Lora) -> Stored | None:
 
 def quantised(p: param.Param) -> bool:
     """Whether a weight is kept in 4 bits where a base is quantised."""
-    return bool(p.inputs and p.copies and _single(p)) and not {"vocab", "expert"} & {*p.axes}
+    return bool(p.inputs and p.copies and single(p)) and not {"vocab", "expert"} & {*p.axes}
 
 
 def _places(p: param.Param, double: bool) -> quant.Nf4:

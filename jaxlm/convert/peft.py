@@ -1,0 +1,350 @@
+"""Adapters as peft's files, and back: adapter_config.json and adapter_model.safetensors, as peft
+0.21 writes them.
+
+    ours     a [inputs..., r], b [r, outputs...]
+    theirs   <module>.lora_A.weight [r, in], <module>.lora_B.weight [out, r]
+
+How a matrix of theirs is made of ours is in the family's table (`convert.table`): a row is written
+once with the numbers of its elements in place of weights, which tells where each of our inputs and
+outputs stands. Where one module holds several of our matrices (queries, keys and values fused),
+their adapters become one of as many times the rank, block by block: the product is the same.
+"""
+
+import json
+import math
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlm import convert, models
+from jaxlm.convert import files, read
+from jaxlm.core import param
+from jaxlm.objectives import adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# The version of peft whose files these are.
+VERSION = "0.21.2"
+
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Place(NamedTuple):
+    """Where our matrices stand in one of theirs, [out, in] or (`turned`) [in, out].
+
+    part int[out], output int[out]: which of the matrices a row is of, and which of its outputs.
+    input int[in]: which of the inputs a column is.
+    """
+
+    part: np.ndarray
+    output: np.ndarray
+    input: np.ndarray
+    turned: bool
+
+
+class Module(NamedTuple):
+    """A linear layer of theirs: its name, the paths of our matrices in it, their Params without the
+    layer axis, their place on that axis (None without one)."""
+
+    name: str
+    ours: tuple[str, ...]
+    params: list[param.Param]
+    layer: int | None
+    place: Place
+
+
+def modules(kind: str, cfg: models.AnyConfig, targets: dict[str, Any]) -> list[Module]:
+    """Their layers that hold any of our matrices `targets`, in the order of the table.
+
+    Raises: ValueError for a matrix that is no linear layer of theirs.
+    """
+    flat = param.flatten(models.spec(cfg))
+    found, places = [], {}
+    for job in read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat):
+        if not targets.keys() & {*job.ours}:
+            continue
+        about = (job.ours, job.params[0].shape)
+        if about not in places:
+            places[about] = _place(job, kind)
+        name = job.theirs[0].removesuffix(".weight")
+        found.append(Module(name, job.ours, job.params, job.layer, places[about]))
+    lost = targets.keys() - {path for m in found for path in m.ours}
+    if lost:
+        raise ValueError(f"adapter.targets: {kind} has no tensor for {sorted(lost)}")
+    return found
+
+
+def _place(job: read.Job, kind: str) -> Place:
+    """Where the elements of our matrices stand in theirs."""
+    refused = ValueError(
+        f"adapter.targets: {list(job.ours)} are {list(job.theirs)} of {kind}, which is no linear "
+        "layer that an adapter of peft stands on"
+    )
+    router = any("expert" in p.axes for p in job.params)
+    if router or len(job.theirs) != 1 or not job.theirs[0].endswith(".weight"):
+        raise refused
+    sizes = [math.prod(p.shape) for p in job.params]
+    outs = np.array([math.prod(p.shape[p.inputs :]) for p in job.params])
+    starts = np.cumsum([0, *sizes[:-1]])
+    numbers = [
+        np.arange(start, start + size).reshape(p.shape)
+        for start, size, p in zip(starts, sizes, job.params, strict=True)
+    ]
+    (told,) = job.row.write(numbers, job.params)
+    for turned in (False, True):
+        seen = told.T if turned else told
+        if seen.ndim != 2:
+            raise refused
+        part = np.searchsorted(starts, seen[:, 0], side="right") - 1
+        output = (seen[:, 0] - starts[part]) % outs[part]
+        column = (seen[0] - starts[part[0]]) // outs[part[0]]
+        rebuilt = (starts[part] + output)[:, None] + outs[part][:, None] * column[None]
+        if np.array_equal(rebuilt, seen):
+            return Place(part, output, column, turned)
+    raise refused
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+def write(
+    folder: pathlib.Path,
+    kind: str,
+    cfg: models.AnyConfig,
+    lora: adapter.Lora,
+    adapters: param.Tree,
+    base: str | None = None,
+) -> list[str]:
+    """Write adapters on a model of this Config as peft's two files; the names of the modules.
+
+    adapters: {path: {"a", "b"}}, nested. base: what their config calls the model underneath.
+
+    Raises: ValueError as `modules`.
+    """
+    pairs = _pairs(adapters)
+    found = modules(kind, cfg, pairs)
+    groups = []
+    for module in found:
+        rank = lora.rank * sum(path in pairs for path in module.ours)
+        items = [
+            files.Item(f"{PREFIX}{module.name}.lora_A.weight", (rank, len(module.place.input))),
+            files.Item(f"{PREFIX}{module.name}.lora_B.weight", (len(module.place.output), rank)),
+        ]
+        groups.append((items, module))
+    (name,) = files.write(
+        folder, groups, lambda m: _theirs(m, pairs, lora.rank), np.dtype(np.float32), 1 << 62
+    )
+    (folder / name).rename(folder / WEIGHTS)
+    record = _config(found, pairs, lora, _names(kind, cfg), base)
+    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    return [m.name for m in found]
+
+
+def _pairs(adapters: param.Tree) -> Pairs:
+    flat = {path: np.asarray(jax.device_get(x)) for path, x in param.flatten(adapters).items()}
+    return {
+        path.removesuffix("/a"): (x, flat[f"{path.removesuffix('/a')}/b"])
+        for path, x in flat.items()
+        if path.endswith("/a")
+    }
+
+
+def _theirs(module: Module, pairs: Pairs, rank: int) -> list[np.ndarray]:
+    """[lora_A, lora_B] of a module: the blocks of its matrices that have adapters."""
+    own = [i for i, path in enumerate(module.ours) if path in pairs]
+    place = module.place
+    first = np.empty((rank * len(own), len(place.input)), np.float32)
+    second = np.zeros((len(place.output), rank * len(own)), np.float32)
+    for slot, i in enumerate(own):
+        a, b = pairs[module.ours[i]]
+        a, b = (a, b) if module.layer is None else (a[module.layer], b[module.layer])
+        at = slice(slot * rank, (slot + 1) * rank)
+        first[at] = a.reshape(-1, rank).T[:, place.input]
+        rows = place.part == i
+        second[rows, at] = b.reshape(rank, -1)[:, place.output[rows]].T
+    return [first, second]
+
+
+def _names(kind: str, cfg: models.AnyConfig) -> list[str]:
+    """The names of all their tensors' modules."""
+    jobs = read.jobs(convert.ARCHITECTURES[kind].names(cfg), param.flatten(models.spec(cfg)))
+    return [name.removesuffix(".weight") for job in jobs for name in job.theirs]
+
+
+def _config(
+    found: list[Module], pairs: Pairs, lora: adapter.Lora, everything: list[str], base: str | None
+) -> dict[str, Any]:
+    blocks = {m.name: sum(path in pairs for path in m.ours) for m in found}
+    wider = {name: n for name, n in blocks.items() if n > 1}
+    # alpha / rank, or alpha / sqrt(rank), stays what it is
+    grown = {n: n if lora.scaling == "rank" else math.sqrt(n) for n in wider.values()}
+    return {
+        "peft_type": "LORA",
+        "peft_version": VERSION,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": _number(lora.alpha),
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.scaling == "root",
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": any(m.place.turned for m in found),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "target_modules": _targeted([*blocks], everything),
+        "rank_pattern": {name: lora.rank * n for name, n in wider.items()},
+        "alpha_pattern": {name: _number(lora.alpha * grown[n]) for name, n in wider.items()},
+    }
+
+
+def _number(x: float) -> float | int:
+    return int(x) if x == int(x) else x
+
+
+def _targeted(names: list[str], everything: list[str]) -> list[str]:
+    """The last words of the names, where all modules that end so are meant; else whole names."""
+    meant: dict[str, None] = {}
+    for name in names:
+        word = name.rpartition(".")[2]
+        alike = {n for n in everything if n == word or n.endswith(f".{word}")}
+        meant[word if alike <= {*names} else name] = None
+    return [*meant]
+
+
+# --- Reading ---------------------------------------------------------------------------------
+
+# Fields of their config that are read here, and those that only say how it was made or trained.
+# Any other must be empty.
+READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
+SILENT = (
+    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision",
+    "inference_mode", "init_lora_weights", "auto_mapping", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "fan_in_fan_out", "megatron_core", "loftq_config",
+    "qalora_group_size", "ensure_weight_tying", "runtime_config",
+)  # fmt: skip
+
+
+def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapter.Lora, param.Tree]:
+    """(config, adapters) of peft's files, for a model of this Config.
+
+    Our matrices of one module share its adapter. Of different ranks the largest is taken, and
+    layers without an adapter are given one: what is filled up is 0, and stays so in training.
+
+    Raises: FileNotFoundError without the files; ValueError for a kind of adapter that is not read,
+    and for tensors that are unknown, missing or of a wrong shape.
+    """
+    record, tensors = _record(folder / CONFIG), files.find(folder)
+    end = ".lora_A.weight"
+    given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}
+    flat = param.flatten(models.spec(cfg))
+    jobs = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
+    ours = {p: p for j in jobs if j.theirs[0].removesuffix(".weight") in given for p in j.ours}
+    known = {m.name: m for m in modules(kind, cfg, ours) if m.name in given}
+    whole = {f"{PREFIX}{name}.lora_{x}.weight" for name in known for x in "AB"}
+    if odd := sorted(tensors.keys() ^ whole):
+        raise ValueError(f"{folder}: a {kind} of this config has no adapter with {odd[:8]}")
+    if not known:
+        raise ValueError(f"{folder} holds no adapter")
+    found = {name: _read(folder, m, record, tensors) for name, m in known.items()}
+    rank = max(a.shape[0] for parts in found.values() for a, _, _ in parts.values())
+    scale = _scale(record, record["lora_alpha"], record["r"])
+    made: dict[str, np.ndarray] = {}
+    for name, module in known.items():
+        for path, (a, b, own) in found[name].items():
+            _put(made, module, path, flat[path], rank, a, b * np.float32(own / scale))
+    root = record["use_rslora"]
+    lora = adapter.Lora(
+        rank=rank,
+        alpha=scale * (math.sqrt(rank) if root else rank),
+        targets=tuple(dict.fromkeys(path.rpartition("/")[0] for path in made)),
+        scaling="root" if root else "rank",
+        dropout=record["lora_dropout"],
+    )
+    return lora, param.nested(made)
+
+
+def _record(file: pathlib.Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} holds no adapter of peft: it has no {CONFIG}")
+    record = json.loads(file.read_text("utf-8"))
+    if record.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type={record.get('peft_type')!r}; only LORA is read")
+    for name, value in record.items():
+        if value and value != "none" and name not in (*READ, *SILENT):
+            raise ValueError(f"{file}: {name}={value!r} is not supported")
+    plain = {"lora_dropout": 0.0, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    return plain | record
+
+
+def _scale(record: dict[str, Any], alpha: float, rank: int) -> float:
+    return alpha / (math.sqrt(rank) if record["use_rslora"] else rank)
+
+
+def _of(pattern: dict[str, Any], name: str, other: Any) -> Any:
+    """The value of the first pattern that a module's name ends in."""
+    for ending, value in pattern.items():
+        if re.match(rf"(.*\.)?({ending})$", name):
+            return value
+    return other
+
+
+def _read(
+    folder: pathlib.Path, module: Module, record: dict[str, Any], tensors: dict[str, files.Tensor]
+) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """{our path: (a [r, inputs], b [outputs, r], scale)} of a module."""
+    a, b = (
+        files.read(tensors[f"{PREFIX}{module.name}.lora_{x}.weight"]).astype(np.float32)
+        for x in "AB"
+    )
+    rank, place = _of(record["rank_pattern"], module.name, record["r"]), module.place
+    want = (rank, len(place.input)), (len(place.output), rank)
+    if (a.shape, b.shape) != want:
+        raise ValueError(f"{folder}: {module.name} has {a.shape} and {b.shape}; {want} is right")
+    scale = _scale(record, _of(record["alpha_pattern"], module.name, record["lora_alpha"]), rank)
+    first = np.empty_like(a)
+    first[:, place.input] = a
+    found, slots = {}, _slots(module, b)
+    for i, path in enumerate(module.ours):
+        rows = place.part == i
+        second = np.empty((int(rows.sum()), rank), np.float32)
+        second[place.output[rows]] = b[rows]
+        found[path] = (first[slots[i]], second[:, slots[i]], scale)
+    return found
+
+
+def _slots(module: Module, b: np.ndarray) -> list[slice]:
+    """Which ranks are of which matrix: blocks, where every matrix has one of its own; else all."""
+    count, rank = len(module.ours), b.shape[1]
+    size = rank // count
+    blocks = [slice(i * size, (i + 1) * size) for i in range(count)]
+    rest = b.copy()
+    for i, block in enumerate(blocks):
+        rest[module.place.part == i, block] = 0
+    return blocks if rank % count == 0 and b.any() and not rest.any() else [slice(None)] * count
+
+
+def _put(
+    made: dict[str, np.ndarray],
+    module: Module,
+    path: str,
+    p: param.Param,
+    rank: int,
+    a: np.ndarray,
+    b: np.ndarray,
+) -> None:
+    """Write one layer's a [r, inputs] and b [outputs, r] into ours, made as zeros."""
+    cut, own = p.copies + p.inputs, a.shape[0]
+    first = made.setdefault(f"{path}/a", np.zeros((*p.shape[:cut], rank), np.float32))
+    shape = (*p.shape[: p.copies], rank, *p.shape[cut:])
+    second = made.setdefault(f"{path}/b", np.zeros(shape, np.float32))
+    at: Any = ... if module.layer is None else module.layer
+    first[at][..., :own] = a.T.reshape(*p.shape[p.copies : cut], own)
+    second[at][:own] = b.T.reshape(own, *p.shape[cut:])
