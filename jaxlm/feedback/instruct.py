@@ -20,13 +20,11 @@ from jaxlm.feedback import draw, journal, outcome, rouge
 from jaxlm.feedback.journal import Journal, Record
 from jaxlm.feedback.voice import Said, Voice
 
-# What a model of text alone cannot do or be shown.
-KEYWORDS = (
-    "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps",
-    "draw", "plot", "go to",
-)  # fmt: skip
+# What a model of text alone cannot do or be shown, by the code's list.
+_KEYWORD = re.compile(
+    r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
+)
 _NUMBER = re.compile(r"(?:^|\n)[ \t]*\d+[ \t]*[.)][ \t]*")
-_KEYWORD = re.compile(rf"\b(?:{'|'.join(KEYWORDS)})\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
