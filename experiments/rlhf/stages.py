@@ -91,15 +91,13 @@ def reinforced(
     updates = way.epochs * way.minibatches
     tx = optimiser(objective, training, updates)
     update = step.make(objective, tx, PLAN)
-    sample = generate.program(
-        built, objective, PLAN, samples=way.group, max_new=world.length,
-        temperature=cfg.temperature, stop=(world.end,),
-    )  # fmt: skip
-    ask = prompts(world, training.rows // way.group)
+    sample = generate.program(built, objective, max_new=world.length, stop=(world.end,))
+    ask = prompts(world, training.rows, way.group)
 
     def iteration(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
         keys = jax.random.split(key)
-        rows = sample(state.params, state.frozen, ask, keys[0])
+        drawn = jax.random.key_data(keys[0])
+        rows = sample(state.params, state.frozen, ask, drawn, cfg.temperature)
         score = scored(world, table, rows)
         whole, told = judged(module, cfg, built, state, rows, score, way.group)
         order = jax.vmap(lambda k: jax.random.permutation(k, training.rows))(
@@ -119,20 +117,18 @@ def judged(
     module: ModuleType, cfg: Any, built: Model, state: Any, rows: Any, score: Any, group: int
 ) -> tuple[batches.Rollout, dict[str, jax.Array]]:
     """The Rollout to learn from, and what `judge` tells, of responses and their scores [N]."""
-    behaviour, reference, value = module.measure(cfg, built, state.params, state.frozen, rows, PLAN)
-    of = sampled.Sampled(
-        rows.tokens, rows.targets, rows.weight, rows.segments, rows.positions,
-        behaviour, reference, value, score, rows.finished, group, rows.tokens.shape[1],
-    )  # fmt: skip
+    _, reference, value = module.measure(cfg, built, state.params, state.frozen, rows, PLAN)
+    given = rows._asdict() | {"reference": reference, "value": value, "score": score}
+    longest = rows.tokens.shape[1] - 2
+    of = sampled.Sampled(**given, group=group, longest=longest)
     advantage, returns, told = module.judge(cfg, of, module.coefficient(cfg))
-    whole = batches.Rollout(*of[:8], advantage, returns)
-    return whole, told
+    return batches.Rollout(*of[:8], advantage, returns), told
 
 
-def prompts(world: World, count: int) -> batches.Prompts:
-    """So many prompts, all of them equally often."""
-    row = jnp.arange(count, dtype=jnp.int32)
-    tokens = jnp.stack([jnp.full_like(row, world.end), row % world.prompts], 1)
+def prompts(world: World, rows: int, group: int) -> batches.Prompts:
+    """So many prompts, each `group` times in consecutive rows; all of them equally often."""
+    row = jnp.arange(rows, dtype=jnp.int32)
+    tokens = jnp.stack([jnp.full_like(row, world.end), row // group % world.prompts], 1)
     positions = jnp.broadcast_to(jnp.arange(2, dtype=jnp.int32), tokens.shape)
     return batches.Prompts(tokens, jnp.ones_like(tokens), positions, row)
 
