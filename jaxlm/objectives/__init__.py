@@ -39,6 +39,7 @@ PRETRAINING = ("clm", "mlm", "seq2seq")
 
 # The kinds of data each reads, where it is not text.
 READS: dict[str, tuple[type, ...]] = {
+    "distill": (loader.Data, chat.Chats, prompts.Prompts),
     "dpo": (prefer.Preferences,),
     "grpo": (prompts.Prompts,),
     "ppo": (prompts.Prompts,),

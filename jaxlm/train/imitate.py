@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +20,10 @@ from jaxlm.data import examples, template, tokenizers
 from jaxlm.data import prompts as prompting
 from jaxlm.eval import heldout
 from jaxlm.models.model import Model
-from jaxlm.objectives import distill
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
 from jaxlm.train import generate, optim
 from jaxlm.train.feed import Fed, Judged, Stream, Supply
-from jaxlm.train.rollout import Rollout
 from jaxlm.train.run import Run
 from jaxlm.train.step import State
 
@@ -93,28 +90,3 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         positions=lambda step: step * run.data.batch * samples * width,
         flops=lambda step: {},
     )
-
-
-def problems(rollout: Rollout, objective: Any) -> Iterator[str]:
-    """What of a rollout an on-policy distillation has no use for, in words that name the field."""
-    if not isinstance(objective, distill.Config):
-        return
-    plain = Rollout()
-    for name in (
-        "epochs", "minibatches", "rewards", "weights", "reward_model", "resample",
-    ):  # fmt: skip
-        if getattr(rollout, name) != getattr(plain, name):
-            yield (
-                f"rollout.{name}: {getattr(rollout, name)!r} given with objective distill, whose "
-                f"responses are compared with a teacher's, once; {getattr(plain, name)!r} is right"
-            )
-    if objective.read != "frozen":
-        yield (
-            f"objective.read: {objective.read!r} given with a rollout, whose responses no one has "
-            "seen before; 'frozen' is right"
-        )
-    if objective.hard:
-        yield (
-            f"objective.hard: {objective.hard} given with a rollout, whose targets are the "
-            "student's own; 0 is right"
-        )

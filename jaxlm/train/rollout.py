@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.data import prompts
-from jaxlm.objectives import grpo
+from jaxlm.objectives import distill, grpo
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import reward
 
@@ -62,6 +62,10 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
         if not given >= bound:
             yield f"rollout.{name}: {given} given; at least {bound} is needed"
             return
+    if isinstance(objective, distill.Config):
+        yield from _taught(rollout, objective)
+        yield from _numbers(rollout, data, plan)
+        return
     if not rollout.reward_seconds > 0:
         yield f"rollout.reward_seconds: {rollout.reward_seconds} given; it must be above 0"
     if not rollout.rewards and rollout.reward_model is None:
@@ -73,6 +77,26 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
         yield f"rollout.rewards: {text}"
     yield from _numbers(rollout, data, plan)
     yield from _groups(rollout, objective)
+
+
+def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
+    plain = Rollout()
+    for name in ("epochs", "minibatches", "rewards", "weights", "reward_model", "resample"):
+        if getattr(rollout, name) != getattr(plain, name):
+            yield (
+                f"rollout.{name}: {getattr(rollout, name)!r} given with objective distill, whose "
+                f"responses are compared with a teacher's, once; {getattr(plain, name)!r} is right"
+            )
+    if objective.read != "frozen":
+        yield (
+            f"objective.read: {objective.read!r} given with a rollout, whose responses no one has "
+            "seen before; 'frozen' is right"
+        )
+    if objective.hard:
+        yield (
+            f"objective.hard: {objective.hard} given with a rollout, whose targets are the "
+            "student's own; 0 is right"
+        )
 
 
 def _numbers(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[str]:

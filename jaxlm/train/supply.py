@@ -21,7 +21,7 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
-from jaxlm.train import collect, env, optim, reference, teach
+from jaxlm.train import collect, env, imitate, optim, reference, teach
 from jaxlm.train.feed import Fed, Judged, Stream, Supply
 from jaxlm.train.run import Run
 from jaxlm.train.step import State
@@ -31,6 +31,8 @@ def of(run: Run, model: Model, objective: Objective) -> Supply:
     """The Supply of a run; its data is tokenised now, if that was not done before."""
     if isinstance(run.data, loader.Data):
         return _text(run, model, objective)
+    if run.rollout is not None and isinstance(run.objective, distill.Config):
+        return imitate.supply(run, model, objective)
     if run.rollout is not None:
         return collect.supply(run, model, objective)
     return _examples(run, model, objective)
@@ -108,14 +110,20 @@ def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generat
 # --- Examples --------------------------------------------------------------------------------
 
 
-def _examples(run: Run, model: Model, objective: Objective) -> Supply:
+def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
+    """The examples of a run, with what its objective wants stored beside them."""
     data = run.data
     found = kinds.EXAMPLES[type(data)].prepare(data)
     if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
         about = [teach.facts_of(data), found.facts]
         val = None if found.val is None else teach.rows(run, found.val, [*about, "val"])
         found = found._replace(train=teach.rows(run, found.train, [*about, "train"]), val=val)
-    found = reference.attach(run, model, objective, found)
+    return reference.attach(run, model, objective, found)
+
+
+def _examples(run: Run, model: Model, objective: Objective) -> Supply:
+    data = run.data
+    found = examples_of(run, model, objective)
     one = found.train.read(np.zeros(1, np.int64))
     width = int(np.prod(one.tokens.shape[1:]))
     score = heldout.scorer(objective, run.plan)
