@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from jaxlm import feedback as feedbacks
-from jaxlm.feedback import instruct, label, outcome, revise
+from jaxlm.feedback import instruct, label, outcome, revise, several
 from jaxlm.train import env, saved
 
 S = TypeVar("S")
@@ -74,4 +74,9 @@ def _told(summary: outcome.Summary) -> int:
     return 0
 
 
-ACTIONS: dict[str, ModuleType] = {"revise": revise, "label": label, "instruct": instruct}
+ACTIONS: dict[str, ModuleType] = {
+    "revise": revise,
+    "label": label,
+    "sample": several,
+    "instruct": instruct,
+}

@@ -73,6 +73,14 @@ def written(said: Sequence[Message]) -> Any:
     return [{"role": m.role, "content": m.text} for m in said]
 
 
+def answered(said: Sequence[Message], answer: str) -> dict[str, Any]:
+    """Prompt and answer as a record to train on (data/chat.py): prompt and completion, or messages
+    where the prompt has several."""
+    if len(said) == 1:
+        return {"prompt": said[0].text, "completion": answer}
+    return {"messages": written([*said, Message("assistant", answer)])}
+
+
 def _turns(record: records.Record, field: str) -> Messages:
     given = record.value[field]
     if not isinstance(given, list):

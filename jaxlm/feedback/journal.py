@@ -76,8 +76,8 @@ def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
             raise ValueError(
                 f"{path}:{number}: no record of `jaxlm feedback`; name another file"
             ) from error
-        same = (config.without(p, FILES) for p in (theirs, provenance))
-        found = config.differences(*same)
+        told, now = (config.without(p, FILES) for p in (theirs, provenance))
+        found = config.differences(told, now)
         if found:
             name, there, here = found[0]
             raise ValueError(

@@ -101,13 +101,11 @@ class Output:
         return said
 
     def passes(self, name: str, said: Said, unfinished: Unfinished) -> bool:
-        """Whether an answer is fit to be trained on; else it is dropped. A cut one would teach to
-        end in the middle."""
-        reason = EMPTY if not said.text.strip() else UNFINISHED if not said.whole else None
-        if reason is None or (reason == UNFINISHED and unfinished == "keep"):
-            return True
-        self.drop(name, reason)
-        return False
+        """Whether an answer is fit to be trained on; else it is dropped."""
+        reason = flaw(said, unfinished)
+        if reason is not None:
+            self.drop(name, reason)
+        return reason is None
 
     def summary(self, facts: dict[str, Any] | None = None) -> Summary:
         """What came of it."""
@@ -116,6 +114,14 @@ class Output:
         return Summary(
             str(kept.path), len(kept.records) - kept.found, kept.found, dict(reasons), facts or {}
         )
+
+
+def flaw(said: Said, unfinished: Unfinished) -> str | None:
+    """Why an answer is not fit to be trained on: a cut one would teach to end in the middle. None
+    if it is."""
+    if not said.text.strip():
+        return EMPTY
+    return UNFINISHED if unfinished == "drop" and not said.whole else None
 
 
 @contextlib.contextmanager

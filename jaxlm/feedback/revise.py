@@ -165,13 +165,9 @@ def _logged(principle: Principle, critique: Said | None, revision: Said, seed: i
 
 
 def _record(settings: Settings, draft: _Draft) -> Record:
-    said, last = draft.ask.messages, draft.answer.text
-    pair: Record = {"prompt": asks.written(said), "completion": last}
-    if len(said) > 1:
-        pair = {"messages": asks.written([*said, outcome.assistant(last)])}
     return {
         "id": draft.ask.id,
-        **pair,
+        **asks.answered(draft.ask.messages, draft.answer.text),
         "response": draft.first.text,
         "response_finish": draft.first.finish,
         "seed": draw.seed(settings.seed, draft.ask.id, "response"),
