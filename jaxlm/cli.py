@@ -102,56 +102,19 @@ def sample(args: Sequence[str]) -> int:
 
 def evaluate(args: Sequence[str]) -> int:
     """jaxlm eval RUN [--data.source ...]"""
-    import dataclasses
-    import json
-    import pathlib
-
-    import tyro
-
-    from jaxlm.data import loader, shards, source, tokenizers
-    from jaxlm.eval import perplexity
-    from jaxlm.train import directory, env, saved
+    from jaxlm.commands import evaluate
 
     if not args or args[0] in ("-h", "--help"):
-        run, rest, read = pathlib.Path("RUN"), ["--help"], loader.Data()
-    else:
-        target, rest = _target("eval", args)
-        run = pathlib.Path(target)
-        read = directory.load(run).data
+        return evaluate.evaluate(["--help"], None)
+    target, rest = _target("eval", args)
+    return evaluate.evaluate(rest, target)
 
-    def command(
-        checkpoint: saved.Which = "last",
-        split: source.Split = "val",
-        data: loader.Data = read,
-    ) -> int:
-        """Score a trained model on held-out text, and print the scores as JSON.
 
-        Args:
-            checkpoint: The last checkpoint, or the one with the best evaluation.
-            split: The held-out documents, or those trained on. To score a whole file, give
-                `--data.source FILE --data.holdout 0 --split train`.
-            data: What is read; the run's own data where nothing else is said.
-        """
-        data.validate()
-        env.compilation_cache()
-        found = saved.load(run, checkpoint)
-        folder = shards.prepare(data, str(env.user_cache() / "shards"))
-        tokenizer = tokenizers.load(data.tokenizer)
-        if tokenizer.vocab > found.run.model.vocab:
-            raise ValueError(
-                f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
-                f"{found.run.model.vocab}; name its own tokenizer"
-            )
-        text = shards.open_shards(folder, split, tokenizer.hash)
-        score = perplexity.scorer(found.model, found.plan)
-        result = perplexity.evaluate(score, found.params, data, text, found.plan)
-        facts = {"step": found.step, "split": split, "source": data.source}
-        print(json.dumps(facts | dataclasses.asdict(result), indent=1))
-        return 0
+def score(args: Sequence[str]) -> int:
+    """jaxlm score RUN --prompt TEXT --response TEXT ..."""
+    from jaxlm.commands import evaluate
 
-    return tyro.cli(
-        command, args=rest, prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
-    )
+    return evaluate.score(args)
 
 
 def tokenizer(args: Sequence[str]) -> int:
@@ -316,7 +279,8 @@ def _near(name: str, names: Iterable[str]) -> str:
 COMMANDS: dict[str, Command] = {
     "train": Command(train, "train CONFIG [--field value ...]", "train, or go on after a stop"),
     "sample": Command(sample, "sample RUN --prompt TEXT ...", "continue a text"),
-    "eval": Command(evaluate, "eval RUN", "score held-out text"),
+    "eval": Command(evaluate, "eval RUN", "score held-out data"),
+    "score": Command(score, "score RUN --response TEXT", "what a reward model says of texts"),
     "feedback": Command(feedback, "feedback ACTION RUN ...", "revise, compare, write instructions"),
     "tokenizer": Command(tokenizer, "tokenizer train ...", "train a tokenizer"),
     "data": Command(data, "data tokenize ...", "turn text into shards"),

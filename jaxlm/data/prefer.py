@@ -162,17 +162,20 @@ def prepare(data: Preferences) -> examples.Split:
 
 def encode(
     prompt: Sequence[template.Message],
-    response: Sequence[template.Message],
+    responses: Sequence[Sequence[template.Message]],
     made: template.Template,
     tokenizer: interface.Tokenizer,
-) -> Text:
-    """The prompt and response, tokenised once; what the prompt's own assistant turns say is not
-    learnt."""
-    whole = template.encode(made, tokenizer, [*prompt, *response])
-    start = len(template.prompt(made, tokenizer, list(prompt)))
-    learnt = np.array(whole.answer, bool)
-    learnt[:start] = False
-    return Text(np.asarray(whole.tokens, np.int32), learnt, start)
+) -> list[Text]:
+    """The prompt with each response, tokenised once; what the prompt's own assistant turns say is
+    not learnt."""
+    start = len(template.prompt(made, tokenizer, prompt))
+    found = []
+    for response in responses:
+        whole = template.encode(made, tokenizer, [*prompt, *response])
+        learnt = whole.answer.copy()
+        learnt[:start] = False
+        found.append(Text(whole.tokens, learnt, start))
+    return found
 
 
 def fit(texts: Sequence[Text], seq: int) -> tuple[Text, ...]:
@@ -222,7 +225,7 @@ def _example(
     seq: int,
 ) -> tuple[Example, bool]:
     """The example of a ranking, and whether its prompt was cut."""
-    whole = [encode(ranking.prompt, r, made, tokenizer) for r in ranking.responses]
+    whole = encode(ranking.prompt, ranking.responses, made, tokenizer)
     if not all(text.learnt.any() for text in whole):
         raise rankings.Unusable("a response has no token that the assistant writes")
     texts = fit(whole, seq)

@@ -53,6 +53,19 @@ def read(record: records.Record, format: Format | None) -> Ranking:
     return _READERS[found](record)
 
 
+def asked(record: records.Record) -> list[tuple[Turns, Turns]]:
+    """[(prompt, response), ...] of a record {prompt, response (or completion)} or {prompt,
+    responses}, ranked or not.
+
+    Raises: ValueError naming the record's place for a missing field or a value that means nothing.
+    """
+    prompt = _turns(record, "prompt", "user")
+    if "responses" in record.value:
+        return [(prompt, response) for response in _responses(record, prompt)]
+    name = "completion" if "completion" in record.value else "response"
+    return [(prompt, _without(prompt, _turns(record, name, "assistant")))]
+
+
 def read_format(record: records.Record) -> Format:
     """The format that the record's fields are of. Raises: ValueError if there is none, or if it is
     a label, which is no comparison."""
@@ -125,20 +138,16 @@ _NAMES = {"a": 0.0, "response_a": 0.0, "b": 1.0, "response_b": 1.0, "tie": 0.5, 
 
 def _ranked(record: records.Record) -> Ranking:
     prompt = _turns(record, "prompt", "user")
-    given = record.value.get("responses")
-    if not isinstance(given, list) or len(given) < 2:
-        raise ValueError(f"{record.origin}: responses: a list of at least two is needed")
-    responses = tuple(
-        _without(prompt, _messages(record, f"responses[{i}]", value, "assistant"))
-        for i, value in enumerate(given)
-    )
+    responses = _responses(record, prompt)
+    if len(responses) < 2:
+        raise Unusable("there is one response")
     kind = "ranks" if "ranks" in record.value else "scores"
     if kind not in record.value:
         raise records.missing(record, "ranks", "scores")
     values = record.value[kind]
-    if not isinstance(values, list) or len(values) != len(given):
+    if not isinstance(values, list) or len(values) != len(responses):
         raise ValueError(
-            f"{record.origin}: {kind}: {values!r} given; a number for each of the {len(given)} "
+            f"{record.origin}: {kind}: {values!r} given; a number for each of the {len(responses)} "
             "responses is needed"
         )
     numbers = [_number(record, kind, v, "a number for each response") for v in values]
@@ -146,6 +155,16 @@ def _ranked(record: records.Record) -> Ranking:
     rank = tuple(sorted(set(better)).index(x) for x in better)
     score = tuple(numbers) if kind == "scores" else ()
     return _ranking(record, prompt, responses, rank, score=score)
+
+
+def _responses(record: records.Record, prompt: Turns) -> tuple[Turns, ...]:
+    given = record.value.get("responses")
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{record.origin}: responses: {given!r} given; a list is needed")
+    return tuple(
+        _without(prompt, _messages(record, f"responses[{i}]", value, "assistant"))
+        for i, value in enumerate(given)
+    )
 
 
 def _labelled(record: records.Record) -> Ranking:

@@ -19,7 +19,7 @@ LETTERS = "abcdefgh"
 NAMED = 4  # letters in a prompt
 LONGEST = 8  # letters in a response
 LIKED, OTHER = 0.7, -0.5  # reward of a letter
-PROMPTS = 24_000
+PROMPTS = 16_000
 LISTED = 4  # responses in a list
 SEED = 20260301
 
