@@ -2,7 +2,7 @@
 
 Each surrogate takes log_ratio = log policy - log behaviour, [N, T] by token or [N, 1] by response,
 and advantage [N, T], and returns (loss, whether clipping bound it), which broadcast to [N, T].
-At ratio 1 its value is -advantage, and its gradient that of -advantage * log policy, in all.
+At ratio 1 the gradient of each is that of -advantage * log policy.
 """
 
 from typing import Literal

@@ -20,6 +20,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -157,9 +158,14 @@ class Rewards:
     def _part(self, part: Part, samples: list[Sample]) -> np.ndarray:
         if not samples:
             return np.zeros(0, np.float32)
+        why = ""
         for _ in range(self.retries + 1):
-            with contextlib.suppress(sandbox.Failed, ValueError):
+            try:
                 return _numbers(part.call(samples, self.seconds), len(samples))
+            except (sandbox.Failed, ValueError) as error:
+                why = str(error)
+        told = f"reward {part.name!r} failed for {len(samples)} samples; they are asked one by one"
+        print(f"warning: {told}: {why}", file=sys.stderr)
         done: list[float] = []
         for sample in samples:
             try:
