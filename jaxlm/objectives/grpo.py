@@ -104,6 +104,9 @@ class Config:
     """The penalty of a token in the loss. The gradient of k2, and of k3 times the ratio of policies
     (DeepSeek V3.2, eq. 7), is that of KL(policy || reference); that of k3, which GRPO has, is that
     of KL(reference || policy). k1's is 0, so it is not on offer."""
+    divisor: float = 64.0
+    """Of dr_grpo: the constant that a response's sum over tokens is divided by. It scales the whole
+    gradient; usual is the most tokens of a response, rollout.max_new."""
     overlong: int = 0
     """Of a response's room the last tokens, over which its reward falls by up to 1 (Yu et al.
     2025, eq. 13); 0 does nothing."""
@@ -149,7 +152,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         if not variant.counts_ties:
             # a response's advantage is 0 where its whole group scored alike
             weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
-        total, count = surrogate.total(each, weight, variant.aggregate)
+        total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
         return total, count, sampled.watch(batch, found, now - before, policy, bound)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -269,7 +272,7 @@ def adapt(
 
 
 def _check(cfg: Config) -> None:
-    names = ("clip_low", "clip_high", "most", "score_clip", "temperature")
+    names = ("clip_low", "clip_high", "most", "score_clip", "temperature", "divisor")
     for name in names:
         given = getattr(cfg, name)
         if given is not None and given <= 0:
@@ -302,6 +305,11 @@ def _check_variant(cfg: Config) -> None:
                 f"objective.{name}: {getattr(cfg, name)} given, but {cfg.variant} has nothing that "
                 "it would bound; None is right"
             )
+    if cfg.divisor != Config.divisor and variant.aggregate != "constant":
+        raise ValueError(
+            f"objective.divisor: {cfg.divisor} given, but {cfg.variant} divides by what is there, "
+            "only dr_grpo by a constant; leave it out"
+        )
     if cfg.gamma != 1 and not variant.advantage.startswith("whitened"):
         raise ValueError(
             f"objective.gamma: {cfg.gamma} given, but {cfg.variant} rewards whole responses; 1 is "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 #   token          the tokens of the batch (DAPO, PPO in TRL)
 #   sequence       its response's tokens, then the responses of the batch (GRPO)
 #   sequence_sum   the responses of the batch
-#   constant       the width of the batch, and its responses (Dr. GRPO)
+#   constant       a constant, and the responses of the batch (Dr. GRPO)
 Aggregate = Literal["token", "sequence", "sequence_sum", "constant"]
 
 
@@ -103,7 +103,9 @@ def value(
     return jnp.maximum(loss, near), near > loss
 
 
-def total(loss: jax.Array, weight: jax.Array, aggregate: Aggregate) -> tuple[jax.Array, jax.Array]:
+def total(
+    loss: jax.Array, weight: jax.Array, aggregate: Aggregate, constant: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """(sum, weight): a loss by token [N, T], summed so that the sum over all parts of a batch
     divided by the sum of weights is the mean that `aggregate` names, however it is cut."""
     tokens = jnp.sum(weight, axis=1)
@@ -116,5 +118,5 @@ def total(loss: jax.Array, weight: jax.Array, aggregate: Aggregate) -> tuple[jax
     if aggregate == "sequence_sum":
         return jnp.sum(by_row), responses
     if aggregate == "constant":
-        return jnp.sum(by_row) / weight.shape[1], responses
+        return jnp.sum(by_row) / constant, responses
     raise ValueError(f"aggregate: {aggregate!r} is none of token, sequence, sequence_sum, constant")

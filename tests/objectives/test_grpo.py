@@ -25,7 +25,7 @@ PUBLISHED = {
     "grpo_nobias_kl": grpo.Config(beta=0.04, kl_estimator="k3"),
     "grpo_beta0": grpo.Config(),
     "grpo_delta1.3": grpo.Config(most=1.3, **WITH_KL),
-    "dr_grpo": grpo.Config(variant="dr_grpo", **WITH_KL),
+    "dr_grpo": grpo.Config(variant="dr_grpo", divisor=6.0, **WITH_KL),
     "dapo": grpo.Config(variant="dapo", **WIDE, **WITH_KL),
     "dapo_ehigh0.28": grpo.Config(variant="dapo", **WITH_KL),
     "bnpo": grpo.Config(variant="reinforce", **WITH_KL),
@@ -170,6 +170,7 @@ def test_a_ratio_of_1_is_known_as_such_and_its_largest_is_told():
         ({"dual": 1.0}, "above 1"),
         ({"variant": "sapo", "clip_high": 0.2}, "sapo has nothing that it would bound"),
         ({"variant": "cispo", "clip_low": 0.2}, "cispo has nothing"),
+        ({"divisor": 9.0}, "only dr_grpo by a constant"),
         ({"gamma": 0.9}, "grpo rewards whole responses"),
     ],
 )

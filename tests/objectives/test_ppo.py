@@ -1,4 +1,4 @@
-"""PPO: the whole loss against a reference in float64, what `judge` makes of scores, knowns."""
+"""PPO: the whole loss against a reference in float64, what `judge` makes of scores."""
 
 import dataclasses
 

@@ -250,13 +250,13 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
 
 
 def test_means_over_tokens_and_responses():
-    """Of [2 2 2 2], [4 4] and nothing: by token 16 / 6, by response 3, per response 8, and 4 wide
-    rows make it 2."""
+    """Of [2 2 2 2], [4 4] and nothing: by token 16 / 6, by response 3, per response 8, and the
+    constant 4 makes it 2."""
     weight = np.array([[1, 1, 1, 1.0], [1, 1, 0, 0], [0, 0, 0, 0]])
     loss = np.array([[2, 2, 2, 2.0], [4, 4, 99, 99], [99, 99, 99, np.nan]])
     right = {"token": 16 / 6, "sequence": 3, "sequence_sum": 8, "constant": 2}
     for name, wanted in right.items():
-        total, count = surrogate.total(loss, weight, name)
+        total, count = surrogate.total(loss, weight, name, constant=4.0)
         np.testing.assert_allclose(total / count, wanted)
 
 
