@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 import jaxlm
 from jaxlm import models, objectives
-from jaxlm.convert import read, tokenizer, write
+from jaxlm.convert import classify, read, tokenizer, write
 from jaxlm.core import io
-from jaxlm.data import atomic, loader, mask, span, tokenizers
+from jaxlm.data import atomic, loader, mask, prefer, span, template, tokenizers
+from jaxlm.objectives import reward
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, saved
 from jaxlm.train.directory import Result
@@ -94,10 +95,14 @@ def export_run(
     """
     refuse_existing(target)
     run = directory.load(source)
-    kind, record = write.architecture(run.model, model_type or _was(source))
+    kind, record = write.architecture(run.model, model_type or was(source))
     generation = saved.generation(source)
     if not generation and with_tokenizer:
         generation = tokenizer.special(run.data.tokenizer)
+    if isinstance(run.data, prefer.Preferences) and isinstance(run.objective, reward.Config):
+        written = template.load(run.data.template, run.data.tokenizer)
+        pad = classify.pad(tokenizers.load(run.data.tokenizer), written, run.model.vocab)
+        record = classify.config(kind, record, pad)
     with atomic.folder(target) as folder:
         if with_tokenizer:
             tokenizer.give(run.data.tokenizer, folder)
@@ -107,7 +112,7 @@ def export_run(
     return kind
 
 
-def _was(folder: pathlib.Path) -> str | None:
+def was(folder: pathlib.Path) -> str | None:
     """The model_type a run directory was imported as; None for one that was trained here."""
     try:
         return json.loads((folder / "env.json").read_text("utf-8")).get("model_type")

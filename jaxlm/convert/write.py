@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import convert, models
-from jaxlm.convert import files, read
+from jaxlm.convert import classify, files, read
 from jaxlm.core import param
+from jaxlm.models import score
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
@@ -45,14 +46,19 @@ def weights(
     limit: int = 5 * 10**9,
 ) -> list[str]:
     """Write the weights of a Config as safetensors of at most `limit` bytes each; the names of the
-    files. No more than one row's tensors are in memory beside the weights.
+    files. No more than one row's tensors are in memory beside the weights. Those of a reward model
+    (with "score" among them) are written as a classifier's.
 
     Raises: ValueError for a weight that the architecture has no tensor for, or an unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} given; there is {list(DTYPES)}")
-    flat = param.flatten(models.spec(cfg))
-    made = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
+    table, spec = convert.ARCHITECTURES[kind].names(cfg), models.spec(cfg)
+    if "score" in params:
+        table = classify.table(table)
+        spec = classify.spec(spec, score.spec(models.build(cfg)))
+    flat = param.flatten(spec)
+    made = read.jobs(table, flat)
     kept = {(path, job.layer) for job in made for path in job.ours}
     lost = sorted(flat.keys() - {path for path, _ in kept})
     if lost:

@@ -1,12 +1,12 @@
 """Preferences of exactly known truth: how near to what can be known does a reward model come?
 
-A prompt names four of eight letters, a response has one to eight letters. Letters of the prompt are
-liked, others are not; two responses are compared as Bradley and Terry say, lists are ranked as Luce
+A prompt begins with one of four letters, a response has one to eight of them. The prompt's letter
+is liked, the others are not; two responses are compared as Bradley and Terry say, lists are ranked as Luce
 1959 says, of which every pair is compared the same way. So the reward behind every label, and the
 best that any model can reach, are known numbers.
 
-    {"prompt": "cafd:", "chosen": "ffcab", "rejected": "gehha"}
-    {"prompt": "cafd:", "responses": ["gehha", "ff", "cab", "bbb"], "ranks": [3, 1, 2, 4]}
+    {"prompt": "cywx:", "chosen": "cacbc", "rejected": "bdca"}
+    {"prompt": "cywx:", "responses": ["bdca", "cc", "ccda", "bbb"], "ranks": [3, 1, 2, 4]}
 """
 
 import hashlib
@@ -15,11 +15,12 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-LETTERS = "abcdefgh"
-NAMED = 4  # letters in a prompt
+LETTERS = "abcd"
+FILLER = "wxyz"
+FILLED = 4  # letters of a prompt that say nothing: they make different prompts
 LONGEST = 8  # letters in a response
-LIKED, OTHER = 0.7, -0.5  # reward of a letter
-PROMPTS = 16_000
+LIKED, OTHER = 0.8, -0.4  # reward of a letter
+PROMPTS = 12_000
 LISTED = 4  # responses in a list
 SEED = 20260301
 
@@ -59,19 +60,29 @@ def lists() -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt, "responses": responses, "ranks": ranks}
 
 
+def answers() -> Iterator[dict[str, Any]]:
+    """Records {prompt, completion} with responses as `pairs` compares, liked or not: what a policy
+    that knows no taste writes. The same on every machine."""
+    draw = random.Random(SEED + 2)
+    for _ in range(PROMPTS):
+        yield {"prompt": _prompt(draw), "completion": _responses(draw, 1)[0]}
+
+
 def limit() -> Limit:
     """The best accuracy and nats that a model can have on a random pair, exactly: the sum over all
     numbers of liked and other letters, less pairs of equal responses, which are not drawn."""
+    size = len(LETTERS)
+    # reward, probability, how many responses there are
     kinds = [
-        (LIKED * m + OTHER * (n - m), math.comb(n, m) / 2**n / LONGEST, math.comb(n, m), n)
+        (LIKED * m + OTHER * (n - m), ways / size**n / LONGEST, ways)
         for n in range(1, LONGEST + 1)
         for m in range(n + 1)
+        for ways in [math.comb(n, m) * (size - 1) ** (n - m)]
     ]
     total = accuracy = nll = 0.0
-    for i, (r, p, ways, n) in enumerate(kinds):
-        for j, (s, q, _, _) in enumerate(kinds):
-            # of responses with as many letters of each sort, one in ways * 4**n is the same
-            weight = p * q * (1 - (i == j) / (ways * NAMED**n))
+    for i, (r, p, ways) in enumerate(kinds):
+        for j, (s, q, _) in enumerate(kinds):
+            weight = p * q * (1 - (i == j) / ways)
             won = _sigmoid(r - s)
             total += weight
             accuracy += weight * max(won, 1 - won)
@@ -89,10 +100,7 @@ def _choose(draw: random.Random, among: str) -> str:
 
 
 def _prompt(draw: random.Random) -> str:
-    left = LETTERS
-    for _ in range(len(LETTERS) - NAMED):
-        left = left.replace(_choose(draw, left), "")
-    return "".join(sorted(left, key=lambda _: draw.random())) + ":"
+    return _choose(draw, LETTERS) + "".join([_choose(draw, FILLER) for _ in range(FILLED)]) + ":"
 
 
 def _responses(draw: random.Random, count: int) -> list[str]:
@@ -108,11 +116,12 @@ def _responses(draw: random.Random, count: int) -> list[str]:
 
 SOURCES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "tastes": pairs,
+    "tastes-answers": answers,
     "tastes-ranked": lists,
 }
 
 
 def fingerprint(name: str) -> str:
     """A sha256 over what decides the records of a source."""
-    facts = (name, LETTERS, NAMED, LONGEST, LIKED, OTHER, PROMPTS, LISTED, SEED)
+    facts = (name, LETTERS, FILLER, FILLED, LONGEST, LIKED, OTHER, PROMPTS, LISTED, SEED)
     return hashlib.sha256(repr(("tastes/1", facts)).encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""Reward models as sequence classification of transformers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import models
+from jaxlm.convert import classify, read, write
+from jaxlm.data import template, tokenizers
+from jaxlm.models import llama, score
+from jaxlm.ops.attention import At
+from tests.convert import cases
+
+LENGTHS = (9, 3, 6)
+
+
+def test_what_has_no_class_that_reads_the_last_token_is_refused():
+    for kind in ("cohere", "bert", "t5"):
+        with pytest.raises(ValueError, match=f"{kind} that reads the last token"):
+            classify.config(kind, {}, 0)
+
+
+def test_rows_are_filled_with_an_id_that_no_text_ends_in():
+    """Else transformers reads a text that ends in it one token early."""
+    tokenizer = tokenizers.load("bytes")
+    plain = template.load("plain", "bytes")
+    assert classify.pad(tokenizer, plain, 300) == tokenizer.special["pad"]
+
+    class OneSpecial:
+        special = {"eos": 0, "pad": 0}
+        vocab = 259
+        marks = tokenizer.marks
+
+        def encode(self, text):
+            return tokenizer.encode(text)
+
+    class Written:
+        pass
+
+    stops, template.stops = template.stops, lambda *_: (0,)
+    try:
+        assert classify.pad(OneSpecial(), Written(), 264) == 259
+        assert classify.pad(OneSpecial(), Written(), 259) is None
+    finally:
+        template.stops = stops
+
+
+def test_a_head_is_written_in_place_of_the_output_matrix(tmp_path):
+    cfg = llama.Config(vocab=32, embed=8, layers=1, heads=2, kv=2, head=4, ffn=8)
+    params = _scored(cfg, jax.tree.map(lambda p: np.ones(p.shape, np.float32), models.spec(cfg)))
+    kind, record = write.architecture(cfg)
+    write.weights(tmp_path, kind, cfg, params)
+    told = classify.config(kind, record, 0)
+    assert told["architectures"] == ["LlamaForSequenceClassification"] and told["pad_token_id"] == 0
+    found = read.files.find(tmp_path)
+    assert found["score.weight"].shape == (1, 8) and "lm_head.weight" not in found
+    assert np.array_equal(read.files.read(found["score.weight"])[0], params["score"])
+
+
+def _scored(cfg, params):
+    head = score.spec(models.build(cfg))
+    return params | {"score": np.random.default_rng(0).standard_normal(head.shape, np.float32)}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", [k for k in classify.CLASSES if k in cases.FIRST])
+def test_transformers_gives_the_same_scores(kind, tmp_path):
+    """Ragged rows; one is full."""
+    import torch
+    import transformers
+
+    from tests.convert import oracle
+
+    case = cases.FIRST[kind]
+    (tmp_path / "lm").mkdir()
+    oracle.save(case, tmp_path / "lm")
+    cfg, params = read.load(tmp_path / "lm")
+    params = _scored(cfg, params)
+    (tmp_path / "rm").mkdir()
+    write.weights(tmp_path / "rm", kind, cfg, params)
+    record = json.loads((tmp_path / "lm" / "config.json").read_text())
+    write.configs(tmp_path / "rm", classify.config(kind, record, 1), {}, "float32")
+    theirs, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "rm",
+        dtype=torch.float32,
+        attn_implementation=oracle.ATTENTION.get(kind, "eager"),
+        output_loading_info=True,
+    )
+    assert type(theirs).__name__ == classify.CLASSES[kind]
+    assert not told["missing_keys"] and not told["unexpected_keys"], told
+    segments = np.int32(np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None])
+    ids = cases.tokens(case, len(LENGTHS), max(LENGTHS), cfg.vocab)
+    ids = np.where(segments, ids, 1)
+    with torch.no_grad():
+        mask = torch.tensor(segments, dtype=torch.long)
+        want = theirs.eval()(torch.tensor(ids, dtype=torch.long), attention_mask=mask).logits
+    at = At(segments, np.where(segments, np.arange(max(LENGTHS)), 0).astype(np.int32))
+    model = models.build(cfg)
+    x = jax.jit(lambda p, ids: model.hidden(p, ids, at).x)(params, np.int32(ids))
+    np.testing.assert_allclose(
+        score.at_end(params["score"], x, segments), want[:, 0], atol=5e-5, rtol=1e-4
+    )
