@@ -2,7 +2,7 @@
 
 Reproduces: nothing published; that answers are learnt, their end included, and prompts are not.
 Command: jaxlm train configs/sft.py
-Data: configs/tasks.jsonl, which `python configs/sft.py` writes: five things to do with made-up words
+Data: configs/tasks.jsonl, written by `python configs/sft.py`: five things to do with made-up words
 Hardware: 2 CPU cores
 Time: TIME
 Expected: EXPECTED
