@@ -1,0 +1,408 @@
+"""Bugs on purpose. In a world of 15 completions a prompt, what an objective's gradient must be is a
+sum over all of them: the exact gradient of what it claims to improve. Each mutant changes one
+function of the library, and the check that guards against it must notice.
+
+Outcomes alone would not tell: training without the loss mask reaches as good a policy here.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.rlhf import world
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.core.batch import Batch, Prompts, Rollout
+from jaxlm.models import llama, score
+from jaxlm.objectives import clm, dpo, grpo, likelihood, ppo, responses, reward, sampled
+from jaxlm.ops import loss as ops_loss
+from jaxlm.ops import preference, ranking, rl, surrogate
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import generate
+
+pytestmark = pytest.mark.slow
+
+SIZE = world.World(symbols=2, length=3, prompts=2)
+LISTED = world.listing(SIZE)
+N = len(LISTED.tokens)
+PROMPT, INDEX = (x.ravel() for x in np.meshgrid([0, 1], np.arange(N), indexing="ij"))
+R = world.reward(SIZE)
+BETA = 0.4
+MODEL = models.build(
+    llama.Config(vocab=3, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=8)
+)
+
+
+@functools.cache
+def weights(seed):
+    """Weights of a policy that is far from even, and heads that are not 0."""
+    made = jax.jit(lambda: param.init(MODEL.spec, jax.random.key(seed)))()
+    draw = np.random.default_rng(seed).normal(size=16).astype(np.float32)
+    return made | {"unembed": 2 * made["unembed"], "value": draw / 4, "score": draw / 2}
+
+
+def table(params, temperature=1.0):
+    """log pi [prompts, N] of the weights, differentiable, by none of the objectives' functions."""
+    z = world.conditionals(MODEL, SIZE, params) / temperature
+    return world.together(SIZE, jax.nn.log_softmax(z))
+
+
+@functools.cache
+def known():
+    """log pi and log ref, float64 [prompts, N]."""
+    return tuple(np.asarray(jax.jit(table)(weights(seed)), np.float64) for seed in (1, 2))
+
+
+def same(found, right, scale=None):
+    """That two trees of gradients agree to 1e-4 of the largest."""
+    found, right = (param.flatten(x) for x in (found, right))
+    for name in right:
+        most = np.abs(right[name]).max() if scale is None else scale
+        np.testing.assert_allclose(found[name], right[name], atol=1e-4 * most + 1e-7, err_msg=name)
+
+
+def trunk(tree):
+    """The model's own weights, without heads."""
+    return {name: tree[name] for name in MODEL.spec}
+
+
+def gradients(objective, frozen, batch, params):
+    """(the loss's sum, its gradient in the model's own weights)."""
+    names = {name: params[name] for name in objective.spec}
+
+    def total(params):
+        return objective.loss(params, frozen, batch, None)[0]
+
+    value, found = jax.jit(jax.value_and_grad(total))(names)
+    return value, trunk(found)
+
+
+def ascent(f):
+    """The gradient of f(log pi [prompts, N]) in the model's weights."""
+    return jax.jit(jax.grad(lambda w: f(table(w))))(trunk(weights(1)))
+
+
+# --- The checks ---------------------------------------------------------------------------------
+
+
+def check_supervised():
+    """The loss is the cross-entropy of completions, and nothing is learnt of prompts."""
+    chance = np.exp(world.source(SIZE, 3))
+    rows = world.batch(SIZE, PROMPT, INDEX)
+    rows = rows._replace(weight=rows.weight * chance.ravel()[:, None].astype(np.float32))
+    value, found = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
+    assert value == pytest.approx(-(chance * known()[0]).sum(), abs=1e-4)
+    same(found, ascent(lambda log_p: -(chance * log_p).sum()))
+
+
+def check_reward():
+    """A score is that of the text alone, whatever is behind it, and the loss Bradley and Terry's."""
+    params = weights(1)
+    texts = world.choices(SIZE, PROMPT[:, None], INDEX[:, None], 0 * INDEX[:, None])
+    read = functools.partial(reward.rewards, MODEL)
+    found = np.asarray(jax.jit(read)(params, texts))[:, 0]
+    lengths = texts.segments[:, 0].sum(-1)
+    alone = np.zeros(len(found))
+    forward = jax.jit(functools.partial(likelihood.forward, MODEL))
+    for n in np.unique(lengths):
+        mine = np.flatnonzero(lengths == n)
+        tokens = texts.tokens[mine, 0, :n]
+        rows = Batch(tokens, tokens, tokens, np.ones_like(tokens), 0 * tokens + np.arange(n))
+        alone[mine] = np.asarray(forward(params, rows).x[:, -1]) @ params["score"]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    pairs, (a, b) = paired(np.zeros(1))
+    value, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs, params)
+    d = alone.reshape(2, N)[PAIR_PROMPT[:, 0], a] - alone.reshape(2, N)[PAIR_PROMPT[:, 0], b]
+    assert value == pytest.approx(np.log1p(np.exp(-d)).sum(), rel=1e-5)
+
+
+PAIR = np.array([*itertools.product(range(N), repeat=2)] * 2)
+PAIR_PROMPT = np.repeat([[0, 0], [1, 1]], N * N, axis=0)
+
+
+def paired(chance):
+    """(all pairs of completions of all prompts, the first preferred with this chance; the two)."""
+    rank = np.broadcast_to([0, 1], PAIR.shape)
+    rows = world.choices(SIZE, PAIR_PROMPT, PAIR, rank)
+    sure = np.ones(len(PAIR), np.float32) if chance.size == 1 else chance.astype(np.float32)
+    return rows._replace(preference=sure), PAIR.T
+
+
+def check_dpo():
+    """The loss is that of Bradley and Terry's preferences, of sums over whole completions."""
+    (a, b), x = PAIR.T, PAIR_PROMPT[:, 0]
+    chance = 1 / (1 + np.exp(R[x, b] - R[x, a]))
+    batch, _ = paired(chance)
+    log_ref = known()[1]
+
+    def loss(log_p):
+        h = BETA * (log_p - log_ref.astype(np.float32))
+        d = h[x, a] - h[x, b]
+        return -(chance * jax.nn.log_sigmoid(d) + (1 - chance) * jax.nn.log_sigmoid(-d)).sum()
+
+    objective = dpo.build(dpo.Config(beta=BETA), MODEL)
+    value, found = gradients(objective, {"reference": trunk(weights(2))}, batch, weights(1))
+    assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
+    same(found, ascent(loss))
+
+
+def judged(module, cfg, params, index, prompt, group, chance):
+    """The Rollout of listed completions, each with its probability in its advantage, so that sums
+    over rows are expectations; and what `judge` returned."""
+    texts = world.choices(SIZE, prompt[:, None], index[:, None], 0 * index[:, None])
+    rows = generate.Responses(*(x[:, 0] for x in texts[:5]), None, LISTED.ended[index])
+    score_ = R[prompt, index].astype(np.float32)
+
+    @jax.jit
+    def run(params, reference):
+        frozen = {"reference": reference}
+        policy, held, value = module.measure(cfg, MODEL, params, frozen, rows, Plan())
+        given = rows._asdict() | {"behaviour": policy, "reference": held, "value": value}
+        of = sampled.Sampled(**given, score=score_, group=group, longest=SIZE.length)
+        advantage, returns, _ = module.judge(cfg, of, module.coefficient(cfg))
+        weighted = advantage * chance.astype(np.float32)[:, None]
+        return Rollout(*of[:8], weighted, returns), advantage
+
+    return run(params, trunk(weights(2)))
+
+
+def objective_of(log_p):
+    """J of a policy, differentiable."""
+    log_ref = known()[1].astype(np.float32)
+    return (jnp.exp(log_p) * (R - BETA * (log_p - log_ref))).sum(1).mean()
+
+
+def check_ppo():
+    """The expected gradient is that of J, with any value as the baseline."""
+    cfg = ppo.Config(
+        kl=ppo.Fixed(BETA), lam=1.0, whiten_advantages=False, value_weight=0.0, temperature=1.0
+    )
+    chance = np.exp(known()[0]).ravel() / 2
+    batch, _ = judged(ppo, cfg, weights(1), INDEX, PROMPT, 1, chance)
+    _, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    same(found, ascent(lambda log_p: -objective_of(log_p)))
+
+
+def check_ppo_returns():
+    """The value learns what is still to come: the score less the penalty of this and later tokens;
+    advantages are whitened over tokens of responses alone."""
+    cfg = ppo.Config(kl=ppo.Fixed(BETA), lam=1.0)
+    batch, advantage = judged(ppo, cfg, weights(1), INDEX, PROMPT, 1, np.ones(2 * N))
+    here = np.asarray(batch.weight) > 0
+    cost = np.where(here, BETA * (np.asarray(batch.behaviour) - np.asarray(batch.reference)), 0)
+    to_go = R.ravel()[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
+    np.testing.assert_allclose(np.asarray(batch.returns)[here], to_go[here], atol=1e-5)
+    raw = (to_go - np.asarray(batch.value))[here]
+    right = (raw - raw.mean()) / raw.std(ddof=1)
+    np.testing.assert_allclose(np.asarray(advantage)[here], right, atol=1e-4)
+
+
+def check_grpo():
+    """The expected gradient of leave-one-out groups of two is that of J."""
+    cfg = grpo.Config(variant="rloo", beta=BETA, kl="reward")
+    log_p = known()[0]
+    x = PAIR_PROMPT[:, 0]
+    both = np.exp(log_p[x, PAIR[:, 0]] + log_p[x, PAIR[:, 1]]) / 4  # of 2 prompts, of 2 responses
+    batch, advantage = judged(
+        grpo, cfg, weights(1), PAIR.ravel(), PAIR_PROMPT.ravel(), 2, np.repeat(both, 2)
+    )
+    first = np.asarray(advantage)[:, 1].reshape(-1, 2)
+    np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
+    _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+    same(found, ascent(lambda log_p: -objective_of(log_p)))
+
+
+def check_penalty():
+    """GRPO's penalty in the loss: k3 with its ratio has the gradient of KL(policy || reference) of
+    every token, and without it that of the other way round."""
+    visits = np.exp(known()[0])  # of completions; a token's KL counts where it may come
+    for estimator in ("k3_ratio", "k3"):
+        cfg = grpo.Config(variant="dr_grpo", beta=BETA, kl_estimator=estimator, divisor=2.0)
+        batch, _ = judged(grpo, cfg, weights(1), INDEX, PROMPT, 2 * N, np.zeros(2 * N))
+        chance = visits.ravel().astype(np.float32)
+        batch = batch._replace(weight=batch.weight * chance[:, None])
+        _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+        same(found, penalised(estimator, visits))
+
+
+def penalised(estimator, visits):
+    """The gradient of BETA / divisor * sum over prefixes of their probability times a divergence."""
+    before = np.zeros((2, len(world.prefixes(SIZE)), SIZE.length))
+    for x, y, t in itertools.product(range(2), range(N), range(SIZE.length)):
+        if LISTED.real[y, t]:
+            before[x, LISTED.prefix[y, t], t] += visits[x, y]
+    log_ref = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, weights(2)))
+
+    def loss(w):
+        log_p = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
+        there, here = (log_ref, log_p) if estimator == "k3" else (log_p, log_ref)
+        kl = (jnp.exp(there) * (there - here)).sum(-1)
+        return BETA / 2 * (before * kl).sum()
+
+    return jax.jit(jax.grad(loss))(trunk(weights(1)))
+
+
+def check_surrogate():
+    """Away from the policy that sampled, the clipped surrogate and its gradient, token by token."""
+    cfg = ppo.Config(kl=ppo.Fixed(BETA), value_weight=0.0, whiten_advantages=False)
+    batch, advantage = judged(ppo, cfg, weights(3), INDEX, PROMPT, 1, np.ones(2 * N))
+
+    def tokens(w):
+        z = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
+        return z[:, LISTED.prefix, np.arange(SIZE.length), LISTED.tokens].reshape(2 * N, -1)
+
+    before = tokens(weights(3))
+    a = np.asarray(advantage)[:, 1 : 1 + SIZE.length]
+    real = np.tile(LISTED.real, (2, 1))
+
+    def loss(w):
+        ratio = jnp.exp(tokens(w) - before)
+        bound = jnp.where(ratio > 1.2, 1.2, jnp.where(ratio < 0.8, 0.8, ratio))
+        return -jnp.where(real, jnp.minimum(ratio * a, bound * a), 0).sum()
+
+    right, slope = jax.jit(jax.value_and_grad(loss))(trunk(weights(1)))
+    value, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    assert value == pytest.approx(float(right), rel=1e-4)
+    same(found, slope)
+
+
+def check_sampler():
+    """Responses come as often as they are probable, their log-probabilities as sampled are those of
+    a forward pass, token by token, and all of their tokens count, the end among them."""
+    temperature = 0.7
+    objective = ppo.build(ppo.Config(temperature=temperature), MODEL)
+    draw = generate.program(MODEL, objective, max_new=SIZE.length, stop=(SIZE.end,))
+    row = np.arange(4000, dtype=np.int32)
+    tokens = np.stack([np.full_like(row, SIZE.end), row % 2], 1)
+    ask = Prompts(tokens, np.ones_like(tokens), 0 * tokens + np.arange(2, dtype=np.int32), row)
+    key = jax.random.key_data(jax.random.key(0))
+    rows = jax.device_get(draw(weights(1), {}, ask, key, temperature))
+    log_p = np.asarray(jax.jit(table, static_argnums=1)(weights(1), temperature), np.float64)
+    index = world.index(SIZE, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
+    expected = 2000 * np.exp(log_p)
+    count = np.zeros_like(expected)
+    np.add.at(count, (row % 2, index), 1)
+    assert ((count - expected) ** 2 / expected).sum() < 80  # 28 degrees of freedom: p = 1e-6
+    sums = (rows.weight * rows.behaviour).sum(1)
+    np.testing.assert_allclose(sums, log_p[row % 2, index], atol=1e-5)
+    again = sampled.read(MODEL, weights(1), rows, Plan(), temperature).log_prob
+    apart = np.where(rows.weight > 0, np.asarray(again) - rows.behaviour, 0)
+    assert np.abs(np.expm1(apart)).max() < 1e-5
+    np.testing.assert_array_equal(rows.weight.sum(1), LISTED.real[index].sum(1))
+
+
+CHECKS = {
+    "supervised": check_supervised,
+    "reward": check_reward,
+    "dpo": check_dpo,
+    "ppo": check_ppo,
+    "returns": check_ppo_returns,
+    "grpo": check_grpo,
+    "penalty": check_penalty,
+    "surrogate": check_surrogate,
+    "sampler": check_sampler,
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_library_passes(name):
+    CHECKS[name]()
+
+
+# --- The mutants --------------------------------------------------------------------------------
+
+
+def without_end(rows):
+    """The rows with the weight of each one's last token taken away."""
+    weight = jnp.asarray(rows.weight)
+    last = jnp.flip(jnp.cumsum(jnp.flip(weight, -1), -1), -1) == 1
+    return rows._replace(weight=jnp.where(last, 0.0, weight))
+
+
+def unmasked(real, x, weight):
+    return real(x, jnp.ones_like(weight))
+
+
+_read, _joined, _total = responses.read, generate.joined, surrogate.total
+_rows, _cross_entropy, _clipped = generate._rows, ops_loss.cross_entropy, surrogate.clipped
+_k3, _gae, _whiten, _log_probs = rl.k3, rl.gae, rl.whiten, likelihood.log_probs
+_differences = ranking.differences
+
+
+def _shifted(prompts, out):
+    rows = _joined(prompts, out)
+    return rows._replace(behaviour=jnp.roll(rows.behaviour, 1, axis=1))
+
+
+def _unweighted(*args, **kwargs):
+    *head, weight = args
+    return _cross_entropy(*head, jnp.ones_like(weight) * weight.max(), **kwargs)
+
+
+# (what is wrong, module or dict, name, what stands there instead, the check that notices)
+MUTANTS = {
+    "no KL": (rl.KL, "k1", lambda p, q: 0 * p, "ppo"),
+    "KL sign": (rl.KL, "k1", lambda p, q: q - p, "ppo"),
+    "no KL in groups": (rl, "k1", lambda p, q: 0 * p, "grpo"),
+    "KL loss the other way round": (rl, "k3", lambda p, q: _k3(q, p), "penalty"),
+    "reference missing": (sampled, "reference", lambda m, f, r, *_: 0.0 * r.weight, "ppo"),
+    "reference missing in DPO": (
+        responses, "summed", lambda m, w, b, p: jnp.zeros(b.rank.shape), "dpo",
+    ),
+    "sampled at another temperature": (
+        generate, "_rows", lambda a, b, c, t, d: _rows(a, b, c, 0.7 * t, d), "sampler",
+    ),
+    "trained at another temperature": (
+        sampled, "read", lambda m, w, r, p, t, read=sampled.read: read(m, w, r, p, 1.0), "sampler",
+    ),
+    "old log-probs off by one": (generate, "joined", _shifted, "sampler"),
+    "old log-probs are the new ones": (
+        surrogate, "clipped",
+        lambda ratio, *rest, **kw: _clipped(ratio - jax.lax.stop_gradient(ratio), *rest, **kw),
+        "surrogate",
+    ),
+    "score at the padded end": (
+        rl, "at_last", lambda s, w: jnp.zeros_like(w).at[:, -2].set(s), "ppo",
+    ),
+    "reward model reads the padded end": (
+        score, "last", lambda s: jnp.full(s.shape[:-1], s.shape[-1] - 1), "reward",
+    ),
+    "loss mask dropped": (
+        surrogate, "total", lambda x, w, *how: _total(x, jnp.ones_like(w), *how), "ppo",
+    ),
+    "loss mask dropped in SFT": (clm.ops_loss, "cross_entropy", _unweighted, "supervised"),
+    "whitened over padding": (
+        rl, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns",
+    ),
+    "DPO mean instead of sum": (preference, "margin", preference.mean_margin, "dpo"),
+    "EOS dropped": (
+        responses, "read", lambda m, w, b, *rest: _read(m, w, without_end(b), *rest), "dpo",
+    ),
+    "EOS dropped from responses": (
+        generate, "joined", lambda p, out: without_end(_joined(p, out)), "sampler",
+    ),
+    "preferences the wrong way round": (
+        ranking, "differences", lambda r: -_differences(r), "reward",
+    ),
+    "no reward but the token's own": (
+        rl, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo",
+    ),
+    "groups of all": (
+        rl, "left_out", lambda s, group: s - jnp.mean(s), "grpo",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_noticed(name, monkeypatch):
+    place, function, wrong, check = MUTANTS[name]
+    if isinstance(place, dict):
+        monkeypatch.setitem(place, function, wrong)
+    else:
+        monkeypatch.setattr(place, function, wrong)
+    with pytest.raises(AssertionError):
+        CHECKS[check]()
