@@ -57,12 +57,12 @@ def known():
     return tuple(np.asarray(jax.jit(table)(weights(seed)), np.float64) for seed in (1, 2))
 
 
-def same(found, right, scale=None):
+def same(found, right):
     """That two trees of gradients agree to 1e-4 of the largest."""
     found, right = (param.flatten(x) for x in (found, right))
     for name in right:
-        most = np.abs(right[name]).max() if scale is None else scale
-        np.testing.assert_allclose(found[name], right[name], atol=1e-4 * most + 1e-7, err_msg=name)
+        atol = 1e-4 * np.abs(right[name]).max() + 1e-7
+        np.testing.assert_allclose(found[name], right[name], rtol=0, atol=atol, err_msg=name)
 
 
 def trunk(tree):
@@ -71,14 +71,14 @@ def trunk(tree):
 
 
 def gradients(objective, frozen, batch, params):
-    """(the loss's sum, its gradient in the model's own weights)."""
+    """(the loss's sum, its weight, the sum's gradient in the model's own weights)."""
     names = {name: params[name] for name in objective.spec}
 
     def total(params):
-        return objective.loss(params, frozen, batch, None)[0]
+        return objective.loss(params, frozen, batch, None)[:2]
 
-    value, found = jax.jit(jax.value_and_grad(total))(names)
-    return value, trunk(found)
+    (value, weight), found = jax.jit(jax.value_and_grad(total, has_aux=True))(names)
+    return value, weight, trunk(found)
 
 
 def ascent(f):
@@ -94,13 +94,14 @@ def check_supervised():
     chance = np.exp(world.source(SIZE, 3))
     rows = world.batch(SIZE, PROMPT, INDEX)
     rows = rows._replace(weight=rows.weight * chance.ravel()[:, None].astype(np.float32))
-    value, found = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
+    value, weight, found = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
+    assert weight == pytest.approx(rows.weight.sum())
     assert value == pytest.approx(-(chance * known()[0]).sum(), abs=1e-4)
     same(found, ascent(lambda log_p: -(chance * log_p).sum()))
 
 
 def check_reward():
-    """A score is that of the text alone, whatever is behind it, and the loss Bradley and Terry's."""
+    """A score is that of the text alone, whatever is behind it; the loss is Bradley and Terry's."""
     params = weights(1)
     texts = world.choices(SIZE, PROMPT[:, None], INDEX[:, None], 0 * INDEX[:, None])
     read = functools.partial(reward.rewards, MODEL)
@@ -115,7 +116,8 @@ def check_reward():
         alone[mine] = np.asarray(forward(params, rows).x[:, -1]) @ params["score"]
     np.testing.assert_allclose(found, alone, atol=1e-5)
     pairs, (a, b) = paired(np.zeros(1))
-    value, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs, params)
+    value, weight, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs, params)
+    assert weight == len(PAIR)
     d = alone.reshape(2, N)[PAIR_PROMPT[:, 0], a] - alone.reshape(2, N)[PAIR_PROMPT[:, 0], b]
     assert value == pytest.approx(np.log1p(np.exp(-d)).sum(), rel=1e-5)
 
@@ -145,7 +147,9 @@ def check_dpo():
         return -(chance * jax.nn.log_sigmoid(d) + (1 - chance) * jax.nn.log_sigmoid(-d)).sum()
 
     objective = dpo.build(dpo.Config(beta=BETA), MODEL)
-    value, found = gradients(objective, {"reference": trunk(weights(2))}, batch, weights(1))
+    frozen = {"reference": trunk(weights(2))}
+    value, weight, found = gradients(objective, frozen, batch, weights(1))
+    assert weight == len(PAIR)
     assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
     same(found, ascent(loss))
 
@@ -183,7 +187,8 @@ def check_ppo():
     )
     chance = np.exp(known()[0]).ravel() / 2
     batch, _ = judged(ppo, cfg, weights(1), INDEX, PROMPT, 1, chance)
-    _, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    _, weight, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    assert weight == 2 * LISTED.real.sum()
     same(found, ascent(lambda log_p: -objective_of(log_p)))
 
 
@@ -212,7 +217,8 @@ def check_grpo():
     )
     first = np.asarray(advantage)[:, 1].reshape(-1, 2)
     np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
-    _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+    _, weight, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+    assert weight == len(batch.tokens)
     same(found, ascent(lambda log_p: -objective_of(log_p)))
 
 
@@ -225,12 +231,12 @@ def check_penalty():
         batch, _ = judged(grpo, cfg, weights(1), INDEX, PROMPT, 2 * N, np.zeros(2 * N))
         chance = visits.ravel().astype(np.float32)
         batch = batch._replace(weight=batch.weight * chance[:, None])
-        _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+        _, _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
         same(found, penalised(estimator, visits))
 
 
 def penalised(estimator, visits):
-    """The gradient of BETA / divisor * sum over prefixes of their probability times a divergence."""
+    """The gradient of BETA / 2 times the sum over prefixes of probability times divergence."""
     before = np.zeros((2, len(world.prefixes(SIZE)), SIZE.length))
     for x, y, t in itertools.product(range(2), range(N), range(SIZE.length)):
         if LISTED.real[y, t]:
@@ -265,7 +271,7 @@ def check_surrogate():
         return -jnp.where(real, jnp.minimum(ratio * a, bound * a), 0).sum()
 
     right, slope = jax.jit(jax.value_and_grad(loss))(trunk(weights(1)))
-    value, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    value, _, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
     assert value == pytest.approx(float(right), rel=1e-4)
     same(found, slope)
 
@@ -323,14 +329,9 @@ def without_end(rows):
     return rows._replace(weight=jnp.where(last, 0.0, weight))
 
 
-def unmasked(real, x, weight):
-    return real(x, jnp.ones_like(weight))
-
-
 _read, _joined, _total = responses.read, generate.joined, surrogate.total
 _rows, _cross_entropy, _clipped = generate._rows, ops_loss.cross_entropy, surrogate.clipped
-_k3, _gae, _whiten, _log_probs = rl.k3, rl.gae, rl.whiten, likelihood.log_probs
-_differences = ranking.differences
+_k3, _gae, _whiten, _differences = rl.k3, rl.gae, rl.whiten, ranking.differences
 
 
 def _shifted(prompts, out):
@@ -374,7 +375,7 @@ MUTANTS = {
     "loss mask dropped": (
         surrogate, "total", lambda x, w, *how: _total(x, jnp.ones_like(w), *how), "ppo",
     ),
-    "loss mask dropped in SFT": (clm.ops_loss, "cross_entropy", _unweighted, "supervised"),
+    "loss mask dropped in SFT": (ops_loss, "cross_entropy", _unweighted, "supervised"),
     "whitened over padding": (
         rl, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns",
     ),
