@@ -84,6 +84,8 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
             f"data: {_written(type(data))} given with objective {given}, which reads "
             f"{' or '.join(_written(kind) for kind in reads)}"
         ]
+    if isinstance(cfg, dpo.Config) and isinstance(data, prefer.Preferences):
+        return dpo.problems(cfg, data)
     if not isinstance(data, loader.Data):
         return []
     stored = isinstance(cfg, distill.Config) and cfg.read == "stored"

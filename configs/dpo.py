@@ -1,0 +1,50 @@
+"""DPO on preferences whose truth is known: the implicit reward against what can be known.
+
+Reproduces: the Bayes limit of `tastes` (`tastes.limit()`): accuracy 0.7618, 0.4858 nats a pair.
+Command: jaxlm train configs/dpo.py:start && jaxlm train configs/dpo.py
+Hardware: 2 CPU cores
+Time: TIME
+Expected: EXPECTED
+"""
+
+from jaxlm.data.chat import Chats
+from jaxlm.data.prefer import Preferences
+from jaxlm.models import llama
+from jaxlm.objectives import dpo, sft
+from jaxlm.train.optim import Optim
+from jaxlm.train.run import Checkpoint, Run
+
+MODEL = llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=128)
+SEQ = 16  # begin, six of the prompt, eight of the response, its end
+
+
+def start() -> Run:
+    """What DPO begins from and is held to: random responses, of one to eight letters."""
+    return Run(
+        name="dpo-start",
+        model=MODEL,
+        data=Chats(source="tastes-answers", seq=128, batch=16),
+        objective=sft.Config(),
+        optim=Optim(lr=3e-3, warmup=20, schedule="linear", final=0.0),
+        steps=300,
+        eval_every=150,
+        checkpoint=Checkpoint(every=300),
+    )
+
+
+def config() -> Run:
+    """DPO from there. With beta * log(policy / reference) for a reward, its loss is the nats a
+    pair of a reward model, and has the same limit."""
+    return Run(
+        name="dpo",
+        model=MODEL,
+        start="runs/dpo-start",
+        data=Preferences(source="tastes", seq=SEQ, batch=64),
+        objective=dpo.Config(beta=0.5, reference="stored"),
+        optim=Optim(lr=2e-3, warmup=20, schedule="linear", final=0.0),
+        steps=300,
+        eval_every=100,
+        samples=("abcd:",),
+        sample_tokens=10,
+        checkpoint=Checkpoint(every=200),
+    )
