@@ -94,7 +94,12 @@ def run(run: Run) -> Result:
         arrived = stack.enter_context(signals.caught())
         program = build(run)
         session, state = _start(run, folder, program, primary, out)
-        return _finish(session, *_train(session, state, arrived))
+        try:
+            return _finish(session, *_train(session, state, arrived))
+        except Exception:
+            with contextlib.suppress(Exception):
+                session.store.wait()  # a save under way is whole, whatever failed beside it
+            raise
 
 
 def build(run: Run) -> Program:

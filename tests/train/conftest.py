@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxlm.data import loader
 from jaxlm.models import llama
-from jaxlm.train import checkpoint, loop, metrics, optim, step
+from jaxlm.train import checkpoint, loop, metrics, optim, signals, step
 from jaxlm.train import run as runs
 
 WORDS = ("a", "model", "reads", "the", "text", "and", "learns", "what", "follows", "each", "word")
@@ -67,6 +67,25 @@ def tiny(home, compiled, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     run = base(home, tmp_path / "runs")
     return lambda **changes: dataclasses.replace(run, **changes)
+
+
+@pytest.fixture
+def stopping():
+    """A context in which a signal arrives in the n-th step of a run."""
+
+    @contextlib.contextmanager
+    def arrive(number, steps):
+        count = iter(range(1, 10**6))
+
+        @contextlib.contextmanager
+        def caught():
+            yield lambda: number if next(count) >= steps else 0
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(signals, "caught", caught)
+            yield
+
+    return arrive
 
 
 @pytest.fixture(scope="session")

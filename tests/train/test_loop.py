@@ -1,6 +1,5 @@
 """A run from its config to its directory: whole, interrupted, refused."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -22,29 +21,9 @@ from jaxlm.train import (
     metrics,
     optim,
     saved,
-    signals,
     supply,
 )
 from jaxlm.train import run as runs
-
-
-@pytest.fixture
-def stopping():
-    """A context in which a signal arrives in the n-th step of a run."""
-
-    @contextlib.contextmanager
-    def arrive(number, steps):
-        count = iter(range(1, 10**6))
-
-        @contextlib.contextmanager
-        def caught():
-            yield lambda: number if next(count) >= steps else 0
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(signals, "caught", caught)
-            yield
-
-    return arrive
 
 
 def test_a_run_leaves_a_complete_directory(whole):

@@ -1,0 +1,249 @@
+"""Rollouts: what is sampled, what is learnt from it, and a run that is stopped in between."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.core import param
+from jaxlm.data import prompts as prompting
+from jaxlm.data.prompts import Prompts
+from jaxlm.models import llama, score
+from jaxlm.objectives import adapter, grpo, likelihood, ppo, reward
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import (
+    checkpoint,
+    collect,
+    directory,
+    episodes,
+    generate,
+    loop,
+    metrics,
+    optim,
+    program,
+    rollout,
+    step,
+)
+from jaxlm.train import reward as rewards
+from jaxlm.train import run as runs
+
+MODEL = llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24, context=32)
+JUDGE = dataclasses.replace(MODEL, layers=1)
+REWARD = """
+import pathlib
+
+calls = []
+
+def small(samples):
+    calls.append(len(samples))
+    if pathlib.Path(__file__).with_name("broken").exists() and len(calls) > 3:
+        raise RuntimeError("out of order")
+    return [sum(ord(c) < 64 for c in s.response) / 8 - len(s.prompt) / 9 for s in samples]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(home):
+    """A folder with 30 prompts of 1 to 5 characters, and a reward function."""
+    folder = home / "rollout"
+    folder.mkdir()
+    lines = [{"prompt": str(7**n % 10**5)[: 1 + n % 5] + "ab"[n % 2], "answer": n} for n in range(30)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "mine.py").write_text(REWARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    """PPO in iterations of 4 steps: 2 epochs of 2 minibatches, the penalty adaptive."""
+    return runs.Run(
+        name="ppo",
+        model=MODEL,
+        data=Prompts(source=str(place / "prompts.jsonl"), seq=8, batch=4, holdout=0.2),
+        objective=ppo.Config(kl=ppo.Adaptive(coefficient=0.1, target=0.5, horizon=40.0)),
+        rollout=rollout.Rollout(
+            samples=2,
+            max_new=6,
+            epochs=2,
+            minibatches=2,
+            rewards=(f"{place / 'mine.py'}:small", "finished"),
+            weights=(1.0, 0.5),
+            save=3,
+            save_every=2,
+        ),
+        optim=optim.Optim(lr=1e-2, warmup=2),
+        steps=10,
+        log_every=1,
+        eval_every=5,
+        checkpoint=runs.Checkpoint(every=3, keep_last=5),
+        out=str(place / "runs"),
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(base, compiled):
+    """The Result of the run, never interrupted."""
+    return loop.run(base)
+
+
+def records(run, split="train"):
+    return [r for r in metrics.records(runs.folder(run) / metrics.FILE) if r["split"] == split]
+
+
+def test_a_run_of_ppo_leaves_what_it_did(base, ran):
+    train = records(base)
+    assert [r["step"] for r in train] == list(range(1, 11))
+    told = {"score", "kl", "kl_coefficient", "length", "finished", "entropy", "clipped"}
+    told |= {"explained_variance", "reference_kl3", "reward_small", "reward_finished", "value_loss"}
+    assert told <= train[0].keys()
+    phases = ("generate", "measure", "reward", "judge", "learn")
+    assert {f"{name}_seconds" for name in phases} <= train[4]["timing"].keys()
+    for r in train:
+        assert r["score"] == pytest.approx(r["reward_small"] + 0.5 * r["reward_finished"], abs=1e-6)
+        # one iteration, one set of responses
+        first = train[(r["step"] - 1) // 4 * 4]
+        assert all(r[n] == first[n] for n in ("score", "length", "kl", "sampler_gap"))
+    assert train[0]["score"] != train[4]["score"] != train[8]["score"]
+    coefficients = [train[i]["kl_coefficient"] for i in (0, 4, 8)]
+    assert coefficients[0] == np.float32(0.1)
+    # KL 0 at first: the error counts as -0.2, over 8 responses of 40
+    assert coefficients[1] == pytest.approx(0.1 * (1 - 0.2 * 8 / 40))
+    assert coefficients[2] != coefficients[1]
+
+    val = records(base, "val")
+    assert [r["step"] for r in val] == [5, 10] and ran.val["reward"] == val[1]["reward"]
+    assert {"reward", "reward_std", "kl", "length", "finished", "responses"} <= val[0].keys()
+    saved = checkpoint.facts(runs.folder(base) / "checkpoints", 10)
+    assert saved["val"] == -val[1]["reward"]  # the best has the highest reward
+
+    samples = runs.folder(base) / "samples"
+    names = ["00000001.jsonl", "00000005.val.jsonl", "00000009.jsonl", "00000010.val.jsonl"]
+    assert sorted(p.name for p in samples.iterdir()) == names
+    lines = [json.loads(line) for line in (samples / names[0]).read_text("utf-8").splitlines()]
+    assert len(lines) == 3 and lines[0]["prompt"] == lines[1]["prompt"] != lines[2]["prompt"]
+    for line in lines:
+        assert line["score"] == line["reward_small"] + 0.5 * line["finished"]
+
+
+def test_the_policy_that_samples_is_the_one_that_learns(base, ran):
+    """The decoder, with its cache, and the training forward pass give one log-probability."""
+    train = records(base)
+    for first in (train[0], train[4], train[8]):
+        assert first["ratio_gap"] <= 1e-5 and first["sampler_gap"] <= 1e-5
+        assert first["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert train[1]["ratio_gap"] > 1e-3  # and then it moves
+
+
+def test_a_reward_that_fails_loses_nothing(base, ran, place, assert_same_run):
+    """The run names the sample and ends, at step 9. Mended, it goes on from the checkpoint of step
+    6, in the middle of an iteration: rows, advantages, numbers and the penalty's coefficient are
+    those it had, and the end is that of a run that never stopped, bit for bit."""
+    run = dataclasses.replace(base, name="broken")
+    (place / "broken").touch()
+    with pytest.raises(rewards.Failed, match=r"small', sample 0 of 8, (.*\n)*.*out of order") as at:
+        loop.run(run)
+    (place / "broken").unlink()
+    assert "prompt: '" in str(at.value) and "reward_failure.jsonl" in str(at.value)
+    assert checkpoint.steps(runs.folder(run) / "checkpoints") == [3, 6]
+    assert loop.run(run).val == ran.val
+    assert_same_run(base, run)
+    assert_same_samples(base, run)
+
+
+def assert_same_samples(one, other):
+    for file in (runs.folder(one) / "samples").iterdir():
+        assert file.read_bytes() == (runs.folder(other) / "samples" / file.name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [4, 5, 7])
+def test_stopped_and_resumed_is_the_same_run(base, ran, stopping, assert_same_run, steps):
+    """After an iteration, after its first and before its last minibatch."""
+    cut = dataclasses.replace(base, name=f"cut{steps}")
+    with stopping(15, steps):
+        assert loop.run(cut).step == steps
+    assert loop.run(cut).val == ran.val
+    assert_same_run(base, cut)
+    assert_same_samples(base, cut)
+
+
+# --- Generation ------------------------------------------------------------------------------
+
+
+def asked(rows, seq=8):
+    """`Prompts` of token lists; an empty one is filling."""
+    found = prompting.packed([np.array(row or [1]) for row in rows], seq)
+    there = np.array([len(row) > 0 for row in rows], np.int32)[:, None]
+    parts = (found.tokens * there, found.segments * there, found.positions)
+    return type(found)(*parts, np.where(there[:, 0], found.row, -1))
+
+
+@pytest.fixture(scope="module")
+def sampler(compiled):
+    """(model, weights with opinions, a function from prompts and key to Responses on the host)."""
+    model, objective = program.build(runs.Run(name="x", model=MODEL), Plan())
+    params = jax.jit(lambda: param.init(model.spec, jax.random.key(3)))()
+    params = jax.tree.map(lambda w: 2 * w, params)
+    make = generate.program(model, objective, max_new=6, stop=tuple(range(100, 140)))
+
+    def sample(prompts, key=(0, 1), temperature=0.7):
+        key = np.array(key, np.uint32)
+        return generate.Responses(*jax.device_get(make(params, {}, prompts, key, temperature)))
+
+    return model, params, sample
+
+
+ROWS = [[5, 6, 7], [9] * 8, [11], [], [5, 6, 7]]
+
+
+def test_a_row_is_its_prompt_its_response_and_its_end(sampler):
+    found = sampler[2](asked(ROWS))
+    for r, prompt in enumerate(ROWS):
+        p, n = len(prompt), int(found.segments[r].sum())
+        new = n - p
+        assert found.tokens[r, :p].tolist() == prompt and not found.tokens[r, n:].any()
+        assert found.segments[r].tolist() == [1] * n + [0] * (14 - n)
+        assert found.positions[r].tolist() == [*range(n)] + [0] * (14 - n)
+        assert np.flatnonzero(found.weight[r]).tolist() == [*range(p - 1, p - 1 + new)]
+        assert found.targets[r, :-1].tolist() == found.tokens[r, 1:].tolist()
+        said = found.targets[r][found.weight[r] > 0]
+        stops = (said >= 100) & (said < 140)
+        assert not stops[:-1].any() and found.finished[r] == stops[-1:].any()
+        assert new == 0 if not prompt else new == 6 or found.finished[r]
+        assert (found.behaviour[r] != 0).tolist() == (found.weight[r] > 0).tolist()
+    assert 0 < found.finished.sum() < 4
+    hot = sampler[2](asked(ROWS), temperature=5.0).tokens
+    assert hot[0].tolist() != hot[4].tolist()  # each row has its own key
+
+
+def test_the_log_probability_of_sampling_is_that_of_training(sampler):
+    """At the temperature of the rollout, and at no other."""
+    model, params, sample = sampler
+    found = sample(asked(ROWS))
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def log_p(params, rows, temperature):
+        x = likelihood.forward(model, params, rows).x
+        return likelihood.log_probs(model, params, x, rows.targets, Plan(), temperature)
+
+    def apart(temperature):
+        now = np.asarray(log_p(params, found, temperature))
+        return np.abs(np.where(found.weight > 0, now - found.behaviour, 0)).max()
+
+    assert apart(0.7) <= 2e-5
+    assert apart(1.0) > 0.1
+
+
+def test_a_response_does_not_depend_on_the_rows_around_it(sampler):
+    sample = sampler[2]
+    one, other = sample(asked(ROWS)), sample(asked([*ROWS[:2], [200], [201, 202], []]))
+    again = sample(asked(ROWS), key=(0, 2), temperature=5.0)
+    greedy = sample(asked(ROWS), temperature=0.0)
+    for name in generate.Responses._fields:
+        assert np.array_equal(getattr(one, name)[:2], getattr(other, name)[:2])
+    assert not np.array_equal(one.tokens, again.tokens)
+    assert np.array_equal(greedy.tokens[0], greedy.tokens[4]) and not greedy.behaviour.any()
