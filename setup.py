@@ -33,8 +33,9 @@ EXTRAS = {
     "parquet": ["pyarrow>=20"],
     "zstd": ["zstandard>=0.23"],
     "tiktoken": ["tiktoken>=0.9"],
-    # Live comparisons with transformers; install torch first.
-    "parity": ["torch>=2.6", "transformers>=5,<6"],
+    # Live comparisons with transformers and TRL; install torch first. TRL's losses are those of its
+    # version.
+    "parity": ["torch>=2.6", "transformers>=5,<6", "trl==1.16.*"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["parquet"],
