@@ -217,6 +217,13 @@ def feedback(args: Sequence[str]) -> int:
     return feedback.feedback(args)
 
 
+def adapter(args: Sequence[str]) -> int:
+    """jaxlm adapter export | import | merge ..."""
+    from jaxlm.commands import adapter
+
+    return adapter.adapter(args)
+
+
 def draw(args: Sequence[str]) -> int:
     """jaxlm plot RUN"""
     import pathlib
@@ -288,6 +295,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(plan, "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes, tokens"),
     "import": Command(import_, "import HF_DIR RUN", "a run directory from transformers' files"),
     "export": Command(export, "export RUN HF_DIR", "a trained model as transformers' files"),
+    "adapter": Command(adapter, "adapter export|import|merge ...", "LoRA as peft's files, merged"),
     "plot": Command(draw, "plot RUN", "draw the loss curves"),
 }
 

@@ -56,6 +56,32 @@ def load(
     Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
     without that of this step; ValueError if none is whole. The same of what adapters stand on.
     """
+    run, model, objective, plan, params, number = _found(folder, which, plan, warn)
+    if run.adapter is not None:
+        params = _joined(run, folder, objective, params, plan, warn)
+    return Saved(run, model, jax.block_until_ready(params), plan, number)
+
+
+def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
+    """What a run trained, as it is in its checkpoint: of a run with adapters, them alone. Raises:
+    as `load`."""
+    return _found(folder, which, None, warn).params
+
+
+class _Found(NamedTuple):
+    """A checkpoint's weights, and what they are of."""
+
+    run: Run
+    model: Model
+    objective: Objective
+    plan: Plan
+    params: param.Tree
+    step: int
+
+
+def _found(
+    folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
+) -> _Found:
     run = directory.load(folder)
     if plan is None:
         kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
@@ -80,9 +106,7 @@ def load(
     like = checkpoint.items(step.abstract(objective, tx, plan))
     found = checkpoint.read(place, number, {name: like[name]})[name]
     params = found if name == "params" else found.params
-    if run.adapter is not None:
-        params = _joined(run, folder, objective, params, plan, warn)
-    return Saved(run, model, jax.block_until_ready(params), plan, number)
+    return _Found(run, model, objective, plan, params, number)
 
 
 def _joined(
