@@ -27,11 +27,12 @@ PLAN = Plan(unroll=2)
 
 
 class Training(NamedTuple):
-    """How long a stage learns, from how much at a time, and how fast."""
+    """How long a stage learns, from how much at a time, how fast, and by which optimiser."""
 
     steps: int
     rows: int
     lr: float
+    optimiser: optim.Name = "adamw"
 
 
 class Stage(NamedTuple):
@@ -54,10 +55,11 @@ def model(world: World, embed: int) -> Model:
 
 
 def optimiser(objective: Objective, training: Training, updates: int = 1) -> optim.Transform:
-    """Adam, its rate falling in a line to a twentieth."""
+    """Adam or Muon without decay, the rate falling in a line to a fiftieth."""
     settings = optim.Optim(
-        lr=training.lr, schedule="linear", warmup=0, final=0.05, b2=0.999, weight_decay=0.0
-    )
+        name=training.optimiser, lr=training.lr, schedule="linear", warmup=0, final=0.02, b2=0.999,
+        weight_decay=0.0,
+    )  # fmt: skip
     return optim.build(settings, objective.spec, training.steps * updates, fp16=False)
 
 
@@ -74,19 +76,21 @@ def supervised(cfg: Any, built: Model, training: Training) -> Stage:
 
 
 class Rollouts(NamedTuple):
-    """Responses of an iteration, and how often they are learnt from."""
+    """How the responses of an iteration are judged and learnt from. group: responses to each prompt
+    that are judged together. every: iterations of one call of `learn`."""
 
-    group: int  # responses to each prompt that are judged together
+    group: int
     epochs: int
     minibatches: int
+    every: int
 
 
 def reinforced(
     module: ModuleType, cfg: Any, built: Model, world: World, training: Training, way: Rollouts
 ) -> Stage:
     """The Stage of ppo or grpo, `module` with its cfg: learn(state, reward table [prompts, N], key)
-    samples, judges and learns `training.steps` times. Its metrics are those of `judge`, and the
-    largest |log ratio| of each iteration's first step, [steps] each."""
+    samples, judges and learns `way.every` times of `training.steps` in all. Its metrics are those
+    of `judge`, and the largest |log ratio| of each iteration's first step, [every] each."""
     objective = module.build(cfg, built, PLAN)
     updates = way.epochs * way.minibatches
     tx = optimiser(objective, training, updates)
@@ -107,7 +111,7 @@ def reinforced(
         return state, told | {"ratio_gap": metrics["ratio_gap"][0]}
 
     def learn(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
-        keys = jax.random.split(key, training.steps)
+        keys = jax.random.split(key, way.every)
         return jax.lax.scan(lambda state, k: iteration(state, table, k), state, keys)
 
     return Stage(objective, _beginner(objective, tx), jax.jit(learn, donate_argnums=0))

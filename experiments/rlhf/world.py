@@ -77,7 +77,7 @@ class Listing(NamedTuple):
 def listing(world: World) -> Listing:
     """The completions of any prompt."""
     symbols, length = range(world.symbols), world.length
-    texts = [
+    texts: list[tuple[int, ...]] = [
         (*text, world.end) for n in range(length) for text in itertools.product(symbols, repeat=n)
     ]
     texts += itertools.product(symbols, repeat=length)
