@@ -1,11 +1,12 @@
 """A small decoder taught to follow written instructions, from Alpaca-style records.
 
-Reproduces: nothing published; that answers are learnt, their end included, and prompts are not.
+Five things to do with made-up words; `python configs/sft.py` writes the records anew.
+
+Reproduces: nothing published; that answers and their ends are learnt, for words never seen
 Command: jaxlm train configs/sft.py
-Data: configs/tasks.jsonl, written by `python configs/sft.py`: five things to do with made-up words
 Hardware: 2 CPU cores
-Time: TIME
-Expected: EXPECTED
+Time: 116 s of CPU time, so between 1 and 2 minutes; not yet timed on an idle machine
+Expected: 0.004 nats per answer token held out, 99.9 % of them right (one run)
 """
 
 import json
@@ -52,7 +53,7 @@ def config() -> Run:
     )
 
 
-def records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
+def _records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
     """The records of tasks.jsonl: words of two or three syllables, each with one task."""
     draw = random.Random(seed)
     for number in range(count):
@@ -64,4 +65,4 @@ def records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
 
 if __name__ == "__main__":
     with open("configs/tasks.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records())
+        file.writelines(json.dumps(record) + "\n" for record in _records())
