@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from jaxlm.core import param
+from jaxlm.data import prefer
 from jaxlm.data import prompts as prompting
 from jaxlm.data.prompts import Prompts
-from jaxlm.models import llama, score
+from jaxlm.models import gpt, llama
 from jaxlm.objectives import adapter, grpo, likelihood, ppo, reward
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
@@ -26,13 +29,12 @@ from jaxlm.train import (
     optim,
     program,
     rollout,
-    step,
 )
 from jaxlm.train import reward as rewards
 from jaxlm.train import run as runs
+from jaxlm.train import saved as saving
 
-MODEL = llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24, context=32)
-JUDGE = dataclasses.replace(MODEL, layers=1)
+MODEL = llama.Config(vocab=259, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
 REWARD = """
 import pathlib
 
@@ -51,7 +53,9 @@ def place(home):
     """A folder with 30 prompts of 1 to 5 characters, and a reward function."""
     folder = home / "rollout"
     folder.mkdir()
-    lines = [{"prompt": str(7**n % 10**5)[: 1 + n % 5] + "ab"[n % 2], "answer": n} for n in range(30)]
+    lines = [
+        {"prompt": str(7**n % 10**5)[: 1 + n % 5] + "ab"[n % 2], "answer": n} for n in range(30)
+    ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "mine.py").write_text(REWARD)
     return folder
@@ -247,3 +251,161 @@ def test_a_response_does_not_depend_on_the_rows_around_it(sampler):
         assert np.array_equal(getattr(one, name)[:2], getattr(other, name)[:2])
     assert not np.array_equal(one.tokens, again.tokens)
     assert np.array_equal(greedy.tokens[0], greedy.tokens[4]) and not greedy.behaviour.any()
+
+
+# --- What an iteration learns from -----------------------------------------------------------
+
+
+def collector(run):
+    """A run's collector, with prompts of its source; nothing is compiled."""
+    model, objective = program.training(run)
+    found = prompting.prepare(run.data)
+    made = episodes.phases(run, model, objective, (258,))
+    return collect._Collector(run, episodes.Player(run, made, found), found)
+
+
+def test_every_response_is_learnt_from_once_an_epoch(base):
+    made = collector(base)
+    rows = made.nothing().rows
+    rows = rows._replace(
+        tokens=np.arange(8)[:, None] + np.zeros((1, 14), np.int32),
+        segments=(np.arange(14) < 5).astype(np.int32) + np.zeros((8, 1), np.int32),
+    )
+    parts = [made.part(rows, 3, part).tokens for part in range(4)]
+    assert {p.shape for p in parts} == {(4, 14)}  # 14 < 16, the narrowest there is
+    epochs = [np.concatenate([p[:, 0] for p in parts[i : i + 2]]).tolist() for i in (0, 2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8)) and epochs[0] != epochs[1]
+    other = [made.part(rows, 4, part).tokens[:, 0].tolist() for part in range(2)]
+    assert other[0] + other[1] != epochs[0]
+
+
+def test_groups_that_scored_alike_are_replaced(base, monkeypatch):
+    """Dynamic sampling: of two rounds of four groups, those with different scores; what is missing
+    then is empty, and counts nowhere."""
+    run = dataclasses.replace(base, rollout=dataclasses.replace(base.rollout, resample=2))
+    made = collector(run)
+    scores = iter([[1, 1, 0, 1, 0, 0, 2, 1], [3, 3, 3, 3, 3, 3, 3, 3], [5, 5, 5, 4, 0, 0, 0, 0]])
+    seen = []
+
+    def play(self, state, prompts, key, temperature, rewards):
+        seen.append((prompts.row.tolist(), key.tolist()))
+        rows = made.nothing().rows
+        told = rows._replace(tokens=rows.tokens + len(seen), weight=rows.weight + 1)
+        ended = np.ones(8, bool)
+        score = np.array(next(scores), np.float32)
+        wide = (rows.behaviour,) * 3
+        responses = generate.Responses(*told[:6], ended)
+        return episodes.Episodes(responses, *wide, score, {"x": score}, prompts.row), {
+            "generate": 1
+        }
+
+    monkeypatch.setattr(episodes.Player, "play", play)
+    found, told, seconds = made._played(None, 2)
+    assert found.score.tolist() == [0, 1, 2, 1, 5, 4, 0, 0]
+    assert found.rows.tokens[:, 0].tolist() == [1, 1, 1, 1, 3, 3, 0, 0]
+    assert found.record[:6].tolist() == [*seen[0][0][2:4], *seen[0][0][6:], *seen[2][0][2:4]]
+    assert found.record[6:].tolist() == [-1, -1] and not found.rows.weight[6:].any()
+    assert (told["sampled"], told["used"], seconds["generate"]) == (24, 6, 3)
+    assert told["reward_x"] == np.mean([0, 1, 2, 1, 5, 4], dtype=np.float32)
+    assert len({tuple(key) for _, key in seen}) == 3 and seen[0][0] != seen[1][0]
+
+
+def saved(run, seed):
+    """A run directory with random weights, as if the run had ended."""
+    model, objective = program.build(run, Plan())
+    params = jax.jit(lambda: param.init(objective.spec, jax.random.key(seed)))()
+    folder = runs.folder(run)
+    folder.mkdir(parents=True)
+    directory.record(folder, run)
+    checkpoint.commit_weights(folder / "checkpoints", params, {"val": None})
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_eight_devices_adapters_and_a_reward_model(base, ran):
+    """GRPO with a reference under adapters and a frozen reward model, on data 2 x fsdp 2 x tensor 2
+    as on one device. The score is read at the last token of each text: as of the text alone."""
+    judge = dataclasses.replace(
+        base,
+        name="judge",
+        model=dataclasses.replace(MODEL, layers=2),
+        objective=reward.Config(),
+        data=prefer.Preferences(source=base.data.source),
+        rollout=None,
+    )
+    place = saved(judge, 5)
+    made = dataclasses.replace(base.rollout, rewards=("finished",), weights=())
+    run = dataclasses.replace(
+        base,
+        name="one",
+        start=str(runs.folder(base)),
+        objective=grpo.Config(beta=0.1, temperature=0.9),
+        adapter=adapter.Lora(rank=2),
+        rollout=dataclasses.replace(made, reward_model=place, reward_model_weight=2.0, resample=1),
+        steps=5,
+        eval_every=5,
+    )
+    eight = dataclasses.replace(run, name="eight", plan=Plan(data=2, fsdp=2, tensor=2))
+    results = [loop.run(r) for r in (run, eight)]
+    ours, theirs = (records(r) for r in (run, eight))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["ratio_gap"] <= 1e-5 or one["step"] % 4 != 1
+        for name in one.keys() - {"timing", "ratio_gap", "sampler_gap"}:
+            assert other[name] == pytest.approx(one[name], rel=2e-4, abs=2e-5), name
+    assert ours[0]["kl"] == pytest.approx(0, abs=1e-6) and ours[4]["kl"] != 0
+    assert results[1].val["reward"] == pytest.approx(results[0].val["reward"], abs=1e-4)
+
+    lines = (runs.folder(run) / "samples" / "00000001.jsonl").read_text("utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len({one["reward_model"] for one in found}) == 3
+    model, params = program.reward_model(run, Plan()), saving.load(pathlib.Path(place)).params
+    for one in found:
+        assert one["score"] == pytest.approx(2 * one["reward_model"] + one["finished"], abs=1e-6)
+        if "\ufffd" in one["response"]:
+            continue  # no longer the tokens that were sampled
+        text = [258, *one["prompt"].encode(), *one["response"].encode()]
+        text += [258] * one["finished"]
+        ids = np.array([text], np.int32)
+        at = At(np.ones_like(ids), np.arange(len(text))[None])
+        x = model.hidden(params, ids, at).x
+        assert one["reward_model"] == pytest.approx(float(x[0, -1] @ params["score"]), abs=1e-5)
+
+
+def problem(run):
+    with pytest.raises(ValueError) as caught:
+        runs.validate(run)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("samples", 0, "rollout.samples: 0 given; at least 1"),
+        ("minibatches", 3, "rollout.minibatches: 3 given, but data.batch=4 x rollout.samples=2"),
+        ("rewards", ("nowhere.py:f",), "rollout.rewards: .*no such file: nowhere.py"),
+        ("rewards", (), "rollout.rewards: none given, and rollout.reward_model=None"),
+        ("weights", (1.0,), "rollout.rewards: 1 weights given for 2 reward functions"),
+        ("reward_seconds", 0.0, "rollout.reward_seconds: 0.0 given"),
+        ("eval_temperature", -1.0, "rollout.eval_temperature: -1.0 given"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_field(base, field, value, message):
+    changed = dataclasses.replace(base.rollout, **{field: value})
+    assert re.search(message, problem(dataclasses.replace(base, rollout=changed)))
+
+
+def test_what_does_not_go_together_is_refused(base, tiny):
+    assert "rollout: None given with prompts" in problem(dataclasses.replace(base, rollout=None))
+    with_text = tiny(rollout=base.rollout)
+    assert "rollout: given with data of kind loader" in problem(with_text)
+    short = gpt.Config(vocab=259, embed=16, layers=1, heads=2, context=13)
+    told = problem(dataclasses.replace(base, model=short))
+    assert "rollout.max_new: 6 given, but with data.seq=8 a text has more than" in told
+    alone = dataclasses.replace(base.rollout, samples=1, minibatches=1)
+    group = dataclasses.replace(base, rollout=alone, objective=grpo.Config())
+    assert "rollout.samples: 1 given, but grpo compares" in problem(group)
+    wrong = dataclasses.replace(base.rollout, reward_model=str(runs.folder(base)))
+    with pytest.raises(ValueError, match=r"rollout\.reward_model: .*; a run with objective reward"):
+        runs.folder(base).mkdir(parents=True, exist_ok=True)
+        directory.record(runs.folder(base), base)
+        program.training(dataclasses.replace(base, rollout=wrong))
