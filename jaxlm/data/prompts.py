@@ -8,6 +8,7 @@ message at the end of `messages` is left out, so that records to imitate serve a
 other fields are the reward's business. Every prompt is tokenised once, by the template.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,7 +143,9 @@ def prepare(data: Prompts) -> examples.Split:
         if len(tokens) > data.seq:
             long.append(f"{record.origin} ({len(tokens)} tokens)")
             continue
-        key = records.key([tuple(message) for message in said])
+        # as conversations are split, so that a prompt is held out of both or of neither
+        first = itertools.takewhile(lambda message: message.role != "assistant", said)
+        key = records.key([tuple(message) for message in first])
         found = Asked(np.asarray(tokens, np.int32), text, record.value, record.origin)
         kept[source.split(key, data.holdout)].append(found)
     if long and data.long == "refuse":

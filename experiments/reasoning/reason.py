@@ -1,0 +1,304 @@
+"""Does a reward that is checked, and nothing else, teach a small model to add?
+
+    python experiments/reasoning/reason.py            minutes, on 2 cores
+    python experiments/reasoning/reason.py --quick    tiny, to see that it runs
+
+The task is a + b with one digit each: 100 prompts "3+4=", of which 80 are trained on and 20 are in
+no training at all. A model imitates records of which 65 % have a sum drawn at random, and so is
+right about 4 times in 10. Then GRPO: 8 responses to each of 16 prompts an iteration, 1 for the
+right answer, 0 for any other. Three ways:
+
+    answer      "7"
+    thought     "4567=7": count b up from a, last digits only, then the sum
+    permuted    as `answer`, but the record's answer is that of another prompt: a policy that learns
+                from its reward alone must follow it there, and away from the truth
+"""
+
+import argparse
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import pathlib
+import random
+import time
+from typing import Any, NamedTuple
+
+from jaxlm import launch
+
+HERE = pathlib.Path(__file__).parent
+WAYS = ("answer", "thought", "permuted")
+NOISE, HELD = 0.65, 20
+
+
+class Size(NamedTuple):
+    """One scale of the experiment."""
+
+    seeds: int
+    imitate: int
+    learn: int
+    samples: int
+
+
+FULL = Size(3, 400, 200, 32)
+QUICK = Size(2, 8, 4, 4)
+
+
+def main() -> None:
+    """Run every way and seed, and print the table."""
+    parser = argparse.ArgumentParser(description="GRPO with a checked reward, on sums.")
+    parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
+    parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
+    parser.add_argument("--record", action="store_true", help="keep the results beside this file")
+    args = parser.parse_args()
+    launch.prepare()
+    size = QUICK if args.quick else FULL
+    out = args.out or pathlib.Path("runs") / f"reasoning{'_quick' if args.quick else ''}"
+    begun = time.perf_counter()
+    results = experiment(size, out)
+    results["seconds"] = round(time.perf_counter() - begun)
+    for folder in (out, HERE) if args.record else (out,):
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        (folder / "results.md").write_text(table(results), "utf-8")
+        draw(results, folder / "results.png")
+    print("\n" + table(results))
+
+
+def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
+    """Every number of the experiment, JSON-ready. Two processes, a core each."""
+    context = multiprocessing.get_context("spawn")
+    jobs = [(way, seed) for seed in range(size.seeds) for way in WAYS]
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        running = {job: pool.submit(one, size, str(out), *job) for job in jobs}
+        found = {job: task.result() for job, task in running.items()}
+    return {way: [found[way, seed] for seed in range(size.seeds)] for way in WAYS}
+
+
+# --- The task --------------------------------------------------------------------------------
+
+
+class Sum(NamedTuple):
+    """a + b, and the answer that is rewarded."""
+
+    a: int
+    b: int
+    answer: int
+
+    @property
+    def prompt(self) -> str:
+        """How it is asked."""
+        return f"{self.a}+{self.b}="
+
+
+def sums(seed: int, permuted: bool) -> tuple[list[Sum], list[Sum]]:
+    """(80 to train on, 20 that are in no training). permuted: prompts with the same a exchange
+    their answers, so that what is rewarded is among what the policy does at first, and is right
+    for no prompt but by chance."""
+    draw = random.Random(seed)
+    found = []
+    for a in range(10):
+        others = list(range(10))
+        if permuted:
+            draw.shuffle(others)
+        found += [Sum(a, b, a + c) for b, c in enumerate(others)]
+    draw.shuffle(found)
+    return found[HELD:], found[:HELD]
+
+
+def response(a: int, c: int, thought: bool) -> str:
+    """The answer a + c, after counting c up from a where there is a thought."""
+    return ("".join(str((a + i) % 10) for i in range(1, c + 1)) + "=" if thought else "") + str(
+        a + c
+    )
+
+
+def imitated(asked: list[Sum], seed: int, thought: bool, count: int = 4000) -> list[dict[str, str]]:
+    """Records to imitate: a share NOISE of them adds another number than b."""
+    draw = random.Random(1000 + seed)
+    found = []
+    for number in range(count):
+        s = asked[number % len(asked)]
+        c = draw.randrange(10) if draw.random() < NOISE else s.b
+        found.append({"prompt": s.prompt, "completion": response(s.a, c, thought)})
+    return found
+
+
+# --- One way, one seed -----------------------------------------------------------------------
+
+
+def one(size: Size, out: str, way: str, seed: int) -> dict[str, Any]:
+    """What is right before and after, on sums trained on and on others, and on the way."""
+    from jaxlm.data.chat import Chats
+    from jaxlm.data.prompts import Prompts
+    from jaxlm.models import llama
+    from jaxlm.objectives import grpo, sft
+    from jaxlm.train import loop, metrics
+    from jaxlm.train.optim import Optim
+    from jaxlm.train.rollout import Rollout
+    from jaxlm.train.run import Checkpoint, Run
+
+    thought = way == "thought"
+    asked, held = sums(seed, way == "permuted")
+    folder = pathlib.Path(out) / "data" / f"{way}{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "imitate.jsonl", imitated(asked, seed, thought))
+    write(folder / "ask.jsonl", [{"prompt": s.prompt, "answer": s.answer} for s in asked])
+    model = llama.Config(
+        vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=176, qk_norm=True
+    )
+    imitation = Run(
+        name=f"imitate_{way}{seed}",
+        out=out,
+        model=model,
+        objective=sft.Config(),
+        data=Chats(
+            source=str(folder / "imitate.jsonl"), seq=32, batch=64, packing="single", holdout=0.0,
+            seed=seed,
+        ),
+        optim=Optim(lr=3e-3, warmup=size.imitate // 10),
+        steps=size.imitate,
+        seed=seed,
+        eval_every=None,
+        checkpoint=Checkpoint(every=size.imitate),
+    )  # fmt: skip
+    loop.run(imitation)
+    start = str(pathlib.Path(out) / imitation.name)
+    learning = Run(
+        name=f"learn_{way}{seed}",
+        out=out,
+        model=model,
+        start=start,
+        objective=grpo.Config(clip_high=0.28),
+        data=Prompts(source=str(folder / "ask.jsonl"), seq=8, batch=16, holdout=0.0, seed=seed),
+        rollout=Rollout(samples=8, max_new=16, rewards=("number",), save=16, save_every=50),
+        optim=Optim(lr=1e-3, warmup=size.learn // 20, weight_decay=0.0),
+        steps=size.learn,
+        seed=seed,
+        log_every=1,
+        eval_every=None,
+        checkpoint=Checkpoint(every=size.learn),
+    )
+    loop.run(learning)
+    run = pathlib.Path(out) / learning.name
+    seen = [r for r in metrics.records(run / metrics.FILE) if r["split"] == "train"]
+    keys = ("score", "length", "entropy", "ratio_gap", "sampler_gap")
+    found = {"curve": [round(r["score"], 4) for r in seen], "last": {k: seen[-1][k] for k in keys}}
+    found["gap"] = max(r["sampler_gap"] for r in seen)
+    found["seconds"] = {
+        k: sum(r["timing"].get(k, 0) for r in seen) for k in ("generate_seconds", "learn_seconds")
+    }
+    for name, where in (("before", start), ("after", str(run))):
+        for part, those in (("trained", asked), ("held", held)):
+            found[f"{name}_{part}"] = tried(where, those, thought, size.samples, seed)
+    return found
+
+
+def write(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
+    """Write records, one a line."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+
+
+def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -> dict[str, float]:
+    """Of `times` responses sampled to each prompt: the share whose last number is the true sum; is
+    the answer that was rewarded; the share whose thought is that of its answer."""
+    import jax
+    import numpy as np
+
+    from jaxlm import objectives
+    from jaxlm.data import prompts, template, tokenizers
+    from jaxlm.train import generate, reward, saved
+
+    found = saved.load(pathlib.Path(folder))
+    tokenizer = tokenizers.load("bytes")
+    layout = template.load("plain", "bytes")
+    tokens = [
+        template.prompt(layout, tokenizer, [template.Message("user", s.prompt)]) for s in asked
+    ]
+    batch = generate.repeated(prompts.packed(tokens, 8), times)
+    objective = objectives.build(found.run.objective, found.model, found.plan)
+    run = generate.program(
+        found.model, objective, max_new=16, stop=template.stops(layout, tokenizer)
+    )
+    key = np.asarray(jax.random.key_data(jax.random.key(10_000 + seed)))
+    made = jax.device_get(run(found.params, {}, batch, key, 1.0))
+    said = [tokenizer.decode(row[w > 0]) for row, w in zip(made.targets, made.weight, strict=True)]
+    each = [s for s in asked for _ in range(times)]
+    right = {"true": lambda s: s.a + s.b, "rewarded": lambda s: s.answer}
+    told = {}
+    for name, answer in right.items():
+        samples = [
+            reward.Sample(s.prompt, text, {"answer": answer(s)}, True)
+            for s, text in zip(each, said, strict=True)
+        ]
+        told[name] = float(np.mean(reward.number(samples)))
+    counted = [
+        text == response(s.a, int(text.rpartition("=")[2]) - s.a, True)
+        for s, text in zip(each, said, strict=True)
+        if thought and text.rpartition("=")[2].isdigit()
+    ]
+    told["counted"] = sum(counted) / len(said)
+    return told
+
+
+# --- Results ---------------------------------------------------------------------------------
+
+ROWS = {
+    "trained, true": ("trained", "true"),
+    "held out, true": ("held", "true"),
+    "trained, as rewarded": ("trained", "rewarded"),
+}
+
+
+def interval(values: list[float]) -> str:
+    """The mean and its 95 % interval by Student's t."""
+    from scipy import stats
+
+    n = len(values)
+    mean = sum(values) / n
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return f"{mean:.3f} ± {stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n):.3f}"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    heads = [f"{way}: {when}" for way in WAYS for when in ("before", "after")]
+    lines = ["| sampled accuracy | " + " | ".join(heads) + " |"]
+    lines.append("|---" * (len(heads) + 1) + "|")
+    for name, (part, which) in ROWS.items():
+        cells = [
+            interval([one_[f"{when}_{part}"][which] for one_ in results[way]])
+            for way in WAYS
+            for when in ("before", "after")
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    counted = [
+        interval([one_[f"{when}_{part}"]["counted"] for one_ in results["thought"]])
+        for part in ("trained", "held")
+        for when in ("before", "after")
+    ]
+    lines += ["", "Thoughts that count up to their answer: trained on, before and after, "]
+    lines[-1] += f"{counted[0]} and {counted[1]}; held out, {counted[2]} and {counted[3]}."
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+    """A picture: the reward of every run as it learns."""
+    from matplotlib import figure
+
+    picture = figure.Figure(figsize=(7, 4), layout="constrained")
+    panel = picture.subplots()
+    for way, color in zip(WAYS, ("C0", "C1", "C3"), strict=True):
+        for number, one_ in enumerate(results[way]):
+            smooth = [
+                sum(part) / len(part)
+                for i in range(len(one_["curve"]))
+                for part in [one_["curve"][max(0, i - 4) : i + 1]]
+            ]
+            panel.plot(smooth, color=color, linewidth=1, label=None if number else way)
+    panel.set(xlabel="iteration", ylabel="share of responses rewarded", ylim=(0, 1))
+    panel.legend()
+    picture.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
