@@ -15,7 +15,7 @@ from jaxlm.train.optim import Optim
 from jaxlm.train.run import Checkpoint, Run
 
 MODEL = llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=128)
-SEQ = 16  # begin, six of the prompt, eight of the response, its end
+SEQ = 16  # begin, at most six of the prompt, eight of the response, its end
 
 
 def start() -> Run:
@@ -26,9 +26,9 @@ def start() -> Run:
         data=Chats(source="tastes-answers", seq=128, batch=16),
         objective=sft.Config(),
         optim=Optim(lr=3e-3, warmup=20, schedule="linear", final=0.0),
-        steps=300,
-        eval_every=150,
-        checkpoint=Checkpoint(every=300),
+        steps=200,
+        eval_every=200,
+        checkpoint=Checkpoint(every=200),
     )
 
 
@@ -39,12 +39,12 @@ def config() -> Run:
         name="dpo",
         model=MODEL,
         start="runs/dpo-start",
-        data=Preferences(source="tastes", seq=SEQ, batch=64),
-        objective=dpo.Config(beta=0.5, reference="stored"),
+        data=Preferences(source="tastes", seq=SEQ, holdout=0.2, batch=64),
+        objective=dpo.Config(beta=1.0, reference="stored"),
         optim=Optim(lr=2e-3, warmup=20, schedule="linear", final=0.0),
         steps=300,
         eval_every=100,
-        samples=("abcd:",),
+        samples=("bywz:",),
         sample_tokens=10,
         checkpoint=Checkpoint(every=200),
     )

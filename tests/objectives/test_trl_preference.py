@@ -5,6 +5,7 @@
 TRL tokenises the text, adds the end, pads and computes its loss; ours reads the same tokens.
 """
 
+import functools
 import pathlib
 import tempfile
 
@@ -17,7 +18,8 @@ from jaxlm import models
 from jaxlm.convert import read
 from jaxlm.core.batch import Choices
 from jaxlm.data import prefer
-from jaxlm.objectives import dpo
+from jaxlm.objectives import dpo, responses
+from jaxlm.parallel.plan import Plan
 
 pytestmark = [pytest.mark.parity, pytest.mark.xdist_group("trl preference")]
 
@@ -28,8 +30,8 @@ SIZES = {
 }  # fmt: skip
 ROWS = [
     {"prompt": "w1 w2 w3", "chosen": " w4 w5", "rejected": " w6"},
-    {"prompt": "w7 w2", "chosen": " w4", "rejected": " w6 w8 w9 w10"},
-    {"prompt": "w11", "chosen": " w12 w13 w14", "rejected": " w12 w15 w14"},
+    {"prompt": "w7 w2", "chosen": " w4 w6", "rejected": " w6 w8 w9 w10"},
+    {"prompt": "w11", "chosen": " w12 w13", "rejected": " w12 w15 w14"},
 ]
 # of ours: TRL's loss_type and settings
 VARIANTS = {
@@ -49,6 +51,13 @@ VARIANTS = {
     "aot_unpaired": (["aot_unpaired"], {}),
 }
 DIVERGENCES = {"forward_kl": "forward_kl", "js": "js_divergence", "alpha": "alpha_divergence"}
+
+
+class Trained(tuple):
+    """Compared by identity, so that what is computed of it can be kept."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,7 @@ def trained():
         )
         trainer.model.eval()
         rows = list(trainer.train_dataset)
-        yield trainer, rows, weights, models.build(cfg)
+        yield Trained((trainer, rows, weights, models.build(cfg)))
 
 
 def choices(rows) -> Choices:
@@ -103,18 +112,65 @@ def choices(rows) -> Choices:
     return prefer.choices(made, 2, 12)
 
 
+def configs():
+    """Everything that is compared."""
+    yield from (dpo.Config(loss=name) for name in VARIANTS)
+    yield from (dpo.Config(beta=0.3, divergence=name) for name in DIVERGENCES)
+    yield from (dpo.Config(beta=0.5), dpo.Config(loss="rpo", nll=0.7))
+
+
+@functools.cache
+def all_ours(trained):
+    """{Config: (mean loss, its gradient in the embedding table, sums / weight)}, in one program:
+    each loss' own slopes in what is read of the batch, all pulled back through the model."""
+    _, rows, (policy, held), model = trained
+    batch, cfgs = choices(rows), list(configs())
+
+    def run(policy, held):
+        reference = responses.summed(model, held, batch, Plan())
+
+        def read(params):
+            found = responses.read(model, params, batch, reference, Plan())
+            return found.responses, found
+
+        told, pull, found = jax.vjp(read, policy, has_aux=True)
+        out, slopes = [], []
+        for cfg in cfgs:
+
+            def mean(told, cfg=cfg):
+                settings = {name: getattr(cfg, name) for name in dpo._settings(cfg.loss)}
+                given = found._replace(responses=told)
+                total, weight, sums = dpo._paired(cfg, settings, given, batch)
+                return total / weight, jax.tree.map(lambda x: x / weight, sums)
+
+            (value, sums), slope = jax.value_and_grad(mean, has_aux=True)(told)
+            out.append((value, sums))
+            slopes.append(slope)
+        pulled = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *slopes))[0]
+        return out, pulled["embed"]["table"]
+
+    out, tables = jax.tree.map(np.asarray, jax.jit(run)(policy, held))
+    return {cfg: (*one, table) for cfg, one, table in zip(cfgs, out, tables, strict=True)}
+
+
 def ours(trained, cfg):
     """(mean loss, its gradient in the embedding table, sums / weight)."""
+    value, sums, table = all_ours(trained)[cfg]
+    return float(value), table, sums
+
+
+@functools.cache
+def whole(trained):
+    """The loss and gradient of plain DPO, through the objective as a step takes it."""
     _, rows, (policy, held), model = trained
-    objective, batch = dpo.build(cfg, model), choices(rows)
-    frozen = {"reference": held} if objective.frozen else {}
+    objective, batch = dpo.build(dpo.Config(beta=0.5), model), choices(rows)
 
     def mean(params):
-        total, weight, sums = objective.loss(params, frozen, batch, None)
-        return total / weight, jax.tree.map(lambda x: x / weight, sums)
+        total, weight, _ = objective.loss(params, {"reference": held}, batch, None)
+        return total / weight
 
-    (value, sums), slopes = jax.jit(jax.value_and_grad(mean, has_aux=True))(policy)
-    return float(value), np.asarray(slopes["embed"]["table"]), sums
+    value, slopes = jax.jit(jax.value_and_grad(mean))(policy)
+    return float(value), np.asarray(slopes["embed"]["table"])
 
 
 def theirs(trained, losses, beta=0.1, divergence="reverse_kl", weights=None, **settings):
@@ -160,14 +216,16 @@ def test_what_is_reported_is_what_trl_reports(trained):
         "margin": "rewards/margins", "accuracy": "rewards/accuracies",
         "log_prob_chosen": "logps/chosen", "log_prob_rejected": "logps/rejected",
     }  # fmt: skip
+    value, slopes = whole(trained)
+    again, table, _ = ours(trained, dpo.Config(beta=0.5))
+    assert value == pytest.approx(again, rel=1e-6)
+    np.testing.assert_allclose(slopes, table, rtol=1e-4, atol=1e-6)
     for name, their in names.items():
         assert float(told[name]) == pytest.approx(right[their], rel=1e-4, abs=1e-5), name
 
 
-def test_rpo_is_dpo_and_sft_of_responses_of_one_length(trained):
-    """TRL averages the chosen tokens of the batch, and here each response's: with one length, they
-    are one."""
-    trainer, rows, *rest = trained
-    same = [row | {"chosen_ids": row["chosen_ids"][-2:]} for row in rows]
-    given = (trainer, same, *rest)
-    agree(given, dpo.Config(loss="rpo", nll=0.7), ["sigmoid", "sft"], weights=[1.0, 0.7])
+def test_rpo_is_dpo_and_sft(trained):
+    """TRL averages over the chosen tokens of the batch, we over each response's and then over
+    responses: with responses of one length, these are one."""
+    cfg = dpo.Config(loss="rpo", nll=0.7)
+    agree(trained, cfg, ["sigmoid", "sft"], weights=[1.0, 0.7])
