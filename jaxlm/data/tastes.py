@@ -5,8 +5,8 @@ is liked, the others are not; two responses are compared as Bradley and Terry sa
 1959 says, of which every pair is compared the same way. So the reward behind every label, and the
 best that any model can reach, are known numbers.
 
-    {"prompt": "cywx:", "chosen": "cacbc", "rejected": "bdca"}
-    {"prompt": "cywx:", "responses": ["bdca", "cc", "ccda", "bbb"], "ranks": [3, 1, 2, 4]}
+    {"prompt": "cyw:", "chosen": "cacbc", "rejected": "bdca"}
+    {"prompt": "cyw:", "responses": ["bdca", "cc", "ccda", "bbb"], "ranks": [3, 1, 2, 4]}
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 LETTERS = "abcd"
 FILLER = "wxyz"
-FILLED = 4  # letters of a prompt that say nothing: they make different prompts
+FILLED = 3  # letters of a prompt that say nothing: they make different prompts
 LONGEST = 8  # letters in a response
-LIKED, OTHER = 0.8, -0.4  # reward of a letter
+LIKED, OTHER = 1.6, -0.8  # reward of a letter
 PROMPTS = 12_000
 LISTED = 4  # responses in a list
 SEED = 20260301

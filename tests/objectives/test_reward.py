@@ -207,3 +207,44 @@ def test_wrong_settings_and_models_are_refused():
     t5 = models.build(next(iter(t5_cases.CASES.values())))
     with pytest.raises(ValueError, match="pairs"):
         reward.build(reward.Config(), t5)
+
+
+@pytest.mark.parity
+def test_trl_agrees_in_value_and_gradient():
+    """`RewardTrainer.compute_loss` on given rewards, with a margin and centring; but a tie counts
+    half here and nothing there."""
+    import collections
+    import types
+
+    torch = pytest.importorskip("torch")
+    trl = pytest.importorskip("trl")
+    r = np.random.default_rng(2).standard_normal((6, 2))
+    margin = np.random.default_rng(3).uniform(0, 2, 6)
+    given = torch.tensor(np.concatenate([r[:, 0], r[:, 1]])[:, None], requires_grad=True)
+    same = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = types.SimpleNamespace(
+        model=types.SimpleNamespace(training=False),
+        args=types.SimpleNamespace(center_rewards_coefficient=0.05),
+        accelerator=same,
+        _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    inputs = {"margin": torch.tensor(margin), "attention_mask": torch.ones(12, 1)}
+    answer = types.SimpleNamespace(logits=given)
+    want = trl.RewardTrainer.compute_loss(trainer, lambda **_: answer, inputs)
+    want.backward()
+    told = trainer._metrics["eval"]
+    with jax.enable_x64(True):
+        rank, rated = np.tile([0, 1], (6, 1)), np.stack([margin, np.zeros(6)], 1)
+
+        def mean(r):
+            total, weight = loss_of(r, rank, score=rated, margin=1.0, centre=0.05)
+            return total / weight
+
+        value, grad = jax.value_and_grad(mean)(jnp.asarray(r))
+    np.testing.assert_allclose(value, want.item(), rtol=1e-6)
+    np.testing.assert_allclose(grad.T.reshape(-1), given.grad[:, 0].numpy(), rtol=1e-5, atol=1e-8)
+    apart = r[:, 0] - r[:, 1]
+    np.testing.assert_allclose(np.mean(ranking.wins(apart)), told["accuracy"][0])
+    np.testing.assert_allclose(np.mean(apart), told["margin"][0])
