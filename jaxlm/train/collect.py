@@ -96,7 +96,8 @@ class _Collector:
             spent = {}
             if part == 0:
                 jax.block_until_ready(state.step)  # so that no phase is billed for the step before
-            learnt = time.perf_counter() - self.clock
+            # the first step of a process compiles, which is not learning
+            learnt = time.perf_counter() - self.clock if number > step + 2 else 0.0
             if part == 0:
                 at, spent = self.collect(state, iteration, at.coefficient)
             batch = place.batch(self.run.plan, self.part(at.rows, iteration, part))

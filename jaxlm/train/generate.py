@@ -3,8 +3,8 @@
 What is learnt from them (rewards, a teacher's distributions, ...) is its reader's business.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Prompts
+from jaxlm.data.prompts import packed
 from jaxlm.decode import loop, sample
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
@@ -66,6 +67,35 @@ def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int
         return joined(prompts, out)
 
     return jax.jit(generate)
+
+
+def respond(
+    model: Model,
+    params: param.Tree,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 1,
+    max_new: int = 64,
+    temperature: float = 1.0,
+    stop: tuple[int, ...] = (),
+    seed: int = 0,
+) -> Responses:
+    """Responses (numpy) to prompts given as token ids, `samples` to each in consecutive rows.
+
+    params: as `saved.load` gives them. A call compiles: to sample again and again from weights that
+    change, keep what `program` returns.
+
+    Raises: ValueError for an empty prompt.
+    """
+    run = program(model, Objective(model.spec, _no_loss), max_new=max_new, stop=stop)
+    longest = max(len(p) for p in prompts)
+    rows = packed([np.asarray(p, np.int32) for p in prompts], longest)
+    key = np.random.SeedSequence((seed,)).generate_state(2)
+    return Responses(*jax.device_get(run(params, {}, repeated(rows, samples), key, temperature)))
+
+
+def _no_loss(params: param.Tree, frozen: param.Tree, batch: Any, key: jax.Array | None) -> Any:
+    raise AssertionError("nothing is learnt here")
 
 
 def _rows(

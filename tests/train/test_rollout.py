@@ -224,6 +224,20 @@ def test_a_row_is_its_prompt_its_response_and_its_end(sampler):
     assert hot[0].tolist() != hot[4].tolist()  # each row has its own key
 
 
+def test_responses_in_a_line(sampler):
+    model, params, _ = sampler
+    found = generate.respond(model, params, [[5, 6, 7], [11]], samples=2, max_new=3, stop=(4,))
+    assert found.tokens.shape == (4, 6) and found.tokens[:2, :3].tolist() == [[5, 6, 7]] * 2
+    assert (found.weight.sum(axis=1) <= 3).all() and (found.weight[:, 0] > 0).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
+        generate.respond(model, params, [[5], []])
+
+
 def test_the_log_probability_of_sampling_is_that_of_training(sampler):
     """At the temperature of the rollout, and at no other."""
     model, params, sample = sampler

@@ -1,0 +1,55 @@
+"""Proximal policy optimisation with a value head and a penalty, after a start from bad examples.
+
+Reproduces: nothing published; the loop of generating, scoring and learning, reward against penalty.
+Commands, in this order:
+    jaxlm train configs/grpo.py:start     the start that configs/grpo.py has too
+    jaxlm train configs/ppo.py            the value head reads the policy's last layer (or :own, a
+                                          critic of its own; :adaptive, a penalty with a target)
+Data: configs/turned.jsonl, written by `python configs/grpo.py`
+Hardware: 2 CPU cores
+Time: TIME
+Expected: EXPECTED
+"""
+
+import dataclasses
+
+from jaxlm.data.prompts import Prompts
+from jaxlm.models import llama
+from jaxlm.objectives import ppo
+from jaxlm.train.optim import Optim
+from jaxlm.train.rollout import Rollout
+from jaxlm.train.run import Checkpoint, Run
+
+
+def config() -> Run:
+    """128 responses an iteration, learnt from twice, in two parts."""
+    return Run(
+        name="turned-ppo",
+        model=llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=192),
+        start="runs/turned-sft",
+        objective=ppo.Config(kl=ppo.Fixed(coefficient=0.02), unfinished=-1.0),
+        data=Prompts(source="configs/turned.jsonl", seq=8, batch=128, holdout=0.1),
+        rollout=Rollout(samples=1, max_new=8, rewards=("exact",), epochs=2, minibatches=2),
+        optim=Optim(lr=1e-3, warmup=20, schedule="linear", final=0.1),
+        steps=400,
+        eval_every=200,
+        checkpoint=Checkpoint(every=200),
+    )
+
+
+def own() -> Run:
+    """A critic of its own, which begins from random weights."""
+    return _changed("own", critic="own")
+
+
+def adaptive() -> Run:
+    """The penalty's coefficient is steered to 1 nat of a response."""
+    return _changed("adaptive", kl=ppo.Adaptive(coefficient=0.02, target=1.0, horizon=2000.0))
+
+
+def _changed(name: str, critic: str = "shared", kl: ppo.Fixed | ppo.Adaptive | None = None) -> Run:
+    run = config()
+    assert isinstance(run.objective, ppo.Config)
+    kept = run.objective.kl if kl is None else kl
+    objective = dataclasses.replace(run.objective, critic=critic, kl=kept)
+    return dataclasses.replace(run, name=f"turned-ppo-{name}", objective=objective)
