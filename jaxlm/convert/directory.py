@@ -88,7 +88,8 @@ def export_run(
     with_tokenizer: bool = True,
     which: saved.Which = "last",
 ) -> str:
-    """Write a run directory as a checkpoint that transformers loads; the model_type it is.
+    """Write a run directory as a checkpoint that transformers loads; the model_type it is. A run on
+    conversations brings their template and the ends of its turns.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
     architecture can say, before the weights are read, and for a tokenizer without a file there.
@@ -103,9 +104,16 @@ def export_run(
         written = template.load(run.data.template, run.data.tokenizer)
         pad = classify.pad(tokenizers.load(run.data.tokenizer), written, run.model.vocab)
         record = classify.config(kind, record, pad)
+    layout = None
+    if with_tokenizer and not isinstance(run.data, loader.Data):
+        layout = template.load(run.data.template, run.data.tokenizer)
+        ends = template.stops(layout, tokenizers.load(run.data.tokenizer))
+        generation = generation | {"eos_token_id": list(ends)}
     with atomic.folder(target) as folder:
         if with_tokenizer:
             tokenizer.give(run.data.tokenizer, folder)
+        if layout is not None:
+            io.write(folder / "chat_template.jinja", template.portable(layout))
         found = saved.load(source, which)
         write.weights(folder, kind, run.model, found.params, dtype, shard_bytes)
         write.configs(folder, record, generation, dtype)

@@ -194,10 +194,11 @@ def read(data: Chats, made: template.Template) -> Iterator[Conversation]:
 def encode(
     one: Conversation, made: template.Template, tokenizer: interface.Tokenizer, learn: Learn
 ) -> Example | None:
-    """A conversation as tokens, up to the last answer that is learnt; None if none is, or if its
-    last one is empty. Raises: ValueError naming the conversation that the template refuses."""
-    wanted = [i for i, learnt in enumerate(one.learnt) if learnt]
-    if not wanted or not one.messages[wanted[-1]].text.strip():
+    """A conversation as tokens, up to the last answer that is learnt; None if none is. Answers
+    without text are not. Raises: ValueError naming the conversation that the template refuses."""
+    said = zip(one.messages, one.learnt, strict=True)
+    wanted = [i for i, (message, learnt) in enumerate(said) if learnt and message.text.strip()]
+    if not wanted:
         return None
     messages = one.messages[: wanted[-1] + 1]
     try:

@@ -155,6 +155,13 @@ def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...
     return tuple(dict.fromkeys((last, tokenizer.special["eos"])))
 
 
+def portable(template: Template) -> str:
+    """The Jinja source as transformers runs it, which has no `begin`."""
+    if template.name not in turns.LAYOUTS:
+        return template.source
+    return "{%- set begin = bos_token if bos_token else eos_token -%}" + template.source
+
+
 # --- Rendered text and its parts -------------------------------------------------------------
 
 

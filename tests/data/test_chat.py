@@ -153,6 +153,14 @@ def test_single_rows_hold_the_same_conversations_and_rows_can_be_pickled(tmp_pat
     assert whole["best_fit"] == whole["single"] and len(whole["single"]) == 40
 
 
+def test_answers_of_no_text_are_not_learnt():
+    said = [Message(*m) for m in ((U, "a"), (A, ""), (U, "b"), (A, "c"), (U, "d"), (A, " "))]
+    one = conversations.Conversation(tuple(said), (False, True) * 3, "f:1")
+    found = chat.encode(one, PLAIN, BYTES, "all")
+    assert found.tokens.tolist() == [257, *b"a", 258, *b"bc", 258]
+    assert found.tokens[found.learnt].tolist() == [*b"c", 258]
+
+
 def example(prompt, answer, earlier=0):
     """begin, an earlier answer of so many tokens, the prompt, the last answer."""
     parts = [(1, False), (earlier, True), (prompt, False), (answer, True)]

@@ -179,29 +179,85 @@ def test_wrong_names_roles_and_tokenizers_are_named():
 @pytest.mark.parity
 def test_ids_and_masks_are_those_of_transformers(folders, tmp_path):
     """apply_chat_template of the same files: ids, and its mask of {% generation %} blocks."""
+    tokenizers.save(tokenizers.load(folders["byte_bpe"]), str(tmp_path / "t"))
+    (tmp_path / "t" / "chat_template.jinja").write_text(GENERATION)
+    ends = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    compare(tmp_path / "t", ends, [talk(seed) for seed in range(20)])
+
+
+LLAMA = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}
+{{- '[INST] ' + m['content'] + ' [/INST]' }}{% else %}
+{%- generation %}{{ ' ' + m['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("space", ["first", "always", "normalizer"])
+def test_the_space_before_a_text_is_where_transformers_has_it(tmp_path, space):
+    """LLaMA's kinds put a space before every text: some behind each special token too, none where
+    a text only goes on."""
+    import tokenizers as hf
+
+    t = hf.Tokenizer(hf.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if space == "normalizer":
+        parts = [hf.normalizers.Prepend("\u2581"), hf.normalizers.Replace(" ", "\u2581")]
+        t.normalizer = hf.normalizers.Sequence(parts)
+    else:
+        t.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme=space, split=False)
+    spelled = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *spelled]
+    )
+    t.train_from_iterator(TEXTS[0].split() + TEXTS, trainer)
+    rules = json.loads(t.to_str())
+    rules["added_tokens"] = rules["added_tokens"][:3]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    (tmp_path / "chat_template.jinja").write_text(LLAMA)
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    compare(tmp_path, ends, [talk(seed, system=False) for seed in range(20)])
+
+
+def compare(folder, ends, talks):
     import transformers
 
-    for kind in ("byte_bpe",):
-        tokenizers.save(tokenizers.load(folders[kind]), str(tmp_path / kind))
-        folder = tmp_path / kind
-        (folder / "chat_template.jinja").write_text(GENERATION)
-        ends = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
-        ends["tokenizer_class"] = "PreTrainedTokenizerFast"
-        (folder / "tokenizer_config.json").write_text(json.dumps(ends))
+    record = ends | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+    ours = tokenizers.load(str(folder))
+    made = template.load("tokenizer", str(folder))
+    for said in talks:
+        # transformers takes typed special tokens for real ones
+        said = [m._replace(text=m.text.replace("<|im_end|>", "").replace("</s>", "")) for m in said]
+        said = [m._replace(text=m.text or "x") for m in said]
+        messages = [{"role": m.role, "content": m.text} for m in said]
+        wanted = theirs.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        found = template.encode(made, ours, said)
+        assert found.tokens.tolist() == wanted["input_ids"]
+        assert found.answer.astype(int).tolist() == wanted["assistant_masks"]
+        asked = theirs.apply_chat_template(
+            messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True
+        )
+        assert template.prompt(made, ours, said[:-1]).tolist() == asked["input_ids"]
+
+
+@pytest.mark.parity
+def test_what_is_exported_writes_the_same_in_transformers(folders, tmp_path):
+    for name in turns.LAYOUTS:
+        folder = tmp_path / name
+        tokenizers.save(tokenizers.load(folders["byte_bpe"]), str(folder))
+        source = template.portable(template.load(name, folders["byte_bpe"]))
+        (folder / "chat_template.jinja").write_text(source)
+        ends = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
+        record = ends | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(record))
+        import transformers
+
         theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
         ours = tokenizers.load(str(folder))
-        made = template.load("tokenizer", str(folder))
-        for seed in range(20):
-            said = [m._replace(text=m.text.replace("<|im_end|>", "")) for m in talk(seed)]
-            said = [m._replace(text=m.text or "x") for m in said]
-            messages = [{"role": m.role, "content": m.text} for m in said]
-            wanted = theirs.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            found = template.encode(made, ours, said)
-            assert found.tokens.tolist() == wanted["input_ids"]
-            assert found.answer.astype(int).tolist() == wanted["assistant_masks"]
-            asked = theirs.apply_chat_template(
-                messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True
-            )
-            assert template.prompt(made, ours, said[:-1]).tolist() == asked["input_ids"]
+        said = [Message("system", "S"), Message("user", "Hi"), Message("assistant", "word")]
+        wanted = theirs.apply_chat_template(
+            [{"role": m.role, "content": m.text} for m in said], tokenize=True, return_dict=True
+        )
+        made = template.load(name, str(folder))
+        assert template.encode(made, ours, said).tokens.tolist() == wanted["input_ids"], name
