@@ -288,8 +288,9 @@ def _adapter(run: Run) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     kept = adapters.stored(weights, run.adapter)
+    parts = {} if kept is None else param.flatten(kept.spec)
     try:
-        run.plan.shard_params({} if kept is None else kept.spec)
+        run.plan.shard_params({p: x for p, x in parts.items() if p not in param.flatten(weights)})
     except ValueError as error:
         yield f"adapter.quantise: {run.adapter.quantise!r} given: {error}"
 
