@@ -182,7 +182,7 @@ class Pipeline:
 
         steps, rows, *_ = self.size.reward
         r = JUDGE * self.reward
-        pairs = world.preferences(rng, self.world, log_ref, r, (steps, rows))
+        pairs = world.preferences(rng, self.world, log_ref, r, (steps, rows), 2)
         params, _, seconds = self.learn("reward", seed, params, pairs)
         values = self.scores(params)
         correlation, slope = world.fit(values, r, log_ref)
@@ -201,7 +201,7 @@ class Pipeline:
         from experiments.rlhf import world
 
         steps, rows, *_ = self.size.dpo
-        pairs = world.preferences(rng, self.world, log_ref, self.reward, (steps, rows))
+        pairs = world.preferences(rng, self.world, log_ref, self.reward, (steps, rows), 2)
         params, metrics, seconds = self.learn("dpo", seed, params, pairs)
         log_p = self.policy(params)
         implicit = DPO_BETA * (log_p - log_ref)

@@ -139,7 +139,7 @@ class Pursuit:
         from experiments.rlhf import world
 
         judge = align.JUDGE * self.gold
-        pairs = world.preferences(rng, self.world, log_ref, judge, (self.size.pairs,))
+        pairs = world.preferences(rng, self.world, log_ref, judge, (self.size.pairs,), 2)
         orders = [rng.permutation(self.size.pairs) for _ in range(self.size.passes)]
         order = np.concatenate(orders).reshape(-1, self.rows)
         state = self.proxy.begin(seed, reference, {})

@@ -146,7 +146,6 @@ def scored(world: World, table: jax.Array, rows: generate.Responses) -> jax.Arra
 def _beginner(objective: Objective, tx: optim.Transform) -> Callable[..., step.State]:
     """begin(seed, weights, frozen): what the weights lack, a head, is fresh, as in `Run.start`."""
 
-    @jax.jit
     def begin(seed: jax.Array, weights: param.Tree, frozen: param.Tree) -> step.State:
         key = jax.random.key(seed)
         made = param.init(objective.spec, jax.random.fold_in(key, 0))
@@ -154,4 +153,5 @@ def _beginner(objective: Objective, tx: optim.Transform) -> Callable[..., step.S
         zero = jnp.zeros((), jnp.int32)
         return step.State(zero, params, tx.init(params), frozen, jax.random.key_data(key))
 
-    return begin
+    # what runs once need not be optimised, which would take longer
+    return jax.jit(begin, compiler_options={"xla_backend_optimization_level": 1})

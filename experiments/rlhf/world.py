@@ -372,14 +372,13 @@ def choices(world: World, prompt: np.ndarray, index: np.ndarray, rank: np.ndarra
 
 
 def preferences(
-    rng: np.random.Generator, world: World, log_p: Table, r: Table, shape: tuple[int, ...]
+    rng: np.random.Generator, world: World, log_p: Table, r: Table, shape: tuple[int, ...], k: int
 ) -> Choices:
-    """Pairs drawn from a policy, [*shape, 2, width], ranked by a Bradley-Terry judge of r; the
-    first is the one it prefers."""
-    prompt = np.broadcast_to(rng.integers(world.prompts, size=(*shape, 1)), (*shape, 2))
+    """Lists of k completions drawn from a policy, [*shape, k, width], the best first as a judge of
+    r ranks them. The judge adds Gumbel noise to each reward, so that each pair of a list is ranked
+    as Bradley and Terry have it (Luce 1959, Plackett 1975)."""
+    prompt = np.broadcast_to(rng.integers(world.prompts, size=(*shape, 1)), (*shape, k))
     index = draw(rng, log_p, prompt)
-    one, two = np.moveaxis(r[prompt, index], -1, 0)
-    swapped = rng.random(shape) >= 1 / (1 + np.exp(two - one))
-    index = np.where(swapped[..., None], index[..., ::-1], index)
-    rank = np.broadcast_to(np.arange(2), index.shape)
-    return choices(world, prompt, index, rank)
+    order = np.argsort(-r[prompt, index] - rng.gumbel(size=index.shape), axis=-1)
+    index = np.take_along_axis(index, order, -1)
+    return choices(world, prompt, index, np.broadcast_to(np.arange(k), index.shape))

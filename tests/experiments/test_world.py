@@ -173,10 +173,14 @@ def test_draws_are_as_frequent_as_they_are_probable():
     count = np.bincount(index, minlength=R.shape[1])
     expected = 40000 * np.exp(REF[1])
     assert ((count - expected) ** 2 / expected)[expected > 5].sum() < 80  # of 40 degrees: p = 2e-4
-    pairs = world.preferences(rng, SMALL, REF, 2 * R, (40000,))
-    assert (pairs.rank == [0, 1]).all() and (pairs.tokens[:, 0, 1] == pairs.tokens[:, 1, 1]).all()
-    assert pairs.tokens.shape == (40000, 2, SMALL.width)
-    rows = world.index(SMALL, pairs.tokens[..., 2:], pairs.segments[..., 2:] > 0)
-    one, two = np.moveaxis(R[pairs.tokens[:, :, 1], rows], -1, 0)
-    right = ((one > two) + 0.5 * (one == two)).mean()
-    assert right == pytest.approx(world.accuracy(R, 2 * R, REF), abs=0.012)  # 5 standard errors
+    lists = world.preferences(rng, SMALL, REF, 2 * R, (20000,), 3)
+    assert (lists.rank == [0, 1, 2]).all() and (
+        lists.tokens[:, :1, 1] == lists.tokens[..., 1]
+    ).all()
+    assert lists.tokens.shape == (20000, 3, SMALL.width)
+    rows = world.index(SMALL, lists.tokens[..., 2:], lists.segments[..., 2:] > 0)
+    r = R[lists.tokens[..., 1], rows]
+    limit = world.accuracy(R, 2 * R, REF)
+    apart = r[:, [0, 0, 1]] - r[:, [1, 2, 2]]
+    right = ((apart > 0) + 0.5 * (apart == 0)).mean()  # of every pair of a list
+    assert right == pytest.approx(limit, abs=0.012)  # 5 standard errors
