@@ -86,6 +86,10 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
         ]
     if isinstance(cfg, dpo.Config) and isinstance(data, prefer.Preferences):
         return dpo.problems(cfg, data)
+    if isinstance(cfg, reward.Config) and data.format == "labelled":
+        return [
+            "data.format: 'labelled' given with objective reward, which learns from comparisons"
+        ]
     if not isinstance(data, loader.Data):
         return []
     stored = isinstance(cfg, distill.Config) and cfg.read == "stored"

@@ -15,6 +15,7 @@ import pytest
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Choices
+from jaxlm.data import prefer
 from jaxlm.models import llama, score
 from jaxlm.objectives import likelihood, reward
 from jaxlm.ops import ranking
@@ -204,6 +205,9 @@ def test_wrong_settings_and_models_are_refused():
     for wrong in ({"margin": -1.0}, {"smoothing": 0.5}, {"centre": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             reward.Config(**wrong)
+    labelled = prefer.Preferences(source="-", format="labelled")
+    found = objectives.problems(reward.Config(), models.build(MODEL), labelled)
+    assert found and "learns from comparisons" in found[0]
     t5 = models.build(next(iter(t5_cases.CASES.values())))
     with pytest.raises(ValueError, match="pairs"):
         reward.build(reward.Config(), t5)
