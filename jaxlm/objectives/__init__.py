@@ -86,10 +86,9 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
         ]
     if isinstance(cfg, dpo.Config) and isinstance(data, prefer.Preferences):
         return dpo.problems(cfg, data)
-    if isinstance(cfg, reward.Config) and data.format == "labelled":
-        return [
-            "data.format: 'labelled' given with objective reward, which learns from comparisons"
-        ]
+    if isinstance(cfg, reward.Config) and isinstance(data, prefer.Preferences):
+        told = "'labelled' given with objective reward, which learns from comparisons"
+        return [f"data.format: {told}"] if data.format == "labelled" else []
     if not isinstance(data, loader.Data):
         return []
     stored = isinstance(cfg, distill.Config) and cfg.read == "stored"
