@@ -37,6 +37,18 @@ MODEL = models.build(
 )
 
 
+PAIR = np.array([*itertools.product(range(N), repeat=2)] * 2)
+PAIR_PROMPT = np.repeat([[0, 0], [1, 1]], N * N, axis=0)
+CHANCE = 1 / (1 + np.exp(np.diff(R[PAIR_PROMPT, PAIR])[:, 0]))  # that the first is preferred
+
+
+def pairs():
+    """All pairs of completions of all prompts, the first preferred with its chance."""
+    rank = np.broadcast_to([0, 1], PAIR.shape)
+    rows = world.choices(SIZE, PAIR_PROMPT, PAIR, rank)
+    return rows._replace(preference=CHANCE.astype(np.float32))
+
+
 @functools.cache
 def weights(seed):
     """Weights of a policy that is far from even, and heads that are not 0."""
@@ -115,40 +127,25 @@ def check_reward():
         rows = Batch(tokens, tokens, tokens, np.ones_like(tokens), 0 * tokens + np.arange(n))
         alone[mine] = np.asarray(forward(params, rows).x[:, -1]) @ params["score"]
     np.testing.assert_allclose(found, alone, atol=1e-5)
-    pairs, (a, b) = paired(np.zeros(1))
-    value, weight, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs, params)
+    value, weight, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs(), params)
     assert weight == len(PAIR)
-    d = alone.reshape(2, N)[PAIR_PROMPT[:, 0], a] - alone.reshape(2, N)[PAIR_PROMPT[:, 0], b]
-    assert value == pytest.approx(np.log1p(np.exp(-d)).sum(), rel=1e-5)
-
-
-PAIR = np.array([*itertools.product(range(N), repeat=2)] * 2)
-PAIR_PROMPT = np.repeat([[0, 0], [1, 1]], N * N, axis=0)
-
-
-def paired(chance):
-    """(all pairs of completions of all prompts, the first preferred with this chance; the two)."""
-    rank = np.broadcast_to([0, 1], PAIR.shape)
-    rows = world.choices(SIZE, PAIR_PROMPT, PAIR, rank)
-    sure = np.ones(len(PAIR), np.float32) if chance.size == 1 else chance.astype(np.float32)
-    return rows._replace(preference=sure), PAIR.T
+    d = -np.diff(alone.reshape(2, N)[PAIR_PROMPT, PAIR])[:, 0]
+    right = CHANCE * np.log1p(np.exp(-d)) + (1 - CHANCE) * np.log1p(np.exp(d))
+    assert value == pytest.approx(right.sum(), rel=1e-5)
 
 
 def check_dpo():
     """The loss is that of Bradley and Terry's preferences, of sums over whole completions."""
-    (a, b), x = PAIR.T, PAIR_PROMPT[:, 0]
-    chance = 1 / (1 + np.exp(R[x, b] - R[x, a]))
-    batch, _ = paired(chance)
     log_ref = known()[1]
 
     def loss(log_p):
         h = BETA * (log_p - log_ref.astype(np.float32))
-        d = h[x, a] - h[x, b]
-        return -(chance * jax.nn.log_sigmoid(d) + (1 - chance) * jax.nn.log_sigmoid(-d)).sum()
+        d = h[PAIR_PROMPT[:, 0], PAIR[:, 0]] - h[PAIR_PROMPT[:, 1], PAIR[:, 1]]
+        return -(CHANCE * jax.nn.log_sigmoid(d) + (1 - CHANCE) * jax.nn.log_sigmoid(-d)).sum()
 
     objective = dpo.build(dpo.Config(beta=BETA), MODEL)
     frozen = {"reference": trunk(weights(2))}
-    value, weight, found = gradients(objective, frozen, batch, weights(1))
+    value, weight, found = gradients(objective, frozen, pairs(), weights(1))
     assert weight == len(PAIR)
     assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
     same(found, ascent(loss))
@@ -393,7 +390,7 @@ MUTANTS = {
         rl, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo",
     ),
     "groups of all": (
-        rl, "left_out", lambda s, group: s - jnp.mean(s), "grpo",
+        grpo._ADVANTAGES, "left_out", lambda s, group: s - jnp.mean(s), "grpo",
     ),
 }  # fmt: skip
 
