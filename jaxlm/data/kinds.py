@@ -12,7 +12,7 @@ with at least the fields source, tokenizer, holdout, seq, batch, seed and worker
 
 from types import ModuleType
 
-from jaxlm.data import chat, loader, prefer, prompts
+from jaxlm.data import chat, examples, loader, prefer, prompts
 
 # What a Run's `data` field may be.
 AnyData = chat.Chats | loader.Data | prefer.Preferences | prompts.Prompts
@@ -30,3 +30,15 @@ def stages(data: AnyData) -> list[loader.Stage]:
     if isinstance(data, loader.Data):
         return loader.stages(data)
     return [loader.Stage(0, 0, data.batch, data.seq, data.batch)]
+
+
+def prepare(data: AnyData, evaluated: bool) -> examples.Split:
+    """The examples of this data. Raises: as reading it; ValueError if a run that is evaluated
+    would have nothing held out."""
+    found = EXAMPLES[type(data)].prepare(data)
+    if evaluated and found.val is None:
+        raise ValueError(
+            f"data.holdout: {data.holdout} leaves none of the {len(found.train)} examples of "
+            f"{data.source} to evaluate on; raise it, or set eval_every to None"
+        )
+    return found

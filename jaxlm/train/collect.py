@@ -21,8 +21,7 @@ import numpy as np
 
 from jaxlm.core import io, param
 from jaxlm.core.batch import Rollout
-from jaxlm.data import examples, template, tokenizers
-from jaxlm.data import prompts as prompting
+from jaxlm.data import examples, kinds, template, tokenizers
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
@@ -53,7 +52,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
             f"rollout: {jax.process_count()} processes are running; a rollout is played by one, on "
             "all its devices"
         )
-    found = prompting.prepare(run.data)
+    found = kinds.prepare(run.data, run.eval_every is not None)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
     player = episodes.Player(run, episodes.phases(run, model, objective, stop), found)

@@ -113,7 +113,7 @@ def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generat
 def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
     """The examples of a run, with what its objective wants stored beside them."""
     data = run.data
-    found = kinds.EXAMPLES[type(data)].prepare(data)
+    found = kinds.prepare(data, run.eval_every is not None)
     if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
         about = [teach.facts_of(data), found.facts]
         val = None if found.val is None else teach.rows(run, found.val, [*about, "val"])

@@ -5,12 +5,11 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.data import prompts
+from jaxlm.data import kinds, prompts
 from jaxlm.data.loader import Data
 from jaxlm.models import llama
 from jaxlm.objectives import distill, likelihood
@@ -137,4 +136,7 @@ def test_what_does_not_go_together_is_refused(place):
         distill.build(asked, models.build(missing.model), Plan(), other)
     with pytest.raises(ValueError, match="objective.top_k: None given"):
         distill.Config(teacher="t", read="stored")
-    assert jax.process_count() == 1
+    few = prompts.Prompts(source=str(place / "prompts.jsonl"), holdout=1e-9)
+    with pytest.raises(ValueError, match="data.holdout: 1e-09 leaves none of the 60 examples"):
+        kinds.prepare(few, evaluated=True)
+    assert kinds.prepare(few, evaluated=False).val is None
