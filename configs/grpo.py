@@ -6,8 +6,9 @@ Commands, in this order:
     jaxlm train configs/grpo.py           learns from the reward `exact` (or :dapo, :dr_grpo, :rloo)
 Data: configs/turned.jsonl, written by `python configs/grpo.py`
 Hardware: 2 CPU cores
-Time: TIME
-Expected: EXPECTED
+Time: 1 minute of CPU for the start, 1 for 200 steps
+Expected: of held-out words 51 % are right as the start samples, 98.7 % after 200 steps (91 % after
+100); responses of 5 tokens, all of them ended
 """
 
 import dataclasses
@@ -35,9 +36,9 @@ def start() -> Run:
         objective=sft.Config(),
         data=Chats(source=SOURCE, seq=16, batch=64, holdout=0.1, packing="single"),
         optim=Optim(lr=3e-3, warmup=20, schedule="linear", final=0.1),
-        steps=250,
-        eval_every=125,
-        checkpoint=Checkpoint(every=250),
+        steps=500,
+        eval_every=250,
+        checkpoint=Checkpoint(every=500),
     )
 
 
@@ -51,9 +52,9 @@ def config() -> Run:
         data=Prompts(source=SOURCE, seq=8, batch=16, holdout=0.1),
         rollout=Rollout(samples=8, max_new=8, rewards=("exact",)),
         optim=Optim(lr=1e-3, warmup=10, schedule="linear", final=0.1),
-        steps=120,
-        eval_every=60,
-        checkpoint=Checkpoint(every=120),
+        steps=200,
+        eval_every=100,
+        checkpoint=Checkpoint(every=200),
     )
 
 

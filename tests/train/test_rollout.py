@@ -34,7 +34,7 @@ from jaxlm.train import reward as rewards
 from jaxlm.train import run as runs
 from jaxlm.train import saved as saving
 
-MODEL = llama.Config(vocab=259, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
+MODEL = llama.Config(vocab=260, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
 REWARD = """
 import pathlib
 
@@ -192,7 +192,7 @@ def sampler(compiled):
     model, objective = program.build(runs.Run(name="x", model=MODEL), Plan())
     params = jax.jit(lambda: param.init(model.spec, jax.random.key(3)))()
     params = jax.tree.map(lambda w: 2 * w, params)
-    make = generate.program(model, objective, max_new=6, stop=tuple(range(100, 140)))
+    make = generate.program(model, objective, max_new=6, stop=tuple(range(100, 120)))
 
     def sample(prompts, key=(0, 1), temperature=0.7):
         key = np.array(key, np.uint32)
@@ -215,7 +215,7 @@ def test_a_row_is_its_prompt_its_response_and_its_end(sampler):
         assert np.flatnonzero(found.weight[r]).tolist() == [*range(p - 1, p - 1 + new)]
         assert found.targets[r, :-1].tolist() == found.tokens[r, 1:].tolist()
         said = found.targets[r][found.weight[r] > 0]
-        stops = (said >= 100) & (said < 140)
+        stops = (said >= 100) & (said < 120)
         assert not stops[:-1].any() and found.finished[r] == stops[-1:].any()
         assert new == 0 if not prompt else new == 6 or found.finished[r]
         assert (found.behaviour[r] != 0).tolist() == (found.weight[r] > 0).tolist()

@@ -1,0 +1,160 @@
+"""The phases of reinforcement on a CPU: how long each takes, and what makes generating cheap.
+
+    python experiments/benchmarks/rollout_cpu.py [--sizes 1m 10m] [--rounds 3]
+
+One iteration of GRPO with a reference: 16 prompts of 8 to 24 tokens in rows of 64, 8 responses to
+each, of at most 64 tokens; about every 16th token ends one. Random weights, so that lengths are
+those of the source and not of a policy; the same responses in every row of the table. Times are
+seconds of CPU over all threads, the least of the rounds, compilation excluded: wall clocks mean
+little on a machine that others use too.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core import param
+from jaxlm.core.batch import Prompts, Rollout
+from jaxlm.data import prompts as prompting
+from jaxlm.decode import loop
+from jaxlm.models import llama
+from jaxlm.objectives import grpo
+from jaxlm.objectives.objective import Objective
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import generate, optim, program, rollout, step
+from jaxlm.train.run import Run
+
+SIZES = {
+    "1m": llama.Config(vocab=512, embed=128, layers=4, heads=4, kv=4, head=32, ffn=384),
+    "10m": llama.Config(vocab=4096, embed=320, layers=6, heads=5, kv=5, head=64, ffn=864),
+}
+PROMPTS, GROUP, WIDTH, NEW = 16, 8, 64, 64
+
+
+class Way(NamedTuple):
+    """A row of the table: weights laid out for decoding first; prompts cut to the longest; rows to
+    learn from cut to the longest."""
+
+    name: str
+    prepared: bool
+    narrow_prompts: bool
+    narrow_rows: bool
+
+
+WAYS = (
+    Way("weights as they are trained, rows of full width", False, False, False),
+    Way("weights prepared", True, False, False),
+    Way("and prompts as wide as the longest", True, True, False),
+    Way("and rows as wide as the longest text", True, True, True),
+)
+
+
+def build(cfg: Any) -> tuple[Any, Objective, Any, step.State]:
+    """(model, objective, step, state) of GRPO with a reference."""
+    run = Run(name="x", model=cfg, objective=grpo.Config(beta=0.04), rollout=rollout.Rollout())
+    model, objective = program.build(run, Plan())
+    tx = optim.build(optim.Optim(), objective.spec, 1000, False)
+    state = step.init(objective, tx, Plan(), 0)
+    # random weights as they start are too small for a token to be likelier than another
+    state = state._replace(
+        params=param.map(lambda p, w: 2 * w if p.fan_in else w, model.spec, state.params)
+    )
+    frozen = {"reference": jax.tree.map(jnp.copy, state.params)}
+    return model, objective, step.make(objective, tx, Plan()), state._replace(frozen=frozen)
+
+
+def asked(vocab: int) -> Prompts:
+    """The prompts, each GROUP times."""
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(0, vocab, draw.integers(8, 25)) for _ in range(PROMPTS)]
+    return generate.repeated(prompting.packed([r.astype(np.int32) for r in rows], WIDTH), GROUP)
+
+
+def plain(model: Any, objective: Objective, stop: tuple[int, ...]) -> generate.Generate:
+    """`generate.program` on weights as they are trained."""
+
+    def run(params: Any, frozen: Any, prompts: Prompts, key: jax.Array, temperature: float) -> Any:
+        at = At(prompts.segments, prompts.positions)
+        rows = generate._rows(prompts, key, NEW, temperature, stop)
+        weights = objective.weights(params, frozen)
+        return generate.joined(
+            prompts, loop.generate(model, weights, prompts.tokens, at, rows, NEW)
+        )
+
+    return jax.jit(run)
+
+
+def timed(f: Callable[[], Any], rounds: int) -> tuple[float, Any]:
+    """(CPU seconds of a call, the least of the rounds; what it returned)."""
+    found, out = [], jax.block_until_ready(f())
+    for _ in range(rounds):
+        clock = time.process_time()
+        out = jax.block_until_ready(f())
+        found.append(time.process_time() - clock)
+    return min(found), out
+
+
+def measured(size: str, rounds: int) -> list[str]:
+    """The table's rows of a size."""
+    cfg = SIZES[size]
+    model, objective, learn, state = build(cfg)
+    stop = tuple(range(cfg.vocab // 16))
+    key = np.array([0, 1], np.uint32)
+    told = []
+    for way in WAYS:
+        make = generate.program(model, objective, max_new=NEW, stop=stop)
+        make = make if way.prepared else plain(model, objective, stop)
+        prompts = asked(cfg.vocab)
+        prompts = generate.narrowed(prompts) if way.narrow_prompts else prompts
+
+        def sampled(make: Any = make, prompts: Prompts = prompts) -> Any:
+            return make(state.params, state.frozen, prompts, key, 1.0)
+
+        spent, out = timed(sampled, rounds)
+        rows = generate.Responses(*jax.device_get(out))
+        width = generate.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
+        rows = generate.Responses(*(generate.fitted(x, width) for x in rows))
+        score = jax.jit(
+            lambda params, frozen, rows: grpo.measure(
+                grpo.Config(beta=0.04), model, params, frozen, rows, Plan()
+            )
+        )
+        scored, _ = timed(lambda: score(state.params, state.frozen, rows), rounds)  # noqa: B023
+        zero = np.zeros_like(rows.behaviour)
+        batch = Rollout(*rows[:6], rows.behaviour, zero, rows.weight, zero)
+
+        def learnt(batch: Rollout = batch) -> Any:
+            nonlocal state
+            state, told = learn(state, batch)
+            return told
+
+        learning, _ = timed(learnt, rounds)
+        total, new = spent + scored + learning, rows.weight.sum()
+        told.append(
+            f"| {size} | {way.name} | {spent:.2f} | {scored:.2f} | {learning:.2f} | {total:.2f} | "
+            f"{spent / total:.0%} | {new / spent:,.0f} | {new / total:,.0f} |"
+        )
+        print(told[-1], flush=True)
+    return told
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1m"])
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    print("| size | way | generate | measure | learn | all | share | new tokens/s | of all |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size in given.sizes:
+        measured(size, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
