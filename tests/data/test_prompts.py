@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm.data import examples, prompts, template, tokenizers
+from jaxlm.data import chat, examples, prompts, template, tokenizers
 from jaxlm.data.prompts import Prompts
 
 
@@ -51,6 +51,16 @@ def test_an_instruction_stands_around_the_last_message_and_does_not_move_the_spl
     row = told.train.read(np.zeros(1, np.int64)).tokens[0]
     assert tokenizers.load("bytes").decode(row).startswith("Think. 0+1= ?"[:9])
     assert plain.facts != told.facts
+
+
+def test_a_prompt_is_held_out_of_imitation_and_of_reinforcement_or_of_neither(tmp_path):
+    source = write(tmp_path, *({"prompt": f"{i}+1=", "completion": "?"} for i in range(40)))
+    asked = prompts.prepare(Prompts(source, holdout=0.3, seq=40)).val
+    imitated = chat.prepare(chat.Chats(source, holdout=0.3, seq=40, packing="single")).val
+    held = {asked.text(i) for i in range(len(asked))}
+    rows = imitated.read(np.arange(len(imitated))).tokens
+    said = {tokenizers.load("bytes").decode(row).partition("=")[0].strip() + "=" for row in rows}
+    assert held == said and len(held) > 5
 
 
 def test_long_prompts_are_counted_and_named_or_refused(tmp_path):
