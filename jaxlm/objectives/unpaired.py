@@ -16,8 +16,6 @@ from jaxlm.objectives import responses
 from jaxlm.ops import preference
 from jaxlm.parallel.plan import Plan
 
-OWN, OTHER = slice(0, 1), slice(1, 2)
-
 
 class Read(NamedTuple):
     """Of B labelled responses: log_prob and log_ratio to the reference [B]; desirable and there
@@ -44,11 +42,11 @@ def read(
             f"objective.loss: kto reads labelled responses (data.format='labelled'); this data has "
             f"{batch.rank.shape[1]} responses a prompt; kto_pair learns from pairs"
         )
-    own = responses.read(model, params, responses.only(batch, OWN), reference[:, OWN], plan)
-    other = responses.summed(model, params, responses.only(batch, OTHER), plan)
+    own = responses.read(model, params, responses.only(batch, slice(0, 1)), reference[:, :1], plan)
+    other = responses.summed(model, params, responses.only(batch, slice(1, 2)), plan)
     # what has a rank is compared with the first: it is no stand-in for another prompt's response
     stand_in = (responses.counted(batch) > 0) & (batch.rank < 0)
-    baseline = preference.kto_baseline((other - reference[:, OTHER])[:, 0], stand_in[:, 1])
+    baseline = preference.kto_baseline((other - reference[:, 1:])[:, 0], stand_in[:, 1])
     return Read(
         log_prob=own.responses.log_prob[:, 0],
         log_ratio=preference.ratio(own.responses)[:, 0],

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import random
 
 import numpy as np
@@ -174,6 +175,22 @@ def test_a_stored_reference_is_the_frozen_one(preferring):
         for name, value in record.items():
             if isinstance(value, float):
                 assert found[1][at][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (at, name)
+
+
+HH = pathlib.Path(__file__).parents[3] / "shared/data/pref/hh_harmless_test.jsonl.gz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HH.is_file(), reason=f"{HH} is absent")
+def test_transcripts_of_people_are_learnt_from(preferring):
+    run = preferring(reference="stored")
+    data = prefer.Preferences(source=str(HH), seq=256, batch=4, holdout=0.02)
+    model = dataclasses.replace(run.model, context=256)
+    run = dataclasses.replace(run, data=data, model=model, steps=3)
+    loop.run(run)
+    seen = measured(run)
+    assert seen["train", 1]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert np.isfinite(seen["val", 3]["loss"]) and seen["val", 3]["weight"] > 10
 
 
 @pytest.mark.slow
