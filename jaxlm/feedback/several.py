@@ -1,4 +1,4 @@
-"""Several responses to each prompt: all of them, the best of n, or those that are good enough.
+"""Several responses to each prompt: all or each of them, the best of n, or those good enough.
 
 Best of n: its divergence from the model is at most log n - (n - 1) / n nats (Stiennon et al. 2020,
 appendix G.3). Good enough, "above": rejection sampling, as for Llama 2 or STaR. What a response is
@@ -17,7 +17,7 @@ from jaxlm.feedback.journal import Record
 from jaxlm.feedback.voice import Said, Voice
 from jaxlm.train import reward
 
-Keep = Literal["all", "best", "above"]
+Keep = Literal["all", "each", "best", "above"]
 
 BELOW = "no response is good enough"
 
@@ -33,8 +33,8 @@ class Settings:
     count: int = 4
     """Responses to each prompt."""
     keep: Keep = "all"
-    """`all` in one record, with their scores if there are any; the `best` as a pair to train on;
-    or each that is `above` the threshold as such a pair."""
+    """`all` in one record, with their scores if there are any; `each` as a pair to train on; the
+    `best` as such a pair; or each that is `above` the threshold, equal ones once."""
     threshold: float = 0.0
     """With keep="above": the least score that is good enough."""
     rewards: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _Response(NamedTuple):
 
 def run(voice: Voice, settings: Settings) -> outcome.Summary:
     """Append records of every prompt that `out` lacks: {prompt, responses, seeds, finish, scores}
-    of all responses, or {prompt, completion, score, seed} of the best, or of each above.
+    of all responses, or {prompt, completion, score, seed, finish} of those that are kept.
 
     The summary's facts, where there are scores: their mean, and that of each prompt's best, over
     the prompts of this run.
@@ -91,7 +91,7 @@ def run(voice: Voice, settings: Settings) -> outcome.Summary:
 def _check(settings: Settings) -> None:
     outcome.at_least(1, count=settings.count, batch=settings.batch)
     scored = bool(settings.rewards) or settings.reward_model is not None
-    if settings.keep != "all" and not scored:
+    if settings.keep in ("best", "above") and not scored:
         raise ValueError(
             f"keep: {settings.keep!r} given without rewards or reward_model, which say what a "
             "response is worth"
@@ -165,20 +165,27 @@ def _records(
     if settings.keep == "all":
         yield _all(ask, fit)
         return
-    ranked = sorted(fit, key=lambda r: -_score(r))
-    chosen = ranked[:1]
-    if settings.keep == "above":
-        chosen = [r for r in ranked if _score(r) >= settings.threshold]
-    # one answer that is sampled twice is one answer
-    once: dict[str, _Response] = {}
-    for r in chosen:
-        once.setdefault(r.said.text, r)
-    for i, r in enumerate(once.values()):
+    chosen = fit if settings.keep == "each" else _good(settings, fit)
+    for i, r in enumerate(chosen):
         name = ask.id if i == 0 else f"{ask.id}+{i}"
-        told: dict[str, Any] = {"score": _score(r), "seed": r.seed, "finish": r.said.finish}
+        told: dict[str, Any] = {"seed": r.seed, "finish": r.said.finish}
+        told |= {} if r.score is None else {"score": r.score}
         yield {"id": name, **asks.answered(ask.messages, r.said.text), **told}
-    if not once:
+    if not chosen:
         out.drop(ask.id, BELOW)
+
+
+def _good(settings: Settings, fit: Sequence[_Response]) -> list[_Response]:
+    """The best, or all above the threshold, the best first. One answer that is sampled twice is one
+    answer."""
+    ranked = sorted(fit, key=lambda r: -_score(r))
+    if settings.keep == "best":
+        return ranked[:1]
+    once: dict[str, _Response] = {}
+    for r in ranked:
+        if _score(r) >= settings.threshold:
+            once.setdefault(r.said.text, r)
+    return list(once.values())
 
 
 def _all(ask: Ask, found: Sequence[_Response]) -> Record:

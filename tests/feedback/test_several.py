@@ -56,6 +56,13 @@ def test_all(settings, script, read):
     assert several.run(again.voice, settings).found == 2 and not again.asked
 
 
+def test_each(settings, script, read):
+    """What the model says as often as it says it: equal answers stay."""
+    several.run(script(told).voice, dataclasses.replace(settings, keep="each"))
+    found = [r["completion"] for r in read(settings.out) if r["prompt"] == "1 + 1 ="]
+    assert len(found) > len(set(found)) and found.count("2") > 1
+
+
 def test_best_and_above(settings, script, read, tmp_path):
     scored = dataclasses.replace(settings, rewards=("exact", "length"), weights=(1.0, 0.5))
     summary = several.run(script(told).voice, dataclasses.replace(scored, keep="best"))
