@@ -1,10 +1,12 @@
 """DPO on preferences whose truth is known: the implicit reward against what can be known.
 
-Reproduces: the Bayes limit of `tastes` (`tastes.limit()`): accuracy 0.7618, 0.4858 nats a pair.
+Reproduces: nothing published; the reward behind the held-out labels of `tastes` itself agrees with
+0.850 of them, at 0.324 nats each (over all pairs, `tastes.limit()`: 0.838 and 0.349).
 Command: jaxlm train configs/dpo.py:start && jaxlm train configs/dpo.py
 Hardware: 2 CPU cores
-Time: TIME
-Expected: EXPECTED
+Time: about 2 minutes of CPU, both together; 11 minutes on a very busy machine
+Expected: start 1.515 nats a token (1.512 is their entropy); then accuracy 0.854 +- 0.007, loss
+0.334 +- 0.010 held out; a sample is mostly of the prompt's first letter
 """
 
 from jaxlm.data.chat import Chats
