@@ -22,6 +22,7 @@ import time
 from jaxlm import launch
 from jaxlm.core import config
 from jaxlm.data import baselines, shards, tokenizers
+from jaxlm.data.loader import Data
 from jaxlm.train import env, metrics
 from jaxlm.train import run as runs
 
@@ -104,6 +105,7 @@ def report(run: runs.Run, folder: pathlib.Path) -> None:
 def compressors(run: runs.Run) -> baselines.Baselines:
     """What compressors make of the same held-out bytes."""
     tokenizer = tokenizers.load(run.data.tokenizer)
+    assert isinstance(run.data, Data)
     folder = shards.prepare(run.data, str(env.user_cache() / "shards"))
     train, val = (shards.open_shards(folder, s, tokenizer.hash) for s in ("train", "val"))
     return baselines.measure(train.contents(tokenizer), val.contents(tokenizer))

@@ -116,7 +116,7 @@ def exact(size: Size, seed: int) -> dict[str, float]:
 
     # a teacher that is far from uniform, and a language whose sequences are not equally likely
     theirs = jax.tree.map(lambda x: 2.0 * x, step.param.init(teacher.spec, jax.random.key(seed)))
-    log_t = jax.nn.log_softmax(model_functions.logits(teacher, theirs, rows, at))
+    log_t = jax.nn.log_softmax(model_functions.logits(teacher, theirs, jnp.asarray(rows), at))
     t = np.exp(np.asarray(log_t, np.float64))
     likely = np.random.default_rng(seed).dirichlet(np.full(len(rows), 0.5))
     weight = np.broadcast_to(likely[:, None], rows.shape)
@@ -137,7 +137,7 @@ def exact(size: Size, seed: int) -> dict[str, float]:
     run, batch = step.make(objective, tx, Plan()), jax.device_put(batch)
     for _ in range(size.exact_steps):
         state, _ = run(state, batch)
-    log_s = jax.nn.log_softmax(model_functions.logits(student, state.params, rows, at))
+    log_s = jax.nn.log_softmax(model_functions.logits(student, state.params, jnp.asarray(rows), at))
     log_s = np.asarray(log_s, np.float64)
     reached = float((weight * (t * (np.log(t) - log_s)).sum(-1)).sum() / weight.sum())
     off = (best[rows] * (np.log(best[rows]) - log_s)).sum(-1)

@@ -1,10 +1,12 @@
 """The likelihood of targets: the loss, and the log-probabilities, that objectives share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.core.batch import Batch, Choices, Pairs, Rollout
+from jaxlm.core.batch import Batch, Choices, Pairs
 from jaxlm.models import model as models
 from jaxlm.models.model import Hidden, Model
 from jaxlm.objectives.objective import Loss
@@ -41,10 +43,10 @@ def flat(batch: Choices) -> Choices:
     return batch._replace(**{n: x.reshape(-1, x.shape[-1]) for n, x in rows.items()})
 
 
-def forward(
-    model: Model, params: param.Tree, rows: Batch | Choices | Rollout, key: jax.Array | None = None
-) -> Hidden:
-    """The Hidden of rows [N, T] of a decoder. Dropout is off unless a key is given."""
+def forward(model: Model, params: param.Tree, rows: Any, key: jax.Array | None = None) -> Hidden:
+    """The Hidden of rows [N, T] of a decoder: anything with tokens, segments and positions.
+
+    Dropout is off unless a key is given."""
     return model.hidden(params, rows.tokens, At(rows.segments, rows.positions), key=key)
 
 

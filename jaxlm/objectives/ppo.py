@@ -222,7 +222,7 @@ def _std(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _check(cfg: Config) -> None:
-    over = {"clip": cfg.clip, "temperature": cfg.temperature}
+    over: dict[str, float | None] = {"clip": cfg.clip, "temperature": cfg.temperature}
     over |= {"value_clip": cfg.value_clip, "score_clip": cfg.score_clip}
     if isinstance(cfg.kl, Adaptive):
         names = ("coefficient", "target", "horizon")

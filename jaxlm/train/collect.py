@@ -22,6 +22,7 @@ import numpy as np
 from jaxlm.core import io, param
 from jaxlm.core.batch import Rollout
 from jaxlm.data import examples, kinds, template, tokenizers
+from jaxlm.data import prompts as prompting
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
@@ -52,6 +53,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
             f"rollout: {jax.process_count()} processes are running; a rollout is played by one, on "
             "all its devices"
         )
+    assert isinstance(run.data, prompting.Prompts)
     found = kinds.prepare(run.data, run.eval_every is not None)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
@@ -131,10 +133,10 @@ class _Collector:
             *played.rows[:6], played.reference, played.value, judged.advantage, judged.returns
         )
         whole = Rollout(*(generate.fitted(x, self.width) for x in rows))
-        told = {name: np.float32(x) for name, x in (judged.told | told).items()}
+        numbers = {name: np.asarray(x, np.float32) for name, x in (judged.told | told).items()}
         if iteration % self.rollout.save_every == 0:
             self._save(f"{int(state.step) + 1:08}.jsonl", played, False)
-        return Collected(whole, told, judged.coefficient), seconds | {
+        return Collected(whole, numbers, judged.coefficient), seconds | {
             "judge": time.perf_counter() - clock
         }
 
@@ -148,7 +150,7 @@ class _Collector:
         for attempt in range(rounds):
             prompts = generate.repeated(self.order[iteration * rounds + attempt], group)
             key = _seed(self.run.seed, _SAMPLE, iteration, attempt).generate_state(2)
-            temperature = self.run.objective.temperature
+            temperature = episodes.temperature(self.run)
             with self._rewarding() as rewards:
                 found, spent = self.player.play(state, prompts, key, temperature, rewards)
             seconds = {name: seconds.get(name, 0.0) + x for name, x in spent.items()}

@@ -21,7 +21,7 @@ from jaxlm.core.batch import Prompts
 from jaxlm.data import examples, tokenizers
 from jaxlm.models import score
 from jaxlm.models.model import Model
-from jaxlm.objectives import adapter, likelihood, sampled
+from jaxlm.objectives import adapter, grpo, likelihood, ppo, sampled
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
 from jaxlm.train import generate, program, reward
@@ -71,6 +71,12 @@ class Phases(NamedTuple):
 def module(run: Run) -> ModuleType:
     """The objective's module: `measure`, `judge`, `coefficient` and `adapt` are in it."""
     return next(m for m in objectives.OBJECTIVES.values() if type(run.objective) is m.Config)
+
+
+def temperature(run: Run) -> float:
+    """What the logits of a run's responses are divided by."""
+    assert isinstance(run.objective, ppo.Config | grpo.Config)
+    return run.objective.temperature
 
 
 def phases(run: Run, model: Model, objective: Objective, stop: tuple[int, ...]) -> Phases:
@@ -172,7 +178,7 @@ class Player:
 
     def samples(self, rows: Responses, records: np.ndarray, held_out: bool) -> list[reward.Sample]:
         """What the rows say, of those that are not filling."""
-        asked = self._found.val if held_out else self._found.train
+        asked: Any = self._found.val if held_out else self._found.train
         found = []
         for r in np.flatnonzero(records >= 0):
             tokens = rows.targets[r][rows.weight[r] > 0].tolist()
@@ -207,18 +213,18 @@ class Player:
         measured = (whole[name] for name in ("policy", "reference", "value"))
         return Episodes(rows, *measured, score, parts, records)
 
-    def judge(self, played: Episodes, coefficient: np.ndarray) -> Judged:
+    def judge(self, played: Episodes, coefficient: Any) -> Judged:
         """The Judged of all episodes of an iteration, groups of `samples` consecutive rows."""
         return self._phases.judge(_judged(played), coefficient)
 
     def told(self) -> list[str]:
         """The names of an iteration's numbers that `judge` and the rewards give."""
         rows = self._run.data.batch * self._rollout.samples
-        one = jax.ShapeDtypeStruct((rows,), np.float32)
-        wide = jax.ShapeDtypeStruct((rows, 2), np.float32)
+        one: Any = jax.ShapeDtypeStruct((rows,), np.float32)
+        wide: Any = jax.ShapeDtypeStruct((rows, 2), np.float32)
         ids = jax.ShapeDtypeStruct((rows, 2), np.int32)
         responses = Responses(ids, ids, wide, ids, ids, wide, one)
-        shapes = Episodes(responses, wide, wide, wide, one, {}, one)  # ty: ignore
+        shapes = Episodes(responses, wide, wide, wide, one, {}, one)
         first = jax.ShapeDtypeStruct((), np.float32)
         judged = jax.eval_shape(self._phases.judge, _judged(shapes), first)
         model = [] if self._rollout.reward_model is None else ["model"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import param
-from jaxlm.core.batch import Prompts
+from jaxlm.core.batch import Array, Prompts
 from jaxlm.data.prompts import packed
 from jaxlm.decode import loop, sample
 from jaxlm.models.model import Model
@@ -34,17 +34,17 @@ class Responses(NamedTuple):
     finished bool[N]: whether the response ended by itself. Rows without a prompt are all zero.
     """
 
-    tokens: jax.Array
-    targets: jax.Array
-    weight: jax.Array
-    segments: jax.Array
-    positions: jax.Array
-    behaviour: jax.Array
-    finished: jax.Array
+    tokens: Array
+    targets: Array
+    weight: Array
+    segments: Array
+    positions: Array
+    behaviour: Array
+    finished: Array
 
 
 # generate(params, frozen, prompts [N, P], key, temperature) -> Responses [N, P + max_new]
-Generate = Callable[[param.Tree, param.Tree, Prompts, jax.Array, float], Responses]
+Generate = Callable[[param.Tree, param.Tree, Prompts, Array, float], Responses]
 
 
 def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int, ...]) -> Generate:

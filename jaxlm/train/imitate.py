@@ -17,6 +17,7 @@ import numpy as np
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Prompts
 from jaxlm.data import examples, kinds, template, tokenizers
+from jaxlm.data import prompts as prompting
 from jaxlm.eval import heldout
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
@@ -42,6 +43,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
             "on all its devices"
         )
     assert run.rollout is not None
+    assert isinstance(run.data, prompting.Prompts)
     found = kinds.prepare(run.data, run.eval_every is not None)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)

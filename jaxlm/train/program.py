@@ -62,7 +62,7 @@ def reward_model(run: Run, plan: Plan) -> Model | None:
             f"{run.data.tokenizer!r}; they must be the same"
         )
     model = models.build(found.model, plan)
-    longest = run.data.seq + run.rollout.max_new  # ty: ignore
+    longest = run.data.seq + run.rollout.max_new
     if model.context is not None and longest > model.context:
         raise ValueError(
             f"rollout.reward_model: {name} reads {model.context} positions, and data.seq + "

@@ -51,6 +51,7 @@ def open_text(data: loader.Data, val: bool) -> tuple[shards.Shards, shards.Shard
 
 def _text(run: Run, model: Model, objective: Objective) -> Supply:
     data = run.data
+    assert isinstance(data, loader.Data)
     train, val = open_text(data, run.eval_every is not None)
     facts = train.manifest
     score = perplexity.scorer(model, run.plan)
@@ -92,6 +93,7 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
 def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
     """The batches of text with a teacher's answers, of the rows and in the order of the loader."""
     data, facts = run.data, train.manifest
+    assert isinstance(data, loader.Data)
     plain = loader.reader(data, train)
     assert isinstance(plain, pack.Reader)
     rows = teach.rows(
@@ -129,6 +131,7 @@ def _examples(run: Run, model: Model, objective: Objective) -> Supply:
     score = heldout.scorer(objective, run.plan)
 
     def evaluate(state: State, batches: int | None) -> Judged:
+        assert found.val is not None
         params = optim.ema(state.opt, state.params)
         local = examples.val_batches(
             found.val, data.batch, jax.process_index(), jax.process_count()
