@@ -7,7 +7,7 @@
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlm.data import records, source
@@ -31,19 +31,27 @@ def read(name: str) -> list[Ask]:
     Raises: FileNotFoundError; ValueError naming the place for a record that asks nothing, and if
     there is no record.
     """
-    found = list(named((messages(r), r) for r in records.read(name)))
+    name_of, found = Names(), []
+    for record in records.read(name):
+        said = messages(record)
+        found.append(Ask(name_of([list(m) for m in said]), said, record))
     if not found:
         raise ValueError(f"prompts: {name} holds no record")
     return found
 
 
-def named(given: Iterator[tuple[Messages, records.Record]]) -> Iterator[Ask]:
-    """Asks with ids: equal ones are numbered, so that each has its own."""
-    seen: collections.Counter[str] = collections.Counter()
-    for said, record in given:
-        digest = records.digest([list(m) for m in said])[:16]
-        seen[digest] += 1
-        yield Ask(digest if seen[digest] == 1 else f"{digest}.{seen[digest]}", said, record)
+class Names:
+    """Names by what is named, JSON values: equal ones are numbered, so that each has its own."""
+
+    def __init__(self) -> None:
+        self._seen: collections.Counter[str] = collections.Counter()
+
+    def __call__(self, *parts: Any) -> str:
+        """The next name of these parts."""
+        digest = records.digest(parts)[:16]
+        self._seen[digest] += 1
+        seen = self._seen[digest]
+        return digest if seen == 1 else f"{digest}.{seen}"
 
 
 def messages(record: records.Record) -> Messages:

@@ -114,11 +114,12 @@ def read(name: str) -> list[Pair]:
     Raises: FileNotFoundError; ValueError naming the place for a record that has no two responses,
     and if no pair is left.
     """
-    found = [
-        Pair(f"{ask.id}.{records.digest([a, b])[:8]}", ask.messages, a, b)
-        for ask in asks.named((asks.messages(r), r) for r in records.read(name))
-        for a, b in _responses(ask.record)
-    ]
+    found = []
+    name_of = asks.Names()
+    for record in records.read(name):
+        messages = asks.messages(record)
+        for a, b in _responses(record):
+            found.append(Pair(name_of([list(m) for m in messages], a, b), messages, a, b))
     if not found:
         raise ValueError(f"pairs: {name} holds no two different responses to a prompt")
     return found
