@@ -40,7 +40,7 @@ class Size(NamedTuple):
     samples: int
 
 
-FULL = Size(3, 400, 200, 32)
+FULL = Size(3, 250, 120, 32)
 QUICK = Size(2, 8, 4, 4)
 
 
