@@ -1,4 +1,4 @@
-"""The likelihood of targets: the loss, and the log-probabilities, that objectives share."""
+"""What a model makes of rows: the hidden states and log-probabilities that objectives share."""
 
 from typing import Any
 
@@ -6,34 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.core.batch import Batch, Choices, Pairs
-from jaxlm.models import model as models
+from jaxlm.core.batch import Choices
 from jaxlm.models.model import Hidden, Model
-from jaxlm.objectives.objective import Loss
 from jaxlm.ops import loss as ops_loss
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-
-
-def of_targets(model: Model, plan: Plan, z_loss: float) -> Loss:
-    """The negative log-likelihood in nats, summed over targets, plus z_loss * log(Z)^2. Reported
-    sums: nll, correct, z."""
-
-    def loss(
-        params: param.Tree, frozen: param.Tree, batch: Batch | Pairs, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        total, sums = ops_loss.cross_entropy(
-            model.unembed,
-            model.head(params),
-            models.read(model, params, batch, key).x,
-            batch.targets,
-            batch.weight,
-            chunk=plan.loss_chunk,
-            z_loss=z_loss,
-        )
-        return total, jnp.sum(batch.weight), sums
-
-    return loss
 
 
 def flat(batch: Choices) -> Choices:

@@ -7,7 +7,7 @@ the text, and its weight is 1 at the holes. The loss knows no mask token.
 import dataclasses
 
 from jaxlm.models.model import Model
-from jaxlm.objectives import likelihood
+from jaxlm.objectives import targets
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
@@ -36,4 +36,4 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             "model cannot; take a model that reads both ways (bert)"
         )
 
-    return Objective(model.spec, likelihood.of_targets(model, plan, cfg.z_loss))
+    return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))

@@ -4,7 +4,7 @@ spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section
 import dataclasses
 
 from jaxlm.models.model import Model
-from jaxlm.objectives import likelihood
+from jaxlm.objectives import targets
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 
@@ -33,4 +33,4 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             "model has no encoder; take an encoder-decoder (t5)"
         )
 
-    return Objective(model.spec, likelihood.of_targets(model, plan, cfg.z_loss))
+    return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))
