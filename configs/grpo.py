@@ -1,14 +1,14 @@
 """Reinforcement from a reward that checks: words turned round, after a start from bad examples.
 
 Reproduces: nothing published; that a policy leaves the quality of what it imitated behind it.
-Commands, in this order:
-    jaxlm train configs/grpo.py:start     imitates records of which 60 % are wrong
-    jaxlm train configs/grpo.py           learns from the reward `exact` (or :dapo, :dr_grpo, :rloo)
-Data: configs/turned.jsonl, written by `python configs/grpo.py`
+Command: jaxlm train configs/grpo.py:start && jaxlm train configs/grpo.py
 Hardware: 2 CPU cores
 Time: 1 minute of CPU for the start, 1 for 200 steps
 Expected: of held-out words 51 % are right as the start samples, 98.7 % after 200 steps (91 % after
 100); responses of 5 tokens, all of them ended
+
+The start imitates records of which 60 % are wrong; then the reward is `exact` (`:dapo`, `:dr_grpo`
+and `:rloo` are other variants). `python configs/grpo.py` writes the records, turned.jsonl.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def _variant(name: grpo.Name, resample: int = 0, divisor: float = 64.0) -> Run:
     )
 
 
-def records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
+def _records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
     """The records of turned.jsonl: words of four letters, what is said (wrong 6 times of 10, a word
     with two letters exchanged), and what is right."""
     draw = random.Random(seed)
@@ -101,4 +101,4 @@ def records(count: int = 1500, seed: int = 0) -> Iterator[dict[str, str]]:
 
 if __name__ == "__main__":
     with open(SOURCE, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records())
+        file.writelines(json.dumps(record) + "\n" for record in _records())
