@@ -40,7 +40,7 @@ class Size(NamedTuple):
     samples: int
 
 
-FULL = Size(3, 250, 120, 32)
+FULL = Size(3, 400, 120, 32)
 QUICK = Size(2, 8, 4, 4)
 
 
@@ -67,11 +67,15 @@ def main() -> None:
 def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
     """Every number of the experiment, JSON-ready. Two processes, a core each."""
     context = multiprocessing.get_context("spawn")
-    jobs = [(way, seed) for seed in range(size.seeds) for way in WAYS]
+    groups = (("answer", "permuted"), ("thought",))  # a group begins from the same weights
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        running = {job: pool.submit(one, size, str(out), *job) for job in jobs}
-        found = {job: task.result() for job, task in running.items()}
-    return {way: [found[way, seed] for seed in range(size.seeds)] for way in WAYS}
+        running = [
+            pool.submit(group, size, str(out), ways, seed)
+            for seed in range(size.seeds)
+            for ways in groups
+        ]
+        found = [task.result() for task in running]
+    return {way: [part[way] for part in found if way in part] for way in WAYS}
 
 
 # --- The task --------------------------------------------------------------------------------
@@ -94,15 +98,15 @@ def sums(seed: int, permuted: bool) -> tuple[list[Sum], list[Sum]]:
     """(80 to train on, 20 that are in no training). permuted: prompts with the same a exchange
     their answers, so that what is rewarded is among what the policy does at first, and is right
     for no prompt but by chance."""
-    draw = random.Random(seed)
+    draw, order = random.Random(seed), list(range(100))
+    draw.shuffle(order)  # of the seed alone: what is held out is the same in every way
     found = []
     for a in range(10):
         others = list(range(10))
         if permuted:
             draw.shuffle(others)
         found += [Sum(a, b, a + c) for b, c in enumerate(others)]
-    draw.shuffle(found)
-    return found[HELD:], found[:HELD]
+    return [found[i] for i in order[HELD:]], [found[i] for i in order[:HELD]]
 
 
 def response(a: int, c: int, thought: bool) -> str:
@@ -126,68 +130,81 @@ def imitated(asked: list[Sum], seed: int, thought: bool, count: int = 4000) -> l
 # --- One way, one seed -----------------------------------------------------------------------
 
 
-def one(size: Size, out: str, way: str, seed: int) -> dict[str, Any]:
-    """What is right before and after, on sums trained on and on others, and on the way."""
-    from jaxlm.data.chat import Chats
-    from jaxlm.data.prompts import Prompts
+def group(size: Size, out: str, ways: tuple[str, ...], seed: int) -> dict[str, dict[str, Any]]:
+    """What `learnt` gives of each way, from one imitation."""
+    start = imitation(size, out, "thought" in ways, seed)
+    return {way: learnt(size, out, start, way, seed) for way in ways}
+
+
+def run(out: str, name: str, steps: int, **more: Any) -> Any:
+    """A Run of the one model."""
     from jaxlm.models import llama
-    from jaxlm.objectives import grpo, sft
-    from jaxlm.train import loop, metrics
-    from jaxlm.train.optim import Optim
-    from jaxlm.train.rollout import Rollout
     from jaxlm.train.run import Checkpoint, Run
 
-    thought = way == "thought"
-    asked, held = sums(seed, way == "permuted")
-    folder = pathlib.Path(out) / "data" / f"{way}{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "imitate.jsonl", imitated(asked, seed, thought))
-    write(folder / "ask.jsonl", [{"prompt": s.prompt, "answer": s.answer} for s in asked])
     model = llama.Config(
         vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=176, qk_norm=True
     )
-    imitation = Run(
-        name=f"imitate_{way}{seed}",
-        out=out,
-        model=model,
-        objective=sft.Config(),
-        data=Chats(
-            source=str(folder / "imitate.jsonl"), seq=32, batch=64, packing="single", holdout=0.0,
-            seed=seed,
-        ),
-        optim=Optim(lr=3e-3, warmup=size.imitate // 10),
-        steps=size.imitate,
-        seed=seed,
-        eval_every=None,
-        checkpoint=Checkpoint(every=size.imitate),
-    )  # fmt: skip
-    loop.run(imitation)
-    start = str(pathlib.Path(out) / imitation.name)
-    learning = Run(
-        name=f"learn_{way}{seed}",
-        out=out,
-        model=model,
-        start=start,
-        objective=grpo.Config(clip_high=0.28),
-        data=Prompts(source=str(folder / "ask.jsonl"), seq=8, batch=16, holdout=0.0, seed=seed),
-        rollout=Rollout(samples=8, max_new=16, rewards=("number",), save=16, save_every=50),
-        optim=Optim(lr=1e-3, warmup=size.learn // 20, weight_decay=0.0),
-        steps=size.learn,
-        seed=seed,
-        log_every=1,
-        eval_every=None,
-        checkpoint=Checkpoint(every=size.learn),
+    every = Checkpoint(every=steps)
+    return Run(
+        name=name, out=out, model=model, steps=steps, eval_every=None, checkpoint=every, **more
     )
-    loop.run(learning)
-    run = pathlib.Path(out) / learning.name
-    seen = [r for r in metrics.records(run / metrics.FILE) if r["split"] == "train"]
+
+
+def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
+    """The run directory of what imitates records of which most are wrong."""
+    from jaxlm.data.chat import Chats
+    from jaxlm.objectives import sft
+    from jaxlm.train import loop
+    from jaxlm.train.optim import Optim
+
+    asked, _ = sums(seed, False)
+    source = (
+        pathlib.Path(out) / "data" / f"imitate_{'thought' if thought else 'answer'}{seed}.jsonl"
+    )
+    write(source, imitated(asked, seed, thought))
+    data = Chats(source=str(source), seq=20, batch=32, packing="single", holdout=0.0, seed=seed)
+    made = run(
+        out, source.stem, size.imitate, data=data, objective=sft.Config(), seed=seed,
+        optim=Optim(lr=3e-3, warmup=size.imitate // 10),
+    )  # fmt: skip
+    return loop.run(made).folder
+
+
+def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, Any]:
+    """What is right before and after, on sums trained on and on others, and on the way."""
+    from jaxlm.data.prompts import Prompts
+    from jaxlm.objectives import grpo
+    from jaxlm.train import loop, metrics
+    from jaxlm.train.optim import Optim
+    from jaxlm.train.rollout import Rollout
+
+    thought = way == "thought"
+    asked, held = sums(seed, way == "permuted")
+    source = pathlib.Path(out) / "data" / f"ask_{way}{seed}.jsonl"
+    write(source, [{"prompt": s.prompt, "answer": s.answer} for s in asked])
+    learning = run(
+        out,
+        f"learn_{way}{seed}",
+        size.learn,
+        start=start,
+        seed=seed,
+        objective=grpo.Config(clip_high=0.28),
+        data=Prompts(source=str(source), seq=8, batch=16, holdout=0.0, seed=seed),
+        rollout=Rollout(samples=8, max_new=16, rewards=("number",), save=16, save_every=50),
+        optim=Optim(lr=2e-3, warmup=size.learn // 20, weight_decay=0.0),
+        log_every=1,
+    )
+    folder = loop.run(learning).folder
+    seen = [
+        r for r in metrics.records(pathlib.Path(folder) / metrics.FILE) if r["split"] == "train"
+    ]
     keys = ("score", "length", "entropy", "ratio_gap", "sampler_gap")
     found = {"curve": [round(r["score"], 4) for r in seen], "last": {k: seen[-1][k] for k in keys}}
     found["gap"] = max(r["sampler_gap"] for r in seen)
     found["seconds"] = {
         k: sum(r["timing"].get(k, 0) for r in seen) for k in ("generate_seconds", "learn_seconds")
     }
-    for name, where in (("before", start), ("after", str(run))):
+    for name, where in (("before", start), ("after", folder)):
         for part, those in (("trained", asked), ("held", held)):
             found[f"{name}_{part}"] = tried(where, those, thought, size.samples, seed)
     return found
@@ -195,6 +212,7 @@ def one(size: Size, out: str, way: str, seed: int) -> dict[str, Any]:
 
 def write(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
     """Write records, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
 
