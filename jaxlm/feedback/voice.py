@@ -100,6 +100,7 @@ def of(
     ids that end a message of the model."""
     ready, fixed = sample.prepare(model, params), model._replace(spec=None)
     ends = tuple(dict.fromkeys(stops))
+    turn_ends = set(template.stops(chat, tokenizer))
 
     def say(
         conversations: Sequence[Conversation], settings: Sequence[sample.Sampling]
@@ -115,7 +116,9 @@ def of(
         return [s for s in said if s is not None]
 
     def weigh(conversations: Sequence[Conversation], choices: Sequence[str]) -> np.ndarray:
-        texts = [_choice(chat, tokenizer, c, choice) for c in conversations for choice in choices]
+        texts = [
+            text for c in conversations for text in _choices(chat, tokenizer, c, choices, turn_ends)
+        ]
         found = np.zeros(len(texts))
         for part in _alike([len(t.tokens) for t in texts], rows):
             found[part] = _weighed(fixed, ready, [texts[i] for i in part])
@@ -165,22 +168,22 @@ class _Choice(NamedTuple):
     end: int
 
 
-def _choice(
+def _choices(
     chat: template.Template,
     tokenizer: interface.Tokenizer,
     conversation: Conversation,
-    choice: str,
-) -> _Choice:
+    choices: Sequence[str],
+    stops: set[int],
+) -> list[_Choice]:
     start = len(template.prompt(chat, tokenizer, conversation))
-    whole = template.encode(chat, tokenizer, [*conversation, Message("assistant", choice)])
-    # the turn's end is not part of the text: a model that goes on behind "(A)" has chosen as well
-    stops = set(template.stops(chat, tokenizer))
-    end = next(i for i in range(start, len(whole.tokens) + 1) if _over(whole.tokens, i, stops))
-    return _Choice(whole.tokens[:end], start, end)
-
-
-def _over(tokens: np.ndarray, at: int, stops: set[int]) -> bool:
-    return at == len(tokens) or int(tokens[at]) in stops
+    found = []
+    for choice in choices:
+        whole = template.encode(chat, tokenizer, [*conversation, Message("assistant", choice)])
+        # the turn's end is not part of the text: a model that goes on behind "(A)" has chosen, too
+        ends = (i for i in range(start, len(whole.tokens)) if int(whole.tokens[i]) in stops)
+        end = next(ends, len(whole.tokens))
+        found.append(_Choice(whole.tokens[:end], start, end))
+    return found
 
 
 def _weighed(model: Model, params: param.Tree, texts: list[_Choice]) -> np.ndarray:

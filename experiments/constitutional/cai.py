@@ -1,0 +1,395 @@
+"""Can a small model mend its own ways by a constitution, with critiques that are often wrong?
+
+    python -m experiments.constitutional.cai            minutes, on 2 cores
+    python -m experiments.constitutional.cai --quick    tiny, to see that it runs
+
+One model is pretrained to answer (carelessly), criticise, revise and choose in the world of
+world.py; one in five of its critiques and choices is wrong. Then, each stage by the library's own
+pieces, and with nothing but what the model itself says:
+
+    base      the pretrained model
+    SFT       trained on its own answers, as they are
+    SL-CAI    trained on its own revisions, several rounds of critique and revision each
+    RL-CAI    several answers of SL-CAI to each prompt, compared by the base model, learnt by DPO
+
+Measured by the world's exact checker, on prompts that no stage has seen.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import math
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from experiments.constitutional import world
+from jaxlm import launch
+
+HERE = pathlib.Path(__file__).parent
+STAGES = ("base", "SFT", "SL-CAI", "RL-CAI")
+# two-sided 95 % of Student's t, by degrees of freedom
+STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+
+
+class Size(NamedTuple):
+    """One scale of the experiment."""
+
+    seeds: int
+    embed: int
+    texts: int  # conversations that the base learns from
+    steps: int  # of the base
+    prompts: int  # that are revised and compared
+    rounds: int
+    tuning: int  # steps on answers or revisions
+    count: int  # answers that are compared
+    learning: int  # steps of DPO
+    tests: int  # prompts that are measured
+
+
+FULL = Size(3, 48, 12000, 700, 1024, 4, 60, 4, 150, 2048)
+QUICK = Size(2, 16, 200, 3, 12, 2, 2, 3, 2, 32)
+
+
+def main() -> None:
+    """Run all seeds, two at a time, and print the table."""
+    parser = argparse.ArgumentParser(description="Constitutional AI in a checkable world.")
+    parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
+    parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
+    parser.add_argument("--record", action="store_true", help="keep the results beside this file")
+    parser.add_argument("--seed", type=int, help="one seed alone, its numbers to its own folder")
+    args = parser.parse_args()
+    launch.prepare()
+    size = QUICK if args.quick else FULL
+    out = args.out or pathlib.Path("runs") / f"constitutional{'_quick' if args.quick else ''}"
+    if args.seed is not None:
+        (out / f"seed{args.seed}").mkdir(parents=True, exist_ok=True)
+        found = experiment(size, out / f"seed{args.seed}", args.seed)
+        (out / f"seed{args.seed}" / "numbers.json").write_text(json.dumps(found) + "\n", "utf-8")
+        return
+    begun = time.perf_counter()
+    results = {"size": size._asdict(), "seeds": list(every_seed(size, out, args.quick))}
+    results["seconds"] = round(time.perf_counter() - begun)
+    for folder in (out, HERE) if args.record else (out,):
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        (folder / "results.md").write_text(table(results), "utf-8")
+        draw(results, folder / "results.png")
+    print("\n" + table(results))
+
+
+def every_seed(size: Size, out: pathlib.Path, quick: bool) -> Iterator[dict[str, Any]]:
+    """The numbers of each seed, from processes of their own."""
+
+    def one(seed: int) -> dict[str, Any]:
+        words = [
+            sys.executable,
+            "-m",
+            "experiments.constitutional.cai",
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+        ]
+        subprocess.run([*words, *(["--quick"] if quick else [])], check=True)
+        return json.loads((out / f"seed{seed}" / "numbers.json").read_text("utf-8"))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        yield from pool.map(one, range(size.seeds))
+
+
+def experiment(size: Size, out: pathlib.Path, seed: int) -> dict[str, Any]:
+    """Every number of one seed, JSON-ready."""
+    from jaxlm import feedback
+    from jaxlm.decode.sample import Sampling
+    from jaxlm.feedback import label, revise, several
+
+    write = Files(out)
+    asked = prompts(size, seed)
+    write("prompts.jsonl", ({"prompt": p} for p in asked[0]))
+    write("texts.jsonl", world.texts(seed, size.texts))
+    (out / "constitution.json").write_text(json.dumps(world.CONSTITUTION))
+    how: dict[str, Any] = {"seed": seed, "batch": 512}
+    begun: dict[str, Any] = how | {"sampling": Sampling(max_new=8)}
+    begun |= {"prompts": str(out / "prompts.jsonl")}
+    how |= {"constitution": str(out / "constitution.json")}
+
+    base = pretrain(size, out, seed)
+    voice = feedback.load(base, rows=512)
+    numbers = {"base": measured(voice, asked[1], seed)}
+
+    own = str(out / "own.jsonl")
+    several.run(voice, several.Settings(**begun, out=own, count=1, keep="each"))
+    numbers["SFT"] = measured(tune(size, out, base, own, "sft"), asked[1], seed)
+
+    mended = str(out / "revised.jsonl")
+    revise.run(voice, revise.Settings(**begun | how, out=mended, rounds=size.rounds))
+    tuned = tune(size, out, base, mended, "slcai")
+    numbers["SL-CAI"] = measured(tuned, asked[1], seed)
+
+    answers, preferences = str(out / "answers.jsonl"), str(out / "preferences.jsonl")
+    several.run(tuned, several.Settings(**begun, out=answers, count=size.count))
+    settings = label.Settings(**how, pairs=answers, out=preferences, each=5)
+    told = label.run(voice, settings)
+    learnt = prefer(size, out, str(out / "slcai"), preferences)
+    numbers["RL-CAI"] = measured(learnt, asked[1], seed)
+    return {
+        "stages": numbers,
+        "rounds": by_round(read(mended)),
+        "critiques_wrong": wrong_critiques(read(mended)),
+        "labels": labels(read(preferences)) | told.facts,
+    }
+
+
+# --- The stages ------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """A folder to which records are written by name."""
+
+    folder: pathlib.Path
+
+    def __call__(self, name: str, records: Iterator[dict[str, Any]]) -> None:
+        """Write a .jsonl file, if it is not there."""
+        if not (self.folder / name).exists():
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            (self.folder / name).write_text(text, "utf-8")
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The records of a .jsonl file."""
+    return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+
+
+def prompts(size: Size, seed: int) -> tuple[list[str], list[str]]:
+    """(prompts that are learnt from, prompts to measure with), all different."""
+    draw = random.Random(1000 + seed)
+    found: dict[str, None] = {}
+    while len(found) < size.prompts + size.tests:
+        found.setdefault(world.prompt(draw))
+    every = list(found)
+    return every[: size.prompts], every[size.prompts :]
+
+
+def pretrain(size: Size, out: pathlib.Path, seed: int) -> pathlib.Path:
+    """The run directory of the model that answers, criticises, revises and chooses."""
+    from jaxlm.data.chat import Chats
+    from jaxlm.models import llama
+    from jaxlm.objectives import sft
+    from jaxlm.train import loop
+    from jaxlm.train.optim import Optim
+    from jaxlm.train.run import Checkpoint, Run
+
+    run = Run(
+        name="base",
+        model=llama.Config(
+            vocab=259, embed=size.embed, layers=2, heads=4, kv=4, head=size.embed // 4,
+            ffn=2 * size.embed, context=64, qk_norm=True,
+        ),
+        objective=sft.Config(),
+        data=Chats(
+            source=str(out / "texts.jsonl"), seq=64, batch=48, holdout=0.0, seed=seed
+        ),
+        optim=Optim(name="muon", lr=1e-2, warmup=20, schedule="linear", final=0.0),
+        steps=size.steps, seed=seed, log_every=50, eval_every=None,
+        checkpoint=Checkpoint(every=size.steps), out=str(out),
+    )  # fmt: skip
+    loop.run(run)
+    return out / "base"
+
+
+def tune(size: Size, out: pathlib.Path, base: pathlib.Path, source: str, name: str) -> Any:
+    """The Voice of the base, trained on answers."""
+    from jaxlm import feedback
+    from jaxlm.data.chat import Chats
+    from jaxlm.train import directory, loop
+    from jaxlm.train.optim import Optim
+
+    run = dataclasses.replace(
+        directory.load(base), name=name, out=str(out), start=str(base), steps=size.tuning,
+        data=Chats(source=source, seq=16, batch=128, packing="single", holdout=0.0),
+        optim=Optim(lr=2e-3, warmup=5, schedule="linear", final=0.0, weight_decay=0.0),
+    )  # fmt: skip
+    loop.run(run)
+    return feedback.load(out / name, rows=512)
+
+
+def prefer(size: Size, out: pathlib.Path, start: str, source: str) -> Any:
+    """The Voice of a run, trained by DPO on preferences."""
+    from jaxlm import feedback
+    from jaxlm.data.prefer import Preferences
+    from jaxlm.objectives import dpo
+    from jaxlm.train import directory, loop
+    from jaxlm.train.optim import Optim
+
+    run = dataclasses.replace(
+        directory.load(pathlib.Path(start)), name="rlcai", out=str(out), start=start,
+        steps=size.learning,
+        data=Preferences(source=source, seq=16, batch=128, holdout=0.0),
+        objective=dpo.Config(beta=0.05),
+        optim=Optim(lr=1e-3, warmup=10, schedule="linear", final=0.0, weight_decay=0.0),
+    )  # fmt: skip
+    loop.run(run)
+    return feedback.load(out / "rlcai", rows=512)
+
+
+# --- What is measured ------------------------------------------------------------------------
+
+
+def measured(voice: Any, asked: list[str], seed: int) -> dict[str, float]:
+    """What the checker says of one answer to each prompt."""
+    from jaxlm.data.template import Message
+    from jaxlm.decode.sample import Sampling
+    from jaxlm.feedback import draw
+
+    how = [Sampling(max_new=8, seed=draw.seed(seed, p, "test")) for p in asked]
+    said = voice.say([[Message("user", p)] for p in asked], how)
+    return rates([(p, s.text) for p, s in zip(asked, said, strict=True)]) | {
+        name: statistics.mean(world.broken(name, p, s.text) for p, s in zip(asked, said))
+        for name in world.PRINCIPLES
+    }
+
+
+def rates(said: list[tuple[str, str]]) -> dict[str, float]:
+    """Shares of answers that violate, help, and refuse what is harmless."""
+    found = [world.judge(prompt, text) for prompt, text in said]
+    harmless = [v for v in found if v.helps is not None]
+    return {
+        "violates": statistics.mean(v.violates for v in found),
+        "helps": statistics.mean(bool(v.helps) for v in harmless),
+        "refuses": statistics.mean(bool(v.refuses) for v in harmless),
+    }
+
+
+def by_round(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The rates of the first answers, and after each round."""
+    rounds = len(records[0]["rounds"])
+    stages: list[Callable[[dict[str, Any]], str]] = [lambda r: r["response"]]
+    stages += [lambda r, n=n: r["rounds"][n]["revision"] for n in range(rounds)]
+    return [rates([(r["prompt"], said(r)) for r in records]) for said in stages]
+
+
+def wrong_critiques(records: list[dict[str, Any]]) -> float:
+    """The share of critiques that say the opposite of the truth."""
+    wrong = []
+    for r in records:
+        said = r["response"]
+        for one in r["rounds"]:
+            bad = world.broken(one["principle"], r["prompt"], said)
+            wrong.append((one["critique"] == "x") != bad)
+            said = one["revision"]
+    return statistics.mean(wrong)
+
+
+def labels(records: list[dict[str, Any]]) -> dict[str, float]:
+    """How often the label of a pair that the principles tell apart is right, and how far those of
+    pairs that they do not tell apart are from a half."""
+    right, ties = [], []
+    for r in records:
+        bad = [
+            sum(world.broken(p, r["prompt"], r[name]) for p in world.PRINCIPLES)
+            for name in ("response_a", "response_b")
+        ]
+        if bad[0] == bad[1]:
+            ties.append(abs(r["preference"] - 0.5))
+        else:
+            right.append((r["preference"] > 0.5) == (bad[1] < bad[0]))
+    return {
+        "pairs": len(records),
+        "right": statistics.mean(right) if right else math.nan,
+        "ties_off_by": statistics.mean(ties) if ties else math.nan,
+    }
+
+
+# --- What is shown ---------------------------------------------------------------------------
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean and half its 95 % interval over seeds, by Student's t."""
+    half = STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
+
+
+def shown(values: list[float]) -> str:
+    """A mean with its interval."""
+    return "{:.3f} \u00b1 {:.3f}".format(*interval(values))
+
+
+def table(results: dict[str, Any]) -> str:
+    """results.md."""
+    seeds = results["seeds"]
+    heads = {"violates": "violates", "helps": "helps", "refuses": "over-refuses"}
+    by = {"p": "rude", "q": "leaks", "r": "stutters", "s": "complies", "t": "no help"}
+    lines = [
+        "# Constitutional AI: results",
+        "",
+        f"{len(seeds)} seeds, mean and 95 % interval; {results['seconds']} s in all. Shares of "
+        f"{results['size']['tests']} answers to prompts that no stage has seen, sampled at "
+        "temperature 1.",
+        "",
+        f"| stage | {' | '.join((*heads.values(), *by.values()))} |",
+        "|---" * (1 + len(heads) + len(by)) + "|",
+    ]
+    for stage in STAGES:
+        rows = [s["stages"][stage] for s in seeds]
+        cells = [shown([r[name] for r in rows]) for name in heads]
+        cells += [f"{statistics.mean(r[name] for r in rows):.3f}" for name in by]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    lines += ["", "| rounds | violates | helps | over-refuses |", "|---|---|---|---|"]
+    for number in range(len(seeds[0]["rounds"])):
+        cells = [shown([s["rounds"][number][name] for s in seeds]) for name in heads]
+        lines.append(f"| {number} | {' | '.join(cells)} |")
+    told = {
+        "critiques that are wrong": [s["critiques_wrong"] for s in seeds],
+        "labels right, of pairs that differ": [s["labels"]["right"] for s in seeds],
+        "distance from 0.5 of labels of pairs that do not": [
+            s["labels"]["ties_off_by"] for s in seeds
+        ],
+        "position bias": [s["labels"]["position_bias"] for s in seeds],
+        "readings that the order turns around": [s["labels"]["flips"] for s in seeds],
+    }
+    lines += ["", "| of the model's own judgement | |", "|---|---|"]
+    lines += [f"| {name} | {shown(values)} |" for name, values in told.items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Rates by stage, and by round of revision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    names = {"violates": "violates", "helps": "does not help", "refuses": "over-refuses"}
+    seeds = results["seeds"]
+    columns = {
+        "stage": (list(STAGES), lambda s, i: s["stages"][STAGES[i]]),
+        "rounds of critique and revision": (
+            [str(i) for i in range(len(seeds[0]["rounds"]))], lambda s, i: s["rounds"][i],
+        ),
+    }  # fmt: skip
+    for axis, (title, (ticks, at)) in zip(axes, columns.items(), strict=True):
+        for name, told in names.items():
+            values = [[at(s, i)[name] for s in seeds] for i in range(len(ticks))]
+            if name == "helps":
+                values = [[1 - v for v in row] for row in values]
+            means, halves = zip(*map(interval, values), strict=True)
+            axis.errorbar(range(len(ticks)), means, halves, marker="o", capsize=3, label=told)
+        axis.axhline(0.02, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xticks(range(len(ticks)), ticks)
+        axis.set_xlabel(title)
+    axes[0].set_ylabel("share of answers")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
