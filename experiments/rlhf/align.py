@@ -136,7 +136,6 @@ class Pipeline:
             way = stages.Rollouts(group, epochs=4, minibatches=2, every=training.steps)
             return stages.reinforced(module, cfg, built, self.world, training, way)
 
-        # the value is half of what the trunk learns from: at 0.1 it lags behind in so short a run
         valued = ppo.Config(kl=ppo.Fixed(RL_BETA), value_weight=0.5)
         penalised = grpo.Config(beta=RL_BETA, kl="reward")
         self.stages = {

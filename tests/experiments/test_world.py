@@ -1,6 +1,11 @@
 """The laws of the enumerable world, each against a computation without its formulas."""
 
 import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +18,7 @@ from jaxlm.models import llama
 from jaxlm.objectives import likelihood
 from jaxlm.parallel.plan import Plan
 
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = world.World(symbols=3, length=3, prompts=2)
 R = world.reward(SMALL)
 REF = world.source(SMALL, 0)
@@ -184,3 +190,28 @@ def test_draws_are_as_frequent_as_they_are_probable():
     apart = r[:, [0, 0, 1]] - r[:, [1, 2, 2]]
     right = ((apart > 0) + 0.5 * (apart == 0)).mean()  # of every pair of a list
     assert right == pytest.approx(limit, abs=0.012)  # 5 standard errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["align", "overoptimise"])
+def test_quick(name, tmp_path):
+    """Each experiment runs from the source to its table, and none of its policies is above J*."""
+    command = [sys.executable, "-m", f"experiments.rlhf.{name}", "--quick", "--seeds", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    record = tmp_path / ("results.json" if name == "align" else "overoptimise.json")
+    results = json.loads(record.read_text("utf-8"))
+    assert [seed["seed"] for seed in results["seeds"]] == [0, 1]
+    assert record.with_suffix(".png").stat().st_size > 10_000
+    assert record.with_suffix(".md").read_text("utf-8") in done.stdout
+    for seed in results["seeds"]:
+        if name == "align":
+            assert seed["dpo"]["first_loss"] == pytest.approx(np.log(2), abs=1e-5)
+            assert max(seed[stage]["ratio_gap"] for stage in ("ppo", "grpo")) < 1e-5
+            assert all(seed[s]["objective"] <= seed[s]["best"] for s in ("dpo", "ppo", "grpo"))
+        else:
+            exact = [kl for kl, *_ in seed["curves"]["noise"]["best of n"]]
+            assert all(kl <= bound + 1e-4 for kl, bound in zip(exact, seed["formula"], strict=True))
