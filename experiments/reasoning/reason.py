@@ -40,7 +40,7 @@ class Size(NamedTuple):
     samples: int
 
 
-FULL = Size(3, 400, 120, 32)
+FULL = Size(3, 400, 200, 32)
 QUICK = Size(2, 8, 4, 4)
 
 
@@ -162,7 +162,7 @@ def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
         pathlib.Path(out) / "data" / f"imitate_{'thought' if thought else 'answer'}{seed}.jsonl"
     )
     write(source, imitated(asked, seed, thought))
-    data = Chats(source=str(source), seq=20, batch=32, packing="single", holdout=0.0, seed=seed)
+    data = Chats(source=str(source), seq=20, batch=64, packing="single", holdout=0.0, seed=seed)
     made = run(
         out, source.stem, size.imitate, data=data, objective=sft.Config(), seed=seed,
         optim=Optim(lr=3e-3, warmup=size.imitate // 10),
@@ -191,7 +191,7 @@ def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, A
         objective=grpo.Config(clip_high=0.28),
         data=Prompts(source=str(source), seq=8, batch=16, holdout=0.0, seed=seed),
         rollout=Rollout(samples=8, max_new=16, rewards=("number",), save=16, save_every=50),
-        optim=Optim(lr=2e-3, warmup=size.learn // 20, weight_decay=0.0),
+        optim=Optim(lr=1e-3, warmup=size.learn // 20, weight_decay=0.0),
         log_every=1,
     )
     folder = loop.run(learning).folder
