@@ -100,48 +100,41 @@ def timed(f: Callable[[], Any], rounds: int) -> tuple[float, Any]:
     return min(found), out
 
 
-def measured(size: str, rounds: int) -> list[str]:
-    """The table's rows of a size."""
+def measured(size: str, way: Way, rounds: int) -> str:
+    """A row of the table, from the same weights as every other."""
     cfg = SIZES[size]
     model, objective, learn, state = build(cfg)
     stop = tuple(range(cfg.vocab // 16))
     key = np.array([0, 1], np.uint32)
-    told = []
-    for way in WAYS:
-        make = generate.program(model, objective, max_new=NEW, stop=stop)
-        make = make if way.prepared else plain(model, objective, stop)
-        prompts = asked(cfg.vocab)
-        prompts = generate.narrowed(prompts) if way.narrow_prompts else prompts
+    make = generate.program(model, objective, max_new=NEW, stop=stop)
+    make = make if way.prepared else plain(model, objective, stop)
+    prompts = asked(cfg.vocab)
+    prompts = generate.narrowed(prompts) if way.narrow_prompts else prompts
 
-        def sampled(make: Any = make, prompts: Prompts = prompts) -> Any:
-            return make(state.params, state.frozen, prompts, key, 1.0)
+    made, out = timed(lambda: make(state.params, state.frozen, prompts, key, 1.0), rounds)
+    rows = generate.Responses(*jax.device_get(out))
+    width = generate.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
+    rows = generate.Responses(*(generate.fitted(x, width) for x in rows))
 
-        spent, out = timed(sampled, rounds)
-        rows = generate.Responses(*jax.device_get(out))
-        width = generate.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
-        rows = generate.Responses(*(generate.fitted(x, width) for x in rows))
-        score = jax.jit(
-            lambda params, frozen, rows: grpo.measure(
-                grpo.Config(beta=0.04), model, params, frozen, rows, Plan()
-            )
-        )
-        scored, _ = timed(lambda: score(state.params, state.frozen, rows), rounds)  # noqa: B023
-        zero = np.zeros_like(rows.behaviour)
-        batch = Rollout(*rows[:6], rows.behaviour, zero, rows.weight, zero)
+    @jax.jit
+    def score(params: Any, frozen: Any, rows: Any) -> Any:
+        return grpo.measure(grpo.Config(beta=0.04), model, params, frozen, rows, Plan())
 
-        def learnt(batch: Rollout = batch) -> Any:
-            nonlocal state
-            state, told = learn(state, batch)
-            return told
+    scored, _ = timed(lambda: score(state.params, state.frozen, rows), rounds)
+    zero = np.zeros_like(rows.behaviour)
+    batch = Rollout(*rows[:6], rows.behaviour, zero, rows.weight, zero)
 
-        learning, _ = timed(learnt, rounds)
-        total, new = spent + scored + learning, rows.weight.sum()
-        told.append(
-            f"| {size} | {way.name} | {spent:.2f} | {scored:.2f} | {learning:.2f} | {total:.2f} | "
-            f"{spent / total:.0%} | {new / spent:,.0f} | {new / total:,.0f} |"
-        )
-        print(told[-1], flush=True)
-    return told
+    def learnt() -> Any:
+        nonlocal state
+        state, told = learn(state, batch)
+        return told
+
+    learning, _ = timed(learnt, rounds)
+    total, new = made + scored + learning, rows.weight.sum()
+    return (
+        f"| {size} | {way.name} | {made:.2f} | {scored:.2f} | {learning:.2f} | {total:.2f} | "
+        f"{made / total:.0%} | {new:,.0f} | {new / made:,.0f} | {new / total:,.0f} |"
+    )
 
 
 def main() -> None:
@@ -150,10 +143,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1m"])
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    print("| size | way | generate | measure | learn | all | share | new tokens/s | of all |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    names = "size | way | generate | measure | learn | all | share | new tokens | a second | of all"
+    print(f"| {names} |\n|{10 * '---|'}")
     for size in given.sizes:
-        measured(size, given.rounds)
+        for way in WAYS:
+            print(measured(size, way, given.rounds), flush=True)
 
 
 if __name__ == "__main__":
