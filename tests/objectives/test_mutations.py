@@ -349,14 +349,11 @@ MUTANTS = {
     "KL loss the other way round": (rl, "k3", lambda p, q: _k3(q, p), "penalty"),
     "reference missing": (sampled, "reference", lambda m, f, r, *_: 0.0 * r.weight, "ppo"),
     "reference missing in DPO": (
-        responses, "summed", lambda m, w, b, p: jnp.zeros(b.rank.shape), "dpo",
-    ),
+        responses, "summed", lambda m, w, b, p: jnp.zeros(b.rank.shape), "dpo"),
     "sampled at another temperature": (
-        generate, "_rows", lambda a, b, c, t, d: _rows(a, b, c, 0.7 * t, d), "sampler",
-    ),
+        generate, "_rows", lambda a, b, c, t, d: _rows(a, b, c, 0.7 * t, d), "sampler"),
     "trained at another temperature": (
-        sampled, "read", lambda m, w, r, p, t, read=sampled.read: read(m, w, r, p, 1.0), "sampler",
-    ),
+        sampled, "read", lambda m, w, r, p, t, read=sampled.read: read(m, w, r, p, 1.0), "sampler"),
     "old log-probs off by one": (generate, "joined", _shifted, "sampler"),
     "old log-probs are the new ones": (
         surrogate, "clipped",
@@ -364,34 +361,25 @@ MUTANTS = {
         "surrogate",
     ),
     "score at the padded end": (
-        rl, "at_last", lambda s, w: jnp.zeros_like(w).at[:, -2].set(s), "ppo",
-    ),
+        rl, "at_last", lambda s, w: jnp.zeros_like(w).at[:, -2].set(s), "ppo"),
     "reward model reads the padded end": (
-        score, "last", lambda s: jnp.full(s.shape[:-1], s.shape[-1] - 1), "reward",
-    ),
+        score, "last", lambda s: jnp.full(s.shape[:-1], s.shape[-1] - 1), "reward"),
     "loss mask dropped": (
-        surrogate, "total", lambda x, w, *how: _total(x, jnp.ones_like(w), *how), "ppo",
-    ),
+        surrogate, "total", lambda x, w, *how: _total(x, jnp.ones_like(w), *how), "ppo"),
     "loss mask dropped in SFT": (ops_loss, "cross_entropy", _unweighted, "supervised"),
     "whitened over padding": (
-        rl, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns",
-    ),
+        rl, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns"),
     "DPO mean instead of sum": (preference, "margin", preference.mean_margin, "dpo"),
     "EOS dropped": (
-        responses, "read", lambda m, w, b, *rest: _read(m, w, without_end(b), *rest), "dpo",
-    ),
+        responses, "read", lambda m, w, b, *rest: _read(m, w, without_end(b), *rest), "dpo"),
     "EOS dropped from responses": (
-        generate, "joined", lambda p, out: without_end(_joined(p, out)), "sampler",
-    ),
+        generate, "joined", lambda p, out: without_end(_joined(p, out)), "sampler"),
     "preferences the wrong way round": (
-        ranking, "differences", lambda r: -_differences(r), "reward",
-    ),
+        ranking, "differences", lambda r: -_differences(r), "reward"),
     "no reward but the token's own": (
-        rl, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo",
-    ),
+        rl, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo"),
     "groups of all": (
-        grpo._ADVANTAGES, "left_out", lambda s, group: s - jnp.mean(s), "grpo",
-    ),
+        grpo._ADVANTAGES, "left_out", lambda s, group: s - jnp.mean(s), "grpo"),
 }  # fmt: skip
 
 
