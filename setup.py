@@ -33,9 +33,15 @@ EXTRAS = {
     "parquet": ["pyarrow>=20"],
     "zstd": ["zstandard>=0.23"],
     "tiktoken": ["tiktoken>=0.9"],
-    # Live comparisons with transformers and TRL; install torch first. TRL's losses are those of its
-    # version.
-    "parity": ["torch>=2.6", "transformers>=5,<6", "trl==1.16.*"],
+    # Live comparisons; install torch first. TRL's losses are those of its version.
+    "parity": [
+        "bitsandbytes>=0.50,<0.51",
+        "peft>=0.21,<0.22",
+        "rouge-score>=0.1.2",
+        "torch>=2.6",
+        "transformers>=5,<6",
+        "trl==1.16.*",
+    ],
 }
 EXTRAS["dev"] = [
     *EXTRAS["parquet"],
