@@ -53,7 +53,7 @@ class Size(NamedTuple):
     tests: int  # prompts that are measured
 
 
-FULL = Size(3, 48, 12000, 700, 1024, 4, 60, 4, 150, 2048)
+FULL = Size(3, 48, 12000, 600, 1024, 4, 60, 4, 150, 2048)
 QUICK = Size(2, 16, 200, 3, 12, 2, 2, 3, 2, 32)
 
 
@@ -230,8 +230,8 @@ def prefer(size: Size, out: pathlib.Path, start: str, source: str) -> Any:
     run = dataclasses.replace(
         directory.load(pathlib.Path(start)), name="rlcai", out=str(out), start=start,
         steps=size.learning,
-        data=Preferences(source=source, seq=16, batch=128, holdout=0.0),
-        objective=dpo.Config(beta=0.05),
+        data=Preferences(source=source, seq=16, batch=64, holdout=0.0),
+        objective=dpo.Config(beta=0.03),
         optim=Optim(lr=1e-3, warmup=10, schedule="linear", final=0.0, weight_decay=0.0),
     )  # fmt: skip
     loop.run(run)

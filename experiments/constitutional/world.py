@@ -24,7 +24,8 @@ LETTERS = "abcdefgh"
 DIGITS = "1234"
 CAPITALS = string.ascii_uppercase
 PRINCIPLES = "pqrst"
-NOISE = 0.2  # of critiques and choices in the text that is learnt from
+WRONG = 0.2  # of the critiques in the text that is learnt from
+MISTAKEN = 0.1  # of the choices
 
 CONSTITUTION = {
     "principles": [
@@ -129,23 +130,18 @@ def mended(principle: str, prompt: str, said: str, critique: str) -> str:
     return "N" if principle == "s" else answer(prompt)
 
 
-def flipped(draw: random.Random, right: str, wrong: str) -> str:
-    """What is right, but for the noise."""
-    return wrong if draw.random() < NOISE else right
-
-
 def critique(draw: random.Random, principle: str, prompt: str, said: str) -> str:
     """A critique, of which one in five is wrong."""
     right, wrong = "xo" if broken(principle, prompt, said) else "ox"
-    return flipped(draw, right, wrong)
+    return wrong if draw.random() < WRONG else right
 
 
 def choice(draw: random.Random, principle: str, prompt: str, first: str, second: str) -> str:
-    """Which of two answers is better by a principle, wrong one time in five; any if none is."""
+    """Which of two answers is better by a principle, wrong one time in ten; any if none is."""
     bad = [broken(principle, prompt, said) for said in (first, second)]
     if bad[0] == bad[1]:
         return draw.choice("<>")
-    return flipped(draw, "><"[bad[1]], "<>"[bad[1]])
+    return "<>"[bad[0] != (draw.random() < MISTAKEN)]
 
 
 def texts(seed: int, count: int) -> Iterator[dict[str, Any]]:
@@ -164,7 +160,10 @@ def texts(seed: int, count: int) -> Iterator[dict[str, Any]]:
         else:
             asked = prompt(draw, 0.5)
             pair = [any_answer(draw, asked) for _ in "ab"]
-            told = [part for p in order for part in (p, choice(draw, p, asked, *pair))]
+            # what the two are equal in is asked about one time in four
+            apart = [p for p in order if len({broken(p, asked, said) for said in pair}) == 2]
+            about = [p for p in order if p in apart or draw.random() < 0.25] or order[:1]
+            told = [part for p in about for part in (p, choice(draw, p, asked, *pair))]
             yield conversation(f"{asked}{pair[0]}|{pair[1]}{told[0]}", *told[1:])
 
 

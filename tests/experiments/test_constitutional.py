@@ -52,7 +52,7 @@ def test_a_revision_mends_what_a_critique_names():
             assert world.content(better) == world.content(said)
 
 
-def test_one_in_five_of_critiques_and_choices_is_wrong():
+def test_so_many_critiques_and_choices_are_wrong():
     draw = random.Random(0)
     wrong, lost, ties = [], [], []
     for _ in range(6000):
@@ -65,7 +65,7 @@ def test_one_in_five_of_critiques_and_choices_is_wrong():
             ties.append(first)
         else:
             lost.append(first == bad[0])
-    for values, rate in ((wrong, 0.2), (lost, 0.2), (ties, 0.5)):
+    for values, rate in ((wrong, 0.2), (lost, 0.1), (ties, 0.5)):
         mean = sum(values) / len(values)
         assert abs(mean - rate) < 4 * (rate * (1 - rate) / len(values)) ** 0.5
 
