@@ -4,8 +4,8 @@
     python -m experiments.constitutional.cai --quick    tiny, to see that it runs
 
 One model is pretrained to answer (carelessly), criticise, revise and choose in the world of
-world.py; one in five of its critiques and choices is wrong. Then, each stage by the library's own
-pieces, and with nothing but what the model itself says:
+world.py; one in five of its critiques is wrong, and one in ten of its choices. Then, each stage by
+the library's own pieces, and with nothing but what the model itself says:
 
     base      the pretrained model
     SFT       trained on its own answers, as they are
