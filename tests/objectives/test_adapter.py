@@ -109,6 +109,7 @@ def test_logits_are_those_of_the_merged_weights(quantise):
     assert np.abs(together - read(linear.merged(frozen[adapter.BASE]))).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_cut_a_mesh_and_recomputing_do_not_change_the_gradient():
     """Of adapters on a base in 4 bits, whose blocks lie over all devices."""
 

@@ -48,6 +48,7 @@ def trained(whole, home, tmp_path_factory):
         return run, loop.run(run)
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_its_base_ended_and_keeps_adapters_alone(trained, whole, monkeypatch):
     run, result = trained
     monkeypatch.setenv("XDG_CACHE_HOME", str(pathlib.Path(run.data.source).parent))
@@ -129,6 +130,7 @@ def test_what_is_wrong_is_named_before_compute(tiny, change, message):
         loop.run(tiny(**(given | change)))
 
 
+@pytest.mark.slow
 def test_a_run_without_adapters_has_none_to_export(whole, tmp_path, capsys):
     for action in ("export", "merge"):
         assert cli.main(["adapter", action, str(runs.folder(whole[0])), str(tmp_path / "x")]) == 2

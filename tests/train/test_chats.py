@@ -28,6 +28,7 @@ def chats(tiny, home, **changes):
     return dataclasses.replace(run, checkpoint=runs.Checkpoint(every=2))
 
 
+@pytest.mark.slow
 def test_a_run_on_conversations(tiny, home, stopping, assert_same_run, capsys, monkeypatch):
     """Stopped and resumed it is the same, noise included; its answers begin behind its template."""
     whole, cut = chats(tiny, home, name="whole"), chats(tiny, home, name="cut")

@@ -27,6 +27,7 @@ def read(name):
     return [json.loads(line) for line in pathlib.Path(name).read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_revise_and_label(place, capsys):
     revise = ["feedback", "revise", "tiny", "--prompts", "p.jsonl", "--out", "out.jsonl"]
     revise += ["--constitution", "c.json", "--unfinished", "keep", "--sampling.max-new", "2"]

@@ -89,6 +89,7 @@ def stopping(steps):
         yield
 
 
+@pytest.mark.slow
 def test_a_stored_reference_is_computed_once_and_a_stopped_run_goes_on(
     preferring, monkeypatch, assert_same_run
 ):

@@ -21,6 +21,8 @@ from jaxlm.train.optim import Optim
 from jaxlm.train.rollout import Rollout
 from jaxlm.train.run import Checkpoint, Run
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("alpha", "beta", "gamma", "delta")
 
 
