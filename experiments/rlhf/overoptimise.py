@@ -34,7 +34,7 @@ class Size(NamedTuple):
     every: int
 
 
-FULL = Size(align.FULL, 1024, 8, (120, 128, 1e-3, "adamw"), 6)
+FULL = Size(align.FULL, 256, 16, (120, 128, 3e-4, "adamw"), 6)
 QUICK = Size(align.QUICK, 32, 2, (6, 32, 1e-3, "adamw"), 2)
 ROWS = 64  # pairs to a step, at most
 
@@ -231,10 +231,11 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
             for i, seed in enumerate(results["seeds"]):
                 kl, told, gold = zip(*seed["curves"][proxy][way], strict=True)
                 root = [max(x, 0.0) ** 0.5 for x in kl]
-                label = way if not i else None
+                label = {"tilted": "most proxy at its KL"}.get(way, way) if not i else None
                 panel.plot(root, gold, color=color, alpha=0.8, label=label)
                 panel.plot(root, told, color=color, alpha=0.5, linestyle="--")
-        panel.set(xlabel="square root of KL to the reference, nats", title=f"proxy: {proxy}")
+        title = {"model": "reward model", "noise": "noise"}[proxy] + f", {ways[1]}"
+        panel.set(xlabel="square root of KL to the reference, nats", title=title)
         panel.set_ylim(-0.5, 4.5)  # the noise goes on to 20
         panel.legend()
     panels[0].set(ylabel="reward: gold, and proxy (dashed)")
