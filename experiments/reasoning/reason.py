@@ -150,6 +150,13 @@ def run(out: str, name: str, steps: int, **more: Any) -> Any:
     )
 
 
+def whole(result: Any) -> str:
+    """The run directory of a run that came to its end. Raises: SystemExit if it was stopped."""
+    if result.signal:
+        raise SystemExit(f"{result.folder} was stopped; the same command goes on from there")
+    return result.folder
+
+
 def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
     """The run directory of what imitates records of which most are wrong."""
     from jaxlm.data.chat import Chats
@@ -167,7 +174,7 @@ def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
         out, source.stem, size.imitate, data=data, objective=sft.Config(), seed=seed,
         optim=Optim(lr=3e-3, warmup=size.imitate // 10),
     )  # fmt: skip
-    return loop.run(made).folder
+    return whole(loop.run(made))
 
 
 def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, A
         optim=Optim(lr=1e-3, warmup=size.learn // 20, weight_decay=0.0),
         log_every=1,
     )
-    folder = loop.run(learning).folder
+    folder = whole(loop.run(learning))
     seen = [
         r for r in metrics.records(pathlib.Path(folder) / metrics.FILE) if r["split"] == "train"
     ]
@@ -249,13 +256,17 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
             for s, text in zip(each, said, strict=True)
         ]
         told[name] = float(np.mean(reward.number(samples)))
-    counted = [
-        text == response(s.a, int(text.rpartition("=")[2]) - s.a, True)
-        for s, text in zip(each, said, strict=True)
-        if thought and text.rpartition("=")[2].isdigit()
-    ]
+    counted = [_counted(s, text) for s, text in zip(each, said, strict=True)]
     told["counted"] = sum(counted) / len(said)
     return told
+
+
+def _counted(s: Sum, text: str) -> bool:
+    """Whether a response counts up from s.a to the sum that it says."""
+    last = text.rpartition("=")[2]
+    # of what is no sum of two digits no count is made up: it might be billions long
+    found = int(last) - s.a if last.isdecimal() and len(last) < 3 else -1
+    return 0 <= found < 10 and text == response(s.a, found, True)
 
 
 # --- Results ---------------------------------------------------------------------------------

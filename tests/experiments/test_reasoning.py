@@ -39,6 +39,8 @@ def test_permuted_answers_are_among_what_is_imitated():
 def test_thoughts_count_to_their_answer_and_two_in_five_are_right():
     assert reason.response(3, 4, True) == "4567=7" and reason.response(9, 5, True) == "01234=14"
     assert reason.response(3, 0, True) == "=3" and reason.response(3, 4, False) == "7"
+    told = {"4567=7": True, "567=7": False, "7": False, "=3": True, "=9999999999": False, "": False}
+    assert {text: reason._counted(reason.Sum(3, 4, 7), text) for text in told} == told
     asked, _ = reason.sums(0, False)
     for thought in (False, True):
         found = reason.imitated(asked, 0, thought)
