@@ -27,9 +27,12 @@ LLAMA = llama.Config(vocab=V, embed=16, layers=2, heads=4, kv=2, head=4, ffn=24,
 @functools.cache
 def weights(seed):
     spec = models.build(LLAMA).spec
-    params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
+    with jax.ensure_compile_time_eval():  # what is kept must not be another program's tracer
+        params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
     r = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.2 * r.standard_normal(x.shape, np.float32), params)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.2 * r.standard_normal(x.shape, np.float32), params
+    )
 
 
 @functools.cache
