@@ -94,6 +94,7 @@ def share(seeds: int, out: pathlib.Path, module: str, quick: bool) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environ = launch.restart(environ) or environ
     shares = [[str(s) for s in range(seeds)][first::2] for first in (0, 1)]

@@ -196,7 +196,7 @@ def test_draws_are_as_frequent_as_they_are_probable():
 @pytest.mark.parametrize("name", ["align", "overoptimise"])
 def test_quick(name, tmp_path):
     """Each experiment runs from the source to its table, and none of its policies is above J*."""
-    command = [sys.executable, "-m", f"experiments.rlhf.{name}", "--quick", "--seeds", "2"]
+    command = [sys.executable, "-m", f"experiments.rlhf.{name}", "--quick", "--seeds", "1"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True,
@@ -204,7 +204,7 @@ def test_quick(name, tmp_path):
     assert not done.returncode, done.stderr
     record = tmp_path / ("results.json" if name == "align" else "overoptimise.json")
     results = json.loads(record.read_text("utf-8"))
-    assert [seed["seed"] for seed in results["seeds"]] == [0, 1]
+    assert [seed["seed"] for seed in results["seeds"]] == [0]
     assert record.with_suffix(".png").stat().st_size > 10_000
     assert record.with_suffix(".md").read_text("utf-8") in done.stdout
     for seed in results["seeds"]:
