@@ -195,7 +195,8 @@ def pretrain(size: Size, out: pathlib.Path, seed: int) -> pathlib.Path:
         data=Chats(
             source=str(out / "texts.jsonl"), seq=64, batch=48, holdout=0.0, seed=seed
         ),
-        optim=Optim(name="muon", lr=1e-2, warmup=20, schedule="linear", final=0.0),
+        optim=Optim(name="muon", lr=1e-2, warmup=min(20, size.steps // 3), schedule="linear",
+                    final=0.0),
         steps=size.steps, seed=seed, log_every=50, eval_every=None,
         checkpoint=Checkpoint(every=size.steps), out=str(out),
     )  # fmt: skip
@@ -213,7 +214,8 @@ def tune(size: Size, out: pathlib.Path, base: pathlib.Path, source: str, name: s
     run = dataclasses.replace(
         directory.load(base), name=name, out=str(out), start=str(base), steps=size.tuning,
         data=Chats(source=source, seq=16, batch=128, packing="single", holdout=0.0),
-        optim=Optim(lr=2e-3, warmup=5, schedule="linear", final=0.0, weight_decay=0.0),
+        optim=Optim(lr=2e-3, warmup=min(5, size.tuning // 2), schedule="linear", final=0.0,
+                    weight_decay=0.0),
     )  # fmt: skip
     loop.run(run)
     return feedback.load(out / name, rows=512)
@@ -232,7 +234,8 @@ def prefer(size: Size, out: pathlib.Path, start: str, source: str) -> Any:
         steps=size.learning,
         data=Preferences(source=source, seq=16, batch=64, holdout=0.0),
         objective=dpo.Config(beta=0.03),
-        optim=Optim(lr=1e-3, warmup=10, schedule="linear", final=0.0, weight_decay=0.0),
+        optim=Optim(lr=1e-3, warmup=min(10, size.learning // 2), schedule="linear", final=0.0,
+                    weight_decay=0.0),
     )  # fmt: skip
     loop.run(run)
     return feedback.load(out / "rlcai", rows=512)
