@@ -74,7 +74,8 @@ def _examples(
             f"{folder} learnt from its own samples: metrics.jsonl has their evaluations, and "
             "`jaxlm sample` draws more"
         )
-    run = dataclasses.replace(found.run, data=data, plan=found.plan, adapter=None)
+    # which split is wanted is said by `split`, and what is held out does not matter otherwise
+    run = dataclasses.replace(found.run, data=data, plan=found.plan, adapter=None, eval_every=None)
     model, objective = program.build(run, run.plan)
     rows = supply.examples_of(run, model, objective)
     chosen = rows.val if split == "val" else rows.train
