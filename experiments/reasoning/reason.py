@@ -1,7 +1,7 @@
 """Does a reward that is checked, and nothing else, teach a small model to add?
 
-    python experiments/reasoning/reason.py            minutes, on 2 cores
-    python experiments/reasoning/reason.py --quick    tiny, to see that it runs
+    python -m experiments.reasoning.reason            minutes, on 2 cores
+    python -m experiments.reasoning.reason --quick    tiny, to see that it runs
 
 The task is a + b with one digit each: 100 prompts "3+4=", of which 80 are trained on and 20 are in
 no training at all. A model imitates records of which 65 % have a sum drawn at random, and so is
@@ -15,15 +15,14 @@ right answer, 0 for any other. Three ways:
 """
 
 import argparse
-import concurrent.futures
 import json
 import math
-import multiprocessing
 import pathlib
 import random
 import time
 from typing import Any, NamedTuple
 
+from experiments import workers
 from jaxlm import launch
 
 HERE = pathlib.Path(__file__).parent
@@ -66,9 +65,8 @@ def main() -> None:
 
 def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
     """Every number of the experiment, JSON-ready. Two processes, a core each."""
-    context = multiprocessing.get_context("spawn")
     groups = (("answer", "permuted"), ("thought",))  # a group begins from the same weights
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+    with workers.pool() as pool:
         running = [
             pool.submit(group, size, str(out), ways, seed)
             for seed in range(size.seeds)

@@ -9,14 +9,13 @@ is judged by exact numbers, on every seed of the whole pipeline.
 """
 
 import argparse
+import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import time
 from typing import Any, NamedTuple
 
+from experiments import workers
 from experiments.rlhf import report
 from jaxlm import launch
 
@@ -45,11 +44,11 @@ class Size(NamedTuple):
 
 FULL = Size(
     5, 5, 4, 48,
-    sft=(400, 256, 1e-2, "muon"),
-    reward=(800, 128, 5e-3, "muon"),
-    dpo=(800, 32, 3e-3, "muon"),
-    ppo=(120, 256, 1e-3, "adamw"),
-    grpo=(120, 256, 1e-3, "adamw"),
+    sft=(250, 256, 1e-2, "muon"),
+    reward=(450, 128, 5e-3, "muon"),
+    dpo=(400, 32, 3e-3, "muon"),
+    ppo=(70, 256, 1e-3, "adamw"),
+    grpo=(60, 256, 1e-3, "adamw"),
 )  # fmt: skip
 QUICK = Size(
     3, 3, 2, 16,
@@ -65,19 +64,17 @@ def main() -> None:
     """Run all seeds, two processes at a time, and print the table."""
     parser = argparse.ArgumentParser(description="Alignment against exact optima.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
-    parser.add_argument("--seeds", type=int, default=5, help="of the whole pipeline")
+    parser.add_argument("--seeds", type=int, default=6, help="of the whole pipeline")
     parser.add_argument("--out", type=pathlib.Path, help="where results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    parser.add_argument("--worker", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    launch.prepare()
     out = args.out or pathlib.Path("runs") / f"rlhf{'_quick' if args.quick else ''}"
     size = QUICK if args.quick else FULL
-    if args.worker:
-        work(size, args.worker, out)
-        return
+    out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    share(args.seeds, out, __spec__.name if __spec__ else "", args.quick)
-    found = [json.loads((out / f"seed{s}.json").read_text("utf-8")) for s in range(args.seeds)]
+    with workers.pool(min(2, args.seeds)) as pool:
+        found = list(pool.map(functools.partial(one, size), range(args.seeds)))
     results = {"settings": size._asdict(), "beta": {"dpo": DPO_BETA, "rl": RL_BETA}, "seeds": found}
     results["seconds"] = round(time.perf_counter() - begun)
     for folder in (out, HERE) if args.record else (out,):
@@ -87,38 +84,23 @@ def main() -> None:
     print("\n" + report.table(results))
 
 
-def share(seeds: int, out: pathlib.Path, module: str, quick: bool) -> None:
-    """Run this module's workers: two processes, a core and every other seed each.
-
-    Raises: RuntimeError if one fails; its own words are on the terminal.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    environ = launch.restart(environ) or environ
-    shares = [[str(s) for s in range(seeds)][first::2] for first in (0, 1)]
-    command = [sys.executable, "-m", module, "--out", str(out), *(["--quick"] if quick else [])]
-    running = [subprocess.Popen([*command, "--worker", *s], env=environ) for s in shares if s]
-    if any([process.wait() for process in running]):
-        raise RuntimeError(f"a worker of {module} failed")
+def one(size: Size, seed: int) -> dict[str, Any]:
+    """Every number of one seed, printed too. A process compiles its programs once."""
+    found = pipeline(size).run(seed)
+    print(f"seed {seed}: {json.dumps(found)}", flush=True)
+    return found
 
 
-def work(size: Size, seeds: list[int], out: pathlib.Path) -> None:
-    """Run the pipeline of some seeds, each into seed<n>.json; every program compiles once."""
-    pipeline = Pipeline(size)
-    for seed in seeds:
-        found = pipeline.run(seed)
-        (out / f"seed{seed}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        print(f"seed {seed}: {json.dumps(found)}", flush=True)
+@functools.cache
+def pipeline(size: Size) -> "Pipeline":
+    """The Pipeline of this process."""
+    return Pipeline(size)
 
 
 class Pipeline:
     """The stages of one size, built once, and what they are measured by."""
 
     def __init__(self, size: Size) -> None:
-        import functools
-
         from experiments.rlhf import stages, world
         from jaxlm.objectives import clm, dpo, grpo, ppo, reward
 

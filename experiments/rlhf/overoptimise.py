@@ -10,12 +10,15 @@ policies that have the most proxy reward at their divergence. After Gao et al. 2
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
 from typing import Any, NamedTuple
 
+from experiments import workers
 from experiments.rlhf import align, report
+from jaxlm import launch
 
 HERE = pathlib.Path(__file__).parent
 # the noisy table's noise: this times Student's t of 2 degrees, a few of whose draws are far out
@@ -46,16 +49,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of source, proxy and policies")
     parser.add_argument("--out", type=pathlib.Path, help="where results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    parser.add_argument("--worker", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    launch.prepare()
     out = args.out or pathlib.Path("runs") / f"overoptimise{'_quick' if args.quick else ''}"
     size = QUICK if args.quick else FULL
-    if args.worker:
-        Pursuit(size).work(args.worker, out)
-        return
+    out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    align.share(args.seeds, out, __spec__.name if __spec__ else "", args.quick)
-    found = [json.loads((out / f"seed{s}.json").read_text("utf-8")) for s in range(args.seeds)]
+    with workers.pool(min(2, args.seeds)) as pool:
+        found = list(pool.map(functools.partial(one, size), range(args.seeds)))
     results = {"pairs": size.pairs, "noise": NOISE, "seeds": found}
     results["seconds"] = round(time.perf_counter() - begun)
     for folder in (out, HERE) if args.record else (out,):
@@ -65,12 +66,23 @@ def main() -> None:
     print("\n" + table(results))
 
 
+def one(size: Size, seed: int) -> dict[str, Any]:
+    """Every curve of one seed; its table is printed. A process compiles its programs once."""
+    found = pursuit(size).run(seed)
+    print(f"seed {seed}: {table({'seeds': [found]})}", flush=True)
+    return found
+
+
+@functools.cache
+def pursuit(size: Size) -> "Pursuit":
+    """The Pursuit of this process."""
+    return Pursuit(size)
+
+
 class Pursuit:
     """The programs, built once for all seeds."""
 
     def __init__(self, size: Size) -> None:
-        import functools
-
         from experiments.rlhf import stages, world
         from jaxlm.objectives import clm, grpo, reward
 
@@ -90,13 +102,6 @@ class Pursuit:
         self.grpo = stages.reinforced(
             grpo, grpo.Config(), built, self.world, stages.Training(*size.grpo), way
         )
-
-    def work(self, seeds: list[int], out: pathlib.Path) -> None:
-        """Run some seeds, each into seed<n>.json."""
-        for seed in seeds:
-            found = self.run(seed)
-            (out / f"seed{seed}.json").write_text(json.dumps(found) + "\n", "utf-8")
-            print(f"seed {seed}: {table({'seeds': [found], 'pairs': self.size.pairs})}", flush=True)
 
     def run(self, seed: int) -> dict[str, Any]:
         """Every curve of one seed: by proxy and pursuit, [[KL, proxy reward, gold reward], ...]."""
