@@ -37,7 +37,7 @@ class Size(NamedTuple):
     student_steps: int
 
 
-FULL = Size(3, 400, 320, 200)
+FULL = Size(3, 120, 280, 160)
 QUICK = Size(2, 60, 6, 4)
 
 

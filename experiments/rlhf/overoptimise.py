@@ -37,7 +37,9 @@ class Size(NamedTuple):
     every: int
 
 
-FULL = Size(align.FULL, 256, 16, (120, 128, 3e-4, "adamw"), 6)
+FULL = Size(
+    align.FULL._replace(sft=(400, 256, 1e-2, "muon")), 256, 16, (120, 128, 3e-4, "adamw"), 6
+)
 QUICK = Size(align.QUICK, 32, 2, (6, 32, 1e-3, "adamw"), 2)
 ROWS = 64  # pairs to a step, at most
 

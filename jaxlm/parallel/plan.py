@@ -37,7 +37,8 @@ class Plan:
     """Layers per iteration of the scan over layers; at least the number of layers means no scan."""
     attention: Literal["xla", "blockwise", "cudnn", "splash"] = "xla"
     """Training attention kernel: the whole score matrix; blocks that keep only log-sum-exp; cuDNN's
-    for NVIDIA GPUs; splash for TPUs. Each refuses what it does not know: docs/attention.md."""
+    for NVIDIA GPUs; splash for TPUs. Each refuses what it does not know: docs/attention.md. On a
+    CPU blockwise is the faster one from rows of some 128 tokens."""
     loss_chunk: int = 4096
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
 

@@ -56,10 +56,17 @@ def test_thoughts_count_to_their_answer_and_two_in_five_are_right():
 @pytest.mark.slow
 def test_quick(tmp_path):
     """From the records to the table, two seeds of each way."""
-    script = ROOT / "experiments" / "reasoning" / "reason.py"
     environ = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, str(script), "--quick", "--out", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "experiments.reasoning.reason",
+            "--quick",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
         env=environ,
         capture_output=True,
         text=True,
