@@ -1,6 +1,6 @@
 """A small student of a larger teacher, on Python's reference documentation.
 
-Reproduces: nothing published; experiments/distillation trains the same pair for less long, by seeds.
+Reproduces: nothing published; experiments/distillation trains the same pair, less long.
 Command: jaxlm train configs/distill.py:teacher && jaxlm train configs/distill.py
 Hardware: 2 CPU cores
 Time: the teacher 3.5 minutes, the student 1, each beside other work
