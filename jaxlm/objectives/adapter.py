@@ -109,6 +109,7 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
         report=objective.report,
         frozen={BASE: Frozen(model.spec, None, stored(model.spec, cfg))} | apart,
         weights=weights,
+        begun=objective.begun,
     )
 
 

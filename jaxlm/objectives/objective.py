@@ -50,6 +50,17 @@ class Frozen(NamedTuple):
         return shapes if self.stored is None else jax.eval_shape(self.stored.make, shapes)
 
 
+class Begun(NamedTuple):
+    """Weights of `spec` that begin from a run other than the one that the model begins from.
+
+    run: its directory. renamed: {name here: name there}, where they differ; what that run does not
+    have under such a name is fresh.
+    """
+
+    run: str
+    renamed: dict[str, str] = {}
+
+
 def _trained(params: param.Tree, frozen: param.Tree) -> param.Tree:
     return params
 
@@ -63,7 +74,7 @@ class Objective(NamedTuple):
     a rule of its own rather than by a gradient, after the optimiser, where it took the step.
     frozen: the weights that `loss` finds in its second argument, by name.
     weights(params, frozen) -> the weights as `Model.hidden` takes them, heads beside them: what
-    decoding and evaluation read.
+    decoding and evaluation read. begun: the parts of spec, by name, that begin from other runs.
     """
 
     spec: param.Tree
@@ -72,3 +83,4 @@ class Objective(NamedTuple):
     adjust: Callable[[param.Tree, Sums], param.Tree] | None = None
     frozen: dict[str, Frozen] = {}
     weights: Callable[[param.Tree, param.Tree], param.Tree] = _trained
+    begun: dict[str, Begun] = {}

@@ -16,7 +16,7 @@ from jaxlm.core.batch import Rollout
 from jaxlm.models import score
 from jaxlm.models.model import Model
 from jaxlm.objectives import likelihood, sampled
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Begun, Frozen, Objective
 from jaxlm.objectives.sampled import Sampled
 from jaxlm.ops import rl, surrogate
 from jaxlm.parallel.plan import Plan
@@ -60,7 +60,11 @@ class Config:
     """Weight of the value's loss beside the policy's (0.1 in Ziegler et al. 2019)."""
     critic: Literal["shared", "own"] = "shared"
     """What the value head reads: the policy's own last layer, or a second model of the same kind,
-    which begins from random weights."""
+    which begins from random weights or from those of `critic_start`."""
+    critic_start: str | None = None
+    """The run directory whose weights an own critic begins from: a reward model's, whose score then
+    is the first value (Stiennon et al. 2020; Ouyang et al. 2022), or a language model's of the same
+    shape, such as `start`, with a head of 0."""
     gamma: float = 1.0
     """Discount of later rewards, by token."""
     lam: float = 0.95
@@ -113,7 +117,10 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         return sampled.report(sums, penalised(cfg)) | _value_report(sums["value"])
 
     frozen = {"reference": Frozen(model.spec)} if penalised(cfg) else {}
-    return Objective(spec(cfg, model), loss, report, frozen=frozen)
+    begun = {}
+    if cfg.critic_start is not None:
+        begun["critic"] = Begun(cfg.critic_start, {"value": "score"})
+    return Objective(spec(cfg, model), loss, report, frozen=frozen, begun=begun)
 
 
 def spec(cfg: Config, model: Model) -> param.Tree:
@@ -237,5 +244,10 @@ def _check(cfg: Config) -> None:
     for name, given in {"gamma": cfg.gamma, "lam": cfg.lam}.items():
         if not 0 <= given <= 1:
             raise ValueError(f"objective.{name}: {given} given; it must be in [0, 1]")
+    if cfg.critic_start is not None and cfg.critic != "own":
+        raise ValueError(
+            f"objective.critic_start: {cfg.critic_start!r} given with objective.critic='shared', "
+            "which reads the policy's own layers; objective.critic='own' begins from it"
+        )
     if cfg.dual is not None and cfg.dual <= 1:
         raise ValueError(f"objective.dual: {cfg.dual} given; it must be above 1, e.g. 3")

@@ -164,9 +164,9 @@ def begin(
 
 def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
     """The State of step 0, and what is recorded about where its weights are from."""
-    if run.start is None:
+    if run.start is None and not program.objective.begun:
         return step.init(program.objective, program.tx, run.plan, run.seed), {}
-    params, facts = start.weights(run, program.objective.spec)
+    params, facts = start.weights(run, program.objective)
     return step.begin(program.objective, program.tx, run.plan, run.seed, params), facts
 
 

@@ -9,7 +9,7 @@ from jaxlm import models
 from jaxlm.core import config, param
 from jaxlm.data import tokenizers
 from jaxlm.objectives.objective import Frozen, Objective
-from jaxlm.train import directory, saved
+from jaxlm.train import directory, program, saved
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
@@ -18,11 +18,15 @@ def check(run: Run) -> list[str]:
     """What is worth a warning about a run's start, in words.
 
     Raises: ValueError, before weights are read, if `start` is no run directory, or its weights are
-    not those of the run's model, naming the first that differs.
+    not those of the run's model, naming the first that differs; the same of a critic's.
     """
-    if run.start is None:
-        return []
-    folder = pathlib.Path(run.start).expanduser()
+    told = [] if run.start is None else _check_model(run, run.start)
+    _check_parts(run)
+    return told
+
+
+def _check_model(run: Run, name: str) -> list[str]:
+    folder = pathlib.Path(name).expanduser()
     try:
         begun = directory.load(folder)
     except (FileNotFoundError, ValueError) as error:
@@ -31,7 +35,7 @@ def check(run: Run) -> list[str]:
     for path in dict.fromkeys((*ours, *theirs)):
         if theirs.get(path) != ours.get(path):
             raise ValueError(
-                f"start: weight {path} is {_told(theirs.get(path))} in {run.start}, and "
+                f"start: weight {path} is {_told(theirs.get(path))} in {name}, and "
                 f"{_told(ours.get(path))} in this run's model; the models must have the same "
                 "weights"
             )
@@ -40,7 +44,25 @@ def check(run: Run) -> list[str]:
     hashes = [tokenizers.load(r.data.tokenizer).hash for r in (begun, run)]
     if hashes[0] != hashes[1]:
         told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
-    return [f"otherwise than in {run.start}: {text}" for text in told]
+    return [f"otherwise than in {name}: {text}" for text in told]
+
+
+def _check_parts(run: Run) -> None:
+    _, objective = program.training(run)
+    for name, part in objective.begun.items():
+        try:
+            begun = directory.load(pathlib.Path(part.run).expanduser())
+            theirs = models.spec(begun.model)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error
+        read = [tokenizers.load(r.data.tokenizer).hash for r in (begun, run)]
+        if read[0] != read[1]:
+            raise ValueError(
+                f"the {name}'s weights, from {part.run}, read tokenizer {begun.data.tokenizer!r}, "
+                f"this run {run.data.tokenizer!r}; they must be the same"
+            )
+        ours = {key: p for key, p in objective.spec[name].items() if key not in part.renamed}
+        _check_shapes(name, part.run, ours, theirs)
 
 
 def _weights(run: Run) -> dict[str, tuple[int, ...]]:
@@ -52,17 +74,29 @@ def _told(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def weights(run: Run, spec: param.Tree) -> tuple[param.Tree, dict[str, Any]]:
+def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]:
     """The weights a run begins from, placed as its plan says, and what to record about them.
 
-    Those of `spec` that the other run does not have (a head of this run's objective) are fresh.
+    Those of the objective that no other run has (a head) are fresh.
 
     Raises: as `saved.load`.
     """
-    assert run.start is not None
-    found = saved.load(pathlib.Path(run.start).expanduser(), "last", run.plan)
-    facts = {"folder": run.start, "step": found.step, "run": runs.digest(found.run)}
-    return jax.block_until_ready(_completed(found.params, spec, run)), facts
+    params, facts = {}, {}
+    if run.start is not None:
+        params, facts = _loaded(run.start, run)
+    for name, part in objective.begun.items():
+        found, told = _loaded(part.run, run)
+        spec = objective.spec[name]
+        named = {key: found.get(part.renamed.get(key, key)) for key in spec}
+        named = {key: tree for key, tree in named.items() if tree is not None}
+        params[name] = _completed(named, spec, run)
+        facts[name] = told
+    return jax.block_until_ready(_completed(params, objective.spec, run)), facts
+
+
+def _loaded(folder: str, run: Run) -> tuple[param.Tree, dict[str, Any]]:
+    found = saved.load(pathlib.Path(folder).expanduser(), "last", run.plan)
+    return found.params, {"folder": folder, "step": found.step, "run": runs.digest(found.run)}
 
 
 def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
@@ -109,6 +143,7 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
 
 
 def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -> None:
+    """found: weights, or their spec. Raises: ValueError for the first that is not as in spec."""
     theirs = {path: x.shape for path, x in param.flatten(found).items()}
     for path, p in param.flatten(spec).items():
         if theirs.get(path) != p.shape:
