@@ -1,12 +1,15 @@
-"""Reward models as transformers' sequence classification with one label, for decoders.
+"""Reward models as transformers' sequence classification with one label, for decoders, both ways.
 
 Its head is `score.weight` [1, D] without a bias, read at the last token that is not the pad id: the
 last token of a text here too, as long as no text ends in the pad id (`pad`). The output matrix of
 the language model is not part of it.
 """
 
+import dataclasses
+import re
 from typing import Any
 
+from jaxlm import models
 from jaxlm.convert.table import Row, Table
 from jaxlm.core import param
 from jaxlm.data import template
@@ -64,10 +67,33 @@ def config(kind: str, record: dict[str, Any], pad: int | None) -> dict[str, Any]
     return record | {"architectures": [CLASSES[kind]], "pad_token_id": pad} | labels
 
 
+def named(record: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a sequence classification."""
+    return any(
+        name.endswith("ForSequenceClassification") for name in record.get("architectures") or ()
+    )
+
+
+def headless(kind: str, cfg: models.AnyConfig) -> models.AnyConfig:
+    """The Config of a classifier's model, which has no output matrix: one that shares the embedding
+    table, and nobody reads. Raises: ValueError for a model_type not in CLASSES."""
+    if kind not in CLASSES:
+        raise ValueError(
+            f"a sequence classification of {kind} is not supported: its score is not read at the "
+            f"last token; those of {sorted(CLASSES)} are"
+        )
+    there = {f.name for f in dataclasses.fields(cfg)}
+    without = {"tied": True, "unembed_bias": False}
+    return dataclasses.replace(cfg, **{k: v for k, v in without.items() if k in there})
+
+
 def table(rows: Table) -> Table:
-    """The rows of a language model without its output matrix, and the head's."""
+    """The rows of a language model without its output matrix, and the head's. A file that has the
+    matrix all the same is read without it."""
     outer = [row for row in rows.outer if not _OUTPUT & set(row.ours)]
-    return rows._replace(outer=[*outer, SCORE])
+    unread = [name for row in rows.outer if row not in outer for name in row.theirs]
+    ignored = (*rows.ignored, *(f"^{re.escape(name)}$" for name in unread))
+    return rows._replace(outer=[*outer, SCORE], ignored=ignored)
 
 
 def spec(model: param.Tree, head: param.Param) -> param.Tree:

@@ -25,7 +25,9 @@ def import_run(
     plan: Plan = Plan(),
 ) -> Run:
     """The Run of a new run directory with a checkpoint's weights, at step 0 and finished: it is
-    sampled, evaluated, exported as any other, and another run starts from it (Run.start).
+    sampled, evaluated, exported as any other, and another run starts from it (Run.start). A
+    sequence classification with one label becomes a reward model, whose template is that of its
+    tokenizer, or "plain".
 
     tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own. plan: the
     devices that hold the weights meanwhile. The directory appears whole or not at all.
@@ -49,6 +51,9 @@ def import_run(
         else:
             told = tokenizer_name
         run = _run(found.cfg, target, told, plan)
+        if "score" in found.spec:
+            at = told if tokenizer_name is not None else str(folder / "tokenizer")
+            run = _judging(run, template.OWN if template.own(at) is not None else "plain")
         (folder / "checkpoints").mkdir()
         params = read.place(found, plan, jnp.float32)
         facts = {"imported": str(source), "model_type": found.model_type, "val": None}
@@ -76,6 +81,15 @@ def _run(cfg: models.AnyConfig, target: pathlib.Path, told: str, plan: Plan) -> 
         objective=objectives.OBJECTIVES[fitting].Config(),
         plan=plan,
     )
+
+
+def _judging(run: Run, layout: str) -> Run:
+    """The Run of a reward model with the same model and tokenizer. It has seen no preferences here:
+    training on some names their source."""
+    data = prefer.Preferences(
+        source="", tokenizer=run.data.tokenizer, template=layout, seq=run.data.seq
+    )
+    return dataclasses.replace(run, data=data, objective=reward.Config())
 
 
 def export_run(

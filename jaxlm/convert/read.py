@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import convert, models
-from jaxlm.convert import files
+from jaxlm.convert import classify, files
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
 from jaxlm.core import param
+from jaxlm.models import score
 from jaxlm.parallel.plan import Plan
 
 Flat = dict[str, param.Param]
@@ -39,17 +40,19 @@ class Job(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that can be imported: every weight of `cfg` has the tensors it is made of."""
+    """A checkpoint that can be imported: every weight of `spec`, those of `cfg` and the head of a
+    reward model ("score"), has the tensors it is made of."""
 
     folder: pathlib.Path
     model_type: str
     cfg: models.AnyConfig
+    spec: param.Tree
     tensors: dict[str, files.Tensor]
     jobs: list[Job]
 
 
-def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig]:
-    """(model_type, our Config) of a checkpoint's config.json.
+def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
+    """(model_type, our Config, whether it is a reward model) of a checkpoint's config.json.
 
     Raises: ValueError for an unknown model_type, and for fields that are not supported.
     """
@@ -69,32 +72,38 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig]:
     fields = Fields(record, str(file))
     cfg = convert.ARCHITECTURES[kind].read(fields)
     fields.refuse_rest()
-    return kind, cfg
+    scores = classify.named(record)
+    return kind, classify.headless(kind, cfg) if scores else cfg, scores
 
 
 def inspect(folder: pathlib.Path) -> Checkpoint:
     """What a checkpoint holds and how it becomes our weights; only headers are read.
 
     Of rows that make the same weight the first is taken whose tensors are there. An output matrix
-    that is there counts, whatever config.json says about tying, unless it is the embedding table.
+    that is there counts, whatever config.json says about tying, unless it is the embedding table; a
+    sequence classification has none.
 
     Raises: ValueError listing tensors that are unknown, missing, of a wrong shape or dtype.
     """
-    kind, cfg = config(folder)
-    table = convert.ARCHITECTURES[kind].names(cfg)
+    kind, cfg, scores = config(folder)
+    names = functools.partial(_names, kind, scores)
+    table = names(cfg)
     tensors = _renamed(files.find(folder), table)
     settle = convert.ARCHITECTURES[kind].settle
     if settle is not None:
         cfg = settle(cfg, tensors.keys())
-        table = convert.ARCHITECTURES[kind].names(cfg)
+        table = names(cfg)
     same: set[str] = set()
     if _says_tied(cfg) and (head := _head(table)) is not None and head in tensors:
         if _equal(tensors, head, table):
             same = {head}
         else:
             cfg = dataclasses.replace(cfg, **{"tied": False})
-            table = convert.ARCHITECTURES[kind].names(cfg)
-    flat = param.flatten(models.spec(cfg))
+            table = names(cfg)
+    spec = models.spec(cfg)
+    if scores:
+        spec = classify.spec(spec, score.spec(models.build(cfg)))
+    flat = param.flatten(spec)
     found = jobs(table, flat, tensors.keys())
     problems = [*_missing(table, flat, found, tensors), *_misshaped(found, tensors)]
     used = {name for job in found for name in job.theirs} | same
@@ -107,7 +116,12 @@ def inspect(folder: pathlib.Path) -> Checkpoint:
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
         told = "\n".join(f"  {p}" for p in [*problems[:20], *more])
         raise ValueError(f"{folder} ({kind}) cannot be imported:\n{told}")
-    return Checkpoint(folder, kind, cfg, tensors, found)
+    return Checkpoint(folder, kind, cfg, spec, tensors, found)
+
+
+def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:
+    table = convert.ARCHITECTURES[kind].names(cfg)
+    return classify.table(table) if scores else table
 
 
 def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[Job]:
@@ -210,7 +224,7 @@ def _misshaped(found: list[Job], tensors: dict[str, files.Tensor]) -> list[str]:
 def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
     """(Config, float32 NumPy weights) of a checkpoint. Raises: as `inspect`."""
     found = inspect(pathlib.Path(folder))
-    flat = param.flatten(models.spec(found.cfg))
+    flat = param.flatten(found.spec)
     made = {path: np.empty(p.shape, np.float32) for path, p in flat.items()}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:
@@ -223,8 +237,7 @@ def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
 def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
     """The weights of a checkpoint in a dtype, laid out over the plan's devices: never more in
     memory than they and the tensors of one row. Raises: ValueError as `plan.shard_params`."""
-    spec = models.spec(found.cfg)
-    flat, lies = param.flatten(spec), param.flatten(plan.shard_params(spec))
+    flat, lies = (param.flatten(tree) for tree in (found.spec, plan.shard_params(found.spec)))
     made: dict[str, jax.Array] = {}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:

@@ -39,7 +39,7 @@ from jaxlm.data import turns
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
 ROLES = ("system", "user", "assistant")
-_OWN = "tokenizer"
+OWN = "tokenizer"
 _BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -83,13 +83,19 @@ def load(name: str, tokenizer: str) -> Template:
     """
     if name in turns.LAYOUTS:
         return Template(name, *turns.LAYOUTS[name])
-    if name == _OWN:
-        return Template(name, _own(tokenizer))
+    if name == OWN:
+        found = own(tokenizer)
+        if found is None:
+            raise ValueError(
+                f"template {OWN!r}: there is no chat_template beside the tokenizer {tokenizer!r} "
+                f"(chat_template.jinja, tokenizer_config.json); name one of {[*turns.LAYOUTS]}"
+            )
+        return Template(name, found)
     if not name.endswith(".jinja"):
-        near = difflib.get_close_matches(name, [*turns.LAYOUTS, _OWN], n=1)
+        near = difflib.get_close_matches(name, [*turns.LAYOUTS, OWN], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"template {name!r}: expected one of {[*turns.LAYOUTS]}, {_OWN!r} for the tokenizer's "
+            f"template {name!r}: expected one of {[*turns.LAYOUTS]}, {OWN!r} for the tokenizer's "
             f"own, or a file that ends in .jinja{hint}"
         )
     path = pathlib.Path(name).expanduser()
@@ -98,7 +104,8 @@ def load(name: str, tokenizer: str) -> Template:
     return Template(name, path.read_text("utf-8"))
 
 
-def _own(tokenizer: str) -> str:
+def own(tokenizer: str) -> str | None:
+    """The template in the files of the tokenizer that goes by this path; None if there is none."""
     path = pathlib.Path(tokenizer).expanduser()
     folder = path if path.is_dir() else path.parent
     if (folder / "chat_template.jinja").is_file():
@@ -111,10 +118,7 @@ def _own(tokenizer: str) -> str:
             found = {part["name"]: part["template"] for part in found}.get("default")
         if found is not None:
             return found
-    raise ValueError(
-        f"template {_OWN!r}: there is no chat_template beside the tokenizer {tokenizer!r} "
-        f"(chat_template.jinja, tokenizer_config.json); name one of {[*turns.LAYOUTS]}"
-    )
+    return None
 
 
 def encode(

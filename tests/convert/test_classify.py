@@ -1,16 +1,24 @@
 """Reward models as sequence classification of transformers."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from jaxlm import models
+from jaxlm import cli, models
 from jaxlm.convert import classify, read, write
-from jaxlm.data import template, tokenizers
+from jaxlm.data import prompts, template, tokenizers
+from jaxlm.eval import rewards
 from jaxlm.models import llama, score
+from jaxlm.objectives import ppo
 from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import program, saved
+from jaxlm.train.rollout import Rollout
+from jaxlm.train.run import Run
 from tests.convert import cases
 
 LENGTHS = (9, 3, 6)
@@ -59,6 +67,57 @@ def test_a_head_is_written_in_place_of_the_output_matrix(tmp_path):
     assert np.array_equal(read.files.read(found["score.weight"])[0], params["score"])
 
 
+@pytest.fixture
+def written(tmp_path):
+    """(folder of a classifier's checkpoint, its weights)."""
+    cfg = llama.Config(vocab=260, embed=8, layers=2, heads=2, kv=1, head=4, ffn=8, context=64)
+    draw = np.random.default_rng(1)
+    made = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), models.spec(cfg))
+    params = _scored(cfg, made)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    kind, record = write.architecture(cfg)
+    write.weights(folder, kind, cfg, params)
+    write.configs(folder, classify.config(kind, record, 0), {}, "float32")
+    return folder, params
+
+
+def test_a_reward_model_is_imported_and_scores(written, tmp_path, monkeypatch, capsys):
+    """As of the weights that were exported; it judges rollouts, and is exported again."""
+    source, params = written
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", str(source), "runs/judge"]) == 0
+    found = saved.load(pathlib.Path("runs/judge"))
+    assert "unembed" not in found.params and "unembed" in params
+    for name in found.params:
+        jax.tree.map(np.testing.assert_array_equal, found.params[name], params[name])
+    judge = rewards.load("runs/judge")
+    said = [template.Message("user", "ab"), template.Message("assistant", "c")]
+    ids = template.encode(judge.written, judge.tokenizer, said).tokens[None]
+    x = found.model.hidden(params, ids, At(np.ones_like(ids), np.arange(ids.size)[None])).x
+    want = float(x[0, -1] @ params["score"])
+    assert rewards.score(judge, [("ab", "c")]) == pytest.approx(want, abs=1e-5)
+    told = Rollout(rewards=(), reward_model="runs/judge", max_new=4)
+    data = prompts.Prompts(source="prompts.jsonl", seq=8)
+    asked = Run(name="x", model=found.run.model, objective=ppo.Config(), data=data, rollout=told)
+    assert program.reward_model(asked, Plan()) is not None
+    assert cli.main(["export", "runs/judge", "again", "--no-tokenizer"]) == 0
+    again = read.load(pathlib.Path("again"))[1]
+    jax.tree.map(np.testing.assert_array_equal, again, dict(found.params))
+
+
+def test_a_classifier_of_two_labels_or_another_kind_is_refused(written, tmp_path):
+    source, params = written
+    files = read.files.find(source)
+    two = {n: read.files.read(t) for n, t in files.items()}
+    two["score.weight"] = np.repeat(two["score.weight"], 2, 0)
+    save_file(two, source / "model.safetensors")
+    with pytest.raises(ValueError, match=r"score.weight is \[2, 8\], .* \[1, 8\]"):
+        read.inspect(source)
+    with pytest.raises(ValueError, match="a sequence classification of t5 is not supported"):
+        classify.headless("t5", models.t5.Config())
+
+
 def _scored(cfg, params):
     head = score.spec(models.build(cfg))
     return params | {"score": np.random.default_rng(0).standard_normal(head.shape, np.float32)}
@@ -102,3 +161,9 @@ def test_transformers_gives_the_same_scores(kind, tmp_path):
     np.testing.assert_allclose(
         score.at_end(params["score"], x, segments), want[:, 0], atol=5e-5, rtol=1e-4
     )
+    theirs.save_pretrained(tmp_path / "theirs")
+    back, again = read.load(tmp_path / "theirs")
+    assert back == classify.headless(kind, cfg)
+    assert again.keys() == params.keys() - {"unembed", "unembed_bias", "ahead"}
+    for name in again:
+        jax.tree.map(np.testing.assert_array_equal, again[name], params[name])
