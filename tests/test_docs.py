@@ -105,6 +105,7 @@ def test_commands_are_understood(line, tmp_path, monkeypatch):
     assert out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
     (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line]) <= 10

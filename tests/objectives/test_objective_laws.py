@@ -33,17 +33,18 @@ CASES = {case: name for name, file in FILES.items() for case in file.CONFIGS}
 FIRST = {next(iter(file.CONFIGS)) for file in FILES.values()}
 EVERYTHING = Plan(data=2, fsdp=2, tensor=2, microbatches=2, remat="full", loss_chunk=16)
 
-each = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            marks=[pytest.mark.xdist_group(f"objective-{case}")]
-            + ([] if case in FIRST else [pytest.mark.slow]),
-        )
+
+def cases(fast):
+    """A parameter over all cases; those not in `fast` are slow."""
+    marks = {
+        case: [pytest.mark.xdist_group(f"objective-{case}")]
+        + [pytest.mark.slow] * (case not in fast)
         for case in CASES
-    ],
-)
+    }
+    return pytest.mark.parametrize("case", [pytest.param(c, marks=m) for c, m in marks.items()])
+
+
+each = cases(FIRST)
 
 
 def extra(case, name, default):
@@ -108,7 +109,7 @@ def only(batch, keep):
     return jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype), batch)
 
 
-@each
+@cases({"dpo", "ppo"})
 def test_a_cut_a_mesh_and_recomputing_do_not_change_the_gradient(case):
     plan = EVERYTHING
     if case in extra(case, "WHOLE", ()):

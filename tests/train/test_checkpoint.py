@@ -237,6 +237,7 @@ def limited(folder, kind):
     )
 
 
+@pytest.mark.slow
 def test_a_file_size_limit(tmp_path):
     """The kernel refuses real writes, in the library that writes the arrays."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY

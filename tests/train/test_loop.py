@@ -71,7 +71,9 @@ def test_another_config_is_refused_and_the_field_named(whole):
     assert loop.run(moved).step == 12  # how it is executed is not what it is
 
 
-@pytest.mark.parametrize("steps", [4, 6, 12])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, assert_same_run, steps):
     """At a step of no note; at one that is evaluated, logged and saved; at the last."""
     cut = tiny(name="cut")
