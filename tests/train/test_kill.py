@@ -136,10 +136,11 @@ def _committed(run):
 @pytest.mark.slow
 def test_the_number_of_data_workers_changes_nothing(busy, start, assert_same_run):
     """Read in threads; then by one process, killed; then by two."""
-    whole = dataclasses.replace(busy, name="whole")
+    short = dataclasses.replace(busy, steps=60)
+    whole = dataclasses.replace(short, name="whole")
     finish(start(whole))
     one, two = (
-        dataclasses.replace(busy, name="cut", data=dataclasses.replace(busy.data, workers=n))
+        dataclasses.replace(short, name="cut", data=dataclasses.replace(busy.data, workers=n))
         for n in (1, 2)
     )
     process = start(one)
