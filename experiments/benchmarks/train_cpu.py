@@ -62,14 +62,6 @@ SIDES = {
     "jaxlm-scan-2x1": (False, 2, True),
 }
 
-# What keeps torch (MKL, oneDNN, its own kernels) and XLA from wider instructions than these.
-AVX2 = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
-}
-
 
 def weights(size: Size) -> dict[str, np.ndarray]:
     """N(0, 0.02) float32 matrices: table [V,D], positions [T,D], and per layer q, k, v, o [D,D],
@@ -259,10 +251,10 @@ def gemm() -> dict[str, float]:
     return {"torch": best(lambda: t @ t), "XLA": best(lambda: product(j, j).block_until_ready())}
 
 
-def spawn(side: str, size: str, seconds: float, more: dict[str, str]) -> dict[str, Any]:
-    """What `--worker side` prints, from a fresh process with large pages and this environment."""
+def spawn(side: str, size: str, seconds: float, xla: str) -> dict[str, Any]:
+    """What `--worker side` prints, from a fresh process with large pages and these XLA_FLAGS."""
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    env |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"} | more
+    env |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, __file__, "--worker", side, "--sizes", size]
     command += ["--seconds", str(seconds)]
@@ -300,7 +292,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per side and round")
     parser.add_argument("--xla", default="", help="XLA_FLAGS for jaxlm, as --xla=--xla_cpu_...")
-    parser.add_argument("--avx2", action="store_true", help="both sides without AVX-512")
     parser.add_argument("--worker", choices=[*SIDES, "gemm"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -309,9 +300,7 @@ def main() -> None:
         return
     chosen = args.sides or [side for side in SIDES if side.startswith("jaxlm")]
     sides = ["torch", *(side for side in chosen if side != "torch")]
-    more = AVX2 if args.avx2 else {"XLA_FLAGS": ""}
-    more = more | {"XLA_FLAGS": f"{more['XLA_FLAGS']} {args.xla}".strip()}
-    limit = spawn("gemm", "1m", 0, more)
+    limit = spawn("gemm", "1m", 0, args.xla)
     versions = {name: metadata.version(name) for name in ("jax", "torch")}
     print(
         f"{os.cpu_count()} cores, {platform.machine()}; {versions}; float32 GEMM GFLOP/s: {limit}"
@@ -320,7 +309,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.sizes:
         rounds = [
-            {s: spawn(s, name, args.seconds, more) for s in sides} for _ in range(args.rounds)
+            {s: spawn(s, name, args.seconds, args.xla) for s in sides} for _ in range(args.rounds)
         ]
         print("\n".join(report(name, rounds)), flush=True)
 
