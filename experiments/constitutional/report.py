@@ -4,20 +4,14 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments import spread
+
 STAGES = ("base", "SFT", "SL-CAI", "RL-CAI")
-# two-sided 95 % of Student's t, by degrees of freedom
-STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The mean and half its 95 % interval over seeds, by Student's t."""
-    half = STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), half
 
 
 def shown(values: list[float]) -> str:
     """A mean with its interval."""
-    return "{:.3f} \u00b1 {:.3f}".format(*interval(values))
+    return "{:.3f} \u00b1 {:.3f}".format(*spread.interval(values))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -80,7 +74,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
             values = [[at(s, i)[name] for s in seeds] for i in range(len(ticks))]
             if name == "helps":
                 values = [[1 - v for v in row] for row in values]
-            means, halves = zip(*map(interval, values), strict=True)
+            means, halves = zip(*map(spread.interval, values), strict=True)
             axis.errorbar(range(len(ticks)), means, halves, marker="o", capsize=3, label=told)
         axis.axhline(0.02, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(ticks)), ticks)

@@ -16,13 +16,12 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
-import math
 import pathlib
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from experiments import workers
+from experiments import spread, workers
 from jaxlm import launch
 
 HERE = pathlib.Path(__file__).parent
@@ -259,13 +258,8 @@ def student(size: Size, out: str, how: str, seed: int) -> float:
 
 
 def interval(values: list[float]) -> str:
-    """The mean and its 95 % interval by Student's t."""
-    from scipy import stats
-
-    n = len(values)
-    mean = sum(values) / n
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return f"{mean:.4f} +- {stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n):.4f}"
+    """The mean and its 95 % interval."""
+    return "{:.4f} +- {:.4f}".format(*spread.interval(values))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -16,13 +16,12 @@ right answer, 0 for any other. Three ways:
 
 import argparse
 import json
-import math
 import pathlib
 import random
 import time
 from typing import Any, NamedTuple
 
-from experiments import workers
+from experiments import spread, workers
 from jaxlm import launch
 
 HERE = pathlib.Path(__file__).parent
@@ -40,7 +39,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(3, 400, 200, 32)
-QUICK = Size(2, 8, 4, 4)
+QUICK = Size(1, 8, 4, 4)
 
 
 def main() -> None:
@@ -277,13 +276,8 @@ ROWS = {
 
 
 def interval(values: list[float]) -> str:
-    """The mean and its 95 % interval by Student's t."""
-    from scipy import stats
-
-    n = len(values)
-    mean = sum(values) / n
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return f"{mean:.3f} ± {stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n):.3f}"
+    """The mean and its 95 % interval."""
+    return "{:.3f} ± {:.3f}".format(*spread.interval(values))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -16,8 +16,8 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-from experiments import workers
-from experiments.rlhf import align, report
+from experiments import spread, workers
+from experiments.rlhf import align
 from jaxlm import launch
 
 HERE = pathlib.Path(__file__).parent
@@ -205,7 +205,7 @@ def table(results: dict[str, Any]) -> str:
             rows.append([curve[0][2], top[2], top[0], top[1], *curve[-1]])
         cells = []
         for column in zip(*rows, strict=True):
-            mean, half = report.interval(list(column))
+            mean, half = spread.interval(list(column))
             cells.append(f"{mean:.2f} +- {half:.2f}")
         lines.append(f"| {told} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n" + divergences(results)

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from experiments import spread
+
 
 class Line(NamedTuple):
     """One line of the table: a number of a seed's results, and what it is held to."""
@@ -74,18 +76,6 @@ LINES = [
 ]
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval, by Student's t over seeds)."""
-    import numpy as np
-    from scipy import stats
-
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return mean, float("nan")
-    return mean, float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-
-
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown: mean and 95 % interval over seeds, every seed, and the bar."""
     seeds = results["seeds"]
@@ -93,7 +83,7 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in LINES:
         values = [line.of(s) for s in seeds]
-        mean, half = interval(values)
+        mean, half = spread.interval(values)
         held = sum(map(line.holds, values))
         cells = [line.name, f"{mean:.4f}", f"+- {half:.4f}", *(f"{x:.4f}" for x in values)]
         lines.append("| " + " | ".join([*cells, line.bar, f"{held} of {len(values)}"]) + " |")

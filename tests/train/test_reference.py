@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gzip
+import itertools
 import json
 import pathlib
 import random
@@ -181,9 +183,13 @@ HH = pathlib.Path(__file__).parents[3] / "shared/data/pref/hh_harmless_test.json
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HH.is_file(), reason=f"{HH} is absent")
-def test_transcripts_of_people_are_learnt_from(preferring):
+def test_transcripts_of_people_are_learnt_from(preferring, tmp_path):
+    """The first 300, all of whose reference log-probabilities are stored."""
+    with gzip.open(HH, "rt", encoding="utf-8") as lines:
+        (tmp_path / "hh.jsonl").write_text("".join(itertools.islice(lines, 300)), "utf-8")
     run = preferring(reference="stored")
-    data = prefer.Preferences(source=str(HH), seq=256, batch=4, holdout=0.02)
+    source = str(tmp_path / "hh.jsonl")
+    data = prefer.Preferences(source=source, seq=256, batch=4, holdout=0.1)
     model = dataclasses.replace(run.model, context=256)
     run = dataclasses.replace(run, data=data, model=model, steps=3)
     loop.run(run)
