@@ -1,5 +1,6 @@
 """Eight CPU devices, exact matrix products and quick compiles for every test, before jax starts."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -33,3 +34,7 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)]
 ).strip()
+
+# Tracing makes many small objects that live on with the programs of a worker; not to look through
+# them after every 700 takes 7 % off the CPU time of 268 tests, and more as a worker's heap grows.
+gc.set_threshold(200_000, 20, 20)

@@ -125,6 +125,7 @@ def test_one_process_a_directory(tiny):
         loop.run(run)
 
 
+@pytest.mark.slow
 def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny, final_state):
     run = tiny(
         steps=6,
