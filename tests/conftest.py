@@ -36,5 +36,5 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 # Tracing makes many small objects that live on with the programs of a worker; not to look through
-# them after every 700 takes 7 % off the CPU time of 268 tests, and more as a worker's heap grows.
+# them after every 700 takes 7 % off the CPU time of 268 tests.
 gc.set_threshold(200_000, 20, 20)
