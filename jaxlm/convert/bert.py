@@ -72,7 +72,7 @@ def names(kind: str, cfg: bert.Config) -> Table:
     stacks = {"stack": table.Stack(kind + ".encoder.layer.{i}.", ROWS)}
     # the norms' names in the first released files
     old = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-    return Table(outer, stacks, ignored, old)
+    return Table(outer, stacks, ignored, old, kind)
 
 
 def _types(theirs: str) -> table.Row:

@@ -110,7 +110,7 @@ def names(cfg: deepseek.Config) -> Table:
             "model.layers.{i}.", [*FURTHER, *map(_inside, _rows(cfg))], first=cfg.layers
         ),
     }
-    copies = r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight"
+    copies = r"(^|\.)layers\.\d+\.(embed_tokens|shared_head\.head)\.weight"
     return Table(OUTER, stacks, (r"rotary_emb\.inv_freq", copies))
 
 

@@ -5,6 +5,7 @@ Gemma 3 has a record of rotary positions for each type of layer; before transfor
 `rope_theta` and `rope_scaling` for the global layers and `rope_local_base_freq` for the local ones.
 """
 
+import dataclasses
 from typing import Any
 
 from jaxlm.convert import fields, reach, rope, table
@@ -38,6 +39,7 @@ TEXT = (
     (r"^language_model\.model\.", "model."),
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^model\.language_model\.", "model."),
+    (r"^language_model\.", "model."),
 )
 
 
@@ -244,7 +246,8 @@ def _said_sandwich(cfg: gemma.Config) -> dict[str, Any]:
 
 
 def read_images(f: Fields) -> gemma.Config:
-    """Our Config of the text in a `gemma3` config.json."""
+    """Our Config of the text in a `gemma3` config.json. Whether the output matrix is the embedding
+    table is decided beside `text_config`, as in transformers, whatever is said inside it."""
     f.skip(
         "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
         "image_token_index",
@@ -252,7 +255,7 @@ def read_images(f: Fields) -> gemma.Config:
     inner = f.part("text_config")
     cfg = read3(inner)
     inner.refuse_rest()
-    return cfg
+    return dataclasses.replace(cfg, tied=f.get("tie_word_embeddings", True))
 
 
 def names_images(cfg: gemma.Config) -> Table:

@@ -17,6 +17,8 @@ from jaxlm.models import gpt
 
 QKV = ("attn/q", "attn/k", "attn/v")
 QKV_BIAS = ("attn/q_bias", "attn/k_bias", "attn/v_bias")
+# Scores as all but GPT-2 have them.
+UNSCALED = {"query_scalar": None, "scale_by_layer": False}
 # Training's, or a classifier's on top.
 ASIDE = (
     "attn_pdrop", "embd_pdrop", "attention_dropout", "activation_dropout", "layerdrop",
@@ -52,7 +54,7 @@ MASKS = (r"\.attn\.(bias|masked_bias)$",)
 
 
 def gpt2_names(cfg: gpt.Config) -> Table:
-    """The rows of a `gpt2` checkpoint; the first ones released lack the prefix."""
+    """The rows of a `gpt2` checkpoint."""
     outer = [
         same("embed/table", "transformer.wte.weight"),
         same("embed/positions", "transformer.wpe.weight"),
@@ -60,13 +62,11 @@ def gpt2_names(cfg: gpt.Config) -> Table:
         HEAD,
     ]
     stacks = {"stack": table.Stack("transformer.h.{i}.", CONV1D)}
-    return Table(outer, stacks, MASKS, ((r"^(?=(h|wte|wpe|ln_f)\.)", "transformer."),))
+    return Table(outer, stacks, MASKS, prefix="transformer")
 
 
 def gpt2_read(f: Fields) -> gpt.Config:
     """Our Config of a `gpt2` config.json."""
-    f.only("scale_attn_weights", True)
-    f.only("scale_attn_by_inverse_layer_idx", False)
     f.only("add_cross_attention", False)
     f.skip("reorder_and_upcast_attn", *ASIDE)  # the first is about rounding in float16
     embed = f.take("n_embd", "hidden_size")
@@ -81,6 +81,8 @@ def gpt2_read(f: Fields) -> gpt.Config:
         eps=f.get("layer_norm_epsilon", 1e-5),
         dropout=f.get("resid_pdrop", 0.1),
         tied=f.get("tie_word_embeddings", True),
+        query_scalar=None if f.get("scale_attn_weights", True) else 1.0,
+        scale_by_layer=f.get("scale_attn_by_inverse_layer_idx", False),
     )
 
 
@@ -89,11 +91,18 @@ def gpt2_write(cfg: gpt.Config) -> dict[str, Any]:
     fields.fixed(
         cfg, norm="pre", positions="learned", embed_norm=False, bias=True, softcap=None
     )  # fmt: skip
+    if cfg.query_scalar not in (None, 1.0, cfg.head):
+        raise ValueError(
+            f"model.query_scalar={cfg.query_scalar} has no counterpart in this config.json; "
+            f"None, 1.0 and model.head={cfg.head} have"
+        )
     return _gpt_sizes(cfg) | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_inner": cfg.ffn,
         "activation_function": fields.activation(cfg.activation),
+        "scale_attn_weights": cfg.query_scalar in (None, cfg.head),
+        "scale_attn_by_inverse_layer_idx": cfg.scale_by_layer,
     }
 
 
@@ -105,8 +114,7 @@ def gpt1_names(cfg: gpt.Config) -> Table:
         HEAD,
     ]
     stacks = {"stack": table.Stack("transformer.h.{i}.", CONV1D)}
-    start = (r"^(?=(h|tokens_embed|positions_embed)\.)", "transformer.")
-    return Table(outer, stacks, (*MASKS, r"\.position_ids$"), (start,))
+    return Table(outer, stacks, (*MASKS, r"\.position_ids$"), prefix="transformer")
 
 
 # `openai-gpt` has a table of its own, where "gelu" is the tanh form.
@@ -134,7 +142,7 @@ def gpt1_write(cfg: gpt.Config) -> dict[str, Any]:
     """The `openai-gpt` config.json of a Config. Raises: ValueError for what it cannot say."""
     fields.fixed(
         cfg, norm="post", positions="learned", width=4 * cfg.embed, embed_norm=False, bias=True,
-        softcap=None,
+        softcap=None, **UNSCALED,
     )  # fmt: skip
     known = {ours: theirs for theirs, ours in reversed(AFN.items())}
     if cfg.activation not in known:
@@ -202,7 +210,7 @@ def opt_names(cfg: gpt.Config) -> Table:
         HEAD,
     ]
     stacks = {"stack": table.Stack("model.decoder.layers.{i}.", rows)}
-    return Table(outer, stacks, (), ((r"^(?=decoder\.)", "model."),))
+    return Table(outer, stacks)
 
 
 def opt_read(f: Fields) -> gpt.Config:
@@ -229,7 +237,7 @@ def opt_read(f: Fields) -> gpt.Config:
 
 def opt_write(cfg: gpt.Config) -> dict[str, Any]:
     """The `opt` config.json of a Config. Raises: ValueError for what it cannot say."""
-    fields.fixed(cfg, positions="learned", embed_norm=False, eps=1e-5, softcap=None)
+    fields.fixed(cfg, positions="learned", embed_norm=False, eps=1e-5, softcap=None, **UNSCALED)
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
@@ -249,7 +257,7 @@ def opt_write(cfg: gpt.Config) -> dict[str, Any]:
 
 
 def bloom_names(cfg: gpt.Config) -> Table:
-    """The rows of a `bloom` checkpoint; BigScience's own lack the prefix."""
+    """The rows of a `bloom` checkpoint."""
     rows = [
         *_norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         heads.grouped(QKV, "self_attention.query_key_value.weight"),
@@ -266,8 +274,8 @@ def bloom_names(cfg: gpt.Config) -> Table:
         *_norms(embed__norm="transformer.word_embeddings_layernorm", norm="transformer.ln_f"),
         HEAD,
     ]
-    start = (r"^(?=(h|word_embeddings|word_embeddings_layernorm|ln_f)\.)", "transformer.")
-    return Table(outer, {"stack": table.Stack("transformer.h.{i}.", rows)}, (), (start,))
+    stacks = {"stack": table.Stack("transformer.h.{i}.", rows)}
+    return Table(outer, stacks, prefix="transformer")
 
 
 def bloom_read(f: Fields) -> gpt.Config:
@@ -296,7 +304,7 @@ def bloom_write(cfg: gpt.Config) -> dict[str, Any]:
     """The `bloom` config.json of a Config. Raises: ValueError for what it cannot say."""
     fields.fixed(
         cfg, norm="pre", positions="alibi", embed_norm=True, bias=True, activation="gelu_tanh",
-        width=4 * cfg.embed, softcap=None,
+        width=4 * cfg.embed, softcap=None, **UNSCALED,
     )  # fmt: skip
     return {
         "architectures": ["BloomForCausalLM"],

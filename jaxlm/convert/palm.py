@@ -61,8 +61,7 @@ def gptj_names(cfg: palm.Config) -> Table:
         *_biased("unembed", "lm_head"),
     ]
     stacks = {"stack": table.Stack("transformer.h.{i}.", rows)}
-    start = (r"^(?=(h|wte|ln_f)\.)", "transformer.")
-    return Table(outer, stacks, (r"\.attn\.(bias|masked_bias)$",), (start,))
+    return Table(outer, stacks, (r"\.attn\.(bias|masked_bias)$",), prefix="transformer")
 
 
 def gptj_read(f: Fields) -> palm.Config:
@@ -136,8 +135,7 @@ def neox_names(cfg: palm.Config) -> Table:
     ]
     stacks = {"stack": table.Stack("gpt_neox.layers.{i}.", rows)}
     ignored = (r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",)
-    start = (r"^(?=(layers|embed_in|final_layer_norm)\.)", "gpt_neox.")
-    return Table(outer, stacks, ignored, (start, (r"^lm_head\.", "embed_out.")))
+    return Table(outer, stacks, ignored, ((r"^lm_head\.", "embed_out."),), "gpt_neox")
 
 
 def neox_read(f: Fields) -> palm.Config:
@@ -219,7 +217,7 @@ def falcon_names(cfg: palm.Config) -> Table:
     ]
     stacks = {"stack": table.Stack("transformer.h.{i}.", rows)}
     ignored = (r"\.self_attention\.rotary_emb\.inv_freq$", r"\.self_attention\.maybe_rotary\.")
-    return Table(outer, stacks, ignored, ((r"^(?=(h|word_embeddings|ln_f)\.)", "transformer."),))
+    return Table(outer, stacks, ignored, prefix="transformer")
 
 
 def falcon_read(f: Fields) -> palm.Config:
@@ -328,7 +326,7 @@ def cohere_names(cfg: palm.Config) -> Table:
     ]
     stacks = {"stack": table.Stack("model.layers.{i}.", rows)}
     ignored = (r"\.rotary_emb\.inv_freq$",)
-    return Table(outer, stacks, ignored, ((r"^(?=(layers|embed_tokens|norm)\.)", "model."),))
+    return Table(outer, stacks, ignored)
 
 
 def cohere_read(f: Fields) -> palm.Config:

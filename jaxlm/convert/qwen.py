@@ -23,6 +23,7 @@ ROWS = [
     same("attn/q_bias", "self_attn.q_proj.bias"),
     same("attn/k_bias", "self_attn.k_proj.bias"),
     same("attn/v_bias", "self_attn.v_proj.bias"),
+    same("attn/o_bias", "self_attn.o_proj.bias"),
     same("attn/q_norm", "self_attn.q_norm.weight"),
     same("attn/k_norm", "self_attn.k_norm.weight"),
     linear("ffn/gate", "mlp.gate_proj.weight"),
@@ -53,16 +54,14 @@ def read2(f: Fields) -> qwen.Config:
 
 def read3(f: Fields) -> qwen.Config:
     """Our Config of a `qwen3` config.json."""
-    sizes = _sizes(f)
-    f.only("attention_bias", False)
+    sizes = _sizes(f) | _biases(f)
     head = f.get("head_dim", 128)
     return qwen.Config(**sizes, **_late(f, sizes["layers"]), head=head, qk_norm=True)
 
 
 def read3_moe(f: Fields) -> qwen.Config:
     """Our Config of a `qwen3_moe` config.json, of which a window is every layer's."""
-    sizes = _sizes(f)
-    f.only("attention_bias", False)
+    sizes = _sizes(f) | _biases(f)
     f.skip("max_window_layers")
     window = _given(f)
     return qwen.Config(
@@ -117,6 +116,12 @@ def _sizes(f: Fields) -> dict[str, Any]:
     }
 
 
+def _biases(f: Fields) -> dict[str, Any]:
+    """Qwen 3's biases: on all four products of attention, or on none."""
+    bias = f.get("attention_bias", False)
+    return {"bias": bias, "out_bias": bias}
+
+
 def _given(f: Fields) -> int | None:
     """The window, if there is one: configs give its size where it is off, too."""
     window = f.maybe("sliding_window", 4096)
@@ -151,29 +156,29 @@ def _experts(f: Fields, layers: int, active: int, count: int, ffn: int) -> dict[
 
 def write2(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen2` config.json of a Config. Raises: ValueError for what it cannot say."""
-    fields.fixed(cfg, experts=None, bias=True, qk_norm=False)
+    fields.fixed(cfg, experts=None, bias=True, out_bias=False, qk_norm=False)
     return _said(cfg, "qwen2", "Qwen2ForCausalLM") | _said_reach(cfg)
 
 
 def write3(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen3` config.json of a Config. Raises: ValueError for what it cannot say."""
-    fields.fixed(cfg, experts=None, bias=False, qk_norm=True)
+    fields.fixed(cfg, experts=None, out_bias=cfg.bias, qk_norm=True)
     said = _said(cfg, "qwen3", "Qwen3ForCausalLM") | _said_reach(cfg)
-    return said | {"attention_bias": False}
+    return said | {"attention_bias": cfg.bias}
 
 
 def write3_moe(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen3_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
-    fields.fixed(cfg, bias=False, qk_norm=True, shared_ffn=None)
+    fields.fixed(cfg, out_bias=cfg.bias, qk_norm=True, shared_ffn=None)
     if len(set(reach.write(cfg.kinds))) > 1:
         raise ValueError(f"model.pattern={cfg.pattern} cannot be said; all layers see the same")
     said = _said(cfg, "qwen3_moe", "Qwen3MoeForCausalLM") | _said_experts(cfg)
-    return said | {"attention_bias": False, **_said_window(cfg)}
+    return said | {"attention_bias": cfg.bias, **_said_window(cfg)}
 
 
 def write2_moe(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen2_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
-    fields.fixed(cfg, qk_norm=False)
+    fields.fixed(cfg, out_bias=False, qk_norm=False)
     if cfg.shared_ffn is None:
         raise ValueError("model.shared_ffn=None cannot be said; there is always a shared expert")
     said = _said(cfg, "qwen2_moe", "Qwen2MoeForCausalLM") | _said_experts(cfg) | _said_reach(cfg)

@@ -27,6 +27,13 @@ from jaxlm.parallel.plan import Plan
 
 Flat = dict[str, param.Param]
 
+# Our weights that the files of a model without its head lack: transformers' AutoModel saves those.
+HEADS = {"unembed", "unembed_bias", "mlm", "score"}
+NO_HEAD = (
+    " (of the head, without which there are no logits; transformers would draw it at random. Where "
+    "the output matrix is the embedding table, config.json says so: tie_word_embeddings=true)"
+)
+
 
 class Job(NamedTuple):
     """One row at one place: names of their tensors, paths of our weights, on the layer axis at
@@ -88,7 +95,7 @@ def inspect(folder: pathlib.Path) -> Checkpoint:
     kind, cfg, scores = config(folder)
     names = functools.partial(_names, kind, scores)
     table = names(cfg)
-    tensors = _renamed(files.find(folder), table)
+    tensors = _renamed(folder, table)
     settle = convert.ARCHITECTURES[kind].settle
     if settle is not None:
         cfg = settle(cfg, tensors.keys())
@@ -159,18 +166,14 @@ def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job |
     return Job(row, theirs, ours, index, [layer(flat[path]) for path in ours])
 
 
-def _renamed(tensors: dict[str, files.Tensor], table: Table) -> dict[str, files.Tensor]:
-    """The tensors under the names the table knows them by."""
-    found: dict[str, files.Tensor] = {}
-    for name, tensor in tensors.items():
-        for pattern, new in table.renames:
-            name = re.sub(pattern, new, name)
-        if name in found:
-            raise ValueError(
-                f"{tensor.file}: {tensor.stored} and {found[name].stored} are both {name}"
-            )
-        found[name] = tensor
-    return found
+def _renamed(folder: pathlib.Path, table: Table) -> dict[str, files.Tensor]:
+    """The tensors of a checkpoint under the names the table knows them by."""
+    tensors = files.find(folder)
+    try:
+        names = table.renamed(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return {names[stored]: tensor for stored, tensor in tensors.items()}
 
 
 def _says_tied(cfg: models.AnyConfig) -> bool:
@@ -197,9 +200,9 @@ def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str
     problems = []
     for job in jobs(table, flat):
         if not all((path, job.layer) in made for path in job.ours):
-            for name in job.theirs:
-                if name not in tensors:
-                    problems.append(f"missing tensor {name}")
+            head = {path.partition("/")[0] for path in job.ours} <= HEADS
+            reason = NO_HEAD if head else ""
+            problems += [f"missing tensor {n}{reason}" for n in job.theirs if n not in tensors]
     known = made | {(path, job.layer) for job in jobs(table, flat) for path in job.ours}
     bare = {path for path, _ in known}
     return problems + [f"nothing makes our weight {path}" for path in flat if path not in bare]

@@ -77,7 +77,7 @@ def names(cfg: t5.Config) -> Table:
     # copies of shared.weight, and a bias of the first released checkpoints that nothing reads
     ignored = (r"(encoder|decoder)\.embed_tokens\.weight",)
     ignored += (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
-    return Table(outer, stacks, ignored)
+    return Table(outer, stacks, ignored, prefix="transformer")
 
 
 def read(f: Fields) -> t5.Config:

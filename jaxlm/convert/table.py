@@ -12,7 +12,8 @@ and the first is written: files of an older layout need one more row. In a stack
 the number of the layer.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,13 +51,47 @@ class Table(NamedTuple):
     """All rows of a model: `outer` beside the layers, `stacks` by the path of the stack ("stack").
 
     ignored: names (regular expressions) of tensors that hold no weight: buffers, and parts the
-    model here does not have by design.
+    model here does not have by design. renames: (regular expression, replacement), older names
+    first. prefix: transformers' `base_model_prefix`, with which names of this table begin, or may;
+    files with it and without it are both read, as transformers does.
     """
 
     outer: list[Row]
     stacks: dict[str, Stack]
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    prefix: str = "model"
+
+    def renamed(self, names: Iterable[str]) -> dict[str, str]:
+        """{name in a file: name in this table} of tensors.
+
+        Raises: ValueError for two names in the file of one tensor.
+        """
+        known = {_numberless(name) for row in self.outer for name in row.theirs}
+        known |= {
+            _numberless(name[1:] if name.startswith("/") else stack.prefix + name)
+            for stack in self.stacks.values()
+            for row in stack.rows
+            for name in row.theirs
+        }
+        found: dict[str, str] = {}
+        for stored in names:
+            name = stored
+            for pattern, new in self.renames:
+                name = re.sub(pattern, new, name)
+            bare = name.removeprefix(f"{self.prefix}.")
+            if _numberless(name) not in known:
+                fits = (n for n in (bare, f"{self.prefix}.{name}") if _numberless(n) in known)
+                name = next(fits, name)
+            if name in found:
+                raise ValueError(f"{stored} and {found[name]} are both {name}")
+            found[name] = stored
+        return {stored: name for name, stored in found.items()}
+
+
+def _numberless(name: str) -> str:
+    """A tensor's name with one spelling for every number of a layer or expert."""
+    return re.sub(r"(?<=\.)(\d+|\{i\})(?=\.)", "#", name)
 
 
 # A layout: how a matrix lies in their file. (to ours, to theirs, their shape).

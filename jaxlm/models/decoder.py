@@ -29,6 +29,7 @@ def build(
     context: int | None,
     softcap: float | None = None,
     scale: float | None = None,
+    constants: Callable[[int], param.Tree] | None = None,
 ) -> Model:
     """A Model from a family's parts.
 
@@ -36,6 +37,8 @@ def build(
     where the spec has that weight; memory(kind, batch, slots) -> the cache spec of one layer.
     The model's `hidden` also takes perturb(x [B, T, D]) -> x, which it applies to the embeddings.
     scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
+    constants(number of a layer, from 0) -> scalars that the block reads beside the layer's weights;
+    None: there are none.
     """
 
     def hidden(
@@ -56,10 +59,12 @@ def build(
         def last(x: jax.Array) -> jax.Array:
             return norm(params["norm"], x) if "norm" in params else x
 
+        layers = params["stack"]
+        layers = layers if constants is None else stack.with_constants(layers, constants)
         if cache is None:
-            x, stats = stack.apply(params["stack"], x, layer, plan, key)
+            x, stats = stack.apply(layers, x, layer, plan, key)
             return Hidden(last(x), None, stats)
-        x, new = stack.remember(params["stack"], x, layer, cache)
+        x, new = stack.remember(layers, x, layer, cache)
         x = last(x)
         return Hidden(x, _append(cache, new, at, x, empty(1, 1)))
 

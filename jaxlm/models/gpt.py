@@ -4,8 +4,9 @@ Radford et al. 2018 (GPT-1: the norm comes after each sublayer), Radford et al. 
 and once more at the end), Brown et al. 2020 (GPT-3: GPT-2's block; its alternating locally banded
 attention has no published widths, so the presets attend densely).
 
-Also OPT (Zhang et al. 2022: ReLU) and BLOOM (Le Scao et al. 2022: ALiBi instead of positions, and a
-LayerNorm on the embedding).
+Also OPT (Zhang et al. 2022: ReLU), BLOOM (Le Scao et al. 2022: ALiBi instead of positions, and a
+LayerNorm on the embedding) and the GPT-2s of Stanford's Mistral project (Karamcheti et al. 2021:
+scores divided by the number of the layer).
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.core import param
 from jaxlm.models import attention, check, decoder, ffn, stack
@@ -56,12 +58,18 @@ class Config:
     """Whether the output matrix is the embedding table."""
     softcap: float | None = None
     """Logits are capped to +-softcap by tanh; None leaves them as they are."""
+    query_scalar: float | None = None
+    """Scores are divided by its square root; None is the size of a head."""
+    scale_by_layer: bool = False
+    """Whether scores are also divided by the number of their layer, counted from 1."""
 
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "context")
         check.divides(self, "heads", "embed")
         if self.ffn is not None:
             check.positive(self, "ffn")
+        if self.query_scalar is not None:
+            check.positive(self, "query_scalar")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
 
@@ -125,6 +133,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     act = ffn.ACTIVATIONS[cfg.activation]
     learned = cfg.positions == "learned"
     slope = None if learned else bias.alibi(bias.slopes(cfg.heads))
+    scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
@@ -159,7 +168,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 
     def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
         q, k, v = (project("BTD,DNH->BTNH", h, w, n) for n in "qkv")
-        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope)
+        q = q * w["scale"].astype(q.dtype) if "scale" in w else q
+        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope, scale=scale)
         return project("BTNH,NHD->BTD", y, w, "o"), entries
 
     def project(equation: str, h: jax.Array, w: param.Tree, name: str) -> jax.Array:
@@ -176,7 +186,13 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.heads, cfg.head),
         softcap=cfg.softcap,
         context=cfg.context if learned else None,
+        constants=_numbered if cfg.scale_by_layer else None,
     )
+
+
+def _numbered(layer: int) -> param.Tree:
+    """The factor of a layer's scores, by its number from 0."""
+    return {"attn": {"scale": np.float32(1 / (layer + 1))}}
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -1,6 +1,7 @@
 """The Qwen family: LLaMA's block with biases on queries, keys and values (Qwen 2 and 2.5: Yang et
 al. 2024a, 2024b) or with queries and keys normalised per head (Qwen 3: Yang et al. 2025); and with
-many small experts (Qwen 3 MoE), beside a shared one behind a gate (Qwen 1.5 and 2 MoE).
+many small experts (Qwen 3 MoE), beside a shared one behind a gate (Qwen 1.5 and 2 MoE). Configs of
+Qwen 3 may ask for biases too, then on the output of attention as well.
 """
 
 import dataclasses
@@ -49,6 +50,8 @@ class Config:
     """Sequence length the model is meant for; RoPE itself has no limit."""
     bias: bool = False
     """Whether query, key and value projections have biases (Qwen 2)."""
+    out_bias: bool = False
+    """Whether the output projection of attention has a bias."""
     qk_norm: bool = False
     """Whether queries and keys are RMS-normalised per head (Qwen 3)."""
     tied: bool = False
@@ -125,6 +128,8 @@ def spec(cfg: Config) -> param.Tree:
                 "k_bias": p("kv head", init=param.zeros),
                 "v_bias": p("kv head", init=param.zeros),
             }
+        if cfg.out_bias:
+            attn |= {"o_bias": p("embed", init=param.zeros)}
         if cfg.qk_norm:
             attn |= {f"{n}_norm": p("head", init=param.ones) for n in "qk"}
         feed = {"ffn": ffn.spec(p, gated=True, bias=False, out=out)}
@@ -196,7 +201,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
         q, k = (rope.apply(a, at.positions, turns) for a in (q, k))
         y, entries = attention.attend(q, k, v, at, memory, plan, window=_window(cfg, kind))
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
+        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
 
     return decoder.build(
         cfg,

@@ -137,6 +137,33 @@ def apply(
     return x, _joined(stats)
 
 
+def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree]) -> param.Tree:
+    """The stack with constants(number of the layer) beside every layer's weights.
+
+    The numbers count layers in order of execution, from 0, in a stack and in an `unstacked` one.
+    """
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, (segment, name, _) in enumerate(places(stack)):
+        numbers.setdefault((segment, name), []).append(number)
+
+    def layer(segment: str, name: str, weights: param.Tree) -> param.Tree:
+        rows = [constants(number) for number in numbers[segment, name]]
+        added = jax.tree.map(lambda *parts: jnp.stack(parts), *rows)  # [repeats]
+        return _merged(weights, added)
+
+    return {
+        segment: {name: layer(segment, name, w) for name, w in named.items()}
+        for segment, named in stack.items()
+    }
+
+
+def _merged(a: param.Tree, b: param.Tree) -> param.Tree:
+    """The leaves of two trees that share dicts and no leaf."""
+    if not isinstance(b, dict):
+        return b
+    return a | {name: _merged(a.get(name, {}), part) for name, part in b.items()}
+
+
 def _joined(stats: list[Layer]) -> Layer:
     """Each layer's statistics, one array a name over the layers that have it."""
     names = dict.fromkeys(name for layer in stats for name in layer)

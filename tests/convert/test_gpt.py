@@ -103,39 +103,6 @@ def test_neighbouring_pairs_become_halves_without_a_change_of_scores(rotary):
     )
 
 
-# What files of each kind begin with, and buffers that old ones hold.
-OLD = {
-    "gpt2": ("transformer.", ["h.1.attn.bias", "h.0.attn.masked_bias"]),
-    "openai-gpt": ("transformer.", ["h.0.attn.bias"]),
-    "opt": ("model.", []),
-    "bloom": ("transformer.", []),
-    "gptj": ("transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
-    "gpt_neox": (
-        "gpt_neox.",
-        ["layers.0.attention.bias", "layers.1.attention.masked_bias"]
-        + ["layers.0.attention.rotary_emb.inv_freq"],
-    ),
-    "falcon": ("transformer.", ["h.0.self_attention.rotary_emb.inv_freq"]),
-    "cohere": ("model.", ["layers.0.self_attn.rotary_emb.inv_freq"]),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_files_without_a_prefix_and_with_buffers_are_read(kind, tmp_path):
-    cfg, params = save(tmp_path, kind)
-    prefix, buffers = OLD[kind]
-    whole = tensors(tmp_path)
-    named = {name.removeprefix(prefix): x for name, x in whole.items()}
-    assert sum(a != b for a, b in zip(whole, named, strict=True)) > len(named) - 3
-    put(tmp_path, named | {name: np.ones(3, np.float32) for name in buffers})
-    found, again = read.load(tmp_path)
-    assert found == cfg and equal(again, params)
-    # but a bias that is none of these buffers is not overlooked
-    put(tmp_path, named | {"h.0.attn.c_proj.extra_bias": np.ones(3, np.float32)})
-    with pytest.raises(ValueError, match="unknown tensor .*extra_bias"):
-        read.inspect(tmp_path)
-
-
 def test_gpt_neox_modules_own_name_of_the_output_matrix(tmp_path):
     _, params = save(tmp_path, "gpt_neox")
     named = tensors(tmp_path)
@@ -154,8 +121,6 @@ def test_the_rows_of_opts_padding_are_left_out_and_written_as_zeros(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
         ("gpt2", {"hidden_size": 64}, "{'n_embd': 32, 'hidden_size': 64} are one field"),
         ("openai-gpt", {"afn": "mish"}, "afn='mish'"),
@@ -186,6 +151,8 @@ def test_what_would_compute_something_else_is_refused_by_name(kind, changes, tol
     [
         ("gpt2", gpt.Config(norm="post"), "model.norm='post'"),
         ("gpt2", gpt.Config(softcap=9.0), "model.softcap=9.0"),
+        ("gpt2", gpt.Config(query_scalar=9.0), "model.query_scalar=9.0"),
+        ("opt", gpt.Config(scale_by_layer=True), "model.scale_by_layer=True"),
         ("openai-gpt", gpt.Config(norm="post", ffn=5), "model.width=5"),
         ("openai-gpt", gpt.Config(norm="post", activation="gelu"), "model.activation='gelu'"),
         ("opt", gpt.Config(eps=1e-6), "model.eps=1e-06"),

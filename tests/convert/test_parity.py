@@ -134,6 +134,27 @@ def test_what_is_exported_loads_and_says_the_same(case, oracle, tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, case.params)))
 
 
+@over(cases.FIRST.values())
+def test_the_file_of_a_base_model_is_read_as_transformers_reads_it(case, oracle, tmp_path):
+    """What AutoModel saves: names without the prefix and no head. Tied, it is the whole model;
+    else transformers draws the head at random, and it is refused here."""
+    import transformers
+
+    transformers.AutoModel.from_pretrained(case.folder).save_pretrained(tmp_path)
+    again, told = type(case.theirs).from_pretrained(
+        tmp_path, dtype="float32", output_loading_info=True
+    )
+    if told["missing_keys"]:
+        with pytest.raises(ValueError, match="transformers would draw it at random"):
+            read.inspect(tmp_path)
+        return
+    ids = cases.tokens(case.name, 1, length(case.cfg), case.cfg.vocab)
+    agree(oracle.logits(again.eval(), ids), oracle.logits(case.theirs, ids))
+    cfg, params = read.load(tmp_path)
+    assert cfg == case.cfg
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, case.params)))
+
+
 def decoders(names):
     """The cases that are a decoder alone, by what their architecture is called."""
     return [

@@ -95,7 +95,6 @@ def test_dense_layers_among_those_with_experts():
         (qwen.QWEN2, QWEN2_7B, {"layer_types": 28 * ["linear_attention"]}, "linear_attention"),
         (qwen.QWEN2, QWEN2_7B, {"layer_types": 28 * ["sliding_attention"]}, "window"),
         (qwen.QWEN2, QWEN2_7B, {"rope_scaling": {"type": "mrope"}}, "mrope"),
-        (qwen.QWEN3, QWEN2_7B, {"attention_bias": True}, "attention_bias"),
         (qwen.QWEN3_MOE, QWEN3_30B, {"num_experts_per_tok": 129}, "model.active"),
         (qwen.QWEN3_MOE, QWEN3_30B, {"shared_expert_intermediate_size": 8}, "shared_expert"),
     ],

@@ -10,9 +10,10 @@ CASES = {
     "gpt": GPT,
     "gpt-post": dataclasses.replace(GPT, norm="post"),
     "gpt-alibi": dataclasses.replace(
-        GPT, positions="alibi", embed_norm=True, bias=False, ffn=24, activation="relu", tied=False
+        GPT, positions="alibi", embed_norm=True, bias=False, ffn=24, activation="relu", tied=False,
+        query_scalar=1.0, scale_by_layer=True,
     ),
-}
+}  # fmt: skip
 
 # A key bias adds the same to every score of a query, where positions do not turn it: its gradient
 # is 0 but for rounding.
@@ -37,6 +38,13 @@ ORACLES = {
     "gpt2": _GPT2,
     "gpt2-untied": _GPT2 | {
         "n_inner": 48, "activation_function": "gelu", "tie_word_embeddings": False,
+    },
+    # Stanford's Mistral project; the third field is about rounding in float16
+    "gpt2-by-layer": _GPT2 | {
+        "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
+    },
+    "gpt2-unscaled": _GPT2 | {
+        "scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False,
     },
     "gpt1": _GPT1,
     "gpt1-relu": _GPT1 | {"afn": "relu", "layer_norm_epsilon": 1e-3},

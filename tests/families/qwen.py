@@ -13,8 +13,8 @@ QWEN = qwen.Config(
 CASES = {
     "qwen": QWEN,
     "qwen-moe": dataclasses.replace(
-        QWEN, pattern=("global",), window=None, scaling=None, bias=False, qk_norm=True, tied=False,
-        experts=4, active=2, expert_ffn=8, shared_ffn=12, dense=(0,),
+        QWEN, pattern=("global",), window=None, scaling=None, qk_norm=True, out_bias=True,
+        tied=False, experts=4, active=2, expert_ffn=8, shared_ffn=12, dense=(0,),
     ),
 }  # fmt: skip
 VOID: dict[str, tuple[str, ...]] = {}
@@ -58,6 +58,8 @@ ORACLES = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "qwen3-yarn": _QWEN3 | _YARN,
+    "qwen3-bias": _QWEN3 | {"attention_bias": True},
+    "qwen3-moe-bias": _QWEN3_MOE | {"attention_bias": True},
     "qwen3-moe": _QWEN3_MOE | {"decoder_sparse_step": 2, "norm_topk_prob": False},
     "qwen3-moe-window": _QWEN3_MOE | {
         "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5,
