@@ -37,7 +37,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         env.compilation_cache()
         found = saved.load(run, checkpoint)
         tokenizer = tokenizers.load(data.tokenizer)
-        if tokenizer.vocab > found.run.model.vocab:
+        if tokenizer.vocab > found.run.model.vocab and data.tokenizer != read.tokenizer:
             raise ValueError(
                 f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
                 f"{found.run.model.vocab}; name its own tokenizer"
@@ -59,7 +59,7 @@ def _text(
     found: saved.Saved, data: loader.Data, split: source.Split, tokenizer: str
 ) -> dict[str, Any]:
     folder = shards.prepare(data, str(env.user_cache() / "shards"))
-    text = shards.open_shards(folder, split, tokenizer)
+    text = shards.open_shards(folder, split, tokenizer, found.run.model.vocab)
     score = perplexity.scorer(found.model, found.plan)
     return dataclasses.asdict(perplexity.evaluate(score, found.params, data, text, found.plan))
 

@@ -128,7 +128,7 @@ def _facts(found: Sweep) -> dict[str, Any]:
     """What is known of the text, which is tokenised now if it was not before."""
     assert isinstance(found.base.data, loader.Data)
     env.quiet()
-    train, val = supply.open_text(found.base.data, True)
+    train, val = supply.open_text(found.base.data, True, found.base.model.vocab)
     assert val is not None
     return {
         "source": train.manifest.source,

@@ -29,7 +29,8 @@ def import_run(
     sequence classification with one label becomes a reward model, whose template is that of its
     tokenizer, or "plain".
 
-    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own. plan: the
+    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning tells
+    where it has more ids than the model, or fewer. plan: the
     devices that hold the weights meanwhile. The directory appears whole or not at all.
 
     Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
@@ -37,16 +38,12 @@ def import_run(
     """
     refuse_existing(target)
     found = read.inspect(source)
-    vocab = found.cfg.vocab
     generation = tokenizer.generation(source)
-    if tokenizer_name is not None and tokenizers.load(tokenizer_name).vocab > vocab:
-        raise ValueError(
-            f"tokenizer {tokenizer_name!r} has {tokenizers.load(tokenizer_name).vocab} ids, the "
-            f"model {vocab}"
-        )
+    for text in tokenizer.warnings(source, tokenizer_name, found.cfg.vocab):
+        saved.warn(text)
     with atomic.folder(target) as folder:
         if tokenizer_name is None:
-            name = tokenizer.bring(source, folder / "tokenizer", vocab)
+            name = tokenizer.bring(source, folder / "tokenizer")
             told = "bytes" if name is None else str(target / "tokenizer" / name)
         else:
             told = tokenizer_name

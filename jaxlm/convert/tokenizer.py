@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 from jaxlm.data import tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
 
 # What a tokenizer may consist of. All are kept as they are.
 FILES = (
@@ -41,23 +42,37 @@ def named(folder: pathlib.Path) -> str | None:
     return None
 
 
-def bring(folder: pathlib.Path, target: pathlib.Path, vocab: int) -> str | None:
+def bring(folder: pathlib.Path, target: pathlib.Path) -> str | None:
     """Copy a checkpoint's tokenizer to a new directory; what of it `tokenizers.load` takes, as
     `named` says.
-
-    Raises: ValueError for one that cannot be read, or with more ids than the model's `vocab`.
     """
     name = named(folder)
     if name is None:
         return None
-    found = tokenizers.load(str(folder / name))
-    if found.vocab > vocab:
-        raise ValueError(f"{folder / name}: the tokenizer has {found.vocab} ids, the model {vocab}")
     target.mkdir()
     for file in FILES:
         if (folder / file).is_file():
             shutil.copyfile(folder / file, target / file)
     return name
+
+
+def warnings(folder: pathlib.Path, name: str | None, vocab: int) -> list[str]:
+    """Warnings about the tokenizer that a checkpoint is imported with: `name`, as `tokenizers.load`
+    takes it, or the checkpoint's own.
+
+    Raises: ValueError for one that cannot be read, and for a model that lacks the ends of texts.
+    """
+    own = named(folder) if name is None else None
+    if name is None and own is None:
+        return [
+            f"{folder} has no tokenizer: `bytes` stands in for it, whose ids mean other things to "
+            "the model; name its own with --tokenizer"
+        ]
+    path = str(folder / (own or "")) if name is None else name
+    try:
+        return interface.mismatch(tokenizers.load(path), vocab)
+    except ValueError as error:
+        raise ValueError(f"tokenizer {path!r}: {error}") from error
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

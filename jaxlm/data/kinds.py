@@ -12,10 +12,15 @@ with at least the fields source, tokenizer, holdout, seq, batch, seed and worker
 
 from types import ModuleType
 
-from jaxlm.data import chat, examples, loader, prefer, prompts
+import numpy as np
+
+from jaxlm.data import chat, examples, loader, prefer, prompts, tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
 
 # What a Run's `data` field may be.
 AnyData = chat.Chats | loader.Data | prefer.Preferences | prompts.Prompts
+
+_ROWS = 1024  # examples looked at together
 
 # The module of each kind of examples.
 EXAMPLES: dict[type, ModuleType] = {
@@ -32,13 +37,22 @@ def stages(data: AnyData) -> list[loader.Stage]:
     return [loader.Stage(0, 0, data.batch, data.seq, data.batch)]
 
 
-def prepare(data: AnyData, evaluated: bool) -> examples.Split:
-    """The examples of this data. Raises: as reading it; ValueError if a run that is evaluated
-    would have nothing held out."""
+def prepare(data: AnyData, evaluated: bool, vocab: int) -> examples.Split:
+    """The examples of this data, for a model of `vocab` ids.
+
+    Raises: as reading it; ValueError if a run that is evaluated would have nothing held out, and
+    for an id that the model lacks, where its tokenizer has more.
+    """
     found = EXAMPLES[type(data)].prepare(data)
     if evaluated and found.val is None:
         raise ValueError(
             f"data.holdout: {data.holdout} leaves none of the {len(found.train)} examples of "
             f"{data.source} to evaluate on; raise it, or set eval_every to None"
         )
+    if tokenizers.load(data.tokenizer).vocab > vocab:
+        for rows in (rows for rows in (found.train, found.val) if rows is not None):
+            for first in range(0, len(rows), _ROWS):
+                part = rows.read(np.arange(first, min(first + _ROWS, len(rows))))
+                where = f"{data.source}, examples from {first} on"
+                interface.check_known(part.tokens, vocab, where)
     return found

@@ -282,22 +282,19 @@ def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
     return span.reader(found.lengths, found, data.seq, data.corrupt, marks, eos)
 
 
-def largest_id(data: Data, tokenizer: interface.Tokenizer) -> int:
-    """The largest token id in the batches, mask, sentinels and marks included.
+def added_ids(data: Data, tokenizer: interface.Tokenizer) -> list[int]:
+    """The ids in the batches that are not of the texts: mask, sentinels and marks.
 
     Raises: ValueError for a tokenizer that lacks what data.corrupt or data.infill needs.
     """
     if data.infill is not None:
-        return max(tokenizer.vocab - 1, *infilling.marks(data.infill, tokenizer))
+        return [*infilling.marks(data.infill, tokenizer)]
     if isinstance(data.corrupt, mask.Mask):
-        return max(tokenizer.vocab - 1, mask.ids(data.corrupt, tokenizer).mask)
+        return [mask.ids(data.corrupt, tokenizer).mask]
     if isinstance(data.corrupt, span.Span):
-        return max(
-            tokenizer.vocab - 1,
-            data.corrupt.start,
-            int(max(span.sentinels(data.corrupt, data.seq, tokenizer))),
-        )
-    return tokenizer.vocab - 1
+        sentinels = span.sentinels(data.corrupt, data.seq, tokenizer)
+        return [data.corrupt.start, *map(int, sentinels)]
+    return []
 
 
 def target_length(data: Data) -> int | None:

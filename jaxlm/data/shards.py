@@ -222,13 +222,17 @@ def _crc32(path: pathlib.Path) -> int:
 class Shards:
     """One split of a shards directory, with random access to its documents.
 
+    known: ids of the model that reads them, where the tokenizer has more.
     `lengths` [documents] uint32 counts a document's tokens, begin and eos included; `text_bytes`
     [documents] uint32 its UTF-8 bytes; `bytes` is their sum, the denominator of bits per byte.
     Files are opened at first use, so that an instance travels to another process as its path.
     """
 
-    def __init__(self, folder: str, split: source.Split, facts: manifest.Manifest):
+    def __init__(
+        self, folder: str, split: source.Split, facts: manifest.Manifest, known: int | None = None
+    ):
         self.folder, self.split, self.manifest = folder, split, facts
+        self._known = facts.vocab if known is None else known
         self.dtype = np.dtype(facts.dtype)
         part = facts.splits[split]
         self.documents, self.tokens, self.bytes = part.documents, part.tokens, part.bytes
@@ -248,7 +252,7 @@ class Shards:
         """The tokens of several documents, in the order asked; one read a shard.
 
         Raises: IndexError for a number outside 0..documents-1; ValueError naming a shard whose
-        record does not have the length that the index says.
+        record does not have the length that the index says, and an id that the model lacks.
         """
         wanted = np.asarray(numbers, np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.documents:
@@ -265,6 +269,10 @@ class Shards:
                         f"{self._path(home)}: document {wanted[place]} has "
                         f"{len(found[place])} tokens, the index says "
                         f"{self.lengths[wanted[place]]}: {_REMEDY}"
+                    )
+                if self._known < self.manifest.vocab:
+                    interface.check_known(
+                        found[place], self._known, f"{self.split} document {wanted[place]}"
                     )
         return found
 
@@ -307,15 +315,18 @@ class Shards:
                 )
 
     def __reduce__(self) -> tuple:
-        return Shards, (self.folder, self.split, self.manifest)
+        return Shards, (self.folder, self.split, self.manifest, self._known)
 
 
 _REMEDY = "delete this directory and tokenise the source again"
 
 
-def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards:
+def open_shards(
+    folder: str, split: source.Split, tokenizer_hash: str, known: int | None = None
+) -> Shards:
     """One split, checked against its manifest and the run's tokenizer.
 
+    known: ids of the model that reads them, where its tokenizer may have more; None: no model.
     Sizes of all files are compared now; contents only by `verify()`.
 
     Raises: ValueError for another tokenizer (naming both hashes), a missing split, or a missing or
@@ -341,7 +352,7 @@ def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards
         if size != file.size:
             state = "missing" if size is None else f"truncated or changed: {size} bytes"
             raise ValueError(f"{path}: {state}, the manifest says {file.size}: {_REMEDY}")
-    return Shards(str(root), split, facts)
+    return Shards(str(root), split, facts, known)
 
 
 def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:

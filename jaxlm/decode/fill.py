@@ -89,7 +89,7 @@ def fill(
         [
             Guess(
                 int(t),
-                tokenizer.decode([int(t)]) if t < tokenizer.vocab else "",
+                tokenizer.decode([int(t)]),
                 float(np.exp(p[t])),
             )
             for t in row
@@ -112,6 +112,7 @@ def log_probs(model: Model, params: param.Tree, ids: Sequence[int]) -> np.ndarra
         raise ValueError(
             f"the text has {len(ids)} tokens, and the model {model.context} positions; shorten it"
         )
+    tokenizers.check_known(ids, model.cfg.vocab, "the text")
     width = min(sample.bucket(len(ids)), model.context or sample.bucket(len(ids)))
     row = np.zeros((3, 1, width), np.int32)
     row[0, 0, : len(ids)], row[1, 0, : len(ids)] = ids, 1

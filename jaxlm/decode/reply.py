@@ -97,7 +97,7 @@ def written(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], names: Mapping[
     run: list[int] = []
     for i in [*ids, None]:
         if i is not None and i not in spelling:
-            run += [i] if i < tokenizer.vocab else []
+            run.append(i)
             continue
         parts += [tokenizer.decode(run)] if run else []
         parts += [] if i is None else [spelling[i]]

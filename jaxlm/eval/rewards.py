@@ -35,6 +35,7 @@ class Judge(NamedTuple):
     tokenizer: interface.Tokenizer
     written: template.Template
     seq: int
+    vocab: int
 
 
 def load(folder: str | pathlib.Path, which: saved.Which = "last") -> Judge:
@@ -52,7 +53,7 @@ def load(folder: str | pathlib.Path, which: saved.Which = "last") -> Judge:
     made = template.load(data.template, data.tokenizer)
     tokenizer = tokenizers.load(data.tokenizer)
     compiled = jax.jit(functools.partial(reward.rewards, found.model))
-    return Judge(found.params, compiled, tokenizer, made, data.seq)
+    return Judge(found.params, compiled, tokenizer, made, data.seq, found.run.model.vocab)
 
 
 def score(judge: Judge, asked: Sequence[Asked]) -> np.ndarray:
@@ -72,7 +73,9 @@ def scores(judge: Judge, asked: Sequence[Asked]) -> Iterator[np.ndarray]:
         texts = [_text(judge, first + i, one) for i, one in enumerate(part)]
         rows = [prefer.Example((text,), (0,), 1.0, ()) for text in texts]
         rows += [prefer.Example((), (), 1.0, ())] * (_ROWS - len(rows))
-        found = judge.rewards(judge.params, prefer.choices(rows, 1, judge.seq))
+        batch = prefer.choices(rows, 1, judge.seq)
+        interface.check_known(batch.tokens, judge.vocab, f"responses from {first} on")
+        found = judge.rewards(judge.params, batch)
         yield np.asarray(found)[: len(part), 0]
 
 

@@ -54,7 +54,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
             "all its devices"
         )
     assert isinstance(run.data, prompting.Prompts)
-    found = kinds.prepare(run.data, run.eval_every is not None)
+    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
     player = episodes.Player(run, episodes.phases(run, model, objective, stop), found)

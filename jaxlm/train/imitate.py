@@ -44,7 +44,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         )
     assert run.rollout is not None
     assert isinstance(run.data, prompting.Prompts)
-    found = kinds.prepare(run.data, run.eval_every is not None)
+    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
     new, samples = run.rollout.max_new, run.rollout.samples

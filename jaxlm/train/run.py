@@ -185,7 +185,7 @@ def _data(run: Run) -> Iterator[str]:
     except (ValueError, OSError, ImportError) as error:
         yield str(error)
         return
-    if tokenizer.vocab > vocab:
+    if tokenizer.vocab > vocab and run.start is None:  # an imported model may come with such a one
         yield (
             f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has "
             f"{tokenizer.vocab} ids; set model.vocab to {tokenizer.vocab} or more"
@@ -240,14 +240,14 @@ def _corrupt(
     data: loader.Data, vocab: int, tokenizer: tokenizers.tokenizer.Tokenizer
 ) -> Iterator[str]:
     try:
-        largest = loader.largest_id(data, tokenizer)
+        largest = max(loader.added_ids(data, tokenizer), default=-1)
     except ValueError as error:
         yield str(error)
         return
-    if data.corrupt is not None and largest >= vocab >= tokenizer.vocab:
+    if largest >= vocab:
         yield (
-            f"model.vocab: {vocab} given, but data.corrupt puts ids up to {largest} into "
-            f"batches; set model.vocab to {largest + 1} or more"
+            f"model.vocab: {vocab} given, but data.corrupt or data.infill puts ids up to {largest} "
+            f"into batches; set model.vocab to {largest + 1} or more"
         )
 
 

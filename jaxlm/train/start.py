@@ -8,6 +8,7 @@ import jax
 from jaxlm import models
 from jaxlm.core import config, param
 from jaxlm.data import tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.train import directory, program, saved
 from jaxlm.train import run as runs
@@ -41,10 +42,13 @@ def _check_model(run: Run, name: str) -> list[str]:
             )
     models_ = (config.to_dict(r)["model"] for r in (begun, run))
     told = [f"model.{path}: {a} -> {b}" for path, a, b in config.differences(*models_)]
-    hashes = [tokenizers.load(r.data.tokenizer).hash for r in (begun, run)]
-    if hashes[0] != hashes[1]:
+    old, new = (tokenizers.load(r.data.tokenizer) for r in (begun, run))
+    if old.hash != new.hash:
         told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
-    return [f"otherwise than in {name}: {text}" for text in told]
+    told = [f"otherwise than in {name}: {text}" for text in told]
+    if new.vocab > run.model.vocab:
+        told += interface.mismatch(new, run.model.vocab)
+    return told
 
 
 def _check_parts(run: Run) -> None:

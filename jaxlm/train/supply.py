@@ -41,18 +41,21 @@ def of(run: Run, model: Model, objective: Objective) -> Supply:
 # --- Text ------------------------------------------------------------------------------------
 
 
-def open_text(data: loader.Data, val: bool) -> tuple[shards.Shards, shards.Shards | None]:
-    """(training split, held-out split or None), tokenised first if that was not done before."""
+def open_text(
+    data: loader.Data, val: bool, vocab: int
+) -> tuple[shards.Shards, shards.Shards | None]:
+    """(training split, held-out split or None) for a model of `vocab` ids, tokenised first if that
+    was not done before."""
     tokenizer = tokenizers.load(data.tokenizer)
     folder = shards.prepare(data, str(env.user_cache() / "shards"))
-    train = shards.open_shards(folder, "train", tokenizer.hash)
-    return train, shards.open_shards(folder, "val", tokenizer.hash) if val else None
+    train = shards.open_shards(folder, "train", tokenizer.hash, vocab)
+    return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
 
 
 def _text(run: Run, model: Model, objective: Objective) -> Supply:
     data = run.data
     assert isinstance(data, loader.Data)
-    train, val = open_text(data, run.eval_every is not None)
+    train, val = open_text(data, run.eval_every is not None, run.model.vocab)
     facts = train.manifest
     score = perplexity.scorer(model, run.plan)
 
@@ -115,7 +118,7 @@ def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generat
 def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
     """The examples of a run, with what its objective wants stored beside them."""
     data = run.data
-    found = kinds.prepare(data, run.eval_every is not None)
+    found = kinds.prepare(data, run.eval_every is not None, run.model.vocab)
     if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
         about = [teach.facts_of(data), found.facts]
         val = None if found.val is None else teach.rows(run, found.val, [*about, "val"])

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import cli, launch
+from jaxlm import cli, launch, models
 from jaxlm.convert import directory, read
 from jaxlm.core import param
-from jaxlm.data import loader, tokenizers
+from jaxlm.data import kinds, loader, prompts, tokenizers
+from jaxlm.decode import sample, text
 from jaxlm.models import llama
 from jaxlm.train import checkpoint, integrity, loop, saved
 from jaxlm.train import run as runs
@@ -101,19 +102,81 @@ def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):
     save(small, dataclasses.replace(CFG, vocab=100))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (small / name).write_bytes((hf / name).read_bytes())
-    assert "the tokenizer has 270 ids, the model 100" in failure(capsys, "import", str(small), "r")
     (small / "tokenizer.json").unlink()
     (small / "vocab.json").write_text("{}")
     assert "['vocab.json']" in failure(capsys, "import", str(small), "r")
     named = ("import", str(small), "r", "--tokenizer", "bytes")
-    assert "'bytes' has 259 ids, the model 100" in failure(capsys, *named)
+    assert "'bytes': the tokenizer has 259 ids, the model 100" in failure(capsys, *named)
     (small / "vocab.json").unlink()
     assert cli.main(["import", str(small), "r"]) == 0
-    scored = ("eval", "r", "--data.source", "corpus.jsonl")
-    assert "'bytes' has 259 ids, the model knows 100" in failure(capsys, *scored)
+    assert "small has no tokenizer: `bytes` stands in for it" in capsys.readouterr().err
+    scored = ("eval", "r", "--data.source", "corpus.jsonl", "--data.holdout", "0.3")
+    assert "token id 257 is outside the model's vocabulary 0..99" in failure(capsys, *scored)
     assert "--no-tokenizer" in failure(capsys, "export", "r", "out")
     assert cli.main(["export", "r", "out", "--no-tokenizer"]) == 0
     assert equal(read.load(pathlib.Path("out"))[1], read.load(small)[1])
+
+
+def drawing(token, cfg):
+    """Weights of a LLaMA that likes one token whatever it reads."""
+    params = param.map(lambda p: np.zeros(p.shape, np.float32), models.spec(cfg))
+    params["embed"]["table"][:] = params["norm"][:] = 1
+    params["unembed"][:, token] = 1
+    return params
+
+
+def beside(hf, folder):
+    """Copy the tokenizer to another checkpoint."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((hf / name).read_bytes())
+
+
+def test_an_id_beyond_the_tokenizer_has_no_text_wherever_it_is_drawn(hf, place, capsys):
+    """The vocabulary of Qwen, Pythia and others is padded beyond their tokenizer's: `jaxlm sample`
+    ended in a traceback where the model drew a padding id."""
+    padded = place / "padded"
+    padded.mkdir()
+    save(padded, CFG, params=drawing(275, CFG))
+    beside(hf, padded)
+    assert cli.main(["import", str(padded), "runs/padded"]) == 0
+    told = capsys.readouterr().err
+    assert "the model has 280 ids, the tokenizer 270: ids from 270 on have no text" in told
+    assert cli.main(["sample", "runs/padded", "--prompt", "num", "--max-new", "4"]) == 0
+    assert capsys.readouterr().out.strip() == "num"
+    found = saved.load(pathlib.Path("runs/padded"))
+    tokenizer = tokenizers.load(found.run.data.tokenizer)
+    asked = sample.Sampling(max_new=4, temperature=0.0, stop_strings=("x",))
+    (one,) = text.complete(found.model, found.params, tokenizer, ["num"], asked)
+    assert (one.text, one.tokens, one.finish) == ("", [275] * 4, "length")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(hf, place, capsys):
+    """gemma-3-1b has 262,144 ids, its tokenizer 262,145, and was refused. Such an id is refused by
+    name where a text has it, in prompts and in data."""
+    last = max(tokenizers.load(str(hf)).encode("again"))
+    small = dataclasses.replace(CFG, vocab=last)
+    (place / "less").mkdir()
+    save(place / "less", small)
+    beside(hf, place / "less")
+    assert cli.main(["import", "less", "runs/less"]) == 0
+    told = f"the tokenizer has 270 ids, the model {last}: texts with an id from {last} on"
+    assert told in capsys.readouterr().err
+    assert cli.main(["sample", "runs/less", "--prompt", "x", "--max-new", "2"]) == 0
+    capsys.readouterr()
+    named = f"token {last} is outside the vocabulary 0..{last - 1}"
+    assert named in failure(capsys, "sample", "runs/less", "--prompt", "again", "--max-new", "2")
+    named = f"token id {last} is outside the model's vocabulary 0..{last - 1}"
+    scored = ("eval", "runs/less", "--data.source", "corpus.jsonl", "--data.seq", "32")
+    assert named in failure(capsys, *scored, "--data.holdout", "0.3")
+    with pytest.raises(ValueError, match="model.vocab: .* has 270 ids"):
+        loop.run(tuned(hf, place, model=small, start=None))
+    with pytest.raises(ValueError, match=named):
+        loop.run(tuned(hf, place, model=small, start="runs/less"))
+    asked = place / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": "again"}))
+    data = prompts.Prompts(source=str(asked), tokenizer=str(hf), seq=32, batch=1, holdout=0.0)
+    with pytest.raises(ValueError, match=f"asked.jsonl, examples from 0 on: {named}"):
+        kinds.prepare(data, False, last)
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe", "wordpiece"])

@@ -57,7 +57,7 @@ def test_a_run_begins_where_its_base_ended_and_keeps_adapters_alone(trained, who
     assert all(p.endswith(("/a", "/b")) for p in param.flatten(kept))
     found = saved.load(runs.folder(run))
     assert param.flatten(found.params).keys() == param.flatten(found.model.spec).keys()
-    text = supply.open_text(run.data, True)[1]
+    text = supply.open_text(run.data, True, run.model.vocab)[1]
     score = perplexity.scorer(found.model, found.plan)
     told = perplexity.evaluate(score, found.params, run.data, text, found.plan)
     assert told.nll == pytest.approx(result.val["nll"], abs=1e-5)

@@ -141,7 +141,7 @@ def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny,
     trained = final_state(run)
     assert np.array_equal(found.params["norm"], trained["average"].params["norm"])
     assert not np.array_equal(found.params["norm"], trained["params"]["norm"])
-    val = supply.open_text(run.data, val=True)[1]
+    val = supply.open_text(run.data, True, run.model.vocab)[1]
     score = perplexity.scorer(found.model, found.plan)
     again = perplexity.evaluate(score, found.params, run.data, val, found.plan)
     assert dataclasses.asdict(again) == {k: result.val[k] for k in dataclasses.asdict(again)}

@@ -34,17 +34,20 @@ class HuggingFace:
         import tokenizers
 
         self.kind, self._text = kind, text
+        rules = json.loads(text)
+        text, self._respelled = _unspellable(text, rules, special)
         self._tokenizer = t = tokenizers.Tokenizer.from_str(text)
         t.no_padding()
         t.no_truncation()
-        self.marks, self.restarts = _marks(t, special)
+        marks, self.restarts = _marks(t, special)
+        own = {new: name for name, new in self._respelled.items()}
+        self.marks = {own.get(spelling, spelling): mark for spelling, mark in marks.items()}
         t.encode_special_tokens = True  # the file cannot hold this; a pickle does not keep it
         self.special = dict(special)
         self._size = 1 + max(t.get_vocab(with_added_tokens=True).values())
         self.vocab = self._size
         self._hidden = {i for i, token in t.get_added_tokens_decoder().items() if token.special}
         self._hidden |= set(special.values())
-        rules = json.loads(text)
         self._pieces = self._byte_pieces() if _byte_level(rules.get("decoder")) else None
         self._byte_ids = self._bytes()
         self.lossless = self._is_lossless(rules)
@@ -81,9 +84,10 @@ class HuggingFace:
 
     def _refuse_injection(self) -> None:
         for role in ("eos", "bos", "pad"):
-            if role in self.special:
-                token = self._tokenizer.id_to_token(self.special[role])
-                if token is not None and self.special[role] in self.encode(f"{token} a{token}b"):
+            spellings = [name for name, m in self.marks.items() if m.id == self.special.get(role)]
+            spellings += [self._respelled[name] for name in spellings if name in self._respelled]
+            for token in spellings:
+                if self.special[role] in self.encode(f"{token} a{token}b"):
                     raise ValueError(
                         f"the model itself spells {token!r} with its {role} id: text could end a "
                         "document; choose a tokenizer whose special tokens are not words"
@@ -117,11 +121,8 @@ class HuggingFace:
         """The text, U+FFFD where the bytes are not UTF-8."""
         if self._pieces is not None:
             return tokenizer.join(self._pieces, ids).decode("utf-8", "replace")
-        ids = list(ids)
-        for i in ids:
-            if not 0 <= i < self._size:
-                raise ValueError(f"token id {i} is outside the vocabulary 0..{self._size - 1}")
-        shown = [i for i in ids if i not in self._hidden]
+        shown = [i for i in map(tokenizer.checked, ids) if i < self._size]
+        shown = [i for i in shown if i not in self._hidden]
         return self._tokenizer.decode(shown, skip_special_tokens=True)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -142,6 +143,37 @@ class HuggingFace:
 
     def __reduce__(self) -> tuple:
         return HuggingFace, (self.kind, self._text, self.special)
+
+
+# Models whose special tokens are ordinary entries of their vocabulary: any text that spells one
+# would get its id. (A BPE reaches a token only by its merges.)
+_LISTS = ("Unigram", "WordLevel", "WordPiece")
+
+
+def _unspellable(
+    text: str, rules: dict[str, Any], special: dict[str, int]
+) -> tuple[str, dict[str, str]]:
+    """(a tokenizer.json in which no text spells a special token, {spelling: the one there}).
+
+    The entries of special tokens in the vocabulary get a space inside, at which every pre-tokenizer
+    of these models cuts: T5 has `</s>` and its sentinels in its vocabulary. Ids stay as they are.
+    """
+    model = rules["model"]
+    vocab = model.get("vocab", {})
+    if model.get("type") not in _LISTS:
+        return text, {}
+    ids = vocab if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+    names = {t["content"] for t in rules["added_tokens"] if t["special"]}
+    names |= {name for name, i in ids.items() if i in special.values()}
+    names = {n for n in names & ids.keys() if len(n) > 1 and n != model.get("unk_token")}
+    new = {name: f"{name[0]} {name[1:]}" for name in names}
+    if isinstance(vocab, dict):
+        vocab = {new.get(name, name): i for name, i in vocab.items()}
+    else:
+        vocab = [[new.get(name, name), score] for name, score in vocab]
+    added = [t | {"content": new.get(t["content"], t["content"])} for t in rules["added_tokens"]]
+    added = [t | {"special": t["special"] or t["content"] in new.values()} for t in added]
+    return json.dumps(rules | {"model": model | {"vocab": vocab}, "added_tokens": added}), new
 
 
 def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], bool]:
@@ -255,7 +287,8 @@ def load_file(path: str) -> HuggingFace:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"tokenizer {path!r}: not a tokenizer.json ({error!r})") from error
     named = _config(pathlib.Path(path).with_name("tokenizer_config.json"))
-    known = dict(vocab) | added if isinstance(vocab, dict) else added
+    listed = vocab if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+    known = listed | added
     special = {}
     for role, usual in (("bos", _BOS), ("eos", _EOS), ("pad", _PAD), ("mask", _MASK)):
         candidates = [named[role]] if role in named else [t for t in usual if t in added]

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 
 class Stream(Protocol):
     """Text as ids arrive: `push` returns what is now certain, `finish` the rest."""
@@ -55,7 +57,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; special ids are empty, bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids, U+FFFD for bytes that are not UTF-8; none for special ids, nor for
+        ids from `vocab` on, which a model whose vocabulary is padded may draw."""
         ...
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -109,7 +112,7 @@ class ByteStream:
 
     def push(self, token: int) -> str:
         """The text that this id completes."""
-        return self._decoder.decode(self._pieces[token])
+        return self._decoder.decode(join(self._pieces, [token]))
 
     def finish(self) -> str:
         """What was still held back."""
@@ -171,13 +174,55 @@ def encode_around(
 
 
 def join(pieces: Sequence[bytes], ids: Iterable[int]) -> bytes:
-    """The bytes of the ids, each from its piece.
+    """The bytes of the ids, each from its piece; none for an id beyond the last piece.
 
-    Raises: ValueError naming an id outside the vocabulary.
+    Raises: ValueError naming a negative id.
     """
-    found = []
-    for i in ids:
-        if not 0 <= i < len(pieces):
-            raise ValueError(f"token id {i} is outside the vocabulary 0..{len(pieces) - 1}")
-        found.append(pieces[i])
-    return b"".join(found)
+    return b"".join(pieces[i] if i < len(pieces) else b"" for i in map(checked, ids))
+
+
+def checked(i: int) -> int:
+    """A token id, as it is. Raises: ValueError for a negative one."""
+    if i < 0:
+        raise ValueError(f"token id {i} is negative")
+    return i
+
+
+# --- A tokenizer and a model that differ in size ----------------------------------------------
+
+
+def check_known(ids: Sequence[int] | np.ndarray, vocab: int, where: str) -> None:
+    """Raises: ValueError naming the first id that a model of `vocab` ids lacks, and where it is."""
+    unknown = np.flatnonzero(np.asarray(ids) >= vocab)
+    if unknown.size:
+        i = int(np.asarray(ids).flat[unknown[0]])
+        raise ValueError(
+            f"{where}: token id {i} is outside the model's vocabulary 0..{vocab - 1}; the "
+            "tokenizer has more ids than the model, and a text with one of those cannot be read"
+        )
+
+
+def mismatch(tokenizer: Tokenizer, vocab: int) -> list[str]:
+    """Warnings about a tokenizer with more or fewer ids than the model's `vocab`.
+
+    Raises: ValueError where the model lacks an id that every text needs: that before it, or eos.
+    """
+    needed = {"eos": tokenizer.special["eos"], "the id before every text": begin(tokenizer)}
+    for name, i in needed.items():
+        if i >= vocab:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab} ids, the model {vocab}: it lacks {name}, {i}"
+            )
+    if tokenizer.vocab > vocab:
+        names = [repr(name) for name, mark in tokenizer.marks.items() if mark.id >= vocab]
+        return [
+            f"the tokenizer has {tokenizer.vocab} ids, the model {vocab}: texts with an id from "
+            f"{vocab} on ({', '.join([*names[:3], *['...'] * (len(names) > 3)]) or 'no name'}) are "
+            "refused"
+        ]
+    if tokenizer.vocab < vocab:
+        return [
+            f"the model has {vocab} ids, the tokenizer {tokenizer.vocab}: ids from "
+            f"{tokenizer.vocab} on have no text, should the model draw one"
+        ]
+    return []
