@@ -120,6 +120,29 @@ def read(tensor: Tensor) -> np.ndarray:
     return found.reshape(tensor.shape)
 
 
+def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
+    """A tensor in a dtype, the same array where it has that already.
+
+    Raises: ValueError for a finite number that the dtype has only infinity for, naming the tensor,
+    its largest number and the dtypes that hold it.
+    """
+    to = jnp.finfo(dtype)
+    with np.errstate(over="ignore"):
+        found = array.astype(to.dtype, copy=False)
+    if float(jnp.finfo(array.dtype).max) <= float(to.max):
+        return found
+    lost = np.isinf(found.astype(np.float32, copy=False)) & np.isfinite(array)
+    if lost.any():
+        size = np.where(np.isfinite(array), np.abs(array), 0).astype(np.float64)
+        worst = float(array.flat[np.argmax(size)])
+        wider = [n for n in ("bfloat16", "float32") if float(jnp.finfo(n).max) > abs(worst)]
+        raise ValueError(
+            f"{name} has {worst:.6g}, and the largest number of {to.dtype} is {float(to.max):.6g}: "
+            f"it would become infinite; dtype {' or '.join(wider or ['float64'])} holds it"
+        )
+    return found
+
+
 class Item(NamedTuple):
     """A tensor that will be written."""
 
@@ -186,5 +209,5 @@ def _write_file(
             for item, array in zip(items, made, strict=True):
                 if array.shape != item.shape:
                     raise ValueError(f"{item.name}: {array.shape} made, {item.shape} was said")
-                file.write(np.ascontiguousarray(array.astype(dtype)).tobytes())
+                file.write(np.ascontiguousarray(cast(array, dtype, item.name)).tobytes())
     return end

@@ -300,10 +300,8 @@ def _read(
     folder: pathlib.Path, module: Module, record: dict[str, Any], tensors: dict[str, files.Tensor]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """{our path: (a [r, inputs], b [outputs, r], scale)} of a module."""
-    a, b = (
-        files.read(tensors[f"{PREFIX}{module.name}.lora_{x}.weight"]).astype(np.float32)
-        for x in "AB"
-    )
+    names = [f"{PREFIX}{module.name}.lora_{x}.weight" for x in "AB"]
+    a, b = (files.cast(files.read(tensors[name]), np.float32, name) for name in names)
     rank, place = _of(record["rank_pattern"], module.name, record["r"]), module.place
     want = (rank, len(place.input)), (len(place.output), rank)
     if (a.shape, b.shape) != want:

@@ -233,18 +233,21 @@ def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
     def put(path: str, index: int | None, array: np.ndarray) -> None:
         made[path][... if index is None else index] = array
 
-    _fill(found, put)
+    _fill(found, np.float32, put)
     return found.cfg, param.nested(made)
 
 
 def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
     """The weights of a checkpoint in a dtype, laid out over the plan's devices: never more in
-    memory than they and the tensors of one row. Raises: ValueError as `plan.shard_params`."""
+    memory than they and the tensors of one row.
+
+    Raises: ValueError as `plan.shard_params`, and for numbers beyond the dtype.
+    """
     flat, lies = (param.flatten(tree) for tree in (found.spec, plan.shard_params(found.spec)))
     made: dict[str, jax.Array] = {}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:
-        array, whole = array.astype(dtype, copy=False), lies[path]
+        whole = lies[path]
         if index is None:
             made[path] = jax.block_until_ready(_onto(array, whole))
             return
@@ -254,19 +257,22 @@ def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> p
         # waited for, or tensors would be read, and held, faster than they are placed
         made[path] = jax.block_until_ready(_setter(whole)(made[path], _onto(array, part), index))
 
-    _fill(found, put)
+    _fill(found, dtype, put)
     return param.nested({path: made[path] for path in flat})
 
 
-def _fill(found: Checkpoint, put: Callable[[str, int | None, np.ndarray], None]) -> None:
-    """put(path, index on the layer axis or None, array) for every weight, row after row."""
+def _fill(
+    found: Checkpoint, dtype: Any, put: Callable[[str, int | None, np.ndarray], None]
+) -> None:
+    """put(path, index on the layer axis or None, array in the dtype) for every weight, row after
+    row."""
     for job in found.jobs:
         arrays = [files.read(found.tensors[name]) for name in job.theirs]
         made = job.row.read(arrays, job.params)
         for path, array, p in zip(job.ours, made, job.params, strict=True):
             if array.shape != p.shape:
                 raise ValueError(f"{job.theirs} made {array.shape} of {path}, which is {p.shape}")
-            put(path, job.layer, array)
+            put(path, job.layer, files.cast(array, dtype, " and ".join(job.theirs)))
 
 
 def _onto(array: np.ndarray, where: NamedSharding) -> jax.Array:

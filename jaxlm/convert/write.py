@@ -49,7 +49,8 @@ def weights(
     files. No more than one row's tensors are in memory beside the weights. Those of a reward model
     (with "score" among them) are written as a classifier's.
 
-    Raises: ValueError for a weight that the architecture has no tensor for, or an unknown dtype.
+    Raises: ValueError, before anything is written, for a weight that the architecture has no tensor
+    for, an unknown dtype, and numbers that it does not hold.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} given; there is {list(DTYPES)}")
@@ -70,6 +71,14 @@ def weights(
         parts = [p if job.layer is None else p[job.layer] for p in parts]
         return job.row.write([_host(p) for p in parts], job.params)
 
+    wide = {
+        path
+        for path, array in arrays.items()
+        if _largest(array) > float(jnp.finfo(DTYPES[dtype]).max)
+    }
+    for job in (job for job in made if wide & set(job.ours)):
+        for name, array in zip(job.theirs, tensors(job), strict=True):
+            files.cast(array, DTYPES[dtype], name)
     groups = [
         (
             [
@@ -81,6 +90,12 @@ def weights(
         for j in made
     ]
     return files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
+
+
+def _largest(array: Any) -> float:
+    """The largest magnitude of finite numbers."""
+    xp: Any = jnp if isinstance(array, jax.Array) else np
+    return float(xp.max(xp.where(xp.isfinite(array), xp.abs(array), 0)))
 
 
 def _host(x: Any) -> np.ndarray:

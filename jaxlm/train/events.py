@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, reflected
 _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # protocol buffers' wire types
 _START = 1  # SessionLog.START
@@ -27,7 +29,9 @@ class Events(NamedTuple):
     path: pathlib.Path
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Append the numbers of a step."""
+        """Append the numbers of a step; one beyond float32 is infinite there."""
+        with np.errstate(over="ignore"):
+            scalars = {tag: float(np.float32(value)) for tag, value in scalars.items()}
         values = b"".join(
             _message(1, _message(1, tag.encode()) + _key(2, _FLOAT) + struct.pack("<f", value))
             for tag, value in scalars.items()

@@ -119,6 +119,63 @@ def test_an_output_matrix_that_is_there_wins_over_the_flag(folder):
     assert read.load(folder)[0].tied
 
 
+# --- Narrower dtypes --------------------------------------------------------------------------
+
+
+def test_numbers_beyond_a_dtype_are_not_written_as_infinite(tmp_path):
+    """A float16 export wrote inf for every weight above 65,504 and said nothing."""
+    params = weights(CFG)
+    params["stack"]["0"]["0_global"]["attn"]["q"][1, 3, 0, 1] = -70000.0
+    params["norm"][3] = np.inf  # what is infinite already stays so
+    with pytest.raises(ValueError) as error:
+        save(tmp_path, dtype="float16", params=params)
+    assert str(error.value) == (
+        "model.layers.1.self_attn.q_proj.weight has -70000, and the largest number of float16 is "
+        "65504: it would become infinite; dtype bfloat16 or float32 holds it"
+    )
+    assert not list(tmp_path.iterdir())
+    params["stack"]["0"]["0_global"]["attn"]["q"][1, 3, 0, 1] = 65519.0  # rounds to 65504
+    save(tmp_path, dtype="float16", params=params)
+    assert tensors(tmp_path)["model.layers.1.self_attn.q_proj.weight"].max() == 65504
+    params["unembed"][0, 0] = 3.4e38
+    with pytest.raises(ValueError, match="lm_head.weight has 3.4e.38, .* dtype float32 holds it"):
+        save(tmp_path, dtype="bfloat16", params=params)
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "told"),
+    [
+        (np.array([1, 1e5, -2e5], np.float32), np.float16, "x has -200000, .* bfloat16 or float32"),
+        (np.array([65520], np.float32), np.float16, "x has 65520"),
+        (np.array([1e39]), np.float32, "x has 1e.39, .* float32 is 3.40282e.38.*dtype float64"),
+        (np.array([3.4e38], np.float32), jnp.bfloat16, "dtype float32 holds"),
+        (np.array([7e4], jnp.bfloat16), np.float16, "x has 70144"),
+    ],
+)
+def test_a_cast_that_loses_a_number_names_it(array, dtype, told):
+    with pytest.raises(ValueError, match=told):
+        files.cast(array, dtype, "x")
+    wide = np.array([1.0, np.inf, -np.inf, np.nan, 65504.0], np.float32)
+    found = files.cast(wide, dtype, "x")
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.astype(np.float32)[:4], wide[:4])
+
+
+def test_checkpoints_are_read_into_narrower_dtypes_by_the_same_rule(tmp_path):
+    params = weights(CFG)
+    params["stack"]["0"]["0_global"]["ffn"]["up"][2, 5, 5] = 1e6
+    save(tmp_path, params=params)
+    found = read.inspect(tmp_path)
+    with pytest.raises(ValueError, match="model.layers.2.mlp.up_proj.weight has 1e.06, .*float16"):
+        read.place(found, dtype=jnp.float16)
+    assert read.place(found, dtype=jnp.bfloat16)["norm"].dtype == jnp.bfloat16
+    named = tensors(tmp_path)
+    put(tmp_path, named | {"model.norm.weight": named["model.norm.weight"] * np.float64(1e300)})
+    for reader in (read.load, lambda folder: read.place(read.inspect(folder))):
+        with pytest.raises(ValueError, match="model.norm.weight has .*e.300, .*float32"):
+            reader(tmp_path)
+
+
 # --- What is refused --------------------------------------------------------------------------
 
 
