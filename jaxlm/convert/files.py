@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import io
+
 INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -41,12 +43,13 @@ def find(folder: pathlib.Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by name, from the headers of its files.
 
     Raises: FileNotFoundError for a folder without safetensors, or without a file its index names;
-    ValueError naming a file that is cut off or no safetensors, or a tensor that is there twice.
+    ValueError naming a file that is cut off, no safetensors or outside the folder, or a tensor that
+    is there twice.
     """
     index, whole = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
-        listed = _json(index)["weight_map"]
-        names = sorted(set(listed.values()))
+        listed = _listed(inside(folder, index.name))
+        names = sorted({inside(folder, name).name for name in listed.values()})
     elif whole.is_file():
         listed, names = None, [whole.name]
     else:
@@ -57,7 +60,7 @@ def find(folder: pathlib.Path) -> dict[str, Tensor]:
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {INDEX} names it")
-        for tensor in _header(folder / name):
+        for tensor in _header(inside(folder, name)):
             if tensor.stored in found:
                 raise ValueError(
                     f"{folder}: tensor {tensor.stored} is in {found[tensor.stored].file.name} and "
@@ -80,11 +83,35 @@ def _nothing(folder: pathlib.Path) -> str:
     return f"{folder} holds no .safetensors file"
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
+    """The path of a checkpoint's file by its name.
+
+    Raises: ValueError for a name with a directory in it, and for a link to a file outside the
+    checkpoint; links into the same repository of a download cache (`blobs`) are followed.
+    """
+    plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name
+    if not plain or pathlib.PurePath(name).name != name:
+        raise ValueError(f"{folder}: {name!r} given; a file beside it is needed, by its name alone")
+    path, root = folder / name, folder.resolve()
+    places = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    target = path.resolve()
+    if not any(target.is_relative_to(place) for place in places):
+        raise ValueError(
+            f"{path} is a link to {target}, outside its directory; put a copy in its place"
+        )
+    return path
+
+
+def _listed(index: pathlib.Path) -> dict[str, Any]:
+    """{tensor: name of its file} of an index."""
+    listed = io.json_record(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise ValueError(f"{index}: weight_map={listed!r:.60}; {{tensor: file}} is needed")
+    return listed
+
+
+# The header's bound in the library of the format.
+HEADER_BYTES = 100_000_000
 
 
 def _header(path: pathlib.Path) -> Iterator[Tensor]:
@@ -93,22 +120,55 @@ def _header(path: pathlib.Path) -> Iterator[Tensor]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"{path} is cut off or no safetensors file: {size} bytes")
-        try:
-            record = json.loads(file.read(length))
-            entries = {k: v for k, v in record.items() if k != "__metadata__"}
-            parsed = [
-                (k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in entries.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no safetensors file: its header is not one") from error
-    end = 8 + length + max((entry[4] for entry in parsed), default=0)
-    if end != size:
-        raise ValueError(f"{path} is cut off or damaged: {size} bytes, its header says {end}")
-    for name, dtype, shape, start, stop in parsed:
+        if length > HEADER_BYTES:
+            raise ValueError(
+                f"{path} is no safetensors file: a header of {length} bytes, where at most "
+                f"{HEADER_BYTES} are allowed"
+            )
+        parsed = _entries(path, file.read(length))
+    end = 0
+    for name, dtype, shape, (start, stop) in sorted(parsed, key=lambda entry: entry[3]):
         width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else OTHERS.get(dtype)
         if width is not None and stop - start != width * math.prod(shape):
             raise ValueError(f"{path}: {name} has {stop - start} bytes for {dtype} {list(shape)}")
+        if start != end:
+            raise ValueError(f"{path}: {name} begins at byte {start}, where {end} is right")
+        end = stop
         yield Tensor(path, name, dtype, shape, 8 + length + start)
+    if 8 + length + end != size:
+        told = f"{size} bytes, its header says {8 + length + end}"
+        raise ValueError(f"{path} is cut off or damaged: {told}")
+
+
+def _entries(
+    path: pathlib.Path, header: bytes
+) -> list[tuple[str, str, tuple[int, ...], tuple[int, int]]]:
+    """(name, dtype, shape, first and last byte) of every tensor that a header lists."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            twice = sorted(name for name in dict(pairs) if sum(name == n for n, _ in pairs) > 1)
+            raise ValueError(f"{twice[:3]} is there twice")
+        return dict(pairs)
+
+    try:
+        record = json.loads(header, object_pairs_hook=once)
+        parsed = []
+        for name, entry in record.items():
+            if name == "__metadata__":
+                continue
+            shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+            sizes = (*shape, start, stop, stop - start)
+            if not isinstance(entry["dtype"], str) or not all(type(n) is int for n in sizes):
+                raise ValueError(f"{name}: {entry}"[:200])
+            if min(sizes) < 0:
+                raise ValueError(f"{name} has a negative size: {entry}"[:200])
+            parsed.append((name, entry["dtype"], shape, (start, stop)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no safetensors file: its header is not one ({error!r:.200})"
+        ) from error
+    return parsed
 
 
 def read(tensor: Tensor) -> np.ndarray:

@@ -6,7 +6,6 @@ files, before a weight is read or allocated.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Collection
@@ -21,7 +20,7 @@ from jaxlm import convert, models
 from jaxlm.convert import classify, files
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
-from jaxlm.core import param
+from jaxlm.core import io, param
 from jaxlm.models import score
 from jaxlm.parallel.plan import Plan
 
@@ -66,21 +65,39 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
-    try:
-        record = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    record = io.json_record(files.inside(folder, file.name))
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
         raise ValueError(
             f"{file}: model_type={kind!r} is not supported; there is "
             f"{sorted(convert.ARCHITECTURES)}"
         )
+    _refuse_sizes(record, str(file))
     fields = Fields(record, str(file))
-    cfg = convert.ARCHITECTURES[kind].read(fields)
+    try:
+        cfg, scores = convert.ARCHITECTURES[kind].read(fields), classify.named(record)
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(
+            f"{file}: a field has a value that a {kind} cannot have: {error}; its architectures are "
+            f"{record.get('architectures')}"
+        ) from error
     fields.refuse_rest()
-    scores = classify.named(record)
     return kind, classify.headless(kind, cfg) if scores else cfg, scores
+
+
+# No model has more; what is larger would be built, layer by layer, before its tensors are missed.
+LAYERS, EXPERTS, SIZE = 10_000, 10_000, 2**31
+
+
+def _refuse_sizes(record: Any, where: str) -> None:
+    """Raises: ValueError for a number of layers or experts, or any other whole number of a
+    config.json, that no model has."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            _refuse_sizes(value, f"{where}: {name}")
+        most = EXPERTS if "experts" in name else LAYERS if "layer" in name else SIZE
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{where}: {name}={value} given; at most {most} is read")
 
 
 def inspect(folder: pathlib.Path) -> Checkpoint:

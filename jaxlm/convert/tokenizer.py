@@ -5,6 +5,8 @@ import pathlib
 import shutil
 from typing import Any
 
+from jaxlm.convert import files
+from jaxlm.core import io
 from jaxlm.data import tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
@@ -52,7 +54,7 @@ def bring(folder: pathlib.Path, target: pathlib.Path) -> str | None:
     target.mkdir()
     for file in FILES:
         if (folder / file).is_file():
-            shutil.copyfile(folder / file, target / file)
+            shutil.copyfile(files.inside(folder, file), target / file)
     return name
 
 
@@ -100,24 +102,24 @@ def give(name: str, folder: pathlib.Path) -> str:
     found = tokenizers.load(name)
     kept = [file for file in FILES if path.is_dir() and (path / file).is_file()]
     if kept or (path.is_file() and path.name in FILES):
-        files = [file for file in FILES if (whole / file).is_file()]
-        for file in files:
+        written = [file for file in FILES if (whole / file).is_file()]
+        for file in written:
             shutil.copyfile(whole / file, folder / file)
         if (whole / "tokenizer_config.json").is_file():
-            return ", ".join(files)
+            return ", ".join(written)
     elif (path / "sentencepiece.model").is_file():
         shutil.copyfile(path / "sentencepiece.model", folder / "tokenizer.model")
-        files = ["tokenizer.model"]
+        written = ["tokenizer.model"]
     elif path.suffix in (".model", ".json"):
-        files = ["tokenizer.model" if path.suffix == ".model" else "tokenizer.json"]
-        shutil.copyfile(path, folder / files[0])
+        written = ["tokenizer.model" if path.suffix == ".model" else "tokenizer.json"]
+        shutil.copyfile(path, folder / written[0])
     else:
         raise ValueError(
             f"data.tokenizer: {name!r} has no form that transformers reads; byte_bpe, wordpiece, "
             "hf and sentencepiece tokenizers have one. Export without it: --no-tokenizer"
         )
     _describe(found, folder)
-    return ", ".join([*files, "tokenizer_config.json"])
+    return ", ".join([*written, "tokenizer_config.json"])
 
 
 def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> None:
@@ -143,9 +145,4 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return io.json_record(files.inside(path.parent, path.name)) if path.is_file() else {}

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 Path = pathlib.Path
 
@@ -39,6 +41,27 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise refused(path, error.strerror or error) from error
+
+
+# The most that a JSON file of a checkpoint or tokenizer may have; large vocabularies take 40 MB.
+JSON_BYTES = 300_000_000
+
+
+def json_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may come from anywhere.
+
+    Raises: ValueError naming the file for one that is too large, no JSON, nested too deeply to be
+    read, or another value than an object.
+    """
+    if path.stat().st_size > JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {JSON_BYTES} are read")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; a JSON object is needed")
+    return found
 
 
 def make_folder(path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from jaxlm.core import io
+
 FORMAT = 1
 FILE = "manifest.json"
 
@@ -82,15 +84,18 @@ def read(folder: pathlib.Path) -> Manifest:
             f"shards {str(folder)!r}: no {FILE}; make shards with `jaxlm data tokenize`"
         )
     try:
-        facts = json.loads(path.read_text("utf-8"))
+        facts = io.json_record(path)
         found = facts["format"]
         if found != FORMAT:
             raise ValueError(
                 f"{path}: format {found}, this version reads {FORMAT}; tokenise the source again"
             )
         splits = {name: _split(split) for name, split in facts.pop("splits").items()}
+        for file in (f.file for s in splits.values() for f in (s.lengths, *s.shards)):
+            if not (folder / file).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{path}: {file!r} is outside this directory")
         return Manifest(**facts, splits=splits)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a manifest of shards ({error!r})") from error
 
 

@@ -89,7 +89,7 @@ def _read_all(paths: list[str]) -> Iterator[Record]:
 def _read_list(path: str) -> Iterator[Record]:
     try:
         found = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, list):
         raise ValueError(

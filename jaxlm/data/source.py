@@ -154,6 +154,8 @@ def json_lines(path: str) -> Iterator[tuple[Any, str]]:
                 f"{origin}: bad JSON at column {error.colno}: {error.msg}; expected one object a "
                 f"line, got {content[:60]!r}"
             ) from error
+        except RecursionError as error:
+            raise ValueError(f"{origin}: bad JSON: nested too deeply") from error
         yield value, origin
 
 

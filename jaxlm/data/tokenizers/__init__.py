@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jaxlm.core import io
 from jaxlm.data import atomic
 from jaxlm.data.tokenizers import bytelevel, hf, ranks, spm, tokenizer
 
@@ -96,7 +97,7 @@ def _load_folder(path: pathlib.Path) -> tokenizer.Tokenizer:
         raise FileNotFoundError(
             f"tokenizer {str(path)!r}: this directory holds neither {_META} nor tokenizer.json"
         )
-    facts = json.loads(meta.read_text("utf-8"))
+    facts = io.json_record(meta)
     found = KINDS[_known(facts["kind"])].load(str(path), facts["special"])
     if found.hash != facts["hash"]:
         raise ValueError(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxlm.core import io
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "tokenizer.json"
@@ -280,14 +281,15 @@ def load_file(path: str) -> HuggingFace:
 
     Raises: ValueError if the file is not one, or if no token can be told to be eos.
     """
+    rules = io.json_record(pathlib.Path(path))
     text = pathlib.Path(path).read_text("utf-8")
     try:
-        added = {t["content"]: t["id"] for t in json.loads(text)["added_tokens"]}
-        vocab = json.loads(text)["model"]["vocab"]
-    except (ValueError, KeyError, TypeError) as error:
+        added = {t["content"]: t["id"] for t in rules["added_tokens"]}
+        vocab = rules["model"]["vocab"]
+        listed = vocab if isinstance(vocab, dict) else {e[0]: i for i, e in enumerate(vocab)}
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"tokenizer {path!r}: not a tokenizer.json ({error!r})") from error
     named = _config(pathlib.Path(path).with_name("tokenizer_config.json"))
-    listed = vocab if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
     known = listed | added
     special = {}
     for role, usual in (("bos", _BOS), ("eos", _EOS), ("pad", _PAD), ("mask", _MASK)):
@@ -311,7 +313,7 @@ def load_file(path: str) -> HuggingFace:
 def _config(path: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    fields = json.loads(path.read_text("utf-8"))
+    fields = io.json_record(path)
     found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
     # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
     texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
