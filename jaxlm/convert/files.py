@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import json_file
+
 INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -81,10 +83,7 @@ def _nothing(folder: pathlib.Path) -> str:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return json_file.read_object(path)
 
 
 def _header(path: pathlib.Path) -> Iterator[Tensor]:

@@ -6,7 +6,6 @@ files, before a weight is read or allocated.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Collection
@@ -21,7 +20,7 @@ from jaxlm import convert, models
 from jaxlm.convert import classify, files
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
-from jaxlm.core import param
+from jaxlm.core import json_file, param
 from jaxlm.models import score
 from jaxlm.parallel.plan import Plan
 
@@ -59,10 +58,7 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
-    try:
-        record = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    record = json_file.read_object(file)
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
         raise ValueError(

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from jaxlm.core import json_file
 from jaxlm.data import tokenizers
 
 # What a tokenizer may consist of. All are kept as they are.
@@ -109,7 +110,7 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
     """Write tokenizer_config.json: which of transformers' classes, and the special tokens."""
     record: dict[str, Any] = {"clean_up_tokenization_spaces": False}
     if (folder / "tokenizer.json").is_file():
-        rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        rules = json_file.read_object(folder / "tokenizer.json")
         spelled = {t["id"]: t["content"] for t in rules["added_tokens"]}
         record["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
@@ -130,7 +131,4 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
 def _read(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return json_file.read_object(path)

@@ -24,14 +24,19 @@ def refused(path: Path, reason: object) -> WriteError:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, on disk.
+    """Write a text so that a crash at any moment leaves the old file or the new one, on disk.
 
     Raises: WriteError naming the path and the free bytes; the old file is then untouched.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write` of bytes. Raises: as `write`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

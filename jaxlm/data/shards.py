@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import pathlib
 import platform
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -257,7 +258,7 @@ class Shards:
         found: list[Any] = [None] * len(wanted)
         for home in np.unique(homes):
             places = np.flatnonzero(homes == home)
-            records = self._reader(home).read((wanted[places] - self._first[home]).tolist())
+            records = self._read(home, wanted[places] - self._first[home])
             for place, record in zip(places, records, strict=True):
                 found[place] = np.frombuffer(record, self.dtype)
                 if len(found[place]) != self.lengths[wanted[place]]:
@@ -285,12 +286,17 @@ class Shards:
     def _path(self, home: int) -> pathlib.Path:
         return pathlib.Path(self.folder) / self.manifest.splits[self.split].shards[home].file
 
-    def _reader(self, home: int) -> Any:
-        if home not in self._readers:
-            self._readers[home] = _library().ArrayRecordReader(
-                str(self._path(home)), "readahead_buffer_size:0"
-            )
-        return self._readers[home]
+    def _read(self, home: int, places: np.ndarray) -> list[bytes]:
+        """Records of one shard by place. Raises: ValueError naming a shard that is corrupt."""
+        try:
+            if home not in self._readers:
+                self._readers[home] = _library().ArrayRecordReader(
+                    str(self._path(home)), "readahead_buffer_size:0"
+                )
+            return self._readers[home].read(places.tolist())
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ValueError(f"{self._path(home)}: corrupt ({reason}): {_REMEDY}") from error
 
     def verify(self) -> None:
         """Read every file of the split and compare its checksum with the manifest's.
@@ -299,12 +305,7 @@ class Shards:
         """
         part = self.manifest.splits[self.split]
         for file in (part.lengths, *part.shards):
-            path = pathlib.Path(self.folder) / file.file
-            if (crc := _crc32(path)) != file.crc32:
-                raise ValueError(
-                    f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: "
-                    f"{_REMEDY}"
-                )
+            _verify(pathlib.Path(self.folder), file)
 
     def __reduce__(self) -> tuple:
         return Shards, (self.folder, self.split, self.manifest)
@@ -313,10 +314,19 @@ class Shards:
 _REMEDY = "delete this directory and tokenise the source again"
 
 
+def _verify(folder: pathlib.Path, file: manifest.Index | manifest.Shard) -> None:
+    path = folder / file.file
+    if (crc := _crc32(path)) != file.crc32:
+        raise ValueError(
+            f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: {_REMEDY}"
+        )
+
+
 def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards:
     """One split, checked against its manifest and the run's tokenizer.
 
-    Sizes of all files are compared now; contents only by `verify()`.
+    Sizes of all files are compared now, and the index' contents; those of shards by `verify()`, and
+    by the library as records are read.
 
     Raises: ValueError for another tokenizer (naming both hashes), a missing split, or a missing or
     truncated file by name; FileNotFoundError without a manifest.
@@ -341,7 +351,18 @@ def open_shards(folder: str, split: source.Split, tokenizer_hash: str) -> Shards
         if size != file.size:
             state = "missing" if size is None else f"truncated or changed: {size} bytes"
             raise ValueError(f"{path}: {state}, the manifest says {file.size}: {_REMEDY}")
+    # small, and nothing else notices a changed length of a document
+    _verify(root, part.lengths)
     return Shards(str(root), split, facts)
+
+
+def whole(folder: pathlib.Path) -> None:
+    """Read every file of a shards directory and compare it with the manifest. Raises: ValueError
+    naming the first that is missing or not what was written."""
+    facts = manifest.read(folder)
+    for name in SPLITS:
+        if name in facts.splits:
+            open_shards(str(folder), name, facts.tokenizer).verify()
 
 
 def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
@@ -349,7 +370,8 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
 
     A raw source is tokenised once into `cache_dir`, under a name made of its fingerprint, field,
     tokenizer and holdout, and found there by every later run. Several processes may ask at once:
-    each works in a directory of its own and the first to finish names it.
+    each works in a directory of its own and the first to finish names it. A copy of which a file
+    is damaged or missing is named in a warning and made again.
 
     Raises: what `tokenize` and `tokenizers.load` raise.
     """
@@ -359,6 +381,13 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
     fingerprint = source.fingerprint(data.source, data.field)
     key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
     target = pathlib.Path(cache_dir).expanduser() / key
+    if target.is_dir():
+        try:
+            whole(target)
+        except (ValueError, FileNotFoundError) as error:
+            fault = str(error).removesuffix(f": {_REMEDY}")
+            print(f"warning: {fault}; it is a copy, and made again", file=sys.stderr)
+            atomic.discard(target)
     if not (target / manifest.FILE).is_file():
         atomic.sweep(target)
         try:

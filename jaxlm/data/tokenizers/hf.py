@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxlm.core import json_file
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "tokenizer.json"
@@ -278,7 +279,7 @@ def load_file(path: str) -> HuggingFace:
 def _config(path: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    fields = json.loads(path.read_text("utf-8"))
+    fields = json_file.read_object(path)
     found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
     # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
     texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
