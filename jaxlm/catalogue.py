@@ -1,13 +1,13 @@
 """What there is to work with: configs, presets, corpora, tokenizer kinds, runs."""
 
 import ast
-import json
 import pathlib
 from collections.abc import Iterator
 
 from jaxlm import models
-from jaxlm.core import param
+from jaxlm.core import json_file, param
 from jaxlm.data import corpora, known, tokenizers
+from jaxlm.train import directory
 
 
 def text(folder: pathlib.Path) -> str:
@@ -36,23 +36,20 @@ def configs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """(path, how far it is) of every run directory."""
+    """(path, how far it is) of every run directory; of a damaged one, what is wrong with it."""
     for file in sorted(folder.glob("*/config.json")):
-        steps = json.loads(file.read_text("utf-8")).get("steps")
-        ended = file.with_name("result.json")
-        if not ended.is_file():
-            yield str(file.parent), f"not finished, {steps} steps wanted"
-            continue
-        result = json.loads(ended.read_text("utf-8"))
-        val = result["val"]
-        score = f", {_score(val)} held out" if val else ""
-        yield str(file.parent), f"finished, {result['step']} steps{score}"
+        try:
+            yield str(file.parent), _state(file)
+        except (ValueError, OSError) as error:
+            yield str(file.parent), f"damaged: {error}"
 
 
-def _score(val: dict) -> str:
-    if "nll" not in val:
-        return f"loss {val['loss']:.4f}" if "loss" in val else f"reward {val['reward']:.4f}"
-    bits = val["bits_per_byte"]
-    return (
-        f"{val['nll']:.4f} nats per hidden token" if bits is None else f"{bits:.4f} bits per byte"
-    )
+def _state(file: pathlib.Path) -> str:
+    config = json_file.read_object(file)
+    result = directory.read_result(file.parent)
+    if result is None:
+        return f"not finished, {config.get('steps')} steps wanted"
+    if result.diverged is not None:
+        return f"diverged at step {result.step} of {result.steps}: {result.diverged}"
+    score = directory.score_text(result.val).removeprefix("val ")
+    return f"finished, {result.step} steps, {score}"

@@ -24,7 +24,7 @@ class Command(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of a command line: 0, 2 for what the user can mend, 128 + n after signal n.
+    """The exit code of a command line: `usage` lists them.
 
     JAXLM_TRACEBACK=1 shows where an error came from.
     """
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(args[1:])
     except KeyboardInterrupt:
+        print("jaxlm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has gone; nothing is left to say to it.
@@ -63,7 +64,16 @@ def usage() -> str:
     width = max(len(c.usage) for c in COMMANDS.values()) + 2
     lines = [f"  jaxlm {c.usage:<{width}}{c.help}" for c in COMMANDS.values()]
     return "\n".join(
-        ["usage: jaxlm COMMAND ...", "", *lines, "", "jaxlm COMMAND --help explains its arguments."]
+        [
+            "usage: jaxlm COMMAND ...",
+            "",
+            *lines,
+            "",
+            "jaxlm COMMAND --help explains its arguments.",
+            "",
+            "exit codes: 0 done, 2 a mistake that can be mended, 3 a loss that is not finite,",
+            "4 another process of the run is lost, 128 + n stopped by signal n",
+        ]
     )
 
 
@@ -75,7 +85,7 @@ def fail(text: str) -> int:
 
 def train(args: Sequence[str]) -> int:
     """jaxlm train CONFIG [--field value ...]; CONFIG may be a run's config.json"""
-    from jaxlm import launch, override
+    from jaxlm import launch, override, peers
     from jaxlm.models import llama
     from jaxlm.train import loop
     from jaxlm.train.run import Run
@@ -86,10 +96,12 @@ def train(args: Sequence[str]) -> int:
         override.apply(Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG")
     target, overrides = _target("train", args)
     run = override.apply(_run(target), overrides, f"jaxlm train {target}")
-    processes = launch.join(dict(os.environ))
-    if processes is not None:
-        launch.devices(run.plan.devices // processes)
-    return loop.run(run).exit_code
+    environ = dict(os.environ)
+    with peers.watched(environ):
+        processes = peers.join(environ)
+        if processes is not None:
+            launch.devices(run.plan.devices // processes)
+        return loop.run(run).exit_code
 
 
 def sample(args: Sequence[str]) -> int:
@@ -292,15 +304,18 @@ def _action(command: str, action: str, args: Sequence[str]) -> list[str]:
 
 def _run(target: str) -> "Run":
     """The Run of a config file, or of a run's config.json."""
-    import json
     import pathlib
 
-    from jaxlm.core import config
+    from jaxlm.core import config, json_file
     from jaxlm.train.run import Run
 
     if not target.endswith(".json"):
         return _loaded(config.load(target), target)
-    return config.from_dict(Run, json.loads(pathlib.Path(target).read_text("utf-8")))
+    record = json_file.read_object(pathlib.Path(target))
+    try:
+        return config.from_dict(Run, record)
+    except ValueError as error:
+        raise ValueError(f"{target}: {error}") from error
 
 
 def _loaded(found: object, target: str) -> "Run":

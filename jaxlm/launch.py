@@ -1,4 +1,4 @@
-"""What a process needs before JAX starts: its peers, devices on the CPU, and large pages.
+"""What a process needs before JAX starts: devices on the CPU, and large pages.
 
 On a CPU the devices of a plan are threads of this machine, so `--plan.data 2` splits a batch over
 two cores with the same sharding code as a pod.
@@ -55,32 +55,3 @@ def devices(count: int) -> None:
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {THREADS}".strip()
     jax.config.update("jax_num_cpu_devices", count)
-
-
-def join(environ: dict[str, str]) -> int | None:
-    """Join the other processes of this run, as JAXLM_DISTRIBUTED says; how many there are.
-
-        unset               this process is alone: 1
-        cluster             JAX asks the TPU pod, SLURM or MPI it runs on: None, not known yet
-        HOST:PORT/4/0       4 processes, this is number 0; number 0 listens at HOST:PORT
-
-    Call it before JAX's first device call. Raises: ValueError for any other value.
-    """
-    value = environ.get("JAXLM_DISTRIBUTED")
-    if value is None:
-        return 1
-    import jax
-
-    if value == "cluster":
-        jax.distributed.initialize()
-        return None
-    address, *numbers = value.split("/")
-    if len(numbers) != 2 or ":" not in address or not all(n.isdecimal() for n in numbers):
-        raise ValueError(
-            f"JAXLM_DISTRIBUTED: {value!r} given; `cluster` or HOST:PORT/COUNT/INDEX is needed"
-        )
-    count, index = map(int, numbers)
-    if index >= count:
-        raise ValueError(f"JAXLM_DISTRIBUTED: process {index} of {count} given; they count from 0")
-    jax.distributed.initialize(address, count, index)
-    return count

@@ -1,7 +1,9 @@
 """Pictures from records: the loss curve of a run."""
 
+import math
 import pathlib
 
+from jaxlm.core import json_file
 from jaxlm.train import metrics
 
 
@@ -9,12 +11,13 @@ def loss(folder: pathlib.Path) -> pathlib.Path | None:
     """Draw loss.png from a run's metrics.jsonl; its path, or None if there is nothing to draw.
 
     Left axis: nats per token on the training and the held-out split. Right axis: held-out bits per
-    byte, which is comparable across tokenizers.
+    byte, which is comparable across tokenizers. A red line where a loss is first not finite.
     """
     records = list(metrics.records(folder / metrics.FILE))
     train = _series(records, "train", "loss")
     held_out, bits = _series(records, "val", "nll"), _series(records, "val", "bits_per_byte")
-    if not train[0] and not held_out[0]:
+    odd = [r["step"] for r in records if _odd(r)]
+    if not train[0] and not held_out[0] and not odd:
         return None
     # matplotlib.figure alone draws to files: no global state, no window system.
     from matplotlib import figure
@@ -33,6 +36,8 @@ def loss(folder: pathlib.Path) -> pathlib.Path | None:
         lines = [*axes.get_lines(), *other.get_lines()]
     else:
         lines = list(axes.get_lines())
+    if odd:
+        lines.append(axes.axvline(min(odd), color="tab:red", label="not finite from here"))
     axes.set_xlabel("step (updates)")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(folder.name)
@@ -45,7 +50,14 @@ def loss(folder: pathlib.Path) -> pathlib.Path | None:
 
 def _series(records: list, split: str, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one number, without the values that were not finite."""
-    found = [
+    points = [
         (r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None
     ]
-    return [step for step, _ in found], [value for _, value in found]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _odd(record: metrics.Record) -> bool:
+    """Whether the loss of a record is NaN or infinite."""
+    name = "nll" if "nll" in record else "loss"
+    value = json_file.number(record, name)
+    return value is not None and not math.isfinite(value)

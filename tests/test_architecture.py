@@ -25,6 +25,7 @@ FLOORS = {
     "cli": 5,
     "commands": 5,
     "launch": 5,
+    "peers": 5,
     "convert": 4,
     "override": 5,
     "catalogue": 5,

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jaxlm import cli, launch
+from jaxlm import cli, launch, peers
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '''
@@ -320,11 +320,11 @@ def test_no_restart_where_there_may_be_an_accelerator(monkeypatch):
 )
 def test_wrong_peers_are_named(value, expected):
     with pytest.raises(ValueError, match=f"JAXLM_DISTRIBUTED: .*{expected}"):
-        launch.join({"JAXLM_DISTRIBUTED": value})
+        peers.join({"JAXLM_DISTRIBUTED": value})
 
 
 def test_a_process_is_alone_unless_told():
-    assert launch.join({}) == 1
+    assert peers.join({}) == 1
 
 
 def test_settings_reach_the_process(place):

@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from jaxlm.core import json_file
 from jaxlm.data import examples, kinds, loader, rankings, records, shards, source, tokenizers
 from jaxlm.eval import heldout, perplexity, rewards
 from jaxlm.train import directory, env, program, saved, start, supply
@@ -31,24 +32,34 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
             checkpoint: The last checkpoint, or the one with the best evaluation.
             split: The held-out part, or the one trained on. To score a whole file, give
                 `--data.source FILE --data.holdout 0 --split train`.
-            data: What is read; the run's own data where nothing else is said.
+            data: What is read; the run's own data where nothing else is given. What the weights
+                were trained to predict (tokenizer, template, corrupt, learn, ...) stays as it was.
         """
         data.validate()
+        saved.refuse_changes(run, directory.load(run), data)
         env.compilation_cache()
         found = saved.load(run, checkpoint)
         tokenizer = tokenizers.load(data.tokenizer)
         if tokenizer.vocab > found.run.model.vocab and data.tokenizer != read.tokenizer:
             raise ValueError(
                 f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
-                f"{found.run.model.vocab}; name its own tokenizer"
+                f"{found.run.model.vocab}"
+            )
+        if found.model.context is not None and data.seq > found.model.context:
+            raise ValueError(
+                f"data.seq: {data.seq} given, and the model's learned positions end at "
+                f"{found.model.context}; give that many or fewer"
             )
         if isinstance(data, loader.Data):
             result = _text(found, data, split, tokenizer.hash)
         else:
             result = _examples(run, found, data, split)
         facts = {"step": found.step, "split": split, "source": data.source}
-        print(json.dumps(facts | result, indent=1))
-        return 0
+        print(json.dumps(json_file.plain(facts | result), indent=1))
+        loss = directory.not_finite(result, "the")
+        if loss is not None:
+            directory.warn(f"{run}, step {found.step}: {loss}")
+        return 0 if loss is None else directory.DIVERGED
 
     return tyro.cli(
         command, args=list(args), prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)

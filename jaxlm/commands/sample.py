@@ -10,7 +10,7 @@ from jaxlm.data import loader, template, tokenizers
 from jaxlm.data.template import Message
 from jaxlm.decode import reply, text, turn
 from jaxlm.decode.sample import Sampling
-from jaxlm.train import env, saved
+from jaxlm.train import directory, env, saved
 
 
 def sample(args: Sequence[str]) -> int:
@@ -43,7 +43,8 @@ def _command(
     """
     env.compilation_cache()
     found = saved.load(run, checkpoint)
-    tokenizer = tokenizers.load(found.run.data.tokenizer)
+    tokenizer = directory.tokenizer(run, found.run)
+    saved.refuse_template(run, found.run, template)
     settings = turn.stopping(sampling, saved.stop_tokens(run))
     made = turn.written(found.run.data, template)
     if made is None and talk:

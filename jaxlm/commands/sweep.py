@@ -15,7 +15,7 @@ import jax
 import tyro
 
 from jaxlm import launch, override
-from jaxlm.core import io
+from jaxlm.core import io, json_file
 from jaxlm.data import loader
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import analysis, figures, forecast, study, summary, table
@@ -207,6 +207,11 @@ def _study(found: Sweep, book: trials.Book) -> study.Record:
     lost = [e for e in book.entries.values() if e.role == "point" and e.excluded]
     for entry in lost:
         _say(f"left out: {entry.name}: {entry.reason}")
+    if len(lost) > len([e for e in book.entries.values() if e.role == "point"]) - 2:
+        raise ValueError(
+            f"{found.name}: fewer than two of its runs have a loss, and a law needs several: "
+            f"{'; '.join(f'{e.name}: {e.reason or e.state}' for e in lost[:3])}"
+        )
     points = table.read(
         book.folder / trials.POINTS, counting=found.counting, where={"role": "point"}
     )
@@ -250,7 +255,7 @@ def _spread(held: Trial, options: Options) -> Trial:
 
 def _outcome(book: trials.Book, held: Trial) -> str:
     """What came of the prediction, in words; outcome.json."""
-    told = json.loads((book.folder / PREDICTION).read_text("utf-8"))
+    told = json_file.read_object(book.folder / PREDICTION)
     entry = book.entries[held.digest]
     if told["run"] != held.digest:
         raise ValueError(f"{book.folder / PREDICTION} is of run {told['run']}, not {held.digest}")

@@ -11,7 +11,7 @@ import jaxlm
 from jaxlm.convert import directory as directories
 from jaxlm.convert import peft, tokenizer, write
 from jaxlm.core import io, param
-from jaxlm.data import atomic
+from jaxlm.data import atomic, tokenizers
 from jaxlm.objectives import adapter
 from jaxlm.train import checkpoint, directory, saved
 from jaxlm.train import run as runs
@@ -97,7 +97,9 @@ def _commit(
     """Make the run directory, whole or not at all."""
     with atomic.folder(target) as folder:
         (folder / "checkpoints").mkdir()
-        checkpoint.commit_weights(folder / "checkpoints", params, facts)
+        start = facts.get("start", {})
+        sealed = directory.identity(run, tokenizers.load(run.data.tokenizer).hash, start) | facts
+        checkpoint.commit_weights(folder / "checkpoints", params, sealed)
         directory.record(folder, run)
         directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
         io.write(folder / "env.json", json.dumps({"jaxlm": jaxlm.__version__, **facts}) + "\n")

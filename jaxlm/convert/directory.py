@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jaxlm
 from jaxlm import models, objectives
 from jaxlm.convert import classify, read, tokenizer, write
-from jaxlm.core import io
+from jaxlm.core import io, json_file
 from jaxlm.data import atomic, loader, mask, prefer, span, template, tokenizers
 from jaxlm.objectives import reward
 from jaxlm.parallel.plan import Plan
@@ -40,7 +40,7 @@ def import_run(
     found = read.inspect(source)
     generation = tokenizer.generation(source)
     for text in tokenizer.warnings(source, tokenizer_name, found.cfg.vocab):
-        saved.warn(text)
+        directory.warn(text)
     with atomic.folder(target) as folder:
         if tokenizer_name is None:
             name = tokenizer.bring(source, folder / "tokenizer")
@@ -48,13 +48,16 @@ def import_run(
         else:
             told = tokenizer_name
         run = _run(found.cfg, target, told, plan)
+        at = told
+        if tokenizer_name is None and told != "bytes":  # not at its place yet
+            at = str(folder / pathlib.Path(told).relative_to(target))
         if "score" in found.spec:
-            at = told if tokenizer_name is not None else str(folder / "tokenizer")
             run = _judging(run, template.OWN if template.own(at) is not None else "plain")
         (folder / "checkpoints").mkdir()
         params = read.place(found, plan, jnp.float32)
         facts = {"imported": str(source), "model_type": found.model_type, "val": None}
-        checkpoint.commit_weights(folder / "checkpoints", params, facts)
+        sealed = directory.identity(run, tokenizers.load(at).hash, {}) | facts
+        checkpoint.commit_weights(folder / "checkpoints", params, sealed)
         directory.record(folder, run)
         directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
         _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
@@ -113,12 +116,14 @@ def export_run(
         generation = tokenizer.special(run.data.tokenizer)
     if isinstance(run.data, prefer.Preferences) and isinstance(run.objective, reward.Config):
         written = template.load(run.data.template, run.data.tokenizer)
-        pad = classify.pad(tokenizers.load(run.data.tokenizer), written, run.model.vocab)
+        pad = classify.pad(directory.tokenizer(source, run), written, run.model.vocab)
         record = classify.config(kind, record, pad)
     layout = None
+    if with_tokenizer:
+        directory.tokenizer(source, run)  # still the one that the weights were trained with
     if with_tokenizer and not isinstance(run.data, loader.Data):
         layout = template.load(run.data.template, run.data.tokenizer)
-        ends = template.stops(layout, tokenizers.load(run.data.tokenizer))
+        ends = template.stops(layout, directory.tokenizer(source, run))
         generation = generation | {"eos_token_id": list(ends)}
     with atomic.folder(target) as folder:
         if with_tokenizer:
@@ -132,11 +137,18 @@ def export_run(
 
 
 def was(folder: pathlib.Path) -> str | None:
-    """The model_type a run directory was imported as; None for one that was trained here."""
+    """The model_type a run directory was imported as; None for one that was trained here. Where
+    env.json is damaged, what the checkpoint repeats of it."""
     try:
-        return json.loads((folder / "env.json").read_text("utf-8")).get("model_type")
+        return json_file.read_object(folder / "env.json").get("model_type")
     except FileNotFoundError:
         return None
+    except json_file.Damaged as error:
+        sealed = directory.proof(folder)
+        if sealed is None:
+            raise
+        directory.warn(f"{error}; what a checkpoint repeats of it is read")
+        return sealed.get("model_type")
 
 
 def refuse_existing(target: pathlib.Path) -> None:

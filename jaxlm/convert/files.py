@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 
 INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
@@ -104,7 +104,7 @@ def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
 
 def _listed(index: pathlib.Path) -> dict[str, Any]:
     """{tensor: name of its file} of an index."""
-    listed = io.json_record(index).get("weight_map")
+    listed = json_file.read_object(index).get("weight_map")
     if not isinstance(listed, dict):
         raise ValueError(f"{index}: weight_map={listed!r:.60}; {{tensor: file}} is needed")
     return listed

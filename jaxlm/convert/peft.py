@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxlm import convert, models
 from jaxlm.convert import files, read
-from jaxlm.core import io, param
+from jaxlm.core import json_file, param
 from jaxlm.objectives import adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -274,7 +274,7 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
 def _record(file: pathlib.Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no adapter of peft: it has no {CONFIG}")
-    record = io.json_record(files.inside(file.parent, file.name))
+    record = json_file.read_object(files.inside(file.parent, file.name))
     if record.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type={record.get('peft_type')!r}; only LORA is read")
     for name, value in record.items():

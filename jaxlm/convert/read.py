@@ -20,7 +20,7 @@ from jaxlm import convert, models
 from jaxlm.convert import classify, files
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
-from jaxlm.core import io, param
+from jaxlm.core import json_file, param
 from jaxlm.models import score
 from jaxlm.parallel.plan import Plan
 
@@ -65,7 +65,7 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
-    record = io.json_record(files.inside(folder, file.name))
+    record = json_file.read_object(files.inside(folder, file.name))
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
         raise ValueError(
@@ -78,8 +78,8 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
         cfg, scores = convert.ARCHITECTURES[kind].read(fields), classify.named(record)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
-            f"{file}: a field has a value that a {kind} cannot have: {error}; its architectures are "
-            f"{record.get('architectures')}"
+            f"{file}: a field has a value that a {kind} cannot have: {error}; its architectures "
+            f"are {record.get('architectures')}"
         ) from error
     fields.refuse_rest()
     return kind, classify.headless(kind, cfg) if scores else cfg, scores

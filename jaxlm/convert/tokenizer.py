@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from jaxlm.convert import files
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data import tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
@@ -126,7 +126,7 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
     """Write tokenizer_config.json: which of transformers' classes, and the special tokens."""
     record: dict[str, Any] = {"clean_up_tokenization_spaces": False}
     if (folder / "tokenizer.json").is_file():
-        rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        rules = json_file.read_object(folder / "tokenizer.json")
         spelled = {t["id"]: t["content"] for t in rules["added_tokens"]}
         record["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
@@ -145,4 +145,6 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    return io.json_record(files.inside(path.parent, path.name)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return json_file.read_object(files.inside(path.parent, path.name))

@@ -4,6 +4,7 @@ A config is a tree of frozen dataclasses with typed leaves. Where a field is a u
 (a model is any family's Config), the JSON says under "kind" which member it is.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -11,8 +12,10 @@ import importlib.util
 import json
 import pathlib
 import sys
+import traceback
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -175,14 +178,34 @@ def load(target: str) -> Any:
     assert loader is not None and loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module
-    loader.loader.exec_module(module)
+    with _explained(path):
+        loader.loader.exec_module(module)
     have = variants(module)
     wanted = variant or "config"
     if wanted not in have:
         near = difflib.get_close_matches(wanted, have, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{path}: no function {wanted!r}; it has {have}{hint}")
-    return getattr(module, wanted)()
+    with _explained(path):
+        return getattr(module, wanted)()
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """What a config raises, as one line that names its own line. Raises: ImportError for a module
+    that is not there; ValueError for all else."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        places = traceback.extract_tb(error.__traceback__)
+        own = [place.lineno for place in places if place.filename == str(path)]
+        where = f"{path}:{own[-1]}" if own else str(path)
+        if isinstance(error, ImportError):
+            raise ImportError(f"{where}: {error}; correct the name, or install it") from error
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{where}: {told}") from error
 
 
 def variants(module: types.ModuleType) -> list[str]:

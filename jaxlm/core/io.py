@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 Path = pathlib.Path
 
@@ -26,14 +24,19 @@ def refused(path: Path, reason: object) -> WriteError:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, on disk.
+    """Write a text so that a crash at any moment leaves the old file or the new one, on disk.
 
     Raises: WriteError naming the path and the free bytes; the old file is then untouched.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write` of bytes. Raises: as `write`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -41,27 +44,6 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise refused(path, error.strerror or error) from error
-
-
-# The most that a JSON file of a checkpoint or tokenizer may have; large vocabularies take 40 MB.
-JSON_BYTES = 300_000_000
-
-
-def json_record(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that may come from anywhere.
-
-    Raises: ValueError naming the file for one that is too large, no JSON, nested too deeply to be
-    read, or another value than an object.
-    """
-    if path.stat().st_size > JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {JSON_BYTES} are read")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}; a JSON object is needed")
-    return found
 
 
 def make_folder(path: Path) -> None:

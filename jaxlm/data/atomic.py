@@ -32,6 +32,15 @@ def folder(target: pathlib.Path) -> Generator[pathlib.Path, None, None]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def discard(target: pathlib.Path) -> None:
+    """Remove a directory that is damaged: first its name, so that nobody reads half of it. Another
+    process may do the same at the same time."""
+    gone = target.with_name(f"{_start(target)}{os.getpid()}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def sweep(target: pathlib.Path) -> None:
     """Remove what killed processes of this machine left of `target`; live ones are let be."""
     start = _start(target)

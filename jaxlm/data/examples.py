@@ -62,6 +62,7 @@ class Steps:
             raise ValueError(
                 f"data.batch={batch}: expected a multiple of the {process_count} processes"
             )
+        pack.refuse_repeats(len(rows), batch)
         self._rows, self._batch, self._first = rows, batch, first
         self._each = batch // process_count
         self._offset = process_index * self._each
@@ -91,8 +92,8 @@ def batches(
 ) -> Generator[Any]:
     """The endless batches from `start_step` on, read ahead; this process' slice of each.
 
-    Laws as those of `loader.batches`. Raises: ValueError if there are no rows, or a batch does not
-    divide over the processes.
+    Laws as those of `loader.batches`. Raises: ValueError if a batch takes more rows than there are,
+    or does not divide over the processes.
     """
     steps = Steps(rows, batch, seed, start_step, process_index, process_count)
     return loader.read_ahead(steps, workers)

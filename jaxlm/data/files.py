@@ -4,6 +4,7 @@
 a path without a scheme is local.
 """
 
+import contextlib
 import glob
 import os
 import pathlib
@@ -20,8 +21,14 @@ def listing(source: str) -> tuple[str, list[str]]:
 
     In a directory (searched in depth) and under a glob, names that start with a dot are skipped.
 
-    Raises: FileNotFoundError naming the path that is missing, or a directory or glob without files.
+    Raises: FileNotFoundError naming the path that is missing, or a directory or glob without files;
+    ImportError or ConnectionError naming a remote source that cannot be read.
     """
+    with remote(source):
+        return _listing(source)
+
+
+def _listing(source: str) -> tuple[str, list[str]]:
     wild = glob.has_magic(source) and not exists(source)
     if source.startswith(_EPATH):
         root, found = _listing_epath(source, wild)
@@ -93,7 +100,32 @@ def _fixed(pattern: str) -> str:
     return "/".join(parts[:first])
 
 
+@contextlib.contextmanager
+def remote(source: str) -> Iterator[None]:
+    """Within a `with`: whatever a library of remote storage raises (each has errors of its own)
+    becomes an error that names the source, in a line. Of a local source nothing changes.
+
+    Raises: ImportError where the library is missing; ConnectionError where the source cannot be
+    reached.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, GeneratorExit):
+        raise
+    except Exception as error:
+        if "://" not in source or str(source) in str(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if isinstance(error, ImportError):
+            raise ImportError(f"source {source!r}: a library is missing: {reason}") from error
+        raise ConnectionError(
+            f"source {source!r} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+
+
 def _missing(source: str) -> str:
+    if "://" in source:
+        return f"source {source!r}: no such file, directory or glob, or it cannot be reached"
     return (
         f"source {source!r}: no such file or directory, no glob, and not a built-in corpus "
         "(pydocs, pysrc, markov) or known:KIND"
@@ -123,13 +155,14 @@ def exists(path: str) -> bool:
 
 def open_binary(path: str) -> IO[bytes]:
     """The file, open for reading bytes."""
-    if path.startswith(_EPATH):
-        from etils import epath
+    with remote(path):
+        if path.startswith(_EPATH):
+            from etils import epath
 
-        return epath.Path(path).open("rb")
-    if "://" in path:
-        fs, name = _fsspec(path)
-        return fs.open(name, "rb")
+            return epath.Path(path).open("rb")
+        if "://" in path:
+            fs, name = _fsspec(path)
+            return fs.open(name, "rb")
     return pathlib.Path(path).expanduser().open("rb")
 
 
@@ -143,7 +176,7 @@ def chunks(path: str) -> Iterator[bytes]:
 
     Raises: ValueError naming a corrupt or truncated .gz or .zst file.
     """
-    with open_binary(path) as file:
+    with remote(path), open_binary(path) as file:
         if path.endswith(".gz"):
             yield from _gunzip(file, path)
         elif path.endswith(".zst"):

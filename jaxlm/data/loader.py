@@ -207,6 +207,7 @@ class Steps:
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
         self._reader = reader(data, found)
+        pack.refuse_repeats(len(self._reader.rows), max(stage.rows for stage in stages(data)))
         self._order = row_order(len(self._reader.rows), data.seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,10 +1,9 @@
 """The manifest of a shards directory: what was tokenised, with what, and what must be there."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -68,15 +67,15 @@ def write(manifest: Manifest, folder: pathlib.Path) -> None:
         | {"lengths": split.lengths._asdict(), "shards": [s._asdict() for s in split.shards]}
         for name, split in manifest.splits.items()
     }
-    text = json.dumps(manifest._asdict() | {"splits": splits}, indent=1)
-    (folder / FILE).write_text(text + "\n", "utf-8")
+    text = json_file.sealed(manifest._asdict() | {"splits": splits})
+    (folder / FILE).write_text(text, "utf-8")
 
 
 def read(folder: pathlib.Path) -> Manifest:
     """The manifest of a shards directory.
 
-    Raises: FileNotFoundError without one; ValueError for one that is not ours or of another
-    format.
+    Raises: FileNotFoundError without one; json_file.Damaged for one that is not ours or not as it
+    was written; ValueError for another format.
     """
     path = folder / FILE
     if not path.is_file():
@@ -84,7 +83,7 @@ def read(folder: pathlib.Path) -> Manifest:
             f"shards {str(folder)!r}: no {FILE}; make shards with `jaxlm data tokenize`"
         )
     try:
-        facts = io.json_record(path)
+        facts = json_file.read_object(path)
         found = facts["format"]
         if found != FORMAT:
             raise ValueError(
@@ -95,8 +94,8 @@ def read(folder: pathlib.Path) -> Manifest:
             if not (folder / file).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{path}: {file!r} is outside this directory")
         return Manifest(**facts, splits=splits)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a manifest of shards ({error!r})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise json_file.Damaged(f"{path}: not a manifest of shards ({error!r})") from error
 
 
 def _split(facts: dict[str, Any]) -> Split:

@@ -193,6 +193,15 @@ class Reader(NamedTuple):
                 at += 1
 
 
+def refuse_repeats(rows: int, batch: int) -> None:
+    """Raises: ValueError if a batch needs more rows than there are: it would hold some twice."""
+    if rows < batch:
+        raise ValueError(
+            f"data.batch: a step takes {batch} rows, and there are only {rows} to train on: every "
+            f"step would hold some of them several times; {rows} or fewer fit, or give more data"
+        )
+
+
 def shorten(long: batch.Batch, seq: int) -> batch.Batch:
     """The batch [B * T / seq, seq] of the rows of [B, T] cut into rows of `seq`.
 

@@ -29,7 +29,7 @@ def read(name: str) -> Iterator[Record]:
     generated source (tastes.SOURCES).
 
     Raises: FileNotFoundError for a missing path, now; while reading, ValueError naming the file and
-    place for bad JSON, what is no object, and a file that holds no records.
+    place for bad JSON, what is no object, and a source that holds no record.
     """
     if name in tastes.SOURCES:
         return (Record(v, f"{name}:{i}") for i, v in enumerate(tastes.SOURCES[name]()))
@@ -74,22 +74,33 @@ def digest(parts: Sequence[Any]) -> str:
 
 
 def _read_all(paths: list[str]) -> Iterator[Record]:
+    empty = True
     for path in paths:
-        name = files.content_name(path)
-        if name.endswith(source.LINES):
-            yield from (Record(_object(v, o), o) for v, o in source.json_lines(path))
-        elif name.endswith(".json"):
-            yield from _read_list(path)
-        elif name.endswith(".parquet"):
-            yield from (Record(v, o) for v, o in source.parquet_rows(path))
-        else:
-            raise ValueError(f"{path}: records are read from .jsonl, .json or .parquet (.gz, .zst)")
+        for record in _read_file(path):
+            empty = False
+            yield record
+    if empty:
+        raise ValueError(f"{source.nothing(paths)} no record")
+
+
+def _read_file(path: str) -> Iterator[Record]:
+    name = files.content_name(path)
+    if name.endswith(source.LINES):
+        yield from (Record(_object(v, o), o) for v, o in source.json_lines(path))
+    elif name.endswith(".json"):
+        yield from _read_list(path)
+    elif name.endswith(".parquet"):
+        yield from (Record(v, o) for v, o in source.parquet_rows(path))
+    else:
+        raise ValueError(f"{path}: records are read from .jsonl, .json or .parquet (.gz, .zst)")
 
 
 def _read_list(path: str) -> Iterator[Record]:
     try:
         found = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}: JSON nested too deeply to be read") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, list):
         raise ValueError(

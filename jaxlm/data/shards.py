@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import pathlib
 import platform
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -261,7 +262,7 @@ class Shards:
         found: list[Any] = [None] * len(wanted)
         for home in np.unique(homes):
             places = np.flatnonzero(homes == home)
-            records = self._reader(home).read((wanted[places] - self._first[home]).tolist())
+            records = self._read(home, wanted[places] - self._first[home])
             for place, record in zip(places, records, strict=True):
                 found[place] = np.frombuffer(record, self.dtype)
                 if len(found[place]) != self.lengths[wanted[place]]:
@@ -293,12 +294,17 @@ class Shards:
     def _path(self, home: int) -> pathlib.Path:
         return pathlib.Path(self.folder) / self.manifest.splits[self.split].shards[home].file
 
-    def _reader(self, home: int) -> Any:
-        if home not in self._readers:
-            self._readers[home] = _library().ArrayRecordReader(
-                str(self._path(home)), "readahead_buffer_size:0"
-            )
-        return self._readers[home]
+    def _read(self, home: int, places: np.ndarray) -> list[bytes]:
+        """Records of one shard by place. Raises: ValueError naming a shard that is corrupt."""
+        try:
+            if home not in self._readers:
+                self._readers[home] = _library().ArrayRecordReader(
+                    str(self._path(home)), "readahead_buffer_size:0"
+                )
+            return self._readers[home].read(places.tolist())
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ValueError(f"{self._path(home)}: corrupt ({reason}): {_REMEDY}") from error
 
     def verify(self) -> None:
         """Read every file of the split and compare its checksum with the manifest's.
@@ -307,12 +313,7 @@ class Shards:
         """
         part = self.manifest.splits[self.split]
         for file in (part.lengths, *part.shards):
-            path = pathlib.Path(self.folder) / file.file
-            if (crc := _crc32(path)) != file.crc32:
-                raise ValueError(
-                    f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: "
-                    f"{_REMEDY}"
-                )
+            _verify(pathlib.Path(self.folder), file)
 
     def __reduce__(self) -> tuple:
         return Shards, (self.folder, self.split, self.manifest, self._known)
@@ -321,13 +322,22 @@ class Shards:
 _REMEDY = "delete this directory and tokenise the source again"
 
 
+def _verify(folder: pathlib.Path, file: manifest.Index | manifest.Shard) -> None:
+    path = folder / file.file
+    if (crc := _crc32(path)) != file.crc32:
+        raise ValueError(
+            f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: {_REMEDY}"
+        )
+
+
 def open_shards(
     folder: str, split: source.Split, tokenizer_hash: str, known: int | None = None
 ) -> Shards:
     """One split, checked against its manifest and the run's tokenizer.
 
     known: ids of the model that reads them, where its tokenizer may have more; None: no model.
-    Sizes of all files are compared now; contents only by `verify()`.
+    Sizes of all files are compared now, and the index' contents; those of shards by `verify()`, and
+    by the library as records are read.
 
     Raises: ValueError for another tokenizer (naming both hashes), a missing split, or a missing or
     truncated file by name; FileNotFoundError without a manifest.
@@ -352,7 +362,21 @@ def open_shards(
         if size != file.size:
             state = "missing" if size is None else f"truncated or changed: {size} bytes"
             raise ValueError(f"{path}: {state}, the manifest says {file.size}: {_REMEDY}")
+    # small, and nothing else notices a changed length of a document
+    _verify(root, part.lengths)
     return Shards(str(root), split, facts, known)
+
+
+def verify_cached(folder: pathlib.Path) -> None:
+    """Compare a shards directory with its manifest: all sizes, and the contents of a split that was
+    touched after the manifest, the last file to be written. Raises: ValueError naming the first
+    file that is missing or not what was written."""
+    facts, written = manifest.read(folder), (folder / manifest.FILE).stat().st_mtime_ns
+    for name, split in facts.splits.items():
+        shards = open_shards(str(folder), name, facts.tokenizer)
+        files = [folder / file.file for file in (split.lengths, *split.shards)]
+        if any(file.stat().st_mtime_ns > written for file in files):
+            shards.verify()
 
 
 def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
@@ -360,7 +384,8 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
 
     A raw source is tokenised once into `cache_dir`, under a name made of its fingerprint, field,
     tokenizer and holdout, and found there by every later run. Several processes may ask at once:
-    each works in a directory of its own and the first to finish names it.
+    each works in a directory of its own and the first to finish names it. A copy of which a file
+    is damaged or missing is named in a warning and made again.
 
     Raises: what `tokenize` and `tokenizers.load` raise.
     """
@@ -370,6 +395,13 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
     fingerprint = source.fingerprint(data.source, data.field)
     key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
     target = pathlib.Path(cache_dir).expanduser() / key
+    if target.is_dir():
+        try:
+            verify_cached(target)
+        except (ValueError, FileNotFoundError) as error:
+            fault = str(error).removesuffix(f": {_REMEDY}")
+            print(f"warning: {fault}; it is a copy, and made again", file=sys.stderr)
+            atomic.discard(target)
     if not (target / manifest.FILE).is_file():
         atomic.sweep(target)
         try:

@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from jaxlm.data import corpora, files, known
@@ -58,7 +58,8 @@ def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterato
     return (d.text for d in found if split(d.text, holdout) == split_name)
 
 
-def _read_all(paths: Iterable[str], field: str) -> Iterator[Document]:
+def _read_all(paths: Sequence[str], field: str) -> Iterator[Document]:
+    empty = True
     for path in paths:
         name = files.content_name(path)
         if name.endswith(LINES):
@@ -69,7 +70,16 @@ def _read_all(paths: Iterable[str], field: str) -> Iterator[Document]:
             found = _read_text(path)
         for document in found:
             if document.text:
+                empty = False
                 yield document
+    if empty:
+        raise ValueError(f"{nothing(paths)} no text")
+
+
+def nothing(paths: Sequence[str]) -> str:
+    """The beginning of an error about files that hold nothing."""
+    more = f" and {len(paths) - 1} other files hold" if len(paths) > 1 else " is empty: it holds"
+    return f"data.source: {paths[0]}{more}"
 
 
 def split(text: str, holdout: float) -> Split:
@@ -149,13 +159,13 @@ def json_lines(path: str) -> Iterator[tuple[Any, str]]:
             continue
         try:
             value = json.loads(content)
+        except RecursionError as error:
+            raise ValueError(f"{origin}: JSON nested too deeply to be read") from error
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{origin}: bad JSON at column {error.colno}: {error.msg}; expected one object a "
                 f"line, got {content[:60]!r}"
             ) from error
-        except RecursionError as error:
-            raise ValueError(f"{origin}: bad JSON: nested too deeply") from error
         yield value, origin
 
 

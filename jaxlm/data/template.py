@@ -35,7 +35,7 @@ import jinja2.parser
 import jinja2.sandbox
 import numpy as np
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data import turns
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
@@ -114,7 +114,7 @@ def own(tokenizer: str) -> str | None:
     for file in ("chat_template.json", "tokenizer_config.json"):
         if not (folder / file).is_file():
             continue
-        found = io.json_record(folder / file).get("chat_template")
+        found = json_file.read_object(folder / file).get("chat_template")
         if isinstance(found, list):  # several by name: [{"name": "default", "template": "..."}]
             found = {part["name"]: part["template"] for part in found}.get("default")
         if found is not None:

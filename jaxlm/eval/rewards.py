@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Choices
-from jaxlm.data import prefer, rankings, template, tokenizers
+from jaxlm.data import prefer, rankings, template
 from jaxlm.data.template import Message
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.objectives import reward
-from jaxlm.train import saved
+from jaxlm.train import directory, saved
 
 # What was said, and a response to it; a string is the user's or the assistant's one message.
 Asked = tuple[str | Sequence[Message], str | Sequence[Message]]
@@ -43,7 +43,8 @@ def load(folder: str | pathlib.Path, which: saved.Which = "last") -> Judge:
 
     Raises: ValueError for a run of another objective; else as `saved.load`.
     """
-    found = saved.load(pathlib.Path(folder).expanduser(), which)
+    place = pathlib.Path(folder).expanduser()
+    found = saved.load(place, which)
     data = found.run.data
     if not isinstance(found.run.objective, reward.Config) or not isinstance(
         data, prefer.Preferences
@@ -51,7 +52,7 @@ def load(folder: str | pathlib.Path, which: saved.Which = "last") -> Judge:
         name = type(found.run.objective).__module__.rpartition(".")[2]
         raise ValueError(f"{folder}: objective {name}; a run with objective reward scores texts")
     made = template.load(data.template, data.tokenizer)
-    tokenizer = tokenizers.load(data.tokenizer)
+    tokenizer = directory.tokenizer(place, found.run)
     compiled = jax.jit(functools.partial(reward.rewards, found.model))
     return Judge(found.params, compiled, tokenizer, made, data.seq, found.run.model.vocab)
 
@@ -60,7 +61,8 @@ def score(judge: Judge, asked: Sequence[Asked]) -> np.ndarray:
     """float32[n]: the reward of each response to its prompt, read at the text's last token. Longer
     prompts lose their oldest tokens, as in training.
 
-    Raises: ValueError naming the number of a response that is too long or that is empty.
+    Raises: ValueError naming the number of a response that is too long or that is empty,
+    or whose reward is not finite.
     """
     found = [*scores(judge, asked)]
     return np.concatenate(found) if found else np.zeros(0, np.float32)
@@ -75,8 +77,11 @@ def scores(judge: Judge, asked: Sequence[Asked]) -> Iterator[np.ndarray]:
         rows += [prefer.Example((), (), 1.0, ())] * (_ROWS - len(rows))
         batch = prefer.choices(rows, 1, judge.seq)
         interface.check_known(batch.tokens, judge.vocab, f"responses from {first} on")
-        found = judge.rewards(judge.params, batch)
-        yield np.asarray(found)[: len(part), 0]
+        found = np.asarray(judge.rewards(judge.params, batch))[: len(part), 0]
+        if not np.isfinite(found).all():
+            number = int(np.flatnonzero(~np.isfinite(found))[0])
+            raise ValueError(f"response {first + number}: its reward is {found[number]}")
+        yield found
 
 
 def _text(judge: Judge, number: int, asked: Asked) -> prefer.Text:

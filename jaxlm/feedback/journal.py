@@ -72,9 +72,10 @@ def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
         try:
             record = json.loads(line)
             theirs, _ = record["provenance"], record["id"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"{path}:{number}: no record of `jaxlm feedback`; name another file"
+                f"{path}:{number}: no record of `jaxlm feedback`: the line was damaged, or the "
+                "file is another's; remove the line (it is made again), or name another file"
             ) from error
         told, now = (config.without(p, FILES) for p in (theirs, provenance))
         found = config.differences(told, now)

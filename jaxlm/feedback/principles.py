@@ -13,12 +13,12 @@ line of text, is short for the three, in `SHORT`'s words; its name is then the w
 
 import dataclasses
 import difflib
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxlm.core import json_file
 from jaxlm.data import records
 
 DEFAULT = "default"
@@ -118,10 +118,7 @@ def fill(form: str, parts: dict[str, str]) -> str:
 
 
 def _whole(path: pathlib.Path) -> Constitution:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    found = json_file.read(path)
     return _made(str(path), {"principles": found} if isinstance(found, list) else found)
 
 

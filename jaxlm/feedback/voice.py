@@ -12,15 +12,15 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.data import loader, template, tokenizers
+from jaxlm.data import loader, template
 from jaxlm.data.template import Message
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.decode import loop, sample, watch
 from jaxlm.models.model import Model
 from jaxlm.objectives import likelihood
 from jaxlm.parallel.plan import Plan
+from jaxlm.train import directory, saved
 from jaxlm.train import run as runs
-from jaxlm.train import saved
 from jaxlm.train.run import Run
 
 Conversation = Sequence[Message]
@@ -63,8 +63,8 @@ def load(
     """The Voice of a run directory.
 
     layout: how conversations become tokens, a template's name or file; None is what the run was
-    trained with, "plain" for one that read text. rows: conversations that are read at once; what
-    is said does not depend on it.
+    trained with, "plain" for one that read text, for which alone another fits. rows: conversations
+    that are read at once; what is said does not depend on it.
 
     Raises: as `saved.load`; ValueError for a model that does not continue texts.
     """
@@ -74,7 +74,8 @@ def load(
     found = saved.load(path, checkpoint)
     if not found.model.causal or found.model.encode is not None:
         raise ValueError(f"{folder}: this model does not continue texts, so it says nothing")
-    tokenizer = tokenizers.load(found.run.data.tokenizer)
+    tokenizer = directory.tokenizer(path, found.run)
+    saved.refuse_template(path, found.run, layout)
     chat = template.load(_layout(found.run) if layout is None else layout, found.run.data.tokenizer)
     stops = (*template.stops(chat, tokenizer), *saved.stop_tokens(path))
     about = {

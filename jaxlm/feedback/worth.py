@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.data import prefer, template, tokenizers
+from jaxlm.data import prefer, template
 from jaxlm.decode import sample
 from jaxlm.feedback import outcome
 from jaxlm.feedback.asks import Ask
@@ -19,7 +19,7 @@ from jaxlm.models import score
 from jaxlm.models.model import Model
 from jaxlm.objectives import likelihood
 from jaxlm.objectives import reward as objective
-from jaxlm.train import reward, saved
+from jaxlm.train import directory, reward, saved
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
@@ -64,11 +64,12 @@ def model(folder: str) -> Scorer:
 
     Raises: as `about`; ValueError naming the prompt where a text exceeds the model's positions.
     """
-    found = saved.load(pathlib.Path(folder).expanduser())
+    place = pathlib.Path(folder).expanduser()
+    found = saved.load(place)
     _check(found.run, folder)
     data = found.run.data
     assert isinstance(data, prefer.Preferences)  # what the objective reads
-    tokenizer = tokenizers.load(data.tokenizer)
+    tokenizer = directory.tokenizer(place, found.run)
     chat = template.load(data.template, data.tokenizer)
     fixed = found.model._replace(spec=None)
 
@@ -89,6 +90,11 @@ def model(folder: str) -> Scorer:
             part = order[at : at + _ROWS]
             rows = _batch([texts[i] for i in part])
             scores[part] = np.asarray(_scores(fixed, found.params, rows))[: len(part)]
+        for (ask, _), value in zip(given, scores):
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"{ask.record.origin}: the reward model {folder} gives it the score {value}"
+                )
         return scores.tolist()
 
     return scored

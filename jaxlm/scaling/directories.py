@@ -6,7 +6,6 @@ metrics.jsonl  all evaluations
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm import models
-from jaxlm.core import config
+from jaxlm.core import config, json_file
 from jaxlm.scaling import counting
 from jaxlm.scaling.table import Counting, Table
 
@@ -51,7 +50,7 @@ def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) 
     found, left = [], []
     for file in files:
         name = str(file.parent.relative_to(root)) if file.parent != root else root.name
-        record = _json(file)
+        record = json_file.read_object(file)
         reason = _unfit(file.parent, record)
         if reason:
             left.append(f"{name}: {reason}")
@@ -94,13 +93,6 @@ def _table(root: pathlib.Path, found: list[_Found], how: Counting, left: tuple[s
     return Table(n, d, c, loss, None, runs, how, np.arange(1, len(rows) + 1), left)
 
 
-def _json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: no JSON: {error}") from None
-
-
 def _unfit(folder: pathlib.Path, record: dict[str, Any]) -> str | None:
     """Why a run is no point of a law, None if it is one."""
     for field in ("start", "adapter", "rollout"):
@@ -108,13 +100,16 @@ def _unfit(folder: pathlib.Path, record: dict[str, Any]) -> str | None:
             return f"{field} is {record[field]!r}: not all it learnt from is in its tokens"
     if not (folder / "result.json").is_file():
         return "it is not finished (no result.json)"
-    result = _json(folder / "result.json")
+    result = json_file.read_object(folder / "result.json")
+    if result.get("diverged"):
+        return f"it diverged: {result['diverged']}"
     if result["signal"] or result["step"] < result["steps"]:
         return f"it stopped at step {result['step']} of {result['steps']}"
     if not result["val"] or "nll" not in result["val"]:
         return "it was not evaluated on held-out text (eval_every)"
-    if not math.isfinite(result["val"]["nll"]):
-        return f"its held-out loss is {result['val']['nll']}"
+    nll = json_file.number(result["val"], "nll")
+    if nll is None or not math.isfinite(nll):
+        return f"it diverged: held-out nll is {nll}"
     return None
 
 
@@ -131,23 +126,27 @@ def _ends_anywhere(file: pathlib.Path, record: dict[str, Any]) -> None:
 
 def _evaluations(folder: pathlib.Path, intermediate: bool) -> list[tuple[int, float]]:
     """(positions trained on, nats per token) of the last or of all evaluations, in order."""
-    result = _json(folder / "result.json")
+    result = json_file.read_object(folder / "result.json")
     last = (result["tokens"], result["val"]["nll"])
     if not intermediate:
         return [last]
     tokens, out = {}, {}
-    for i, line in enumerate((folder / "metrics.jsonl").read_text("utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f"{folder / 'metrics.jsonl'} row {i}: no JSON") from None
+    file = folder / "metrics.jsonl"
+    for i, line in enumerate(file.read_bytes().splitlines(), 1):
+        record = json_file.parse(line, f"{file} row {i}")
         if record["split"] == "train":
             tokens[record["step"]] = record["tokens"]
-        elif record["split"] == "val" and "nll" in record:
+        elif record["split"] == "val" and math.isfinite(_nll(record)):
             # positions grow evenly between logged steps unless the batch does
             step = record["step"]
             out[tokens.get(step, round(last[0] * step / result["step"]))] = record["nll"]
     return sorted((out | {last[0]: last[1]}).items())
+
+
+def _nll(record: dict[str, Any]) -> float:
+    """A record's nats per token; NaN where it has none."""
+    nll = json_file.number(record, "nll")
+    return math.nan if nll is None else nll
 
 
 def _comparable(root: pathlib.Path, found: list[_Found]) -> None:

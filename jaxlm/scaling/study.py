@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import io
+from jaxlm.core import io, json_file
 from jaxlm.scaling import table
 
 FILE = "study.json"
@@ -88,10 +88,7 @@ def load(path: str | pathlib.Path, law: str | None = None) -> Study:
     """
     path = pathlib.Path(path).expanduser()
     path = path / FILE if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+    record = json_file.read(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: format {FORMAT} of a study is needed; `jaxlm fit` writes one")
     missing = [k for k in ("law", "forms", "counting", "flops") if k not in record]

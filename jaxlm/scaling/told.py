@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jaxlm.core import json_file
 from jaxlm.scaling import study
 
 
@@ -16,7 +17,7 @@ def fill(about: study.About, root: pathlib.Path, intermediate: bool) -> study.Ab
     each size (`tuning`) is in no record.
     """
     files = sorted(f for f in root.rglob("config.json") if (f.parent / "result.json").is_file())
-    runs = [json.loads(f.read_text("utf-8")) for f in files]
+    runs = [json_file.read_object(f) for f in files]
     if not runs:
         return about
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import config, io
+from jaxlm.core import config, io, json_file
 from jaxlm.data import loader
 from jaxlm.scaling import ablation, counting, sequential, study, table, worth
 from jaxlm.train import directory, loop
@@ -71,6 +71,10 @@ class Outcome(NamedTuple):
 
 class _Stopped(Exception):
     """A signal ended a run early."""
+
+
+class _Diverged(Exception):
+    """A run has no finite loss: which, and why."""
 
 
 def validate(plan: Ablation) -> None:
@@ -170,6 +174,10 @@ def run(plan: Ablation, say: Callable[[str], None] = print) -> Outcome:
         record["arms"] = _decide(plan, curve, say)
     except _Stopped as stopped:
         return Outcome(record, stopped.args[0])
+    except _Diverged as error:  # of the baseline: a variant's ends its comparison alone
+        raise ValueError(
+            f"baseline: {error}; there is nothing to compare with, lower baseline.optim.lr"
+        ) from error
     io.make_folder(folder)
     io.write(folder / FILE, json.dumps(study.plain(record), indent=1, allow_nan=False) + "\n")
     say(f"{folder / FILE} written")
@@ -199,8 +207,10 @@ def _loss(plan: Ablation, run_: Run, seed: int, share: float = 1.0) -> float:
     result = directory.finished(one) or loop.run(one)
     if result.signal:
         raise _Stopped(result.exit_code)
-    assert result.val is not None
-    return float(result.val["nll"])
+    nll = None if result.val is None else json_file.number(result.val, "nll")
+    if result.diverged is not None or nll is None or not math.isfinite(nll):
+        raise _Diverged(f"{result.folder} diverged at step {result.step}: {result.diverged}")
+    return nll
 
 
 def _losses(plan: Ablation, run_: Run, pairs: int) -> np.ndarray:
@@ -247,7 +257,13 @@ def _decide(
     for pairs in plan.looks:
         base = _losses(plan, plan.baseline, pairs) if waiting else np.zeros(0)
         for one in tuple(waiting):
-            losses = _losses(plan, one, pairs)
+            try:
+                losses = _losses(plan, one, pairs)
+            except _Diverged as error:
+                waiting.remove(one)
+                arms[one.name] |= {"verdict": "diverged", "reason": str(error)}
+                say(f"{one.name:<12}diverged: {error}")
+                continue
             seen = ablation.look(base, losses, plan.looks, alpha, plan.matters)
             arms[one.name]["looks"].append(seen)
             say(f"{one.name:<12}{pairs} pairs: {_told(seen)}")
@@ -258,7 +274,7 @@ def _decide(
     if curve is None and plan.lengths:
         curve = _measured(plan)
     for one in plan.variants:
-        if curve is not None:
+        if curve is not None and arms[one.name]["verdict"] != "diverged":
             arms[one.name]["worth"] = _worth(plan, one, arms[one.name], curve, say)
     return arms
 

@@ -18,7 +18,8 @@ import shutil
 from collections.abc import Callable
 
 from jaxlm.core import config, io
-from jaxlm.train import checkpoint, directory, metrics, optim, schedule
+from jaxlm.data import tokenizers
+from jaxlm.train import checkpoint, directory, integrity, metrics, optim, schedule
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
@@ -91,13 +92,16 @@ def begin(
     assert step is not None
     directory.record(folder, run)
     seen = metrics.records(trunk / metrics.FILE)
-    kept = [json.dumps(r) + "\n" for r in seen if r["step"] <= step and _told(run, r)]
-    io.write(folder / metrics.FILE, "".join(kept))
+    kept = "".join(json.dumps(r) + "\n" for r in seen if r["step"] <= step and _told(run, r))
+    io.write(folder / metrics.FILE, kept)
     # named as an unfinished write, which a start removes, until all of it is here
     part = folder / "checkpoints" / f"{step}.orbax-checkpoint-tmp-trunk"
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(trunk / "checkpoints" / str(step), part)
+        tokenizer = tokenizers.load(run.data.tokenizer).hash
+        facts = directory.identity(run, tokenizer, {}) | {"metrics": metrics.mark_of(kept.encode())}
+        integrity.restate(part, facts)
         part.rename(folder / "checkpoints" / str(step))
     except OSError as error:
         raise io.refused(part, error.strerror or error) from error

@@ -14,7 +14,6 @@ resumes wherever it runs.
 
 import contextlib
 import importlib
-import json
 import os
 import pathlib
 import signal
@@ -191,7 +190,7 @@ def _cores() -> list[int]:
 
 
 def _inline(task: Task) -> Job:
-    from jaxlm.core import config
+    from jaxlm.core import config, json_file
     from jaxlm.train import loop
     from jaxlm.train.run import Run
 
@@ -201,7 +200,7 @@ def _inline(task: Task) -> Job:
         contextlib.redirect_stderr(out),
     ):
         try:
-            record = json.loads(pathlib.Path(task.spec).read_text("utf-8"))
+            record = json_file.read_object(pathlib.Path(task.spec))
             code = loop.run(config.from_dict(Run, record)).exit_code
         except Exception:
             traceback.print_exc()

@@ -39,8 +39,11 @@ def compilation_cache() -> None:
 
 
 def quiet() -> None:
-    """Let orbax's threads not print tracebacks: what they raise is raised here again, in words."""
+    """Let orbax's threads and their tasks not print tracebacks: what they raise is raised here
+    again, in words."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # "Task exception was never retrieved", of the writes beside one that a full disk refused
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 
 def kernels(run: Run) -> dict[str, str]:

@@ -9,6 +9,7 @@ of framed protocol buffers.
     Summary  1 repeated Value; Value: 1 tag string, 2 simple_value float; SessionLog: 1 status enum
 """
 
+import math
 import os
 import pathlib
 import struct
@@ -33,7 +34,7 @@ class Events(NamedTuple):
         with np.errstate(over="ignore"):
             scalars = {tag: float(np.float32(value)) for tag, value in scalars.items()}
         values = b"".join(
-            _message(1, _message(1, tag.encode()) + _key(2, _FLOAT) + struct.pack("<f", value))
+            _message(1, _message(1, tag.encode()) + _key(2, _FLOAT) + _float(value))
             for tag, value in scalars.items()
         )
         self._append(_event(step, _message(5, values)))
@@ -94,6 +95,14 @@ def _key(field: int, wire: int) -> bytes:
 
 def _message(field: int, body: bytes) -> bytes:
     return _key(field, _BYTES) + _varint(len(body)) + body
+
+
+def _float(value: float) -> bytes:
+    # NaN and infinities are drawn by TensorBoard; what float32 cannot hold becomes infinite
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def _varint(number: int) -> bytes:

@@ -1,10 +1,9 @@
 """Is a checkpoint whole? Its manifest lists every file with size and SHA-256, and some facts."""
 
-import json
 import pathlib
 from typing import Any
 
-from jaxlm.core import io
+from jaxlm.core import io, json_file
 
 FILE = "manifest.json"
 
@@ -23,13 +22,20 @@ def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     for path in folder.rglob("*"):
         if path.is_dir():
             io.sync_folder(path)
-    io.write(folder / FILE, json.dumps({"facts": facts, "files": listed}, indent=1) + "\n")
+    io.write(folder / FILE, json_file.sealed({"facts": facts, "files": listed}))
+
+
+def restate(folder: pathlib.Path, facts: dict[str, Any]) -> None:
+    """Replace facts of a sealed folder, by name; its files stay as they are. Raises:
+    json_file.Damaged for a manifest that is not whole; io.WriteError."""
+    manifest = json_file.read_object(folder / FILE)
+    io.write(folder / FILE, json_file.sealed(manifest | {"facts": manifest["facts"] | facts}))
 
 
 def facts(folder: pathlib.Path) -> dict[str, Any] | None:
     """What was noted when a folder was sealed; None if its manifest cannot be read."""
     try:
-        return json.loads((folder / FILE).read_text("utf-8"))["facts"]
+        return json_file.read_object(folder / FILE)["facts"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -40,10 +46,12 @@ def fault(folder: pathlib.Path, parts: tuple[str, ...] = ()) -> str | None:
     parts: names of subfolders; if any are given, only their files are checked.
     """
     try:
-        listed = json.loads((folder / FILE).read_text("utf-8"))["files"]
+        listed = json_file.read_object(folder / FILE)["files"]
     except FileNotFoundError:
         return f"{FILE} is missing: it was never completed"
-    except (ValueError, TypeError, KeyError) as error:
+    except json_file.Damaged as error:
+        return f"{FILE} is damaged: {error}"
+    except (OSError, KeyError) as error:
         return f"{FILE} is not a manifest ({error!r})"
     for name, (size, digest) in listed.items():
         if parts and name.partition("/")[0] not in parts:

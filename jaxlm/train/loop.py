@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import shlex
 import signal
@@ -31,6 +32,7 @@ from jaxlm.train import (
     signals,
     start,
     step,
+    trace,
 )
 from jaxlm.train import meter as meters
 from jaxlm.train import program as programs
@@ -60,13 +62,15 @@ class Session(NamedTuple):
     writer: metrics.Writer
     store: checkpoint.Store
     meter: meters.Meter
+    origin: dict[str, Any]  # what `start.weights` noted about the weights of step 0
 
 
 def run(run: Run) -> Result:
     """Train to the end, from the last good checkpoint if there is one; how it ended.
 
     A finished run is not run again. SIGTERM and SIGINT end it early, with everything saved:
-    Result.signal says so, and the same call resumes. The same Run ends with the same weights,
+    Result.signal says so, and the same call resumes. A held-out loss that is not finite ends it
+    for good, with the checkpoints it had: Result.diverged. The same Run ends with the same weights,
     optimiser state and metrics, bit for bit on CPU, however often it was stopped or killed.
 
     Raises: ValueError for a Run that cannot start, a directory that holds another run, or
@@ -77,9 +81,11 @@ def run(run: Run) -> Result:
     folder = runs.folder(run)
     done = directory.finished(run)
     if done is not None:
-        log.Log(primary, None).say(
-            f"{folder} is finished: {done.step} steps. {_val_text(done.val)}"
-        )
+        out = log.Log(primary, None)
+        if done.diverged is None:
+            out.say(f"{folder} is finished: {done.step} steps. {directory.score_text(done.val)}")
+        else:
+            out.warn(f"{directory.diverged_text(run, done)}; it is not run again")
         return done
     told = prepare(run)
     with contextlib.ExitStack() as stack:
@@ -156,10 +162,24 @@ def begin(
         directory.record(folder, run)
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
         out.say(_headline(run, described, begun))
-    writer = metrics.Writer(folder, begun, primary, out.warn)
+    writer = metrics.Writer(folder, begun, primary, out.warn, *_written(run, folder, begun))
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
     meter = meters.Meter(run, supply, writer, out, begun)
-    return Session(run, folder, program, supply, out, writer, store, meter), at
+    return Session(run, folder, program, supply, out, writer, store, meter, told), at
+
+
+def _written(
+    run: Run, folder: pathlib.Path, begun: int
+) -> tuple[metrics.Mark | None, set[tuple[str, int]]]:
+    """(what the checkpoint resumed from says of metrics.jsonl, the records due there)."""
+    if not begun:
+        return None, set()
+    mark = checkpoint.facts(folder / "checkpoints", begun).get("metrics")
+    steps = range(1, begun + 1)
+    due = {("train", n) for n in steps if n % run.log_every == 0 or n in (1, run.steps)}
+    # that of the last step is made up for where a signal cut in before it
+    due |= {("val", n) for n in steps if evaluates(run, n) and n < begun}
+    return None if mark is None else metrics.Mark(*mark), due
 
 
 def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
@@ -206,13 +226,16 @@ def _resume(
 
 
 def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step.State, int]:
-    """(state, signal): after the last step, or after the one in which a signal arrived."""
+    """(state, signal): after the last step, after an evaluation that was not finite, or after the
+    step in which a signal arrived."""
     run, state = session.run, at.state
     begun = int(state.step)
     if begun and missed_evaluation(session, begun):
         evaluate(session, state, begun)
+    if begun and diverged(session, begun):
+        return state, 0
     stopped = 0
-    with session.supply.open(begun, at.carry) as stream, _profiler(session) as profile:
+    with session.supply.open(begun, at.carry) as stream, trace.steps(run, session.out) as profile:
         for number in range(begun + 1, run.steps + 1):
             fed = stream.next(number, state)
             profile(number, state)
@@ -224,6 +247,8 @@ def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step
             val = None
             if evaluates(run, number) and not stopped:
                 val = evaluate(session, state, number)
+                if not math.isfinite(val.measure):
+                    break  # a checkpoint of it would push out a good one
             if stopped or saves(run, number):
                 save(session, state, stream.carry(), val)
             if number == begun + 1:
@@ -264,6 +289,16 @@ def missed_evaluation(session: Session, number: int) -> bool:
     return not agree.first(int(found))
 
 
+def diverged(session: Session, number: int) -> str | None:
+    """Which loss is not finite after step `number`, by the records of process 0; None if none."""
+    session.meter.flush()
+    seen = metrics.deterministic(session.folder / metrics.FILE)
+    loss = directory.divergence(seen, number)
+    if agree.first(None if loss is None else 1) is None:
+        return None
+    return loss or "process 0 recorded a loss that is not finite"
+
+
 def evaluate(session: Session, state: step.State, number: int) -> supplies.Judged:
     """The evaluation after step `number`, which is recorded, and the samples drawn."""
     run = session.run
@@ -275,8 +310,8 @@ def evaluate(session: Session, state: step.State, number: int) -> supplies.Judge
     timing = {"seconds": time.perf_counter() - clock}
     record = {"step": number, "split": "val", **judged.record, "timing": timing}
     session.writer.write(record)
-    session.out.say(f"step {number}/{run.steps}  {_val_text(record)}")
-    if run.samples:
+    session.out.say(f"step {number}/{run.steps}  {directory.score_text(record)}")
+    if run.samples and math.isfinite(judged.measure):
         params = optim.ema(state.opt, state.params)
         _sample(session, session.program.objective.weights(params, state.frozen), number)
     session.meter.restart(number)
@@ -298,20 +333,6 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
     session.out.say(f"sample: {run.samples[0]}{found[0].text}")
 
 
-def _val_text(val: dict[str, Any] | None) -> str:
-    if val is None:
-        return "not evaluated"
-    if "bits_per_byte" not in val:
-        told = [n for n, v in val.items() if isinstance(v, float) and n not in ("step", "weight")]
-        return "val " + ", ".join(f"{name} {val[name]:.4f}" for name in told)
-    if val["bits_per_byte"] is None:
-        return (
-            f"val {val['nll']:.4f} nats per hidden token (their frequencies alone: "
-            f"{val['unigram']:.4f}), {val['accuracy']:.1%} right"
-        )
-    return f"val {val['bits_per_byte']:.4f} bits per byte, {val['nll']:.4f} nats per token"
-
-
 def save(
     session: Session, state: step.State, carry: param.Tree, val: supplies.Judged | None
 ) -> None:
@@ -320,11 +341,12 @@ def save(
     # What a checkpoint's step has in metrics.jsonl is on the disk before the checkpoint is.
     session.meter.flush()
     session.writer.commit()
-    facts = {
-        "run": runs.digest(session.run),
+    tokenizer = tokenizers.load(session.run.data.tokenizer).hash
+    facts = directory.identity(session.run, tokenizer, session.origin) | {
         "data": session.supply.facts,
-        # of one run all evaluations are in the same measure
-        "val": None if val is None else val.measure,
+        "metrics": session.writer.mark(),
+        # of one run all evaluations are in the same measure; the best is a finite one
+        "val": val.measure if val is not None and math.isfinite(val.measure) else None,
     }
     session.store.save(state, facts, carry)
     session.meter.restart(int(state.step))
@@ -335,15 +357,20 @@ def finish(session: Session, state: step.State, stopped: int) -> Result:
     session.store.close()
     session.writer.commit()
     run, folder, number = session.run, session.folder, int(state.step)
+    loss = None if stopped else diverged(session, number)
     seen = [r for r in metrics.deterministic(folder / metrics.FILE) if r["split"] == "val"]
-    val = seen[-1] if seen and seen[-1]["step"] == number == run.steps else None
+    last = seen[-1] if seen and seen[-1]["step"] == number else None
+    val = last if number == run.steps or loss else None
     tokens = session.supply.positions(number)
-    result = Result(str(folder), number, run.steps, tokens, val, stopped)
+    result = Result(str(folder), number, run.steps, tokens, val, stopped, loss)
     if session.out.primary:
         plot.loss(folder)
         if not stopped:
             directory.finish(folder, result)
-            session.out.say(f"finished: {folder}. {_val_text(val)}")
+        if loss is not None:
+            session.out.warn(directory.diverged_text(run, result))
+        elif not stopped:
+            session.out.say(f"finished: {folder}. {directory.score_text(val)}")
         else:
             name = signal.Signals(stopped).name
             session.out.say(
@@ -362,28 +389,3 @@ def _headline(run: Run, described: dict[str, Any], begun: int) -> str:
         f"{described['backend']} x{len(described['devices'])} ({', '.join(kinds)}), using "
         f"{run.plan.devices}; {described['dtype']}; {kernels}"
     )
-
-
-@contextlib.contextmanager
-def _profiler(session: Session) -> Any:
-    """A function to call before each step: traces the steps of run.profile."""
-    span, tracing = session.run.profile, []
-
-    def stop() -> None:
-        jax.profiler.stop_trace()
-        session.out.say(f"trace written to {session.folder / 'profile'}")
-        tracing.clear()
-
-    def before(number: int, state: step.State) -> None:
-        if span is not None and number == span[0]:
-            jax.profiler.start_trace(str(session.folder / "profile"))
-            tracing.append(number)
-        elif tracing and span is not None and number == span[1] + 1:
-            jax.block_until_ready(state.step)
-            stop()
-
-    try:
-        yield before
-    finally:
-        if tracing:
-            stop()

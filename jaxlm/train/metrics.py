@@ -4,30 +4,52 @@
     {"step": 20, "split": "val", "bits_per_byte": 2.4, "timing": {"seconds": 1.2}}
 
 All but "timing" is a function of the Run: an interrupted run's file equals an uninterrupted one's.
-Numbers that are not finite are null.
+A number that is not finite is null, and "not_finite" says which it was (core/json_file.py).
 """
 
+import hashlib
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Set
+from typing import Any, NamedTuple
 
-from jaxlm.core import io
+from jaxlm.core import io, json_file
 from jaxlm.train import events
 
 FILE = "metrics.jsonl"
 Record = dict[str, Any]
 
 
+class Mark(NamedTuple):
+    """How much of the file a checkpoint vouches for: its first `size` bytes, by their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+def mark_of(content: bytes) -> Mark:
+    """The Mark of a file that holds this."""
+    return Mark(len(content), hashlib.sha256(content).hexdigest())
+
+
 class Writer:
     """Appends records; on process 0 only, elsewhere every method does nothing."""
 
     def __init__(
-        self, folder: pathlib.Path, step: int, primary: bool, warn: Callable[[str], None]
+        self,
+        folder: pathlib.Path,
+        step: int,
+        primary: bool,
+        warn: Callable[[str], None],
+        mark: Mark | None = None,
+        due: Set[tuple[str, int]] = frozenset(),
     ) -> None:
         """Continue after a step: later records, and a torn last line, are cut off.
+
+        mark: what the checkpoint of this step says of the file; None if it says nothing. due:
+        (split, step) of the records that belong there. Where the file is not what was written,
+        a warning says what is missing, and the damaged file is kept as metrics.jsonl.damaged.
 
         Raises: io.WriteError.
         """
@@ -36,17 +58,20 @@ class Writer:
         self._waiting: list[str] = []
         self._events: events.Events | None = None
         if primary:
-            kept = [json.dumps(r) + "\n" for r in records(self._path) if r["step"] <= step]
-            io.write(self._path, "".join(kept))
-            self._good = self._path.stat().st_size
+            kept = _kept(self._path, step, mark, due, warn)
+            io.write_bytes(self._path, kept)
+            self._good, self._sum = len(kept), hashlib.sha256(kept)
             self._start_events(folder, step)
+
+    def mark(self) -> Mark | None:
+        """What is in the file, once `commit` has put it there; None on other processes."""
+        return Mark(self._good, self._sum.hexdigest()) if self._primary else None
 
     def write(self, record: Record) -> None:
         """Append a record. What a full disk refuses is kept in memory and tried again next time."""
         if not self._primary:
             return
-        record = {k: _plain(v) for k, v in record.items()}
-        self._waiting.append(json.dumps(record) + "\n")
+        self._waiting.append(json.dumps(json_file.plain(record), allow_nan=False) + "\n")
         try:
             self._append()
         except OSError as error:
@@ -77,6 +102,7 @@ class Writer:
             file.seek(self._good)
             file.write(text)
         self._good += len(text)
+        self._sum.update(text)
         self._waiting.clear()
 
     def _start_events(self, folder: pathlib.Path, step: int) -> None:
@@ -106,13 +132,53 @@ class Writer:
         self._warn(f"no more TensorBoard events ({error}); {FILE} goes on and has every number")
 
 
-def _plain(value: Any) -> Any:
-    """Numbers as JSON knows them."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
+def _kept(
+    path: pathlib.Path,
+    step: int,
+    mark: Mark | None,
+    due: Set[tuple[str, int]],
+    warn: Callable[[str], None],
+) -> bytes:
+    """The lines up to a step, as they were written; of a damaged file those that are records."""
+    data = path.read_bytes() if path.is_file() else b""
+    if mark is not None and mark_of(data[: mark.size]) == mark:
+        return data[: mark.size]
+    lines, bad = [], []
+    *whole, torn = data.split(b"\n")
+    for number, line in enumerate(whole, start=1):
+        record = _record(line)
+        if record is None:
+            bad.append(number)
+        elif record["step"] <= step:
+            lines.append((record, line + b"\n"))
+    have = {(record["split"], record["step"]) for record, _ in lines}
+    missing = sorted(due - have, key=lambda at: at[::-1])
+    if bad or missing or mark is not None:
+        warn(_damage(path, bad, missing, bool(data)))
+        if data:
+            io.write_bytes(path.with_name(f"{FILE}.damaged"), data)
+    return b"".join(line for _, line in lines)
+
+
+def _damage(path: pathlib.Path, bad: list[int], missing: list[tuple[str, int]], there: bool) -> str:
+    """What is wrong with a metrics file, in words."""
+    text = f"{path} is not what was written" if there else f"{path} is missing or empty"
+    if bad:
+        text += f"; line {', '.join(map(str, bad[:5]))}{', ...' * (len(bad) > 5)} is no record"
+    if missing:
+        shown = ", ".join(f"{split} {step}" for split, step in missing[:8])
+        more = f", ... ({len(missing)} in all)" if len(missing) > 8 else ""
+        text += f"; records missing of steps: {shown}{more}"
+    return text + (f"; a copy is in {FILE}.damaged" if there else "")
+
+
+def _record(line: bytes) -> Record | None:
+    """The record in a line; None if it holds none."""
+    try:
+        record = json.loads(line)
+        return record if type(record["step"]) is int and record["split"] else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return value
 
 
 def records(path: pathlib.Path) -> Iterator[Record]:
@@ -122,16 +188,15 @@ def records(path: pathlib.Path) -> Iterator[Record]:
     """
     if not path.is_file():
         return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line else None
-        except ValueError as error:
-            if number == len(lines):
-                return
-            raise ValueError(f"{path}:{number}: not a JSON record: {line[:80]!r}") from error
+    *whole, torn = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, start=1):
+        record = _record(line)
         if record is not None:
             yield record
+        elif line:
+            raise json_file.Damaged(f"{path}:{number}: not a JSON record: {line[:80]!r}")
+    if (record := _record(torn)) is not None:
+        yield record
 
 
 def deterministic(path: pathlib.Path) -> list[Record]:

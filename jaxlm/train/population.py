@@ -260,5 +260,7 @@ def _tell(out: log.Log, first: Run, number: int, measured: list[step.Metrics]) -
     out.tick(number)
     if number % first.log_every == 0 or number in (1, first.steps):
         losses = np.asarray(jax.device_get([told["loss"] for told in measured]))
-        low, high = np.min(losses), np.max(losses)
-        out.progress(number, f"step {number}/{first.steps}  loss {low:.4f} .. {high:.4f}")
+        fine = losses[np.isfinite(losses)]
+        shown = f"{fine.min():.4f} .. {fine.max():.4f}" if len(fine) else "nan"
+        lost = f" ({len(losses) - len(fine)} not finite)" if len(fine) < len(losses) else ""
+        out.progress(number, f"step {number}/{first.steps}  loss {shown}{lost}")

@@ -49,7 +49,7 @@ def reward_model(run: Run, plan: Plan) -> Model | None:
         return None
     name = run.rollout.reward_model
     try:
-        found = directory.load(pathlib.Path(name).expanduser())
+        found = directory.trained(pathlib.Path(name).expanduser())
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"rollout.reward_model: {error}") from error
     kind = type(found.objective).__module__.rpartition(".")[2]
@@ -79,7 +79,13 @@ def _teacher(run: Run, plan: Plan) -> Model | None:
     if not isinstance(run.objective, objectives.distill.Config):
         return None
     try:
-        found = directory.load(pathlib.Path(run.objective.teacher).expanduser())
+        found = directory.trained(pathlib.Path(run.objective.teacher).expanduser())
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"objective.teacher: {error}") from error
+    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (found, run))
+    if theirs != ours:
+        raise ValueError(
+            f"objective.teacher: {run.objective.teacher} reads tokenizer "
+            f"{found.data.tokenizer!r}, this run {run.data.tokenizer!r}; they must be the same"
+        )
     return models.build(found.model, plan)

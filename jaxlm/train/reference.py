@@ -2,8 +2,9 @@
 
 In $XDG_CACHE_HOME/jaxlm/references, one directory for each reference, data and arithmetic:
 
-    train-<first>.npy, val-<first>.npy   float32[rows, K]: the summed log-probability of each
-                                         response of the rows from `first` on, 1,024 or fewer
+    train-<first>.npz, val-<first>.npz   float32[rows, K]: the summed log-probability of each
+                                         response of the rows from `first` on, 1,024 or fewer, with
+                                         a checksum: what is damaged is computed again
     facts.json                           what they are of
 
 4K bytes a prompt. A pass that was interrupted goes on behind its last whole file; runs with the
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +31,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import adapter, dpo, responses
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel import place
-from jaxlm.train import checkpoint, saved, start
+from jaxlm.train import checkpoint, directory, start
 from jaxlm.train import env as environment
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
@@ -96,7 +99,9 @@ def _identity(run: Run, begun: dict[str, Any]) -> Any:
     if run.start is None:
         return ["seed", run.seed]
     place = pathlib.Path(run.start).expanduser() / "checkpoints"
-    number = begun["step"] if begun else checkpoint.good(place, saved.warn, checkpoint.steps(place))
+    number = (
+        begun["step"] if begun else checkpoint.good(place, directory.warn, checkpoint.steps(place))
+    )
     file = place / str(number) / "manifest.json"
     if number is None or not file.is_file():
         raise ValueError(f"start: {run.start} no longer has the checkpoint of step {number}")
@@ -130,17 +135,20 @@ def _rows(
 ) -> Rows:
     """The rows with the blocks on the disk, those that are missing computed first."""
     firsts = range(0, len(plain), BLOCK)
-    files = {first: folder / f"{name}-{first:09}.npy" for first in firsts}
-    missing = [first for first, file in files.items() if not file.exists()]
+    files = {first: folder / f"{name}-{first:09}.npz" for first in firsts}
+    stored = {first: _load(file, min(BLOCK, len(plain) - first)) for first, file in files.items()}
+    blocks = {first: block for first, block in stored.items() if block is not None}
+    missing = [first for first in firsts if first not in blocks]
     if missing:
         log.Log(True, None).say(
             f"the reference reads {len(plain) - missing[0]:,} {name} prompts, once, into {folder}"
         )
     for first in missing:
         wanted = np.arange(first, min(first + BLOCK, len(plain)))
-        _write(files[first], _block(run, plain, wanted, reader()))
-    blocks = [_load(file, min(BLOCK, len(plain) - first)) for first, file in files.items()]
-    return Rows(plain, np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32))
+        blocks[first] = _block(run, plain, wanted, reader())
+        _write(files[first], blocks[first])
+    whole = [blocks[first] for first in firsts]
+    return Rows(plain, np.concatenate(whole) if whole else np.zeros((0, 1), np.float32))
 
 
 def _block(run: Run, plain: examples.Rows, wanted: np.ndarray, reader: Reader) -> np.ndarray:
@@ -164,7 +172,7 @@ def _write(file: pathlib.Path, found: np.ndarray) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as out:
-            np.save(out, found)
+            np.savez(out, found)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)
@@ -174,16 +182,18 @@ def _write(file: pathlib.Path, found: np.ndarray) -> None:
         raise io.refused(file, error.strerror or str(error)) from error
 
 
-def _load(file: pathlib.Path, rows: int) -> np.ndarray:
+def _load(file: pathlib.Path, rows: int) -> np.ndarray | None:
+    """The block in a file; None if there is none, or it is damaged, which a warning says."""
     try:
-        found = np.load(file)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); remove it, to compute it again") from (
-            error
-        )
-    if found.dtype != np.float32 or found.ndim != 2 or len(found) != rows:
-        raise ValueError(
-            f"{file} holds {found.dtype}{list(found.shape)}, and float32[{rows}, K] is needed; "
-            "remove it, to compute it again"
-        )
-    return found
+        with np.load(file) as parts:
+            (block,) = (parts[name] for name in parts.files)  # its checksum is verified here
+        if block.dtype == np.float32 and block.ndim == 2 and len(block) == rows:
+            return block
+        fault = f"it holds {block.dtype}{list(block.shape)}"
+    except FileNotFoundError:
+        return None
+    # what a damaged archive raises: a bad header, sum or length, or no archive at all
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        fault = str(error)
+    directory.warn(f"{file} is damaged ({fault}); it is computed again")
+    return None

@@ -50,7 +50,7 @@ class Scored(NamedTuple):
     parts: dict[str, np.ndarray]
 
 
-class Failed(RuntimeError):
+class Failed(ValueError):
     """A reward function gave no number for a sample: which function, which sample, why."""
 
 
@@ -178,12 +178,13 @@ class Rewards:
         self, part: Part, samples: list[Sample], done: list[float], error: Exception
     ) -> Failed:
         at = len(done)
-        where = ""
+        trace = error.trace if isinstance(error, sandbox.Failed) else ""
+        why, where = trace or str(error), ""
         if self.folder is not None:
             file = self.folder / "reward_failure.jsonl"
             values: list[Any] = [*done, *[None] * (len(samples) - at)]
             lines = [
-                {"reward": part.name, "value": value, "error": str(error) if i == at else None}
+                {"reward": part.name, "value": value, "error": why if i == at else None}
                 | sample._asdict()
                 for i, (sample, value) in enumerate(zip(samples, values, strict=True))
             ]
@@ -191,11 +192,14 @@ class Rewards:
             io.write(file, text)
             where = f"; all {len(samples)} samples are in {file}"
         bad = samples[at]
-        return Failed(
+        failed = Failed(
             f"reward {part.name!r}, sample {at} of {len(samples)}, after {self.retries + 1} calls "
-            f"for all and one for it alone: {error}\nprompt: {bad.prompt[-200:]!r}\n"
-            f"response: {bad.response[:200]!r}{where}"
+            f"for all and one for it alone: {error}; prompt {bad.prompt[-200:]!r}, response "
+            f"{bad.response[:200]!r}{where}"
         )
+        if trace:
+            failed.add_note(trace)
+        return failed
 
 
 def _numbers(given: Any, count: int) -> np.ndarray:

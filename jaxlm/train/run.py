@@ -64,7 +64,8 @@ class Run:
     start: str | None = None
     """A run directory whose weights (the averaged ones, where it keeps an average) this run begins
     from, at step 0 and with a fresh optimiser; None begins from random ones. Its model has the same
-    weights; what is not a weight (positions, windows, scaling) may differ."""
+    weights and the same tokenizer, or one that adds tokens to it; of what is not a weight, context,
+    scaling, theta, window, dropout and capacity may differ."""
     trunk: str | None = None
     """A run directory to take the beginning from instead of training it: that of the same run with
     schedule wsd but for its length, at its newest checkpoint before this run's learning rate falls.

@@ -24,8 +24,15 @@ from multiprocessing import connection
 from typing import Any
 
 
-class Failed(RuntimeError):
-    """What a function of a user's raised, with its traceback; or that it ran out of time."""
+class Failed(ValueError):
+    """What a function of a user's raised and in which line of its file, or that it ran out of time;
+    in one line. `trace` is its traceback, shown where this error's own is; "" if it has none."""
+
+    def __init__(self, text: str, trace: str = ""):
+        super().__init__(text)
+        self.trace = trace
+        if trace:
+            self.add_note(trace)
 
 
 class Process:
@@ -104,7 +111,8 @@ class Process:
             self.close()
             raise Failed(f"{self.name}: its process has ended") from None
         if not right:
-            raise Failed(f"{self.name}: {value}")
+            line, trace = value
+            raise Failed(f"{self.name}: {line}", trace)
         return value
 
 
@@ -143,8 +151,8 @@ def _serve(name: str, pipe: connection.Connection) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         function = load(name)
-    except BaseException:
-        pipe.send((False, traceback.format_exc()))
+    except BaseException as error:
+        pipe.send((False, _described(error)))
         return
     pipe.send((True, None))
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -153,12 +161,24 @@ def _serve(name: str, pipe: connection.Connection) -> None:
             pipe.send((True, None))
             try:
                 answer = (True, function(argument))
-            except Exception:
-                answer = (False, traceback.format_exc())
+            except Exception as error:
+                answer = (False, _described(error))
             try:
                 pipe.send(answer)
-            except (TypeError, ValueError, AttributeError):
-                pipe.send((False, f"returned what cannot be pickled:\n{traceback.format_exc()}"))
+            except (TypeError, ValueError, AttributeError) as error:
+                line, trace = _described(error)
+                pipe.send((False, (f"returned what cannot be pickled: {line}", trace)))
+
+
+def _described(error: BaseException) -> tuple[str, str]:
+    """(what was raised, and where outside of this module and Python's own; the whole traceback)."""
+    own = (__file__, os.path.dirname(os.__file__), "<frozen")
+    places = [
+        p for p in traceback.extract_tb(error.__traceback__) if not p.filename.startswith(own)
+    ]
+    at = f" ({places[-1].filename}:{places[-1].lineno}, in {places[-1].name})" if places else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{at}", traceback.format_exc()
 
 
 def _end_with(parent: int) -> None:

@@ -1,15 +1,14 @@
 """The weights of a run directory, for sampling and evaluation: nothing in it is changed."""
 
 import dataclasses
-import json
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxlm.core import param
+from jaxlm.core import json_file, param
+from jaxlm.data import kinds, loader, template, tokenizers
 from jaxlm.models.model import Model
 from jaxlm.objectives import adapter
 from jaxlm.objectives.objective import Objective
@@ -34,16 +33,11 @@ class Saved(NamedTuple):
     step: int
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
-
-
 def load(
     folder: pathlib.Path,
     which: Which | int = "last",
     plan: Plan | None = None,
-    warn: Callable[[str], None] = warn,
+    warn: Callable[[str], None] = directory.warn,
 ) -> Saved:
     """The trained model of a run directory, finished or not.
 
@@ -65,7 +59,7 @@ def load(
 def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
     """What a run trained, as it is in its checkpoint: of a run with adapters, them alone. Raises:
     as `load`."""
-    return _found(folder, which, None, warn).params
+    return _found(folder, which, None, directory.warn).params
 
 
 class _Found(NamedTuple):
@@ -82,7 +76,9 @@ class _Found(NamedTuple):
 def _found(
     folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
 ) -> _Found:
-    run = directory.load(folder)
+    run, result = directory.load(folder), directory.read_result(folder)
+    if result is not None and result.diverged is not None:
+        warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
         kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
         one = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
@@ -142,15 +138,73 @@ def _joined(
 
 def begun(folder: pathlib.Path) -> dict[str, Any]:
     """What the run in this directory began from ("folder", "step", "run"); {} if from random
-    weights."""
-    file = folder / "env.json"
-    return json.loads(file.read_text("utf-8")).get("start", {}) if file.is_file() else {}
+    weights. Where env.json is damaged, what the newest checkpoint repeats of it."""
+    try:
+        return json_file.read_object(folder / "env.json").get("start", {})
+    except FileNotFoundError:
+        sealed = directory.proof(folder)
+        return {} if sealed is None else sealed["start"]
+    except json_file.Damaged as error:
+        sealed = directory.proof(folder)
+        if sealed is None:
+            raise
+        directory.warn(f"{error}; what a checkpoint repeats of it is read")
+        return sealed["start"]
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:
-    """The generation settings that an imported model came with; {} for one that was trained."""
-    file = folder / "generation_config.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    """The generation settings that an imported model came with; {} for one that was trained.
+    Raises: json_file.Damaged."""
+    try:
+        return json_file.read_object(folder / "generation_config.json")
+    except FileNotFoundError:
+        return {}
+
+
+def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
+    """Raises: ValueError if conversations in this layout, a template's name or file, are not what
+    the run was trained on. A run of text knows none, and takes any; None is the run's own."""
+    if layout is None or isinstance(run.data, loader.Data):
+        return
+    given, own = (template.load(n, run.data.tokenizer) for n in (layout, run.data.template))
+    if given.source != own.source:
+        raise ValueError(
+            f"template: {layout!r} given, and {folder} was trained on conversations written with "
+            f"{run.data.template!r}; it knows no other, leave it out"
+        )
+
+
+# What `jaxlm eval` may be given: what is read, and in which rows.
+READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", "packing", "seed")
+READ += ("workers",)
+
+
+def refuse_changes(folder: pathlib.Path, run: Run, data: kinds.AnyData) -> None:
+    """Raises: ValueError naming the first field of `data`, which the run's weights are to be scored
+    on, that would make the score one of something else; all but `READ` may not differ. Another path
+    to the same tokenizer or template is no difference."""
+    if type(data) is not type(run.data):
+        raise ValueError(f"data: {type(data).__name__} given, {folder} read {type(run.data)}")
+    theirs, ours = tokenizers.load(data.tokenizer).hash, directory.tokenizer(folder, run).hash
+    if theirs != ours:
+        raise ValueError(
+            f"data.tokenizer: {data.tokenizer!r} given (hash {theirs[:12]}), and {folder} was "
+            f"trained with {run.data.tokenizer!r} (hash {ours[:12]}); leave it out"
+        )
+    if not isinstance(data, loader.Data):
+        refuse_template(folder, run, data.template)
+    for field in dataclasses.fields(data):
+        given, own = getattr(data, field.name), getattr(run.data, field.name)
+        if field.name not in (*READ, "tokenizer", "template") and given != own:
+            raise ValueError(
+                f"data.{field.name}: {given!r} given, and {folder} was trained with {own!r}: the "
+                f"score would be of something else; leave it out (what may be given: data."
+                f"{', data.'.join(n for n in READ if n in _names(data))})"
+            )
+
+
+def _names(data: kinds.AnyData) -> list[str]:
+    return [field.name for field in dataclasses.fields(data)]
 
 
 def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:

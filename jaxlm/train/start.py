@@ -14,6 +14,10 @@ from jaxlm.train import directory, program, saved
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
+# What of a model may change between a run and the one it starts from: how far positions reach, and
+# what acts in training alone. All else that is no weight would make the weights another model.
+CHANGEABLE = ("context", "scaling", "theta", "local_theta", "window", "dropout", "capacity")
+
 
 def check(run: Run) -> list[str]:
     """What is worth a warning about a run's start, in words.
@@ -29,7 +33,7 @@ def check(run: Run) -> list[str]:
 def _check_model(run: Run, name: str) -> list[str]:
     folder = pathlib.Path(name).expanduser()
     try:
-        begun = directory.load(folder)
+        begun = directory.trained(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"start: {error}") from error
     theirs, ours = _weights(begun), _weights(run)
@@ -40,22 +44,49 @@ def _check_model(run: Run, name: str) -> list[str]:
                 f"{_told(ours.get(path))} in this run's model; the models must have the same "
                 "weights"
             )
-    models_ = (config.to_dict(r)["model"] for r in (begun, run))
-    told = [f"model.{path}: {a} -> {b}" for path, a, b in config.differences(*models_)]
-    old, new = (tokenizers.load(r.data.tokenizer) for r in (begun, run))
-    if old.hash != new.hash:
+    changes = config.differences(*(config.to_dict(r)["model"] for r in (begun, run)))
+    for path, there, here in changes:
+        if path.partition(".")[0] not in CHANGEABLE:
+            raise ValueError(
+                f"model.{path}: {here!r} given, and the weights of {name} were trained with "
+                f"{there!r}: they would compute something else; of a model's fields that are no "
+                f"shapes only {', '.join(CHANGEABLE)} may differ from those of `start`"
+            )
+    told = [f"model.{path}: {there} -> {here}" for path, there, here in changes]
+    theirs, ours = directory.tokenizer(folder, begun), tokenizers.load(run.data.tokenizer)
+    if theirs.hash != ours.hash:
+        _check_tokenizers(name, begun, run, theirs, ours)
         told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
-    told = [f"otherwise than in {name}: {text}" for text in told]
-    if new.vocab > run.model.vocab:
-        told += interface.mismatch(new, run.model.vocab)
+    told = [f"not as in {name}: {text}" for text in told]
+    if ours.vocab > run.model.vocab:
+        told += interface.mismatch(ours, run.model.vocab)
     return told
+
+
+def _check_tokenizers(
+    name: str, begun: Run, run: Run, theirs: interface.Tokenizer, ours: interface.Tokenizer
+) -> None:
+    """Raises: ValueError unless every id that the weights know spells the same in both: tokens may
+    have been added."""
+    common = range(min(theirs.vocab, ours.vocab))
+    other = next((i for i in common if theirs.decode_bytes([i]) != ours.decode_bytes([i])), None)
+    if other is None and ours.vocab >= theirs.vocab:
+        return
+    told = f"only {ours.vocab} of its {theirs.vocab} ids"
+    if other is not None:
+        told = f"id {other} as {ours.decode_bytes([other])!r}, not {theirs.decode_bytes([other])!r}"
+    raise ValueError(
+        f"data.tokenizer: {run.data.tokenizer!r} given, and the weights of {name} were trained "
+        f"with {begun.data.tokenizer!r} (hash {theirs.hash[:12]}); this one has {told}: name that "
+        "one, or one that only adds tokens to it"
+    )
 
 
 def _check_parts(run: Run) -> None:
     _, objective = program.training(run)
     for name, part in objective.begun.items():
         try:
-            begun = directory.load(pathlib.Path(part.run).expanduser())
+            begun = directory.trained(pathlib.Path(part.run).expanduser())
             theirs = models.spec(begun.model)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error

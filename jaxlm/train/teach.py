@@ -5,15 +5,15 @@ of each teacher, data, temperature and k:
 
     ids.npy        int32[rows, T, k]          the likeliest next tokens, likeliest first
     log_probs.npy  float32[rows, T, k + 1]    of these, and of all others together
-    facts.json     what they are of
+    facts.json     what they are of, and the SHA-256 of both files
 
 8k + 4 bytes a position: 100 million tokens with k = 32 take 26 GB. Rows are read from the files as
-they are needed. A pass that was interrupted leaves nothing behind and is done again.
+they are needed; a start reads all of them once, and what is damaged is computed again. A pass that
+was interrupted leaves nothing and is done again.
 """
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -21,12 +21,12 @@ import jax
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxlm.core import io, log
+from jaxlm.core import io, json_file, log
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.data import atomic, examples, records
 from jaxlm.objectives import distill
 from jaxlm.parallel import place
-from jaxlm.train import env, saved
+from jaxlm.train import directory, env, saved
 from jaxlm.train.run import Run
 
 
@@ -55,7 +55,7 @@ class Rows:
         return Taught(*fields, *(kept[rows] for kept in self._kept))
 
 
-FILES = ("ids.npy", "log_probs.npy")
+FILES, FACTS = ("ids.npy", "log_probs.npy"), "facts.json"
 
 
 def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
@@ -77,6 +77,9 @@ def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
     }
     key = records.digest([facts])[:16]
     target = env.user_cache() / "teachers" / key
+    if target.is_dir() and (fault := _fault(target)) is not None:
+        directory.warn(f"{target} is damaged ({fault}); it is computed again")
+        atomic.discard(target)
     if not target.is_dir():
         if jax.process_count() > 1:
             raise ValueError(
@@ -88,12 +91,23 @@ def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
         try:
             with atomic.folder(target) as temporary:
                 _write(run, plain, temporary)
-                (temporary / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+                sums = {"files": {name: io.sha256(temporary / name) for name in FILES}}
+                io.write(temporary / FACTS, json_file.sealed(facts | sums))
         except FileExistsError:
             pass  # another run was faster; its files hold the same
         except OSError as error:
             raise io.refused(target, error.strerror or str(error)) from error
     return Rows(plain, target)
+
+
+def _fault(folder: pathlib.Path) -> str | None:
+    """What is wrong with a teacher's stored answers, all of which are read; None if nothing is."""
+    try:
+        sums = json_file.read_object(folder / FACTS)["files"]
+        bad = [name for name in FILES if io.sha256(folder / name) != sums[name]]
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return f"{bad[0]} is not what was written" if bad else None
 
 
 def _identity(folder: pathlib.Path) -> str:

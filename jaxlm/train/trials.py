@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxlm.core import config, io
+from jaxlm.core import config, io, json_file
 from jaxlm.train import directory, engines, population, sweep
 from jaxlm.train import run as runs
 from jaxlm.train.directory import Result
@@ -76,7 +76,7 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
     """The book of a sweep, with what is known of its trials from before. facts: JSON, kept in
     sweep.json as it is.
 
-    Raises: ValueError for a sweep.json that cannot be read.
+    A sweep.json that cannot be read is set aside, with a warning.
     """
     place = sweep.folder(sweep_)
     for name in ("runs", "specs", "logs"):
@@ -84,10 +84,12 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
     before = {}
     if (place / FILE).is_file():
         try:
-            found = json.loads((place / FILE).read_text("utf-8"))["trials"]
-            before = {entry["digest"]: Entry(**entry) for entry in found}
+            listed = json_file.read_object(place / FILE)["trials"]
+            before = {entry["digest"]: Entry(**entry) for entry in listed}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{place / FILE}: no record of a sweep: {error}") from error
+            # the run directories say what became of each trial; only the seconds are lost
+            (place / FILE).replace(place / f"{FILE}.damaged")
+            directory.warn(f"{place / FILE} is no record of a sweep ({error}); it is written again")
     entries = {}
     for t in wanted:
         at = (t.run.name, t.digest, t.role, t.params, t.tokens, t.flops, t.seed, t.cluster, t.trunk)
@@ -118,10 +120,10 @@ def _look(book: Book, trial: Trial) -> Result | None:
         if entry.state in ("finished", "diverged"):  # its directory was removed
             entry.state, entry.loss, entry.reason = "waiting", None, ""
         return None
-    loss = None if result.val is None else result.val["nll"]
-    if loss is None or not math.isfinite(loss):
+    loss = None if result.val is None else json_file.number(result.val, "nll")
+    if result.diverged is not None or loss is None or not math.isfinite(loss):
         entry.state, entry.loss = "diverged", None
-        entry.reason = f"diverged: its held-out loss is {loss}"
+        entry.reason = f"diverged at step {result.step}: {result.diverged or 'it has no loss'}"
     else:
         entry.state, entry.loss, entry.reason = "finished", float(loss), ""
     own = trial.own if _branched(trial) else trial.run.steps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.convert import files, read, tokenizer
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data import manifest, tokenizers
 from tests.convert.test_checkpoint import FILE, refusal, save, settings
 
@@ -139,9 +139,9 @@ def test_json_that_is_none_or_too_deep_is_named(folder, tmp_path):
         with pytest.raises(ValueError, match="tokenizer.json"):
             tokenizers.load(str(tmp_path / "tokenizer.json"))
     with (tmp_path / "large.json").open("wb") as file:
-        file.truncate(io.JSON_BYTES + 1)
+        file.truncate(json_file.BYTES + 1)
     with pytest.raises(ValueError, match="large.json has 300000001 bytes"):
-        io.json_record(tmp_path / "large.json")
+        json_file.read_object(tmp_path / "large.json")
 
 
 def test_shards_name_files_of_their_own_directory_alone(tmp_path):

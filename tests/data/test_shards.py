@@ -138,6 +138,10 @@ def test_what_is_not_shards_is_named(made, copy, tmp_path):
         shards.open_shards(str(tmp_path), "train", made[3].hash)
     file = copy / "manifest.json"
     facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {"vocab": 7}))
+    with pytest.raises(ValueError, match="manifest.json: not what was written"):
+        shards.open_shards(str(copy), "train", made[3].hash)
+    del facts["sha256"]  # as earlier versions wrote it
     file.write_text(json.dumps(facts | {"format": 99}))
     with pytest.raises(ValueError, match="format 99, this version reads 1"):
         shards.open_shards(str(copy), "train", made[3].hash)

@@ -81,5 +81,5 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="or 'default' for the library's"):
         principles.load(str(tmp_path / "none.json"))
     (tmp_path / "c.json").write_text("{")
-    with pytest.raises(ValueError, match="not readable as JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         principles.load(str(tmp_path / "c.json"))

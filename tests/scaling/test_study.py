@@ -164,7 +164,7 @@ def test_one_budget_is_refused():
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("{", "line 1 is not JSON"), ("[]", "format 1"), ('{"format": 1}', "lacks law, forms")],
+    [("{", "line 1 column 2"), ("[]", "format 1"), ('{"format": 1}', "lacks law, forms")],
 )
 def test_a_file_that_is_no_study_is_refused(tmp_path, content, text):
     (tmp_path / "study.json").write_text(content)

@@ -220,7 +220,7 @@ def test_run_directories_are_points(tmp_path):
     for word in [
         "begun: start",
         "unseen: it was not evaluated",
-        "broken: its held-out loss is nan",
+        "broken: it diverged: held-out nll is nan",
     ]:
         assert word in told
     assert "stopped: it stopped at step 5 of 10" in told

@@ -72,7 +72,7 @@ def measured(run):
 
 
 def kept():
-    return {p.name: p for p in (env.user_cache() / "references").rglob("*.npy")}
+    return {p.name: p for p in (env.user_cache() / "references").rglob("*.npz")}
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def test_a_stored_reference_is_computed_once_and_a_stopped_run_goes_on(
     assert_same_run(run, again)
 
 
-def test_a_pass_goes_on_where_it_was_interrupted(preferring, monkeypatch):
+def test_a_pass_goes_on_where_it_was_interrupted(preferring, monkeypatch, capsys):
     run = preferring(reference="stored")
     program = loop.build(run)
     split = prefer.prepare(run.data)
@@ -133,7 +133,7 @@ def test_a_pass_goes_on_where_it_was_interrupted(preferring, monkeypatch):
     given = (run, program.model, program.objective, split)
     with pytest.raises(KeyboardInterrupt):
         reference.attach(*given)
-    assert sorted(kept()) == ["train-000000000.npy"]
+    assert sorted(kept()) == ["train-000000000.npz"]
     found = reference.attach(*given)
     assert calls == [0, 16, 16, 32, 48, 0]  # the first block is not done again
     assert found.facts["reference"] and np.all(found.train.reference[:, :2] < 0)
@@ -142,10 +142,12 @@ def test_a_pass_goes_on_where_it_was_interrupted(preferring, monkeypatch):
     # where a prompt has two responses of three
     assert np.array_equal(read.reference == 0, read.rank < 0)
 
-    file = kept()["train-000000016.npy"]
+    file = kept()["train-000000016.npz"]
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="train-000000016.npy"):
-        reference.attach(*given)
+    again = reference.attach(*given)
+    assert "train-000000016.npz is damaged" in capsys.readouterr().err
+    assert calls[6:] == [16]
+    assert np.array_equal(again.train.reference, found.train.reference)
 
 
 def test_labels_are_for_kto_and_comparisons_for_all_others(preferring):

@@ -197,7 +197,7 @@ def test_failed_trials_are_tried_again_kept_and_left_out_and_diverged_ones_are_n
     assert book.entries[wanted[3].digest].spent == pytest.approx(0.2 * wanted[3].flops, rel=0.05)
     record = json.loads((book.folder / "sweep.json").read_text())
     assert [e["name"] for e in record["excluded"]] == [names[0], names[3]]
-    assert "held-out loss is nan" in record["excluded"][1]["reason"]
+    assert "held-out nll is nan" in record["excluded"][1]["reason"]
     t = table.read(book.folder / "runs.csv", counting=found.counting)
     np.testing.assert_allclose(sorted(t.loss), sorted(law(wanted[i]) for i in (1, 2)))
     assert list(t.run) == [e.cluster for e in (book.entries[wanted[i].digest] for i in (1, 2))]

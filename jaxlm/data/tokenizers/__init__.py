@@ -2,12 +2,11 @@
 
 import difflib
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data import atomic
 from jaxlm.data.tokenizers import bytelevel, hf, ranks, spm, tokenizer
 
@@ -68,10 +67,25 @@ def load(name: str) -> tokenizer.Tokenizer:
     sentencepiece `.model`; a Hugging Face `.json`; a `.tiktoken` rank file.
 
     Raises: ValueError or FileNotFoundError naming what was given and what would do; ValueError
-    if a directory's files are not those it was saved with.
+    if a directory's files are not those it was saved with; json_file.Damaged for a file that
+    its library cannot read.
     """
     if name == "bytes":
         return bytelevel.Bytes()
+    try:
+        return _load(name)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        if isinstance(error, ValueError) and str(pathlib.Path(name).expanduser()) in str(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise json_file.Damaged(
+            f"tokenizer {name!r}: its files cannot be read: {reason}"
+        ) from error
+
+
+def _load(name: str) -> tokenizer.Tokenizer:
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path)
@@ -97,7 +111,9 @@ def _load_folder(path: pathlib.Path) -> tokenizer.Tokenizer:
         raise FileNotFoundError(
             f"tokenizer {str(path)!r}: this directory holds neither {_META} nor tokenizer.json"
         )
-    facts = io.json_record(meta)
+    facts = json_file.read_object(meta)
+    if missing := {"kind", "special", "hash"} - set(facts):
+        raise json_file.Damaged(f"{meta}: no field {min(missing)!r}")
     found = KINDS[_known(facts["kind"])].load(str(path), facts["special"])
     if found.hash != facts["hash"]:
         raise ValueError(
@@ -130,7 +146,7 @@ def save(found: tokenizer.Tokenizer, folder: str) -> None:
             "vocab": found.vocab,
             "special": found.special,
         }
-        (temporary / _META).write_text(json.dumps(facts, indent=2), "utf-8")
+        (temporary / _META).write_text(json_file.sealed(facts), "utf-8")
 
 
 def train(

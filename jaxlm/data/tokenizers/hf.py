@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "tokenizer.json"
@@ -281,7 +281,7 @@ def load_file(path: str) -> HuggingFace:
 
     Raises: ValueError if the file is not one, or if no token can be told to be eos.
     """
-    rules = io.json_record(pathlib.Path(path))
+    rules = json_file.read_object(pathlib.Path(path))
     text = pathlib.Path(path).read_text("utf-8")
     try:
         added = {t["content"]: t["id"] for t in rules["added_tokens"]}
@@ -313,7 +313,7 @@ def load_file(path: str) -> HuggingFace:
 def _config(path: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    fields = io.json_record(path)
+    fields = json_file.read_object(path)
     found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
     # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
     texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}

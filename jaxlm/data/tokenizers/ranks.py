@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from jaxlm.core import io
+from jaxlm.core import json_file
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "ranks.tiktoken"
@@ -131,7 +131,7 @@ def load_file(path: str) -> Tiktoken:
 def _rules(file: pathlib.Path) -> dict:
     beside = file.with_suffix(".json")
     if beside.is_file():
-        rules = io.json_record(beside)
+        rules = json_file.read_object(beside)
         if missing := {"pattern", "special", "vocab"} - set(rules):
             raise ValueError(f"tokenizer rules {str(beside)!r}: no field {sorted(missing)[0]!r}")
         return rules
