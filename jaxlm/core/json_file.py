@@ -43,7 +43,7 @@ def parse(content: str | bytes, where: str) -> Any:
 def read(path: pathlib.Path) -> Any:
     """The value in a JSON file.
 
-    Raises: Damaged naming it, also where it is larger than BYTES; OSError where it cannot be opened.
+    Raises: Damaged naming it, also where it has more than BYTES; OSError if it cannot be opened.
     """
     if (size := path.stat().st_size) > BYTES:
         raise Damaged(f"{path} has {size} bytes; at most {BYTES} are read")

@@ -11,6 +11,7 @@ its turn included, and 0 elsewhere:
 The first token of an answer is predicted from the last of its prompt, and is learnt.
 """
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,23 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxlm.core import batch
-from jaxlm.data import conversations, examples, pack, records, source, template, tokenizers
+from jaxlm.data import (
+    conversations,
+    examples,
+    pack,
+    records,
+    source,
+    template,
+    tokenizers,
+    writing,
+)
 from jaxlm.data.conversations import Conversation
-from jaxlm.data.template import Message
+from jaxlm.data.messages import Message
+from jaxlm.data.tally import Tally
 from jaxlm.data.tokenizers import tokenizer as interface
+
+# What is prepared of equal records and settings is equal only while this is.
+_VERSION = 2
 
 Packing = Literal["best_fit", "single"]
 Learn = Literal["all", "last"]
@@ -95,10 +109,12 @@ def _check(right: bool, name: str, data: Chats, expected: str) -> None:
 
 
 class Example(NamedTuple):
-    """tokens int32[n], and learnt bool[n], True on those that are targets with weight."""
+    """tokens int32[n], and learnt bool[n], True on those that are targets with weight. apart: why
+    answers do not follow their generation prompt, one each (`writing.Span`)."""
 
     tokens: np.ndarray
     learnt: np.ndarray
+    apart: tuple[str, ...] = ()
 
 
 class Rows:
@@ -152,16 +168,18 @@ def prepare(data: Chats) -> examples.Split:
     made = template.load(data.template, data.tokenizer)
     parts: dict[str, list[Example]] = {"train": [], "val": []}
     counts = dict.fromkeys(("conversations", "unanswered", "prompts_cut", "answers_cut"), 0)
+    notes: collections.Counter[str] = collections.Counter()
     for one in read(data, made):
         counts["conversations"] += 1
-        whole = encode(one, made, tokenizer, data.learn)
-        if whole is None:
-            counts["unanswered"] += 1
-            continue
-        kept, cut = shorten(whole, data.seq)
-        if cut is not None:
-            counts[cut] += 1
-        parts[source.split(conversations.opening(one), data.holdout)].append(kept)
+        texts = encode(one, made, tokenizer, data.learn)
+        counts["unanswered"] += not texts
+        notes["rewritten"] += max(len(texts) - 1, 0)
+        for whole in texts:
+            kept, cut = shorten(whole, data.seq)
+            if cut is not None:
+                counts[cut] += 1
+            notes.update(whole.apart)
+            parts[source.split(conversations.opening(one), data.holdout)].append(kept)
     if not parts["train"]:
         raise ValueError(
             f"data.source: {data.source!r} leaves no conversation to train on ({counts}; "
@@ -171,13 +189,36 @@ def prepare(data: Chats) -> examples.Split:
     facts = {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": hashlib.sha256(made.source.encode()).hexdigest(),
+        "template": hashlib.sha256(made.identity.encode()).hexdigest(),
+        "version": _VERSION,
         "train_tokens": sum(len(one.tokens) for one in parts["train"]),
         "train_answer_tokens": int(sum(one.learnt.sum() for one in parts["train"])),
     }
     train = rows["train"]
     assert train is not None
-    return examples.Split(train, rows["val"], facts | counts)
+    return examples.Split(train, rows["val"], facts | counts, _tally(data, parts, counts, notes))
+
+
+def _tally(
+    data: Chats,
+    parts: dict[str, list[Example]],
+    counts: dict[str, int],
+    notes: collections.Counter[str],
+) -> Tally:
+    more = f"{notes['rewritten']:,} texts end with an answer that the template later rewrites"
+    return Tally(
+        what="conversations",
+        read=counts["conversations"],
+        train=len(parts["train"]),
+        val=len(parts["val"]),
+        cut={
+            f"answers longer than data.seq={data.seq}, which lose their end": counts["answers_cut"],
+            f"prompts that data.seq={data.seq} has no room for": counts["prompts_cut"],
+        },
+        left={"no answer to learn": counts["unanswered"]},
+        apart={name: notes[name] for name in ("merged", "opened")},
+        more=more if notes["rewritten"] else "",
+    )
 
 
 def read(data: Chats, made: template.Template) -> Iterator[Conversation]:
@@ -186,37 +227,38 @@ def read(data: Chats, made: template.Template) -> Iterator[Conversation]:
         for one in conversations.read(record, data.format, made.between, data.tree):
             system = any(message.role == "system" for message in one.messages)
             if data.system is not None and not system:
-                messages = (Message("system", data.system), *one.messages)
-                one = Conversation(messages, (False, *one.learnt), one.origin)
+                one = one.headed((Message("system", data.system), *one.messages))
             yield one
 
 
 def encode(
     one: Conversation, made: template.Template, tokenizer: interface.Tokenizer, learn: Learn
-) -> Example | None:
-    """A conversation as tokens, up to the last answer that is learnt; None if none is. Answers
-    without text are not. Raises: ValueError naming the conversation that the template refuses."""
+) -> list[Example]:
+    """A conversation as tokens, up to the last answer that is learnt; [] if none is. Answers that
+    say nothing are not. Several where the template writes an answer otherwise once others follow
+    (`template.documents`): each answer is learnt once.
+
+    Raises: ValueError naming the conversation that the template refuses.
+    """
     said = zip(one.messages, one.learnt, strict=True)
-    wanted = [i for i, (message, learnt) in enumerate(said) if learnt and message.text.strip()]
-    if not wanted:
-        return None
-    messages = one.messages[: wanted[-1] + 1]
+    wanted = [i for i, (message, learnt) in enumerate(said) if learnt and message.says]
+    chosen = wanted[-1:] if learn == "last" else wanted
     try:
-        written = template.answers(made, tokenizer, messages)
+        texts = template.documents(
+            template.given(made, one.variables), tokenizer, one.messages, chosen
+        )
     except ValueError as error:
         raise ValueError(f"{one.origin}: {error}") from error
-    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    chosen = wanted[-1:] if learn == "last" else wanted
-    if len(turns) != len(written.spans):
-        raise ValueError(
-            f"{one.origin}: template {made.name!r} has {len(written.spans)} {{% generation %}} "
-            f"blocks for {len(turns)} messages of the assistant; one each is needed"
-        )
-    learnt = np.zeros(len(written.tokens), bool)
-    for turn, (start, end) in zip(turns, written.spans):
-        learnt[start:end] = turn in chosen
-    end = written.spans[-1][1]
-    return Example(written.tokens[:end], learnt[:end])
+    return [_example(text) for text in texts]
+
+
+def _example(text: writing.Written) -> Example:
+    learnt = np.zeros(len(text.tokens), bool)
+    for span in text.spans:
+        learnt[span.start : span.end] = True
+    end = text.spans[-1].end
+    apart = tuple(span.apart for span in text.spans if span.apart)
+    return Example(text.tokens[:end], learnt[:end], apart)
 
 
 Cut = Literal["prompts_cut", "answers_cut"]

@@ -8,26 +8,36 @@
     oasst               {"prompt": {"text": "...", "role": "prompter", "replies": [...]}}
     prompt_completion   {"prompt": "...", "completion": "..."}, or FLAN's inputs and targets
 
-A record's layout is seen from its fields unless it is named.
+A record's layout is seen from its fields unless it is named. In each, `system` may hold the system
+message, `tools`, `documents` and `chat_template_kwargs` what the chat template is given besides
+messages (messages.py).
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from jaxlm.data import messages as reading
 from jaxlm.data import records
+from jaxlm.data.messages import Message
 from jaxlm.data.records import Record
-from jaxlm.data.template import Message
 
 Format = Literal["alpaca", "dolly", "sharegpt", "messages", "oasst", "prompt_completion"]
 Tree = Literal["best", "all"]
 
 
 class Conversation(NamedTuple):
-    """Messages, which of them are learnt (only the assistant's can be), and where they are from."""
+    """Messages, which of them are learnt (only the assistant's can be), and where they are from.
+    variables: what the template is given besides messages."""
 
     messages: tuple[Message, ...]
     learnt: tuple[bool, ...]
     origin: str
+    variables: dict[str, Any] = {}
+
+    def headed(self, messages: tuple[Message, ...]) -> "Conversation":
+        """The conversation with more messages at its head, which are not learnt."""
+        more = len(messages) - len(self.messages)
+        return self._replace(messages=messages, learnt=(*(more * (False,)), *self.learnt))
 
 
 def read(
@@ -41,7 +51,10 @@ def read(
     Raises: ValueError naming the record's place and the field that is missing or wrong.
     """
     found = detect(record) if layout is None else layout
-    return _READERS[found](record, between, tree)
+    variables = reading.variables(record)
+    for one in _READERS[found](record, between, tree):
+        whole = one.headed(reading.with_system(record, one.messages))
+        yield whole._replace(variables=variables) if variables else whole
 
 
 def detect(record: Record) -> Format:
@@ -69,7 +82,7 @@ def opening(conversation: Conversation) -> str:
     for message in conversation.messages:
         if message.role == "assistant":
             break
-        said.append([message.role, message.text])
+        said.append(message.plain())
     return records.key(said)
 
 
@@ -107,36 +120,39 @@ _SPEAKERS = {
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
     "bing": "assistant", "bard": "assistant",
-    "system": "system", "developer": "system",
+    "system": "system", "developer": "system", "tool": "tool",
 }  # fmt: skip
 
 
 def _sharegpt(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
-    said = _optional(record, "system")
-    found = [Message("system", said)] if said else []
-    for part in _parts(record, "conversations"):
-        named = "from" if "from" in part.value else "role"
-        text = records.text(part, "value" if "value" in part.value else "content")
-        found.append(Message(_role(part, named), text))
-    yield _whole(found, record.origin)
+    yield _weighed(record, "conversations")
 
 
 def _messages(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    yield _weighed(record, "messages")
+
+
+def _weighed(record: Record, name: str) -> Conversation:
     found, learnt = [], []
-    for part in _parts(record, "messages"):
+    for part in _parts(record, name):
         found.append(_message(part))
-        # OpenAI's files may mark an assistant's message with "weight": 0.
-        weight = part.value.get("weight", 1)
-        if weight not in (0, 1):
+        # OpenAI's files, and ShareGPT's, may mark an assistant's message with "weight": 0.
+        weight = part.value.get("weight")
+        if weight not in (None, 0, 1):
             raise ValueError(f"{part.origin}: field 'weight' is {weight!r}; 0 or 1 is needed")
-        learnt.append(found[-1].role == "assistant" and bool(weight))
-    yield Conversation(tuple(found), tuple(learnt), record.origin)
+        learnt.append(found[-1].role == "assistant" and weight != 0)
+    return Conversation(tuple(found), tuple(learnt), record.origin)
 
 
 def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
-    if isinstance(record.value.get("prompt"), list):
-        asked = [_message(part) for part in _parts(record, "prompt")]
-        answered = [_message(part) for part in _parts(record, "completion")]
+    if any(isinstance(record.value.get(name), list) for name in ("prompt", "completion")):
+        prompt, response = (
+            tuple(_message(part) for part in _parts(record, name))
+            if isinstance(record.value.get(name), list)
+            else (Message(role, records.text(record, name)),)
+            for name, role in (("prompt", "user"), ("completion", "assistant"))
+        )
+        asked, answered = reading.joined(prompt, response, f"{record.origin}: completion")
         learnt = (*(False for _ in asked), *(m.role == "assistant" for m in answered))
         yield Conversation((*asked, *answered), learnt, record.origin)
         return
@@ -158,18 +174,17 @@ def _role(part: Record, name: str) -> str:
     said = records.text(part, name)
     if said not in _SPEAKERS:
         raise ValueError(
-            f"{part.origin}: field {name!r} is {said!r}; expected one of {sorted(_SPEAKERS)} "
-            "(tools are not supported)"
+            f"{part.origin}: field {name!r} is {said!r}; expected one of {sorted(_SPEAKERS)}"
         )
     return _SPEAKERS[said]
 
 
 def _message(part: Record) -> Message:
-    role = _role(part, "role")
-    if not isinstance(part.value.get("content"), list):
-        return Message(role, records.text(part, "content"))
-    pieces = _parts(part, "content")  # [{"type": "text", "text": "..."}]
-    return Message(role, "".join(records.text(piece, "text") for piece in pieces))
+    """A message under OpenAI's names, or ShareGPT's."""
+    who = "from" if "from" in part.value else "role"
+    what = "value" if "value" in part.value else "content"
+    role = _role(part, who)
+    return reading.read(part.value, part.origin, who, what)._replace(role=role)
 
 
 # --- Trees -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxlm.core.batch import Batch
-from jaxlm.data import loader, pack
+from jaxlm.data import loader, pack, tally
 
 
 class Rows(Protocol):
@@ -42,11 +42,12 @@ class Packed:
 
 class Split(NamedTuple):
     """What is trained on, what is held out (None if nothing is), and the facts that decide both:
-    with (seed, step) they decide every batch. facts are JSON."""
+    with (seed, step) they decide every batch. facts are JSON. tally: what became of the source."""
 
     train: Rows
     val: Rows | None
     facts: dict[str, Any]
+    tally: tally.Tally
 
 
 class Steps:

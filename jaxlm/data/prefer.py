@@ -7,6 +7,7 @@ response is never cut; a record with one that does not fit is left out. What is 
 is counted and named in the facts of the Split, which a run writes to env.json.
 """
 
+import collections
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import numpy as np
 
 from jaxlm.core import batch
 from jaxlm.data import examples, rankings, records, source, template, tokenizers
+from jaxlm.data.tally import Tally
 from jaxlm.data.tokenizers import tokenizer as interface
 
 # What is prepared of equal records and settings is equal only while this is.
-_VERSION = 1
+_VERSION = 2
 _NAMED = 8  # records named for each reason
 
 
@@ -66,12 +68,15 @@ def _check(right: bool, field: str, given: object, expected: str) -> None:
 
 
 class Text(NamedTuple):
-    """A prompt and one response: tokens int32[n], of which the first `start` are the prompt's;
-    learnt bool[n], True on the response's tokens that the assistant writes, its end included."""
+    """A prompt and one response: tokens int32[n], of which the first `start` are the prompt's, the
+    same before every response; learnt bool[n], True on the response's tokens that the assistant
+    writes, its end included. apart: why the response does not follow its generation prompt
+    (`writing.Span`)."""
 
     tokens: np.ndarray
     learnt: np.ndarray
     start: int
+    apart: str = ""
 
 
 class Example(NamedTuple):
@@ -131,13 +136,15 @@ def prepare(data: Preferences) -> examples.Split:
     made = template.load(data.template, data.tokenizer)
     kept: dict[str, list[_Read]] = {"train": [], "val": []}
     left: dict[str, list[str]] = {}
+    read = 0
     for record in records.read(data.source):
+        read += 1
         try:
             found = _read(record, made, tokenizer, data)
         except rankings.Unusable as error:
             left.setdefault(str(error), []).append(record.origin)
             continue
-        key = records.key([tuple(message) for message in found.ranking.prompt])
+        key = records.key([message.plain() for message in found.ranking.prompt])
         kept[source.split(key, data.holdout)].append(found)
     if data.format == "labelled":
         kept = {name: _mismatched(rows, made, tokenizer, data) for name, rows in kept.items()}
@@ -157,7 +164,12 @@ def prepare(data: Preferences) -> examples.Split:
         },
     }
     train, val = (Ranked([found.example for found in kept[name]], most, data.seq) for name in kept)
-    return examples.Split(train, val if len(val) else None, facts)
+    apart = collections.Counter(why for found in made_of for why in found.apart)
+    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in made_of)}
+    tally = Tally(
+        "preferences", read, len(train), len(val), cut, counts, dict(sorted(apart.items()))
+    )
+    return examples.Split(train, val if len(val) else None, facts, tally)
 
 
 def encode(
@@ -167,15 +179,34 @@ def encode(
     tokenizer: interface.Tokenizer,
 ) -> list[Text]:
     """The prompt with each response, tokenised once; what the prompt's own assistant turns say is
-    not learnt."""
-    start = len(template.prompt(made, tokenizer, prompt))
+    not learnt.
+
+    Raises: rankings.Unusable where a response has several answers of which the template writes the
+    earlier otherwise once others follow; ValueError as `template.documents`.
+    """
     found = []
     for response in responses:
-        whole = template.encode(made, tokenizer, [*prompt, *response])
-        learnt = whole.answer.copy()
-        learnt[:start] = False
-        found.append(Text(whole.tokens, learnt, start))
-    return found
+        whole = [*prompt, *response]
+        said = [i for i in range(len(prompt), len(whole)) if whole[i].role == "assistant"]
+        texts = template.documents(made, tokenizer, whole, said)
+        if len(texts) > 1:
+            raise rankings.Unusable("the template rewrites an earlier answer of a response")
+        (text,) = texts
+        learnt = np.zeros(len(text.tokens), bool)
+        for span in text.spans:
+            learnt[span.start : span.end] = True
+        found.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
+    start = _common(found)
+    return [text._replace(start=start) for text in found]
+
+
+def _common(texts: Sequence[Text]) -> int:
+    """How many tokens of their prompt all texts begin with."""
+    size = min(text.start for text in texts)
+    same = np.ones(size, bool)
+    for text in texts:
+        same &= text.tokens[:size] == texts[0].tokens[:size]
+    return size if same.all() else int(np.argmin(same))
 
 
 def fit(texts: Sequence[Text], seq: int) -> tuple[Text, ...]:
@@ -191,7 +222,7 @@ def fit(texts: Sequence[Text], seq: int) -> tuple[Text, ...]:
         raise rankings.Unusable(f"a response is too long for data.seq={seq}")
     keep = np.r_[0, np.arange(1 + over, max(len(text.tokens) for text in texts))]
     return tuple(
-        Text(text.tokens[at], text.learnt[at], text.start - over)
+        Text(text.tokens[at], text.learnt[at], text.start - over, text.apart)
         for text in texts
         for at in [keep[keep < len(text.tokens)]]
     )
@@ -201,6 +232,11 @@ class _Read(NamedTuple):
     ranking: rankings.Ranking
     example: Example
     cut: bool
+
+    @property
+    def apart(self) -> list[str]:
+        """Why responses do not follow their generation prompt, one for each that does not."""
+        return [text.apart for text in self.example.texts if text.apart]
 
 
 def _read(
@@ -225,6 +261,7 @@ def _example(
     seq: int,
 ) -> tuple[Example, bool]:
     """The example of a ranking, and whether its prompt was cut."""
+    made = template.given(made, ranking.variables)
     whole = encode(ranking.prompt, ranking.responses, made, tokenizer)
     if not all(text.learnt.any() for text in whole):
         raise rankings.Unusable("a response has no token that the assistant writes")
@@ -269,7 +306,7 @@ def _facts(
     return {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": records.digest([made.source]),
+        "template": records.digest([made.identity]),
         "holdout": data.holdout,
         "format": data.format,
         "seq": data.seq,

@@ -4,12 +4,13 @@
     {"messages": [{"role": "user", "content": "12 + 30 ="}], "answer": "42"}
 
 A prompt is a string or a list of messages, and ends where the assistant is to speak: an assistant's
-message at the end of `messages` is left out, so that records to imitate serve as prompts too. All
-other fields are the reward's business. Every prompt is tokenised once, by the template.
+message at the end of `messages` is left out, so that records to imitate serve as prompts too. A
+field `system` holds the system message, if there is one; `tools`, `documents` and
+`chat_template_kwargs` go to the chat template. All other fields are the reward's business. Every
+prompt is tokenised once, by the template.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,10 +18,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxlm.core import batch
-from jaxlm.data import examples, records, source, template, tokenizers
+from jaxlm.data import examples, messages, records, source, template, tokenizers
+from jaxlm.data.messages import Message
+from jaxlm.data.tally import Tally
+from jaxlm.data.tokenizers import tokenizer as interface
 
 # What is prepared of equal records and settings is equal only while this is.
-_VERSION = 1
+_VERSION = 2
 _NAMED = 8  # records named that were left out
 
 
@@ -135,17 +139,18 @@ def prepare(data: Prompts) -> examples.Split:
     layout = template.load(data.template, data.tokenizer)
     kept: dict[str, list[Asked]] = {"train": [], "val": []}
     long: list[str] = []
+    read = 0
     for record in records.read(data.source):
+        read += 1
         said = _said(data, record)
         text = said[-1].text
-        asked = template.Message("user", f"{data.before}{text}{data.after}")
-        tokens = template.prompt(layout, tokenizer, [*said[:-1], asked])
+        tokens = _tokens(data, layout, tokenizer, record, said)
         if len(tokens) > data.seq:
             long.append(f"{record.origin} ({len(tokens)} tokens)")
             continue
         # as conversations are split, so that a prompt is held out of both or of neither
         first = itertools.takewhile(lambda message: message.role != "assistant", said)
-        key = records.key([tuple(message) for message in first])
+        key = records.key([message.plain() for message in first])
         found = Asked(np.asarray(tokens, np.int32), text, record.value, record.origin)
         kept[source.split(key, data.holdout)].append(found)
     if long and data.long == "refuse":
@@ -161,7 +166,7 @@ def prepare(data: Prompts) -> examples.Split:
     facts = {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": records.digest([layout.source]),
+        "template": records.digest([layout.identity]),
         "field": data.field,
         "before": data.before,
         "after": data.after,
@@ -173,10 +178,29 @@ def prepare(data: Prompts) -> examples.Split:
         "too_long_first": long[:_NAMED],
     }
     train, val = (Rows(part, data.seq) for part in kept.values())
-    return examples.Split(train, val if len(val) else None, facts)
+    left = {f"longer than data.seq={data.seq}": len(long)}
+    tally = Tally("prompts", read, len(train), len(val), {}, left)
+    return examples.Split(train, val if len(val) else None, facts, tally)
 
 
-def _said(data: Prompts, record: records.Record) -> list[template.Message]:
+def _tokens(
+    data: Prompts,
+    layout: template.Template,
+    tokenizer: interface.Tokenizer,
+    record: records.Record,
+    said: Sequence[Message],
+) -> np.ndarray:
+    """The tokens of a prompt. Raises: ValueError naming the record that the template refuses."""
+    asked = said[-1]._replace(text=f"{data.before}{said[-1].text}{data.after}")
+    try:
+        layout = template.given(layout, messages.variables(record))
+        return template.prompt(layout, tokenizer, [*said[:-1], asked])
+    except ValueError as error:
+        where = "" if str(error).startswith(record.origin) else f"{record.origin}: "
+        raise ValueError(f"{where}{error}") from error
+
+
+def _said(data: Prompts, record: records.Record) -> tuple[Message, ...]:
     """The messages that a record asks with, as it has them."""
     names = ("prompt", "messages", "question") if data.field is None else (data.field,)
     name = next((n for n in names if n in record.value), None)
@@ -184,7 +208,7 @@ def _said(data: Prompts, record: records.Record) -> list[template.Message]:
         raise records.missing(record, *names)
     value = record.value[name]
     if isinstance(value, str):
-        found = [template.Message("user", records.text(record, name))]
+        found = [Message("user", records.text(record, name))]
     else:
         found = _conversation(value, f"{record.origin}: field {name!r}")
     if found[-1].role == "assistant":
@@ -194,22 +218,11 @@ def _said(data: Prompts, record: records.Record) -> list[template.Message]:
             f"{record.origin}: field {name!r} must end with what a user says; its roles are "
             f"{[m.role for m in found]}"
         )
-    return found
+    return messages.with_system(record, found)
 
 
-def _conversation(value: Any, where: str) -> list[template.Message]:
+def _conversation(value: Any, where: str) -> list[Message]:
     """The messages of [{"role": ..., "content": ...}, ...]."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where} holds a {type(value).__name__}; a string or messages are needed")
-    found = []
-    for number, message in enumerate(value):
-        parts = message if isinstance(message, dict) else {}
-        role, text = parts.get("role"), parts.get("content")
-        if not isinstance(role, str) or not isinstance(text, str):
-            shown = json.dumps(message, ensure_ascii=False)[:60]
-            raise ValueError(
-                f"{where}, message {number}: {shown} given; an object with a 'role' and a "
-                "'content', both strings, is needed"
-            )
-        found.append(template.Message(role, source.text(text, "content", where)))
-    return found
+    return [messages.read(part, f"{where}, message {i}") for i, part in enumerate(value)]

@@ -7,8 +7,10 @@
     ranked     {prompt, responses, ranks or scores}  k responses (InstructGPT)
     labelled   {prompt, completion, label}           one response, desirable or not (KTO)
 
-A prompt or response is a string or a list of {role, content} messages; `chosen` and `rejected` may
-repeat the prompt's messages, and need no `prompt` where they do.
+A prompt or response is a string or a list of {role, content} messages. A response may be the whole
+conversation, with its system message and earlier turns; `chosen` and `rejected` then need no
+`prompt`. `system` may hold the system message; `tools`, `documents` and `chat_template_kwargs` go
+to the chat template (messages.py).
 """
 
 import math
@@ -16,8 +18,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from jaxlm.data import messages as reading
 from jaxlm.data import records, source
-from jaxlm.data.template import Message
+from jaxlm.data.messages import Message
 
 Format = Literal["pair", "hh", "compared", "ranked", "labelled"]
 
@@ -28,7 +31,8 @@ class Ranking(NamedTuple):
     """prompt: what is responded to. responses: what follows it, each ending with an assistant's
     message. rank: 0 is the best, equals a tie. preference: the probability that the ranking holds.
     score: a rating of each response, 0 where there is none. labelled: whether rank is instead
-    whether the one response is undesirable."""
+    whether the one response is undesirable. variables: what the template is given besides
+    messages."""
 
     prompt: Turns
     responses: tuple[Turns, ...]
@@ -36,6 +40,7 @@ class Ranking(NamedTuple):
     preference: float = 1.0
     score: tuple[float, ...] = ()
     labelled: bool = False
+    variables: dict[str, Any] = {}
 
 
 class Unusable(ValueError):
@@ -50,7 +55,9 @@ def read(record: records.Record, format: Format | None) -> Ranking:
     missing field or a value that means nothing.
     """
     found = read_format(record) if format is None else format
-    return _READERS[found](record)
+    ranking, variables = _READERS[found](record), reading.variables(record)
+    prompt = reading.with_system(record, ranking.prompt)
+    return ranking._replace(prompt=prompt, variables=variables)
 
 
 def asked(record: records.Record) -> list[tuple[Turns, Turns]]:
@@ -61,9 +68,11 @@ def asked(record: records.Record) -> list[tuple[Turns, Turns]]:
     """
     prompt = _turns(record, "prompt", "user")
     if "responses" in record.value:
-        return [(prompt, response) for response in _responses(record, prompt)]
-    name = "completion" if "completion" in record.value else "response"
-    return [(prompt, _without(prompt, _turns(record, name, "assistant")))]
+        prompt, responses = _responses(record, prompt)
+    else:
+        name = "completion" if "completion" in record.value else "response"
+        prompt, responses = _apart(record, prompt, {name: _turns(record, name, "assistant")})
+    return [(reading.with_system(record, prompt), response) for response in responses]
 
 
 def read_format(record: records.Record) -> Format:
@@ -98,12 +107,15 @@ _FIELDS: dict[Format, set[str]] = {
 
 
 def _pair(record: records.Record) -> Ranking:
-    chosen, rejected = (_turns(record, name, "assistant") for name in ("chosen", "rejected"))
+    given = {name: _turns(record, name, "assistant") for name in ("chosen", "rejected")}
     if "prompt" in record.value:
-        prompt = _turns(record, "prompt", "user")
-        chosen, rejected = (_without(prompt, x) for x in (chosen, rejected))
+        prompt, (chosen, rejected) = _apart(record, _turns(record, "prompt", "user"), given)
+        if (
+            chosen[:1] == rejected[:1]
+        ):  # earlier turns of both, which say nothing of which is better
+            prompt, chosen, rejected = _parted(record, prompt + chosen, prompt + rejected)
     else:
-        prompt, chosen, rejected = _parted(record, chosen, rejected)
+        prompt, chosen, rejected = _parted(record, *given.values())
     return _ranking(record, prompt, (chosen, rejected), (0, 1), score=_margin(record))
 
 
@@ -116,7 +128,8 @@ def _hh(record: records.Record) -> Ranking:
 def _compared(record: records.Record) -> Ranking:
     prompt = _turns(record, "prompt", "user")
     names = ("response_a", "response_b")
-    responses = tuple(_without(prompt, _turns(record, name, "assistant")) for name in names)
+    both = {name: _turns(record, name, "assistant") for name in names}
+    prompt, responses = _apart(record, prompt, both)
     given = record.value.get("preference")
     if isinstance(given, str) and given.lower() in _NAMES:
         b = _NAMES[given.lower()]
@@ -137,8 +150,7 @@ _NAMES = {"a": 0.0, "response_a": 0.0, "b": 1.0, "response_b": 1.0, "tie": 0.5, 
 
 
 def _ranked(record: records.Record) -> Ranking:
-    prompt = _turns(record, "prompt", "user")
-    responses = _responses(record, prompt)
+    prompt, responses = _responses(record, _turns(record, "prompt", "user"))
     if len(responses) < 2:
         raise Unusable("there is one response")
     kind = "ranks" if "ranks" in record.value else "scores"
@@ -157,19 +169,19 @@ def _ranked(record: records.Record) -> Ranking:
     return _ranking(record, prompt, responses, rank, score=score)
 
 
-def _responses(record: records.Record, prompt: Turns) -> tuple[Turns, ...]:
+def _responses(record: records.Record, prompt: Turns) -> tuple[Turns, tuple[Turns, ...]]:
     given = record.value.get("responses")
     if not isinstance(given, list) or not given:
         raise ValueError(f"{record.origin}: responses: {given!r} given; a list is needed")
-    return tuple(
-        _without(prompt, _messages(record, f"responses[{i}]", value, "assistant"))
-        for i, value in enumerate(given)
-    )
+    names = [f"responses[{i}]" for i in range(len(given))]
+    pairs = zip(names, given)
+    turns = {name: _messages(record, name, value, "assistant") for name, value in pairs}
+    return _apart(record, prompt, turns)
 
 
 def _labelled(record: records.Record) -> Ranking:
-    prompt = _turns(record, "prompt", "user")
-    response = _without(prompt, _turns(record, "completion", "assistant"))
+    given = {"completion": _turns(record, "completion", "assistant")}
+    prompt, (response,) = _apart(record, _turns(record, "prompt", "user"), given)
     label = record.value.get("label")
     if not (isinstance(label, bool) or label in (0, 1)):
         raise ValueError(
@@ -229,18 +241,25 @@ def _messages(record: records.Record, name: str, value: Any, role: str) -> Turns
 
 
 def _message(record: records.Record, name: str, value: Any) -> Message:
-    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
-        raise ValueError(
-            f"{record.origin}: {name}: {value!r} given; a message is {{role, content}}"
-        )
-    role, text = (source.text(value[x], f"{name}.{x}", record.origin) for x in ("role", "content"))
-    return Message(role, text)
+    return reading.read(value, f"{record.origin}: {name}")
 
 
-def _without(prompt: Turns, response: Turns) -> Turns:
-    """The response without the prompt's messages, where it repeats them."""
-    repeats = len(response) > len(prompt) and response[: len(prompt)] == prompt
-    return response[len(prompt) :] if repeats else response
+def _apart(
+    record: records.Record, prompt: Turns, given: dict[str, Turns]
+) -> tuple[Turns, tuple[Turns, ...]]:
+    """The prompt of all responses, and each without it. Where one is a whole conversation, its
+    system message and earlier turns are of the prompt.
+
+    Raises: Unusable where they have no prompt in common; ValueError as `messages.joined`.
+    """
+    parts = [reading.joined(prompt, turns, f"{record.origin}: {n}") for n, turns in given.items()]
+    longest = max((part.prompt for part in parts), key=len)
+    for name, part in zip(given, parts):
+        if part.prompt != longest and part.prompt != prompt:
+            raise Unusable("the responses are to different prompts")
+        if part.prompt == prompt != longest and given[name][:1] != part.response[:1]:
+            raise Unusable("the responses are to different prompts")
+    return longest, tuple(part.response for part in parts)
 
 
 def _parted(record: records.Record, a: Turns, b: Turns) -> tuple[Turns, Turns, Turns]:

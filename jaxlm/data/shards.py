@@ -372,9 +372,9 @@ def verify_cached(folder: pathlib.Path) -> None:
     touched after the manifest, the last file to be written. Raises: ValueError naming the first
     file that is missing or not what was written."""
     facts, written = manifest.read(folder), (folder / manifest.FILE).stat().st_mtime_ns
-    for name, split in facts.splits.items():
-        shards = open_shards(str(folder), name, facts.tokenizer)
-        files = [folder / file.file for file in (split.lengths, *split.shards)]
+    for name in (name for name in SPLITS if name in facts.splits):
+        shards, part = open_shards(str(folder), name, facts.tokenizer), facts.splits[name]
+        files = [folder / file.file for file in (part.lengths, *part.shards)]
         if any(file.stat().st_mtime_ns > written for file in files):
             shards.verify()
 

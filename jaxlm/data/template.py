@@ -8,24 +8,27 @@
              Yes <|im_end|> \\n
              1   1          0
 
-A template renders text. The text is cut at the special tokens that the template wrote, and where
-the assistant begins and ends; every part between two cuts is encoded once. So
+A template renders text, and the text is encoded as a whole (segments.py): the ids of a conversation
+are those that transformers gives it. Then
 
-- what stands before an answer is, token for token, the prompt that generation starts from;
-- no token lies across the edge of an answer, and the mask never looks at ids;
+- an answer begins behind the template's own generation prompt and ends with the last special token
+  of its turn, which is learnt too; a template with {% generation %} blocks says both itself;
+- a token with a character of the answer is the answer's, those on its edges too. What stands before
+  it is the prompt that generation starts from, token for token, unless the tokenizer joins the end
+  of the prompt with the beginning of the answer (`writing.Span.apart`);
 - a special token's name that somebody typed is text: only the template can write special tokens.
 
-Where the assistant begins: behind the template's own generation prompt. Where it ends: behind the
-last special token of its turn, which is learnt too. A template with {% generation %} blocks says
-both itself, as in transformers.
+A template may write an answer otherwise once others follow: those of reasoning models leave earlier
+thoughts out. Such an answer is learnt in a text that ends with it, as it is sampled (`documents`).
 """
 
+import datetime
 import difflib
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -36,29 +39,33 @@ import jinja2.sandbox
 import numpy as np
 
 from jaxlm.core import json_file
-from jaxlm.data import turns
+from jaxlm.data import messages as reading
+from jaxlm.data import reads, turns, writing
+from jaxlm.data.messages import ROLES, Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
-ROLES = ("system", "user", "assistant")
 OWN = "tokenizer"
-_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-class Message(NamedTuple):
-    """What one role says: "system", "user" or "assistant"."""
-
-    role: str
-    text: str
+CLOCK = "clock"  # the variable that sets the date
+_TODAY = "2025-01-01"
+_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class Template(NamedTuple):
     """name: as it was asked for. source: Jinja. needs: special tokens that a tokenizer must have.
-    between: what stands between an instruction and the text that it is about."""
+    between: what stands between an instruction and the text that it is about. variables: what it
+    is given besides messages."""
 
     name: str
     source: str
     needs: tuple[str, ...] = ()
     between: str = "\n\n"
+    variables: Mapping[str, Any] = {}
+
+    @property
+    def identity(self) -> str:
+        """What decides the text that it makes of messages."""
+        said = json.dumps(self.variables, sort_keys=True) if self.variables else ""
+        return f"{self.source}{said}"
 
 
 class Encoded(NamedTuple):
@@ -69,40 +76,57 @@ class Encoded(NamedTuple):
     answer: np.ndarray
 
 
-class Written(NamedTuple):
-    """A conversation: tokens int32[n], and from where to where each turn of the assistant goes."""
-
-    tokens: np.ndarray
-    spans: list[tuple[int, int]]
-
-
 def load(name: str, tokenizer: str) -> Template:
     """The template of a name (turns.LAYOUTS), of a file *.jinja, or, for "tokenizer", the one in
-    the files of the tokenizer that goes by this name or path.
+    the files of the tokenizer that goes by this name or path. Variables may follow the name, as in
+    "tokenizer?enable_thinking=false&clock=2025-06-01"; what is no JSON is a string.
 
     Raises: ValueError or FileNotFoundError naming what was given and what would do.
     """
-    if name in turns.LAYOUTS:
-        return Template(name, *turns.LAYOUTS[name])
-    if name == OWN:
+    base, variables = _split(name)
+    if base in turns.LAYOUTS:
+        return Template(name, *turns.LAYOUTS[base], variables=variables)
+    if base == OWN:
         found = own(tokenizer)
         if found is None:
             raise ValueError(
                 f"template {OWN!r}: there is no chat_template beside the tokenizer {tokenizer!r} "
                 f"(chat_template.jinja, tokenizer_config.json); name one of {[*turns.LAYOUTS]}"
             )
-        return Template(name, found)
-    if not name.endswith(".jinja"):
-        near = difflib.get_close_matches(name, [*turns.LAYOUTS, OWN], n=1)
+        return Template(name, found, variables=variables)
+    if not base.endswith(".jinja"):
+        near = difflib.get_close_matches(base, [*turns.LAYOUTS, OWN], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"template {name!r}: expected one of {[*turns.LAYOUTS]}, {OWN!r} for the tokenizer's "
             f"own, or a file that ends in .jinja{hint}"
         )
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(base).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"template {name!r}: no such file")
-    return Template(name, path.read_text("utf-8"))
+    return Template(name, path.read_text("utf-8"), variables=variables)
+
+
+def _split(name: str) -> tuple[str, dict[str, Any]]:
+    """The name without its variables, and these."""
+    base, mark, query = name.partition("?")
+    found: dict[str, Any] = {}
+    for part in query.split("&") if mark else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(
+                f"template {name!r}: {part!r} is no variable; NAME=VALUE is needed, joined by '&'"
+            )
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    if CLOCK in found:
+        try:
+            found[CLOCK] = datetime.date.fromisoformat(str(found[CLOCK])).isoformat()
+        except ValueError as error:
+            raise ValueError(f"template {name!r}: {CLOCK}: {error}") from error
+    return base, found
 
 
 def own(tokenizer: str) -> str | None:
@@ -125,32 +149,54 @@ def own(tokenizer: str) -> str | None:
 def encode(
     template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
 ) -> Encoded:
-    """The conversation as tokens, and which of them the assistant writes.
+    """The conversation as tokens, and which of them the assistant writes; not those of messages
+    that the template writes otherwise because of later ones.
 
-    Raises: ValueError for an unknown role or no message; where the template refuses the messages;
-    where it needs a special token that the tokenizer lacks; where an assistant's turn has no
-    special token at its end; and where a generation prompt is not how the conversation goes on.
+    Raises: ValueError for an unknown role, a field of a message that the template does not read, or
+    no message; where the template refuses the messages; where it needs a special token that the
+    tokenizer lacks; where an assistant's turn has no special token at its end; and where a
+    generation prompt is not how the conversation goes on.
     """
-    written = answers(template, tokenizer, messages)
+    writer = _writer(template, tokenizer, messages)
+    turns_ = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    written = writer.written(len(messages), [i for i in turns_ if writer.stays(i, len(messages))])
     answer = np.zeros(len(written.tokens), bool)
-    for start, end in written.spans:
-        answer[start:end] = True
+    for span in written.spans:
+        answer[span.start : span.end] = True
     return Encoded(written.tokens, answer)
 
 
-def answers(
-    template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
-) -> Written:
-    """As `encode`, with what the assistant writes turn by turn."""
-    return _Writer(template, tokenizer, messages).written(False)
+def documents(
+    template: Template,
+    tokenizer: tokenizers.Tokenizer,
+    messages: Sequence[Message],
+    learnt: Sequence[int],
+) -> list[writing.Written]:
+    """The texts from which the assistant's messages of these numbers are learnt, each in one: the
+    conversation up to the last of them, and, for those that the template writes otherwise once
+    others follow, the conversation up to there.
+
+    Raises: ValueError as `encode`, and where the template leaves out part of what is learnt.
+    """
+    writer = _writer(template, tokenizer, messages)
+    found, rest = [], sorted(learnt)
+    while rest:
+        count = rest[-1] + 1
+        here = [i for i in rest if writer.stays(i, count)]
+        for number in here:
+            writer.check_complete(number)
+        found.append(writer.written(count, here))
+        rest = [i for i in rest if i not in here]
+    return found[::-1]
 
 
 def prompt(
     template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
 ) -> np.ndarray:
     """int32[n]: what stands before the assistant's next message. `encode` of the conversation with
-    that message begins with it. Raises: ValueError as `encode`."""
-    return _Writer(template, tokenizer, messages).written(True).tokens
+    that message begins with it, unless its `Span` is apart. Raises: ValueError as `encode`."""
+    text, _ = (writer := _writer(template, tokenizer, messages)).text(len(messages), True)
+    return np.array(writer.tokens(text).ids, np.int32)
 
 
 def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -160,146 +206,36 @@ def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...
     return tuple(dict.fromkeys((last, tokenizer.special["eos"])))
 
 
+def given(template: Template, variables: Mapping[str, Any]) -> Template:
+    """The template with more variables: a record's tools, say."""
+    return template._replace(variables={**template.variables, **variables})
+
+
 def portable(template: Template) -> str:
-    """The Jinja source as transformers runs it, which has no `begin`."""
-    if template.name not in turns.LAYOUTS:
-        return template.source
-    return "{%- set begin = bos_token if bos_token else eos_token -%}" + template.source
+    """The Jinja source as transformers runs it, which has no `begin`, and where the template's
+    variables are defaults."""
+    source, base = template.source, _split(template.name)[0]
+    if base in turns.LAYOUTS:
+        source = "{%- set begin = bos_token if bos_token else eos_token -%}" + source
+    for name, value in template.variables.items():
+        if name == CLOCK:
+            continue  # transformers has a clock of its own
+        # Jinja knows JSON's true, false and none, and its strings, but not null
+        said = "none" if value is None else json.dumps(value)
+        source = (
+            f"{{%- if {name} is not defined -%}}{{%- set {name} = {said} -%}}{{%- endif -%}}"
+            + (source)
+        )
+    return source
 
 
-# --- Rendered text and its parts -------------------------------------------------------------
-
-
-class _Writer:
-    """The messages of one conversation under one template.
-
-    A special token's name in a message gets a character of its own inside while the template runs,
-    which no message has: what the template wrote is found by name, and the character goes again.
-    """
-
-    def __init__(
-        self, template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
-    ):
-        _check(template, tokenizer, messages)
-        self._template, self._tokenizer = template, tokenizer
-        self._marks = tokenizer.marks
-        longest = sorted(self._marks, key=len, reverse=True)
-        self._written = re.compile("|".join(map(re.escape, longest)))
-        said = "".join(message.text for message in messages)
-        private = (chr(i) for i in range(0xF0000, 0xFFFFE))
-        self._typed, self._open, self._close = [c for c, _ in zip(_absent(private, said), "123")]
-        self._messages = [{"role": m.role, "content": self._typed_by_hand(m)} for m in messages]
-
-    def _typed_by_hand(self, message: Message) -> str:
-        def split(found: re.Match[str]) -> str:
-            return f"{found.group()[0]}{self._typed}{found.group()[1:]}"
-
-        return self._written.sub(split, message.text)
-
-    def text(self, count: int, ask: bool) -> tuple[str, list[tuple[int, int]] | None]:
-        """(what the template makes of the first `count` messages, its {% generation %} blocks or
-        None if it has none). ask: with the generation prompt."""
-        ids = {mark.id: name for name, mark in reversed(self._marks.items())}
-        special = self._tokenizer.special
-        names = {f"{role}_token": ids.get(i) for role, i in special.items() if role in _ENDS}
-        marks = {"_open": self._open, "_close": self._close}
-        try:
-            whole = _compiled(self._template.source).render(
-                messages=self._messages[:count],
-                add_generation_prompt=ask,
-                begin=ids[tokenizers.begin(self._tokenizer)],
-                tools=None,
-                documents=None,
-                raise_exception=_refuse,
-                **names,
-                **marks,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(f"template {self._template.name!r}: {error}") from error
-        if not _BLOCK.search(self._template.source):
-            return whole, None
-        parts = re.split(f"[{self._open}{self._close}]", whole)
-        ends = np.cumsum([len(part) for part in parts]).tolist()
-        return "".join(parts), list(zip(ends[0::2], ends[1::2]))
-
-    def starts(self, text: str) -> dict[int, int]:
-        """{assistant's message: where in the text of all messages it begins}."""
-        found = {}
-        for i, message in enumerate(self._messages):
-            if message["role"] != "assistant":
-                continue
-            start, _ = self.text(i, True)
-            if not text.startswith(start):
-                raise ValueError(
-                    f"template {self._template.name!r}: what it writes before message {i} depends "
-                    f"on later messages: asked for a response it ends in {start[-40:]!r}, in the "
-                    f"conversation there is {text[max(len(start) - 40, 0) : len(start)]!r}"
-                )
-            found[i] = len(start)
-        return found
-
-    def ends(self, text: str, starts: dict[int, int]) -> list[tuple[int, int]]:
-        """Where the assistant writes, by what is special: behind a prompt, up to the last special
-        token of the turn."""
-        found = []
-        for i, start in starts.items():
-            end = len(_shared(self.text(i + 1, False)[0], text))
-            special = [m.end() for m in self._written.finditer(text, start, end)]
-            found.append((start, self._last(special, i)))
-        return found
-
-    def closed(self, text: str, blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The template's own blocks, if each ends with a special token."""
-        for i, (start, end) in enumerate(blocks):
-            special = [m.end() for m in self._written.finditer(text, start, end)]
-            self._last([at for at in special if not text[at:end].strip()], i)
-        return blocks
-
-    def _last(self, ends: list[int], number: int) -> int:
-        if not ends:
-            raise ValueError(
-                f"template {self._template.name!r}: no special token ends the assistant's turn "
-                f"({number}), so where to stop would not be learnt; write {{{{ eos_token }}}} "
-                "behind it, inside its {% generation %} block if it has one"
-            )
-        return ends[-1]
-
-    def written(self, ask: bool) -> Written:
-        """The tokens of all messages; ask: with the generation prompt behind them."""
-        text, blocks = self.text(len(self._messages), ask)
-        starts = self.starts(text)
-        spans = self.ends(text, starts) if blocks is None else self.closed(text, blocks)
-        special = {m.start(): m.end() for m in self._written.finditer(text)}
-        behind = {end: start for start, end in special.items()}
-        edges = {0, len(text), *starts.values()}
-        edges |= {edge for pair in (*spans, *special.items()) for edge in pair}
-        cuts = sorted(edges)
-        ids: list[int] = []
-        at = {0: 0}  # {place in the text: place among the tokens}
-        for start, end in zip(cuts, cuts[1:]):
-            ids += self._part(text, start, end, special, behind)
-            at[end] = len(ids)
-        return Written(np.array(ids, np.int32), [(at[a], at[b]) for a, b in spans])
-
-    def _part(
-        self, text: str, start: int, end: int, special: dict[int, int], behind: dict[int, int]
-    ) -> list[int]:
-        """The ids between two cuts. special: {where a special token is: where it ends}; behind:
-        the other way."""
-        if start in special:
-            return [self._marks[text[start:end]].id]
-        before = behind.get(start)
-        piece = text[start:end].replace(self._typed, "")
-        if before is not None and self._marks[text[before:start]].right:
-            piece = piece.lstrip()
-        if end in special and self._marks[text[end : special[end]]].left:
-            piece = piece.rstrip()
-        if start == 0 or (before is not None and self._tokenizer.restarts):
-            return self._tokenizer.encode(piece)
-        return tokenizers.encode_on(self._tokenizer, piece)
-
-
-_ENDS = ("bos", "eos", "pad", "unk")
+def _writer(
+    template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
+) -> writing.Writer:
+    _check(template, tokenizer, messages)
+    render = functools.partial(_render, template)
+    blocks = _BLOCK.search(template.source) is not None
+    return writing.Writer(template.name, render, tokenizer, messages, template.variables, blocks)
 
 
 def _check(
@@ -313,23 +249,26 @@ def _check(
         )
     if not messages:
         raise ValueError("a conversation needs at least one message")
+    known = _reads(template.source)
+    names = {"strftime_now" if name == CLOCK else name: name for name in template.variables}
+    if unread := [given for name, given in names.items() if name not in known.variables]:
+        raise ValueError(
+            f"template {template.name!r} does not read {unread[0]!r}, which would be lost; take "
+            "one that does, such as the model's own, or leave it out"
+        )
     for number, message in enumerate(messages):
-        if message.role not in ROLES:
+        if message.role not in (*ROLES, *known.words):
             raise ValueError(
-                f"message {number}: role {message.role!r} is unknown; expected one of {list(ROLES)}"
+                f"message {number}: role {message.role!r} is unknown to template "
+                f"{template.name!r}; expected one of {list(ROLES)}, or a template that knows it"
             )
-
-
-def _absent(letters: Iterator[str], text: str) -> Iterator[str]:
-    return (c for c in letters if c not in text)
-
-
-def _shared(a: str, b: str) -> str:
-    """What two texts both begin with."""
-    size = min(len(a), len(b))
-    if a[:size] == b[:size]:
-        return a[:size]
-    return a[: next(i for i in range(size) if a[i] != b[i])]
+        lost = [] if known.whole else reading.unread(message, known.fields)
+        if lost:
+            raise ValueError(
+                f"message {number}: template {template.name!r} does not read the field {lost[0]!r} "
+                f"of {message.role!r} messages, which would be lost; take a template that does, "
+                "such as the model's own, or leave the field out"
+            )
 
 
 # --- Jinja -----------------------------------------------------------------------------------
@@ -351,21 +290,62 @@ class _Generation(jinja2.ext.Extension):
         return [first, *body, last]
 
 
+def _render(template: Template, context: dict[str, Any]) -> str:
+    """The text that a template makes of a context. Raises: ValueError where it refuses it."""
+    more = {"tools": None, "documents": None, "raise_exception": _refuse} | _clock(template)
+    try:
+        return _compiled(template.source).render(more | context)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"template {template.name!r}: {error}") from error
+
+
+def _clock(template: Template) -> dict[str, Any]:
+    """`strftime_now` at a date that stands still: what is trained on must not depend on the day. A
+    template that asks whether there is a clock is told that there is none, unless a date is
+    given."""
+    if CLOCK not in template.variables and "strftime_now" in _reads(template.source).guarded:
+        return {}
+    today = datetime.datetime.fromisoformat(template.variables.get(CLOCK, _TODAY))
+    return {"strftime_now": today.strftime}
+
+
 @functools.lru_cache(16)
 def _compiled(source: str) -> jinja2.Template:
-    """A template in a sandbox, with what transformers gives to templates, except the date: what is
-    trained on must not depend on the day."""
+    """A template in a sandbox, with what transformers gives to templates."""
+    return _environment().from_string(source)
+
+
+@functools.lru_cache(16)
+def _reads(source: str) -> reads.Reads:
+    """What a template reads. Raises: ValueError for one that is no Jinja."""
+    try:
+        return reads.of(_environment().parse(source))
+    except jinja2.TemplateError as error:
+        raise ValueError(f"template: {error}") from error
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    return environment.from_string(source)
+    return environment
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> None:

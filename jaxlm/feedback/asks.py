@@ -10,8 +10,9 @@ import collections
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxlm.data import records, source
-from jaxlm.data.template import ROLES, Message
+from jaxlm.data import messages as reading
+from jaxlm.data import records
+from jaxlm.data.messages import Message
 
 Messages = tuple[Message, ...]
 
@@ -34,7 +35,7 @@ def read(name: str) -> list[Ask]:
     name_of, found = Names(), []
     for record in records.read(name):
         said = messages(record)
-        found.append(Ask(name_of([list(m) for m in said]), said, record))
+        found.append(Ask(name_of([m.plain() for m in said]), said, record))
     if not found:
         raise ValueError(f"prompts: {name} holds no record")
     return found
@@ -71,14 +72,19 @@ def messages(record: records.Record) -> Messages:
         raise records.missing(record, "prompt", "messages", "instruction")
     if not found or found[-1].role != "user":
         raise ValueError(f"{record.origin}: the last message must be the user's")
-    return found
+    if variables := reading.variables(record):
+        raise ValueError(
+            f"{record.origin}: field {[*variables][0]!r} is for chat templates, which are given "
+            "messages alone here; leave it out"
+        )
+    return reading.with_system(record, found)
 
 
 def written(said: Sequence[Message]) -> Any:
     """The prompt as records have it: a string, or a list of messages where there are several."""
     if len(said) == 1:
         return said[0].text
-    return [{"role": m.role, "content": m.text} for m in said]
+    return [{"role": m.role, "content": m.text} | m.fields() for m in said]
 
 
 def answered(said: Sequence[Message], answer: str) -> dict[str, Any]:
@@ -97,8 +103,7 @@ def _turns(record: records.Record, field: str) -> Messages:
 
 
 def _message(where: str, given: Any) -> Message:
-    if not isinstance(given, dict) or not {"role", "content"} <= given.keys():
-        raise ValueError(f"{where}: expected an object with role and content, got {given!r:.80}")
-    if given["role"] not in ROLES:
-        raise ValueError(f"{where}: role {given['role']!r} is none of {list(ROLES)}")
-    return Message(given["role"], source.text(given["content"], "content", where))
+    found = reading.read(given, where)
+    if found.role not in (*reading.ROLES, "tool"):
+        raise ValueError(f"{where}: role {found.role!r} is none of {[*reading.ROLES, 'tool']}")
+    return found

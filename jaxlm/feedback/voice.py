@@ -176,10 +176,11 @@ def _choices(
     choices: Sequence[str],
     stops: set[int],
 ) -> list[_Choice]:
-    start = len(template.prompt(chat, tokenizer, conversation))
     found = []
     for choice in choices:
-        whole = template.encode(chat, tokenizer, [*conversation, Message("assistant", choice)])
+        said = [*conversation, Message("assistant", choice)]
+        (whole,) = template.documents(chat, tokenizer, said, [len(conversation)])
+        start = whole.spans[0].start
         # the turn's end is not part of the text: a model that goes on behind "(A)" has chosen, too
         ends = (i for i in range(start, len(whole.tokens)) if int(whole.tokens[i]) in stops)
         end = next(ends, len(whole.tokens))

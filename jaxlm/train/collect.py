@@ -63,6 +63,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
     return Supply(
         facts=found.facts,
         corpus=found.facts | {"source": run.data.source} | rows,
+        tally=found.tally,
         open=collector.open,
         evaluate=None if run.eval_every is None else collector.evaluate,
         positions=lambda step: step * collector.minibatch * collector.width,

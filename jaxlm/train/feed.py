@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm.core import param
+from jaxlm.data.tally import Tally
 from jaxlm.train.step import State
 
 
@@ -36,6 +37,7 @@ class Supply(NamedTuple):
     """The source of a run's batches.
 
     facts: JSON that decides every batch, together with (seed, step). corpus: what env.json says.
+    tally: what became of the source's records.
     open(step, carry) -> a context with the Stream from that step on; carry is what a checkpoint
     held, as `Stream.carry` gave it, {} at step 0. carry: its shapes, {} if none.
     evaluate(state, batches) -> Judged, over the held-out split or its first batches; None if the
@@ -45,6 +47,7 @@ class Supply(NamedTuple):
 
     facts: dict[str, Any]
     corpus: dict[str, Any]
+    tally: Tally
     open: Callable[[int, param.Tree], contextlib.AbstractContextManager[Stream]]
     evaluate: Callable[[State, int | None], Judged] | None
     positions: Callable[[int], int]

@@ -45,8 +45,8 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
     assert run.rollout is not None
     assert isinstance(run.data, prompting.Prompts)
     found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
-    tokenizer = tokenizers.load(run.data.tokenizer)
-    stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
+    layout = template.load(run.data.template, run.data.tokenizer)
+    stop = template.stops(layout, tokenizers.load(run.data.tokenizer))
     new, samples = run.rollout.max_new, run.rollout.samples
     sampler = generate.program(model, objective, max_new=new, stop=stop)
     score = heldout.scorer(objective, run.plan)
@@ -66,8 +66,8 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         clock = time.perf_counter()
         batch = respond(state, order[number - 1], _SAMPLE, number)
         spent = {"generate": time.perf_counter() - clock}
-        tokens = np.float32(batch.weight.sum() / len(batch.weight))
-        return Fed(place.batch(run.plan, batch), {"length": tokens}, spent)
+        length = {"length": np.float32(batch.weight.sum() / len(batch.weight))}
+        return Fed(place.batch(run.plan, batch), length, spent)
 
     @contextlib.contextmanager
     def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
@@ -82,12 +82,12 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         return Judged(record, record["loss"])
 
     rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
-    width = run.data.seq + new
     return Supply(
         facts=found.facts,
         corpus=found.facts | {"source": run.data.source} | rows,
+        tally=found.tally,
         open=opened,
         evaluate=None if run.eval_every is None else evaluate,
-        positions=lambda step: step * run.data.batch * samples * width,
+        positions=lambda step: step * run.data.batch * samples * (run.data.seq + new),
         flops=lambda step: {},
     )

@@ -147,6 +147,9 @@ def begin(
         branch.begin(run, folder, out.warn, out.say)
     program = build(run)
     supply = supplies.of(run, program.model, program.objective)
+    out.say(supply.tally.line())
+    for text_ in supply.tally.warnings():
+        out.warn(text_)
     at = _resume(run, folder, program, supply, primary, out)
     begun = 0 if at is None else int(at.state.step)
     told = start.recorded(folder)

@@ -90,7 +90,7 @@ def attach(run: Run, model: Model, objective: Objective, split: examples.Split) 
 
     train = _rows(run, split.train, folder, "train", reader)
     val = None if split.val is None else _rows(run, split.val, folder, "val", reader)
-    return examples.Split(train, val, split.facts | {"reference": key})
+    return split._replace(train=train, val=val, facts=split.facts | {"reference": key})
 
 
 def _identity(run: Run, begun: dict[str, Any]) -> Any:

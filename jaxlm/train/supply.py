@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.data import examples, kinds, loader, pack, shards, tokenizers
+from jaxlm.data import examples, kinds, loader, pack, shards, tally, tokenizers
 from jaxlm.eval import heldout, perplexity
 from jaxlm.models.model import Model
 from jaxlm.objectives import distill
@@ -84,6 +84,7 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
             "train_tokens": train.tokens,
             "train_bytes": train.bytes,
         },
+        tally=tally.documents(train, val, data.seq),
         open=_opener(
             run.plan, _taught(run, train) if stored else partial(loader.batches, data, train)
         ),
@@ -151,6 +152,7 @@ def _examples(run: Run, model: Model, objective: Objective) -> Supply:
     return Supply(
         facts=found.facts,
         corpus=found.facts | {"source": data.source} | rows,
+        tally=found.tally,
         open=_opener(run.plan, stream),
         evaluate=None if run.eval_every is None else evaluate,
         positions=lambda step: step * data.batch * width,

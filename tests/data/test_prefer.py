@@ -104,7 +104,7 @@ def test_lists_have_ranks_or_scores_with_ties():
         ({"prompt": "p", "responses": ["x", "y"]}, "'ranks' or 'scores'"),
         ({"prompt": "p", "completion": "x", "label": True}, "format='labelled'"),
         ({"chosen": "hello", "rejected": "there"}, "a transcript begins with"),
-        ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "role, content"),
+        ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "no field 'content'"),
     ],
 )
 def test_what_means_nothing_is_refused_with_its_place(value, told):

@@ -15,7 +15,6 @@ class Bytes:
     kind = "bytes"
     vocab = len(_PIECES)
     lossless = True
-    restarts = False
 
     def __init__(self) -> None:
         self.special = dict(_SPECIAL)
@@ -25,6 +24,11 @@ class Bytes:
     def encode(self, text: str) -> list[int]:
         """The text's UTF-8 bytes; escaped bytes (surrogateescape) as themselves."""
         return list(text.encode("utf-8", "surrogateescape"))
+
+    def locate(self, text: str, first: bool) -> tokenizer.Located:
+        """`encode` of a part of a document, with the character of each byte."""
+        ids = self.encode(text)
+        return tokenizer.spread(text, ids, [1] * len(ids))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""

@@ -36,14 +36,17 @@ class HuggingFace:
 
         self.kind, self._text = kind, text
         rules = json.loads(text)
-        text, self._respelled = _unspellable(text, rules, special)
-        self._tokenizer = t = tokenizers.Tokenizer.from_str(text)
+        # what `_text` says, with special tokens that no text spells
+        self._safe, self._respelled = _unspellable(text, rules, special)
+        self._tokenizer = t = tokenizers.Tokenizer.from_str(self._safe)
         t.no_padding()
         t.no_truncation()
-        marks, self.restarts = _marks(t, special)
+        marks, self._restarts = _marks(t, special)
         own = {new: name for name, new in self._respelled.items()}
         self.marks = {own.get(spelling, spelling): mark for spelling, mark in marks.items()}
+        t.post_processor = None  # adds special tokens and trims offsets; ids do not depend on it
         t.encode_special_tokens = True  # the file cannot hold this; a pickle does not keep it
+        self._inner: Any = None  # `t` with the token _BEFORE
         self.special = dict(special)
         self._size = 1 + max(t.get_vocab(with_added_tokens=True).values())
         self.vocab = self._size
@@ -105,6 +108,27 @@ class HuggingFace:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def locate(self, text: str, first: bool) -> tokenizer.Located:
+        """`encode` of a part of a document, with the characters of each id."""
+
+        def locate(part: str, begins: bool) -> tokenizer.Located:
+            return self._locate(part, first or not begins)
+
+        byte_ids = self._byte_ids or self._no_bytes(text)
+        return tokenizer.locate_around(text, tokenizer.ESCAPED, locate, byte_ids)
+
+    def _locate(self, text: str, first: bool) -> tokenizer.Located:
+        if first or self._restarts:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.Located(found.ids, *_columns(found.offsets, 0))
+        if _BEFORE in text:
+            raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
+        # Behind a token, even one that is not special, a text is encoded as behind every other.
+        if self._inner is None:
+            self._inner = _with_token(self._safe, _BEFORE)
+        found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
+        return tokenizer.Located(found.ids[1:], *_columns(found.offsets[1:], len(_BEFORE)))
 
     def _no_bytes(self, text: str) -> list[int]:
         if tokenizer.ESCAPED.search(text):
@@ -175,6 +199,26 @@ def _unspellable(
     added = [t | {"content": new.get(t["content"], t["content"])} for t in rules["added_tokens"]]
     added = [t | {"special": t["special"] or t["content"] in new.values()} for t in added]
     return json.dumps(rules | {"model": model | {"vocab": vocab}, "added_tokens": added}), new
+
+
+_BEFORE = "\U0010fffe\U0010ffff"  # two characters of Unicode that no text has
+
+
+def _with_token(text: str, token: str) -> Any:
+    """The tokenizer of a tokenizer.json with one more token."""
+    import tokenizers
+
+    t = tokenizers.Tokenizer.from_str(text)
+    t.no_padding()
+    t.no_truncation()
+    t.post_processor = None
+    t.encode_special_tokens = True
+    t.add_tokens([tokenizers.AddedToken(token, special=False, normalized=False)])
+    return t
+
+
+def _columns(offsets: Sequence[tuple[int, int]], shift: int) -> tuple[list[int], list[int]]:
+    return [a - shift for a, _ in offsets], [b - shift for _, b in offsets]
 
 
 def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], bool]:

@@ -31,7 +31,6 @@ class Tiktoken:
     """A rank file with its rules. The interface is tokenizer.Tokenizer's. Lossless."""
 
     kind = "tiktoken"
-    restarts = False
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int], vocab: int):
         try:
@@ -60,6 +59,11 @@ class Tiktoken:
         """The ids of the text."""
         encode = self._encoding.encode_ordinary
         return tokenizer.encode_around(text, tokenizer.ESCAPED, encode, self._byte_ids)
+
+    def locate(self, text: str, first: bool) -> tokenizer.Located:
+        """`encode` of a part of a document, with the characters of each id."""
+        ids = self.encode(text)
+        return tokenizer.spread(text, ids, [len(self._pieces[i]) for i in ids])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""

@@ -14,7 +14,9 @@ import pathlib
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from jaxlm.data.tokenizers import tokenizer
 
@@ -43,7 +45,6 @@ class SentencePiece:
             raise ValueError("sentencepiece model without an eos piece: train it with one")
         self.special = named | {k: i for k, i in controls.items() if i not in named.values()}
         self.marks = {p.id_to_piece(i): tokenizer.Mark(i) for i in self.special.values()}
-        self.restarts = True
         self._pieces = [self._piece(i) for i in range(self.vocab)]
         self._byte_ids = self._bytes()
         self.lossless = self._is_lossless()
@@ -89,6 +90,26 @@ class SentencePiece:
         if self.lossless and self._byte_ids is not None:
             return tokenizer.encode_around(text, _ODD, self._processor.encode, self._byte_ids)
         return self._processor.encode(text)
+
+    def locate(self, text: str, first: bool) -> tokenizer.Located:
+        """`encode` of a part of a document, with the characters of each id. As the library encodes
+        parts between control pieces, each is a text of its own."""
+        if self.lossless:
+            ids = self.encode(text)
+            return tokenizer.spread(text, ids, [len(self._pieces[i]) for i in ids])
+        from sentencepiece import sentencepiece_pb2
+
+        proto = self._processor.encode(text, out_type="serialized_proto")
+        text_type: Any = vars(sentencepiece_pb2)["SentencePieceText"]  # which it defines at import
+        pieces = text_type.FromString(proto).pieces
+        widths = [len(letter.encode()) for letter in text]
+        owner = np.repeat(np.arange(len(text)), widths)  # the character of each byte
+        starts = [int(owner[min(p.begin, len(owner) - 1)]) for p in pieces]
+        ends = [
+            int(owner[p.end - 1]) + 1 if p.end > p.begin else start
+            for p, start in zip(pieces, starts)
+        ]
+        return tokenizer.Located([p.id for p in pieces], starts, ends)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""

@@ -20,6 +20,14 @@ class Stream(Protocol):
         ...
 
 
+class Located(NamedTuple):
+    """The ids of a text, and [start, end): the characters that each of them stands for."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
 class Mark(NamedTuple):
     """A special token as a chat template writes it: its id, and whether it takes up the white space
     before (left) and behind it (right)."""
@@ -46,10 +54,15 @@ class Tokenizer(Protocol):
     lossless: bool
     hash: str
     marks: dict[str, Mark]  # special tokens by their spelling: "<|im_end|>", "<eos>"
-    restarts: bool  # text behind a special token is encoded as at the beginning of a text
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text, without bos or eos."""
+        ...
+
+    def locate(self, text: str, first: bool) -> Located:
+        """The ids of a part of a document, with their characters. first: the document begins with
+        the part, whose ids are those of `encode`; else the part follows a special token, and some
+        kinds (LLaMA's) put no space before it."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -82,17 +95,6 @@ def begin(tokenizer: Tokenizer) -> int:
     """
     special = tokenizer.special
     return special["bos"] if "bos" in special else special["eos"]
-
-
-_BEFORE = "\x01"  # a character that no token holds together with what follows it
-
-
-def encode_on(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text that goes on where another stopped: `encode` of it, without the space that
-    some kinds (LLaMA's) put before every text."""
-    before = tokenizer.encode(_BEFORE)
-    after = tokenizer.encode(f"{_BEFORE}{text}")
-    return after[len(before) :] if after[: len(before)] == before else tokenizer.encode(text)
 
 
 def named(special: dict[str, int]) -> dict[str, Mark]:
@@ -171,6 +173,43 @@ def encode_around(
         ids += [byte_ids[b] for b in match.group().encode("utf-8", "surrogateescape")]
         last = match.end()
     return ids + encode(text[last:])
+
+
+def locate_around(
+    text: str, odd: re.Pattern[str], locate: Callable[[str, bool], Located], byte_ids: Sequence[int]
+) -> Located:
+    """`encode_around` with the characters of each id. locate(part, whether the text begins with it)
+    -> the `Located` of a part that has nothing odd."""
+    ids: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
+
+    def add(found: Located, shift: int) -> None:
+        ids.extend(found.ids)
+        starts.extend(start + shift for start in found.starts)
+        ends.extend(end + shift for end in found.ends)
+
+    last = 0
+    for match in odd.finditer(text):
+        add(locate(text[last : match.start()], last == 0), last)
+        for at, letter in enumerate(match.group(), match.start()):
+            spelled = [byte_ids[b] for b in letter.encode("utf-8", "surrogateescape")]
+            add(Located(spelled, [0] * len(spelled), [1] * len(spelled)), at)
+        last = match.end()
+    add(locate(text[last:], last == 0), last)
+    return Located(ids, starts, ends)
+
+
+def spread(text: str, ids: Sequence[int], sizes: Sequence[int]) -> Located:
+    """The characters that each id stands for, where the ids' bytes, `sizes` many each, are those of
+    the text one after another."""
+    widths = [len(letter.encode("utf-8", "surrogateescape")) for letter in text]
+    owner = np.repeat(np.arange(len(text)), widths)  # the character of each byte
+    stops = np.cumsum(sizes, dtype=np.int64)
+    if len(owner) != (stops[-1] if len(stops) else 0):
+        raise ValueError(f"{len(owner)} bytes of text became {stops[-1:]} bytes of tokens")
+    firsts = stops - np.asarray(sizes, np.int64)
+    return Located(list(ids), owner[firsts].tolist(), (owner[stops - 1] + 1).tolist())
 
 
 def join(pieces: Sequence[bytes], ids: Iterable[int]) -> bytes:

@@ -1,0 +1,78 @@
+"""What became of a run's data: counts of what was read, cut and left out, and why."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.data import shards
+
+
+class Tally(NamedTuple):
+    """What became of a source: how many there were of `what`, and how many texts training and
+    evaluation have. By reason: how many were cut, and how many left out. apart: answers that do not
+    follow their generation prompt (`writing.Span`). more: what else is to be said of them."""
+
+    what: str
+    read: int
+    train: int
+    val: int
+    cut: dict[str, int]
+    left: dict[str, int]
+    apart: dict[str, int] = {}
+    more: str = ""
+
+    def line(self) -> str:
+        """One line with every count that is not 0."""
+        kept = f"{self.train:,} to train on" + (f", {self.val:,} held out" if self.val else "")
+        parts = [f"{self.read:,} {self.what} read, {kept}"]
+        for name, counts in (("cut", self.cut), ("left out", self.left)):
+            if reasons := [f"{n:,} ({why})" for why, n in counts.items() if n]:
+                parts.append(f"{name}: {', '.join(reasons)}")
+        parts += [f"{n:,} answers {_APART[name]}" for name, n in self.apart.items() if n]
+        return "data: " + "; ".join([*parts, *([self.more] if self.more else [])])
+
+    def warnings(self) -> list[str]:
+        """What is worth a warning: more than a tenth of the texts cut, or of what was read left
+        out; answers that sampling would not begin as training does."""
+        kept, lost = self.train + self.val, sum(self.left.values())
+        found = [
+            f"data: {n:,} of {kept:,} texts ({n / kept:.0%}) are cut: {why}"
+            for why, n in self.cut.items()
+            if n > kept / 10
+        ]
+        if lost > self.read / 10:
+            why = ", ".join(f"{n:,} {reason}" for reason, n in self.left.items() if n)
+            found.append(
+                f"data: {lost:,} of {self.read:,} {self.what} ({lost / self.read:.0%}) are left "
+                f"out: {why}"
+            )
+        for name, n in self.apart.items():
+            if n > kept / 10:
+                found.append(
+                    f"data: {n:,} answers {_APART[name]}: sampling starts from other tokens than "
+                    "those before these answers"
+                )
+        return found
+
+
+_APART = {
+    "merged": "begin in a token that the end of their prompt is part of",
+    "opened": "do not begin as the template's generation prompt ends (with a thought, say)",
+}
+
+
+def documents(train: shards.Shards, val: shards.Shards | None, seq: int) -> Tally:
+    """The Tally of text: all of it is read, documents longer than a row in several pieces."""
+    sizes = [train.lengths, *([] if val is None else [val.lengths])]
+    long = sum(int((np.asarray(part, np.int64) > seq + 1).sum()) for part in sizes)
+    parts = train.manifest.splits
+    held = parts["val"].documents if "val" in parts else 0
+    return Tally(
+        what="documents",
+        read=train.documents + held,
+        train=train.documents,
+        val=held,
+        cut={},
+        left={},
+        more=f"{long:,} are longer than data.seq={seq} and read in pieces" if long else "",
+    )
