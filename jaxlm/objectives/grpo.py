@@ -55,7 +55,8 @@ Name = Literal[
 class Variant(NamedTuple):
     """advantage: of a response in its group. surrogate: by token, of `level`: the ratio of a token,
     of a response by mean or by sum of its tokens' logarithms. low, high: the clip of the source;
-    None where nothing is clipped that way. counts_ties: whether groups that scored alike count."""
+    None where nothing is clipped that way. counts_ties: whether groups in which all responses
+    scored alike count; where they do not, `loss` knows them by an advantage of exactly 0."""
 
     advantage: Literal["standardised", "centred", "left_out", "whitened", "whitened_centred"]
     surrogate: Literal["clipped", "capped", "gated", "shaped"]
@@ -150,7 +151,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         each = each - cfg.entropy * found.entropy if cfg.entropy else each
         weight = batch.weight
         if not variant.counts_ties:
-            # a response's advantage is 0 where its whole group scored alike
+            # 0 where the whole group scored alike, and there alone (`judge`)
             weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
         total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
         return total, count, sampled.watch(batch, found, now - before, policy, bound)
@@ -204,7 +205,7 @@ def _kl_loss(
     if cfg.kl_estimator == "k3":
         return penalty
     level = "mean" if VARIANTS[cfg.variant].level == "mean" else "token"  # as in TRL
-    return penalty * jnp.exp(_log_ratio(level, now - before, weight))
+    return penalty * surrogate.ratio(_log_ratio(level, now - before, weight))
 
 
 def measure(
@@ -224,14 +225,14 @@ def judge(
 
     All tokens of a response have its advantage; in reinforce each has that of what comes after it,
     too. returns are the response's reward: nothing is learnt from them. coefficient is beta.
+    Where groups that scored alike do not count (dapo), an advantage is 0 in those groups alone: a
+    response that scored its group's mean has the smallest float32 instead, so that its tokens and
+    its penalty stay. ties: the share of groups that scored alike, of those with any response.
 
     Raises: ValueError for groups of one response, but for reinforce.
     """
     variant = VARIANTS[cfg.variant]
-    score = sampled.scored(of, cfg.unfinished, cfg.score_clip)
-    if cfg.overlong:
-        length = jnp.sum((of.weight > 0).astype(jnp.int32), axis=1)
-        score = score + rl.overlong(length, of.longest, cfg.overlong)
+    score = shaped_score(cfg, of)
     here = of.weight > 0
     told = sampled.lengths(of)
     cost = jnp.zeros_like(of.weight)
@@ -241,16 +242,37 @@ def judge(
         cost = jnp.where(here, coefficient * rl.k1(of.behaviour, of.reference), 0.0)
     whole = score - jnp.sum(cost, axis=1)
     if of.group > 1:
-        told |= {"ties": jnp.mean(rl.alike(score, of.group).astype(jnp.float32))}
+        told |= {"ties": _ties(score, jnp.any(here, axis=1), of.group)}
     if variant.advantage in ("whitened", "whitened_centred"):
         base = rl.centred(score, of.group) if variant.advantage == "whitened_centred" else score
         to_go = rl.to_go(rl.at_last(base, of.weight) - cost, of.weight, cfg.gamma)
         advantage = rl.whiten(to_go, of.weight)
     else:
         by_row = _ADVANTAGES[variant.advantage](whole, of.group)
+        if not variant.counts_ties:
+            by_row = jnp.where((by_row == 0) & ~rl.alike(whole, of.group), _SMALLEST, by_row)
         advantage = jnp.where(here, by_row[:, None], 0.0)
     return advantage, jnp.where(here, whole[:, None], 0.0), told
 
+
+def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
+    """float32[N]: what responses of a group are compared by, without a penalty: their scores with
+    `score_clip`, `unfinished` and `overlong`."""
+    score = sampled.scored(of, cfg.unfinished, cfg.score_clip)
+    if not cfg.overlong:
+        return score
+    length = jnp.sum((of.weight > 0).astype(jnp.int32), axis=1)
+    return score + rl.overlong(length, of.longest, cfg.overlong)
+
+
+def _ties(score: jax.Array, there: jax.Array, group: int) -> jax.Array:
+    """The share of groups that scored alike, of those with a response (`there` bool[N])."""
+    there = jnp.repeat(jnp.any(there.reshape(-1, group), axis=1), group)
+    return jnp.sum(there & rl.alike(score, group)) / jnp.maximum(jnp.sum(there), 1)
+
+
+# An advantage that moves nothing and is not 0: the smallest normal float32.
+_SMALLEST = 2.0**-126
 
 _ADVANTAGES = {
     "standardised": rl.standardised,

@@ -164,7 +164,7 @@ def judge(
     earns its score beside that (not one position later, as in old TRL). Then `rl.gae`, and
     advantages whitened over all tokens of all responses; returns are not.
     """
-    score_ = sampled.scored(of, cfg.unfinished, cfg.score_clip)
+    score_ = shaped_score(cfg, of)
     here = of.weight > 0
     kl = rl.KL[cfg.kl_estimator](of.behaviour, of.reference)
     cost = jnp.where(here, coefficient * kl, 0.0) if penalised(cfg) else jnp.zeros_like(of.weight)
@@ -178,6 +178,11 @@ def judge(
     if cfg.whiten_advantages:
         advantage = rl.whiten(advantage, of.weight)
     return advantage, returns, told
+
+
+def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
+    """float32[N]: the scores with `score_clip` and `unfinished`, without a penalty."""
+    return sampled.scored(of, cfg.unfinished, cfg.score_clip)
 
 
 def penalised(cfg: Config) -> bool:

@@ -18,7 +18,7 @@ from jaxlm.core.batch import Array, Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives import likelihood
 from jaxlm.ops import loss as ops_loss
-from jaxlm.ops import rl
+from jaxlm.ops import rl, surrogate
 from jaxlm.parallel.plan import Plan
 
 
@@ -102,7 +102,7 @@ def watch(
     parts = [
         loss,
         found.entropy,
-        jnp.exp(log_ratio),
+        surrogate.ratio(log_ratio),
         clipped,
         *(kl(batch.behaviour, now) for kl in (rl.k1, rl.k2, rl.k3)),
         *(kl(now, batch.reference) for kl in (rl.k1, rl.k2, rl.k3)),

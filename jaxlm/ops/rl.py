@@ -7,6 +7,8 @@ A weight is 1 at what a response's author chose, 0 elsewhere; nothing at a 0 cha
 import jax
 import jax.numpy as jnp
 
+from jaxlm.ops import surrogate
+
 EPS = 1e-6  # added to a group's deviation, as in verl; TRL adds 1e-4
 VAR_EPS = 1e-8  # added to a variance, as in TRL and verl
 
@@ -32,9 +34,9 @@ def k3(log_prob: jax.Array, reference: jax.Array) -> jax.Array:
 
     Its gradient is that of the forward divergence KL(reference || policy) instead; times the ratio
     of policies, differentiated with it, it is the reverse one's. Grows as exp(d) where the
-    reference is much likelier.
+    reference is much likelier, up to d = 20, beyond which it is a constant, as in verl.
     """
-    d = reference - log_prob
+    d = jnp.minimum(reference - log_prob, surrogate.LARGEST)
     # expm1(d) - d loses its digits to cancellation near 0; four terms of the series have them
     series = d * d * (0.5 + d * (1 / 6 + d * (1 / 24 + d / 120)))
     near = jnp.abs(d) < 0.03

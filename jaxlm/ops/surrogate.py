@@ -3,6 +3,9 @@
 Each surrogate takes log_ratio = log policy - log behaviour, [N, T] by token or [N, 1] by response,
 and advantage [N, T], and returns (loss, whether clipping bound it), which broadcast to [N, T].
 At ratio 1 the gradient of each is that of -advantage * log policy.
+
+A ratio is exp of a log-ratio clipped to [-LARGEST, LARGEST], as in verl: exp(89) is no float32, and
+the gradient of a token whose ratio was infinite would be NaN, also where clipping leaves it none.
 """
 
 from typing import Literal
@@ -16,6 +19,14 @@ import jax.numpy as jnp
 #   sequence_sum   the responses of the batch
 #   constant       a constant, and the responses of the batch (Dr. GRPO)
 Aggregate = Literal["token", "sequence", "sequence_sum", "constant"]
+
+# The largest |log ratio| of which exp is taken, in nats: beyond it a ratio is a constant.
+LARGEST = 20.0
+
+
+def ratio(log_ratio: jax.Array) -> jax.Array:
+    """exp(log_ratio), float32[...], at least exp(-LARGEST) and at most exp(LARGEST) = 4.9e8."""
+    return jnp.exp(jnp.clip(log_ratio, -LARGEST, LARGEST))
 
 
 def clipped(
@@ -32,9 +43,9 @@ def clipped(
     most: r alone is at most this, also where A < 0, where PPO bounds nothing (INTELLECT-2, Prime
     Intellect 2025). dual: where A < 0 the loss is at most -dual A (Ye et al. 2020, eq. 5).
     """
-    ratio = jnp.exp(log_ratio)
-    free = advantage * (ratio if most is None else jnp.minimum(ratio, most))
-    bound = advantage * jnp.clip(ratio, 1.0 - low, 1.0 + high)
+    r = ratio(log_ratio)
+    free = advantage * (r if most is None else jnp.minimum(r, most))
+    bound = advantage * jnp.clip(r, 1.0 - low, 1.0 + high)
     loss = -jnp.minimum(free, bound)
     if dual is not None:
         loss = jnp.where(advantage < 0, jnp.minimum(loss, -dual * advantage), loss)
@@ -46,9 +57,9 @@ def capped(
 ) -> tuple[jax.Array, jax.Array]:
     """-min(r, most) A log policy, the ratio not differentiated: every token keeps its gradient.
     MiniMax 2025 (CISPO), eq. 4. Its value is not that of the others; its gradient is."""
-    ratio = jnp.exp(log_ratio)
-    loss = -jax.lax.stop_gradient(jnp.minimum(ratio, most)) * advantage * log_prob
-    return loss, (ratio > most) & (advantage > 0)
+    r = ratio(log_ratio)
+    loss = -jax.lax.stop_gradient(jnp.minimum(r, most)) * advantage * log_prob
+    return loss, (r > most) & (advantage > 0)
 
 
 def gated(
@@ -56,9 +67,8 @@ def gated(
 ) -> tuple[jax.Array, jax.Array]:
     """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip, tau being `rise` where
     A > 0 and `fall` elsewhere. Gao et al. 2025 (SAPO), eq. 5 and 6. Nothing counts as clipped."""
-    ratio = jnp.exp(log_ratio)
     tau = jnp.where(advantage > 0, rise, fall)
-    loss = -jax.nn.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau * advantage
+    loss = -jax.nn.sigmoid(tau * (ratio(log_ratio) - 1.0)) * 4.0 / tau * advantage
     return loss, jnp.zeros_like(loss, bool)
 
 
@@ -74,7 +84,7 @@ def shaped(
 
     log_ratio [N, 1]: of the whole response, its tokens' summed.
     """
-    log_w = jnp.clip(log_ratio, jnp.log(1e-8), 20.0)
+    log_w = jnp.clip(log_ratio, jnp.log(1e-8), LARGEST)
     k = jnp.where(advantage >= 0, rise[0], fall[0])
     scale = jnp.where(advantage >= 0, rise[1], fall[1])
     phi = jnp.exp(scale + k * log_w - scale * jnp.exp(log_w))

@@ -156,7 +156,10 @@ class _Collector:
                 found, spent = self.player.play(state, prompts, key, temperature, rewards)
             seconds = {name: seconds.get(name, 0.0) + x for name, x in spent.items()}
             asked += len(found.score)
-            kept.append(_uneven(found, group) if self.rollout.resample else found)
+            if self.rollout.resample:
+                differ = self.player.uneven(found)
+                found = jax.tree.map(lambda x, differ=differ: x[differ], found)
+            kept.append(found)
             if sum(len(part.score) for part in kept) >= self.rows:
                 break
         whole = episodes.joined(kept, self.rows)
@@ -233,13 +236,6 @@ class _Collector:
 
 def _seed(*numbers: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(numbers)
-
-
-def _uneven(found: Episodes, group: int) -> Episodes:
-    """The episodes of groups whose scores are not all equal."""
-    scores = found.score.reshape(-1, group)
-    differ = np.repeat((scores != scores[:, :1]).any(axis=1), group)
-    return jax.tree.map(lambda x: x[differ], found)
 
 
 def _sent(at: Collected) -> param.Tree:

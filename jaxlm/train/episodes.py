@@ -23,6 +23,7 @@ from jaxlm.models import score
 from jaxlm.models.model import Model
 from jaxlm.objectives import adapter, grpo, likelihood, ppo, sampled
 from jaxlm.objectives.objective import Objective
+from jaxlm.ops import surrogate
 from jaxlm.parallel import place
 from jaxlm.train import generate, program, reward
 from jaxlm.train.generate import Responses
@@ -217,6 +218,14 @@ class Player:
         """The Judged of all episodes of an iteration, groups of `samples` consecutive rows."""
         return self._phases.judge(_judged(played), coefficient)
 
+    def uneven(self, played: Episodes) -> np.ndarray:
+        """bool[N]: whether the responses of an episode's group scored differently, by the scores
+        that `judge` compares: with the objective's score_clip, unfinished and overlong."""
+        group = self._rollout.samples
+        whole = sampled.Sampled(**_judged(played), group=group, longest=self._rollout.max_new)
+        scores = np.asarray(module(self._run).shaped_score(self._run.objective, whole))
+        return differing(scores, group)
+
     def told(self) -> list[str]:
         """The names of an iteration's numbers that `judge` and the rewards give."""
         rows = self._run.data.batch * self._rollout.samples
@@ -266,9 +275,16 @@ def joined(parts: Sequence[Episodes], rows: int | None) -> Episodes:
     return jax.tree.map(fill, whole)._replace(record=record)
 
 
+def differing(scores: np.ndarray, group: int) -> np.ndarray:
+    """bool[N]: whether the scores [N] of a group, `group` consecutive ones, are not all equal."""
+    rows = scores.reshape(-1, group)
+    return np.repeat((rows != rows[:, :1]).any(axis=1), group)
+
+
 def gap(played: Episodes) -> float:
     """max |ratio - 1| of the policy as it trains and as it sampled: 0 but for rounding."""
     apart = np.where(played.rows.weight > 0, played.policy - played.rows.behaviour, 0.0)
+    apart = np.minimum(apart, surrogate.LARGEST)
     return float(np.abs(np.expm1(apart)).max(initial=0.0))
 
 

@@ -24,7 +24,7 @@ import optax.contrib
 from jaxlm.core import param, tree
 from jaxlm.train import schedule
 
-Transform = optax.GradientTransformation
+Transform = optax.GradientTransformationExtraArgs
 Name = Literal["adamw", "adafactor", "lion", "muon"]
 Schedule = schedule.Name  # in the class below, `schedule` is a field
 
@@ -112,7 +112,8 @@ class Scale(NamedTuple):
 
 
 class State(NamedTuple):
-    """The optimiser's state. A skipped step changes grad_norm, lr, skipped, mean and scale only.
+    """The optimiser's state. A skipped step changes grad_norm, lr, skipped, mean and scale only; a
+    step from which nothing was learnt changes grad_norm, lr and skipped only.
 
     inner: optax's state. count: int32 updates done. skipped: int32 steps not done. grad_norm, lr:
     those of the last step, float32. mean, average, scale: None where the config asks for none.
@@ -186,8 +187,10 @@ def build(cfg: Optim, spec: param.Tree, steps: int, fp16: bool) -> Transform:
     """The transformation for these weights and this many updates. Its state is a `State`.
 
     A step whose gradient is not finite, or spikes (`skip`), changes neither weights nor moments,
-    count or averages. fp16 adds a dynamic loss scale: the caller multiplies the loss by
-    `loss_scale(state)` and divides the gradient by it again.
+    count or averages: the schedule goes on where it was. The same holds for update(grads, state,
+    params, learnt=False), a step without data, in which momentum and decay alone would move
+    weights; the loss scale and the mean of norms stay too. fp16 adds a dynamic loss scale: the
+    caller multiplies the loss by `loss_scale(state)` and divides the gradient by it again.
 
     Raises: ValueError listing every wrong field of cfg.
     """
@@ -220,10 +223,13 @@ def assemble(
             scale=Scale(jnp.full((), SCALE_START, jnp.float32), none) if fp16 else None,
         )
 
-    def update(grads: param.Tree, state: State, params: param.Tree) -> tuple[param.Tree, State]:
-        size = optax.tree.norm(grads)
+    def update(
+        grads: param.Tree, state: State, params: param.Tree, learnt: bool | jax.Array = True
+    ) -> tuple[param.Tree, State]:
+        size, learnt = optax.tree.norm(grads), jnp.asarray(learnt)
         finite = jnp.isfinite(size)
-        keep = finite if state.mean is None else finite & ~_spikes(cfg, state.mean, size)
+        keep = finite & learnt
+        keep = keep if state.mean is None else keep & ~_spikes(cfg, state.mean, size)
         lr = jnp.asarray(rate(state.count), jnp.float32)
         d, inner = direct.update(grads, state.inner, params)
         # -0.0, not 0.0, is what leaves every bit of a weight alone, those of -0.0 too.
@@ -232,15 +238,20 @@ def assemble(
         if average is not None:
             fresh = _averaged(cfg, average, optax.apply_updates(params, moves))
             average = tree.select(keep, fresh, average)
+        mean, scale = state.mean, state.scale
+        if mean is not None:
+            mean = tree.select(learnt, _observed(cfg, mean, size), mean)
+        if scale is not None:
+            scale = tree.select(learnt, _rescaled(scale, finite), scale)
         return moves, State(
             inner=tree.select(keep, inner, state.inner),
             count=state.count + keep,
             skipped=state.skipped + ~keep,
             grad_norm=size,
             lr=lr,
-            mean=None if state.mean is None else _observed(cfg, state.mean, size),
+            mean=mean,
             average=average,
-            scale=None if state.scale is None else _rescaled(state.scale, finite),
+            scale=scale,
         )
 
     return Transform(init, update)  # ty: ignore[invalid-argument-type]
@@ -339,7 +350,8 @@ def loss_scale(opt: State) -> jax.Array:
 
 
 def report(opt: State) -> dict[str, jax.Array]:
-    """float32 scalars about the last step: grad_norm (before clipping), lr, skipped (steps so far);
+    """float32 scalars about the last step: grad_norm (before clipping), lr, skipped (steps not done
+    so far, those from which nothing was learnt among them);
     loss_scale (the next step's) and grad_norm_mean where there are such."""
     out = {"grad_norm": opt.grad_norm, "lr": opt.lr, "skipped": opt.skipped.astype(jnp.float32)}
     if opt.scale is not None:

@@ -117,7 +117,8 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
 
     metrics are float32 scalars: `loss` and every scalar sum of the objective divided by the step's
     weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...), and what the
-    objective does.
+    objective does. A step whose weight is 0 is skipped: `skipped` counts it, `weight` and `loss`
+    are 0, and nothing moves but `step`, so that neither momentum nor the schedule notices it.
 
     Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
     """
@@ -133,17 +134,18 @@ def body(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
         scale = optim.loss_scale(state.opt)
         total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
-        # An empty batch moves nothing, rather than making NaN.
-        weight = jnp.maximum(weight, 1e-9)
-        grads = jax.tree.map(lambda g: g / (weight * scale), grads)
-        updates, new = tx.update(grads, state.opt, state.params)
+        # An empty batch has no mean, and moves nothing: not by momentum or decay either.
+        learnt = weight > 0
+        by = jnp.where(learnt, weight, 1.0)
+        grads = jax.tree.map(lambda g: g / (by * scale), grads)
+        updates, new = tx.update(grads, state.opt, state.params, learnt=learnt)
         opt: Any = new
         params = optax.apply_updates(state.params, updates)
         if objective.adjust is not None:  # a skipped step moves nothing
             done = opt.count > state.opt.count
             params = tree.select(done, objective.adjust(params, sums), params)
-        metrics = {"loss": total / weight, "weight": weight, **optim.report(opt)}
-        metrics |= {name: total / weight for name, total in sums.items() if not total.ndim}
+        metrics = {"loss": total / by, "weight": weight, **optim.report(opt)}
+        metrics |= {name: total / by for name, total in sums.items() if not total.ndim}
         metrics |= {} if objective.report is None else objective.report(sums)
         return State(state.step + 1, params, opt, state.frozen, state.key), metrics
 

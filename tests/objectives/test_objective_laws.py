@@ -163,7 +163,16 @@ def test_frozen_weights_stay_and_the_step_compiles_once(case):
     for seed in range(2):
         state, metrics = run(state, programs.placed(rows_of(case, seed), plan))
         assert all(np.isfinite(v) for v in metrics.values()), metrics
+    # a batch of nothing moves nothing: no weight, no moment, no count, by momentum or decay either
+    kept = jax.tree.map(np.asarray, state)
+    nothing = only(rows_of(case), np.zeros(8, bool))
+    state, metrics = run(state, programs.placed(nothing, plan))
     assert run._cache_size() == 1
+    assert metrics["weight"] == 0 and metrics["loss"] == 0 and metrics["skipped"] == 1
+    assert all(np.isfinite(v) for v in metrics.values()), metrics
+    programs.same(state.params, kept.params)
+    programs.same(state.opt.inner, kept.opt.inner)
+    assert state.opt.count == 2 and state.step == 3
     programs.same(state.frozen, frozen)
     void = extra(case, "VOID", {}).get(case, ())
     for path, w in param.flatten(state.params).items():

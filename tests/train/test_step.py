@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxlm.core import param
+from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
+from jaxlm.train import optim, step
 from tests import programs
 
 
@@ -52,3 +54,46 @@ def test_float16_recovers_from_overflow():
     assert 1 <= seen[-1]["skipped"] < 12 and np.isfinite(seen[-1]["loss"])
     assert seen[-1]["loss_scale"] == 2.0 ** (22 - seen[-1]["skipped"])
     assert seen[-1]["loss"] < seen[0]["loss"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_a_step_without_weight_moves_nothing(name):
+    """Between two steps that learn, one whose batch holds nothing to learn: momentum moved weights
+    by 5.8e-3 at a rate of 1e-2, and decay by 1.2e-3. The run is now the one without that step."""
+    p = param.shaper(embed=4, ffn=6)
+    spec = {"a": p("embed -> ffn"), "b": p("embed", init=param.zeros)}
+
+    def loss(params, frozen, batch, key):
+        each = jnp.square(batch["x"] @ params["a"]).sum(-1) + batch["x"] @ params["b"]
+        return jnp.sum(batch["weight"] * each), jnp.sum(batch["weight"]), {}
+
+    cfg = optim.Optim(
+        name=name, lr=1e-2, schedule="linear", warmup=2, weight_decay=0.1, ema=0.9, skip=3.0
+    )
+    tx = optim.build(cfg, spec, 10, fp16=True)
+    objective, plan = Objective(spec, loss), Plan(microbatches=2)
+    run, state = step.make(objective, tx, plan), step.init(objective, tx, plan, 0)
+    x = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
+    # in the first batch one micro-batch alone is empty: that is a step like any other
+    weight = np.float32([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+    def after(state, order):
+        seen = []
+        for i in order:
+            state, told = run(state, {"x": x[i], "weight": weight[i]})
+            seen.append((jax.tree.map(np.asarray, state), told))
+        return seen
+
+    first, empty, last = after(jax.tree.map(jnp.array, state), [0, 1, 2])
+    _, told = empty
+    assert (told["weight"], told["loss"], told["skipped"]) == (0, 0, 1)
+    assert told["grad_norm"] == 0 and told["loss_scale"] == first[1]["loss_scale"]
+    programs.same(empty[0].params, first[0].params)
+    quiet = {"skipped": None, "grad_norm": None, "lr": None}
+    programs.same(
+        empty[0].opt._replace(**quiet)._asdict(), first[0].opt._replace(**quiet)._asdict()
+    )
+    assert int(empty[0].step) == 2 and int(last[0].opt.count) == 2
+    without = after(jax.tree.map(jnp.array, state), [0, 2])[-1]
+    programs.same(last[0].params, without[0].params)
+    assert last[1]["lr"] == without[1]["lr"]
