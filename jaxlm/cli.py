@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxlm import launch
 
         launch.prepare()
+    from jaxlm.parallel import devices
+
+    devices.correct()
     try:
         return command.run(args[1:])
     except KeyboardInterrupt:

@@ -6,10 +6,20 @@ two cores with the same sharding code as a pod.
 
 import importlib.util
 import os
+import pathlib
+import pkgutil
+import re
 import sys
 
 THREADS = "--xla_cpu_multi_thread_eigen=false"
 PAGES = "glibc.malloc.hugetlb=1"
+NODES = pathlib.Path("/dev")
+# What a machine that has one has under /dev: a TPU's chips, NVIDIA's and AMD's GPUs, those of WSL.
+DEVICES = {
+    "tpu": ("accel[0-9]*", "vfio/[0-9]*"),
+    "cuda": ("nvidia[0-9]*", "dxg"),
+    "rocm": ("kfd", "dxg"),
+}
 
 
 def restart(environ: dict[str, str]) -> dict[str, str] | None:
@@ -28,11 +38,21 @@ def restart(environ: dict[str, str]) -> dict[str, str] | None:
     return environ | {"GLIBC_TUNABLES": f"{tunables}:{PAGES}".lstrip(":")}
 
 
-def accelerated(environ: dict[str, str]) -> bool:
-    """Whether JAX may find a GPU or TPU: a plugin is installed and the platform is not `cpu`."""
-    if environ.get("JAX_PLATFORMS") == "cpu":
-        return False
-    return any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+def accelerated(environ: dict[str, str], nodes: pathlib.Path = NODES) -> bool:
+    """Whether JAX may start on a GPU or TPU: JAX_PLATFORMS names one, or a plugin is installed and
+    the machine has a device for it under `nodes`.
+
+    A plugin alone is no device: libtpu is also what compiles for TPUs elsewhere. A plugin of
+    another maker counts, since its devices are not known here.
+    """
+    named = [name for name in environ.get("JAX_PLATFORMS", "").split(",") if name]
+    if named:
+        return named != ["cpu"]
+    plugins = {"tpu"} if importlib.util.find_spec("libtpu") else set()
+    if (spec := importlib.util.find_spec("jax_plugins")) is not None:
+        found = pkgutil.iter_modules(spec.submodule_search_locations)
+        plugins |= {re.sub(r"^xla_|\d+$", "", module.name) for module in found}
+    return any(any(nodes.glob(p)) for name in plugins for p in DEVICES.get(name, ("*",)))
 
 
 def prepare() -> None:

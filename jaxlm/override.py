@@ -18,6 +18,8 @@ def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     wrong type and a value that the dataclass refuses are printed with the nearest name or the
     reason, and exit with 2.
     """
+    if not args:
+        return cfg  # what parses arguments takes longer to load than all that answers without it
     import tyro
 
     narrow = _narrowed(cfg)

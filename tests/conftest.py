@@ -26,6 +26,8 @@ FLAGS = {
 # Later releases have no other emitters, and end the process at a flag they do not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+    # What the library sets for every program of that line (jaxlm.parallel.devices).
+    FLAGS["--xla_cpu_experimental_ynn_fusion_type"] = "-reduce"
 
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -26,6 +26,7 @@ FLOORS = {
     "commands": 5,
     "launch": 5,
     "peers": 5,
+    "__main__": 5,
     "convert": 4,
     "override": 5,
     "catalogue": 5,
@@ -38,7 +39,10 @@ WITHOUT_JAX = [
     *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "config", "io", "log")),
 ]
 # Answer before anything slow is imported: jax, numpy and tyro only inside functions.
-INSTANT = [PACKAGE / name for name in ("__init__.py", "cli.py", "launch.py", "override.py")]
+INSTANT = [
+    PACKAGE / name
+    for name in ("__init__.py", "cli.py", "launch.py", "override.py", "parallel/devices.py")
+]
 SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matplotlib"}
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}

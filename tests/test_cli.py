@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -303,11 +304,32 @@ def test_restart_asks_for_large_pages_once(monkeypatch):
     assert launch.restart(cpu) is None
 
 
-def test_no_restart_where_there_may_be_an_accelerator(monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "libtpu")
-    assert launch.accelerated({})
-    assert not launch.accelerated({"JAX_PLATFORMS": "cpu"})
-    assert launch.restart({}) is None
+def test_no_restart_where_there_may_be_an_accelerator(monkeypatch, tmp_path):
+    """An installed libtpu, which also compiles for TPUs that are elsewhere, once passed for one."""
+    plugins = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "plugins")])
+    specs = {"libtpu": object()}
+    monkeypatch.setattr(launch.importlib.util, "find_spec", specs.get)
+    nodes = tmp_path / "dev"
+    (nodes / "vfio").mkdir(parents=True)
+    for name in ("null", "nvidiactl", "vfio/vfio", "nvidia0"):
+        (nodes / name).touch()
+    assert not launch.accelerated({}, nodes)  # a GPU, and nothing that would start on it
+    assert launch.accelerated({"JAX_PLATFORMS": "tpu"}, nodes)
+    (nodes / "vfio" / "0").touch()
+    assert launch.accelerated({}, nodes)
+    assert not launch.accelerated({"JAX_PLATFORMS": "cpu"}, nodes)
+    (nodes / "vfio" / "0").rename(nodes / "accel0")
+    assert launch.accelerated({}, nodes)
+    specs |= {"libtpu": None, "jax_plugins": plugins}
+    assert not launch.accelerated({}, nodes)
+    (tmp_path / "plugins" / "xla_cuda13").mkdir(parents=True)
+    (tmp_path / "plugins" / "xla_cuda13" / "__init__.py").touch()
+    assert launch.accelerated({}, nodes)
+    (nodes / "nvidia0").unlink()
+    assert not launch.accelerated({}, nodes)
+    (tmp_path / "plugins" / "other.py").touch()  # of unknown devices
+    assert launch.accelerated({}, nodes)
+    assert launch.restart({"JAX_PLATFORMS": "cuda,cpu"}) is None
 
 
 @pytest.mark.parametrize(

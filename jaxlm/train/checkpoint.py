@@ -8,19 +8,22 @@ A checkpoint is committed by one rename, after all its files and its manifest ar
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import orbax.checkpoint as ocp
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.core import io
 from jaxlm.train import integrity
 from jaxlm.train.run import Checkpoint
 from jaxlm.train.step import State
+
+if TYPE_CHECKING:
+    # Loading orbax takes a fifth of the time to the first step, which needs no checkpoint.
+    import orbax.checkpoint as ocp
 
 Facts = dict[str, Any]
 
@@ -32,9 +35,15 @@ class Store:
         self._folder, self._cfg, self._primary = folder, cfg, primary
         self._saving: int | None = None
         self._facts: Facts = {}
+
+    @functools.cached_property
+    def _manager(self) -> "ocp.CheckpointManager":
+        """orbax's writer, which starts with the first checkpoint."""
+        import orbax.checkpoint as ocp
+
         asynchronous = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        return ocp.CheckpointManager(self._folder.absolute(), options=options)
 
     def save(self, state: State, facts: Facts, carry: Any) -> None:
         """Start writing a State; returns once it is copied, so that the step may reuse its memory.
@@ -44,6 +53,8 @@ class Store:
 
         Raises: io.WriteError if this or the previous checkpoint could not be written.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
         step = int(state.step)
         self._saving, self._facts = step, facts
@@ -75,7 +86,8 @@ class Store:
     def close(self) -> None:
         """Wait for the save in progress and end the writer's threads."""
         self.wait()
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            self._manager.close()
 
     def _seal(self) -> None:
         """Called by orbax, in its thread, when all files are written and before the rename."""
@@ -117,6 +129,8 @@ def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
 
     facts: as in `Store.save`. Raises: io.WriteError if it could not be written.
     """
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
     try:
         with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
@@ -151,6 +165,8 @@ def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[S
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
     """Some of the `items` of a checkpoint, placed as these abstract ones say."""
+    import orbax.checkpoint as ocp
+
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:

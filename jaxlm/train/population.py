@@ -26,6 +26,7 @@ import numpy as np
 from jaxlm.core import config, log
 from jaxlm.data import loader
 from jaxlm.objectives import distill
+from jaxlm.parallel import devices
 from jaxlm.train import directory, loop, meter, optim, signals, step
 from jaxlm.train import run as runs
 from jaxlm.train.directory import Result
@@ -111,6 +112,7 @@ def run(members: Sequence[Run]) -> list[Result]:
 
     Raises: ValueError for members that differ in more than `DATA`, and as `loop.run`.
     """
+    devices.correct()
     check(members)
     found = {str(runs.folder(r)): directory.finished(r) for r in members}
     waiting = [r for r in members if found[str(runs.folder(r))] is None]

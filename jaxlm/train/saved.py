@@ -13,6 +13,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import adapter
 from jaxlm.objectives.objective import Objective
 from jaxlm.ops import attention, linear
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, optim, program, step
 from jaxlm.train import run as runs
@@ -50,6 +51,7 @@ def load(
     Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
     without that of this step; ValueError if none is whole. The same of what adapters stand on.
     """
+    devices.correct()
     run, model, objective, plan, params, number = _found(folder, which, plan, warn)
     if run.adapter is not None:
         params = _joined(run, folder, objective, params, plan, warn)
