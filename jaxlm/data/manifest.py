@@ -85,6 +85,9 @@ def read(folder: pathlib.Path) -> Manifest:
         )
     try:
         facts = io.json_record(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a manifest of shards ({error})") from error
+    try:
         found = facts["format"]
         if found != FORMAT:
             raise ValueError(

@@ -32,11 +32,10 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import numpy as np
 
 from jaxlm.core import io
-from jaxlm.data import turns
+from jaxlm.data import limits, turns
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
 ROLES = ("system", "user", "assistant")
@@ -355,11 +354,9 @@ class _Generation(jinja2.ext.Extension):
 def _compiled(source: str) -> jinja2.Template:
     """A template in a sandbox, with what transformers gives to templates, except the date: what is
     trained on must not depend on the day."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    return environment.from_string(source)
+    environment = limits.environment([_Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = limits.bounded("tojson", _to_json)
+    return limits.template(environment, source)
 
 
 def _to_json(
