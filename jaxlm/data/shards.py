@@ -371,7 +371,6 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
     key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
     target = pathlib.Path(cache_dir).expanduser() / key
     if not (target / manifest.FILE).is_file():
-        atomic.sweep(target)
         try:
             facts = _Facts(data.source, data.field, fingerprint, tokenizer, data.holdout)
             _tokenize(facts, target, workers)

@@ -13,7 +13,6 @@ same reference and data, such as a sweep over beta, share one pass.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +137,8 @@ def _rows(
         )
     for first in missing:
         wanted = np.arange(first, min(first + BLOCK, len(plain)))
-        _write(files[first], _block(run, plain, wanted, reader()))
+        found = _block(run, plain, wanted, reader())
+        io.put(files[first], lambda file, found=found: np.save(file, found))
     blocks = [_load(file, min(BLOCK, len(plain) - first)) for first, file in files.items()]
     return Rows(plain, np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32))
 
@@ -158,20 +158,6 @@ def _block(run: Run, plain: examples.Rows, wanted: np.ndarray, reader: Reader) -
             )
         out.append(found)
     return np.concatenate(out)
-
-
-def _write(file: pathlib.Path, found: np.ndarray) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as out:
-            np.save(out, found)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-        io.sync_folder(file.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise io.refused(file, error.strerror or str(error)) from error
 
 
 def _load(file: pathlib.Path, rows: int) -> np.ndarray:
