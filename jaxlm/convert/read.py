@@ -78,8 +78,8 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
         cfg, scores = convert.ARCHITECTURES[kind].read(fields), classify.named(record)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
-            f"{file}: a field has a value that a {kind} cannot have: {error}; its architectures "
-            f"are {record.get('architectures')}"
+            f"{file}: a field has a value that a {kind} cannot have: {error} "
+            f"(architectures={record.get('architectures')!r})"
         ) from error
     fields.refuse_rest()
     return kind, classify.headless(kind, cfg) if scores else cfg, scores

@@ -4,8 +4,12 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import platform
+import re
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 Path = pathlib.Path
 
@@ -33,10 +37,16 @@ def write(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """`write` of bytes. Raises: as `write`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    put(path, lambda file: file.write(content))
+
+
+def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    """Write a file as `write` does, with what fill(file) writes. Raises: as `write`."""
+    temporary = unfinished(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        sweep(path.parent)
+        with temporary.open("wb") as file, held(temporary):
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -44,6 +54,79 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise refused(path, error.strerror or error) from error
+
+
+# --- Unfinished files and folders -------------------------------------------------------------
+
+
+def unfinished(target: Path) -> Path:
+    """A hidden name beside `target`, of this process alone, under which to prepare it."""
+    owner = f"{platform.node()}.{os.getpid()}.{_started(os.getpid())}"
+    return target.with_name(f".{target.name}.{owner}.{uuid.uuid4().hex}.part")
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Lock a file or folder for the duration of a `with`, so that `sweep` lets it be. The system
+    drops the lock if the process dies; a file system without locks does without.
+
+    Raises: BlockingIOError where another process has it.
+    """
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # NFS locks no folders: then the process id alone decides
+        yield
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files and folders in a folder whose processes were killed.
+
+    One is left alone if it is of another machine, if its process runs (the same one: a process id
+    may be given again), or if it is locked: process ids of another container mean nothing here.
+    """
+    name = re.compile(
+        rf"\..+\.{re.escape(platform.node())}\.(\d+)\.(\d+)\.[0-9a-f]{{32}}\.part", re.DOTALL
+    )
+    with os.scandir(folder) as entries:
+        found = [(e, name.fullmatch(e.name)) for e in entries if e.name.endswith(".part")]
+    for entry, parts in found:
+        if parts is None or _runs(int(parts[1]), int(parts[2])):
+            continue
+        with contextlib.suppress(OSError), held(Path(entry.path)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
+def _runs(process: int, started: int) -> bool:
+    """Whether the process that began then still runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    now = _started(process)
+    return not (now and started) or now == started
+
+
+def _started(process: int) -> int:
+    """When a process began, in ticks of the system's clock; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        return int(fields.rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def make_folder(path: Path) -> None:

@@ -403,7 +403,6 @@ def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
             print(f"warning: {fault}; it is a copy, and made again", file=sys.stderr)
             atomic.discard(target)
     if not (target / manifest.FILE).is_file():
-        atomic.sweep(target)
         try:
             facts = _Facts(data.source, data.field, fingerprint, tokenizer, data.holdout)
             _tokenize(facts, target, workers)

@@ -35,12 +35,11 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import numpy as np
 
 from jaxlm.core import json_file
+from jaxlm.data import limits, reads, turns, writing
 from jaxlm.data import messages as reading
-from jaxlm.data import reads, turns, writing
 from jaxlm.data.messages import ROLES, Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
@@ -312,7 +311,7 @@ def _clock(template: Template) -> dict[str, Any]:
 @functools.lru_cache(16)
 def _compiled(source: str) -> jinja2.Template:
     """A template in a sandbox, with what transformers gives to templates."""
-    return _environment().from_string(source)
+    return limits.template(_environment(), source)
 
 
 @functools.lru_cache(16)
@@ -325,10 +324,8 @@ def _reads(source: str) -> reads.Reads:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = limits.environment([_Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = limits.bounded("tojson", _to_json)
     return environment
 
 

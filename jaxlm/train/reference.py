@@ -14,7 +14,6 @@ same reference and data, such as a sweep over beta, share one pass.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -145,8 +144,8 @@ def _rows(
         )
     for first in missing:
         wanted = np.arange(first, min(first + BLOCK, len(plain)))
-        blocks[first] = _block(run, plain, wanted, reader())
-        _write(files[first], blocks[first])
+        blocks[first] = block = _block(run, plain, wanted, reader())
+        io.put(files[first], lambda file, block=block: np.savez(file, block))
     whole = [blocks[first] for first in firsts]
     return Rows(plain, np.concatenate(whole) if whole else np.zeros((0, 1), np.float32))
 
@@ -166,20 +165,6 @@ def _block(run: Run, plain: examples.Rows, wanted: np.ndarray, reader: Reader) -
             )
         out.append(found)
     return np.concatenate(out)
-
-
-def _write(file: pathlib.Path, found: np.ndarray) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as out:
-            np.savez(out, found)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-        io.sync_folder(file.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise io.refused(file, error.strerror or str(error)) from error
 
 
 def _load(file: pathlib.Path, rows: int) -> np.ndarray | None:

@@ -87,7 +87,6 @@ def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
                 "one first, and share its cache (XDG_CACHE_HOME)"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.sweep(target)
         try:
             with atomic.folder(target) as temporary:
                 _write(run, plain, temporary)

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -94,6 +98,22 @@ def test_nothing_is_left_of_an_import_that_fails(hf, place, capsys, monkeypatch)
     monkeypatch.setattr(checkpoint, "commit_weights", broken)
     assert "No space left" in failure(capsys, "import", str(hf), "runs/given")
     assert list(pathlib.Path("runs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_import_is_swept_by_the_next(hf, place):
+    """It left a hidden copy of the model in runs/ for ever."""
+    command = [sys.executable, "-m", "jaxlm.cli", "import", str(hf), "runs/killed"]
+    root = str(pathlib.Path(cli.__file__).parents[1])
+    one = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root})
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not [*pathlib.Path().glob("runs/.killed.*/checkpoints/0*")]:
+        time.sleep(0.001)
+    one.kill()
+    assert one.wait() == -9
+    assert len([*pathlib.Path("runs").iterdir()]) == 1
+    directory.import_run(hf, pathlib.Path("runs/given"))
+    assert [path.name for path in pathlib.Path("runs").iterdir()] == ["given"]
 
 
 def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):

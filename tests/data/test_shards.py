@@ -4,13 +4,11 @@ import hashlib
 import json
 import multiprocessing
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from jaxlm.data import atomic, loader, manifest, shards, source, tokenizers
+from jaxlm.data import loader, manifest, shards, source, tokenizers
 
 
 def write_lines(path, count=60):
@@ -208,20 +206,3 @@ def test_processes_that_prepare_at_once_agree(made, tmp_path):
     assert len(set(found)) == 1
     assert [p.name for p in tmp_path.iterdir()] == [pathlib.Path(found[0]).name]
     assert digest(found[0]) == digest(made[2])
-
-
-def test_a_kill_while_writing_leaves_no_name_and_is_swept(tmp_path):
-    code = (
-        "import os, pathlib, signal\n"
-        "from jaxlm.data import atomic\n"
-        f"with atomic.folder(pathlib.Path({str(tmp_path / 'out')!r})) as t:\n"
-        "    (t / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == -9
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".out.")
-    with atomic.folder(tmp_path / "out") as ours:
-        atomic.sweep(tmp_path / "out")
-        assert not left[0].exists() and ours.exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
