@@ -8,6 +8,7 @@
 `begin` is bos, or eos for a tokenizer without bos: the first token of the text is predicted too.
 """
 
+import collections
 import importlib
 import multiprocessing
 import pathlib
@@ -101,7 +102,8 @@ def _tokenize(facts: _Facts, target: pathlib.Path, workers: int) -> manifest.Man
 def _write_all(facts: _Facts, folder: pathlib.Path, workers: int) -> manifest.Manifest:
     tokenizer, holdout = facts.tokenizer, facts.holdout
     dtype = "uint16" if tokenizer.vocab <= 1 << 16 else "uint32"
-    texts = source.documents(facts.source, facts.field)
+    left: collections.Counter[str] = collections.Counter()
+    texts = source.documents(facts.source, facts.field, left)
     for name in SPLITS:
         (folder / name).mkdir(parents=True)
     tasks = (
@@ -132,6 +134,7 @@ def _write_all(facts: _Facts, folder: pathlib.Path, workers: int) -> manifest.Ma
         eos=tokenizer.special["eos"],
         dtype=dtype,
         splits=splits,
+        empty=left["empty"],
     )
     manifest.write(found, folder)
     return found

@@ -138,7 +138,12 @@ class Writer:
             else:
                 before = len(_shared(self._before(number), text))
                 spans = [(a, b) for a, b in blocks if b > before]
-                start, end = spans[-1] if spans else (before, before)
+                if not spans:
+                    raise ValueError(
+                        f"template {self._name!r}: it writes no {{% generation %}} block for "
+                        f"message {number} of the assistant"
+                    )
+                start, end = spans[-1]
                 special = [m.end() for m in self._special.finditer(text, start, end)]
                 self._last([at for at in special if not text[at:end].strip()], number)
             self._turns[number] = _Turn(text, spans, asked)

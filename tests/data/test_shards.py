@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxlm.data import atomic, loader, manifest, shards, source, tokenizers
+from jaxlm.data import atomic, loader, manifest, shards, source, tally, tokenizers
 
 
 def write_lines(path, count=60):
@@ -41,6 +41,20 @@ def copy(made, tmp_path):
     import shutil
 
     return pathlib.Path(shutil.copytree(made[2], tmp_path / "copy"))
+
+
+def test_texts_that_are_left_out_or_cut_are_told(tmp_path):
+    """A source most of whose texts are empty trained on the rest without a word."""
+    lines = ["a" * 10] * 6 + ["b" * 300] * 3 + [""] * 4
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
+    tokenizer, folder = tokenizers.load("bytes"), str(tmp_path / "out")
+    shards.tokenize(str(tmp_path / "x.jsonl"), "text", tokenizer, folder, 0.0)
+    found = tally.documents(shards.open_shards(folder, "train", tokenizer.hash), None, 64)
+    assert found.line() == (
+        "data: 13 documents read, 9 to train on; left out: 4 (empty); 3 are longer than "
+        "data.seq=64 and read in pieces"
+    )
+    assert found.warnings() == ["data: 4 of 13 documents (31%) are left out: 4 empty"]
 
 
 def test_records_are_begin_text_eos(made):

@@ -120,7 +120,7 @@ class HuggingFace:
             raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
         # Behind a token, even one that is not special, a text is encoded as behind every other.
         if self._inner is None:
-            self._inner = _with_token(self._text, _BEFORE)
+            self._inner = _with_token(self._tokenizer.to_str(), _BEFORE)
         found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
         return tokenizer.Located(found.ids[1:], *_columns(found.offsets[1:], len(_BEFORE)))
 
@@ -175,9 +175,6 @@ def _with_token(text: str, token: str) -> Any:
     import tokenizers
 
     t = tokenizers.Tokenizer.from_str(text)
-    t.no_padding()
-    t.no_truncation()
-    t.post_processor = None
     t.encode_special_tokens = True
     t.add_tokens([tokenizers.AddedToken(token, special=False, normalized=False)])
     return t
