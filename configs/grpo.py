@@ -9,6 +9,16 @@ Expected: of held-out words 51 % are right as the start samples, 98.7 % after 20
 
 The start imitates records of which 60 % are wrong; then the reward is `exact` (`:dapo`, `:dr_grpo`
 and `:rloo` are other variants). `python configs/grpo.py` writes the records, turned.jsonl.
+
+A reward of your own is a function in a file, named by `--rollout.rewards mine.py:turned`:
+
+    def turned(samples):
+        return [float(s.response == s.prompt[-2::-1]) for s in samples]
+
+It receives a list of `jaxlm.train.reward.Sample`: prompt and response (text without special
+tokens), record (the JSON object that the prompt is of) and finished (whether the response ended by
+itself). It returns one finite number for each, in their order, larger for better; where it raises,
+the samples are passed to it one at a time.
 """
 
 import dataclasses

@@ -9,7 +9,17 @@ from typing import Any
 import tyro
 
 from jaxlm.core import json_file
-from jaxlm.data import examples, kinds, loader, rankings, records, shards, source, tokenizers
+from jaxlm.data import (
+    examples,
+    kinds,
+    loader,
+    rankings,
+    records,
+    shard_cache,
+    shards,
+    source,
+    tokenizers,
+)
 from jaxlm.eval import heldout, perplexity, rewards
 from jaxlm.train import directory, env, program, saved, start, supply
 
@@ -69,7 +79,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
 def _text(
     found: saved.Saved, data: loader.Data, split: source.Split, tokenizer: str
 ) -> dict[str, Any]:
-    folder = shards.prepare(data, str(env.user_cache() / "shards"))
+    folder = shard_cache.prepare(data, str(env.user_cache() / "shards"))
     text = shards.open_shards(folder, split, tokenizer, found.run.model.vocab)
     score = perplexity.scorer(found.model, found.plan)
     return dataclasses.asdict(perplexity.evaluate(score, found.params, data, text, found.plan))

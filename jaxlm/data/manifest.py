@@ -58,6 +58,7 @@ class Manifest(NamedTuple):
     eos: int
     dtype: str
     splits: dict[str, Split]
+    empty: int = 0  # texts of the source that were left out
 
 
 def write(manifest: Manifest, folder: pathlib.Path) -> None:

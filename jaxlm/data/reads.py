@@ -8,13 +8,16 @@ from jinja2 import nodes
 
 class Reads(NamedTuple):
     """variables: names that the template looks up. fields: those of a message that it reads; every
-    field where `whole`: it writes messages as they are. words: its string constants. guarded:
-    variables of which it asks whether they are defined."""
+    field where `whole`: it writes messages as they are. roles: it writes the names of roles.
+    words: its string constants. searched: those that it looks for in texts. guarded: variables of
+    which it asks whether they are defined."""
 
     variables: frozenset[str]
     fields: frozenset[str]
     whole: bool
+    roles: bool
     words: frozenset[str]
+    searched: frozenset[str]
     guarded: frozenset[str]
 
 
@@ -35,7 +38,9 @@ def of(tree: nodes.Template) -> Reads:
         frozenset(n.name for n in tree.find_all(nodes.Name) if n.ctx == "load"),
         frozenset(fields),
         whole,
+        any(_writes_role(node, names) for node in tree.find_all(nodes.Output)),
         frozenset(n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)),
+        frozenset(word for n in tree.find_all((nodes.Call, nodes.Compare)) for word in _sought(n)),
         frozenset(
             n.node.name
             for n in tree.find_all(nodes.Test)
@@ -84,6 +89,22 @@ def _is(node: Any, names: set[str]) -> bool:
     return False
 
 
+_SEARCHES = frozenset(
+    ("split", "rsplit", "partition", "rpartition", "startswith", "endswith", "find", "rfind",
+     "index", "count", "replace", "strip", "lstrip", "rstrip", "removeprefix", "removesuffix")
+)  # fmt: skip
+
+
+def _sought(node: Any) -> Iterator[str]:
+    """The strings that an expression looks for in a text."""
+    match node:
+        case nodes.Call(node=nodes.Getattr(attr=attr), args=args) if attr in _SEARCHES:
+            yield from (arg.value for arg in args if _word(arg))
+        case nodes.Compare(expr=nodes.Const(value=str(word)), ops=[nodes.Operand(op=op)]):
+            if op in ("in", "notin"):
+                yield word
+
+
 def _word(node: Any) -> bool:
     return isinstance(node, nodes.Const) and isinstance(node.value, str)
 
@@ -101,6 +122,16 @@ def _field(node: Any, names: set[str]) -> Iterator[str]:
         case nodes.Call(node=nodes.Getattr(node=inner, attr="get"), args=[first, *_]):
             if _is(inner, names) and _word(first):
                 yield first.value
+
+
+def _writes_role(node: nodes.Output, names: set[str]) -> bool:
+    found = node.find_all((nodes.Getattr, nodes.Getitem))
+    asked = {id(x) for test in node.find_all((nodes.Compare, nodes.Test)) for x in _below(test)}
+    return any("role" in _field(x, names) for x in found if id(x) not in asked)
+
+
+def _below(node: nodes.Node) -> Iterator[nodes.Node]:
+    return node.find_all((nodes.Getattr, nodes.Getitem))
 
 
 def _dumps(node: Any, names: set[str]) -> bool:

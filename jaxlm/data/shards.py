@@ -8,22 +8,22 @@
 `begin` is bos, or eos for a tokenizer without bos: the first token of the text is predicted too.
 """
 
+import collections
 import importlib
 import multiprocessing
 import pathlib
 import platform
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.data import atomic, manifest, source, tokenizers
+from jaxlm.data import atomic, manifest, source
 from jaxlm.data.tokenizers import tokenizer as interface
 
 if TYPE_CHECKING:
-    from jaxlm.data import loader
+    pass
 
 SPLITS: tuple[source.Split, ...] = ("train", "val")
 # Characters in a shard. Shards are cut by this alone, never by the number of workers.
@@ -80,11 +80,11 @@ def tokenize(
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 (this process) or more")
     fingerprint = source.fingerprint(source_name, field)
-    facts = _Facts(source_name, field, fingerprint, tokenizer, holdout)
-    return _tokenize(facts, target, workers)
+    facts = Facts(source_name, field, fingerprint, tokenizer, holdout)
+    return write(facts, target, workers)
 
 
-class _Facts(NamedTuple):
+class Facts(NamedTuple):
     """What decides the content of shards."""
 
     source: str
@@ -94,15 +94,17 @@ class _Facts(NamedTuple):
     holdout: float
 
 
-def _tokenize(facts: _Facts, target: pathlib.Path, workers: int) -> manifest.Manifest:
+def write(facts: Facts, target: pathlib.Path, workers: int) -> manifest.Manifest:
+    """`tokenize` of what is known to be right. Raises: OSError where `target` is there already."""
     with atomic.folder(target) as temporary:
         return _write_all(facts, temporary, workers)
 
 
-def _write_all(facts: _Facts, folder: pathlib.Path, workers: int) -> manifest.Manifest:
+def _write_all(facts: Facts, folder: pathlib.Path, workers: int) -> manifest.Manifest:
     tokenizer, holdout = facts.tokenizer, facts.holdout
     dtype = "uint16" if tokenizer.vocab <= 1 << 16 else "uint32"
-    texts = source.documents(facts.source, facts.field)
+    left: collections.Counter[str] = collections.Counter()
+    texts = source.documents(facts.source, facts.field, left)
     for name in SPLITS:
         (folder / name).mkdir(parents=True)
     tasks = (
@@ -133,6 +135,7 @@ def _write_all(facts: _Facts, folder: pathlib.Path, workers: int) -> manifest.Ma
         eos=tokenizer.special["eos"],
         dtype=dtype,
         splits=splits,
+        empty=left["empty"],
     )
     manifest.write(found, folder)
     return found
@@ -269,7 +272,7 @@ class Shards:
                     raise ValueError(
                         f"{self._path(home)}: document {wanted[place]} has "
                         f"{len(found[place])} tokens, the index says "
-                        f"{self.lengths[wanted[place]]}: {_REMEDY}"
+                        f"{self.lengths[wanted[place]]}: {REMEDY}"
                     )
                 if self._known < self.manifest.vocab:
                     interface.check_known(
@@ -304,7 +307,7 @@ class Shards:
             return self._readers[home].read(places.tolist())
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             reason = str(error).splitlines()[0][:200]
-            raise ValueError(f"{self._path(home)}: corrupt ({reason}): {_REMEDY}") from error
+            raise ValueError(f"{self._path(home)}: corrupt ({reason}): {REMEDY}") from error
 
     def verify(self) -> None:
         """Read every file of the split and compare its checksum with the manifest's.
@@ -319,14 +322,14 @@ class Shards:
         return Shards, (self.folder, self.split, self.manifest, self._known)
 
 
-_REMEDY = "delete this directory and tokenise the source again"
+REMEDY = "delete this directory and tokenise the source again"
 
 
 def _verify(folder: pathlib.Path, file: manifest.Index | manifest.Shard) -> None:
     path = folder / file.file
     if (crc := _crc32(path)) != file.crc32:
         raise ValueError(
-            f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: {_REMEDY}"
+            f"{path}: corrupt: crc32 {crc:08x}, the manifest says {file.crc32:08x}: {REMEDY}"
         )
 
 
@@ -361,53 +364,7 @@ def open_shards(
         size = path.stat().st_size if path.is_file() else None
         if size != file.size:
             state = "missing" if size is None else f"truncated or changed: {size} bytes"
-            raise ValueError(f"{path}: {state}, the manifest says {file.size}: {_REMEDY}")
+            raise ValueError(f"{path}: {state}, the manifest says {file.size}: {REMEDY}")
     # small, and nothing else notices a changed length of a document
     _verify(root, part.lengths)
     return Shards(str(root), split, facts, known)
-
-
-def verify_cached(folder: pathlib.Path) -> None:
-    """Compare a shards directory with its manifest: all sizes, and the contents of a split that was
-    touched after the manifest, the last file to be written. Raises: ValueError naming the first
-    file that is missing or not what was written."""
-    facts, written = manifest.read(folder), (folder / manifest.FILE).stat().st_mtime_ns
-    for name in (name for name in SPLITS if name in facts.splits):
-        shards, part = open_shards(str(folder), name, facts.tokenizer), facts.splits[name]
-        files = [folder / file.file for file in (part.lengths, *part.shards)]
-        if any(file.stat().st_mtime_ns > written for file in files):
-            shards.verify()
-
-
-def prepare(data: "loader.Data", cache_dir: str, workers: int = 0) -> str:
-    """The shards directory of a run's data: the source itself if it is one, else a cached copy.
-
-    A raw source is tokenised once into `cache_dir`, under a name made of its fingerprint, field,
-    tokenizer and holdout, and found there by every later run. Several processes may ask at once:
-    each works in a directory of its own and the first to finish names it. A copy of which a file
-    is damaged or missing is named in a warning and made again.
-
-    Raises: what `tokenize` and `tokenizers.load` raise.
-    """
-    if manifest.present(data.source):
-        return str(pathlib.Path(data.source).expanduser())
-    tokenizer = tokenizers.load(data.tokenizer)
-    fingerprint = source.fingerprint(data.source, data.field)
-    key = f"{fingerprint[:16]}-{tokenizer.hash[:16]}-{data.holdout!r}"
-    target = pathlib.Path(cache_dir).expanduser() / key
-    if target.is_dir():
-        try:
-            verify_cached(target)
-        except (ValueError, FileNotFoundError) as error:
-            fault = str(error).removesuffix(f": {_REMEDY}")
-            print(f"warning: {fault}; it is a copy, and made again", file=sys.stderr)
-            atomic.discard(target)
-    if not (target / manifest.FILE).is_file():
-        try:
-            facts = _Facts(data.source, data.field, fingerprint, tokenizer, data.holdout)
-            _tokenize(facts, target, workers)
-        except OSError:
-            # Another process was first: its result is this one's, byte for byte.
-            if not (target / manifest.FILE).is_file():
-                raise
-    return str(target)

@@ -10,6 +10,7 @@ a file, a directory or a glob of
 each but Parquet also as .gz or .zst. To read a file that bears a corpus' name, write `./pydocs`.
 """
 
+import collections
 import difflib
 import hashlib
 import json
@@ -28,11 +29,14 @@ _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def documents(source: str, field: str = "text") -> Iterator[Document]:
+def documents(
+    source: str, field: str = "text", left: collections.Counter[str] | None = None
+) -> Iterator[Document]:
     """The documents of a source, in order: corpus order, or file by file sorted by path.
 
-    Empty texts are left out. Nothing else is changed: no newline translation, no stripping, no
-    normalisation; only a byte-order mark is removed.
+    Empty texts are left out, and counted in left["empty"] as they are read. Nothing else is
+    changed: no newline translation, no stripping, no normalisation; only a byte-order mark is
+    removed.
 
     Raises: FileNotFoundError for a missing path or an empty directory or glob, now and not at the
     first document. While reading, ValueError naming the file and line or byte: a missing field
@@ -49,7 +53,7 @@ def documents(source: str, field: str = "text") -> Iterator[Document]:
             f"source {source!r}: .json is not a line format; rename it to .jsonl if it holds one "
             "object a line, or to .txt if the JSON itself is the text"
         )
-    return _read_all(paths, field)
+    return _read_all(paths, field, collections.Counter() if left is None else left)
 
 
 def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterator[str]:
@@ -58,7 +62,9 @@ def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterato
     return (d.text for d in found if split(d.text, holdout) == split_name)
 
 
-def _read_all(paths: Sequence[str], field: str) -> Iterator[Document]:
+def _read_all(
+    paths: Sequence[str], field: str, left: collections.Counter[str]
+) -> Iterator[Document]:
     empty = True
     for path in paths:
         name = files.content_name(path)
@@ -72,6 +78,8 @@ def _read_all(paths: Sequence[str], field: str) -> Iterator[Document]:
             if document.text:
                 empty = False
                 yield document
+            else:
+                left["empty"] += 1
     if empty:
         raise ValueError(f"{nothing(paths)} no text")
 

@@ -69,10 +69,10 @@ def documents(train: shards.Shards, val: shards.Shards | None, seq: int) -> Tall
     held = parts["val"].documents if "val" in parts else 0
     return Tally(
         what="documents",
-        read=train.documents + held,
+        read=train.documents + held + train.manifest.empty,
         train=train.documents,
         val=held,
         cut={},
-        left={},
+        left={"empty": train.manifest.empty},
         more=f"{long:,} are longer than data.seq={seq} and read in pieces" if long else "",
     )

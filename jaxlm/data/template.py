@@ -234,7 +234,10 @@ def _writer(
     _check(template, tokenizer, messages)
     render = functools.partial(_render, template)
     blocks = _BLOCK.search(template.source) is not None
-    return writing.Writer(template.name, render, tokenizer, messages, template.variables, blocks)
+    searched = _reads(template.source).searched
+    return writing.Writer(
+        template.name, render, tokenizer, messages, template.variables, blocks, searched
+    )
 
 
 def _check(
@@ -256,7 +259,8 @@ def _check(
             "one that does, such as the model's own, or leave it out"
         )
     for number, message in enumerate(messages):
-        if message.role not in (*ROLES, *known.words):
+        free = known.roles and _split(template.name)[0] not in turns.LAYOUTS
+        if not free and message.role not in (*ROLES, *known.words):
             raise ValueError(
                 f"message {number}: role {message.role!r} is unknown to template "
                 f"{template.name!r}; expected one of {list(ROLES)}, or a template that knows it"

@@ -1,13 +1,13 @@
 """Conversations under one template: their text, their tokens, and where the assistant speaks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxlm.data import segments
-from jaxlm.data.messages import Message
+from jaxlm.data.messages import INERT, Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
 Apart = Literal["", "merged", "opened"]
@@ -58,35 +58,47 @@ class Writer:
         messages: Sequence[Message],
         variables: Mapping[str, Any],
         blocks: bool,
+        searched: Set[str],
     ):
         """name: the template's, for errors. render: its text for a context. blocks: it has
-        {% generation %} blocks."""
+        {% generation %} blocks. searched: what it looks for in texts."""
         self._name, self._render, self._tokenizer = name, render, tokenizer
         self._blocks = blocks
         self._special = segments.pattern(tokenizer.marks)
+        # A template that looks for </think> in an answer gives it a meaning there.
+        self._sought = {name for name in tokenizer.marks if name in searched}
         said = "".join(message.text + message.more for message in messages)
         private = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said)
         self._typed, self._open, self._close, self._probe = (next(private) for _ in range(4))
         self._messages = [
-            {"role": m.role} | self._by_hand({"content": m.text} | m.fields()) for m in messages
+            {"role": m.role}
+            | self._by_hand({"content": m.text} | m.fields(), m.role == "assistant")
+            for m in messages
         ]
         self._variables = self._by_hand(dict(variables))
+        self._texts: dict[tuple[int, bool], tuple[str, list[tuple[int, int]] | None]] = {}
         self._turns: dict[int, _Turn] = {}
 
-    def _by_hand(self, value: Any) -> Any:
-        """A JSON value with every special token's name broken."""
+    def _by_hand(self, value: Any, answer: bool = False) -> Any:
+        """A JSON value with the names of special tokens broken, in an answer but for those that the
+        template looks for."""
         if isinstance(value, str):
-            return self._special.sub(lambda m: f"{m[0][0]}{self._typed}{m[0][1:]}", value)
+            kept = self._sought if answer else ()
+            return self._special.sub(
+                lambda m: m[0] if m[0] in kept else f"{m[0][0]}{self._typed}{m[0][1:]}", value
+            )
         if isinstance(value, list):
-            return [self._by_hand(part) for part in value]
+            return [self._by_hand(part, answer) for part in value]
         if isinstance(value, dict):
-            return {self._by_hand(key): self._by_hand(part) for key, part in value.items()}
+            return {self._by_hand(k): self._by_hand(part, answer) for k, part in value.items()}
         return value
 
     def text(self, count: int, ask: bool) -> tuple[str, list[tuple[int, int]] | None]:
         """(what the template makes of the first `count` messages, its {% generation %} blocks or
         None if it has none). ask: with the generation prompt."""
-        return self._rendered(self._messages[:count], ask)
+        if (count, ask) not in self._texts:
+            self._texts[count, ask] = self._rendered(self._messages[:count], ask)
+        return self._texts[count, ask]
 
     def _rendered(
         self, messages: list[dict[str, Any]], ask: bool
@@ -126,7 +138,12 @@ class Writer:
             else:
                 before = len(_shared(self._before(number), text))
                 spans = [(a, b) for a, b in blocks if b > before]
-                start, end = spans[-1] if spans else (before, before)
+                if not spans:
+                    raise ValueError(
+                        f"template {self._name!r}: it writes no {{% generation %}} block for "
+                        f"message {number} of the assistant"
+                    )
+                start, end = spans[-1]
                 special = [m.end() for m in self._special.finditer(text, start, end)]
                 self._last([at for at in special if not text[at:end].strip()], number)
             self._turns[number] = _Turn(text, spans, asked)
@@ -152,7 +169,8 @@ class Writer:
                 f"template {self._name!r}: what it writes before message {number} depends on later "
                 f"messages: {shown}"
             )
-        if start <= len(before) or text[:start] != asked[:start]:
+        start = len(_shared(asked[:start], text))
+        if start <= len(before):
             raise ValueError(
                 f"template {self._name!r}: its generation prompt is not how it writes message "
                 f"{number}: {shown}"
@@ -170,15 +188,16 @@ class Writer:
     def check_complete(self, number: int) -> None:
         """Raises: ValueError where the template leaves out part of what this message says."""
         turn, message = self.turn(number), self._messages[number]
-        start, end = turn.spans[0][0], turn.spans[-1][1]
+        before = len(_shared(self._before(number), turn.text))
+        written = turn.text[before : turn.spans[-1][1]]
         for name, value in message.items():
-            letters = iter(turn.text[start:end])
-            said = value if isinstance(value, str) and name not in _NAMES else ""
+            letters = iter(written)
+            said = value if isinstance(value, str) and name not in (*_NAMES, *INERT) else ""
             if any(c not in letters for c in said if not c.isspace()):
                 raise ValueError(
                     f"template {self._name!r}: it leaves out part of the {name!r} of "
                     f"message {number}, {value[:60]!r}, of which it writes "
-                    f"{turn.text[start:end][:60]!r}; what is left out would not be learnt"
+                    f"{written[:60]!r}; what is left out would not be learnt"
                 )
 
     def _last(self, ends: list[int], number: int) -> int:

@@ -1,7 +1,7 @@
 """What responses are worth: a weighted sum of functions of their text. No jax import.
 
     exact             1 if the response is the record's `answer`, white space around it aside
-    number            1 if the last number of the response is the last one of `answer`
+    number            1 if the last number of the response is the last one of `answer` (numbers.py)
     tagged            1 if the response is <think>...</think><answer>...</answer> and nothing else
                       (the format reward of DeepSeek-R1, 2025, section 2.2.2)
     tagged_answer     1 if what stands in <answer>...</answer> is `answer`, as text or as number
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.core import io
-from jaxlm.train import sandbox
+from jaxlm.train import numbers, sandbox
 
 
 class Sample(NamedTuple):
@@ -56,7 +56,6 @@ class Failed(ValueError):
 
 # --- Functions by name -----------------------------------------------------------------------
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
 _TAGGED = re.compile(
     r"\s*<think>((?:(?!</?think>|</?answer>).)*)</think>"
     r"\s*<answer>((?:(?!</?think>|</?answer>).)*)</answer>\s*",
@@ -71,8 +70,9 @@ def exact(samples: Sequence[Sample]) -> list[float]:
 
 
 def number(samples: Sequence[Sample]) -> list[float]:
-    """1 where the last number of the response is the last of the answer; 1,200.0 is 1200."""
-    return [float(_same_number(s.response, _answer(s))) for s in samples]
+    """1 where the last number of the response is the last of the answer, as numbers.py reads them:
+    1,200.0 is 1200, and [1,2] ends in 2."""
+    return [float(numbers.same(s.response, _answer(s))) for s in samples]
 
 
 def tagged(samples: Sequence[Sample]) -> list[float]:
@@ -108,15 +108,7 @@ def _answer(sample: Sample) -> str:
 
 
 def _says(text: str, answer: str) -> bool:
-    return text.strip() == answer.strip() or _same_number(text, answer)
-
-
-def _same_number(text: str, answer: str) -> bool:
-    one, other = (_NUMBER.findall(part) for part in (text, answer))
-    if not one or not other:
-        return False
-    said, right = (float(found[-1].replace(",", "")) for found in (one, other))
-    return said == right
+    return text.strip() == answer.strip() or numbers.same(text, answer)
 
 
 # --- Their weighted sum ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.data import examples, kinds, loader, pack, shards, tally, tokenizers
+from jaxlm.data import examples, kinds, loader, pack, shard_cache, shards, tally, tokenizers
 from jaxlm.eval import heldout, perplexity
 from jaxlm.models.model import Model
 from jaxlm.objectives import distill
@@ -47,7 +47,7 @@ def open_text(
     """(training split, held-out split or None) for a model of `vocab` ids, tokenised first if that
     was not done before."""
     tokenizer = tokenizers.load(data.tokenizer)
-    folder = shards.prepare(data, str(env.user_cache() / "shards"))
+    folder = shard_cache.prepare(data, str(env.user_cache() / "shards"))
     train = shards.open_shards(folder, "train", tokenizer.hash, vocab)
     return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
 

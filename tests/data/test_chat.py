@@ -262,3 +262,15 @@ def test_real_files_are_read_whole(file, layout, tree, least):
     assert len(found) >= least
     assert all(any(one.learnt) for one in found) or tree == "all"
     assert {conversations.detect(r) for r in records.read(data.source)} == {layout}
+
+
+def test_what_is_cut_and_left_out_is_told(tmp_path):
+    """93 of 100 answers lost their end at seq 192 without a word."""
+    pairs = [("p", "x" * 40)] * 93 + [("p", "x")] * 6 + [("p", " ")]
+    tally = chat.prepare(Chats(write(tmp_path, pairs), seq=16, holdout=0.0)).tally
+    cut = "answers longer than data.seq=16, which lose their end"
+    assert tally.line() == (
+        f"data: 100 conversations read, 99 to train on; cut: 93 ({cut}); left out: 1 (no answer to "
+        "learn)"
+    )
+    assert tally.warnings() == [f"data: 93 of 99 texts (94%) are cut: {cut}"]

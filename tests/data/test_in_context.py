@@ -1,5 +1,6 @@
 """Ids of conversations are transformers' own, under the splitting patterns of published models."""
 
+import base64
 import itertools
 import json
 import random
@@ -190,22 +191,48 @@ def test_a_token_across_the_edge_of_an_answer_is_the_answers():
     assert segments.encode(Pairs(), "a~bc<~e>", "~").ends == [3, 5, 8]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "byte_bpe", "bpe", "unigram", "wordpiece"])
+def foreign(kind, folder):
+    """A tokenizer trained elsewhere, as its files: sentencepiece with its usual rules (NFKC, a
+    space before every text), and a rank file."""
+    folder.mkdir()
+    if kind == "sentencepiece":
+        import sentencepiece
+
+        with open(folder / "m.model", "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(TEXTS * 20), model_writer=file, model_type="bpe",
+                vocab_size=340, byte_fallback=True, minloglevel=2,
+            )  # fmt: skip
+        return str(folder / "m.model")
+    pieces = [bytes([b]) for b in range(256)] + [b"\n\n", b'"Y', b"es", b'"Yes', b"th", b"\xe6\x97"]
+    lines = [base64.b64encode(piece) + f" {rank}\n".encode() for rank, piece in enumerate(pieces)]
+    (folder / "r.tiktoken").write_bytes(b"".join(lines))
+    rules = {"pattern": LLAMA3, "special": {"eos": len(pieces)}, "vocab": len(pieces) + 1}
+    (folder / "r.json").write_text(json.dumps(rules))
+    return str(folder / "r.tiktoken")
+
+
+@pytest.mark.parametrize(
+    "kind", ["bytes", "byte_bpe", "bpe", "unigram", "wordpiece", "sentencepiece", "tiktoken"]
+)
 def test_every_kind_says_which_characters_a_token_is_of(tmp_path, kind):
     """Their texts, one after another, are the text, as far as the kind is lossless."""
-    folder = kind
-    if kind != "bytes":
-        size = {"byte_bpe": 320, "bpe": 330, "unigram": 332, "wordpiece": 120}[kind]
-        folder = str(tmp_path / kind)
-        tokenizers.train(kind, TEXTS * 20, size, folder)
+    sizes = {"byte_bpe": 320, "bpe": 330, "unigram": 332, "wordpiece": 120}
+    folder = str(tmp_path / kind)
+    if kind in sizes:
+        tokenizers.train(kind, TEXTS * 20, sizes[kind], folder)
+    else:
+        folder = kind if kind == "bytes" else foreign(kind, tmp_path / kind)
     tokenizer, seen = tokenizers.load(folder), 0
     for said in conversations(12, 3):
         text = "\n".join(m.text for m in said) + "\udc80"
-        if kind == "wordpiece":
+        if kind in ("wordpiece", "sentencepiece"):
             text = text[:-1]
         found = tokenizer.locate(text, True)
         assert found.ids == tokenizer.encode(text)
         if not tokenizer.lossless:
+            assert len(found.ids) == len(found.starts) == len(found.ends)
+            assert all(0 <= a <= b <= len(text) for a, b in zip(found.starts, found.ends))
             continue
         whole = segments.encode(tokenizer, text)
         for n, place in enumerate(whole.ends, 1):
@@ -214,3 +241,10 @@ def test_every_kind_says_which_characters_a_token_is_of(tmp_path, kind):
                 assert done == text[:place].encode("utf-8", "surrogateescape")
                 seen += 1
     assert seen > 100 or not tokenizer.lossless
+    text = "Hi there, it's (a) word"
+    found = tokenizer.locate(text, True)
+    for i, start, end in zip(*found):
+        assert text[start:end].strip() == tokenizer.decode([i]).strip("# ") or kind == "wordpiece"
+    assert "".join(text[a:b] for a, b in zip(found.starts, found.ends)).split() == (
+        ["Hithere,it's(a)word"] if kind == "wordpiece" else text.split()
+    )

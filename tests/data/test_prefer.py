@@ -59,6 +59,60 @@ def test_pairs_are_strings_or_messages_that_may_repeat_the_prompt():
         assert found.rank == (0, 1) and found.preference == 1.0
 
 
+def test_a_response_may_be_the_whole_conversation():
+    """The prompt was written twice where the responses begin with a system message that the prompt
+    lacks."""
+    asked, system = {"role": "user", "content": "q"}, {"role": "system", "content": "s"}
+    earlier = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "w"}]
+    answer = {n: [{"role": "assistant", "content": n}] for n in ("a", "b")}
+    head = Message("system", "s")
+    cases = [
+        ("q", [system, asked], (head, user("q"))),
+        ("q ", [asked], (user("q"),)),
+        ([asked], [system, asked], (head, user("q"))),
+        ([system, asked], [system, asked], (head, user("q"))),
+        ([system, asked], [asked], (head, user("q"))),
+        ([system, asked], [], (head, user("q"))),
+        ("q", [system, *earlier, asked], (head, user("h"), bot("w"), user("q"))),
+        ("h", [*earlier, asked], (user("h"), bot("w"), user("q"))),
+    ]
+    for prompt, before, wanted in cases:
+        both = {name: [*before, *answer[n]] for name, n in (("chosen", "a"), ("rejected", "b"))}
+        found = read({"prompt": prompt} | both)
+        assert [m.text.strip() for m in found.prompt] == [m.text for m in wanted], prompt
+        assert found.responses == ((bot("a"),), (bot("b"),))
+        listed = {"prompt": prompt, "responses": [*both.values()], "ranks": [1, 2]}
+        labelled = {"prompt": prompt, "completion": both["chosen"], "label": True}
+        if prompt != "h":
+            assert read(listed).prompt == found.prompt == read(labelled, "labelled").prompt
+            given = rankings.asked(records.Record(listed, "f:1"))
+            assert given == [(found.prompt, (bot("a"),)), (found.prompt, (bot("b"),))]
+    # one response alone is a conversation; a field holds the system message
+    mixed = read({"prompt": "q", "chosen": [system, asked, *answer["a"]], "rejected": "b"})
+    fielded = read({"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"})
+    assert mixed.prompt == fielded.prompt == (head, user("q"))
+    assert mixed.responses == fielded.responses == ((bot("a"),), (bot("b"),))
+
+
+def test_conversations_that_contradict_each_other_are_refused():
+    def said(system, question, answer):
+        roles = (("system", system), ("user", question), ("assistant", answer))
+        return [{"role": role, "content": text} for role, text in roles]
+
+    with pytest.raises(rankings.Unusable, match="different prompts"):
+        read({"prompt": "q", "chosen": said("s", "q", "a"), "rejected": said("t", "q", "b")})
+    with pytest.raises(ValueError, match="f.jsonl:3: chosen: .*does not repeat the prompt"):
+        read({"prompt": "q", "chosen": said("s", "p", "a"), "rejected": said("s", "p", "b")})
+    system = [{"role": "system", "content": "u"}, {"role": "user", "content": "q"}]
+    with pytest.raises(ValueError, match="another system message than its prompt"):
+        read({"prompt": system, "chosen": said("s", "q", "a"), "rejected": said("s", "q", "b")})
+    with pytest.raises(ValueError, match="p.jsonl:1: message 1: .*does not read the field 'tool_"):
+        call = {"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}
+        value = {"prompt": "q", "chosen": [call], "rejected": "b"}
+        prefer._read(records.Record(value, "p.jsonl:1"), template.load("plain", "bytes"), BYTES,
+                     prefer.Preferences("p"))  # fmt: skip
+
+
 def test_transcripts_part_where_the_assistant_does():
     same = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why"
     found = read({"chosen": same + "\n\nAssistant: so", "rejected": same + "\n\nAssistant: no"})
@@ -161,6 +215,20 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     assert facts["left_out_first"]["a response is empty"] == ["p.jsonl:4"]
     with pytest.raises(ValueError, match="no record .* can be learnt from"):
         split_of(tmp_path, values[1:], seq=10)
+
+
+def test_losing_most_of_the_data_is_told(tmp_path):
+    """920 of 2,312 records were left out without a word."""
+    pair = {"prompt": "p", "chosen": "x", "rejected": "y"}
+    made = split_of(tmp_path, [pair] * 18 + [pair | {"chosen": "x" * 40}] * 2, seq=10)
+    assert made.tally.line() == (
+        "data: 20 preferences read, 18 to train on; left out: 2 (a response is too long for "
+        "data.seq=10)"
+    )
+    assert made.tally.warnings() == []
+    made = split_of(tmp_path, [pair] * 8 + [pair | {"chosen": "x" * 40}] * 2, seq=10)
+    (told,) = made.tally.warnings()
+    assert "2 of 10 preferences (20%) are left out: 2 a response is too long" in told
 
 
 def test_lists_of_several_lengths_share_a_batch(tmp_path):

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxlm.data import loader, manifest, shards, source, tokenizers
+from jaxlm.data import loader, manifest, shard_cache, shards, source, tally, tokenizers
 
 
 def write_lines(path, count=60):
@@ -39,6 +39,20 @@ def copy(made, tmp_path):
     import shutil
 
     return pathlib.Path(shutil.copytree(made[2], tmp_path / "copy"))
+
+
+def test_texts_that_are_left_out_or_cut_are_told(tmp_path):
+    """A source most of whose texts are empty trained on the rest without a word."""
+    lines = ["a" * 10] * 6 + ["b" * 300] * 3 + [""] * 4
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
+    tokenizer, folder = tokenizers.load("bytes"), str(tmp_path / "out")
+    shards.tokenize(str(tmp_path / "x.jsonl"), "text", tokenizer, folder, 0.0)
+    found = tally.documents(shards.open_shards(folder, "train", tokenizer.hash), None, 64)
+    assert found.line() == (
+        "data: 13 documents read, 9 to train on; left out: 4 (empty); 3 are longer than "
+        "data.seq=64 and read in pieces"
+    )
+    assert found.warnings() == ["data: 4 of 13 documents (31%) are left out: 4 empty"]
 
 
 def test_records_are_begin_text_eos(made):
@@ -186,17 +200,17 @@ def test_prepare_makes_once_and_finds_again(made, tmp_path):
     _, path, folder, _ = made
     data = loader.Data(source=path, holdout=0.2)
     cache = str(tmp_path / "cache")
-    first = shards.prepare(data, cache)
+    first = shard_cache.prepare(data, cache)
     assert digest(first) == digest(folder)
     before = pathlib.Path(first, "manifest.json").stat().st_mtime_ns
-    assert shards.prepare(data, cache) == first
+    assert shard_cache.prepare(data, cache) == first
     assert pathlib.Path(first, "manifest.json").stat().st_mtime_ns == before
-    assert shards.prepare(loader.Data(source=path, holdout=0.3), cache) != first
-    assert shards.prepare(loader.Data(source=folder), cache) == folder  # shards are their own
+    assert shard_cache.prepare(loader.Data(source=path, holdout=0.3), cache) != first
+    assert shard_cache.prepare(loader.Data(source=folder), cache) == folder  # shards are their own
 
 
 def _prepare(arguments):
-    return shards.prepare(*arguments)
+    return shard_cache.prepare(*arguments)
 
 
 def test_processes_that_prepare_at_once_agree(made, tmp_path):

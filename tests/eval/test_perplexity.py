@@ -11,7 +11,7 @@ import pytest
 
 from jaxlm import models
 from jaxlm.core import param
-from jaxlm.data import loader, shards, tokenizers
+from jaxlm.data import loader, shard_cache, shards, tokenizers
 from jaxlm.eval import perplexity
 from jaxlm.models import llama, model
 from jaxlm.ops.attention import At
@@ -27,7 +27,7 @@ def found(tmp_path_factory):
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / "texts.jsonl").write_text("\n".join(lines), "utf-8")
     data = loader.Data(source=str(folder / "texts.jsonl"), holdout=0.4, seq=64, batch=4)
-    made = shards.prepare(data, str(folder / "cache"))
+    made = shard_cache.prepare(data, str(folder / "cache"))
     return data, shards.open_shards(made, "val", tokenizers.load("bytes").hash)
 
 

@@ -46,7 +46,7 @@ def test_a_run_on_conversations(tiny, home, stopping, assert_same_run, capsys, m
     env = json.loads((folder / "env.json").read_text())
     assert env["corpus"]["conversations"] == 60 and env["corpus"]["prompts_cut"] == 0
     assert (folder / "samples" / "00000004.txt").read_text().startswith("--- 'say 3'\nsay 3")
-    capsys.readouterr()
+    assert "data: 60 conversations read, " in capsys.readouterr().out
     limits = ["--max-new", "6", "--temperature", "0"]
     assert cli.main(["sample", str(folder), "--prompt", "say 3", "say 3", *limits]) == 0
     out = capsys.readouterr().out

@@ -36,9 +36,8 @@ class HuggingFace:
 
         self.kind, self._text = kind, text
         rules = json.loads(text)
-        # what `_text` says, with special tokens that no text spells
-        self._safe, self._respelled = _unspellable(text, rules, special)
-        self._tokenizer = t = tokenizers.Tokenizer.from_str(self._safe)
+        text, self._respelled = _unspellable(text, rules, special)
+        self._tokenizer = t = tokenizers.Tokenizer.from_str(text)
         t.no_padding()
         t.no_truncation()
         marks, self._restarts = _marks(t, special)
@@ -126,7 +125,7 @@ class HuggingFace:
             raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
         # Behind a token, even one that is not special, a text is encoded as behind every other.
         if self._inner is None:
-            self._inner = _with_token(self._safe, _BEFORE)
+            self._inner = _with_token(self._tokenizer.to_str(), _BEFORE)
         found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
         return tokenizer.Located(found.ids[1:], *_columns(found.offsets[1:], len(_BEFORE)))
 
@@ -209,9 +208,6 @@ def _with_token(text: str, token: str) -> Any:
     import tokenizers
 
     t = tokenizers.Tokenizer.from_str(text)
-    t.no_padding()
-    t.no_truncation()
-    t.post_processor = None
     t.encode_special_tokens = True
     t.add_tokens([tokenizers.AddedToken(token, special=False, normalized=False)])
     return t
