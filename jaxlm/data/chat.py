@@ -55,7 +55,8 @@ class Chats:
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     template: str = "plain"
     """How a conversation is written: plain, alpaca, vicuna, zephyr, chatml, llama2, llama3,
-    mistral, gemma; a Jinja file; or `tokenizer` for the template in the tokenizer's own files."""
+    mistral, gemma; a Jinja file; or `tokenizer` for the template in the tokenizer's own files.
+    Variables may follow: `tokenizer?enable_thinking=false`."""
     system: str | None = None
     """The system message of conversations that have none; None adds none."""
     learn: Learn = "all"

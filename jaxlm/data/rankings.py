@@ -223,7 +223,7 @@ def _ranking(
 def _check_response(record: records.Record, response: Turns) -> None:
     if not response or response[-1].role != "assistant":
         raise Unusable("a response does not end with the assistant's message")
-    if not response[-1].text.strip():
+    if not response[-1].says:
         raise Unusable("a response is empty")
 
 

@@ -9,6 +9,7 @@ the answer begins is a place among characters, and decides no id.
 """
 
 import bisect
+import functools
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -42,7 +43,12 @@ class Text(NamedTuple):
 
 def pattern(marks: Mapping[str, tokenizers.Mark]) -> re.Pattern[str]:
     """A pattern that matches the special tokens, the longest first."""
-    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+    return _pattern(tuple(marks))
+
+
+@functools.lru_cache(16)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text:
@@ -54,8 +60,11 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text
     ends: list[int] = []
 
     def part(start: int, end: int, trim: tuple[bool, bool]) -> None:
-        kept = [i for i in range(start, end) if text[i] != silent]
-        piece = "".join([text[i] for i in kept])
+        piece = text[start:end]
+        kept = np.arange(start, end)  # where each character of the piece is in the text
+        if silent and silent in piece:
+            kept = np.array([i for i in range(start, end) if text[i] != silent], np.int64)
+            piece = piece.replace(silent, "")
         left = len(piece) - len(piece.lstrip(_WHITE)) if trim[0] else 0
         right = len(piece.rstrip(_WHITE)) if trim[1] else len(piece)
         kept, piece = kept[left:right], piece[left:right]
@@ -64,8 +73,8 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text
         found = tokenizer.locate(piece, start == 0)
         first, last = _widened(found)
         ids.extend(found.ids)
-        starts.extend(kept[min(i, len(kept) - 1)] for i in first)
-        ends.extend(kept[i - 1] + 1 if i else kept[0] for i in last)
+        starts.extend(kept[np.minimum(first, len(kept) - 1)].tolist())
+        ends.extend(np.where(last > 0, kept[last - 1] + 1, kept[0]).tolist())
 
     at, right = 0, False
     for match in pattern(marks).finditer(text):
@@ -79,11 +88,11 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text
     return Text(ids, starts, ends)
 
 
-def _widened(found: tokenizers.Located) -> tuple[list[int], list[int]]:
+def _widened(found: tokenizers.Located) -> tuple[np.ndarray, np.ndarray]:
     """The characters of each token. One without any (a byte that does not complete a character, a
     space that the tokenizer puts before a text) gets those of the next."""
-    starts, ends = list(found.starts), list(found.ends)
-    for i in range(len(ends) - 2, -1, -1):
-        if ends[i] <= starts[i]:
-            ends[i] = max(ends[i + 1], starts[i]) if starts[i + 1] <= starts[i] else starts[i]
-    return np.minimum.accumulate(starts[::-1])[::-1].tolist(), np.maximum.accumulate(ends).tolist()
+    starts, ends = np.array(found.starts, np.int64), np.array(found.ends, np.int64)
+    for i in np.flatnonzero(ends <= starts)[::-1]:
+        following = i + 1 < len(ends) and starts[i + 1] <= starts[i]
+        ends[i] = max(ends[i + 1], starts[i]) if following else starts[i]
+    return np.minimum.accumulate(starts[::-1])[::-1], np.maximum.accumulate(ends)

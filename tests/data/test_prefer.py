@@ -94,6 +94,15 @@ def test_a_response_may_be_the_whole_conversation():
     assert mixed.responses == fielded.responses == ((bot("a"),), (bot("b"),))
 
 
+def test_a_response_that_only_calls_is_no_empty_one():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    chosen, rejected = read({"prompt": "q", "chosen": [call], "rejected": "b"}).responses
+    assert chosen[0].text == "" and chosen[0].fields() == {"content": None} | {
+        "tool_calls": call["tool_calls"]
+    }
+    assert rejected == (bot("b"),)
+
+
 def test_conversations_that_contradict_each_other_are_refused():
     def said(system, question, answer):
         roles = (("system", system), ("user", question), ("assistant", answer))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm.data import chat, prompts, template, tokenizers, writing
+from jaxlm.data import chat, prompts, template, tokenizers
 from jaxlm.data.messages import Message
 from jaxlm.decode import turn
 
@@ -298,4 +298,13 @@ def test_texts_and_ids_are_those_of_transformers(folder, monkeypatch, source):
                 said = read(talk[:count])
                 found = template.prompt if ask else (lambda *a: template.encode(*a).tokens)
                 assert found(layout, ours, said).tolist() == wanted
-    assert writing.Span._fields[-1] == "apart"
+    if source == LAST_THINKS:  # what is exported has the variables as defaults
+        quiet = load(folder, source, "?enable_thinking=false")
+        given = {"tokenize": False, "add_generation_prompt": True}
+        exported = theirs.apply_chat_template(
+            TALK[:2], chat_template=template.portable(quiet), **given
+        )
+        wanted = theirs.apply_chat_template(
+            TALK[:2], chat_template=source, enable_thinking=False, **given
+        )
+        assert exported == wanted and wanted.endswith("</think>\n\n")

@@ -180,6 +180,8 @@ def locate_around(
 ) -> Located:
     """`encode_around` with the characters of each id. locate(part, whether the text begins with it)
     -> the `Located` of a part that has nothing odd."""
+    if not odd.search(text):
+        return locate(text, True)
     ids: list[int] = []
     starts: list[int] = []
     ends: list[int] = []
