@@ -137,11 +137,13 @@ def apply(
     return x, _joined(stats)
 
 
-def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree]) -> param.Tree:
-    """The stack with constants(number of the layer) beside every layer's weights.
+def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree] | None) -> param.Tree:
+    """The stack with constants(number of the layer) beside every layer's weights; as it is for None.
 
     The numbers count layers in order of execution, from 0, in a stack and in an `unstacked` one.
     """
+    if constants is None:
+        return stack
     numbers: dict[tuple[str, str], list[int]] = {}
     for number, (segment, name, _) in enumerate(places(stack)):
         numbers.setdefault((segment, name), []).append(number)
