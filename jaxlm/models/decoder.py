@@ -33,12 +33,10 @@ def build(
 ) -> Model:
     """A Model from a family's parts.
 
-    embed(params["embed"], tokens, at, key) -> x [B, T, D]; norm(params["norm"], x), called only
-    where the spec has that weight; memory(kind, batch, slots) -> the cache spec of one layer.
-    The model's `hidden` also takes perturb(x [B, T, D]) -> x, which it applies to the embeddings.
+    embed(params["embed"], tokens, at, key) -> x [B, T, D]; norm(params["norm"], x), where the spec
+    has it; memory(kind, batch, slots) -> the cache spec of one layer; constants(layer, from 0) ->
+    scalars its block reads. The model's `hidden` also takes perturb(x [B, T, D]) -> x, embeddings.
     scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
-    constants(number of a layer, from 0) -> scalars that the block reads beside the layer's weights;
-    None: there are none.
     """
 
     def hidden(
@@ -59,8 +57,7 @@ def build(
         def last(x: jax.Array) -> jax.Array:
             return norm(params["norm"], x) if "norm" in params else x
 
-        layers = params["stack"]
-        layers = layers if constants is None else stack.with_constants(layers, constants)
+        layers = stack.with_constants(params["stack"], constants)
         if cache is None:
             x, stats = stack.apply(layers, x, layer, plan, key)
             return Hidden(last(x), None, stats)

@@ -137,17 +137,20 @@ def apply(
     return x, _joined(stats)
 
 
-def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree]) -> param.Tree:
+def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree] | None) -> param.Tree:
     """The stack with constants(number of the layer) beside every layer's weights.
 
     The numbers count layers in order of execution, from 0, in a stack and in an `unstacked` one.
     """
+    if constants is None:
+        return stack
+    of = constants
     numbers: dict[tuple[str, str], list[int]] = {}
     for number, (segment, name, _) in enumerate(places(stack)):
         numbers.setdefault((segment, name), []).append(number)
 
     def layer(segment: str, name: str, weights: param.Tree) -> param.Tree:
-        rows = [constants(number) for number in numbers[segment, name]]
+        rows = [of(number) for number in numbers[segment, name]]
         added = jax.tree.map(lambda *parts: jnp.stack(parts), *rows)  # [repeats]
         return _merged(weights, added)
 

@@ -59,12 +59,12 @@ ORACLES = {
     },
     "qwen3-yarn": _QWEN3 | _YARN,
     "qwen3-bias": _QWEN3 | {"attention_bias": True},
-    "qwen3-moe-bias": _QWEN3_MOE | {"attention_bias": True},
     "qwen3-moe": _QWEN3_MOE | {"decoder_sparse_step": 2, "norm_topk_prob": False},
     "qwen3-moe-window": _QWEN3_MOE | {
         "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5,
         "tie_word_embeddings": True,
     },
+    "qwen3-moe-bias": _QWEN3_MOE | {"attention_bias": True},
     "qwen2-moe": _QWEN2_MOE | {"mlp_only_layers": [0]},
     "qwen2-moe-window": _QWEN2_MOE | {
         "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,

@@ -140,5 +140,5 @@ def test_what_does_not_go_together_is_refused(place):
         distill.Config(teacher="t", read="stored")
     few = prompts.Prompts(source=str(place / "prompts.jsonl"), holdout=1e-9)
     with pytest.raises(ValueError, match="data.holdout: 1e-09 leaves none of the 60 examples"):
-        kinds.prepare(few, evaluated=True)
-    assert kinds.prepare(few, evaluated=False).val is None
+        kinds.prepare(few, evaluated=True, vocab=512)
+    assert kinds.prepare(few, evaluated=False, vocab=512).val is None
