@@ -15,6 +15,7 @@ from jaxlm.objectives import dpo, responses
 from jaxlm.ops import preference
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
+from tests.families import deepseek as tiny_deepseek
 from tests.families import gpt as gpt_cases
 from tests.families import mistral as tiny_mistral
 from tests.families.sizes import T, V
@@ -208,6 +209,12 @@ def test_a_field_that_the_loss_does_not_read_is_refused():
         dpo.Config(loss="ipo")
     with pytest.raises(ValueError, match="objective.balance"):
         dpo.build(dpo.Config(balance=0.1), models.build(LLAMA))
+    with pytest.raises(ValueError, match="objective.bias_speed"):
+        dpo.build(dpo.Config(bias_speed=0.1), models.build(LLAMA))
+    # of a model whose routers have one, it is taken
+    routed = models.build(dataclasses.replace(tiny_deepseek.CASES["deepseek"], ahead=0))
+    assert dpo.build(dpo.Config(bias_speed=0.1, balance=0.1), routed).adjust is not None
+    assert dpo.build(dpo.Config(balance=0.1), routed).adjust is None
     # every loss is reached by its name, and every field by some loss
     read = {name: dpo.fields(name, "alpha") for name in dpo.LOSSES}
     assert set.union(*read.values()) == {f.name for f in dataclasses.fields(dpo.Config)}

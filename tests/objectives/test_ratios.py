@@ -195,3 +195,19 @@ def test_dynamic_sampling_compares_what_advantages_are_made_of():
     own = ppo.Config(unfinished=-1.0, score_clip=2.0)
     np.testing.assert_array_equal(ppo.shaped_score(own, of), score)
     np.testing.assert_array_equal(episodes.differing(score, 2), [True, True, False, False])
+
+
+def test_what_is_at_places_without_weight_reaches_no_gradient():
+    """A log-probability that nobody sampled may be anything; 0 times NaN would be NaN."""
+    weight = np.float32([[0, 1, 1, 0], [1, 1, 0, 0]])
+    logits, targets = free.given(np.full(weight.shape, -1.0, np.float32), V)
+    params = {"logits": jnp.asarray(logits, jnp.float32), "value": jnp.zeros(V)}
+    made = ppo.build(ppo.Config(), free.model(2, 4, V))
+    told = []
+    for filling in (0, np.nan):
+        behaviour = np.where(weight > 0, np.float32(-1.2), np.float32(filling))
+        batch = free.rollout(weight, behaviour, advantage=weight, targets=targets)
+        told.append(free.slope(made, params, {}, batch))
+    assert np.all(np.isfinite(told[1][2]["logits"]))
+    np.testing.assert_array_equal(told[0][2]["logits"], told[1][2]["logits"])
+    assert told[0][0] == told[1][0] and np.isfinite(told[1][1]["ratio"])

@@ -252,3 +252,15 @@ def test_trl_agrees_in_value_and_gradient():
     apart = r[:, 0] - r[:, 1]
     np.testing.assert_allclose(np.mean(ranking.wins(apart)), told["accuracy"][0])
     np.testing.assert_allclose(np.mean(apart), told["margin"][0])
+
+
+def test_a_pair_of_which_a_model_is_certain_is_in_the_last_bin():
+    """sigmoid(50) is 1 in float32: its bin is the last one, not one past it, which adds nothing."""
+    r = jnp.array([[50.0, 0.0], [0.0, 50.0]])
+    pairs = ranking.comparisons(
+        jnp.array([[0, 1], [0, 1]]), jnp.ones(2), 0 * r, jnp.ones((2, 2), bool)
+    )
+    bins = ranking.reliability(pairs, ranking.differences(r), 10)
+    np.testing.assert_allclose(bins[-1], [2, 2, 1], rtol=1e-6)
+    assert not bins[:-1].any()
+    np.testing.assert_allclose(ranking.calibration(bins), 0.5, rtol=1e-6)
