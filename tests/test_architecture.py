@@ -26,6 +26,7 @@ FLOORS = {
     "commands": 5,
     "launch": 5,
     "__main__": 5,
+    "schema": 5,
     "convert": 4,
     "override": 5,
     "catalogue": 5,
@@ -40,7 +41,14 @@ WITHOUT_JAX = [
 # Answer before anything slow is imported: jax, numpy and tyro only inside functions.
 INSTANT = [
     PACKAGE / name
-    for name in ("__init__.py", "cli.py", "launch.py", "override.py", "parallel/devices.py")
+    for name in (
+        "__init__.py",
+        "cli.py",
+        "launch.py",
+        "override.py",
+        "schema.py",
+        "parallel/devices.py",
+    )
 ]
 SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matplotlib"}
 # import name -> distribution, where they differ

@@ -14,6 +14,8 @@ from typing import NamedTuple
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 # The default set of fusions less the one that is wrong; matrix products keep theirs.
 REDUCE = f"--{YNN}=-reduce"
+# Set to 0, what needs more memory than there is is tried all the same.
+UNCHECKED = "JAXLM_MEMORY_CHECK"
 
 
 def wrong(version: str) -> bool:
@@ -66,6 +68,32 @@ class Space(NamedTuple):
     bytes: int
     shared: bool
     name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} has {binary(self.bytes)}"
+
+
+def check(what: str, need: int) -> None:
+    """Raises: ValueError if so many bytes on each device that is used are more than there are.
+    what: what needs them."""
+    there = space()
+    if there is not None and need > there.bytes and not unchecked():
+        raise ValueError(
+            f"{what}: {binary(need)} are needed, and {there}; {UNCHECKED}=0 tries all the same"
+        )
+
+
+def unchecked() -> bool:
+    """Whether the user turned these checks off."""
+    return os.environ.get(UNCHECKED) == "0"
+
+
+def binary(n: float) -> str:
+    """A number of bytes in the largest unit that leaves at least a tenth."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= 0.1 * size:
+            return f"{n / size:,.2f} {unit}"
+    return f"{n:.0f} B"
 
 
 def space() -> Space | None:

@@ -102,11 +102,7 @@ def load(folder: pathlib.Path) -> Run:
 
     Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        near = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
-        hint = f"; {folder.parent} holds {near}" if near else ""
-        raise FileNotFoundError(f"{folder} is no run directory: it has no config.json{hint}")
+    file = config.run_file(folder)
     return config.from_dict(Run, json.loads(file.read_text("utf-8")))
 
 
