@@ -37,6 +37,7 @@ FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base
 WITHOUT_JAX = [
     *sorted(PACKAGE.glob("data/**/*.py")),
     *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "config", "io", "log")),
+    PACKAGE / "schema.py",
 ]
 # Answer before anything slow is imported: jax, numpy and tyro only inside functions.
 INSTANT = [
@@ -46,7 +47,6 @@ INSTANT = [
         "cli.py",
         "launch.py",
         "override.py",
-        "schema.py",
         "parallel/devices.py",
     )
 ]

@@ -1,6 +1,5 @@
 """The command line: what it prints, how it fails, what reaches the process."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -10,12 +9,10 @@ import subprocess
 import sys
 import time
 import types
-import typing
 
 import pytest
 
-from jaxlm import cli, launch, models, schema
-from jaxlm.train import run
+from jaxlm import cli, launch
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '''
@@ -193,64 +190,6 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(place, capsys, args, expect
     assert expected in text
     assert "Traceback" not in text
     assert not pathlib.Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        (
-            "warmup=1",
-            "warmupp=1",
-            "tiny.py:17: Optim has no field 'warmupp'; did you mean 'warmup'",
-        ),
-        ("kv=1", "kvv=1", "tiny.py:15: llama.Config has no field 'kvv'; did you mean 'kv'?"),
-        ("layers=1", "layer=1", "tiny.py:15: Config.__init__() got an unexpected keyword"),
-        ("steps=4,", "steps=4", "tiny.py:18: invalid syntax. Perhaps you forgot a comma?"),
-    ],
-)
-def test_a_mistake_in_a_config_names_file_line_and_field(place, capsys, old, new, expected):
-    """All but a syntax error and a field in a dict were tracebacks of Python's."""
-    pathlib.Path("tiny.py").write_text(CONFIG.replace(old, new))
-    assert expected in failure(capsys, "train", "tiny.py")
-
-
-def test_the_schema_is_that_of_the_classes():
-    """What is read from the source is what Python makes of it, for every field of every config."""
-
-    def compare(classes, types_):
-        want = {}
-        for cls in types_:
-            hints = typing.get_type_hints(cls)
-            for f in dataclasses.fields(cls):
-                want.setdefault(f.name, set()).update(dataclasses_in(hints[f.name]))
-        have = schema.fields(classes)
-        assert set(have) == set(want)
-        for name, inner in want.items():
-            assert {(c.__module__, c.__name__) for c in inner} == set(have[name]), name
-            if inner:
-                compare(have[name], inner)
-
-    def dataclasses_in(hint):
-        if dataclasses.is_dataclass(hint):
-            return {hint}
-        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        return {c for h in typing.get_args(hint) for c in dataclasses_in(h)} if union else set()
-
-    compare([("jaxlm.train.run", "Run")], [run.Run])
-    assert sorted(schema.presets()) == sorted(models.presets())
-
-
-def test_a_misspelt_name_is_answered_without_jax(place):
-    """The answer took 3.3 s, nearly all of it for imports."""
-    code = (
-        "import sys; from jaxlm import cli;"
-        "cli.main(['train', 'tiny.py', '--optim.lrr', '3']); cli.main(['plan', 'llama3-9b']);"
-        "cli.main(['sample', 'runs/none']); print(*sys.modules)"
-    )
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
-    assert done.stderr.count("jaxlm: ") == 3
-    assert not set(done.stdout.split()) & {"jax", "numpy", "tyro", "rich", "optax"}
 
 
 def test_tracebacks_are_shown_on_request(place, monkeypatch):
@@ -442,4 +381,5 @@ def test_settings_reach_the_process(place):
     assert "data.batch: 3 rows" in done.stderr
     wanted = launch.PAGES if sys.platform.startswith("linux") else "None"
     assert f"TUNABLES {wanted}" in done.stdout
-    assert f"DEVICES 2 {launch.THREADS}" in done.stdout
+    flags = re.search(r"^DEVICES 2 (.*)", done.stdout, re.MULTILINE)
+    assert flags is not None and launch.THREADS in flags[1].split()
