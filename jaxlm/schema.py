@@ -107,7 +107,7 @@ def presets() -> list[str]:
     for path in sorted((PACKAGE / "models").glob("*.py")):
         value = _bindings(f"jaxlm.models.{path.stem}").get("PRESETS")
         if isinstance(value, ast.Dict):
-            found += [key.value for key in value.keys if isinstance(key, ast.Constant)]
+            found += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
     return found
 
 

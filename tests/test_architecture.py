@@ -186,6 +186,26 @@ def test_the_command_line_imports_nothing_slow():
     assert not wrong
 
 
+# Loaded where they are used: for a checkpoint, an override, a report, a figure, a bar, a tokenizer.
+LATE = {"orbax", "tyro", "flax", "matplotlib", "rich", "grain", "scipy", "sentencepiece"}
+
+
+def test_a_run_begins_without_what_its_first_step_does_not_need():
+    """orbax, tyro and flax were half of what `jaxlm train` loaded besides JAX and optax."""
+    todo, seen, late = ["jaxlm.train.loop", "jaxlm.cli"], set(), set()
+    while todo:
+        parts = todo.pop().split(".")[1:]
+        # a name is a module, or of one
+        places = [PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+        for path in (q for at in places for q in (at.with_suffix(".py"), at / "__init__.py")):
+            if path in TREES and path not in seen:
+                seen.add(path)
+                names = [name for name, _ in imports(module_level(TREES[path]), path)]
+                todo += [name for name in names if name.startswith("jaxlm.")]
+                late |= {f"{path.name}: {n}" for n in names if n.split(".")[0] in LATE}
+    assert len(seen) > 100 and not late
+
+
 # Calls that only make a value: a type, a table, a decorator's argument.
 PURE = re.compile(
     r"^(typing\.)?(TypeVar|NamedTuple|cast)$|^dataclasses\.|^functools\.partial$|^re\.compile$"

@@ -16,8 +16,8 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT)
 def caught() -> Iterator[Callable[[], int]]:
     """A function giving the number of the signal that arrived, 0 while none has.
 
-    Until it is first called, nothing is computed that is not saved: a signal ends the process at
-    once, with 128 + its number. From then on the first signal only sets that number, so that the
+    Until it is first called there is no step to save: a signal ends the process at once, with 128
+    + its number, as a kill would. From then on the first signal only sets that number, so that the
     step in flight ends and the state can be saved; a second one ends the process at once. That
     holds while the main thread is in compiled code, where Python's handlers wait for it to return:
     a thread hears of a signal through a socket. Python allows handlers in the main thread only: in
