@@ -28,9 +28,13 @@ def canary():
 """
 # A config is Python: what it computes runs as the command line's own programs do.
 COMMAND = """
+import sys
+
 import canary
-canary.canary()
-import sys; sys.exit(0)
+
+def config():
+    canary.canary()
+    sys.exit(0)
 """
 LIBRARY = """
 from jaxlm.train import loop, run
