@@ -64,7 +64,7 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
     """Why a run does not fit into this memory, with what would; None if it may fit."""
     part, sharing = estimate(run, objective), _sharing(run.plan, there)
     if part.least * sharing <= there.bytes:
-        return None
+        return _sampling(run, part, there)
     parts = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     largest = max(parts, key=lambda name: parts[name])
     each = " per device" if run.plan.devices > 1 else ""
@@ -85,6 +85,24 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
     return (
         f"{text}\n  no batch fits: weights, gradients and optimiser alone are "
         f"{devices.binary(state)}{each}; a smaller model is needed, or more memory"
+    )
+
+
+def _sampling(run: Run, part: Memory, there: Space) -> str | None:
+    """Why the responses of a rollout, all sampled together, do not fit; None if they may.
+
+    Their prompts may be shorter than data.seq: what is sure is the cache of the new tokens."""
+    if run.rollout is None:
+        return None
+    rows, slots = run.data.batch * run.rollout.samples, run.rollout.max_new
+    cache = memory.cache(run.model, run.plan, batch=rows, slots=slots, dtype=run.plan.dtype)
+    need = part.weights + part.optimiser + part.frozen + cache
+    if need * _sharing(run.plan, there) <= there.bytes:
+        return None
+    return (
+        f"to sample, it needs {devices.binary(need)}, and {there}; the cache of {rows} responses "
+        f"of {slots:,} tokens is {devices.binary(cache)} of it: lower data.batch, rollout.samples "
+        "or rollout.max_new"
     )
 
 

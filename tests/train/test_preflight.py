@@ -6,12 +6,14 @@ import pytest
 
 from jaxlm import cli
 from jaxlm.data.loader import Data
+from jaxlm.data.prompts import Prompts
 from jaxlm.models import llama
-from jaxlm.objectives import clm
+from jaxlm.objectives import clm, grpo
 from jaxlm.parallel import devices
 from jaxlm.parallel.devices import Space
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import loop, preflight, program
+from jaxlm.train.rollout import Rollout
 from jaxlm.train.run import Run
 
 GIB = 2**30
@@ -84,6 +86,18 @@ def test_what_is_estimated_is_what_is_trained(tmp_path):
     growing = dataclasses.replace(plain.data, seq=64, curriculum=((50, 128),))
     grown = dataclasses.replace(plain, data=growing)
     assert preflight.estimate(grown, program.training(grown)[1]).logits == part.logits
+
+
+def test_the_responses_of_a_rollout_have_to_fit(tmp_path):
+    prompts = Prompts(source="none.jsonl", seq=8, batch=1000)
+    sampled = Rollout(samples=100, minibatches=100_000, max_new=4000, rewards=("number",))
+    long = run(tmp_path, objective=grpo.Config())
+    long = dataclasses.replace(long, data=prompts, rollout=sampled)
+    there = Space(24 * GIB, True, "this machine")
+    # 100,000 rows x 4,000 slots x 2 layers x keys and values of 2 heads of 16, float32
+    assert "cache of 100000 responses of 4,000 tokens is 0.19 TiB" in refusal(long, there)
+    short = dataclasses.replace(sampled, max_new=50)
+    assert refusal(dataclasses.replace(long, rollout=short), there) is None
 
 
 def test_plan_gives_the_same_verdict(capsys, machine):
