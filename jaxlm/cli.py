@@ -5,7 +5,7 @@ Nothing slow is imported here, so that `jaxlm --help` answers at once.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,15 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(args[0])
     if command is None:
-        return fail(f"no command {args[0]!r}{_near(args[0], COMMANDS)}; see jaxlm --help")
+        from jaxlm.core import config
+
+        return fail(f"no command {args[0]!r}{config.near(args[0], COMMANDS)}; see jaxlm --help")
     if argv is None and command.run in (train, evaluate):
         from jaxlm import launch
 
         launch.prepare()
+    from jaxlm import schema
     from jaxlm.parallel import devices
 
-    devices.correct()
     try:
+        schema.check(args)
+        devices.correct()
         return command.run(args[1:])
     except KeyboardInterrupt:
         print("jaxlm: interrupted", file=sys.stderr)
@@ -180,21 +184,23 @@ def listing(args: Sequence[str]) -> int:
 
 
 def plan(args: Sequence[str]) -> int:
-    """jaxlm plan CONFIG-or-PRESET [--field value ...]"""
+    """jaxlm plan CONFIG-or-PRESET [--memory GIB] [--field value ...]"""
     from jaxlm import models, objectives, override
     from jaxlm.core import config
     from jaxlm.data import loader
     from jaxlm.data.loader import Data
     from jaxlm.parallel.plan import Plan
     from jaxlm.scaling import report
-    from jaxlm.train import optim, program
+    from jaxlm.train import optim, preflight, program
     from jaxlm.train.run import Run
 
     if not args or args[0] in ("-h", "--help"):
         print(_line("plan"))
+        print("\n--memory GIB: of each device; without it the plan is held against this machine")
         print(f"\npresets: {', '.join(models.presets())}")
         return 0
     target, overrides = _target("plan", args)
+    overrides, there = _memory(overrides)
     preset = models.presets().get(target)
     if preset is not None:
         # A published model has no run: one row of its context, on an accelerator.
@@ -202,13 +208,11 @@ def plan(args: Sequence[str]) -> int:
         asked = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
         plan = Plan(compute="bfloat16")
         run = Run(name=target, model=preset, data=read, objective=asked, plan=plan)
-    elif ".py" in target or "/" in target:
-        run = _loaded(config.load(target), target)
     else:
-        raise ValueError(f"no preset {target!r}{_near(target, models.presets())}")
+        run = _loaded(config.load(target), target)
     run = override.apply(run, overrides, f"jaxlm plan {target}")
-    spec = program.build(run, run.plan)[1].spec
-    tx = optim.build(run.optim, spec, run.steps, fp16=False)
+    objective = program.build(run, run.plan)[1]
+    tx = optim.build(run.optim, objective.spec, run.steps, fp16=False)
     steps = None if preset is not None else run.steps
     rows = report.rows(
         run.model,
@@ -220,7 +224,7 @@ def plan(args: Sequence[str]) -> int:
         dtype=run.plan.dtype,
         targets=loader.target_length(run.data) if isinstance(run.data, Data) else None,
     )
-    print(report.text(rows))
+    print(report.text([*rows, *preflight.rows(run, objective, there)]))
     return 0
 
 
@@ -305,6 +309,21 @@ def _action(command: str, action: str, args: Sequence[str]) -> list[str]:
     return list(args[1:]) if args and args[0] == action else ["--help"]
 
 
+def _memory(args: list[str]) -> tuple[list[str], float | None]:
+    """(the arguments without `--memory GIB`, its value if it is given)."""
+    if "--memory" not in args:
+        return args, None
+    at = args.index("--memory")
+    value = "".join(args[at + 1 : at + 2])
+    try:
+        gib = float(value)
+    except ValueError:
+        gib = 0.0
+    if not gib > 0:
+        raise ValueError(f"--memory: {value!r} given; the GiB of a device are needed, such as 80")
+    return args[:at] + args[at + 2 :], gib
+
+
 def _run(target: str) -> "Run":
     """The Run of a config file, or of a run's config.json."""
     import pathlib
@@ -334,13 +353,6 @@ def _line(command: str) -> str:
     return f"usage: jaxlm {COMMANDS[command].usage}"
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]!r}?" if found else f"; there are {sorted(names)}"
-
-
 COMMANDS: dict[str, Command] = {
     "train": Command(train, "train CONFIG [--field value ...]", "train, or go on after a stop"),
     "sample": Command(sample, "sample RUN --prompt TEXT ...", "continue a text"),
@@ -351,7 +363,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command(data, "data tokenize ...", "turn text into shards"),
     "list": Command(listing, "list", "configs, presets, corpora, tokenizers, runs"),
     "fit": Command(fit, "fit RUNS [--target FLOPS] ...", "scaling laws of a table of runs"),
-    "plan": Command(plan, "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes, tokens"),
+    "plan": Command(plan, "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes; does it fit?"),
     "sweep": Command(sweep, "sweep FOLDER", "train many sizes, fit the law, predict a larger run"),
     "ablate": Command(ablate, "ablate FILE", "does a change help? paired runs, tested"),
     "plan-ahead": Command(

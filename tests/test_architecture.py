@@ -27,6 +27,7 @@ FLOORS = {
     "launch": 5,
     "peers": 5,
     "__main__": 5,
+    "schema": 5,
     "convert": 4,
     "override": 5,
     "catalogue": 5,
@@ -37,11 +38,18 @@ FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base
 WITHOUT_JAX = [
     *sorted(PACKAGE.glob("data/**/*.py")),
     *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "config", "io", "log")),
+    PACKAGE / "schema.py",
 ]
 # Answer before anything slow is imported: jax, numpy and tyro only inside functions.
 INSTANT = [
     PACKAGE / name
-    for name in ("__init__.py", "cli.py", "launch.py", "override.py", "parallel/devices.py")
+    for name in (
+        "__init__.py",
+        "cli.py",
+        "launch.py",
+        "override.py",
+        "parallel/devices.py",
+    )
 ]
 SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matplotlib"}
 # import name -> distribution, where they differ
@@ -177,6 +185,26 @@ def test_the_command_line_imports_nothing_slow():
         if name.split(".")[0] in SLOW or unit(name) is not None
     ]
     assert not wrong
+
+
+# Loaded where they are used: for a checkpoint, an override, a report, a figure, a bar, a tokenizer.
+LATE = {"orbax", "tyro", "flax", "matplotlib", "rich", "grain", "scipy", "sentencepiece"}
+
+
+def test_a_run_begins_without_what_its_first_step_does_not_need():
+    """orbax, tyro and flax were half of what `jaxlm train` loaded besides JAX and optax."""
+    todo, seen, late = ["jaxlm.train.loop", "jaxlm.cli"], set(), set()
+    while todo:
+        parts = todo.pop().split(".")[1:]
+        # a name is a module, or of one
+        places = [PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+        for path in (q for at in places for q in (at.with_suffix(".py"), at / "__init__.py")):
+            if path in TREES and path not in seen:
+                seen.add(path)
+                names = [name for name, _ in imports(module_level(TREES[path]), path)]
+                todo += [name for name in names if name.startswith("jaxlm.")]
+                late |= {f"{path.name}: {n}" for n in names if n.split(".")[0] in LATE}
+    assert len(seen) > 100 and not late
 
 
 # Calls that only make a value: a type, a table, a decorator's argument.

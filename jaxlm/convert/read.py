@@ -22,7 +22,9 @@ from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
 from jaxlm.core import json_file, param
 from jaxlm.models import score
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import memory
 
 Flat = dict[str, param.Param]
 
@@ -258,8 +260,11 @@ def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> p
     """The weights of a checkpoint in a dtype, laid out over the plan's devices: never more in
     memory than they and the tensors of one row.
 
-    Raises: ValueError as `plan.shard_params`, and for numbers beyond the dtype.
+    Raises: ValueError as `plan.shard_params`, for numbers beyond the dtype, and where the devices
+    cannot hold the weights.
     """
+    need = memory.spec_bytes(found.spec, memory.mesh(plan), dtype)
+    devices.check(f"the weights of {found.folder}", need)
     flat, lies = (param.flatten(tree) for tree in (found.spec, plan.shard_params(found.spec)))
     made: dict[str, jax.Array] = {}
 

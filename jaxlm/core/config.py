@@ -161,18 +161,28 @@ def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     return found
 
 
-def load(target: str) -> Any:
-    """What `config()` returns in a Python file; `path.py:variant` calls `variant()` instead.
+def file(target: str) -> tuple[pathlib.Path, str]:
+    """(the Python file of a config, its function): of `path.py` config, of `path.py:variant` that.
 
-    Raises: FileNotFoundError for a missing file; ValueError naming the functions there are when
-    the variant is not one of them.
+    Raises: FileNotFoundError for a missing file.
     """
-    file, _, variant = target.partition(".py:")
-    path = pathlib.Path(file if file.endswith(".py") else file + ".py")
+    name, _, variant = target.partition(".py:")
+    path = pathlib.Path(name if name.endswith(".py") else name + ".py")
     if not path.is_file():
         raise FileNotFoundError(
             f"no config file {str(path)!r}; a config is a .py file with config()"
         )
+    return path, variant or "config"
+
+
+def load(target: str) -> Any:
+    """What `config()` returns in a Python file; `path.py:variant` calls `variant()` instead.
+
+    Raises: FileNotFoundError for a missing file; ValueError naming file and line for a syntax error
+    or a dataclass that is called with a field it does not have, and naming the functions there are
+    when the variant is not one of them.
+    """
+    path, wanted = file(target)
     name = f"jaxlm_config_{path.stem}"
     loader = importlib.util.spec_from_file_location(name, path)
     assert loader is not None and loader.loader is not None
@@ -181,11 +191,8 @@ def load(target: str) -> Any:
     with _explained(path):
         loader.loader.exec_module(module)
     have = variants(module)
-    wanted = variant or "config"
     if wanted not in have:
-        near = difflib.get_close_matches(wanted, have, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{path}: no function {wanted!r}; it has {have}{hint}")
+        raise ValueError(no_function(path, wanted, have))
     with _explained(path):
         return getattr(module, wanted)()
 
@@ -198,14 +205,43 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError:
         raise
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
         places = traceback.extract_tb(error.__traceback__)
-        own = [place.lineno for place in places if place.filename == str(path)]
+        own = [place.lineno for place in places if _same(place, path)]
         where = f"{path}:{own[-1]}" if own else str(path)
         if isinstance(error, ImportError):
             raise ImportError(f"{where}: {error}; correct the name, or install it") from error
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{where}: {told}") from error
+
+
+def run_file(folder: pathlib.Path) -> pathlib.Path:
+    """The config.json of a run directory. Raises: FileNotFoundError if there is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        others = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
+        hint = f"; {folder.parent} holds {others}" if others else ""
+        raise FileNotFoundError(f"{folder} is no run directory: it has no config.json{hint}")
+    return file
+
+
+def _same(frame: traceback.FrameSummary, path: pathlib.Path) -> bool:
+    return pathlib.Path(frame.filename).absolute() == path.absolute()
+
+
+def no_function(path: pathlib.Path, wanted: str, have: list[str]) -> str:
+    """A message about a variant that a config file does not define."""
+    close = difflib.get_close_matches(wanted, have, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{path}: no function {wanted!r}; it has {have}{hint}"
+
+
+def near(name: str, names: typing.Iterable[str]) -> str:
+    """The end of a message about a wrong name: the nearest right one, or all."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else f"; there are {sorted(names)}"
 
 
 def variants(module: types.ModuleType) -> list[str]:

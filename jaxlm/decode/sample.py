@@ -20,6 +20,9 @@ from jaxlm.decode import loop, watch
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, logits
 from jaxlm.ops.attention import At
+from jaxlm.parallel import devices
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import memory
 
 FINISH = ("running", "stop_token", "stop_string", "length")
 """Names of the codes of Generation.finish."""
@@ -256,6 +259,11 @@ def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.n
                 f"{model.context - len(row)} here"
             )
         arrays.append(row.astype(np.int32))
+    rows, slots = len(arrays), max(len(a) + s.max_new for a, s in zip(arrays, settings))
+    # two bytes an element are the least that a cache takes
+    layers = {str(i): layer for i, layer in enumerate(model.cache(rows, slots))}
+    need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
+    devices.check(f"sampling.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
 
 

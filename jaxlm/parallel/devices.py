@@ -14,15 +14,18 @@ from typing import NamedTuple
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 # The default set of fusions less the one that is wrong; matrix products keep theirs.
 REDUCE = f"--{YNN}=-reduce"
+# Set to 0, what needs more memory than there is is tried all the same.
+UNCHECKED = "JAXLM_MEMORY_CHECK"
 
 
 def wrong(version: str) -> bool:
     """Whether this version of jaxlib computes wrong numbers on CPUs unless `correct` is called.
 
-    0.10.0 to 0.10.2 fuse a matrix product with a reduction over it. Where its inner size is odd
-    (float32: 3; float64: 3, 5, 6, 7) and its wide side has tens of thousands of rows (float32:
-    32,769 to some 49,000; float64: from 16,385), thousands of results are off by as much as their
-    own size. 0.11.0 and later are right.
+    0.10.0 to 0.10.2 fuse a matrix product with a reduction over it. With a small inner size (3 in
+    float32, in 0.10.2 also 3, 5, 6 and 7 in float64) and tens of thousands of rows on the other
+    side (32,769 to some 49,000; in float64 from 16,385), thousands of results are off by as much as
+    their own size. 0.11.0 and later are right. Of the programs here, evaluations of models that
+    normalise queries and keys have that fusion, with the model's width as inner size.
     """
     return re.match(r"0\.10\.", version) is not None
 
@@ -66,6 +69,32 @@ class Space(NamedTuple):
     bytes: int
     shared: bool
     name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} has {binary(self.bytes)}"
+
+
+def check(what: str, need: int) -> None:
+    """Raises: ValueError if so many bytes on each device that is used are more than there are.
+    what: what needs them."""
+    there = space()
+    if there is not None and need > there.bytes and not unchecked():
+        raise ValueError(
+            f"{what}: {binary(need)} are needed, and {there}; {UNCHECKED}=0 tries all the same"
+        )
+
+
+def unchecked() -> bool:
+    """Whether the user turned these checks off."""
+    return os.environ.get(UNCHECKED) == "0"
+
+
+def binary(n: float) -> str:
+    """A number of bytes in the largest unit that leaves at least a tenth."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= 0.1 * size:
+            return f"{n / size:,.2f} {unit}"
+    return f"{n:.0f} B"
 
 
 def space() -> Space | None:

@@ -2,7 +2,7 @@
 
 Weights, gradients and optimiser state are exact: shapes from the spec, cut by the sharding rules on
 an abstract mesh. Activations follow the formula in `activations`, which XLA's fusion and buffer
-reuse move by some ten per cent either way.
+reuse move by some ten per cent either way, and by a third at most: docs/memory.md compares.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 Mesh = jax.sharding.AbstractMesh
+# Of the estimated activations and logits, what XLA surely holds: its own analysis is never below
+# 0.9 of an estimate in docs/memory.md, so a run that is refused at this share would not fit.
+SURE = 2 / 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Memory:
     """Bytes per device."""
 
     weights: int
-    """The float32 master weights."""
+    """The float32 weights that are trained."""
     optimiser: int
     """Moments and counters."""
     gradients: int
@@ -37,11 +40,19 @@ class Memory:
     """What the forward pass keeps for the backward pass, and one layer's recomputation."""
     logits: int
     """The cross-entropy's chunk: logits and their gradient in float32."""
+    frozen: int = 0
+    """Weights that are read only: a reference's, a teacher's, those under adapters."""
 
     @property
     def total(self) -> int:
         """All parts."""
         return sum(getattr(self, f.name) for f in dataclasses.fields(self))
+
+    @property
+    def least(self) -> int:
+        """Bytes below which the step cannot run: the exact parts, and what is sure of the rest."""
+        rest = self.activations + self.logits
+        return self.total - rest + int(SURE * rest)
 
 
 def training(
@@ -53,25 +64,30 @@ def training(
     tx: optax.GradientTransformation,
     dtype: Any,
     targets: int | None = None,
+    trained: param.Tree | None = None,
+    frozen: int = 0,
 ) -> Memory:
     """Bytes per device of one step on `batch` rows of `seq` tokens, activations in `dtype`.
 
     targets: of an encoder-decoder, the target tokens of a row; None is as many as source tokens.
+    trained: the spec of what is trained, None for the whole model. frozen: bytes of other weights.
 
     Raises: ValueError naming the weight or the batch that does not divide over the plan's mesh.
     """
     spec, on = models.spec(cfg), mesh(plan)
+    trained = spec if trained is None else trained
     copies = 2 if plan.microbatches > 1 else 1
-    weights = spec_bytes(spec, on, jnp.float32)
+    weights = spec_bytes(trained, on, jnp.float32)
     rows, left = divmod(batch, plan.microbatches)
     if left:
         raise ValueError(f"data.batch: {batch} rows do not divide by {plan.microbatches=}")
     return Memory(
         weights=weights,
-        optimiser=optimiser(tx, spec, on),
+        optimiser=optimiser(tx, trained, on),
         gradients=copies * weights,
         activations=activations(cfg, plan, rows, seq, dtype, targets),
         logits=_logits(spec, plan, rows, targets or seq),
+        frozen=frozen,
     )
 
 
@@ -134,10 +150,10 @@ def activations(
 
     Per layer and token, with widths from the weights' axis names and `size` bytes an element:
 
-        none  of each norm its input and its normalised input in float32, and its output: (8 +
-              size) x embed, of two norms at least; of the matrices q, k, v, up, gate their
-              outputs, of o and down their inputs, and three of the nonlinearity's ffn wide terms:
-              size each
+        none  of each norm, those of queries, keys and latents too, its input and its normalised
+              input in float32, and its output: (8 + size) x its width; of the matrices q, k, v,
+              up, gate their outputs, of o and down their inputs, and three of the nonlinearity's
+              ffn wide terms: size each
         dots  size x the outputs of all matrices; the last one's place is taken by the residual
               stream, since it is only added to it
         full  size x embed, the residual stream
@@ -170,10 +186,25 @@ def _layer(
     width = next(width for width in widths if width)
     embed = _width(("embed",), (width,), on, rows, seq)
     outputs, inner = _products(layer, on, rows, seq, active)
-    norms = max(2, sum(name.endswith("_norm") for name in layer))
-    whole = norms * (8 + size) * embed + size * inner + _scores(layer, plan, on, rows, seq)
+    norms = max(2 * embed, _norms(layer, on, rows, seq))
+    whole = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
     each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
     return n * each + (0 if plan.remat == "none" else whole)
+
+
+def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
+    """Elements per device that one layer's norms read: the widths of their scales, by shape."""
+    weights = param.flatten(layer)
+    total = 0
+    for path, p in weights.items():
+        axes, shape = p.axes[p.copies :], p.shape[p.copies :]
+        if p.inputs or path.endswith(("bias", "sinks")):
+            continue
+        if axes == ("head",):  # one scale for all heads of `q` or `k`
+            matrix = weights[path.removesuffix("_norm")]
+            axes, shape = matrix.axes[-2:], matrix.shape[-2:]
+        total += _width(axes, shape, on, rows, seq)
+    return total
 
 
 def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops, memory
 
@@ -100,12 +101,12 @@ def _bytes(
     how = f"{jnp.dtype(dtype).name}, remat {plan.remat}, attention {plan.attention}"
     return [
         Row(f"bytes per device: {mesh}; {rows}; {how}", ""),
-        Row("weights, float32", binary(part.weights)),
-        Row("optimiser", binary(part.optimiser)),
-        Row("gradients, float32", binary(part.gradients)),
-        Row("activations", binary(part.activations)),
-        Row("logits of one chunk, float32", binary(part.logits)),
-        Row("total", binary(part.total)),
+        Row("weights, float32", devices.binary(part.weights)),
+        Row("optimiser", devices.binary(part.optimiser)),
+        Row("gradients, float32", devices.binary(part.gradients)),
+        Row("activations", devices.binary(part.activations)),
+        Row("logits of one chunk, float32", devices.binary(part.logits)),
+        Row("total", devices.binary(part.total)),
     ]
 
 
@@ -118,7 +119,9 @@ def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row
     return [
         Row(
             f"{slots:,} tokens",
-            binary(memory.cache(cfg, Plan(tensor=plan.tensor), batch=1, slots=slots, dtype=dtype)),
+            devices.binary(
+                memory.cache(cfg, Plan(tensor=plan.tensor), batch=1, slots=slots, dtype=dtype)
+            ),
         )
         for slots in sorted(lengths)
     ]
@@ -153,14 +156,6 @@ def text(report: list[Row]) -> str:
     return "\n".join(
         f"  {row.name:<{width}}{row.value}" if row.value else f"\n{row.name}" for row in report
     ).lstrip("\n")
-
-
-def binary(n: float) -> str:
-    """A number of bytes in the largest unit that leaves at least a tenth."""
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= 0.1 * size:
-            return f"{n / size:,.2f} {unit}"
-    return f"{n:.0f} B"
 
 
 def si(n: float) -> str:

@@ -267,10 +267,8 @@ def load(folder: pathlib.Path) -> Run:
     in which config.json is not what the checkpoints were trained with.
     """
     file, sealed = folder / "config.json", proof(folder)
-    if not file.is_file() and sealed is None:
-        near = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
-        hint = f"; {folder.parent} holds {near}" if near else ""
-        raise FileNotFoundError(f"{folder} is no run directory: it has no config.json{hint}")
+    if sealed is None:
+        config.run_file(folder)
     trained = None if sealed is None else _trained(sealed)
     try:
         run = _parsed(file)

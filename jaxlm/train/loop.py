@@ -21,6 +21,7 @@ from jaxlm.data.template import Message
 from jaxlm.decode import text, turn
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import devices
 from jaxlm.train import (
     agree,
     branch,
@@ -29,6 +30,7 @@ from jaxlm.train import (
     env,
     metrics,
     optim,
+    preflight,
     signals,
     start,
     step,
@@ -77,6 +79,7 @@ def run(run: Run) -> Result:
     checkpoints of which none is whole; BlockingIOError while another process has the directory;
     io.WriteError for a full disk, with the earlier checkpoints intact.
     """
+    devices.correct()
     primary = jax.process_index() == 0
     folder = runs.folder(run)
     done = directory.finished(run)
@@ -106,6 +109,7 @@ def prepare(run: Run) -> list[str]:
     Raises: ValueError for a Run that cannot start.
     """
     runs.validate(run)
+    preflight.check(run)
     told = []
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
         told = start.check(run)
@@ -265,9 +269,10 @@ def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step
 
 def _stopped(run: Run, number: int, arrived: Callable[[], int]) -> int:
     """The signal that arrived, or 0. Several processes ask each other when they log, together."""
+    own = arrived()
     if jax.process_count() > 1:
-        return agree.largest(arrived()) if number % run.log_every == 0 else 0
-    return arrived()
+        return agree.largest(own) if number % run.log_every == 0 else 0
+    return own
 
 
 def saves(run: Run, number: int) -> bool:

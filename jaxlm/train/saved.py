@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm.core import json_file, param
 from jaxlm.data import kinds, loader, template, tokenizers
@@ -15,6 +16,7 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.ops import attention, linear
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import memory
 from jaxlm.train import checkpoint, directory, optim, program, step
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
@@ -102,6 +104,8 @@ def _found(
     model, objective = program.build(run, plan)
     tx = optim.build(run.optim, objective.spec, run.steps, fp16=False)
     like = checkpoint.items(step.abstract(objective, tx, plan))
+    need = memory.spec_bytes(objective.spec, memory.mesh(plan), jnp.float32)
+    devices.check(f"the weights of {folder}", need)
     found = checkpoint.read(place, number, {name: like[name]})[name]
     params = found if name == "params" else found.params
     return _Found(run, model, objective, plan, params, number)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -14,23 +16,57 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT)
 def caught() -> Iterator[Callable[[], int]]:
     """A function giving the number of the signal that arrived, 0 while none has.
 
-    The first signal only sets that number, so that the step in flight ends and the state can be
-    saved; a second one ends the process at once with 128 + its number. Python allows handlers in
-    the main thread only: in any other thread nothing is caught.
+    Until it is first called there is no step to save: a signal ends the process at once, with 128
+    + its number, as a kill would. From then on the first signal only sets that number, so that the
+    step in flight ends and the state can be saved; a second one ends the process at once. That
+    holds while the main thread is in compiled code, where Python's handlers wait for it to return:
+    a thread hears of a signal through a socket. Python allows handlers in the main thread only: in
+    any other thread nothing is caught.
     """
-    arrived: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if arrived:
-            os._exit(128 + number)
-        arrived.append(number)
-
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
+    arrived: list[int] = []
+    asked = threading.Event()
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+
+    def hear() -> None:
+        heard = 0
+        while numbers := ear.recv(16):
+            for number in CAUGHT:
+                heard += numbers.count(number)
+                if number in numbers and (heard > 1 or not asked.is_set()):
+                    _end(number, asked.is_set())
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if arrived or not asked.is_set():
+            _end(number, asked.is_set())
+        arrived.append(number)
+
+    def answer() -> int:
+        asked.set()
+        return arrived[0] if arrived else 0
+
+    listener = threading.Thread(target=hear, name="signals", daemon=True)
+    listener.start()
     before = {number: signal.signal(number, note) for number in CAUGHT}
+    previous = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     try:
-        yield lambda: arrived[0] if arrived else 0
+        yield answer
     finally:
+        signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
+        mouth.close()
+        listener.join()
+        ear.close()
+
+
+def _end(number: int, begun: bool) -> None:
+    """Leave the process as it is, whatever its threads are doing."""
+    if not begun:
+        name = signal.Signals(number).name
+        told = f"{name}: stopped before the first step. The same command starts again"
+        print(f"jaxlm: {told}", file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -28,9 +28,13 @@ def canary():
 """
 # A config is Python: what it computes runs as the command line's own programs do.
 COMMAND = """
+import sys
+
 import canary
-canary.canary()
-import sys; sys.exit(0)
+
+def config():
+    canary.canary()
+    sys.exit(0)
 """
 LIBRARY = """
 from jaxlm.train import loop, run
@@ -106,3 +110,36 @@ def test_whether_jax_has_started_is_known():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == ["False", "False", "True"]
+
+
+def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path):
+    """A container's limit counts, of both versions of control groups, and so does a parent's."""
+
+    def write(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    assert devices.host_memory(tmp_path) is None
+    write("proc/meminfo", "MemTotal: 999 kB\nMemAvailable: 100 kB\n")
+    assert devices.host_memory(tmp_path) == 100 << 10
+    write("proc/self/cgroup", "3:cpu:/x\n2:memory:/a/b\n0::/a/b\n")
+    group = "sys/fs/cgroup/a/b/memory"
+    write(f"{group}.max", "max\n")
+    write(f"{group}.current", "5\n")
+    assert devices.host_memory(tmp_path) == 100 << 10
+    write(f"{group}.max", "50000\n")
+    write(f"{group}.current", "20000\n")
+    write(f"{group}.stat", "anon 5\ninactive_file 1000\n")
+    assert devices.host_memory(tmp_path) == 50_000 - 20_000 + 1000
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9000\n")
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "9500\n")
+    assert devices.host_memory(tmp_path) == 0
+
+
+def test_more_than_there_is_is_refused_unless_the_user_knows_better(monkeypatch):
+    monkeypatch.setattr(devices, "space", lambda: devices.Space(2**30, True, "this machine"))
+    devices.check("a cache", 2**30)
+    with pytest.raises(ValueError, match="a cache: 2.00 GiB are needed, and this machine has 1.00"):
+        devices.check("a cache", 2**31)
+    monkeypatch.setenv(devices.UNCHECKED, "0")
+    devices.check("a cache", 2**31)

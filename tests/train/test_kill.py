@@ -167,6 +167,7 @@ import os, signal
 from jaxlm.train import signals
 
 with signals.caught() as arrived:
+    arrived()
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here after", arrived(), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -179,3 +180,29 @@ def test_a_second_signal_ends_the_process_at_once():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (130, "still here after 15\n"), done.stderr
+
+
+COMPILING = """
+import hashlib, os, signal, threading
+from jaxlm.train import signals
+
+with signals.caught() as arrived:
+    if {begun}:
+        arrived()
+    for _ in range({count}):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+@pytest.mark.parametrize("begun, count", [(False, 1), (True, 2)])
+def test_a_signal_is_heard_while_compiled_code_runs(begun, count):
+    """A run whose init or first compilation took minutes could not be stopped: Python's handlers
+    wait until compiled code returns. pbkdf2 stands for XLA's compiler: minutes without the GIL."""
+    code = COMPILING.format(begun=begun, count=count)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 143, done.stderr
+    assert ("SIGTERM: stopped before the first step" in done.stderr) is not begun
