@@ -138,18 +138,15 @@ def _joined(
 
 def begun(folder: pathlib.Path) -> dict[str, Any]:
     """What the run in this directory began from ("folder", "step", "run"); {} if from random
-    weights. Where env.json is damaged, what the newest checkpoint repeats of it."""
+    weights. Its checkpoints say it, or env.json where none is there yet. Raises:
+    json_file.Damaged."""
+    sealed = directory.proof(folder)
+    if sealed is not None:
+        return sealed["start"]
     try:
         return json_file.read_object(folder / "env.json").get("start", {})
     except FileNotFoundError:
-        sealed = directory.proof(folder)
-        return {} if sealed is None else sealed["start"]
-    except json_file.Damaged as error:
-        sealed = directory.proof(folder)
-        if sealed is None:
-            raise
-        directory.warn(f"{error}; what a checkpoint repeats of it is read")
-        return sealed["start"]
+        return {}
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

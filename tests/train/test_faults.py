@@ -1,0 +1,427 @@
+"""Runs that diverge, files that are damaged, commands that would make a saved run mean something
+else: each is said in a line."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxlm import catalogue, cli, plot
+from jaxlm.core import json_file
+from jaxlm.data import chat, examples, loader, records, shards, source, tokenizers
+from jaxlm.scaling import directories
+from jaxlm.train import (
+    branch,
+    checkpoint,
+    directory,
+    events,
+    integrity,
+    loop,
+    metrics,
+    optim,
+    reward,
+    saved,
+    start,
+    teach,
+)
+from jaxlm.train import run as runs
+
+# --- A loss that is not finite ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diverged(home, tmp_path_factory):
+    """(Run, Result) of a run at a learning rate of 1e15."""
+    from tests.train.conftest import base
+
+    run = base(home, tmp_path_factory.mktemp("diverged") / "runs")
+    run = dataclasses.replace(run, optim=optim.Optim(lr=1e15, warmup=1), eval_every=4, steps=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        return run, loop.run(run)
+
+
+def test_a_run_that_diverges_ends_at_the_evaluation_that_shows_it(diverged, capsys):
+    """It crashed with a TypeError where its validation line was printed, could not be run again,
+    and broke `jaxlm list` for the whole folder."""
+    run, result = diverged
+    folder = runs.folder(run)
+    assert (result.exit_code, result.step) == (directory.DIVERGED, 4) == (3, 4)
+    assert result.diverged.startswith("held-out nll is ")
+    assert checkpoint.steps(folder / "checkpoints") == [3]  # what was good is not pushed out
+    again = loop.run(run)
+    assert again == result and again.exit_code == 3
+    told = capsys.readouterr().err
+    for word in ("diverged at step 4 of 12", "--name", "--optim.lr below 1e+15", "sampled"):
+        assert word in told
+    ((_, state),) = catalogue.runs(folder.parent)
+    assert state.startswith("diverged at step 4 of 12: held-out nll is ")
+    assert plot.loss(folder) == folder / "loss.png"
+    with pytest.raises(ValueError, match="start: .* diverged at step 4"):
+        start.check(dataclasses.replace(run, name="next", start=str(folder)))
+    with pytest.raises(ValueError, match="no finished run: tiny: it diverged: held-out nll"):
+        directories.read(folder, directories.Counting("total"), False, False)
+
+
+def test_numbers_that_are_not_finite_are_null_and_say_which_they_were(diverged):
+    folder = runs.folder(diverged[0])
+    lines = (folder / metrics.FILE).read_text().splitlines()
+    seen = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail)
+    val = next(r for r in seen if r["split"] == "val")
+    assert val["nll"] is None and val["not_finite"]["nll"] in ("nan", "inf")
+    assert not math.isfinite(json_file.number(val, "nll"))
+    assert json_file.number(val, "step") == 4 and json_file.number(val, "absent") is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_records_keep_what_json_cannot(value):
+    record = {"a": value, "b": 1.5, "inner": {"c": value}, "list": [1.0, value]}
+    back = json.loads(json.dumps(json_file.plain(record), allow_nan=False))
+    assert str(json_file.number(back, "a")) == str(value)
+    assert str(json_file.number(back["inner"], "c")) == str(value)
+    assert back["b"] == 1.5 and back["list"] == [1.0, None]
+
+
+def test_every_evaluation_has_words():
+    text = directory.score_text
+    assert text(None) == "not evaluated"
+    assert (
+        text({"nll": 2.0, "bits_per_byte": 1.0})
+        == "val 1.0000 bits per byte, 2.0000 nats per token"
+    )
+    assert "nan" in text(json_file.plain({"nll": math.nan, "bits_per_byte": math.nan}))
+    assert text({"nll": None, "bits_per_byte": None}) == "val nan nats per token"  # 0.1.0 wrote so
+    assert text(json_file.plain({"step": 3, "loss": math.inf, "weight": 4.0})) == "val loss inf"
+    hidden = {"nll": 2.0, "bits_per_byte": None, "unigram": 3.0, "accuracy": 0.5}
+    assert "per hidden token" in text(hidden)
+
+
+def test_tensorboard_gets_numbers_beyond_float32(tmp_path):
+    """A perplexity is exp(nll): from 89 nats on it is beyond float32, and struct refuses it."""
+    written = events.open(tmp_path)
+    written.write(1, {"a": 1e300, "b": -1e300, "c": math.nan, "d": math.inf})
+    assert np.frombuffer(events._float(1e300), "<f4")[0] == np.inf
+    assert written.path.stat().st_size > 40
+
+
+def test_a_run_without_evaluations_is_judged_by_its_last_loss():
+    seen = [{"step": 9, "split": "train", "loss": 1.0}, {"step": 9, "split": "val", "nll": 1.0}]
+    assert directory.divergence(seen, 9) is None
+    assert directory.divergence([seen[0] | {"loss": math.nan}, seen[1]], 9) is None
+    assert directory.divergence([seen[0] | {"loss": math.nan}], 9) == "training loss is nan"
+
+
+# --- What a saved run may be given -----------------------------------------------------------
+
+
+def test_another_tokenizer_is_refused_by_its_hash(whole, tmp_path, capsys):
+    """`jaxlm eval --data.tokenizer bytes` of a run of another tokenizer printed 9.77 bits per byte
+    where 5.03 was right."""
+    run, folder = whole[0], str(runs.folder(whole[0]))
+    texts = [d.text for d in source.documents(run.data.source)]
+    tokenizers.train("byte_bpe", texts, 259, str(tmp_path / "bpe"))
+    assert cli.main(["eval", folder, "--data.tokenizer", str(tmp_path / "bpe")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("jaxlm: data.tokenizer: ") and "trained with 'bytes' (hash" in told
+    data = dataclasses.replace(run.data, tokenizer=str(tmp_path / "bpe"))
+    other = dataclasses.replace(run, name="next", start=folder, data=data)
+    with pytest.raises(
+        ValueError, match=r"data.tokenizer: .*were trained with 'bytes'.*this one has "
+    ):
+        start.check(other)
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"ramp": ((2, 8),)}, "data.ramp"),
+        ({"infill": loader.infilling.Infill(0.5)}, "data.infill"),
+        ({"seq": 16, "batch": 2, "holdout": 0.5, "source": "pydocs", "packing": "concat"}, None),
+    ],
+)
+def test_what_may_be_given_to_an_evaluation_is_a_list(whole, change, field):
+    run, folder = whole[0], runs.folder(whole[0])
+    data = dataclasses.replace(run.data, **change)
+    if field is None:
+        saved.refuse_changes(folder, run, data)
+        return
+    with pytest.raises(ValueError, match=rf"{field}: .*what may be given: data.source"):
+        saved.refuse_changes(folder, run, data)
+
+
+def test_another_template_is_refused_where_one_was_learnt(whole):
+    folder, data = runs.folder(whole[0]), chat.Chats("x.jsonl", template="vicuna")
+    run = dataclasses.replace(whole[0], data=data)
+    saved.refuse_template(folder, run, "vicuna")
+    saved.refuse_template(folder, whole[0], "chatml")  # a run of text knows none
+    with pytest.raises(ValueError, match="template: 'plain' given, .*'vicuna'; it knows no other"):
+        saved.refuse_template(folder, run, "plain")
+    with pytest.raises(ValueError, match="data.learn: 'last' given"):
+        saved.refuse_changes(folder, run, dataclasses.replace(data, learn="last"))
+
+
+@pytest.mark.parametrize("field, value, right", [("theta", 5e5, True), ("eps", 1e-2, False)])
+def test_a_start_may_change_positions_and_nothing_else(whole, field, value, right):
+    run = whole[0]
+    model = dataclasses.replace(run.model, **{field: value})
+    other = dataclasses.replace(run, name="next", start=str(runs.folder(run)), model=model)
+    if right:
+        assert any(f"model.{field}" in line for line in start.check(other))
+        return
+    with pytest.raises(ValueError, match=rf"model.{field}: .*only context, scaling, theta"):
+        start.check(other)
+
+
+def test_more_steps_than_a_run_has_names_the_ways_on(whole):
+    run = dataclasses.replace(whole[0], steps=50)
+    with pytest.raises(ValueError, match=r"steps=12, this one has steps=50; .*--start ") as error:
+        directory.finished(run)
+    assert "--trunk" not in str(error.value)
+    wsd = dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="wsd"))
+    changes = [("steps", 12, 50)]
+    assert "--trunk" in directory._other(runs.folder(run), wsd, changes)
+    with pytest.raises(ValueError, match="give this run another name"):
+        directory.finished(dataclasses.replace(run, steps=5))
+
+
+# --- Damaged files ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(whole, tmp_path, monkeypatch, home):
+    """The finished tiny run in a place of its own: (Run, folder)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    run = dataclasses.replace(whole[0], out=str(tmp_path / "runs"))
+    shutil.copytree(runs.folder(whole[0]), runs.folder(run))
+    return run, runs.folder(run)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "deleted", "altered"])
+def test_a_damaged_config_is_named_and_written_again(copied, capsys, damage):
+    run, folder = copied
+    file = folder / "config.json"
+    before = file.read_text()
+    if damage == "garbage":
+        file.write_bytes(b"\xff\xfe\x00")
+    elif damage == "deleted":
+        file.unlink()
+    else:
+        file.write_text(before.replace('"theta": 10000.0', '"theta": 90000.0'))
+        with pytest.raises(ValueError, match=r"model.theta=90000.0, .*model.theta=10000.0"):
+            directory.load(folder)
+    if damage != "altered":
+        assert directory.load(folder) == whole_fields(run)
+        assert "config.json" in capsys.readouterr().err
+    assert loop.run(run).exit_code == 0
+    assert "config.json" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == json.loads(before) | {"out": run.out}
+
+
+def whole_fields(run):
+    """The run as its checkpoints repeat it: in the place where it was trained."""
+    return dataclasses.replace(run, out=directory._trained(directory.proof(runs.folder(run))).out)
+
+
+def test_a_damaged_result_is_made_again_from_the_last_checkpoint(copied, capsys):
+    run, folder = copied
+    file = folder / "result.json"
+    record = json.loads(file.read_text())
+    file.write_text(file.read_text().replace('"step": 12', '"step": 13'))
+    ((_, state),) = catalogue.runs(folder.parent)
+    assert state.startswith("damaged: ") and "result.json: not what was written" in state
+    (folder / "env.json").write_text("[" * 100_000)
+    assert loop.run(run).step == 12
+    printed = capsys.readouterr()
+    assert "result.json: not what was written" in printed.err
+    assert "env.json: JSON nested too deeply" in printed.out
+    again = json.loads(file.read_text())
+    assert again["val"] == record["val"] and again["step"] == 12
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda data: data[:100], "records missing of steps: train 1, train 2"),
+        (lambda data: b"", "is missing or empty; records missing of steps: train 1"),
+        (lambda data: data.replace(b'"step": 4', b'"\x80ep": 4', 1), "line 3 is no record"),
+        (lambda data: data.replace(b'"loss": ', b'"loss": 1', 1), "is not what was written"),
+    ],
+)
+def test_records_that_are_missing_after_a_resume_are_told(copied, damage, told):
+    run, folder = copied
+    file, warned = folder / metrics.FILE, []
+    file.write_bytes(damage(file.read_bytes()))
+    metrics.Writer(folder, 12, True, warned.append, *loop._written(run, folder, 12))
+    (line,) = warned
+    assert told in line and str(file) in line
+    list(metrics.records(file))
+    assert (folder / "metrics.jsonl.damaged").exists() == ("missing or empty" not in told)
+
+
+def test_a_whole_file_is_told_nothing_of(copied):
+    run, folder = copied
+    before = (folder / metrics.FILE).read_bytes()
+    with (folder / metrics.FILE).open("ab") as file:
+        file.write(b'{"step": 14, "split": "train", "loss": 1.0}\n{"st')
+    metrics.Writer(folder, 12, True, pytest.fail, *loop._written(run, folder, 12))
+    assert (folder / metrics.FILE).read_bytes() == before
+
+
+def test_a_branch_vouches_for_itself(copied, tmp_path):
+    """A branch copies its trunk's checkpoint, whose facts are of another run."""
+    place = copied[1] / "checkpoints" / "12"
+    integrity.restate(place, {"run": "other"})
+    assert integrity.fault(place) is None and integrity.facts(place)["run"] == "other"
+    assert branch.integrity is integrity
+    text = (place / "manifest.json").read_text()
+    (place / "manifest.json").write_text(text.replace('"other"', '"ether"'))
+    assert "manifest.json is damaged" in integrity.fault(place)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train/index.npy", "train/00000.array_record"])
+def test_a_damaged_copy_of_shards_is_named_and_made_again(home, tmp_path, capsys, name):
+    """A flipped byte gave "'utf-8' codec can't decode byte", or a traceback of Riegeli in
+    mid-run."""
+    data = loader.Data(source=str(home / "corpus.jsonl"), holdout=0.2)
+    file = pathlib.Path(shards.prepare(data, str(tmp_path))) / name
+    right = file.read_bytes()
+    file.write_bytes(right[:20] + bytes([right[20] ^ 255]) + right[21:])
+    assert shards.prepare(data, str(tmp_path)) == str(file.parents[name.count("/")])
+    told = capsys.readouterr().err
+    assert str(file) in told and "made again" in told and file.read_bytes() == right
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_shard_of_the_users_is_named_as_it_is_read(home, tmp_path):
+    out = tmp_path / "shards"
+    bytes_ = tokenizers.load("bytes")
+    shards.tokenize(str(home / "corpus.jsonl"), "text", bytes_, str(out), 0.2)
+    file = out / "train/00000.array_record"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    read = shards.open_shards(str(out), "train", bytes_.hash)
+    with pytest.raises(ValueError, match=r"00000.array_record: corrupt \(.*tokenise the source"):
+        read.docs(range(len(read)))
+
+
+def test_a_teachers_damaged_answers_are_noticed(tmp_path):
+    for name in teach.FILES:
+        np.save(tmp_path / name, np.arange(4))
+    sums = {name: teach.io.sha256(tmp_path / name) for name in teach.FILES}
+    (tmp_path / teach.FACTS).write_text(json_file.sealed({"files": sums}))
+    assert teach._fault(tmp_path) is None
+    np.save(tmp_path / teach.FILES[1], np.arange(4)[::-1])
+    assert teach._fault(tmp_path) == "log_probs.npy is not what was written"
+    (tmp_path / teach.FILES[1]).unlink()
+    assert "log_probs.npy" in teach._fault(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    tokenizers.train("byte_bpe", ["a text"] * 9, 259, str(tmp_path / "t"))
+    for name in ("tokenizer.json", "jaxlm_tokenizer.json"):
+        place = tmp_path / name
+        shutil.copytree(tmp_path / "t", place)
+        (place / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(json_file.Damaged, match=str(place)):
+            tokenizers.load(str(place))
+
+
+# --- Lines where tracebacks were -------------------------------------------------------------
+
+REWARDS = """
+def brief(samples):
+    return [len(s.response) / s.record["no such field"] for s in samples]
+"""
+
+
+def test_a_reward_that_raises_is_named_with_its_line(tmp_path):
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    sample = reward.Sample("p", "r", {}, True)
+    with (
+        reward.opened([f"{tmp_path / 'rewards.py'}:brief"], retries=0) as given,
+        pytest.raises(reward.Failed) as error,
+    ):
+        given.score([sample])
+    (line,) = str(error.value).splitlines()
+    assert "KeyError: 'no such field'" in line and f"{tmp_path / 'rewards.py'}:3" in line
+    assert "Traceback" in "".join(error.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        ("import no_such_module", "config.py:1: No module named 'no_such_module'"),
+        ("from jaxlm.models import lama", "config.py:1: cannot import name 'lama'"),
+        ("def config():\n    return 1 / 0", "config.py:2: ZeroDivisionError: division by zero"),
+        ("def config():\n    raise ValueError('seq: no')", "config.py:2: seq: no"),
+    ],
+)
+def test_what_a_config_raises_is_a_line(tmp_path, capsys, body, told):
+    (tmp_path / "config.py").write_text(body)
+    assert cli.main(["train", str(tmp_path / "config.py")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_remote_source_that_cannot_be_reached_is_a_line(monkeypatch):
+    class ClientError(Exception):
+        """As aiohttp's, which is no OSError."""
+
+    def fail(source):
+        raise ClientError("Cannot connect to host\nmore")
+
+    monkeypatch.setattr(source.files, "_listing", fail)
+    with pytest.raises(ConnectionError, match="'gs://b/x' cannot be read: ClientError: Cannot"):
+        source.files.listing("gs://b/x")
+    with pytest.raises(ClientError):
+        source.files.listing("local")
+    monkeypatch.undo()
+    with pytest.raises((ImportError, OSError, ValueError), match="https://nowhere.invalid/x.txt"):
+        source.files.listing("https://nowhere.invalid/x.txt")
+
+
+def test_deep_json_is_named(tmp_path):
+    for name, read in (("a.jsonl", source.documents), ("a.jsonl", records.read)):
+        (tmp_path / name).write_text('{"text": ' + "[" * 100_000 + "\n")
+        with pytest.raises(ValueError, match=r"a.jsonl:1: JSON nested too deeply"):
+            list(read(str(tmp_path / name)))
+    (tmp_path / "b.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="b.json: JSON nested too deeply"):
+        list(records.read(str(tmp_path / "b.json")))
+
+
+def test_an_empty_source_says_so(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.txt").write_text("")
+    for read, name in ((source.documents, "a.jsonl"), (source.documents, "b.txt")):
+        with pytest.raises(ValueError, match=f"{name} is empty: it holds no text"):
+            list(read(str(tmp_path / name)))
+    with pytest.raises(ValueError, match="a.jsonl is empty: it holds no record"):
+        list(records.read(str(tmp_path / "a.jsonl")))
+
+
+def test_a_batch_larger_than_the_data_is_refused(home, tmp_path):
+    """It repeated rows within a step, and said nothing."""
+    data = loader.Data(source=str(home / "corpus.jsonl"), seq=32, batch=4, holdout=0.2)
+    text = shards.open_shards(
+        shards.prepare(data, str(tmp_path)), "train", tokenizers.load("bytes").hash
+    )
+    rows = len(loader.reader(data, text).rows)
+    fits = dataclasses.replace(data, batch=rows)
+    seen = loader.batch_at(fits, text, 0).tokens
+    assert len(np.unique(seen, axis=0)) == rows
+    for many in (
+        dataclasses.replace(data, batch=rows + 1),
+        dataclasses.replace(data, ramp=((9, rows + 1),)),
+    ):
+        with pytest.raises(ValueError, match=f"takes {rows + 1} rows, and there are only {rows}"):
+            loader.batch_at(many, text, 0)
+    with pytest.raises(ValueError, match="takes 9 rows, and there are only 5"):
+        examples.Steps(range(5), 9, 0, 0, 0, 1)
