@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 # Seconds without a sign of life after which a process counts as lost.
 HEARTBEAT = 30
@@ -81,7 +81,7 @@ def watched(environ: dict[str, str]) -> Iterator[None]:
             _end(python, log)
 
 
-def _apart() -> tuple[TextIO, TextIO]:
+def _apart() -> tuple[TextIO, Any]:
     """(what Python prints errors on: the process' stderr; a file that gets what C++ prints)."""
     sys.stderr.flush()
     python = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
@@ -108,7 +108,7 @@ def _on_abort(act: Callable[[], None]) -> Iterator[None]:
         libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
 
 
-def _end(python: TextIO, log: TextIO) -> None:
+def _end(python: TextIO, log: Any) -> None:
     """Say who is lost, and end this process."""
     with open(log.name, encoding="utf-8", errors="replace") as file:
         told = file.read()

@@ -1,4 +1,4 @@
-"""A sample of random kills, stops and damages over five commands; JAXLM_MATRIX=100 takes that many."""
+"""A sample of random kills, stops and damages over five commands; JAXLM_MATRIX=100 takes more."""
 
 import os
 import pathlib
