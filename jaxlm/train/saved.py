@@ -76,7 +76,7 @@ class _Found(NamedTuple):
 def _found(
     folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
 ) -> _Found:
-    run, result = directory.load(folder), directory.read_result(folder)
+    run, result = directory.load(folder), directory.ended(folder)
     if result is not None and result.diverged is not None:
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
@@ -147,6 +147,10 @@ def begun(folder: pathlib.Path) -> dict[str, Any]:
         return json_file.read_object(folder / "env.json").get("start", {})
     except FileNotFoundError:
         return {}
+    except json_file.Damaged:
+        if not checkpoint.steps(folder / "checkpoints"):
+            return {}  # nothing was saved: the run begins anew
+        raise
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jaxlm.train import (
     loop,
     metrics,
     reward,
+    saved,
     teach,
 )
 from jaxlm.train import run as runs
@@ -58,6 +59,21 @@ def test_a_damaged_config_is_named_and_written_again(copied, capsys, damage):
 def whole_fields(run):
     """The run as its checkpoints repeat it: in the place where it was trained."""
     return dataclasses.replace(run, out=directory._trained(directory.proof(runs.folder(run))).out)
+
+
+@pytest.mark.parametrize("name", ["config.json", "env.json"])
+def test_a_run_that_had_saved_nothing_begins_anew(tiny, tmp_path, name):
+    """Killed before its first checkpoint, it was refused for a file of which nothing was lost."""
+    run = tiny()
+    (runs.folder(run) / "checkpoints").mkdir(parents=True)
+    (runs.folder(run) / name).write_text("")
+    assert directory.finished(run) is None and saved.begun(runs.folder(run)) == {}
+
+
+def test_weights_are_read_where_the_result_is_damaged(copied, capsys):
+    (copied[1] / "result.json").write_text("{")
+    assert directory.trained(copied[1]) == whole_fields(copied[0])
+    assert "result.json: not JSON" in capsys.readouterr().err
 
 
 def test_a_damaged_result_is_made_again_from_the_last_checkpoint(copied, capsys):
