@@ -137,18 +137,15 @@ def export_run(
 
 
 def was(folder: pathlib.Path) -> str | None:
-    """The model_type a run directory was imported as; None for one that was trained here. Where
-    env.json is damaged, what the checkpoint repeats of it."""
+    """The model_type a run directory was imported as; None for one that was trained here. Its
+    checkpoint says it, or env.json. Raises: json_file.Damaged."""
+    sealed = directory.proof(folder)
+    if sealed is not None:
+        return sealed.get("model_type")
     try:
         return json_file.read_object(folder / "env.json").get("model_type")
     except FileNotFoundError:
         return None
-    except json_file.Damaged as error:
-        sealed = directory.proof(folder)
-        if sealed is None:
-            raise
-        directory.warn(f"{error}; what a checkpoint repeats of it is read")
-        return sealed.get("model_type")
 
 
 def refuse_existing(target: pathlib.Path) -> None:

@@ -2,17 +2,19 @@
 
 Every record has an "id", by which a later run knows what is done, and a "provenance": the settings
 that made it. Each append is on the disk before the next begins; half a line, which a kill may
-leave, is cut off when the file is opened again.
+leave, is cut off when the file is opened again. A hidden .NAME.sum says what the file holds, so
+that what was damaged meanwhile is noticed.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlm.core import config, io
+from jaxlm.core import config, io, json_file
 
 Record = dict[str, Any]
 
@@ -24,6 +26,8 @@ class Journal:
     """An open file of records. `records` holds all of them, those found at the start first."""
 
     def __init__(self, path: pathlib.Path, provenance: Record, records: list[Record]):
+        content = path.read_bytes() if path.exists() else b""
+        self._size, self._content = len(content), hashlib.sha256(content)
         self.path = path
         self.provenance = provenance
         self.records = records
@@ -41,6 +45,9 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise io.refused(self.path, error.strerror or error) from error
+        self._content.update(lines.encode("utf-8"))
+        self._size += len(lines.encode("utf-8"))
+        _note(self.path, self._size, self._content.hexdigest())
         self.records += made
         self.ids |= {record["id"] for record in made}
 
@@ -60,12 +67,40 @@ def opened(path: pathlib.Path, provenance: Record) -> Iterator[Journal]:
             raise BlockingIOError(
                 f"{path} is being written by another process; wait for it, or name another file"
             ) from error
+        if not path.exists() and _sums(path).exists():
+            raise json_file.Damaged(
+                f"{path} is missing, and {_sums(path)} says that it was written: restore it, or "
+                "remove both to begin again"
+            )
         records = _read(path, provenance) if path.exists() else []
         yield Journal(path, provenance, records)
 
 
+def _sums(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.sum")
+
+
+def _note(path: pathlib.Path, size: int, digest: str) -> None:
+    """Write down what a file holds: its first `size` bytes, by their SHA-256."""
+    io.write(_sums(path), json_file.sealed({"size": size, "content": digest}))
+
+
+def _verify(path: pathlib.Path, data: bytes) -> None:
+    """Raises: json_file.Damaged if a file no longer begins with what was written."""
+    try:
+        noted = json_file.read_object(_sums(path))
+    except FileNotFoundError:
+        return
+    if hashlib.sha256(data[: noted["size"]]).hexdigest() != noted["content"]:
+        raise json_file.Damaged(
+            f"{path}: not what was written (its SHA-256 differs): restore it; or, to go on with it "
+            f"as it is, remove {_sums(path)}"
+        )
+
+
 def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
     data = path.read_bytes()
+    _verify(path, data)
     whole = data.rfind(b"\n") + 1
     records = []
     for number, line in enumerate(data[:whole].splitlines(), 1):

@@ -145,6 +145,15 @@ def read_result(folder: pathlib.Path) -> Result | None:
     return result
 
 
+def ended(folder: pathlib.Path) -> Result | None:
+    """`read_result` for those who read the weights alone: of a damaged one a warning and None."""
+    try:
+        return read_result(folder)
+    except json_file.Damaged as error:
+        warn(str(error))
+        return None
+
+
 def check(folder: pathlib.Path, run: Run) -> str | None:
     """What is wrong with a directory's config.json, in words, where its checkpoints prove that it
     holds this run all the same; None if nothing is.
@@ -170,21 +179,18 @@ def check(folder: pathlib.Path, run: Run) -> str | None:
         # by way of a Run: fields that came after the run was recorded have their defaults
         theirs = config.without(config.to_dict(_parsed(file)), *runs.EXECUTION)
     except ValueError as error:
-        if proven:
-            return str(error)
-        raise ValueError(f"{error}; {_way(sealed)}") from error
+        if proven or not any((folder / "checkpoints").glob("*")):
+            return str(error)  # this run's, or one that had saved nothing yet
+        raise ValueError(
+            f"{error}; no checkpoint says that it is this run's: give this run another name, or "
+            "remove the directory"
+        ) from error
     changes = config.differences(theirs, ours)
     if not changes:
         return None
     if proven:
         return f"{file} is not what was written: {changes[0][0]} is {changes[0][1]!r} there"
     raise ValueError(_other(folder, run, changes))
-
-
-def _way(sealed: dict[str, Any] | None) -> str:
-    if sealed is None:
-        return "no checkpoint says which run it was: remove the directory to train it anew"
-    return "its checkpoints are not this run's: the command that made them writes it again"
 
 
 def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) -> str:
@@ -295,7 +301,7 @@ def load(folder: pathlib.Path) -> Run:
 def trained(folder: pathlib.Path) -> Run:
     """`load` of a run whose weights another one builds on. Raises: as `load`; ValueError for one
     that diverged."""
-    run, result = load(folder), read_result(folder)
+    run, result = load(folder), ended(folder)
     if result is not None and result.diverged is not None:
         raise ValueError(
             f"{folder} diverged at step {result.step} ({result.diverged}): its weights are of no "

@@ -80,7 +80,7 @@ class _Found(NamedTuple):
 def _found(
     folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
 ) -> _Found:
-    run, result = directory.load(folder), directory.read_result(folder)
+    run, result = directory.load(folder), directory.ended(folder)
     if result is not None and result.diverged is not None:
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
@@ -144,18 +144,19 @@ def _joined(
 
 def begun(folder: pathlib.Path) -> dict[str, Any]:
     """What the run in this directory began from ("folder", "step", "run"); {} if from random
-    weights. Where env.json is damaged, what the newest checkpoint repeats of it."""
+    weights. Its checkpoints say it, or env.json where none is there yet. Raises:
+    json_file.Damaged."""
+    sealed = directory.proof(folder)
+    if sealed is not None:
+        return sealed["start"]
     try:
         return json_file.read_object(folder / "env.json").get("start", {})
     except FileNotFoundError:
-        sealed = directory.proof(folder)
-        return {} if sealed is None else sealed["start"]
-    except json_file.Damaged as error:
-        sealed = directory.proof(folder)
-        if sealed is None:
-            raise
-        directory.warn(f"{error}; what a checkpoint repeats of it is read")
-        return sealed["start"]
+        return {}
+    except json_file.Damaged:
+        if not checkpoint.steps(folder / "checkpoints"):
+            return {}  # nothing was saved: the run begins anew
+        raise
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

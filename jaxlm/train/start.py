@@ -7,7 +7,7 @@ import jax
 
 from jaxlm import models
 from jaxlm.core import config, param
-from jaxlm.data import tokenizers
+from jaxlm.data import loader, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.train import directory, program, saved
@@ -57,6 +57,9 @@ def _check_model(run: Run, name: str) -> list[str]:
     if theirs.hash != ours.hash:
         _check_tokenizers(name, begun, run, theirs, ours)
         told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
+    layouts = [r.data.template for r in (begun, run) if not isinstance(r.data, loader.Data)]
+    if len(layouts) == 2 and layouts[0] != layouts[1]:
+        told.append(f"data.template: {layouts[0]} -> {layouts[1]}")
     told = [f"not as in {name}: {text}" for text in told]
     if ours.vocab > run.model.vocab:
         told += interface.mismatch(ours, run.model.vocab)

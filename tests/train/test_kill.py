@@ -1,16 +1,14 @@
-"""Processes that are killed at random moments and started again with the same command."""
+"""Processes that are killed or stopped and started again (test_disturbances.py: at random)."""
 
 import dataclasses
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent import futures
 
 import pytest
 
@@ -86,46 +84,6 @@ def busy(tiny):
     return tiny(
         steps=150, log_every=3, eval_every=50, checkpoint=runs.Checkpoint(every=5, keep_every=50)
     )
-
-
-def killed(begin, run, times):
-    """[(Run, last committed step at each kill)]: `times` kills in all, every third a SIGTERM.
-
-    The signal comes up to 2 seconds after start-up or, three times in four, after the first steps:
-    into compiling, steps, saves, evaluations. A run that ended before its signal came is followed
-    by another.
-    """
-    draw, found = random.Random(run.name), []
-    while times:
-        run = dataclasses.replace(run, name=f"{run.name}x")
-        found.append((run, []))
-        code = None
-        while times and code != 0:
-            sent = signal.SIGTERM if times % 3 == 0 else signal.SIGKILL
-            after = draw.choice(("parameters", " lr ", " lr ", " lr "))
-            code, printed = interrupt(begin(run), sent, draw.uniform(0, 2), after)
-            if code != 0:
-                assert code == (143 if sent == signal.SIGTERM else -9), (code, printed)
-                assert sent == signal.SIGKILL or "Resume with the same command" in printed
-                found[-1][1].append(_committed(run))
-                times -= 1
-    finish(begin(run))
-    return found
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(busy, start, assert_same_run):
-    """Two at a time, ten kills each; every run ends as one that was left alone."""
-    whole, *cut = (dataclasses.replace(busy, name=name) for name in ("whole", "one", "two"))
-    finish(start(whole))
-    with futures.ThreadPoolExecutor() as pool:
-        lanes = list(pool.map(lambda run: killed(start, run, 10), cut))
-    seen = [steps for lane in lanes for _, steps in lane]
-    for lane in lanes:
-        for run, steps in lane:
-            assert_same_run(whole, run)
-            assert steps == sorted(steps)
-    assert sum(map(len, seen)) == 20 and len({s for steps in seen for s in steps}) > 5, seen
 
 
 def _committed(run):

@@ -93,8 +93,9 @@ def test_a_lost_process_ends_the_other_with_one_line_and_the_same_command_resume
     both = start.pair("cut", *length)
     folder = start.out / "cut" / "checkpoints"
     clock = time.perf_counter()
-    while not (folder / "20").is_dir() and time.perf_counter() - clock < 120:
+    while not list(folder.glob("[0-9]*0")) and time.perf_counter() - clock < 400:
         time.sleep(0.1)
+    assert list(folder.glob("[0-9]*0"))
     both[dying].kill()
     clock = time.perf_counter()
     printed, _ = both[1 - dying].communicate(timeout=120)
@@ -106,8 +107,9 @@ def test_a_lost_process_ends_the_other_with_one_line_and_the_same_command_resume
     assert "Check failure" not in printed and "Traceback" not in printed
     both[dying].wait()
     again = start.pair("cut", *length)
-    while not (line := again[0].stdout.readline()).count("resuming at step"):
+    while not (line := again[0].stdout.readline()).count("parameters"):
         assert line or again[0].poll() is None
+    assert "resuming at step" in line
     for process in again:
         process.send_signal(signal.SIGTERM)
     for process in again:
