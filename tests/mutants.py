@@ -9,6 +9,12 @@ A mutant is caught where a test fails or a run takes longer than `--seconds`. Mu
 hash of their function, their line's text and their change, so that most of a sample stays the same
 when other lines change. Each mutant runs in a fork of one process that has imported JAX; only its
 own module is compiled from changed source, nothing on disk is changed.
+
+Measured over the first 74 of seed 0's sample, fast tests alone: 61 caught before the oracles in
+NumPy (`test_*pins.py`), 69 with them. Of the other five no value changes: a tile's size (twice, in
+`ragged.py`), the last axis counted from the front (`logits.py`), the dtype of a count and a column
+past the only one (`unpaired.py`). Chosen by hand and caught: teacher and student exchanged, the
+temperature's power or the soft share dropped, a margin's sign, smoothing, a rejected response.
 """
 
 import argparse
