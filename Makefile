@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SOURCES := jaxlm configs experiments notebooks tests setup.py
 export MPLBACKEND := Agg
+# Tests start many processes: what is compiled for the first is read by the others, whatever the
+# caller's shell says (importing the training loop: 2.6 s of CPU in place of 7.8).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint slow parity test-newest lock clean
 

@@ -15,6 +15,7 @@ from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import llama, model
 from jaxlm.ops.attention import At
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops, memory, report
 
@@ -34,7 +35,7 @@ for name in [*names, "mixtral-8x7b", "deepseek-v3"]:
     seq = min(4096, cfg.context)
     cost = flops.per_token(cfg, seq).training
     cache = memory.cache(cfg, Plan(), batch=1, slots=seq, dtype=jnp.bfloat16)
-    print(f"{name:<14}{report.short(count):>8}  {report.si(cost):>8}FLOPs  {report.binary(cache)}")
+    print(f"{name:<14}{report.short(count):>8}  {report.si(cost):>8}FLOPs  {devices.binary(cache)}")
 
 # %% [markdown]
 # How a 70B model is cut: 16-way FSDP leaves each device a sixteenth of the weights; 8-way tensor
@@ -46,8 +47,8 @@ whole = Plan(remat="full", attention="blockwise")
 for fsdp, tensor in ((1, 1), (16, 1), (16, 8)):
     plan = dataclasses.replace(whole, fsdp=fsdp, tensor=tensor)
     part = memory.training(cfg, plan, batch=16, seq=4096, tx=optax.adamw(1e-4), dtype=jnp.bfloat16)
-    print(f"{plan.devices:>4} devices: {report.binary(part.weights)} weights, "
-          f"{report.binary(part.total)} in all, per device")  # fmt: skip
+    print(f"{plan.devices:>4} devices: {devices.binary(part.weights)} weights, "
+          f"{devices.binary(part.total)} in all, per device")  # fmt: skip
 
 # %% [markdown]
 # A model is functions over a nested dict. Changing a token changes no logits before it:

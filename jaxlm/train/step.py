@@ -117,8 +117,8 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
 
     metrics are float32 scalars: `loss` and every scalar sum of the objective divided by the step's
     weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...), and what the
-    objective does. A step whose weight is 0 is skipped: `skipped` counts it, `weight` and `loss`
-    are 0, and nothing moves but `step`, so that neither momentum nor the schedule notices it.
+    objective does. A step whose weight is 0 is skipped and counted in `skipped`: its `loss` is 0,
+    and nothing moves but `step`, neither moments nor the schedule.
 
     Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
     """
@@ -134,8 +134,7 @@ def body(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
         scale = optim.loss_scale(state.opt)
         total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
-        # An empty batch has no mean, and moves nothing: not by momentum or decay either.
-        learnt = weight > 0
+        learnt = weight > 0  # an empty batch moves nothing, not by momentum or decay either
         by = jnp.where(learnt, weight, 1.0)
         grads = jax.tree.map(lambda g: g / (by * scale), grads)
         updates, new = tx.update(grads, state.opt, state.params, learnt=learnt)
