@@ -116,9 +116,8 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
     """The compiled step: (State, batch) -> (State, metrics). The state's memory is reused.
 
     metrics are float32 scalars: `loss` and every scalar sum of the objective divided by the step's
-    weight; `weight` itself; what the optimiser reports (`grad_norm`, `lr`, ...), and what the
-    objective does. A step whose weight is 0 is skipped and counted in `skipped`: its `loss` is 0,
-    and nothing moves but `step`, neither moments nor the schedule.
+    weight; `weight` itself; what the optimiser (`grad_norm`, `lr`, ...) and the objective report.
+    A step whose weight is 0 is counted as `skipped`: its loss is 0, and nothing moves but `step`.
 
     Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
     """
