@@ -24,7 +24,7 @@ def check(args: Sequence[str]) -> None:
     Raises: ValueError or FileNotFoundError for a field, preset, config file or run directory that
     does not exist, or a field in a config file that its class does not have.
     """
-    if len(args) < 2 or args[1].startswith("-"):
+    if len(args) < 2 or args[1].startswith("-") or {"-h", "--help"} & set(args):
         return
     command, target, *rest = args
     if command in READ_RUNS:
@@ -45,8 +45,6 @@ def check_overrides(args: Sequence[str], prog: str) -> None:
 
     A field of any member of a union passes: which member a config has is not known yet.
     """
-    if {"-h", "--help"} & set(args):
-        return
     for arg in args:
         if not arg.startswith("--"):
             continue
