@@ -45,8 +45,6 @@ def check_overrides(args: Sequence[str], prog: str) -> None:
 
     A field of any member of a union passes: which member a config has is not known yet.
     """
-    if {"-h", "--help"} & set(args):
-        return
     for arg in args:
         if not arg.startswith("--"):
             continue
