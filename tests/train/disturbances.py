@@ -90,13 +90,16 @@ def _weights(folder: str) -> str:
     import jax
     import numpy as np
 
-    from jaxlm.train import checkpoint, directory, loop, step
+    from jaxlm.train import checkpoint, directory, integrity, loop, step
 
     path = pathlib.Path(folder)
     program = loop.build(run := directory.load(path))
     like = checkpoint.items(step.abstract(program.objective, program.tx, run.plan))
     place = path / "checkpoints"
     last = checkpoint.steps(place)[-1]
+    if (fault := integrity.fault(place / str(last))) is not None:  # as `jaxlm sample` would
+        print(f"jaxlm: {place / str(last)}: {fault}")
+        raise SystemExit(2)
     parts = sorted(p.name for p in (place / str(last)).iterdir() if p.name in like)
     found = checkpoint.read(place, last, {name: like[name] for name in parts})
     leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
@@ -344,8 +347,7 @@ def prepared(base: pathlib.Path, wanted: set[str]) -> dict[str, Ended]:
 
 
 def matrix(cases: int, seed: int, say: Callable[[str], None]) -> list[Case]:
-    """Random cases over all operations in turn; of sweeps, which cost as much as ten, four in a
-    hundred."""
+    """Random cases over all operations in turn; sweeps cost most, and are four in a hundred."""
     draw, found = random.Random(seed), []
     cheap = [name for name in OPERATIONS if name != "sweep"]
     names = ["sweep" if n % 25 == 24 else cheap[n % len(cheap)] for n in range(cases)]
@@ -383,12 +385,10 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    # all that is slow to import, once; no device is touched before a fork
     import grain  # noqa: F401
     import matplotlib.figure  # noqa: F401
 
-    from jaxlm.commands import evaluate, interchange, sweep, text  # noqa: F401
-    from jaxlm.commands import feedback as says  # noqa: F401
+    from jaxlm.commands import evaluate, feedback, interchange, sweep, text  # noqa: F401
     from jaxlm.train import loop  # noqa: F401
 
     found = matrix(args.cases, args.seed, lambda line: print(line, flush=True))
