@@ -63,7 +63,7 @@ def read1(f: Fields) -> gemma.Config:
     f.only("use_bidirectional_attention", False)
     sizes = _sizes(f, 256000, 3072, 28, 16, 16, 24576, 8192)
     turns = rope.read(f, sizes["context"])
-    _whole(turns)
+    rope.whole(turns)
     return gemma.Config(**sizes, theta=turns.theta, scaling=turns.scaling)
 
 
@@ -71,7 +71,7 @@ def read2(f: Fields) -> gemma.Config:
     """Our Config of a `gemma2` config.json."""
     sizes = _sizes(f, 256000, 2304, 26, 8, 4, 9216, 8192)
     turns = rope.read(f, sizes["context"])
-    _whole(turns)
+    rope.whole(turns)
     return gemma.Config(
         **sizes,
         **_sandwich(f, sizes, 2),
@@ -149,22 +149,14 @@ def _rotary3(f: Fields, context: int) -> tuple[rope.Rope, rope.Rope]:
         given[kind] |= said or {}
     given["full_attention"] |= old
     far, near = (rope.parse(r, context, f"rope_parameters.{k}") for k, r in given.items())
-    _whole(far)
-    _whole(near)
+    rope.whole(far)
+    rope.whole(near)
     if near.scaling is not None and near != far:
         raise ValueError(
             f"rope_parameters.sliding_attention: {near.scaling} is not supported; local layers are "
             "not scaled, or as the global ones are"
         )
     return far, near
-
-
-def _whole(turns: rope.Rope) -> None:
-    if turns.share != 1.0:
-        raise ValueError(
-            f"partial_rotary_factor={turns.share} is not supported; this model_type turns whole "
-            "heads"
-        )
 
 
 def write1(cfg: gemma.Config) -> dict[str, Any]:

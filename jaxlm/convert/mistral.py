@@ -153,7 +153,7 @@ def _shape(
     embed, heads = f.take("hidden_size"), f.take("num_attention_heads")
     context = f.get("max_position_embeddings", 131072)
     f.only("hidden_act", "silu", "swish")
-    turn = rope.read(f, context, theta, absent=absent)
+    turn = rope.whole(rope.read(f, context, theta, absent=absent))
     return {
         "vocab": f.take("vocab_size"),
         "embed": embed,

@@ -231,7 +231,7 @@ def falcon_read(f: Fields) -> palm.Config:
     kv, alone = f.get("num_kv_heads", count), f.get("multi_query", True)
     if not grouped:
         kv = 1 if alone else count
-    alibi, found = f.get("alibi", False), rope.read(f, context)
+    alibi, found = f.get("alibi", False), rope.whole(rope.read(f, context))
     biased = f.get("bias", False)
     return palm.Config(
         vocab=f.take("vocab_size"),
@@ -324,7 +324,7 @@ def cohere_read(f: Fields) -> palm.Config:
     """Our Config of a `cohere` config.json."""
     embed, count = f.take("hidden_size"), f.take("num_attention_heads")
     head, context = f.get("head_dim", embed // count), f.get("max_position_embeddings", 8192)
-    found = rope.read(f, context, 500000.0)
+    found = rope.whole(rope.read(f, context, 500000.0))
     scale = float(f.get("logit_scale", 0.0625))
     return palm.Config(
         vocab=f.take("vocab_size"),

@@ -97,6 +97,16 @@ def parse(record: Mapping[str, Any], context: int, where: str = "rope_parameters
     return Rope(float(said["rope_theta"]), scaling, share)
 
 
+def whole(found: Rope) -> Rope:
+    """The Rope of a model_type that turns whole heads. Raises: ValueError for one of a part."""
+    if found.share != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor={found.share} is not supported; this model_type turns whole "
+            "heads"
+        )
+    return found
+
+
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if v is not None}
 

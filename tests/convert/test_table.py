@@ -18,7 +18,7 @@ def configs():
         # the default of some, null: it has to be there, as others have another
         given = {"sliding_window": None} | record
         del given["architecture"]
-        yield name, kind, convert.ARCHITECTURES[kind].read(Fields(given))
+        yield name, kind, read.understood(Fields(given), kind)
     for case, cfg in programs.FAMILIES.items():
         for kind, architecture in convert.ARCHITECTURES.items():
             if architecture.family is type(cfg):
