@@ -18,6 +18,8 @@ def import_(args: Sequence[str]) -> int:
         checkpoint: tyro.conf.Positional[pathlib.Path],
         run: tyro.conf.Positional[pathlib.Path],
         tokenizer: str | None = None,
+        ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        context: int | None = None,
         plan: Plan = Plan(),
     ) -> int:
         """Make a run directory of a checkpoint of transformers (safetensors and config.json).
@@ -26,14 +28,22 @@ def import_(args: Sequence[str]) -> int:
             checkpoint: The directory that holds config.json and the weights.
             run: The run directory to make, such as runs/llama; it must not exist.
             tokenizer: `bytes`, or the path of a tokenizer, in place of the checkpoint's own.
+            ignore: A field of config.json that is unknown here and that you know to change
+                nothing; may be given several times. A field that is understood is never ignored.
+            context: For LongRoPE and dynamic NTK, whose angles depend on the length of a text: the
+                length that they are wanted for, in place of the original context.
             plan: The devices over which the weights lie meanwhile.
         """
         launch.devices(plan.devices)
-        from jaxlm.convert import directory
+        from jaxlm.convert import directory, rope
         from jaxlm.train import run as runs
 
         env.quiet()
-        made = directory.import_run(checkpoint, run, tokenizer, plan)
+        made = directory.import_run(checkpoint, run, tokenizer, plan, ignore, context)
+        for name in ignore:
+            print(f"config.json: {name} was ignored: nothing here computes with it")
+        if told := rope.notice(made.model):
+            print(told)
         print(f"{run}: {runs.parameters(made):,} parameters, tokenizer {made.data.tokenizer}")
         return 0
 

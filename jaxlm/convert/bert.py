@@ -101,8 +101,9 @@ def read(kind: str, f: Fields) -> bert.Config:
         raise ValueError(f"config.json: attention_window={window!r}: even numbers are needed")
     f.only("position_embedding_type", "absolute")
     f.only("add_cross_attention", False)
+    f.only("is_decoder", False)
     f.only("tie_word_embeddings", True)
-    f.skip("onnx_export", "hidden_dropout_prob", "attention_probs_dropout_prob")
+    act = f.among("hidden_act", "gelu", ACTIVATIONS)
     return bert.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("hidden_size"),
@@ -112,7 +113,9 @@ def read(kind: str, f: Fields) -> bert.Config:
         context=f.get("max_position_embeddings", 512) - offset,
         offset=offset,
         types=f.get("type_vocab_size", 2),
-        act=f.among("hidden_act", "gelu", ACTIVATIONS),
+        act=act,
+        # the head of the other two is exact GELU, whatever hidden_act says
+        head_act=None if kind == "bert" or act == "gelu" else "gelu",
         eps=f.get("layer_norm_eps", 1e-12),
         window=tuple(w // 2 + 1 for w in widths),
     )
@@ -131,6 +134,13 @@ def write(kind: str, cfg: bert.Config) -> dict[str, Any]:
         raise ValueError("model.offset: 0 given; model_type='longformer' has 1 or more")
     if min(cfg.window, default=2) < 2:
         raise ValueError(f"model.window: {cfg.window} given; longformer's are 2 or more")
+    head_act = cfg.head_act or cfg.act
+    always = cfg.act if kind == "bert" else "gelu"
+    if head_act != always:
+        raise ValueError(
+            f"model.head_act={cfg.head_act!r}, model.act={cfg.act!r}: the head of model_type="
+            f"{kind!r} is always {always!r}, which config.json has no field for"
+        )
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     record = {
         "architectures": [_CLASSES[kind]],

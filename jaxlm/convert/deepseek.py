@@ -181,11 +181,12 @@ def _sizes(f: Fields, heads: int, context: int) -> dict[str, Any]:
     """The fields that both have."""
     f.only("hidden_act", "silu", "swish")
     f.only("attention_bias", False)
-    f.only("attention_dropout", 0.0)
     f.only("num_key_value_heads", heads)
     f.only("moe_layer_freq", 1)
-    # the first two repeat others; the balance losses are the objective's here; the last is a layout
-    f.skip("head_dim", "qk_head_dim", "aux_loss_alpha", "seq_aux", "ep_size")
+    nope, rotary = f.get("qk_nope_head_dim", 128), f.get("qk_rope_head_dim", 64)
+    # transformers derives both, and lets a file overrule that
+    f.only("head_dim", rotary)
+    f.only("qk_head_dim", nope + rotary)
     turn = rope.read(f, context)
     if turn.share != 1.0:
         raise ValueError(f"partial_rotary_factor={turn.share} is not supported; 1.0 is")
@@ -196,8 +197,8 @@ def _sizes(f: Fields, heads: int, context: int) -> dict[str, Any]:
         "heads": heads,
         "q_rank": f.maybe("q_lora_rank", 1536),
         "rank": f.get("kv_lora_rank", 512),
-        "nope": f.get("qk_nope_head_dim", 128),
-        "rotary": f.get("qk_rope_head_dim", 64),
+        "nope": nope,
+        "rotary": rotary,
         "value": f.get("v_head_dim", 128),
         "ffn": f.take("intermediate_size"),
         "theta": turn.theta,

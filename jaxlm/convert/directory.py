@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
 import jaxlm
 from jaxlm import models, objectives
-from jaxlm.convert import classify, read, tokenizer, write
+from jaxlm.convert import classify, read, rope, tokenizer, write
 from jaxlm.core import io, json_file
 from jaxlm.data import atomic, loader, mask, prefer, span, template, tokenizers
 from jaxlm.objectives import reward
@@ -23,6 +25,8 @@ def import_run(
     target: pathlib.Path,
     tokenizer_name: str | None = None,
     plan: Plan = Plan(),
+    ignored: Sequence[str] = (),
+    context: int | None = None,
 ) -> Run:
     """The Run of a new run directory with a checkpoint's weights, at step 0 and finished: it is
     sampled, evaluated, exported as any other, and another run starts from it (Run.start). A
@@ -30,14 +34,19 @@ def import_run(
     tokenizer, or "plain".
 
     tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning tells
-    where it has more ids than the model, or fewer. plan: the
-    devices that hold the weights meanwhile. The directory appears whole or not at all.
+    where it has more ids than the model, or fewer. plan: the devices that hold the weights
+    meanwhile. ignored: unknown fields of config.json that the caller answers for; env.json records
+    them with their values. context: the length of texts that angles which depend on it (LongRoPE,
+    dynamic NTK) are those of; None: up to the original context. The directory appears whole or not
+    at all.
 
     Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
     is read.
     """
     refuse_existing(target)
-    found = read.inspect(source)
+    found = read.inspect(source, ignored)
+    if context is not None:
+        found = found._replace(cfg=rope.at_context(found.cfg, context))
     generation = tokenizer.generation(source)
     for text in tokenizer.warnings(source, tokenizer_name, found.cfg.vocab):
         directory.warn(text)
@@ -55,7 +64,11 @@ def import_run(
             run = _judging(run, template.OWN if template.own(at) is not None else "plain")
         (folder / "checkpoints").mkdir()
         params = read.place(found, plan, jnp.float32)
-        facts = {"imported": str(source), "model_type": found.model_type, "val": None}
+        facts: dict[str, Any] = {
+            "imported": str(source), "model_type": found.model_type, "val": None
+        }  # fmt: skip
+        if found.ignored:
+            facts["ignored"] = found.ignored
         sealed = directory.identity(run, tokenizers.load(at).hash, {}) | facts
         checkpoint.commit_weights(folder / "checkpoints", params, sealed)
         directory.record(folder, run)

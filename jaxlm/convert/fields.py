@@ -1,22 +1,9 @@
 """Reading a `config.json` so that nothing in it is overlooked: every field is taken or refused."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-# What no model's mathematics depends on: training, generation, file and library facts.
-COMMON = frozenset({
-    "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout",
-    "decoder_start_token_id",
-    "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label",
-    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "keys_to_ignore_at_inference", "label2id", "model_type", "output_attentions",
-    "output_hidden_states", "output_past",
-    "output_router_logits", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
-    "return_dict",
-    "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
-    "transformers_version", "unk_token_id", "use_cache",
-})  # fmt: skip
+from jaxlm.convert import harmless
 
 # transformers' names of nonlinearities -> those of models/ffn.py. Of several the first is written.
 ACTIVATIONS = {
@@ -46,33 +33,43 @@ def fixed(cfg: Any, **values: Any) -> None:
 class Fields:
     """A `config.json` that remembers which of its fields were read.
 
+    What its model_type can do without (`convert.harmless`) counts as read. `ignored`: unknown
+    fields that the user answers for; `skipped` holds those that were there.
+
     Every method raises ValueError naming the field, what it is, and what is supported here.
     """
 
-    def __init__(self, record: Mapping[str, Any], where: str = "config.json"):
-        self._record, self._where = dict(record), where
-        self._left = set(record) - COMMON
+    def __init__(
+        self, record: Mapping[str, Any], where: str = "config.json", ignored: Collection[str] = ()
+    ):
+        self._record, self._where, self._ignored = dict(record), where, frozenset(ignored)
+        self._harmless = harmless.names(record.get("model_type"))
+        self._understood: set[str] = set()
+        self._parts: list[Fields] = []
 
     def take(self, name: str, *aliases: str) -> Any:
         """A field's value. Raises: ValueError where it is missing under all of its names, or where
         two of them contradict each other."""
-        found = {k: self._record[k] for k in (name, *aliases) if k in self._record}
-        self._left -= set(found)
-        if not found:
+        given = self._given(name, *aliases)
+        if not given:
             raise ValueError(f"{self._where}: {name} is missing")
-        if any(value != next(iter(found.values())) for value in found.values()):
-            raise ValueError(f"{self._where}: {found} are one field and differ")
-        return next(iter(found.values()))
+        if any(value != next(iter(given.values())) for value in given.values()):
+            raise ValueError(f"{self._where}: {given} are one field and differ")
+        return next(iter(given.values()))
 
     def get(self, name: str, default: Any, *aliases: str) -> Any:
         """A field's value, or the default of transformers where it is absent or null."""
-        found = [k for k in (name, *aliases) if k in self._record]
-        self._left -= set(found)
-        value = next((self._record[k] for k in found if self._record[k] is not None), None)
+        given = self._given(name, *aliases).values()
+        value = next((value for value in given if value is not None), None)
         return default if value is None else value
+
+    def _given(self, name: str, *aliases: str) -> dict[str, Any]:
+        self._understood |= {name, *aliases}
+        return {k: self._record[k] for k in (name, *aliases) if k in self._record}
 
     def maybe(self, name: str, default: Any) -> Any:
         """A field's value, where null is a value too; the default of transformers where absent."""
+        self._understood.add(name)
         return self.take(name) if name in self._record else default
 
     def only(self, name: str, default: Any, *allowed: Any) -> Any:
@@ -96,18 +93,59 @@ class Fields:
 
     def part(self, name: str) -> "Fields":
         """A field that is a record, to be read (and its rest refused) like the whole."""
-        return Fields(self.take(name), f"{self._where}: {name}")
+        inner = self.take(name)
+        kind = {"model_type": self._record.get("model_type")}
+        self._parts.append(Fields(kind | inner, f"{self._where}: {name}", self._ignored))
+        return self._parts[-1]
 
-    def skip(self, *names: str) -> None:
-        """Fields that are known to change nothing here."""
-        self._left -= set(names)
+    def refuse_two_ways(self) -> None:
+        """Raises: ValueError where `is_causal` lets a decoder see what comes after a token, as
+        published embedding models do; transformers takes null for false."""
+        value = self.maybe("is_causal", True)
+        if not value and "is_causal" not in self._harmless:
+            raise ValueError(
+                f"{self._where}: is_causal={value!r} is not supported: every token would see those "
+                "after it; a decoder here sees those before it alone (true)"
+            )
+
+    def refuse_quantised(self) -> None:
+        """Raises: ValueError for weights that are stored quantised."""
+        value = self.get("quantization_config", None)
+        if value:
+            method = value.get("quant_method") if isinstance(value, Mapping) else value
+            raise ValueError(
+                f"{self._where}: quantization_config is not supported: the weights are stored "
+                f"quantised ({method!r}); float32, bfloat16 and float16 are read"
+            )
 
     def refuse_rest(self) -> None:
         """Raises: ValueError for fields that nothing has read and that say something: an unknown
-        field may change what the model computes. Null, false, 0 and empty values say nothing."""
-        rest = {k: self._record[k] for k in sorted(self._left) if self._record[k]}
+        field may change what the model computes. Null, false, 0 and empty values say nothing; of
+        those that transformers reads without declaring them, `tests/convert/test_law.py` proves
+        it."""
+        known = self._understood | self._harmless | self._ignored
+        rest = {k: v for k, v in sorted(self._record.items()) if v and k not in known}
         if rest:
             raise ValueError(
                 f"{self._where}: unknown fields {rest}; a model that may compute something else is "
-                "not imported"
+                f"not imported. If you know that they change nothing: `--ignore {next(iter(rest))}`"
             )
+
+    def skipped(self) -> dict[str, Any]:
+        """The fields that only `ignored` lets pass, with their values.
+
+        Raises: ValueError for a name in `ignored` that is understood here, and so never skipped, or
+        that this config.json does not have.
+        """
+        parts = (self, *self._parts)
+        understood = sorted(self._ignored & set().union(*(p._understood for p in parts)))
+        if understood:
+            raise ValueError(
+                f"--ignore {understood[0]}: {self._where} is read with this field, which cannot be "
+                "ignored; only fields that are unknown here can"
+            )
+        found = {k: p._record[k] for p in parts for k in sorted(self._ignored) if k in p._record}
+        absent = sorted(self._ignored - found.keys())
+        if absent:
+            raise ValueError(f"--ignore {absent[0]}: {self._where} has no such field")
+        return found

@@ -60,10 +60,10 @@ def names(cfg: gemma.Config) -> Table:
 def read1(f: Fields) -> gemma.Config:
     """Our Config of a `gemma` config.json. Its "gelu" is the tanh form, whatever the field says."""
     f.only("hidden_act", "gelu_pytorch_tanh", "gelu")
-    f.skip("hidden_activation")
+    f.only("use_bidirectional_attention", False)
     sizes = _sizes(f, 256000, 3072, 28, 16, 16, 24576, 8192)
     turns = rope.read(f, sizes["context"])
-    _whole(turns)
+    rope.whole(turns)
     return gemma.Config(**sizes, theta=turns.theta, scaling=turns.scaling)
 
 
@@ -71,7 +71,7 @@ def read2(f: Fields) -> gemma.Config:
     """Our Config of a `gemma2` config.json."""
     sizes = _sizes(f, 256000, 2304, 26, 8, 4, 9216, 8192)
     turns = rope.read(f, sizes["context"])
-    _whole(turns)
+    rope.whole(turns)
     return gemma.Config(
         **sizes,
         **_sandwich(f, sizes, 2),
@@ -87,7 +87,7 @@ def read3(f: Fields) -> gemma.Config:
     sizes = _sizes(f, 262208, 2304, 26, 8, 4, 9216, 131072)
     # transformers does not apply it in Gemma 3: a value would be read otherwise elsewhere
     f.only("attn_logit_softcapping", None)
-    every = f.get("sliding_window_pattern", 6, "_sliding_window_pattern")
+    every = f.get("sliding_window_pattern", 6)
     far, near = _rotary3(f, sizes["context"])
     return gemma.Config(
         **sizes,
@@ -104,7 +104,7 @@ def _sizes(
     f: Fields, vocab: int, embed: int, layers: int, heads: int, kv: int, ffn: int, context: int
 ) -> dict[str, Any]:
     f.only("hidden_activation", "gelu_pytorch_tanh")
-    f.skip("hidden_act")
+    f.only("use_bidirectional_attention", False)
     f.only("attention_bias", False)
     return {
         "vocab": f.get("vocab_size", vocab),
@@ -149,22 +149,14 @@ def _rotary3(f: Fields, context: int) -> tuple[rope.Rope, rope.Rope]:
         given[kind] |= said or {}
     given["full_attention"] |= old
     far, near = (rope.parse(r, context, f"rope_parameters.{k}") for k, r in given.items())
-    _whole(far)
-    _whole(near)
+    rope.whole(far)
+    rope.whole(near)
     if near.scaling is not None and near != far:
         raise ValueError(
             f"rope_parameters.sliding_attention: {near.scaling} is not supported; local layers are "
             "not scaled, or as the global ones are"
         )
     return far, near
-
-
-def _whole(turns: rope.Rope) -> None:
-    if turns.share != 1.0:
-        raise ValueError(
-            f"partial_rotary_factor={turns.share} is not supported; this model_type turns whole "
-            "heads"
-        )
 
 
 def write1(cfg: gemma.Config) -> dict[str, Any]:
@@ -248,10 +240,6 @@ def _said_sandwich(cfg: gemma.Config) -> dict[str, Any]:
 def read_images(f: Fields) -> gemma.Config:
     """Our Config of the text in a `gemma3` config.json. Whether the output matrix is the embedding
     table is decided beside `text_config`, as in transformers, whatever is said inside it."""
-    f.skip(
-        "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-        "image_token_index",
-    )  # fmt: skip
     inner = f.part("text_config")
     cfg = read3(inner)
     inner.refuse_rest()

@@ -19,12 +19,6 @@ QKV = ("attn/q", "attn/k", "attn/v")
 QKV_BIAS = ("attn/q_bias", "attn/k_bias", "attn/v_bias")
 # Scores as all but GPT-2 have them.
 UNSCALED = {"query_scalar": None, "scale_by_layer": False}
-# Training's, or a classifier's on top.
-ASIDE = (
-    "attn_pdrop", "embd_pdrop", "attention_dropout", "activation_dropout", "layerdrop",
-    "init_std", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
-    "summary_type", "summary_use_proj", "n_ctx",
-)  # fmt: skip
 
 
 def _norms(**theirs: str) -> list[Row]:
@@ -68,7 +62,6 @@ def gpt2_names(cfg: gpt.Config) -> Table:
 def gpt2_read(f: Fields) -> gpt.Config:
     """Our Config of a `gpt2` config.json."""
     f.only("add_cross_attention", False)
-    f.skip("reorder_and_upcast_attn", *ASIDE)  # the first is about rounding in float16
     embed = f.take("n_embd", "hidden_size")
     return gpt.Config(
         vocab=f.take("vocab_size"),
@@ -123,7 +116,6 @@ AFN = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 def gpt1_read(f: Fields) -> gpt.Config:
     """Our Config of an `openai-gpt` config.json."""
-    f.skip("n_special", "predict_special_tokens", *ASIDE)
     return gpt.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("n_embd", "hidden_size"),
@@ -219,7 +211,6 @@ def opt_read(f: Fields) -> gpt.Config:
     f.only("word_embed_proj_dim", embed)
     f.only("_remove_final_layer_norm", False)
     f.only("layer_norm_elementwise_affine", True)
-    f.skip(*ASIDE)
     return gpt.Config(
         vocab=f.take("vocab_size"),
         embed=embed,
@@ -281,11 +272,6 @@ def bloom_names(cfg: gpt.Config) -> Table:
 def bloom_read(f: Fields) -> gpt.Config:
     """Our Config of a `bloom` config.json."""
     f.only("apply_residual_connection_post_layernorm", False)
-    # Megatron's switches, which transformers reads none of
-    f.skip(
-        "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "n_inner",
-        "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", *ASIDE,
-    )  # fmt: skip
     return gpt.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("hidden_size", "n_embed"),

@@ -1,10 +1,4 @@
-"""LLaMA, OLMo 2 and Phi-3 checkpoints.
-
-Phi-3 with LongRoPE: transformers takes the short or the long factors by the length of each call;
-here the Config's `context` decides, which is read as `max_position_embeddings`. To run within the
-original context as transformers does there, set `context` to at most that. Dynamic NTK is read with
-its original context, where it changes nothing; set `context` to the length it shall be run at.
-"""
+"""LLaMA, OLMo 2 and Phi-3 checkpoints."""
 
 from typing import Any
 

@@ -40,6 +40,11 @@ OUTER = [
     linear("unembed", "lm_head.weight"),
 ]
 LAYERS = "model.layers.{i}."
+# How GPT-OSS turns positions where its config.json does not say.
+STRETCHED = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 IGNORED = (r"rotary_emb\.inv_freq",)
 
 
@@ -102,14 +107,13 @@ def _whole(ours: str, theirs: str) -> Row:
 
 def read_mistral(f: Fields) -> mistral.Config:
     """Our Config of a `mistral` config.json."""
-    return mistral.Config(**_shape(f, f.get("rms_norm_eps", 1e-6), 10000.0))
+    return mistral.Config(**_shape(f, f.get("rms_norm_eps", 1e-6), 10000.0, 4096, None))
 
 
 def read_mixtral(f: Fields) -> mistral.Config:
     """Our Config of a `mixtral` config.json."""
-    _training(f)
     return mistral.Config(
-        **_shape(f, f.get("rms_norm_eps", 1e-5), 1e6),
+        **_shape(f, f.get("rms_norm_eps", 1e-5), 1e6, None, None),
         experts=f.take("num_local_experts"),
         active=f.take("num_experts_per_tok"),
     )
@@ -117,7 +121,6 @@ def read_mixtral(f: Fields) -> mistral.Config:
 
 def read_gpt_oss(f: Fields) -> mistral.Config:
     """Our Config of a `gpt_oss` config.json."""
-    _training(f)
     f.only("attention_bias", True)
     layers = f.take("num_hidden_layers")
     every_other = ["sliding_attention", "full_attention"] * layers
@@ -125,10 +128,8 @@ def read_gpt_oss(f: Fields) -> mistral.Config:
     known = {"sliding_attention": "local", "full_attention": "global"}
     if len(kinds) != layers or not {*kinds} <= {*known}:
         raise ValueError(f"layer_types={kinds} is not supported; {layers} of {sorted(known)} are")
-    # fields that only repeat the number of experts a token goes to, or the context, under old names
-    f.skip("experts_per_token", "initial_context_length")
     return mistral.Config(
-        **_shape(f, f.get("rms_norm_eps", 1e-5), 150000.0),
+        **_shape(f, f.get("rms_norm_eps", 1e-5), 150000.0, 128, 64, STRETCHED),
         pattern=_shortest(tuple(known[kind] for kind in kinds)),
         experts=f.take("num_local_experts", "num_experts"),
         active=f.take("num_experts_per_tok"),
@@ -139,28 +140,29 @@ def read_gpt_oss(f: Fields) -> mistral.Config:
     )
 
 
-def _training(f: Fields) -> None:
-    """Fields of training alone: the balance loss is the objective's here."""
-    f.skip("router_aux_loss_coef")
-    f.only("router_jitter_noise", 0.0)
-
-
-def _shape(f: Fields, eps: float, theta: float) -> dict[str, Any]:
-    """The fields that all three have. theta: the default of the model_type."""
+def _shape(
+    f: Fields,
+    eps: float,
+    theta: float,
+    window: int | None,
+    head: int | None,
+    absent: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The fields that all three have. theta, window, head, absent (of RoPE): the defaults of the
+    model_type; a head that is None is what the width leaves for each."""
     embed, heads = f.take("hidden_size"), f.take("num_attention_heads")
-    context = f.take("max_position_embeddings")
+    context = f.get("max_position_embeddings", 131072)
     f.only("hidden_act", "silu", "swish")
-    f.only("attention_dropout", 0.0)
-    turn = rope.read(f, context, theta)
+    turn = rope.whole(rope.read(f, context, theta, absent=absent))
     return {
         "vocab": f.take("vocab_size"),
         "embed": embed,
         "layers": f.take("num_hidden_layers"),
         "heads": heads,
-        "kv": f.get("num_key_value_heads", heads),
-        "head": f.get("head_dim", embed // heads),
+        "kv": f.maybe("num_key_value_heads", 8) or heads,
+        "head": f.maybe("head_dim", head) or embed // heads,
         "ffn": f.take("intermediate_size"),
-        "window": f.take("sliding_window"),
+        "window": f.maybe("sliding_window", window),
         "theta": turn.theta,
         "scaling": turn.scaling,
         "context": context,

@@ -13,12 +13,6 @@ from jaxlm.models import palm
 
 QKV = ("attn/q", "attn/k", "attn/v")
 QKV_BIAS = ("attn/q_bias", "attn/k_bias", "attn/v_bias")
-# Training's, or a classifier's on top.
-ASIDE = (
-    "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout",
-    "attention_probs_dropout_prob", "hidden_dropout_prob", "summary_activation",
-    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
-)  # fmt: skip
 
 
 def _norm(ours: str, theirs: str) -> list[Row]:
@@ -73,7 +67,6 @@ def gptj_read(f: Fields) -> palm.Config:
         raise ValueError("rotary_dim=None is not supported; it is the number of turned dimensions")
     f.only("rotary", True)
     f.only("scale_attn_weights", True)
-    f.skip(*ASIDE)
     return palm.Config(
         vocab=f.take("vocab_size"),
         embed=embed,
@@ -142,8 +135,7 @@ def neox_read(f: Fields) -> palm.Config:
     """Our Config of a `gpt_neox` config.json."""
     embed, count = f.take("hidden_size"), f.take("num_attention_heads")
     context = f.get("max_position_embeddings", 2048)
-    found = rope.read(f, context, f.get("rotary_emb_base", 10000.0), 0.25)
-    f.skip(*ASIDE)
+    found = rope.read(f, context, f.get("rotary_emb_base", 10000.0), f.get("rotary_pct", 0.25))
     return palm.Config(
         vocab=f.take("vocab_size"),
         embed=embed,
@@ -239,9 +231,8 @@ def falcon_read(f: Fields) -> palm.Config:
     kv, alone = f.get("num_kv_heads", count), f.get("multi_query", True)
     if not grouped:
         kv = 1 if alone else count
-    alibi, found = f.get("alibi", False), rope.read(f, context)
+    alibi, found = f.get("alibi", False), rope.whole(rope.read(f, context))
     biased = f.get("bias", False)
-    f.skip("ff_factor", *ASIDE)  # what ffn_hidden_size was computed with
     return palm.Config(
         vocab=f.take("vocab_size"),
         embed=embed,
@@ -333,9 +324,8 @@ def cohere_read(f: Fields) -> palm.Config:
     """Our Config of a `cohere` config.json."""
     embed, count = f.take("hidden_size"), f.take("num_attention_heads")
     head, context = f.get("head_dim", embed // count), f.get("max_position_embeddings", 8192)
-    found = rope.read(f, context, 500000.0)
+    found = rope.whole(rope.read(f, context, 500000.0))
     scale = float(f.get("logit_scale", 0.0625))
-    f.skip("model_max_length", *ASIDE)  # a note of the tokenizer's
     return palm.Config(
         vocab=f.take("vocab_size"),
         embed=embed,

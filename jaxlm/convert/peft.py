@@ -13,18 +13,17 @@ their adapters become one of as many times the rank, block by block: the product
 import json
 import math
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxlm import convert, models
-from jaxlm.convert import files, read
-from jaxlm.core import json_file, param
+from jaxlm.convert import files, lora_config, read
+from jaxlm.core import param
 from jaxlm.objectives import adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = lora_config.NAME, "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # The version of peft whose files these are.
 VERSION = "0.21.2"
@@ -221,16 +220,6 @@ def _targeted(names: list[str], everything: list[str]) -> list[str]:
 
 # --- Reading ---------------------------------------------------------------------------------
 
-# Fields of their config that are read here, and those that only say how it was made or trained.
-# Any other must be empty.
-READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-SILENT = (
-    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision",
-    "inference_mode", "init_lora_weights", "auto_mapping", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "fan_in_fan_out", "megatron_core", "loftq_config",
-    "qalora_group_size", "ensure_weight_tying", "runtime_config",
-)  # fmt: skip
-
 
 def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapter.Lora, param.Tree]:
     """(config, adapters) of peft's files, for a model of this Config.
@@ -241,7 +230,7 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     Raises: FileNotFoundError without the files; ValueError for a kind of adapter that is not read,
     and for tensors that are unknown, missing or of a wrong shape.
     """
-    record, tensors = _record(folder / CONFIG), files.find(folder)
+    record, tensors = lora_config.read(folder / CONFIG), files.find(folder)
     end = ".lora_A.weight"
     given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}
     flat = param.flatten(models.spec(cfg))
@@ -253,9 +242,10 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
         raise ValueError(f"{folder}: a {kind} of this config has no adapter with {odd[:8]}")
     if not known:
         raise ValueError(f"{folder} holds no adapter")
+    lora_config.refuse_unchosen(folder / CONFIG, record, known)
     found = {name: _read(folder, m, record, tensors) for name, m in known.items()}
     rank = max(a.shape[0] for parts in found.values() for a, _, _ in parts.values())
-    scale = _scale(record, record["lora_alpha"], record["r"])
+    scale = lora_config.scale(record)
     made: dict[str, np.ndarray] = {}
     for name, module in known.items():
         for path, (a, b, own) in found[name].items():
@@ -271,42 +261,20 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     return lora, param.nested(made)
 
 
-def _record(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} holds no adapter of peft: it has no {CONFIG}")
-    record = json_file.read_object(files.inside(file.parent, file.name))
-    if record.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type={record.get('peft_type')!r}; only LORA is read")
-    for name, value in record.items():
-        if value and value != "none" and name not in (*READ, *SILENT):
-            raise ValueError(f"{file}: {name}={value!r} is not supported")
-    plain = {"lora_dropout": 0.0, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    return plain | record
-
-
-def _scale(record: dict[str, Any], alpha: float, rank: int) -> float:
-    return alpha / (math.sqrt(rank) if record["use_rslora"] else rank)
-
-
-def _of(pattern: dict[str, Any], name: str, other: Any) -> Any:
-    """The value of the first pattern that a module's name ends in."""
-    for ending, value in pattern.items():
-        if re.match(rf"(.*\.)?({ending})$", name):
-            return value
-    return other
-
-
 def _read(
     folder: pathlib.Path, module: Module, record: dict[str, Any], tensors: dict[str, files.Tensor]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """{our path: (a [r, inputs], b [outputs, r], scale)} of a module."""
     names = [f"{PREFIX}{module.name}.lora_{x}.weight" for x in "AB"]
     a, b = (files.cast(files.read(tensors[name]), np.float32, name) for name in names)
-    rank, place = _of(record["rank_pattern"], module.name, record["r"]), module.place
+    rank, place = lora_config.rank(record, module.name), module.place
     want = (rank, len(place.input)), (len(place.output), rank)
     if (a.shape, b.shape) != want:
-        raise ValueError(f"{folder}: {module.name} has {a.shape} and {b.shape}; {want} is right")
-    scale = _scale(record, _of(record["alpha_pattern"], module.name, record["lora_alpha"]), rank)
+        raise ValueError(
+            f"{folder}: {module.name} has {a.shape} and {b.shape}; {want} is right for r="
+            f"{record['r']}, rank_pattern={record['rank_pattern']}"
+        )
+    scale = lora_config.scale(record, module.name)
     first = np.empty_like(a)
     first[:, place.input] = a
     found, slots = {}, _slots(module, b)

@@ -47,22 +47,21 @@ def names(cfg: qwen.Config) -> Table:
 
 def read2(f: Fields) -> qwen.Config:
     """Our Config of a `qwen2` config.json."""
-    sizes = _sizes(f)
+    sizes = _sizes(f, 32)
     head = f.get("head_dim", sizes["embed"] // sizes["heads"])
     return qwen.Config(**sizes, **_late(f, sizes["layers"]), head=head, bias=True)
 
 
 def read3(f: Fields) -> qwen.Config:
     """Our Config of a `qwen3` config.json."""
-    sizes = _sizes(f) | _biases(f)
+    sizes = _sizes(f, 32) | _biases(f)
     head = f.get("head_dim", 128)
     return qwen.Config(**sizes, **_late(f, sizes["layers"]), head=head, qk_norm=True)
 
 
 def read3_moe(f: Fields) -> qwen.Config:
     """Our Config of a `qwen3_moe` config.json, of which a window is every layer's."""
-    sizes = _sizes(f) | _biases(f)
-    f.skip("max_window_layers")
+    sizes = _sizes(f, 4) | _biases(f)
     window = _given(f)
     return qwen.Config(
         **sizes,
@@ -77,10 +76,10 @@ def read3_moe(f: Fields) -> qwen.Config:
 def read2_moe(f: Fields) -> qwen.Config:
     """Our Config of a `qwen2_moe` config.json, of which by default every other layer has the
     window, up to `max_window_layers`."""
-    sizes = _sizes(f)
+    sizes = _sizes(f, 16)
     layers, window = sizes["layers"], _given(f)
-    last = 0 if window is None else f.get("max_window_layers", 28)
-    f.skip("max_window_layers")
+    last = f.get("max_window_layers", 28)
+    last = 0 if window is None else last
     default: list[Reach] = ["local" if i % 2 == 0 and i < last else "global" for i in range(layers)]
     return qwen.Config(
         **sizes,
@@ -92,7 +91,8 @@ def read2_moe(f: Fields) -> qwen.Config:
     )
 
 
-def _sizes(f: Fields) -> dict[str, Any]:
+def _sizes(f: Fields, kv: int) -> dict[str, Any]:
+    """What all four have. kv: the default of the model_type; null is as many as heads."""
     f.only("hidden_act", "silu", "swish")
     heads, context = f.take("num_attention_heads"), f.get("max_position_embeddings", 32768)
     turns = rope.read(f, context)
@@ -106,7 +106,7 @@ def _sizes(f: Fields) -> dict[str, Any]:
         "embed": f.take("hidden_size"),
         "layers": f.take("num_hidden_layers"),
         "heads": heads,
-        "kv": f.get("num_key_value_heads", heads),
+        "kv": f.maybe("num_key_value_heads", kv) or heads,
         "ffn": f.take("intermediate_size"),
         "eps": f.get("rms_norm_eps", 1e-6),
         "context": context,
@@ -143,7 +143,6 @@ def _reach(pattern: tuple[Reach, ...], window: int | None) -> dict[str, Any]:
 
 
 def _experts(f: Fields, layers: int, active: int, count: int, ffn: int) -> dict[str, Any]:
-    f.skip("router_aux_loss_coef")  # a loss of training alone
     step, dense = f.get("decoder_sparse_step", 1), f.get("mlp_only_layers", [])
     return {
         "experts": f.get("num_experts", count, "num_local_experts"),

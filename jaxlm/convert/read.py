@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import convert, models
-from jaxlm.convert import classify, files
+from jaxlm.convert import classify, files, rope
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table
 from jaxlm.core import json_file, param
@@ -49,7 +49,8 @@ class Job(NamedTuple):
 
 class Checkpoint(NamedTuple):
     """A checkpoint that can be imported: every weight of `spec`, those of `cfg` and the head of a
-    reward model ("score"), has the tensors it is made of."""
+    reward model ("score"), has the tensors it is made of. ignored: unknown fields of its
+    config.json that were skipped as the user wished."""
 
     folder: pathlib.Path
     model_type: str
@@ -57,12 +58,24 @@ class Checkpoint(NamedTuple):
     spec: param.Tree
     tensors: dict[str, files.Tensor]
     jobs: list[Job]
+    ignored: dict[str, Any]
 
 
-def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
-    """(model_type, our Config, whether it is a reward model) of a checkpoint's config.json.
+class Description(NamedTuple):
+    """What a config.json says: its model_type, our Config, whether it is a reward model, and the
+    unknown fields that were ignored as the user wished, with their values."""
 
-    Raises: ValueError for an unknown model_type, and for fields that are not supported.
+    model_type: str
+    cfg: models.AnyConfig
+    scores: bool
+    ignored: dict[str, Any]
+
+
+def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
+    """The Description of a checkpoint. ignored: unknown fields that the user answers for.
+
+    Raises: ValueError for an unknown model_type, for fields that are not supported, and for a name
+    in `ignored` that is understood here or absent.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -75,16 +88,16 @@ def config(folder: pathlib.Path) -> tuple[str, models.AnyConfig, bool]:
             f"{sorted(convert.ARCHITECTURES)}"
         )
     _refuse_sizes(record, str(file))
-    fields = Fields(record, str(file))
+    fields = Fields(record, str(file), ignored)
     try:
-        cfg, scores = convert.ARCHITECTURES[kind].read(fields), classify.named(record)
+        cfg, scores = understood(fields, kind), classify.named(record)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
             f"{file}: a field has a value that a {kind} cannot have: {error} "
             f"(architectures={record.get('architectures')!r})"
         ) from error
-    fields.refuse_rest()
-    return kind, classify.headless(kind, cfg) if scores else cfg, scores
+    cfg = classify.headless(kind, cfg) if scores else cfg
+    return Description(kind, cfg, scores, fields.skipped())
 
 
 # No model has more; what is larger would be built, layer by layer, before its tensors are missed.
@@ -102,16 +115,29 @@ def _refuse_sizes(record: Any, where: str) -> None:
             raise ValueError(f"{where}: {name}={value} given; at most {most} is read")
 
 
-def inspect(folder: pathlib.Path) -> Checkpoint:
+def understood(fields: Fields, kind: str) -> models.AnyConfig:
+    """Our Config of the fields of a config.json of this model_type, every one of them accounted
+    for. Raises: ValueError for fields that are not supported."""
+    cfg = rope.within_original(convert.ARCHITECTURES[kind].read(fields))
+    fields.refuse_two_ways()
+    fields.refuse_quantised()
+    fields.refuse_rest()
+    return cfg
+
+
+def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     """What a checkpoint holds and how it becomes our weights; only headers are read.
 
     Of rows that make the same weight the first is taken whose tensors are there. An output matrix
     that is there counts, whatever config.json says about tying, unless it is the embedding table; a
     sequence classification has none.
 
-    Raises: ValueError listing tensors that are unknown, missing, of a wrong shape or dtype.
+    ignored: as for `config`.
+
+    Raises: ValueError as `config`, and listing tensors that are unknown, missing, of a wrong shape
+    or dtype.
     """
-    kind, cfg, scores = config(folder)
+    kind, cfg, scores, skipped = config(folder, ignored)
     names = functools.partial(_names, kind, scores)
     table = names(cfg)
     tensors = _renamed(folder, table)
@@ -142,7 +168,7 @@ def inspect(folder: pathlib.Path) -> Checkpoint:
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
         told = "\n".join(f"  {p}" for p in [*problems[:20], *more])
         raise ValueError(f"{folder} ({kind}) cannot be imported:\n{told}")
-    return Checkpoint(folder, kind, cfg, spec, tensors, found)
+    return Checkpoint(folder, kind, cfg, spec, tensors, found, skipped)
 
 
 def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:

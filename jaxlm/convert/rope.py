@@ -1,10 +1,17 @@
 """Rotary positions in a config.json: `rope_parameters` of transformers 5, and `rope_scaling`,
-`rope_theta` and `partial_rotary_factor` of those before."""
+`rope_theta` and `partial_rotary_factor` of those before.
 
+Under LongRoPE and dynamic NTK transformers chooses angles by the length of each call; here the
+Config's `context` does. An import takes the original context, within which both agree on every
+text, and its model refuses longer ones; `at_context` is the Config for those.
+"""
+
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlm.convert.fields import Fields
+from jaxlm.models import AnyConfig
 from jaxlm.ops import rope
 
 
@@ -36,8 +43,15 @@ KEYS: dict[str, set[str]] = {
 }  # fmt: skip
 
 
-def read(f: Fields, context: int, theta: float = 10000.0, share: float = 1.0) -> Rope:
-    """The Rope of a config.json; theta and share are the defaults of its model_type.
+def read(
+    f: Fields,
+    context: int,
+    theta: float = 10000.0,
+    share: float = 1.0,
+    absent: Mapping[str, Any] | None = None,
+) -> Rope:
+    """The Rope of a config.json; theta and share are the defaults of its model_type,
+    and absent is its record where there is none.
 
     context: its max_position_embeddings, the length Dynamic starts from and other types count
     their factor by. Fields beside the record stand for what it leaves out, as in transformers,
@@ -52,9 +66,9 @@ def read(f: Fields, context: int, theta: float = 10000.0, share: float = 1.0) ->
         raise ValueError(f"rope_parameters and rope_scaling differ in {sorted(torn)}")
     beside = {
         "rope_theta": f.get("rope_theta", theta),
-        "partial_rotary_factor": f.get("partial_rotary_factor", share, "rotary_pct"),
+        "partial_rotary_factor": f.get("partial_rotary_factor", share),
     }
-    record = beside | _said(new) | _said(old)
+    record = beside | (_said(new) | _said(old) or dict(absent or {}))
     original = f.get("original_max_position_embeddings", None)
     if original is not None and _kind(record) in ("llama3", "yarn", "longrope", "su"):
         record["original_max_position_embeddings"] = original
@@ -81,6 +95,16 @@ def parse(record: Mapping[str, Any], context: int, where: str = "rope_parameters
         raise ValueError(f"{where}: {error}") from None
     share = float(said.get("partial_rotary_factor", 1.0))
     return Rope(float(said["rope_theta"]), scaling, share)
+
+
+def whole(found: Rope) -> Rope:
+    """The Rope of a model_type that turns whole heads. Raises: ValueError for one of a part."""
+    if found.share != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor={found.share} is not supported; this model_type turns whole "
+            "heads"
+        )
+    return found
 
 
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +151,55 @@ def _float(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
+def _by_length(cfg: AnyConfig) -> rope.Dynamic | rope.LongRope | None:
+    """The scaling of a Config whose angles depend on the length of a text."""
+    scaling = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}.get("scaling")
+    return scaling if isinstance(scaling, rope.Dynamic | rope.LongRope) else None
+
+
+def within_original(cfg: AnyConfig) -> AnyConfig:
+    """The Config at the original context of its scaling, where angles depend on the length."""
+    scaling = _by_length(cfg)
+    return cfg if scaling is None else dataclasses.replace(cfg, context=scaling.original)
+
+
+def at_context(cfg: AnyConfig, context: int) -> AnyConfig:
+    """The Config for texts as long as `context`.
+
+    Raises: ValueError where angles do not depend on the length.
+    """
+    if _by_length(cfg) is None:
+        raise ValueError(
+            f"--context {context}: the angles of this model do not depend on the length of a text; "
+            "only LongRoPE's and dynamic NTK's do"
+        )
+    return dataclasses.replace(cfg, context=context)
+
+
+def notice(cfg: AnyConfig) -> str | None:
+    """What a user must know of a Config whose angles depend on the length; None for another."""
+    match _by_length(cfg):
+        case rope.LongRope(original=original) if cfg.context > original:
+            return (
+                f"LongRoPE at context {cfg.context}: the long factors, for texts of more than "
+                f"{original} tokens; transformers takes the short ones for texts up to {original}: "
+                f"import without --context for those"
+            )
+        case rope.LongRope(original=original):
+            return (
+                f"LongRoPE at context {cfg.context}: the short factors, as transformers has them "
+                f"for texts up to {original} tokens; longer ones are refused: import with "
+                "--context N for the long factors"
+            )
+        case rope.Dynamic(original=original):
+            return (
+                f"dynamic NTK at context {cfg.context} (original {original}): transformers has "
+                "these angles for texts of that length, and of any up to the original; longer ones "
+                "are refused: import with --context N for texts of N tokens"
+            )
+    return None
+
+
 def write(
     head: int, theta: float, scaling: rope.Scaling | None, context: int, share: float = 1.0
 ) -> dict[str, Any]:
@@ -134,7 +207,8 @@ def write(
     transformers 5, and beside it in the one that older readers know.
 
     max_position_embeddings is the context, but the original one under Dynamic, which transformers
-    grows from there; NTK becomes the theta that it is.
+    grows from there, and at least what LongRoPE's factor stretches its original to; NTK becomes the
+    theta that it is.
     """
     record = parameters(head, theta, scaling, share)
     fields = {
@@ -144,6 +218,9 @@ def write(
     }
     if isinstance(scaling, rope.Dynamic):
         fields["max_position_embeddings"] = scaling.original
+    if isinstance(scaling, rope.LongRope):
+        stretched = round(scaling.factor * scaling.original)
+        fields["max_position_embeddings"] = max(context, stretched)
     if share != 1.0:
         fields["partial_rotary_factor"] = share
     if record["rope_type"] != "default":

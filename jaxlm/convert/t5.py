@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from jaxlm.convert import table
+from jaxlm.convert import fields, table
 from jaxlm.convert.fields import Fields
 from jaxlm.convert.table import Row, Table, linear, same
 from jaxlm.models import t5
@@ -84,9 +84,12 @@ def read(f: Fields) -> t5.Config:
     """Our Config of a `t5` config.json."""
     layers = f.take("num_layers")
     act, gated = f.among("feed_forward_proj", "relu", FORMS)
+    # transformers derives both from feed_forward_proj, and lets a file overrule that
+    f.only("dense_act_fn", *(name for name, ours in fields.ACTIVATIONS.items() if ours == act))
+    f.only("is_gated_act", gated)
+    f.only("is_encoder_decoder", True)
+    f.only("is_decoder", False)
     tied = f.get("tie_word_embeddings", True)
-    # both follow from feed_forward_proj
-    f.skip("dense_act_fn", "is_gated_act", "dropout_rate")
     return t5.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("d_model"),

@@ -43,7 +43,10 @@ class Config:
     types: int = 2
     """Segment types, such as question and answer; type 0 where none are given."""
     act: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    """Nonlinearity of the feed-forward layers and of the head."""
+    """Nonlinearity of the feed-forward layers."""
+    head_act: Literal["gelu", "gelu_tanh", "relu"] | None = None
+    """Nonlinearity of the head; None: that of the feed-forward layers, as in BERT. The heads of
+    RoBERTa and Longformer are exact GELU ("gelu"), whatever their layers have."""
     eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     window: tuple[int, ...] = ()
@@ -137,7 +140,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     Its `hidden` takes one argument more: types int32[B, T], the segment type of each token, 0
     everywhere if None.
     """
-    act = ffn.ACTIVATIONS[cfg.act]
+    act, head_act = ffn.ACTIVATIONS[cfg.act], ffn.ACTIVATIONS[cfg.head_act or cfg.act]
     windows = {f"near{w}": w for w in cfg.window}
 
     def hidden(
@@ -185,7 +188,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         w = head["mlm"]
         h = linear.einsum("...D,DE->...E", x, w["dense"]) + w["bias"].astype(x.dtype)
-        return decoder.logits(head, layer_norm(w["norm"], act(h)))
+        return decoder.logits(head, layer_norm(w["norm"], head_act(h)))
 
     def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         raise ValueError("bert reads both ways: it has no cache and does not continue text")

@@ -236,7 +236,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         block=block,
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
         memory=lambda kind, batch, slots: mla.cache(batch, slots, cfg.rank, cfg.rotary),
-        context=None,
+        context=rope.limit(cfg.scaling, cfg.context),
     )
     return model._replace(ahead=ahead) if cfg.ahead else model
 

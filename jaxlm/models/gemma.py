@@ -173,7 +173,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         norm=rms,
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
         softcap=cfg.softcap,
-        context=None,
+        context=rope.limit(cfg.scaling, cfg.context),
     )
 
 

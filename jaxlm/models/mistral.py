@@ -213,7 +213,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         block=block,
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
-        context=None,
+        context=rope.limit(cfg.scaling, cfg.context),
     )
 
 

@@ -208,7 +208,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         norm=layer_norm,
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
         scale=cfg.logit_scale,
-        context=None,
+        context=rope.limit(cfg.scaling, cfg.context),
     )
 
 

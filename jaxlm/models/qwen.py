@@ -212,7 +212,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         block=block,
         norm=rms,
         memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
-        context=None,
+        context=rope.limit(cfg.scaling, cfg.context),
     )
 
 

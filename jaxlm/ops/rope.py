@@ -5,9 +5,10 @@
 
 A Scaling is part of a model's Config and fixed when the model is built. Two of them, Dynamic and
 LongRope, have other angles for other lengths: they are decided once, by the config's `context`, so
-that padding, packing and caching change nothing. transformers decides them anew at every call, by
-its longest position: a call agrees with ours when its length equals `context`, and what it decodes
-across the boundary, with keys turned by old angles, is not reproduced.
+that padding, packing and caching change nothing, and texts longer than that are refused (`limit`).
+transformers decides them anew at every call, by its longest position: a call agrees with ours when
+its length equals `context`, or when neither exceeds the original context; what it decodes across
+the boundary, with keys turned by old angles, is not reproduced.
 """
 
 import dataclasses
@@ -151,6 +152,12 @@ class LongRope:
 
 
 Scaling = Linear | Ntk | Dynamic | Llama3 | Yarn | LongRope
+
+
+def limit(scaling: Scaling | None, context: int) -> int | None:
+    """The longest text that a model with this context reads as it should: longer ones have other
+    angles under Dynamic and LongRope; None for all other scalings, which have no limit."""
+    return context if isinstance(scaling, Dynamic | LongRope) else None
 
 
 def frequencies(

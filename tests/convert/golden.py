@@ -36,9 +36,7 @@ def ours(case: str, record: dict[str, Any]) -> tuple[models.AnyConfig, param.Tre
     """(Config, float32 NumPy weights) of a case's config.json: the drawn tensors, read by the
     rows of its table as a checkpoint's are."""
     architecture = convert.ARCHITECTURES[record["model_type"]]
-    fields = Fields(record)
-    cfg = architecture.read(fields)
-    fields.refuse_rest()
+    cfg = read.understood(Fields(record), record["model_type"])
     flat = param.flatten(models.spec(cfg))
     made: dict[str, np.ndarray] = {p: np.full(q.shape, np.nan, np.float32) for p, q in flat.items()}
     for job in read.jobs(architecture.names(cfg), flat):

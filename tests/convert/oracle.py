@@ -56,8 +56,8 @@ def load(folder: pathlib.Path) -> Any:
 
 def logits(model: Any, ids: np.ndarray) -> np.ndarray:
     """float32[B, T, V]; of an encoder-decoder, its decoder's when it reads the same ids."""
-    given = {"input_ids": torch.tensor(ids, dtype=torch.long)}
-    if model.config.is_encoder_decoder:
+    given = {"input_ids": torch.tensor(ids, dtype=torch.long), "return_dict": True}
+    if type(model).__name__.endswith("ForConditionalGeneration") and hasattr(model, "decoder"):
         given["decoder_input_ids"] = given["input_ids"]
     elif is_causal(model):
         given["use_cache"] = False

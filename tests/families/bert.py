@@ -26,7 +26,9 @@ ORACLES: dict[str, dict] = {
     "bert-tanh": _BERT | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
     "bert-one-type": _BERT | {"type_vocab_size": 1, "hidden_act": "relu"},
     "roberta": _ROBERTA | {"pad_token_id": 1, "type_vocab_size": 1},
-    "roberta-pad": _ROBERTA | {"pad_token_id": 3},
+    "roberta-pad": _ROBERTA | {"pad_token_id": 3, "hidden_act": "relu"},
     "longformer": _LONG | {"pad_token_id": 1, "attention_window": [8, 8, 8]},
-    "longformer-widths": _LONG | {"pad_token_id": 1, "attention_window": [4, 8, 4]},
-}
+    "longformer-widths": _LONG | {
+        "pad_token_id": 1, "attention_window": [4, 8, 4], "hidden_act": "gelu_new",
+    },
+}  # fmt: skip
