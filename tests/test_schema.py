@@ -49,7 +49,7 @@ def place(tmp_path, monkeypatch):
             "tiny.py:13: Optim has no field 'warmupp'; did you mean 'warmup'",
         ),
         ("kv=1", "kvv=1", "tiny.py:12: llama.Config has no field 'kvv'; did you mean 'kv'?"),
-        ("layers=1", "layer=1", "tiny.py:12: Config.__init__() got an unexpected keyword"),
+        ("layers=1", "layer=1", "tiny.py:12: TypeError: Config.__init__() got an unexpected"),
         ("steps=4,", "steps=4", "tiny.py:14: invalid syntax. Perhaps you forgot a comma?"),
     ],
 )

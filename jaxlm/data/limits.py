@@ -9,6 +9,7 @@ for ever. Here it ends after SECONDS, and nothing that it makes has more than SI
 A limit that is exceeded is a jinja2.TemplateRuntimeError, as other errors of templates are.
 """
 
+import contextlib
 import re
 import threading
 import time
@@ -51,16 +52,28 @@ def environment(extensions: Sequence[Any]) -> jinja2.Environment:
 
 def template(made: jinja2.Environment, source: str) -> jinja2.Template:
     """A template whose every render is limited. Raises: jinja2.TemplateError."""
+    with _bounded_source(source):
+        found = made.from_string(source)
+    found.root_render_func = _limited(found.root_render_func)
+    return found
+
+
+def parse(made: jinja2.Environment, source: str) -> jinja2.nodes.Template:
+    """The syntax tree of a template. Raises: jinja2.TemplateError."""
+    with _bounded_source(source):
+        return made.parse(source)
+
+
+@contextlib.contextmanager
+def _bounded_source(source: str) -> Iterator[None]:
     if len(source) > SOURCE:
         raise jinja2.TemplateRuntimeError(
             f"the template has {len(source)} characters; at most {SOURCE} are read"
         )
     try:
-        found = made.from_string(source)
+        yield
     except (RecursionError, MemoryError, SyntaxError) as error:
         raise jinja2.TemplateRuntimeError(f"nested too deeply ({error})") from error
-    found.root_render_func = _limited(found.root_render_func)
-    return found
 
 
 def _limited(render: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:

@@ -234,7 +234,7 @@ def _writer(
     _check(template, tokenizer, messages)
     render = functools.partial(_render, template)
     blocks = _BLOCK.search(template.source) is not None
-    searched = _reads(template.source).searched
+    searched = _read_by(template).searched
     return writing.Writer(
         template.name, render, tokenizer, messages, template.variables, blocks, searched
     )
@@ -251,7 +251,7 @@ def _check(
         )
     if not messages:
         raise ValueError("a conversation needs at least one message")
-    known = _reads(template.source)
+    known = _read_by(template)
     names = {"strftime_now" if name == CLOCK else name: name for name in template.variables}
     if unread := [given for name, given in names.items() if name not in known.variables]:
         raise ValueError(
@@ -306,7 +306,7 @@ def _clock(template: Template) -> dict[str, Any]:
     """`strftime_now` at a date that stands still: what is trained on must not depend on the day. A
     template that asks whether there is a clock is told that there is none, unless a date is
     given."""
-    if CLOCK not in template.variables and "strftime_now" in _reads(template.source).guarded:
+    if CLOCK not in template.variables and "strftime_now" in _read_by(template).guarded:
         return {}
     today = datetime.datetime.fromisoformat(template.variables.get(CLOCK, _TODAY))
     return {"strftime_now": today.strftime}
@@ -318,13 +318,17 @@ def _compiled(source: str) -> jinja2.Template:
     return limits.template(_environment(), source)
 
 
-@functools.lru_cache(16)
-def _reads(source: str) -> reads.Reads:
+def _read_by(template: Template) -> reads.Reads:
     """What a template reads. Raises: ValueError for one that is no Jinja."""
     try:
-        return reads.of(_environment().parse(source))
+        return _read_by_source(template.source)
     except jinja2.TemplateError as error:
-        raise ValueError(f"template: {error}") from error
+        raise ValueError(f"template {template.name!r}: {error}") from error
+
+
+@functools.lru_cache(16)
+def _read_by_source(source: str) -> reads.Reads:
+    return reads.of(limits.parse(_environment(), source))
 
 
 def _environment() -> jinja2.Environment:

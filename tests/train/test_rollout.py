@@ -150,7 +150,7 @@ def test_a_reward_that_fails_loses_nothing(base, ran, place, assert_same_run):
     with pytest.raises(rewards.Failed, match=r"small', sample 0 of 8, (.*\n)*.*out of order") as at:
         loop.run(run)
     (place / "broken").unlink()
-    assert "prompt: '" in str(at.value) and "reward_failure.jsonl" in str(at.value)
+    assert "; prompt '" in str(at.value) and "reward_failure.jsonl" in str(at.value)
     assert checkpoint.steps(runs.folder(run) / "checkpoints") == [3, 6]
     assert loop.run(run).val == ran.val
     assert_same_run(base, run)
