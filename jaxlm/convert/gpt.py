@@ -272,6 +272,8 @@ def bloom_names(cfg: gpt.Config) -> Table:
 def bloom_read(f: Fields) -> gpt.Config:
     """Our Config of a `bloom` config.json."""
     f.only("apply_residual_connection_post_layernorm", False)
+    if f.get("slow_but_exact", False) and f.get("pretraining_tp", 1) > 1:
+        f.only("slow_but_exact", False)  # transformers leaves out two biases of each layer then
     return gpt.Config(
         vocab=f.take("vocab_size"),
         embed=f.take("hidden_size", "n_embed"),

@@ -132,6 +132,7 @@ def test_the_rows_of_opts_padding_are_left_out_and_written_as_zeros(tmp_path):
             {"apply_residual_connection_post_layernorm": True},
             "apply_residual_connection_post_layernorm=True",
         ),
+        ("bloom", {"pretraining_tp": 2, "slow_but_exact": True}, "slow_but_exact=True"),
         ("gptj", {"rotary_dim": None}, "rotary_dim=None"),
         ("gptj", {"rotary": False}, "rotary=False"),
         ("gpt_neox", {"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"),
