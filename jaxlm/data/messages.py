@@ -77,6 +77,15 @@ def read(value: Any, where: str, role: str = "role", text: str = "content") -> M
     return Message(value[role], said, json.dumps(more, ensure_ascii=False) if more else "")
 
 
+def worded(message: Message) -> Message:
+    """The message with an empty text in place of a null content."""
+    fields = message.fields()
+    if "content" not in fields:
+        return message
+    del fields["content"]
+    return message._replace(more=json.dumps(fields, ensure_ascii=False) if fields else "")
+
+
 def _calls(more: dict[str, Any]) -> bool:
     return bool(more.get("tool_calls") or more.get("function_call"))
 

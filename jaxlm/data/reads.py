@@ -10,7 +10,8 @@ class Reads(NamedTuple):
     """variables: names that the template looks up. fields: those of a message that it reads; every
     field where `whole`: it writes messages as they are. roles: it writes the names of roles.
     words: its string constants. searched: those that it looks for in texts. guarded: variables of
-    which it asks whether they are defined."""
+    which it asks whether they are defined. nullable: fields of a message of which it asks whether
+    they are null."""
 
     variables: frozenset[str]
     fields: frozenset[str]
@@ -19,6 +20,7 @@ class Reads(NamedTuple):
     words: frozenset[str]
     searched: frozenset[str]
     guarded: frozenset[str]
+    nullable: frozenset[str]
 
 
 _DUMPS = frozenset(("tojson", "string", "dictsort", "items", "pprint"))
@@ -45,6 +47,12 @@ def of(tree: nodes.Template) -> Reads:
             n.node.name
             for n in tree.find_all(nodes.Test)
             if n.name in ("defined", "undefined") and isinstance(n.node, nodes.Name)
+        ),
+        frozenset(
+            name
+            for n in tree.find_all(nodes.Test)
+            if n.name == "none"
+            for name in _field(n.node, names)
         ),
     )
 

@@ -234,9 +234,11 @@ def _writer(
     _check(template, tokenizer, messages)
     render = functools.partial(_render, template)
     blocks = _BLOCK.search(template.source) is not None
-    searched = _read_by(template).searched
+    known = _read_by(template)
+    if "content" not in known.nullable:  # it would write the word "None"
+        messages = [reading.worded(message) for message in messages]
     return writing.Writer(
-        template.name, render, tokenizer, messages, template.variables, blocks, searched
+        template.name, render, tokenizer, messages, template.variables, blocks, known.searched
     )
 
 

@@ -183,6 +183,20 @@ def test_the_clock_stands_still_unless_a_date_is_given(folder):
             template.prompt(load(folder, DATED, query), tokenizer, [Message("user", "q")])
 
 
+def test_a_null_content_is_never_the_word_none(folder):
+    """Records of OpenAI's API have it beside calls; transformers takes it for absent."""
+    tokenizer, said = tokenizers.load(str(folder)), [Message("user", "q")]
+    said += read([{"role": "assistant", "content": None, "tool_calls": [CALL]}])
+    found = template.encode(load(folder, MARKS), tokenizer, said)
+    assert "None" not in tokenizer.decode(found.tokens.tolist())
+    # a template that asks whether it is null is told so
+    asks = "{%- if m['content'] is none %}CALL {{ m.tool_calls[0].id }}{% else %}{{ m.content }}"
+    rest = "{{ eos_token }}{% endif %}{% endfor %}"
+    made = load(folder, "{% for m in messages %}{{ '<|im_start|>' }}" + asks + rest)
+    text, _ = template._writer(made, tokenizer, said).text(2, False)
+    assert text == "<|im_start|>q<|eos|><|im_start|>CALL c1"
+
+
 @pytest.mark.parametrize(
     "layout, value, told",
     [
