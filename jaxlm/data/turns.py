@@ -25,7 +25,8 @@ _PLAIN = """{{ begin }}
 # Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca, "Data Release".
 _ALPACA = """{{ begin }}
 {%- for m in messages %}
-{%- if m.role == 'system' %}{{ m.content }}
+{%- if m.role == 'system' and loop.first %}{{ m.content }}
+{%- elif m.role == 'system' %}{{ raise_exception('the system message must be the first') }}
 {%- elif m.role == 'user' %}
 {%- if loop.first and '\n\n### Input:\n' in m.content %}{{ 'Below is an instruction that describes \
 a task, paired with an input that provides further context. Write a response that appropriately \
@@ -40,7 +41,8 @@ appropriately completes the request.' }}
 # github.com/lm-sys/FastChat, conversation "vicuna_v1.1".
 _VICUNA = """{{ begin }}
 {%- for m in messages %}
-{%- if m.role == 'system' %}{{ m.content + ' ' }}
+{%- if m.role == 'system' and loop.first %}{{ m.content + ' ' }}
+{%- elif m.role == 'system' %}{{ raise_exception('the system message must be the first') }}
 {%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ASSISTANT:' }}
 {%- else %}{{ ' ' + m.content + eos_token }}
 {%- endif %}

@@ -106,6 +106,14 @@ def test_layouts_write_what_was_published(folders):
         assert "".join(shown[:start]) + "|" + "".join(shown[start : end + 1]) == wanted[name], name
 
 
+@pytest.mark.parametrize("name", ["alpaca", "vicuna", "llama2", "mistral"])
+def test_a_late_system_message_does_not_begin_the_answer(name):
+    """Alpaca's layout wrote it behind "### Response:"."""
+    said = [Message(role, "x") for role in ("user", "system", "assistant")]
+    with pytest.raises(ValueError, match="the system message must be the first"):
+        template.encode(template.load(name, "bytes"), tokenizers.load("bytes"), said)
+
+
 def test_eos_is_learnt_where_it_is_also_the_padding(tmp_path):
     """Masks inferred from `id == pad` never learn the end of an answer where pad is eos."""
     import tokenizers as hf
