@@ -114,7 +114,8 @@ def _write_all(facts: Facts, folder: pathlib.Path, workers: int) -> manifest.Man
     if missing := [name for name in SPLITS if name not in splits and (holdout or name == "train")]:
         raise ValueError(
             f"source {facts.source!r}: no document falls into the {missing[0]!r} split with "
-            f"holdout={holdout}; the source is too small, or set holdout to 0"
+            f"holdout={holdout}; the source is too small, or set holdout to 0 (and score all of it "
+            "with `jaxlm eval --split train`)"
         )
     stdlib = facts.source in ("pydocs", "pysrc")
     found = manifest.Manifest(
@@ -353,7 +354,7 @@ def open_shards(
     if split not in facts.splits:
         raise ValueError(
             f"shards {str(root)!r} hold no {split!r} split (holdout={facts.holdout}); they hold "
-            f"{list(facts.splits)}"
+            f"{list(facts.splits)}: `jaxlm eval` scores that with --split {[*facts.splits][0]}"
         )
     part = facts.splits[split]
     for file in (part.lengths, *part.shards):
