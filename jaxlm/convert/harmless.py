@@ -44,7 +44,7 @@ REMNANTS = frozenset({
     "onnx_export", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
     "pooler_size_per_head", "pooler_type", "predict_special_tokens", "reorder_and_upcast_attn",
     "rope_interleaved", "skip_bias_add", "skip_bias_add_qkv", "sliding_window_size",
-    "slow_but_exact", "unsloth_fixed", "unsloth_version",
+    "unsloth_fixed", "unsloth_version",
 })  # fmt: skip
 
 COMMON = TRAINING | FACTS | REMNANTS
