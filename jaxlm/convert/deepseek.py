@@ -136,7 +136,7 @@ def read_v2(f: Fields) -> deepseek.Config:
     grouped = f.among("topk_method", "greedy", groups)
     count, chosen = f.get("n_group", 1), f.get("topk_group", 1)
     return deepseek.Config(
-        **_sizes(f, heads, context),
+        **_sizes(f, heads, heads, context),
         dense=f.get("first_k_dense_replace", 0),
         experts=f.get("n_routed_experts", 64, "num_experts"),
         active=f.take("num_experts_per_tok"),
@@ -159,7 +159,7 @@ def read_v3(f: Fields) -> deepseek.Config:
     f.only("topk_method", "noaux_tc")
     heads, context = f.get("num_attention_heads", 128), f.get("max_position_embeddings", 4096)
     return deepseek.Config(
-        **_sizes(f, heads, context),
+        **_sizes(f, heads, 128, context),
         dense=f.get("first_k_dense_replace", 3),
         experts=f.get("n_routed_experts", 256, "num_local_experts"),
         active=f.get("num_experts_per_tok", 8),
@@ -177,11 +177,12 @@ def read_v3(f: Fields) -> deepseek.Config:
     )
 
 
-def _sizes(f: Fields, heads: int, context: int) -> dict[str, Any]:
-    """The fields that both have."""
+def _sizes(f: Fields, heads: int, keys: int, context: int) -> dict[str, Any]:
+    """The fields that both have. keys: heads of keys where the file does not say."""
     f.only("hidden_act", "silu", "swish")
     f.only("attention_bias", False)
-    f.only("num_key_value_heads", heads)
+    if (keys := f.get("num_key_value_heads", keys)) != heads:
+        raise ValueError(f"num_key_value_heads={keys} is not supported; there is {heads}, as heads")
     f.only("moe_layer_freq", 1)
     nope, rotary = f.get("qk_nope_head_dim", 128), f.get("qk_rope_head_dim", 64)
     # transformers derives both, and lets a file overrule that

@@ -53,15 +53,19 @@ class Fields:
         given = self._given(name, *aliases)
         if not given:
             raise ValueError(f"{self._where}: {name} is missing")
+        return self._one(given)
+
+    def _one(self, given: dict[str, Any]) -> Any:
+        """The value that all names of a field give it."""
         if any(value != next(iter(given.values())) for value in given.values()):
             raise ValueError(f"{self._where}: {given} are one field and differ")
         return next(iter(given.values()))
 
     def get(self, name: str, default: Any, *aliases: str) -> Any:
-        """A field's value, or the default of transformers where it is absent or null."""
-        given = self._given(name, *aliases).values()
-        value = next((value for value in given if value is not None), None)
-        return default if value is None else value
+        """A field's value, or the default of transformers where it is absent or null. Raises:
+        ValueError where two of its names contradict each other."""
+        given = {k: v for k, v in self._given(name, *aliases).items() if v is not None}
+        return self._one(given) if given else default
 
     def _given(self, name: str, *aliases: str) -> dict[str, Any]:
         self._understood |= {name, *aliases}

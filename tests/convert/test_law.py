@@ -81,7 +81,7 @@ OTHER: dict[str, list[Any]] = {
     "sliding_window": [7, None],
     "summary_activation": ["tanh"],
     "summary_type": ["mean"],
-    "topk_group": [3],
+    "topk_group": [1],
     "topk_method": ["greedy", "group_limited_greedy", "noaux_tc"],
     "use_bidirectional_attention": [True],
     "vocab_size": [101],
@@ -281,7 +281,7 @@ def test_what_says_nothing_moves_nothing(base, law):
         if run is None or moved(base, run[1]) > STILL:
             runs = {n: law.tried(base.case, base.record | {n: value}, base.ids) for n in silent}
             each = {n: moved(base, run[1]) for n, run in runs.items() if run is not None}
-            assert max(each.values()) <= STILL, each
+            assert max(each.values(), default=0.0) <= STILL, each
 
 
 def passes(base, name):
