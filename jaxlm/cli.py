@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxlm import launch
 
         launch.prepare()
+    if argv is None and command.run is train:
+        from jaxlm.train import signals
+
+        signals.at_start()
     from jaxlm import schema
     from jaxlm.parallel import devices
 

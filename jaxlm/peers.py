@@ -12,13 +12,14 @@ import contextlib
 import ctypes
 import os
 import re
-import shlex
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import IO
+
+from jaxlm.core import log as logs
 
 # Seconds without a sign of life after which a process counts as lost.
 HEARTBEAT = 30
@@ -115,7 +116,7 @@ def _end(python: IO[str], log: IO[str]) -> None:
     print(
         f"jaxlm: {_who(told)} of this run is lost, so this one ends too; all up to the last "
         "checkpoint is saved, and the same command on every process resumes: "
-        f"{shlex.join(sys.argv)} (details: {log.name})",
+        f"{logs.command()} (details: {log.name})",
         file=python,
         flush=True,
     )

@@ -67,6 +67,13 @@ def read1(f: Fields) -> gemma.Config:
     return gemma.Config(**sizes, theta=turns.theta, scaling=turns.scaling)
 
 
+def _cap(f: Fields, name: str, default: float | None) -> float | None:
+    value = f.maybe(name, default)
+    if value is not None and value <= 0:
+        raise ValueError(f"{name}={value}: a cap is above 0, or null where there is none")
+    return value
+
+
 def read2(f: Fields) -> gemma.Config:
     """Our Config of a `gemma2` config.json."""
     sizes = _sizes(f, 256000, 2304, 26, 8, 4, 9216, 8192)
@@ -77,8 +84,8 @@ def read2(f: Fields) -> gemma.Config:
         **_sandwich(f, sizes, 2),
         theta=turns.theta,
         scaling=turns.scaling,
-        score_softcap=f.maybe("attn_logit_softcapping", 50.0),
-        softcap=f.maybe("final_logit_softcapping", 30.0),
+        score_softcap=_cap(f, "attn_logit_softcapping", 50.0),
+        softcap=_cap(f, "final_logit_softcapping", 30.0),
     )
 
 
@@ -95,7 +102,7 @@ def read3(f: Fields) -> gemma.Config:
         theta=far.theta,
         scaling=far.scaling,
         local_theta=None if near == far else near.theta,
-        softcap=f.maybe("final_logit_softcapping", None),
+        softcap=_cap(f, "final_logit_softcapping", None),
         qk_norm=True,
     )
 

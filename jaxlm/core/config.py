@@ -169,8 +169,10 @@ def file(target: str) -> tuple[pathlib.Path, str]:
     name, _, variant = target.partition(".py:")
     path = pathlib.Path(name if name.endswith(".py") else name + ".py")
     if not path.is_file():
+        saved = pathlib.Path(target) / "config.json"
+        hint = f"; the run in that directory is {str(saved)!r}" if saved.is_file() else ""
         raise FileNotFoundError(
-            f"no config file {str(path)!r}; a config is a .py file with config()"
+            f"no config file {str(path)!r}; a config is a .py file with config(){hint}"
         )
     return path, variant or "config"
 

@@ -1,9 +1,17 @@
 """What a run tells its user: a progress bar on a terminal, plain lines anywhere else."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+
+def command() -> str:
+    """This process' command line as a shell takes it: `python -m jaxlm train ...` where Python was
+    started so, since `sys.argv` then names a file that is no program."""
+    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    return shlex.join(["python", *sys.orig_argv[1:]] if "-m" in before else sys.argv)
 
 
 class Log(NamedTuple):

@@ -19,10 +19,11 @@ from jaxlm.data.records import Record
 ROLES = ("system", "user", "assistant")
 
 INERT = frozenset(
-    ("annotations", "conversation_id", "country", "create_time", "created_at", "date", "hashed_ip",
-     "header", "id", "lang", "language", "message_id", "metadata", "model", "parent_id", "redacted",
-     "score", "source", "state", "timestamp", "token_count", "toxic", "turn_identifier",
-     "update_time", "user_id", "uuid")
+    ("annotations", "conversation_id", "country", "create_time", "created", "created_at", "date",
+     "feedback", "finish_reason", "hashed_ip", "header", "id", "index", "lang", "language",
+     "logprobs", "message_id", "metadata", "model", "parent_id", "rating", "redacted", "score",
+     "source", "state", "timestamp", "timestamps", "token_count", "tokens", "toxic",
+     "turn_identifier", "update_time", "usage", "user_id", "uuid")
 )  # fmt: skip
 """Fields of a message that no model learns from; a template that reads one is given it."""
 

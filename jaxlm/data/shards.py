@@ -112,10 +112,12 @@ def _write_all(facts: Facts, folder: pathlib.Path, workers: int) -> manifest.Man
         written[done.shard.file.split("/")[0]].append(done)
     splits = {name: _finish_split(folder, name, done) for name, done in written.items() if done}
     if missing := [name for name in SPLITS if name not in splits and (holdout or name == "train")]:
+        count = sum(split.documents for split in splits.values())
         raise ValueError(
             f"source {facts.source!r}: no document falls into the {missing[0]!r} split with "
-            f"holdout={holdout}; the source is too small, or set holdout to 0 (and score all of it "
-            "with `jaxlm eval --split train`)"
+            f"holdout={holdout}; it has {count} (a .txt file is one). Give it more, or a larger "
+            "data.holdout; or set data.holdout to 0 and eval_every to None, and score all of it "
+            "with `jaxlm eval --split train`"
         )
     stdlib = facts.source in ("pydocs", "pysrc")
     found = manifest.Manifest(

@@ -270,9 +270,9 @@ def _check(
         lost = [] if known.whole else reading.unread(message, known.fields)
         if lost:
             raise ValueError(
-                f"message {number}: template {template.name!r} does not read the field {lost[0]!r} "
-                f"of {message.role!r} messages, which would be lost; take a template that does, "
-                "such as the model's own, or leave the field out"
+                f"message {number}: template {template.name!r} does not read the field "
+                f"{', '.join(map(repr, lost))} of {message.role!r} messages, which would be lost; "
+                "take a template that does, such as the model's own, or leave it out"
             )
 
 

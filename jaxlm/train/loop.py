@@ -4,9 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -383,7 +381,7 @@ def finish(session: Session, state: step.State, stopped: int) -> Result:
             name = signal.Signals(stopped).name
             session.out.say(
                 f"{name}: stopped after step {number} of {run.steps}, everything is saved. "
-                f"Resume with the same command: {shlex.join(sys.argv)}"
+                f"Resume with the same command: {log.command()}"
             )
     return result
 

@@ -10,6 +10,17 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
+_ENDING = threading.Lock()
+
+
+def at_start() -> None:
+    """Let SIGINT end this process at once until `caught` listens to it. Python would raise
+    KeyboardInterrupt in whatever runs: in a callback of JAX's it is printed and forgotten."""
+    signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    _end(number, False)
 
 
 @contextlib.contextmanager
@@ -57,7 +68,8 @@ def caught() -> Iterator[Callable[[], int]]:
     finally:
         signal.set_wakeup_fd(previous)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            early = handler is _end_at_once
+            signal.signal(number, signal.default_int_handler if early else handler)
         mouth.close()
         listener.join()
         ear.close()
@@ -65,6 +77,8 @@ def caught() -> Iterator[Callable[[], int]]:
 
 def _end(number: int, begun: bool) -> None:
     """Leave the process as it is, whatever its threads are doing."""
+    if not _ENDING.acquire(blocking=False):
+        return  # the other thread that heard the signal does it
     if not begun:
         name = signal.Signals(number).name
         told = f"{name}: stopped before the first step. The same command starts again"

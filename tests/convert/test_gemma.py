@@ -82,6 +82,8 @@ def test_null_switches_a_cap_off_and_absence_does_not():
         (gemma.GEMMA1, GEMMA_2B, {"hidden_act": "relu"}, "hidden_act"),
         (gemma.GEMMA1, GEMMA_2B, {"use_bidirectional_attention": True}, "bidirectional"),
         (gemma.GEMMA2, GEMMA2_2B, {"hidden_activation": "gelu"}, "hidden_activation"),
+        (gemma.GEMMA2, GEMMA2_2B, {"attn_logit_softcapping": 0.0}, "a cap is above 0"),
+        (gemma.GEMMA3, GEMMA3_1B, {"final_logit_softcapping": 0.0}, "final_logit_softcapping=0"),
         (gemma.GEMMA2, GEMMA2_2B, {"layer_types": ["full_attention"]}, "layer_types: 1 given"),
         (gemma.GEMMA2, GEMMA2_2B, {"layer_types": 26 * ["chunked"]}, "chunked"),
         (gemma.GEMMA2, GEMMA2_2B, {"sliding_window": None}, "window"),

@@ -126,3 +126,7 @@ def test_load_reads_functions_of_a_file(tmp_path):
         config.load(f"{file}:smal")
     with pytest.raises(FileNotFoundError, match="no config file"):
         config.load(str(tmp_path / "absent.py"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match="the run in that directory is .*config.json"):
+        config.load(str(tmp_path / "run"))

@@ -164,3 +164,19 @@ def test_a_signal_is_heard_while_compiled_code_runs(begun, count):
     )
     assert done.returncode == 143, done.stderr
     assert ("SIGTERM: stopped before the first step" in done.stderr) is not begun
+
+
+def test_a_signal_before_the_first_step_is_not_lost():
+    """Ctrl-C while a run was starting was once raised in a callback of JAX's garbage collection,
+    printed there as ignored, and the run went on."""
+    code = (
+        "import gc, os, signal\nfrom jaxlm.train import signals\nsignals.at_start()\n"
+        "gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))\n"
+        "gc.collect()\nprint('still here')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.count("SIGINT: stopped before the first step") == 1
