@@ -152,9 +152,13 @@ def _rotary3(f: Fields, context: int) -> tuple[rope.Rope, rope.Rope]:
     unknown = sorted(nested.keys() - given.keys())
     if unknown:
         raise ValueError(f"rope_parameters: {unknown} are no types of layers; {sorted(given)} are")
-    for kind, said in nested.items():
-        given[kind] |= said or {}
-    given["full_attention"] |= old
+    for kind, record in [*nested.items(), ("full_attention", old)]:
+        record = record or {}
+        if "rope_type" not in record and record.get("type", "default") != "default":
+            # transformers 5 fills in the rope_type, "default", and takes no notice of the type
+            name = "rope_scaling" if record is old else f"rope_parameters.{kind}"
+            raise ValueError(f"{name}: {record} has a type, where rope_type is read")
+        given[kind] |= record
     far, near = (rope.parse(r, context, f"rope_parameters.{k}") for k, r in given.items())
     rope.whole(far)
     rope.whole(near)

@@ -95,6 +95,12 @@ def test_null_switches_a_cap_off_and_absence_does_not():
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             "local layers",
         ),
+        (
+            gemma.GEMMA3,
+            GEMMA3_1B,
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "has a type, where rope_type is read",
+        ),
         (gemma.GEMMA3_IMAGES, GEMMA3_27B, {"text_config": {"new": 1}}, "text_config.*new"),
     ],
 )

@@ -288,7 +288,7 @@ def test_texts_and_ids_are_those_of_transformers(folder, monkeypatch, source):
     ours, made = tokenizers.load(str(folder)), load(folder, source)
     tools = [TOOL | {"function": {"name": "get_time"}}]
     for given in ({}, {"tools": tools}, {"enable_thinking": False}):
-        known = template._reads(source).variables
+        known = template._read_by_source(source).variables
         if not set(given) <= known:
             continue
         layout = template.given(made, given)
