@@ -51,10 +51,11 @@ class Size(NamedTuple):
     margin: float  # how far from a half a preference is that is learnt from
     learning: int  # steps of DPO
     tests: int  # prompts that are measured
+    batch: int  # answers in a step of tuning; half as many preferences in one of DPO
 
 
-FULL = Size(3, 48, 12000, 600, 1024, 4, 60, 4, 0.06, 150, 2048)
-QUICK = Size(1, 16, 400, 60, 24, 2, 2, 3, 0.0, 2, 32)
+FULL = Size(3, 48, 12000, 600, 1024, 4, 60, 4, 0.06, 150, 2048, 128)
+QUICK = Size(1, 16, 400, 60, 24, 2, 2, 3, 0.0, 2, 32, 2)
 
 
 def main() -> None:
@@ -216,7 +217,7 @@ def tune(size: Size, out: pathlib.Path, base: pathlib.Path, source: str, name: s
 
     run = dataclasses.replace(
         directory.load(base), name=name, out=str(out), start=str(base), steps=size.tuning,
-        data=Chats(source=source, seq=16, batch=128, packing="single", holdout=0.0),
+        data=Chats(source=source, seq=16, batch=size.batch, packing="single", holdout=0.0),
         optim=Optim(lr=2e-3, warmup=min(5, size.tuning // 2), schedule="linear", final=0.0,
                     weight_decay=0.0),
     )  # fmt: skip
@@ -235,7 +236,7 @@ def prefer(size: Size, out: pathlib.Path, start: str, source: str) -> Any:
     run = dataclasses.replace(
         directory.load(pathlib.Path(start)), name="rlcai", out=str(out), start=start,
         steps=size.learning,
-        data=Preferences(source=source, seq=16, batch=64, holdout=0.0),
+        data=Preferences(source=source, seq=16, batch=size.batch // 2, holdout=0.0),
         objective=dpo.Config(loss="rpo", beta=0.03, nll=0.01),
         optim=Optim(lr=1e-3, warmup=min(10, size.learning // 2), schedule="linear", final=0.0,
                     weight_decay=0.0),

@@ -83,7 +83,7 @@ def score_text(val: metrics.Record | None) -> str:
     if val is None:
         return "not evaluated"
     nll, bits = json_file.number(val, "nll"), json_file.number(val, "bits_per_byte")
-    if nll is None:
+    if nll is None or "bits_per_byte" not in val:
         odd = val.get(json_file.NOT_FINITE, {})
         names = [n for n, x in val.items() if (isinstance(x, float) or n in odd) and n != "weight"]
         return "val " + ", ".join(f"{n} {json_file.number(val, n):.4f}" for n in names)

@@ -90,6 +90,8 @@ def test_every_evaluation_has_words():
     assert "nan" in text(json_file.plain({"nll": math.nan, "bits_per_byte": math.nan}))
     assert text({"nll": None, "bits_per_byte": None}) == "val nan nats per token"  # 0.1.0 wrote so
     assert text(json_file.plain({"step": 3, "loss": math.inf, "weight": 4.0})) == "val loss inf"
+    learnt = {"step": 3, "loss": 3.5, "weight": 4.0, "nll": 3.5, "accuracy": 0.25}
+    assert text(learnt) == "val loss 3.5000, nll 3.5000, accuracy 0.2500"
     hidden = {"nll": 2.0, "bits_per_byte": None, "unigram": 3.0, "accuracy": 0.5}
     assert "per hidden token" in text(hidden)
 

@@ -114,7 +114,8 @@ def test_the_number_of_data_workers_changes_nothing(busy, start, assert_same_run
 
 @pytest.mark.slow
 def test_sigterm_saves(busy, start):
-    code, printed = interrupt(start(dataclasses.replace(busy, steps=5000)), signal.SIGTERM, 3.0)
+    process = start(dataclasses.replace(busy, steps=5000))
+    code, printed = interrupt(process, signal.SIGTERM, 1.0, after=" lr ")
     assert code == 143, printed
     assert "SIGTERM: stopped after step" in printed and "everything is saved" in printed
     assert _committed(busy) > 0

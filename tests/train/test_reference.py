@@ -102,7 +102,7 @@ def test_a_stored_reference_is_computed_once_and_a_stopped_run_goes_on(
     assert last["loss"] < np.log(2) and last["margin"] > 0 and last["accuracy"] > 0.5
     assert {"log_prob_chosen", "log_prob_rejected", "reward_chosen", "reward_rejected"} <= set(last)
     files = kept()
-    assert len(files) == 2 and all(np.load(f).shape[1] == 3 for f in files.values())
+    assert len(files) == 2 and all(np.load(f)["arr_0"].shape[1] == 3 for f in files.values())
 
     # a run that was stopped does not read the reference again
     def refuse(*_):
