@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxlm.parallel import devices
@@ -87,8 +88,8 @@ def test_the_flag_is_set_for_the_wrong_versions_alone(monkeypatch, version):
 
 def test_a_flag_that_comes_too_late_is_a_warning(monkeypatch, version):
     """XLA reads its flags when JAX starts, which a library's user may have done."""
-    importlib.import_module("jax")
     monkeypatch.setattr(devices, "_started", lambda: True)
+    jax.devices()  # of all tests of this process: with the flags of conftest.py
     monkeypatch.setenv("XLA_FLAGS", "")
     version("0.12.0.1")
     devices.correct()
