@@ -55,13 +55,17 @@ class Table(NamedTuple):
     counting: Counting
     row: np.ndarray  # [n] int64, the line of the file; of run directories 1, 2, ...
     left_out: tuple[str, ...] = ()  # what was found and is not in the table, and why
+    # {column of the file: [n]} of all columns that none of the fields above holds: float64 where
+    # every cell is a number (nan where it is empty), else str
+    columns: Mapping[str, np.ndarray] = {}
 
 
 def take(t: Table, index: np.ndarray) -> Table:
     """The points that an index or a mask selects, in its order."""
     unique = None if t.unique is None else t.unique[index]
     fields = (t.params[index], t.tokens[index], t.flops[index], t.loss[index])
-    return Table(*fields, unique, t.run[index], t.counting, t.row[index], t.left_out)
+    columns = {name: values[index] for name, values in t.columns.items()}
+    return Table(*fields, unique, t.run[index], t.counting, t.row[index], t.left_out, columns)
 
 
 def make(
@@ -182,7 +186,21 @@ def _csv(
     how = _counting(str(path), counting, names, lines, numbers, rows)
     n, d, c = _third(numbers)
     runs = [row[names["run"]] if "run" in names else str(n) for n, row in lines]
-    return Table(n, d, c, numbers["loss"], numbers.get("unique"), np.array(runs), how, rows), names
+    others = {
+        name: _cells([row[name] for _, row in lines])
+        for name in header
+        if name not in names.values()
+    }
+    unique, run = numbers.get("unique"), np.array(runs)
+    return Table(n, d, c, numbers["loss"], unique, run, how, rows, columns=others), names
+
+
+def _cells(texts: Sequence[str]) -> np.ndarray:
+    """[n] float64 of texts that are all numbers or empty (nan), else the texts."""
+    try:
+        return np.array([float(text) if text.strip() else math.nan for text in texts])
+    except ValueError:
+        return np.array(texts)
 
 
 def _third(numbers: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
