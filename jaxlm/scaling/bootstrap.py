@@ -30,6 +30,22 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
     return low, high
 
 
+def method(choice: str, t: table.Table) -> str:
+    """ "case" or "cluster" of "auto": clusters where a run has several points, which share its
+    noise; another choice as it is."""
+    if choice != "auto":
+        return choice
+    return "cluster" if len(np.unique(t.run)) < len(t.run) else "case"
+
+
+def resample(
+    law: laws.Law, t: table.Table, found: fits.Fit, replicates: int, seed: int, how: str = "auto"
+) -> Draws:
+    """`cases` or `clusters`, by `method`. Raises: ValueError as they do."""
+    again = clusters if method(how, t) == "cluster" else cases
+    return again(law, t, found, replicates, seed)
+
+
 def cases(
     law: laws.Law,
     t: table.Table,

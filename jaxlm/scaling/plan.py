@@ -1,0 +1,149 @@
+"""The plan of a study: N*, D* and loss at a compute, from who was chosen, with their intervals.
+
+    p = plan.of(record)                       # of a study's record
+    plan.at(p, 5.76e23)                       # Draws: N*, D*, loss, the fit first, then R draws
+
+An interval holds what resampling the runs moves, which form every draw chooses, the form's error
+per decade beyond the runs as the rolling back-test measured it, and, where the largest sizes look
+under-tuned, the law without that as the other half of the draws.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.scaling import laws, optimum, planner
+from jaxlm.scaling.study import Record
+
+Array = np.ndarray
+
+
+class Sizes(NamedTuple):
+    """One N*(C) and the draws that it plans."""
+
+    name: str
+    """A form, or `planner.ISOFLOP`."""
+    theta: Array
+    """[k] of the form, or (exponent, intercept) of log N* in log C."""
+    draws: Array
+    """[R, k]."""
+    rows: Array
+    """[R] bool, the draws that chose it."""
+
+
+class Planned(NamedTuple):
+    """All that a plan at any compute needs."""
+
+    sizes: tuple[Sizes, ...]
+    """Who plans N*: the planner, then others that some draws chose."""
+    surface: str
+    """The form of the loss."""
+    theta: Array
+    """[k] of it."""
+    draws: Array
+    """[R, k]."""
+    spread: tuple[float, float]
+    """Standard deviation of log N* and of log loss for each decade beyond the runs."""
+    flops: tuple[float, float]
+    """Least and largest C of the runs."""
+    per: float
+    """C / (N D)."""
+    seed: int
+    """Of the draws of `spread`."""
+
+
+class Draws(NamedTuple):
+    """[1 + R] each: at the fit, then of every draw."""
+
+    params: Array
+    tokens: Array
+    loss: Array
+    exponent: Array
+
+
+def at(p: Planned, flops: float) -> Draws:
+    """N*, D* and loss of every draw at `flops`."""
+    count = len(p.draws)
+    n, exponent = _params(p.sizes[0], flops, p.per)
+    n, exponent = np.resize(n, 1 + count), np.resize(exponent, 1 + count)
+    for other in p.sizes[1:]:
+        own, slope = _params(other, flops, p.per)
+        n[1:][other.rows], exponent[1:][other.rows] = own[1:][other.rows], slope[1:][other.rows]
+    thetas = np.concatenate([p.theta[None], p.draws])
+    loss = np.full(1 + count, np.nan)
+    has = np.isfinite(n) & (n > 0)
+    if has.any():
+        d = flops / (p.per * n[has])
+        loss[has] = optimum.loss(p.surface, thetas[has], n[has], d, paired=True)
+    decades = max(0.0, float(np.log10(flops / p.flops[1])))
+    noise = np.random.default_rng([p.seed, 1]).standard_normal((2, count)) * decades
+    n[1:] *= np.exp(p.spread[0] * noise[0])
+    loss[1:] *= np.exp(p.spread[1] * noise[1])
+    return Draws(n, flops / (p.per * n), loss, exponent)
+
+
+def _params(s: Sizes, flops: float, per: float) -> tuple[Array, Array]:
+    """(N* [1 + R], d log N* / d log C [1 + R])."""
+    thetas = np.concatenate([s.theta[None], s.draws])
+    if s.name == planner.ISOFLOP:
+        return np.exp(thetas[:, 1] + thetas[:, 0] * np.log(flops)), thetas[:, 0]
+    best = optimum.at(s.name, thetas, flops, per)
+    return best.params, best.exponent
+
+
+def of(record: Record) -> Planned:
+    """The Planned of a study's record."""
+    kept = record["plan"]
+    form = record["forms"][kept["surface"]]
+    names = laws.LAWS[kept["surface"]].names
+    theta = np.array([form["theta"][name] for name in names], float)
+    draws = np.array(kept["draws"], float).reshape(-1, len(names))
+    sizes = []
+    for s in kept["sizes"]:
+        own = np.array(s["theta"], float)
+        # of the loss's own form the draws are kept once
+        many = draws if s["draws"] is None else np.array(s["draws"], float)
+        many = many.reshape(-1, len(own))
+        sizes.append(Sizes(s["name"], own, many, np.array(s["rows"], bool)))
+    low, high = record["flops"]
+    spread = kept["spread"]
+    return Planned(
+        tuple(sizes),
+        kept["surface"],
+        theta,
+        draws,
+        (float(spread["params"]), float(spread["loss"])),
+        (float(low), float(high)),
+        float(record["per"]),
+        int(record["options"]["seed"]),
+    )
+
+
+def rivals(record: Record, flops: float) -> dict[str, float]:
+    """{form or approach: its N* at `flops`}, of all that have one."""
+    out: dict[str, float] = {}
+    for name, form in record["forms"].items():
+        if "params" in form["optimum"]:
+            theta = [form["theta"][k] for k in laws.LAWS[name].names]
+            out[name] = float(optimum.at(name, theta, flops, record["per"]).params)
+    for name, side in record["approaches"].items():
+        if "intercept" in side:
+            out[name] = float(np.exp(side["intercept"] + side["exponent"] * np.log(flops)))
+    return {name: n for name, n in out.items() if np.isfinite(n)}
+
+
+def disagreement(record: Record, flops: float, interval: list[float] | None) -> str:
+    """Which forms and approaches put N* at `flops` outside the plan's interval, in a sentence;
+    "" where none does."""
+    every = rivals(record, flops)
+    if interval is None or len(every) < 2:
+        return ""
+    outside = {k: n for k, n in every.items() if not interval[0] <= n <= interval[1]}
+    if not outside:
+        return ""
+    listed = ", ".join(f"{n:.3g} by {k}" for k, n in sorted(outside.items(), key=lambda p: p[1]))
+    inside = len(every) - len(outside)
+    return (
+        f"N* at {flops:.3g} FLOPs is outside this interval by {len(outside)} of {len(every)} forms "
+        f"and approaches ({listed}); {inside} of them lie inside"
+    )
