@@ -40,6 +40,8 @@ class Law(NamedTuple):
     held: dict[str, int | None]
     # [5,k] from internal parameters to (log E, log A, log B, alpha, beta), where that is the form.
     terms: tuple[tuple[float, ...], ...] | None = None
+    # The model's derivatives in closed form, of `solve.by_derivatives`; None: automatic ones.
+    derivatives: Callable[..., Any] | None = None
 
 
 # -- E + A / N^alpha + B / D^beta and what is a case of it
@@ -331,6 +333,7 @@ FARSEER = Law(
     richer.farseer_model,
     seeds.farseer,
     {"alpha": None, "beta": None, "gamma": None},
+    derivatives=richer.farseer_derivatives,
 )
 
 LAWS: dict[str, Law] = {

@@ -25,12 +25,17 @@ BLOCK, DIFFERENTIATED = 32, 16
 # is taken through wider deltas, from WIDEST down tenfold with WIDER steps at each: where few points
 # are within delta the objective is nearly piecewise linear, and steps from afar end at the next
 # kink. At last LAST steps.
-ROUNDS, WIDEST, WIDER, LAST = (8, 4, 8, 140), 0.1, 100, 150
+ROUNDS, WIDEST, WIDER, LAST = (8, 8, 8, 8, 8, 8, 16, 32, 64), 0.1, 100, 150
+PRE=()
 # A problem has arrived when Newton promises less than this share of its objective.
 ARRIVED = 1e-14
 # Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
 # objective and after one that did not.
 DAMPING, EASIER, HARDER = 1e-2, 0.15, 5.0
+
+
+# A law's derivatives in closed form: terms of `of_three_terms`, or a function of `by_derivatives`.
+Closed = tuple[tuple[float, ...], ...] | Callable | None
 
 
 class Solved(NamedTuple):
@@ -91,6 +96,29 @@ def by_differentiation(
         return Slopes((w * huber(r, at.delta)[0]).sum(), gradient, hessian, scale)
 
     return jax.vmap(one)(phi, y, w)
+
+
+def by_derivatives(
+    derivatives: Callable, phi: jax.Array, y: jax.Array, w: jax.Array, at: Points
+) -> Slopes:
+    """Slopes of a law whose log loss has its derivatives in closed form; phi [S,k], y, w [S,n].
+
+    derivatives(phi [S,k], logs, centre) -> (log loss m [S,n], dm/dphi [S,k,n], curvature), and
+    curvature(u [S,n]) -> [S,k,k], the sum over points of u times the second derivatives of m.
+    """
+    logarithm, slope, curvature = derivatives(phi, at.logs, at.centre)
+    loss = jnp.exp(logarithm)
+    # dL = L dm and d2L = L (d2m + dm dm^T), where residuals are of the loss itself
+    unit = jnp.where(at.log > 0, 1.0, loss)
+    r = y - jnp.where(at.log > 0, logarithm, loss)
+    rho, psi = huber(r, at.delta)
+    u = w * psi * unit
+    q = w * (jnp.abs(r) <= at.delta) * unit**2 - (1 - at.log) * u
+    bound = w * _bound(r, at.delta) * unit**2
+    gradient = -jnp.einsum("sn,skn->sk", u, slope)
+    hessian = jnp.einsum("sn,skn,sln->skl", q, slope, slope) - curvature(u)
+    scale = jnp.einsum("sn,skn->sk", bound, slope**2)
+    return Slopes((w * rho).sum(1), gradient, hessian, scale)
 
 
 def _bound(residual, delta):
@@ -184,19 +212,26 @@ def _newton(s: Slopes, damping, free) -> tuple[jax.Array, jax.Array]:
     return system[:, :, k], fine
 
 
-@functools.partial(jax.jit, static_argnames=("model", "terms"))
-def _block(model, terms, phi, damping, y, w, at: Points, limit):
+def _slopes(model: Callable, closed: Closed) -> Callable[..., Slopes]:
+    """(phi, y, w, at) -> Slopes of a law, in closed form where it has one."""
+    if closed is None:
+        return functools.partial(by_differentiation, model)
+    if callable(closed):
+        return functools.partial(by_derivatives, closed)
+    return functools.partial(of_three_terms, closed)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "closed"))
+def _block(model, closed, phi, damping, y, w, at: Points, limit):
     """(phi, damping, objective, gradient, arrived, steps) of one block, each [S, ...]."""
+    slopes = _slopes(model, closed)
 
     def go_on(state):
         return (state[0] < limit) & ~state[4].all()
 
     def step(state):
         i, phi, damping, s, arrived, move, fine = state
-        if terms is not None:
-            new = of_three_terms(terms, phi + move, y, w, at)
-        else:
-            new = by_differentiation(model, phi + move, y, w, at)
+        new = slopes(phi + move, y, w, at)
         better = fine & (new.value <= s.value) & jnp.isfinite(new.hessian).all((1, 2))
         keep = better & ~arrived
         phi = jnp.where(keep[:, None], phi + move, phi)
@@ -242,7 +277,7 @@ def rounded(n: int) -> int:
 
 def minimise(
     model: Callable,
-    terms: tuple[tuple[float, ...], ...] | None,
+    closed: Closed,
     start: np.ndarray,
     y: np.ndarray,
     weights: np.ndarray,
@@ -254,7 +289,8 @@ def minimise(
 ) -> Solved:
     """P problems solved from their starts [P,k].
 
-    model(phi [k], logs, centre) -> log loss [n] of jnp; terms as in `of_three_terms` or None.
+    model(phi [k], logs, centre) -> log loss [n] of jnp; closed: the terms of `of_three_terms`, the
+    derivatives of `by_derivatives`, or None where there are only automatic ones.
     y [P,n] or [n] log loss (log=False: loss); weights [P,n] or [n]; logs [inputs,n] shared; free
     [k] bool. Parameters that are not free stay at the start's value.
     """
@@ -276,12 +312,16 @@ def minimise(
     with jax.enable_x64(True):
         shared = (padded(logs), centre, free)
         shared = tuple(jnp.array(np.asarray(a, np.float64)) for a in shared)
-        problems = _Problems(model, terms, y, weights, out, np.full(p, DAMPING))
+        problems = _Problems(model, closed, y, weights, out, np.full(p, DAMPING))
 
         def run(todo, width, limit):
             at = Points(*shared, jnp.array(float(width)), jnp.array(float(log)))
             _blocks(problems, todo, at, limit)
 
+        for width,limit in PRE:
+            run(np.arange(p), width, limit)
+            out.arrived[:]=False
+            problems.damping[:]=DAMPING
         for limit in ROUNDS:
             run(np.flatnonzero(~out.arrived), delta, limit)
         lost = np.flatnonzero(~out.arrived)
@@ -299,7 +339,7 @@ class _Problems(NamedTuple):
     """Problems and where they have got to: `out` and `damping` are written in place."""
 
     model: Callable
-    terms: tuple[tuple[float, ...], ...] | None
+    closed: Closed
     y: np.ndarray  # [P,n]
     weights: np.ndarray  # [P,n]
     out: Solved
@@ -308,13 +348,13 @@ class _Problems(NamedTuple):
 
 def _blocks(problems: _Problems, todo: np.ndarray, at: Points, limit: int) -> None:
     """At most `limit` steps of the problems named by index, a block at a time."""
-    model, terms, y, weights, out, damping = problems
-    size = BLOCK if terms is not None else DIFFERENTIATED
+    model, closed, y, weights, out, damping = problems
+    size = BLOCK if isinstance(closed, tuple) else DIFFERENTIATED
     for i in range(0, len(todo), size):
         real = todo[i : i + size]
         block = np.resize(real, size)
         found = _block(
-            model, terms, out.phi[block], damping[block], y[block], weights[block], at, limit
+            model, closed, out.phi[block], damping[block], y[block], weights[block], at, limit
         )
         *found, steps = (np.asarray(a) for a in found)
         phi, damp, objective, gradient, arrived = (a[: len(real)] for a in found)
