@@ -51,6 +51,8 @@ class Test(NamedTuple):
     """[R, k] refits to resampled runs below the cut-off."""
     noise: float = 0.0
     """Robust standard deviation of the fit's own residuals, percent."""
+    between: float = 0.0
+    """The same of their medians by budget: what one misses by without any extrapolation."""
 
     @property
     def mean(self) -> float:
@@ -157,8 +159,14 @@ def run(
         float(rest.flops.max()),
         sd,
         draws,
-        148.26 * float(np.median(np.abs(found.residual))),
+        _scale(found.residual),
+        _scale(np.array([np.median(found.residual[g]) for _, g in _together(rest.flops)])),
     )
+
+
+def _scale(residual: Array) -> float:
+    """A robust standard deviation about 0, percent."""
+    return 148.26 * float(np.median(np.abs(residual)))
 
 
 def losses(tests: Sequence[Test]) -> Errors:
@@ -169,7 +177,7 @@ def losses(tests: Sequence[Test]) -> Errors:
             n = len(group)
             # of a median of n runs
             own = test.noise * (1.25 if n > 2 else 1.0) / np.sqrt(n)
-            sd = np.hypot(np.mean(test.sd[group]), own) / 100
+            sd = np.hypot(np.mean(test.sd[group]), max(own, test.between)) / 100
             decades = np.log10(np.exp(np.mean(np.log(test.flops[group]))) / test.largest_fitted)
             rows.append((case, test.threshold, decades, np.median(test.error[group]) / 100, sd))
     return _errors(rows)
@@ -187,7 +195,7 @@ def sizes(tests: Sequence[Test], minima: Sequence[isoflop.Minimum], per: float) 
     minima: of approach 2 on all runs, each from its own budget alone; those left out are skipped.
     per: C / (N D).
     """
-    rows = []
+    rows, measured = [], _measured(minima)
     for test in tests:
         for case, m in enumerate(minima):
             if m.left_out or m.flops <= test.largest_fitted:
@@ -199,7 +207,7 @@ def sizes(tests: Sequence[Test], minima: Sequence[isoflop.Minimum], per: float) 
                 many = optimum.at(test.law, test.draws, m.flops, per).params
                 spread = float(np.nanstd(np.log(many)))
             decades = np.log10(m.flops / test.largest_fitted)
-            sd = np.hypot(spread, m.sd if np.isfinite(m.sd) else 0.0)
+            sd = np.hypot(spread, measured[case])
             rows.append((case, test.threshold, decades, np.log(best / m.params), sd))
     return _errors(rows)
 
@@ -209,14 +217,14 @@ def lines(tests: Sequence[Test], minima: Sequence[isoflop.Minimum]) -> Errors:
 
     tests: of any form, for their cut-offs.
     """
-    rows = []
+    rows, measured = [], _measured(minima)
     kept = [(case, m) for case, m in enumerate(minima) if not m.left_out]
     for cut, largest in ((test.threshold, test.largest_fitted) for test in tests):
         below = [m for _, m in kept if m.flops <= largest]
         if len(below) < FITTED:
             continue
         x, y = np.log([m.flops for m in below]), np.log([m.params for m in below])
-        weights = np.array([m.sd for m in below]) ** -2.0
+        weights = np.array([measured[case] for case, m in kept if m.flops <= largest]) ** -2.0
         if not np.isfinite(weights).all():
             weights = np.ones(len(below))
         line, middle = isoflop.power(x, y, weights), np.average(x, weights=weights)
@@ -227,9 +235,23 @@ def lines(tests: Sequence[Test], minima: Sequence[isoflop.Minimum]) -> Errors:
             at = np.log(m.flops)
             error = line.intercept + line.exponent * at - np.log(m.params)
             own = 1 / np.sum(weights) + (at - middle) ** 2 / lever
-            sd = np.sqrt(own + (m.sd**2 if np.isfinite(m.sd) else 0.0))
+            sd = np.sqrt(own + measured[case] ** 2)
             rows.append((case, cut, np.log10(m.flops / largest), error, sd))
     return _errors(rows)
+
+
+def _measured(minima: Sequence[isoflop.Minimum]) -> Array:
+    """[m] standard deviations of log N* of the minima; those about their own power law scatter more
+    than the replicas of noise say are all taken for so much less certain."""
+    kept = [m for m in minima if not m.left_out and np.isfinite(m.sd)]
+    sd = np.array([m.sd if np.isfinite(m.sd) else 0.0 for m in minima])
+    if len(kept) <= 2:
+        return sd
+    x, y = np.log([m.flops for m in kept]), np.log([m.params for m in kept])
+    own = np.array([m.sd for m in kept])
+    line = isoflop.power(x, y, own**-2.0)
+    left = (y - line.intercept - line.exponent * x) / own
+    return sd * np.sqrt(max(1.0, float(left @ left) / (len(kept) - 2)))
 
 
 def _errors(rows: Sequence[tuple[float, ...]]) -> Errors:

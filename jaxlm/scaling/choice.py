@@ -206,7 +206,7 @@ def entry(
         "sizes": sizes,
         "draws": drawn(chosen.surface),
         "spread": {
-            "params": _spread(tested.sizes.get(chosen.sizes.name)),
+            "params": _spread(tested.sizes.get(chosen.sizes.name), half=True),
             "loss": _spread(tested.losses.get(chosen.surface)),
         },
         "undertuned": None,
@@ -254,5 +254,5 @@ def _rows(draws: Array, count: int) -> Array:
     return draws[np.arange(count) % len(draws)]
 
 
-def _spread(errors: Errors | None) -> float:
-    return 0.0 if errors is None else planner.spread(errors)
+def _spread(errors: Errors | None, half: bool = False) -> float:
+    return 0.0 if errors is None else planner.spread(errors, half)

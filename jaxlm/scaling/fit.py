@@ -141,7 +141,16 @@ def fit(
             raise ValueError(f"{name} is fixed at {value}, which {law.name} has no value for")
     start = starts(law, t, r, fixed)
     s = solve.minimise(
-        law.model, law.terms or law.derivatives, start, r.y, r.weights, r.logs, r.centre, r.free, delta, log
+        law.model,
+        law.terms or law.derivatives,
+        start,
+        r.y,
+        r.weights,
+        r.logs,
+        r.centre,
+        r.free,
+        delta,
+        log,
     )
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
     arrived = np.where(s.arrived, objective, np.inf)

@@ -29,7 +29,11 @@ WORST = 3.0
 # Errors show that a form is wrong, and not only its fit uncertain, at this confidence.
 MISFIT = 0.95
 # An error counts for at most so many of its standard deviations in that test.
-OUTLIER = 5.0
+OUTLIER = 3.0
+# Errors this few decades beyond the runs say more of the measurement than of the form.
+NEAR = 0.05
+# Half of a normal distribution is within so many standard deviations.
+HALF = 0.6745
 
 Array = np.ndarray
 
@@ -120,29 +124,39 @@ def _score(old: Array, new: Array) -> Score:
     )
 
 
-def spread(errors: Errors) -> float:
+def spread(errors: Errors, half: bool = False) -> float:
     """The form's own error: standard deviation of log(predicted / true) for each decade of compute
     beyond the runs, 0 where sampling explains the errors.
 
-    An error e at d decades has the variance s^2 of sampling and (spread d)^2: the weighted moment
-    estimate of that (DerSimonian & Laird 1986, iterated), if a chi-square test over the held-out
-    budgets finds the errors too large for sampling alone.
+    An error e at d decades has the variance s^2 of sampling and (spread d)^2. First a chi-square
+    test over the held-out budgets says whether sampling is enough. Where it is not, the spread is
+    that at which the mean square of e over its standard deviation is 1, the far errors counting
+    more (d^2) and each at most OUTLIER. half: at which half of them, so counted, are within 0.6745
+    standard deviations: for minima, of which one read off four runs is easily wrong by a factor.
     """
     fine = np.isfinite(errors.error) & np.isfinite(errors.sd) & (errors.sd > 0)
-    fine &= errors.decades > 0.05
-    if not fine.any():
+    fine &= errors.decades > NEAR
+    if fine.sum() < 2:
         return 0.0
-    e, s, d = errors.error[fine], errors.sd[fine], errors.decades[fine]
+    e, s, d = np.abs(errors.error[fine]), errors.sd[fine], errors.decades[fine]
     # errors on one budget from several cut-offs are one observation
     count = len(np.unique(errors.case[fine]))
-    squares = float(np.mean(np.minimum((e / s) ** 2, OUTLIER**2)))
+    squares = float(np.mean(np.minimum(e / s, OUTLIER) ** 2))
     if squares * count <= stats.chi2.ppf(MISFIT, count):
         return 0.0
-    own, seen, square = (s / d) ** 2, (e / d) ** 2, 0.0
-    for _ in range(30):
-        weight = (own + square + 1e-12) ** -2.0
-        square = max(0.0, float(np.sum(weight * (seen - own)) / np.sum(weight)))
-    return float(np.sqrt(square))
+    low, high = 0.0, 2 * float(np.max(e / d))
+    for _ in range(60):
+        middle = (low + high) / 2
+        z = np.minimum(e / np.hypot(s, middle * d), OUTLIER)
+        within = _median(z, d**2) / HALF if half else np.average(z**2, weights=d**2)
+        low, high = (middle, high) if within > 1 else (low, middle)
+    return high if low > 0 else 0.0
+
+
+def _median(values: Array, weights: Array) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def sentence(default: str, sizes: Choice, loss: Choice, named: bool) -> str:

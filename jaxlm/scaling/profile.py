@@ -36,7 +36,9 @@ def profile(
         """(objective [G], phi [G,k]) of the best of starts [S,G,k]."""
         starts[:, :, j] = held
         arrays = (r.y, r.weights, r.logs, r.centre, r.free, found.delta, found.log)
-        s = solve.minimise(law.model, law.terms or law.derivatives, starts.reshape(-1, len(known[0])), *arrays)
+        s = solve.minimise(
+            law.model, law.terms or law.derivatives, starts.reshape(-1, len(known[0])), *arrays
+        )
         objective = np.where(s.arrived, s.objective, np.inf).reshape(starts.shape[:2])
         best, at = objective.argmin(0), np.arange(len(grid))
         return objective[best, at], s.phi.reshape(starts.shape)[best, at]

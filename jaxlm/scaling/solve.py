@@ -26,7 +26,7 @@ BLOCK, DIFFERENTIATED = 32, 16
 # are within delta the objective is nearly piecewise linear, and steps from afar end at the next
 # kink. At last LAST steps.
 ROUNDS, WIDEST, WIDER, LAST = (8, 8, 8, 8, 8, 8, 16, 32, 64), 0.1, 100, 150
-PRE=()
+PRE = ()
 # A problem has arrived when Newton promises less than this share of its objective.
 ARRIVED = 1e-14
 # Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
@@ -318,10 +318,10 @@ def minimise(
             at = Points(*shared, jnp.array(float(width)), jnp.array(float(log)))
             _blocks(problems, todo, at, limit)
 
-        for width,limit in PRE:
+        for width, limit in PRE:
             run(np.arange(p), width, limit)
-            out.arrived[:]=False
-            problems.damping[:]=DAMPING
+            out.arrived[:] = False
+            problems.damping[:] = DAMPING
         for limit in ROUNDS:
             run(np.flatnonzero(~out.arrived), delta, limit)
         lost = np.flatnonzero(~out.arrived)
