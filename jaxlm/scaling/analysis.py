@@ -16,6 +16,7 @@ import jaxlm
 from jaxlm.scaling import (
     approaches,
     bootstrap,
+    cautions,
     choice,
     choose,
     forms,
@@ -24,7 +25,6 @@ from jaxlm.scaling import (
     planner,
     study,
     table,
-    warn,
 )
 from jaxlm.scaling.study import Record
 
@@ -125,7 +125,7 @@ def run(
     record["plan"] = choice.entry(record, chosen, fitted, second, tested, how)
     record["next"] = _next(planned, candidates, target, per)
     record["checklist"] = study.checklist(about, kept, record)
-    record["cautions"] = [c._asdict() for c in warn.study(record)]
+    record["cautions"] = [c._asdict() for c in cautions.study(record)]
     return study.plain(record)
 
 

@@ -61,34 +61,51 @@ class Draws(NamedTuple):
     exponent: Array
 
 
-def at(p: Planned, flops: float) -> Draws:
-    """N*, D* and loss of every draw at `flops`."""
+def at(p: Planned, flops: float | Array) -> Draws:
+    """N*, D* and loss of every draw at `flops`: a number, or [1 + R] one for each draw."""
     count = len(p.draws)
-    n, exponent = _params(p.sizes[0], flops, p.per)
-    n, exponent = np.resize(n, 1 + count), np.resize(exponent, 1 + count)
+    c = np.broadcast_to(np.asarray(flops, float), (1 + count,))
+    n, exponent = _params(p.sizes[0], c, p.per)
     for other in p.sizes[1:]:
-        own, slope = _params(other, flops, p.per)
-        n[1:][other.rows], exponent[1:][other.rows] = own[1:][other.rows], slope[1:][other.rows]
+        rows = np.append(False, other.rows)
+        own, slope = _params(other, c, p.per)
+        n[rows], exponent[rows] = own[rows], slope[rows]
     thetas = np.concatenate([p.theta[None], p.draws])
     loss = np.full(1 + count, np.nan)
     has = np.isfinite(n) & (n > 0)
     if has.any():
-        d = flops / (p.per * n[has])
+        d = c[has] / (p.per * n[has])
         loss[has] = optimum.loss(p.surface, thetas[has], n[has], d, paired=True)
-    decades = max(0.0, float(np.log10(flops / p.flops[1])))
+    decades = np.maximum(0.0, np.log10(c[1:] / p.flops[1]))
     noise = np.random.default_rng([p.seed, 1]).standard_normal((2, count)) * decades
     n[1:] *= np.exp(p.spread[0] * noise[0])
     loss[1:] *= np.exp(p.spread[1] * noise[1])
-    return Draws(n, flops / (p.per * n), loss, exponent)
+    return Draws(n, c / (p.per * n), loss, exponent)
 
 
-def _params(s: Sizes, flops: float, per: float) -> tuple[Array, Array]:
-    """(N* [1 + R], d log N* / d log C [1 + R])."""
+def least(p: Planned, loss: float) -> Array:
+    """[1 + R] the least C at which every draw's plan reaches a loss; inf where it never does."""
+    places = optimum.decades(2)
+    reached = np.stack([at(p, np.exp(x)).loss <= loss for x in places], 1)
+    first = np.argmax(reached, 1)
+    low, high = places[np.maximum(first - 1, 0)], places[first]
+    for _ in range(optimum.HALVINGS):
+        middle = (low + high) / 2
+        there = at(p, np.exp(middle)).loss <= loss
+        low, high = np.where(there, low, middle), np.where(there, middle, high)
+    return np.where(reached.any(1), np.exp(high), np.inf)
+
+
+def _params(s: Sizes, flops: Array, per: float) -> tuple[Array, Array]:
+    """(N* [1 + R], d log N* / d log C [1 + R]) at compute [1 + R]; nan of draws that are none."""
     thetas = np.concatenate([s.theta[None], s.draws])
     if s.name == planner.ISOFLOP:
-        return np.exp(thetas[:, 1] + thetas[:, 0] * np.log(flops)), thetas[:, 0]
-    best = optimum.at(s.name, thetas, flops, per)
-    return best.params, best.exponent
+        return np.exp(thetas[:, 1] + thetas[:, 0] * np.log(flops)), thetas[:, 0].copy()
+    n, exponent = np.full((2, len(thetas)), np.nan)
+    has = np.isfinite(thetas).all(1)
+    best = optimum.at(s.name, thetas[has], flops[has], per, paired=True)
+    n[has], exponent[has] = best.params, best.exponent
+    return n, exponent
 
 
 def of(record: Record) -> Planned:
@@ -117,6 +134,31 @@ def of(record: Record) -> Planned:
         float(record["per"]),
         int(record["options"]["seed"]),
     )
+
+
+def form(name: str, theta: Array, draws: Array, flops: tuple[float, float], per: float) -> Planned:
+    """The Planned of one form by its draws [R, k] alone."""
+    own = Sizes(name, theta, draws, np.ones(len(draws), bool))
+    return Planned((own,), name, theta, draws, (0.0, 0.0), flops, per, 0)
+
+
+def quality(p: Planned, params: float) -> float:
+    """The loss of the compute-optimal model of N parameters, at the fit.
+
+    Raises: ValueError where no compute makes N optimal.
+    """
+    first = p.sizes[0]
+    fit = p._replace(draws=p.draws[:0], sizes=(first._replace(draws=first.draws[:0]),))
+    places = optimum.decades(2)
+    sizes = np.array([at(fit, np.exp(x)).params[0] for x in places])
+    between = np.flatnonzero((sizes[:-1] < params) & (params <= sizes[1:]))
+    if not between.size:
+        raise ValueError(f"params: {params:g} given; this law has no compute where that is optimal")
+    low, high = places[between[0]], places[between[0] + 1]
+    for _ in range(optimum.HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(fit, np.exp(middle)).params[0] < params else (low, middle)
+    return float(at(fit, np.exp(high)).loss[0])
 
 
 def rivals(record: Record, flops: float) -> dict[str, float]:

@@ -10,9 +10,11 @@ from jaxlm.scaling.study import Record
 
 
 def text(record: Record) -> str:
-    """The whole report: forms, optimum, approaches, back-test, outliers, next run, cautions."""
+    """The whole report: the plan first, then forms, optima, approaches, back-tests, outliers, the
+    next run and cautions."""
     parts = [
         _head(record),
+        _plan(record),
         _forms(record),
         _optimum(record),
         _approaches(record),
@@ -69,6 +71,47 @@ def _head(record: Record) -> str:
     return "\n".join(lines)
 
 
+def _plan(record: Record) -> str:
+    """The answer: how it was chosen, its numbers, what speaks against it most."""
+    plan, level = record["plan"], record["options"]["level"]
+    names = {
+        "params": "parameters N*",
+        "tokens": "tokens D*",
+        "tokens_per_parameter": "tokens per parameter",
+        "loss": "loss",
+        "exponent": "exponent of N*(C)",
+    }
+    rows = [
+        [label, _short(plan[key]["value"]), _interval(plan[key]["interval"])]
+        for key, label in names.items()
+    ]
+    title = f"plan for {_short(record['options']['target'])} FLOPs: {plan['chosen_by']}"
+    lines = [title, table(["", "value", f"{level:.0%} interval"], rows)]
+    if plan["disagreement"]:
+        lines.append(f"  disagreement: {plan['disagreement']}")
+    first = record["cautions"][:1]
+    lines += [f"  caution: {c['kind']}: {c['text']}" for c in first if c["kind"] != "not recorded"]
+    return "\n".join([*lines, f"  intervals hold {_held(plan)}"])
+
+
+def _held(plan: Record) -> str:
+    """What a plan's intervals are made of."""
+    parts = ["resampled runs"]
+    if len(plan["sizes"]) > 1:
+        parts.append("the choice of planner")
+    if plan["undertuned"] is not None:
+        parts.append("the largest sizes with and without their excess")
+    spread = plan["spread"]
+    errors = [
+        f"{100 * spread[k]:.2g} % of {n}"
+        for k, n in (("params", "N*"), ("loss", "the loss"))
+        if spread[k]
+    ]
+    if errors:
+        parts.append(f"the form's own error of {' and '.join(errors)} per decade beyond the runs")
+    return ", ".join(parts)
+
+
 def _objective(delta: float | None) -> str:
     """JSON has no infinity: null is a delta beyond every residual."""
     return "least squares of log L" if delta is None else f"Huber loss of log L, delta {delta:g}"
@@ -102,7 +145,7 @@ def _optimum(record: Record) -> str:
         best = form["optimum"]
         if "skipped" in best:
             continue
-        marked = f"{name} *" if name == record["law"] else name
+        marked = f"{name} *" if name == record["plan"]["form"] else name
         cells = [
             f"{_short(best[k][0])} {_interval(best[k][1])}"
             for k in ("params", "tokens", "tokens_per_parameter", "loss")
@@ -136,23 +179,29 @@ def _approaches(record: Record) -> str:
 
 def _backtest(record: Record) -> str:
     found = record["backtest"]
+    loss, sizes = found["forms"], found["sizes"]
+    cuts = list(dict.fromkeys(c for test in loss.values() for c in test["cutoffs"]))
+    planners = {record["law"]: "loss", record["plan"]["form"]: "N*"}
+    if record["law"] == record["plan"]["form"]:
+        planners = {record["law"]: "plans"}
     rows = []
-    for name, test in sorted(found["forms"].items(), key=lambda pair: pair[1]["mae"]):
-        rows.append(
-            [
-                f"{name} (wins)" if name == found["wins"] else name,
-                str(test["fitted"]),
-                str(test["tested"]),
-                f"{test['mean']:+.3f}",
-                f"{test['mae']:.3f}",
-                f"{test['largest']:.3f}",
-            ]
-        )
+    for name in sorted({**loss, **sizes}, key=lambda n: loss[n]["mae"] if n in loss else 1e9):
+        test, size = loss.get(name), sizes.get(name)
+        cells = ["-"] * (3 + len(cuts))
+        if test is not None:
+            cells = [str(test["tested"]), f"{test['mean']:+.3f}", f"{test['mae']:.3f}"]
+            cells += [f"{test['cutoffs'][c]:.3f}" if c in test["cutoffs"] else "-" for c in cuts]
+        median = "-" if size is None or size["median"] is None else f"{100 * size['median']:.1f}"
+        label = f"{name} ({planners[name]})" if name in planners else name
+        rows.append([label, *cells, median])
     skipped = [f"  {name}: no back-test: {why}" for name, why in found["skipped"].items()]
     if not rows:
         return "\n".join(["back-test", *skipped])
-    title = f"back-test on {_short(found['threshold'])} FLOPs and more, {found['unit']}"
-    header = ["form", "fitted", "tested", "mean", "mean abs", "largest"]
+    title = (
+        f"back-test on the largest budgets, held out from each of {len(cuts)} cut-offs on: loss, "
+    )
+    title += f"{found['unit']}; N* against measured minima"
+    header = ["form", "tested", "mean", "mean abs", *(f"{c} on" for c in cuts), "N* median"]
     return "\n".join([title, table(header, rows), *skipped])
 
 
