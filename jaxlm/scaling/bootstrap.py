@@ -120,7 +120,16 @@ def refit(
     start = np.tile(law.internal(fits.values(found), r.centre), (len(weights), 1))
     y = r.y if loss is None else np.log(loss) if found.log else loss
     s = solve.minimise(
-        law.model, law.terms or law.derivatives, start, y, weights, r.logs, r.centre, r.free, found.delta, found.log
+        law.model,
+        law.terms or law.derivatives,
+        start,
+        y,
+        weights,
+        r.logs,
+        r.centre,
+        r.free,
+        found.delta,
+        found.log,
     )
     return Draws(law.natural(s.phi, r.centre), s.objective, ~s.arrived)
 
