@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxlm.core import cache
 from jaxlm.scaling import ahead, counting, ladder, laws, report, study
 from jaxlm.scaling.ahead import Law, Plan, Range
 from jaxlm.scaling.report import Row
@@ -52,7 +51,6 @@ def plan_ahead(args: Sequence[str]) -> int:
             level: Of the intervals.
             as_json: Print one JSON object instead of lines.
         """
-        cache.programs(0.0)
         made = ahead.law(study.load(law, form))
         if quality is not None and loss is not None:
             raise ValueError("loss, quality: both given; one of them is to be reached")
