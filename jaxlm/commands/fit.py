@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxlm.core import io
+from jaxlm.core import cache, io
 from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
 
 
@@ -43,6 +43,7 @@ def fit(args: Sequence[str]) -> int:
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
         """
+        cache.programs(0.0)
         found = table.read(
             runs,
             _pairs("column", column),

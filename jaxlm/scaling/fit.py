@@ -140,50 +140,46 @@ def fit(
         if not possible:
             raise ValueError(f"{name} is fixed at {value}, which {law.name} has no value for")
     start = starts(law, t, r, fixed)
-    s = solve.minimise(
-        law.model,
-        law.terms or law.derivatives,
-        start,
-        r.y,
-        r.weights,
-        r.logs,
-        r.centre,
-        r.free,
-        delta,
-        log,
-    )
+    arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log)
+    s = solve.minimise(law.model, law.closed, start, *arrays)
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
-    arrived = np.where(s.arrived, objective, np.inf)
     best = int(np.argmin(objective))
     least = objective[best]
     theta = law.natural(s.phi, r.centre)
     same = objective <= least * (1 + SAME) + 1e-24
+    # what is as low as a start that has arrived has arrived
+    known = bool(s.arrived[same].any())
     failed = None
-    if not s.arrived[best]:
+    if not known:
         failed = (
             f"the lowest of {len(start)} starts had not converged after {s.steps[best]} steps: "
             f"objective {least:.6g}, gradient {s.gradient[best]:.2g}"
         )
-    others = []
-    for i in np.argsort(arrived):
-        known = least if not others else others[-1][0]
-        if known * (1 + 10 * SAME) < arrived[i] <= least * (1 + NEAR):
-            others.append((float(objective[i]), _named(law, theta[i])))
-    x = inputs(law, t)
+    others = _others(np.where(s.arrived, objective, np.inf), float(least))
     return Fit(
         law.name,
         _named(law, theta[best]),
         float(least),
         float(delta),
         int((r.weights > 0).sum()),
-        float((same & s.arrived).mean()),
+        float(same.mean()) if known else 0.0,
         float(s.gradient[best]),
-        others,
-        np.log(t.loss) - np.log(law.predict(theta[best], x)),
+        [(float(objective[i]), _named(law, theta[i])) for i in others],
+        np.log(t.loss) - np.log(law.predict(theta[best], inputs(law, t))),
         failed,
         tuple(fixed),
         log,
     )
+
+
+def _others(objective: np.ndarray, least: float) -> list[int]:
+    """Indices of optima [S] within NEAR of the least, one of each, by rising objective."""
+    found: list[int] = []
+    for i in np.argsort(objective):
+        known = objective[found[-1]] if found else least
+        if known * (1 + 10 * SAME) < objective[i] <= least * (1 + NEAR):
+            found.append(int(i))
+    return found
 
 
 def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]:

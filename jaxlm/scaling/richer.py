@@ -96,7 +96,8 @@ def farseer_internal(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
     a, b, kappa = t[..., 0::3], t[..., 1::3], t[..., 2::3]
     slope = a * kappa * np.exp(kappa * centre[0])
     level = a * np.exp(kappa * centre[0]) + b
-    power = np.exp(level[..., 0])
+    with np.errstate(over="ignore"):
+        power = np.exp(level[..., 0])
     slope[..., 1] -= power * slope[..., 0] * centre[1]
     level[..., 1] -= power * centre[1]
     return np.stack([slope, level, kappa], -1).reshape(t.shape)
@@ -106,7 +107,8 @@ def farseer_natural(phi: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """The inverse of `farseer_internal`; an exponent of 0 has none, and is moved by 1e-9."""
     phi = np.asarray(phi, np.float64)
     slope, level, kappa = (phi[..., i::3].copy() for i in range(3))
-    power = np.exp(level[..., 0])
+    with np.errstate(over="ignore"):  # of parameters far from any fit, which are no start then
+        power = np.exp(level[..., 0])
     slope[..., 1] += power * slope[..., 0] * centre[1]
     level[..., 1] += power * centre[1]
     kappa = np.where(np.abs(kappa) < 1e-9, 1e-9, kappa)
@@ -175,6 +177,37 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
         return own + jnp.einsum("sn,skn,sln->skl", uq * other, apart, apart)
 
     return logarithm, slope, curvature
+
+
+def kaplan_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Callable]:
+    """(log loss [S,n], its slope [S,4,n], curvature) of phi [S,4], for `solve.by_derivatives`.
+
+    The log loss is r l with l = log(exp(P) + exp(Q)), P = (log Nc - log N) alpha_N / r,
+    Q = log Dc - log D and r = alpha_D.
+    """
+    import jax.numpy as jnp
+
+    nc, dc, power, r = phi.T[:, :, None]
+    v, w = nc - (logs[0] - centre[0]), dc - (logs[1] - centre[1])
+    first = v * power / r
+    gap = first - w
+    p, q = 1 / (1 + jnp.exp(-gap)), 1 / (1 + jnp.exp(gap))
+    both = jnp.where(gap > 0, first - jnp.log(p), w - jnp.log(q))
+    zero = jnp.zeros_like(v)
+    apart = jnp.stack([power / r + zero, zero - 1, v / r, -first / r], 1)  # dP - dQ
+    slope = jnp.stack([p * power, r * q, p * v, both - p * first], 1)
+
+    def curvature(u: Any) -> Any:
+        """[S,4,4] sum over points of u [S,n] times the second derivatives."""
+        uq, up = u * q, u * p
+        # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; the terms p dP / r cancel in part
+        out = jnp.einsum("sn,skn,sln->skl", up * q * r, apart, apart)
+        mixed = up.sum(1)
+        out = out.at[:, 0, 2].add(mixed).at[:, 2, 0].add(mixed)
+        mixed = uq.sum(1)
+        return out.at[:, 1, 3].add(mixed).at[:, 3, 1].add(mixed)
+
+    return r * both, slope, curvature
 
 
 def _stretched(x: Any, kappa: Any) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import plot
-from jaxlm.core import config, io, log, param
+from jaxlm.core import cache, config, io, log, param
 from jaxlm.data import tokenizers
 from jaxlm.data.template import Message
 from jaxlm.decode import text, turn
@@ -112,7 +112,7 @@ def prepare(run: Run) -> list[str]:
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
         told = start.check(run)
         branch.check(run)
-    env.compilation_cache()
+    cache.programs()
     env.quiet()
     return told
 
