@@ -180,6 +180,8 @@ def test_judging_is_that_of_a_plain_reference(cfg):
     np.testing.assert_allclose(returns, right[1], atol=1e-5)
     kl = np.float64(whole.behaviour - whole.reference).sum() / 4  # the fifth row is filling
     np.testing.assert_allclose(told["kl"], kl, rtol=1e-5)
+    plain = judged(dataclasses.replace(cfg, whiten_advantages=False), whole, 0.2)[0]
+    np.testing.assert_allclose(told["advantage_std"], plain[WEIGHT > 0].std(), rtol=1e-5)
     assert told["length"] == WEIGHT.sum() / 4 and told["finished"] == 3 / 4
     np.testing.assert_allclose(told["score"], np.float64(whole.score[:4]).mean(), rtol=1e-5)
     np.testing.assert_allclose(told["objective"], told["score"] - 0.2 * told["kl"], rtol=1e-6)
