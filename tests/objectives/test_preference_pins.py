@@ -27,6 +27,7 @@ SETTINGS = {
     "cdpo": {"smoothing": 0.3, "divergence": "js"},
     "robust": {"smoothing": 0.3},
     "exo": {"smoothing": 0.3},
+    "hinge": {"beta": 1.5},  # some margins are wide enough to cost nothing
     "rpo": {"nll": 0.4},
     "cpo": {"nll": 0.4},
     "orpo": {"nll": 0.7, "nll_over": "text"},
