@@ -205,6 +205,15 @@ def test_without_a_penalty_nothing_reads_a_reference():
     assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in told
 
 
+def test_a_critic_begins_where_it_is_told():
+    model = free.model(1, 1, V)
+    given = ppo.build(ppo.Config(critic="own", critic_start="runs/judge"), model).begun
+    assert {name: x._asdict() for name, x in given.items()} == {
+        "critic": {"run": "runs/judge", "renamed": {"value": "score"}}
+    }
+    assert ppo.build(ppo.Config(critic="own"), model).begun == {}
+
+
 def test_controllers():
     adaptive = ppo.Config(kl=ppo.Adaptive(0.2, target=6.0, horizon=1e4))
     told = {"kl": jnp.float32(12.0)}
