@@ -49,6 +49,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         saved.refuse_changes(run, directory.load(run), data)
         cache.programs()
         found = saved.load(run, checkpoint)
+        directory.warn_of_lost_records(run)
         tokenizer = tokenizers.load(data.tokenizer)
         if tokenizer.vocab > found.run.model.vocab and data.tokenizer != read.tokenizer:
             raise ValueError(
