@@ -55,8 +55,8 @@ class Options:
     """Huber's delta, of log loss. Hoffmann et al. 2022 take 1e-3."""
     replicates: int = 1000
     """Bootstrap refits of each form."""
-    bootstrap: Literal["case", "cluster"] = "case"
-    """Resample points, or whole runs where runs have several points."""
+    bootstrap: Literal["auto", "case", "cluster"] = "auto"
+    """Resample points, or whole runs; auto: runs where any has several points."""
     seed: int = 0
     """Of all resampling."""
     holdout: float | None = None
@@ -97,6 +97,7 @@ def run(
 
     Raises: ValueError naming the option or the column that cannot be used.
     """
+    options = dataclasses.replace(options, bootstrap=bootstrap.method(options.bootstrap, t))
     used = _used(t, options)
     kept = table.take(t, used)
     per = float(np.median(kept.flops / (kept.params * kept.tokens)))
@@ -177,6 +178,7 @@ def _source(t: table.Table, used: Array, name: str) -> Record:
             for i in np.flatnonzero(~used)
         ],
         "left_out": list(t.left_out),
+        "notes": list(t.notes),
     }
 
 
@@ -339,6 +341,7 @@ def _profiles(one: Fitted, options: Options) -> Record:
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
         grid = np.linspace(low, high, GRID)
+        grid = grid[profile.possible(one.law, name, grid)]
         values = profile.profile(one.law, one.t, one.fit, name, grid)
         out[name] = {"grid": grid, "relative": 100 * (values / one.fit.objective - 1)}
     return out

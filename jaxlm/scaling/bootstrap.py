@@ -30,6 +30,14 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
     return low, high
 
 
+def method(choice: str, t: table.Table) -> str:
+    """"case" or "cluster" of "auto": clusters where a run has several points, which share its
+    noise; another choice as it is."""
+    if choice != "auto":
+        return choice
+    return "cluster" if len(np.unique(t.run)) < len(t.run) else "case"
+
+
 def cases(
     law: laws.Law,
     t: table.Table,
@@ -114,8 +122,9 @@ def refit(
 ) -> Draws:
     """Refits with weights [R,n], and losses [R,n] in place of the table's, from the fit's optimum.
 
-    What was held in the fit stays held.
+    Weights multiply the table's own. What was held in the fit stays held.
     """
+    weights = weights if t.weight is None else weights * t.weight
     r = fits.prepare(law, t, None, found.fixed, found.delta, found.log)
     start = np.tile(law.internal(fits.values(found), r.centre), (len(weights), 1))
     y = r.y if loss is None else np.log(loss) if found.log else loss

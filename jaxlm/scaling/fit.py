@@ -71,14 +71,15 @@ def prepare(
     delta: float,
     log: bool,
 ) -> Ready:
-    """The arrays of a problem, checked.
+    """The arrays of a problem, checked; weights None are the table's own.
 
     Raises: ValueError naming what is wrong with the weights, delta, the fixed parameters or the
     number of points.
     """
     logs = np.log(np.stack(inputs(law, t)))
     n = logs.shape[1]
-    w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    own = np.ones(n) if t.weight is None else t.weight
+    w = np.asarray(own if weights is None else weights, np.float64)
     if w.shape != (n,):
         raise ValueError(f"weights have shape {w.shape}, and the table {n} points")
     if not (np.isfinite(w) & (w >= 0)).all():
@@ -128,7 +129,7 @@ def fit(
 
     delta 1e-3 is Hoffmann et al.'s (2022, equation 3); inf is least squares. fixed holds
     parameters at values. log=False takes residuals of the loss itself, as Gadre et al. 2024 do
-    with delta=inf.
+    with delta=inf. weights [n]: of the points, None the table's own (all 1 where it has none).
 
     Raises: ValueError for fewer points than free parameters, a parameter that the law lacks or
     cannot hold, a bad weight or delta.

@@ -19,8 +19,10 @@ def reason(law: laws.Law, t: table.Table) -> str:
 
     A law of compute alone describes the frontier: t is then to be the frontier's points.
     """
-    if len(t.loss) < len(law.names):
-        return f"{len(t.loss)} points for {len(law.names)} parameters"
+    if len(t.loss) <= len(law.names):
+        # as many points as parameters are met exactly: no residual, and an interval without width
+        short = "" if len(t.loss) < len(law.names) else ": no residual is left to judge it by"
+        return f"{len(t.loss)} points for {len(law.names)} parameters{short}"
     wanted = FEW.get(law.name, 1) * len(law.names)
     if len(t.loss) < wanted:
         return f"{len(t.loss)} points; its {len(law.names)} parameters need {wanted}"
