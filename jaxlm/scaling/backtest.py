@@ -80,7 +80,13 @@ def run(law: laws.Law, t: table.Table, least: float, delta: float = 1e-3) -> Tes
     found = fits.fit(law, rest, delta=delta)
     if found.failed:
         raise ValueError(f"holdout: {law.name} on the {len(rest.loss)} other runs: {found.failed}")
-    predicted = np.asarray(law.predict(fits.values(found), fits.inputs(law, test)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        predicted = np.asarray(law.predict(fits.values(found), fits.inputs(law, test)))
+    if not (np.isfinite(predicted) & (predicted > 0)).all():
+        raise ValueError(
+            f"holdout: {law.name} fitted to the {len(rest.loss)} other runs predicts no loss for "
+            "these"
+        )
     error = 100 * np.log(predicted / test.loss)
     return Test(float(least), found.theta, error, test.row, len(rest.loss))
 

@@ -31,7 +31,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
 
 
 def method(choice: str, t: table.Table) -> str:
-    """"case" or "cluster" of "auto": clusters where a run has several points, which share its
+    """ "case" or "cluster" of "auto": clusters where a run has several points, which share its
     noise; another choice as it is."""
     if choice != "auto":
         return choice
@@ -131,7 +131,10 @@ def refit(
     s = solve.minimise(
         law.model, law.terms, start, y, weights, r.logs, r.centre, r.free, found.delta, found.log
     )
-    return Draws(law.natural(s.phi, r.centre), s.objective, ~s.arrived)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = law.natural(s.phi, r.centre)
+    # a coefficient that grows without bound is no refit either
+    return Draws(theta, s.objective, ~(s.arrived & np.isfinite(theta).all(1)))
 
 
 def _positive(replicates: int) -> None:

@@ -148,20 +148,16 @@ def fit(
     arrived = np.where(s.arrived, objective, np.inf)
     best = int(np.argmin(objective))
     least = objective[best]
-    theta = law.natural(s.phi, r.centre)
+    x = inputs(law, t)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = law.natural(s.phi, r.centre)
+        residual = np.log(t.loss) - np.log(law.predict(theta[best], x))
     same = objective <= least * (1 + SAME) + 1e-24
-    failed = None
-    if not s.arrived[best]:
-        failed = (
-            f"the lowest of {len(start)} starts had not converged after {s.steps[best]} steps: "
-            f"objective {least:.6g}, gradient {s.gradient[best]:.2g}"
-        )
     others = []
     for i in np.argsort(arrived):
         known = least if not others else others[-1][0]
         if known * (1 + 10 * SAME) < arrived[i] <= least * (1 + NEAR):
             others.append((float(objective[i]), _named(law, theta[i])))
-    x = inputs(law, t)
     return Fit(
         law.name,
         _named(law, theta[best]),
@@ -171,11 +167,24 @@ def fit(
         float((same & s.arrived).mean()),
         float(s.gradient[best]),
         others,
-        np.log(t.loss) - np.log(law.predict(theta[best], x)),
-        failed,
+        residual,
+        _failure(law, s, best, theta[best]),
         tuple(fixed),
         log,
     )
+
+
+def _failure(law: laws.Law, s: solve.Solved, best: int, theta: np.ndarray) -> str | None:
+    """Why the lowest start [k] is no optimum; None where it is one."""
+    if not s.arrived[best]:
+        return (
+            f"the lowest of {len(s.steps)} starts had not converged after {s.steps[best]} steps: "
+            f"objective {s.objective[best]:.6g}, gradient {s.gradient[best]:.2g}"
+        )
+    if np.isfinite(theta).all():
+        return None
+    names = ", ".join(n for n, v in zip(law.names, theta) if not np.isfinite(v))
+    return f"{names} grow without bound: the runs do not tell the terms of the form apart"
 
 
 def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]:

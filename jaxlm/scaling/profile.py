@@ -12,7 +12,7 @@ def possible(law: laws.Law, name: str, values: np.ndarray) -> np.ndarray:
     theta[:, law.names.index(name)] = values
     with np.errstate(invalid="ignore", divide="ignore"):
         internal = law.internal(theta, np.zeros(len(law.inputs)))
-    return np.isfinite(internal).all(1)
+    return np.all(np.isfinite(internal), axis=1)
 
 
 def profile(

@@ -157,27 +157,23 @@ def read(
                 f"{path} is a directory of runs, which has no columns to name (--column, --unit, "
                 "--where, --run-columns, --best-by, --drop-incomplete)"
             )
-        # run directories need jaxlm's models; a table from a file does not
-        from jaxlm.scaling import directories
-
-        t = directories.read(path, counting or Counting("total"), intermediate, decaying)
-        t, places = _repeats(t, [f"{path} row {i}" for i in t.row], drop_repeats)
-        _several(t, path)
-        _check(t, {f: f for f in FIELDS}, places)
-        return t
+        return _directories(path, counting, intermediate, decaying, drop_repeats)
     if decaying:
         raise ValueError(f"{path} holds no run directories; --decaying: of run directories alone")
     return _file(path, how, counting, drop_repeats, weigh)
 
 
 def values(
-    path: str | pathlib.Path, column: str, where: Mapping[str, str] = {}
-) -> list[str]:
-    """The different texts in a column of a file, for a study of each: `jaxlm fit --by`.
+    path: str | pathlib.Path, by: Sequence[str], where: Mapping[str, str] = {}
+) -> list[dict[str, str]]:
+    """[{column: text}] of the different values of some columns of a file, in the order of its rows.
+
+        for one in table.values("runs.csv", ["data"]):
+            t = table.read("runs.csv", where=one)
 
     Raises: ValueError for a column that is not there.
     """
-    return points.values(pathlib.Path(path).expanduser(), column, where)
+    return points.values(pathlib.Path(path).expanduser(), by, where)
 
 
 def known(counting: Counting) -> None:
@@ -188,6 +184,24 @@ def known(counting: Counting) -> None:
             raise ValueError(
                 f"--counting: counting.{field}: {value!r} is none of {', '.join(names)}"
             )
+
+
+def _directories(
+    path: pathlib.Path,
+    counting: Counting | None,
+    intermediate: bool,
+    decaying: bool,
+    drop_repeats: bool,
+) -> Table:
+    """The table of all finished runs in run directories, checked."""
+    # run directories need jaxlm's models; a table from a file does not
+    from jaxlm.scaling import directories
+
+    t = directories.read(path, counting or Counting("total"), intermediate, decaying)
+    t, places = _repeats(t, [f"{path} row {i}" for i in t.row], drop_repeats)
+    _several(t, path)
+    _check(t, {f: f for f in FIELDS}, places)
+    return t
 
 
 def _file(
@@ -255,9 +269,7 @@ def _third(numbers: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, n
     return n, d, numbers.get("flops", 6 * n * d)
 
 
-def _counting(
-    path: pathlib.Path, asked: Counting | None, p: points.Points
-) -> tuple[Counting, str]:
+def _counting(path: pathlib.Path, asked: Counting | None, p: points.Points) -> tuple[Counting, str]:
     """(what the file's numbers count, a note). Raises: ValueError where rows differ in it."""
     params = asked.params if asked else "given"
     if p.counted in PARAMS and p.counted != "given":

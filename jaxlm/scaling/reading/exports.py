@@ -1,9 +1,9 @@
 """Tables as Weights & Biases exports them, as rows of runs.
 
-    a chart's export   Step, `llama-125M - val/loss`, `llama-125M - val/loss__MIN`, ...__MAX, ...:
-                       a row for each run and step
-    the table of runs  Name, State, ..., a column for each number of config and summary: rows of
-                       unfinished runs are left out
+a chart's export   Step, `llama-125M - val/loss`, `llama-125M - val/loss__MIN`, ...__MAX, ...:
+                   a row for each run and step
+the table of runs  Name, State, ..., a column for each number of config and summary: rows of
+                   unfinished runs are left out
 """
 
 import re
@@ -14,7 +14,16 @@ from jaxlm.scaling.reading import columns, grid
 # Ends of the companions of a chart's columns: the range of what was averaged to one pixel.
 COMPANIONS = ("__MIN", "__MAX")
 BETWEEN = " - "
-STATES = {"finished", "crashed", "failed", "killed", "running", "preempted", "preempting", "pending"}
+STATES = {
+    "finished",
+    "crashed",
+    "failed",
+    "killed",
+    "running",
+    "preempted",
+    "preempting",
+    "pending",
+}
 # 125M in a run's name.
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:[._]\d+)?)([KMBkmb])(?![A-Za-z0-9])")
 
@@ -74,9 +83,7 @@ def _runs(found: grid.Grid) -> grid.Grid:
         rows = [row._replace(cells=[*row.cells, row.cells[name]]) for row in rows]
         found = found._replace(header=[*found.header, "run"])
     note = f"a table of runs: {len(rows)} of {len(states)} are finished"
-    return found._replace(
-        rows=rows, notes=(*found.notes, note), left_out=(*found.left_out, *left)
-    )
+    return found._replace(rows=rows, notes=(*found.notes, note), left_out=(*found.left_out, *left))
 
 
 def sizes(found: grid.Grid, asked: Mapping[str, str]) -> grid.Grid:

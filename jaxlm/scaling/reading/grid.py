@@ -1,8 +1,8 @@
 """A file of runs as a grid of text cells, whatever its format, which its content decides.
 
-    comma, semicolon, tab, | or spaces between cells; JSON, one object a line or an array of them;
-    Parquet (needs the extra `parquet`); any of them compressed by gzip; a folder of such files, a
-    training curve each
+comma, semicolon, tab, | or spaces between cells; JSON, one object a line or an array of them;
+Parquet (needs the extra `parquet`); any of them compressed by gzip; a folder of such files, a
+training curve each
 """
 
 import csv
@@ -185,7 +185,7 @@ def _json(path: pathlib.Path, text: str) -> Grid:
         if not isinstance(record, dict):
             raise ValueError(
                 f"{path} row {i}: a JSON {type(record).__name__}; an object with a name for each "
-                "number is needed, such as {\"params\": 1e8, \"tokens\": 2e9, \"loss\": 3.1}"
+                'number is needed, such as {"params": 1e8, "tokens": 2e9, "loss": 3.1}'
             )
     return _records(str(path), [(i, _flat(record)) for i, record in zip(places, value)])
 

@@ -42,15 +42,19 @@ class Points(NamedTuple):
     loss_unit: str
 
 
-def values(path: pathlib.Path, column: str, where: Mapping[str, str] = {}) -> list[str]:
-    """The different texts in a column of a file, in the order of its rows.
+def values(
+    path: pathlib.Path, columns_by: Sequence[str], where: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """[{column: text}] of the different rows of some columns of a file, in its order.
 
     Raises: ValueError for a column that is not there.
     """
     found = _where(exports.read(grid.load(path)), where)
-    if column not in found.header:
-        raise ValueError(_no_column(found, column, "--by"))
-    return list(dict.fromkeys(found.column(column)))
+    for column in columns_by:
+        if column not in found.header:
+            raise ValueError(_no_column(found, column, "--by"))
+    rows = dict.fromkeys(zip(*(found.column(c) for c in columns_by)))
+    return [dict(zip(columns_by, row)) for row in rows]
 
 
 def read(path: pathlib.Path, how: Selection) -> Points:
@@ -214,9 +218,7 @@ def _one_counting(found: grid.Grid, column: str) -> str:
     return cells[0]
 
 
-def _runs(
-    found: grid.Grid, fields: Mapping[str, columns.Column], together: Sequence[str]
-) -> Array:
+def _runs(found: grid.Grid, fields: Mapping[str, columns.Column], together: Sequence[str]) -> Array:
     """[n] the training run of each row; a row alone is one."""
     if together:
         cells = zip(*(found.column(c) for c in together))
@@ -264,7 +266,7 @@ def _best(p: Points, by: Sequence[str]) -> Points:
         if field is not None and field in p.numbers:
             keys.append(p.numbers[field])
         elif name in p.columns or field == "run":
-            keys.append(p.columns[name] if name in p.columns else p.run)
+            keys.append(p.columns.get(name, p.run))
         else:
             known = sorted({*p.numbers, *p.names.values(), *p.columns})
             raise ValueError(f"--best-by {name}: no field and no column; there are {known}")

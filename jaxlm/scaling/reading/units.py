@@ -1,30 +1,37 @@
 """Units of N, D, C and loss in headers and cells: `params (B)`, `total_gflops`, `12B tokens`.
 
-    unit("params", "B").factor          # 1e9
-    unit("flops", "PF-days").factor     # 8.64e19
-    unit("loss", "bits per token")      # log 2 nats
+unit("params", "B").factor          # 1e9
+unit("flops", "PF-days").factor     # 8.64e19
+unit("loss", "bits per token")      # log 2 nats
 """
 
-import math
 import re
 from typing import NamedTuple
 
 # Counts of parameters and tokens.
 COUNTS = {
-    **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
-    **dict.fromkeys(("m", "mm", "mio", "mn", "million", "millions"), 1e6),
-    **dict.fromkeys(("b", "bn", "g", "billion", "billions"), 1e9),
-    **dict.fromkeys(("t", "tn", "trillion", "trillions"), 1e12),
+    word: 10.0**power
+    for power, words in (
+        (3, ("k", "thousand", "thousands")),
+        (6, ("m", "mm", "mio", "mn", "million", "millions")),
+        (9, ("b", "bn", "g", "billion", "billions")),
+        (12, ("t", "tn", "trillion", "trillions")),
+    )
+    for word in words
 }
 PREFIXES = {
-    **dict.fromkeys(("k", "kilo"), 1e3),
-    **dict.fromkeys(("m", "mega"), 1e6),
-    **dict.fromkeys(("g", "giga"), 1e9),
-    **dict.fromkeys(("t", "tera"), 1e12),
-    **dict.fromkeys(("p", "peta"), 1e15),
-    **dict.fromkeys(("e", "exa"), 1e18),
-    **dict.fromkeys(("z", "zetta"), 1e21),
-    **dict.fromkeys(("y", "yotta"), 1e24),
+    word: 10.0**power
+    for power, words in (
+        (3, ("k", "kilo")),
+        (6, ("m", "mega")),
+        (9, ("g", "giga")),
+        (12, ("t", "tera")),
+        (15, ("p", "peta")),
+        (18, ("e", "exa")),
+        (21, ("z", "zetta")),
+        (24, ("y", "yotta")),
+    )
+    for word in words
 }
 SECONDS = {"day": 86400.0, "hour": 3600.0}
 # gflops, pf_days, petaflop_s_days
@@ -35,13 +42,18 @@ _FLOPS = re.compile(
 _POWER = re.compile(r"[x×*]?\s*(?:10\^(?P<power>\d+)|(?P<number>\d+\.?\d*(?:e\+?\d+)?))")
 # Words that name the thing counted and change nothing: "12B tokens".
 _WORDS = {"params", "parameters", "param", "tokens", "token", "tok", "toks", "of", "in"}
+BIT = 0.6931471805599453  # nats
 # name -> (what one is in nats, the unit that the loss then has)
 LOSSES = {
-    **dict.fromkeys(("nats", "nat", "nats_per_token", "nats_token"), (1.0, "nats per token")),
-    **dict.fromkeys(("bits", "bit", "bits_per_token", "bits_token"), (math.log(2), "nats per token")),
-    **dict.fromkeys(("nats_per_byte", "nats_byte"), (1.0, "nats per byte")),
-    **dict.fromkeys(("bits_per_byte", "bits_byte", "bpb"), (math.log(2), "nats per byte")),
-    **dict.fromkeys(("bits_per_char", "bits_per_character", "bpc"), (math.log(2), "nats per character")),
+    word: (factor, loss)
+    for factor, loss, words in (
+        (1.0, "nats per token", ("nats", "nat", "nats_per_token", "nats_token")),
+        (BIT, "nats per token", ("bits", "bit", "bits_per_token", "bits_token")),
+        (1.0, "nats per byte", ("nats_per_byte", "nats_byte")),
+        (BIT, "nats per byte", ("bits_per_byte", "bits_byte", "bpb")),
+        (BIT, "nats per character", ("bits_per_char", "bits_per_character", "bpc")),
+    )
+    for word in words
 }
 PERPLEXITY = ("perplexity", "ppl")
 
