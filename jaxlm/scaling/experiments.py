@@ -70,7 +70,9 @@ def mixed(t: table.Table, residual: Array) -> list[Notice]:
     labels = {
         name: group
         for name, values in t.columns.items()
-        if not _TUNED.search(units.plain(name)) and not _MEASURED.match(name.lower())
+        # a tuned number is a sweep's; a word for it, such as "long", names a recipe
+        if not (values.dtype.kind == "f" and _TUNED.search(units.plain(name)))
+        and not _MEASURED.match(name.lower())
         for group in [_groups(values)]
         if group is not None
     }
@@ -178,7 +180,8 @@ def sweeps(t: table.Table) -> list[Notice]:
     varied = [
         name
         for name, values in t.columns.items()
-        if _TUNED.search(units.plain(name))
+        if values.dtype.kind == "f"
+        and _TUNED.search(units.plain(name))
         and not _MEASURED.match(name.lower())
         and _varies(values, cell, several)
     ]

@@ -148,7 +148,7 @@ def losses(
             )
     if len(loss) > 2 and loss.max() <= loss.min() * (1 + 1e-9):
         raise ValueError(
-            f"{places[0]} to the last, column {name!r}: all {len(loss)} losses are {loss[0]:g}, "
+            f"{places[0]} and all others, column {name!r}: all {len(loss)} losses are {loss[0]:g}, "
             "which no law of size describes; --column loss=COLUMN names the measured one"
         )
     _falls(loss, params, tokens, name, places)

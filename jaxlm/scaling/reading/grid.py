@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def read(path: pathlib.Path) -> Grid:
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
     if content.startswith(b"PAR1"):
         return _parquet(path, content)
@@ -241,7 +242,7 @@ def _parquet(path: pathlib.Path, content: bytes) -> Grid:
     try:
         records = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is a damaged Parquet file: {error}") from None
+        raise ValueError(f"{path} is a damaged Parquet file: {str(error).strip()}") from None
     if not records:
         raise ValueError(f"{path} is empty: it has columns, and a row for each run is needed")
     return _records(str(path), [(i, _flat(record)) for i, record in enumerate(records, 1)])

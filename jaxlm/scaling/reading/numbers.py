@@ -100,7 +100,7 @@ def _decimal_comma(found: grid.Grid, names: Sequence[str]) -> bool:
         return False
     cells = [c for name in names for c in found.column(name) if "," in c]
     return (
-        any(not _THOUSANDS.match(c) for c in cells)
+        any(not _THOUSANDS.fullmatch(c) for c in cells)
         or all(c.count(",") == 1 and c.split(",")[0].lstrip("+-") == "0" for c in cells)
         and bool(cells)
         or _small(cells)

@@ -72,7 +72,7 @@ def read(path: pathlib.Path, how: Selection) -> Points:
     fields = columns.resolve(found, how.columns, how.units, how.run_columns)
     found = _where(found, how.where)
     if found.curves:
-        found = _with_loss(found, fields["loss"].name)
+        found = _measured(found, fields)
     left = list(found.left_out)
     counted, column = "given", fields.get("counting")
     read_ = numbers.read(found, fields)
@@ -154,15 +154,20 @@ def _same(one: str, other: str) -> bool:
         return False
 
 
-def _with_loss(found: grid.Grid, loss: str) -> grid.Grid:
-    """A curve's rows with a loss: others are of moments at which it was not measured."""
-    rows = [row for row, cell in zip(found.rows, found.column(loss)) if cell]
+def _measured(found: grid.Grid, fields: Mapping[str, columns.Column]) -> grid.Grid:
+    """A curve's rows with a loss, after its first step: others are no points."""
+    loss = found.column(fields["loss"].name)
+    length = found.column(fields["tokens" if "tokens" in fields else "flops"].name)
+    rows = [
+        row for row, cell, done in zip(found.rows, loss, length) if cell and not _same(done, "0")
+    ]
     skipped = len(found.rows) - len(rows)
     if not rows:
-        raise ValueError(f"{found.path}, column {loss!r}: no row has a loss")
+        name = fields["loss"].name
+        raise ValueError(f"{found.path}, column {name!r}: no row after a first step has a loss")
     if not skipped:
         return found
-    note = f"{skipped} rows of the curves have no {loss!r} and are no points"
+    note = f"{skipped} rows of the curves have no loss, or are of step 0, and are no points"
     return found._replace(rows=rows, notes=(*found.notes, note))
 
 
