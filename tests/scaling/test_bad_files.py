@@ -66,7 +66,15 @@ BAD = {
         json.dumps([{"model": {"width": 64}, "eval": {"loss": 3.0}}] * 2),
         ["no column for params", "'model.width'", "--column params="],
     ),
+    "page": ("<html><body>404</body></html>", ["a page of HTML or XML"]),
     # -- header
+    "numbers for names": ("1e8 2e9 3.1\n2e8 4e9 3.0\n", ["row 1: 1e8, 2e9, 3.1 are numbers"]),
+    "one column for two": (
+        rows(),
+        ["--column: 'N' is named for params and tokens"],
+        "--column params=N --column tokens=N",
+    ),
+    "unit of nothing": (rows(), ["--unit flops=EFLOP", "no column"], "--unit flops=EFLOP"),
     "doubled header": ("N,D,loss,loss\n1e8,2e9,3,3\n", ["the header has ['loss'] twice"]),
     "two losses": (
         rows(val_loss=LOSS),
@@ -151,7 +159,7 @@ BAD = {
     ),
     "accuracy": (
         rows(loss=1 - LOSS / 5),
-        ["column 'loss'", "the loss rises with N", "--column loss=COLUMN"],
+        ["column 'loss'", "the loss rises with", "--column loss=COLUMN"],
     ),
     "rises": (rows(loss=2 + N / 1e9), ["row 11, column 'loss'", "the loss rises with N"]),
     "one N": (rows(N=N * 0 + 1e8), ["1 different params; 3 are needed"]),

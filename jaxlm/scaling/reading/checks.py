@@ -19,6 +19,7 @@ millions, C in GFLOPs or a perplexity in place of a loss fall outside. A unit th
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 
 from jaxlm.scaling.reading import units
 
@@ -32,8 +33,8 @@ LOSS, TIMES = 12.5, 3.0
 SAME_FACTOR = 0.03
 # Sizes that a smooth curve of C/(N D) against N needs to be one.
 SMOOTH = 6
-# t of the slope at which a loss counts as rising with size.
-RISES = 3.0
+# Chance of as steep a rise by noise alone, below which a loss counts as rising with size.
+RISES = 1e-3
 
 Array = np.ndarray
 Places = Sequence[str]
@@ -169,8 +170,8 @@ def _falls(loss: Array, params: Array, tokens: Array, name: str, places: Places)
         used = [c for c in columns if np.ptp(c) > 0.01]
         if not used or used[0] is not columns[0]:
             continue
-        slope, error = _slope(np.stack([np.ones(n), *used], 1), y)
-        if slope > RISES * error and slope > 1e-4:
+        slope, chance = _slope(np.stack([np.ones(n), *used], 1), y)
+        if slope > 1e-4 and chance < RISES:
             i = int(np.argmax(y))
             raise ValueError(
                 f"{places[i]}, column {name!r}: {loss[i]:g}, the highest, and the loss rises with "
@@ -181,14 +182,15 @@ def _falls(loss: Array, params: Array, tokens: Array, name: str, places: Places)
 
 
 def _slope(design: Array, y: Array) -> tuple[float, float]:
-    """(coefficient of the second column, its standard error) by least squares; (0, 1) where the
-    columns do not determine it."""
+    """(coefficient of the second column by least squares, chance of as large a one by noise alone);
+    (0, 1) where the columns do not determine it."""
     beta, _, rank, _ = np.linalg.lstsq(design, y, rcond=1e-8)
-    if rank < design.shape[1] or len(y) <= rank:
+    free = len(y) - rank
+    if rank < design.shape[1] or free < 1:
         return 0.0, 1.0
     rest = y - design @ beta
-    cov = np.linalg.inv(design.T @ design) * (rest @ rest) / (len(y) - rank)
-    return float(beta[1]), float(np.sqrt(cov[1, 1]))
+    error = np.sqrt(np.linalg.inv(design.T @ design)[1, 1] * (rest @ rest) / free)
+    return float(beta[1]), float(scipy.stats.t.sf(beta[1] / max(error, 1e-300), free))
 
 
 def convention(

@@ -90,6 +90,10 @@ def resolve(
                 f"{path}: no column {column!r} for --column {field}={column}"
                 f"{_near(column, header)}; it has {_list(header)}"
             )
+    doubled = [f for f, c in asked.items() if list(asked.values()).count(c) > 1]
+    if doubled:
+        column = asked[doubled[0]]
+        raise ValueError(f"--column: {column!r} is named for {' and '.join(doubled)}")
     for column in columns_of_run:
         if column not in header:
             raise ValueError(
@@ -104,6 +108,12 @@ def resolve(
             if column is not None:
                 out[field] = column
     _enough(found, out, "loss" in fields)
+    for field, text in stated.items():
+        if field not in out or field not in NUMBERS:
+            raise ValueError(
+                f"{path}: --unit {field}={text}: there is no column of numbers for {field}; there "
+                f"are {', '.join(f for f in out if f in NUMBERS)}"
+            )
     return {f: _with_unit(f, c, stated.get(f)) for f, c in out.items()}
 
 

@@ -61,6 +61,8 @@ def read(path: pathlib.Path) -> Grid:
     if content.startswith(b"PAR1"):
         return _parquet(path, content)
     text = _text(path, content)
+    if text.lstrip().startswith("<"):
+        raise ValueError(f"{path} is a page of HTML or XML, no table of runs; CSV, JSON or Parquet")
     if not text.strip():
         raise ValueError(f"{path} is empty: a header and a row for each run are needed")
     grid = _json(path, text) if text.lstrip()[0] in "[{" else _table(path, text)
@@ -129,16 +131,30 @@ def _table(path: pathlib.Path, text: str) -> Grid:
         except csv.Error as error:
             raise ValueError(f"{path} row {reader.line_num + skipped}: {error}") from None
     header = [h.strip() for h in cells[0][1]]
+    if _numbers(lines[0]):
+        raise ValueError(
+            f"{path} row {skipped + 1}: {', '.join(header[:4])} are numbers, where names of "
+            "columns are needed, such as N,D,loss"
+        )
     rows = [(n + skipped, row) for n, row in cells[1:] if any(c.strip() for c in row)]
+    rows = [(n, row[: _width(row, len(header))]) for n, row in rows]
     # an end of line after a last separator is no column
     if header[-1] == "" and all(len(r) < len(header) or not r[-1].strip() for _, r in rows):
         header = header[:-1]
-        rows = [(n, r[: len(header)] if len(r) > len(header) else r) for n, r in rows]
+        rows = [(n, r[: len(header)]) for n, r in rows]
     for n, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{path} row {n}: {len(row)} cells, the header has {len(header)}")
     made = [Row(f"{path} row {n}", n, [c.strip() for c in row]) for n, row in rows]
     return Grid(str(path), header, made, separator)
+
+
+def _width(row: Sequence[str], least: int) -> int:
+    """How many cells a row has, without empty ones beyond the header."""
+    width = len(row)
+    while width > least and not row[width - 1].strip():
+        width -= 1
+    return width
 
 
 def _numbers(line: str) -> bool:
@@ -192,7 +208,11 @@ def _json(path: pathlib.Path, text: str) -> Grid:
 
 
 def _of_columns(value: dict[str, Any]) -> list[Any]:
-    """The records of {column: [cells]}, of {column: {row: cell}}, or the list inside an object."""
+    """The records of {column: [cells]}, of {column: {"0": cell}}, of {run: record}, or the list
+    inside an object."""
+    records = [v for v in value.values() if isinstance(v, dict)]
+    if len(records) == len(value) > 1 and not all(k.isdigit() for r in records for k in r):
+        return [{"run": run, **record} for run, record in value.items()]
     kinds = {type(v) for v in value.values()}
     lengths = {len(v) for v in value.values() if isinstance(v, list | dict)}
     if kinds and kinds <= {list, dict} and len(kinds) == 1 and len(lengths) == 1 and len(value) > 1:

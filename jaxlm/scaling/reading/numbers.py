@@ -10,10 +10,10 @@ import numpy as np
 from jaxlm.scaling.reading import columns, grid, units
 
 _CELL = re.compile(
-    r"(?P<number>[+-]?(?:\d[\d.,'_\u00a0\u202f\u2009]*|[.,]\d+)(?:[eE][+-]?\d+)?)"
+    r"(?P<number>[+-]?(?:\d(?:[\d.,'_ \u00a0\u202f\u2009]*[\d.])?|[.,]\d+)(?:[eE][+-]?\d+)?)"
     r"\s*(?P<unit>[A-Za-z%][A-Za-z%\d /\-_^]*)?"
 )
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}([,'_\u00a0\u202f\u2009]\d{3})+(\.\d+)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}([,'_ \u00a0\u202f\u2009]\d{3})+(\.\d+)?")
 _EUROPEAN = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 # Below this a number without a unit, next to cells that have one, is not meant as it is.
 BARE = {"params": 1e3, "tokens": 1e3, "unique": 1e3, "flops": 1e9}
@@ -46,7 +46,7 @@ def read(found: grid.Grid, names: Mapping[str, columns.Column]) -> Numbers:
         values[field] = numbers
         bad += wrong
         column = names[field]
-        if column.unit is not None and not column.stated:
+        if column.unit is not None and not (column.stated and column.unit.factor == 1):
             notes.append(_note(field, column))
         if seen:
             notes.append(f"column {column.name!r}: cells with units, {', '.join(sorted(seen))}")
@@ -63,7 +63,7 @@ def _note(field: str, column: columns.Column) -> str:
     unit = column.unit
     assert unit is not None
     if unit.log:
-        return f"column {column.name!r}: a {unit.text}, its logarithm taken as nats per token"
+        return f"column {column.name!r}: {unit.text}, its logarithm taken as nats per token"
     if field in ("loss", "loss_se"):
         more = "" if unit.factor == 1 else f", times {unit.factor:.4g}"
         return f"column {column.name!r}: {unit.text}, taken as {unit.loss}{more}"
@@ -196,7 +196,7 @@ def _number(text: str, comma: bool) -> float | None:
         text = text.replace(",", ".") if text.count(",") <= 1 else text
     elif _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    text = re.sub(r"(?<=\d)['_\u00a0\u202f\u2009](?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)['_ \u00a0\u202f\u2009](?=\d{3})", "", text)
     try:
         return float(text)
     except ValueError:

@@ -40,6 +40,7 @@ _FLOPS = re.compile(
     r"(?P<time>(?:_?s)?_?(?P<span>day|hour)s?)?"
 )
 _POWER = re.compile(r"[x×*]?\s*(?:10\^(?P<power>\d+)|(?P<number>\d+\.?\d*(?:e\+?\d+)?))")
+_SCALED = re.compile(r"(?P<number>\d+\.?\d*)\s*(?P<unit>[a-z]+)")  # 512K tokens to a step
 # Words that name the thing counted and change nothing: "12B tokens".
 _WORDS = {"params", "parameters", "param", "tokens", "token", "tok", "toks", "of", "in"}
 BIT = 0.6931471805599453  # nats
@@ -94,6 +95,9 @@ def unit(field: str, text: str) -> Unit | None:
         return Unit(text, factor * (SECONDS[found["span"]] if found["time"] else 1.0))
     if not name:
         return Unit(text, 1.0) if plain(text) else None
+    scaled = _SCALED.fullmatch(text.strip().lower())
+    if scaled and scaled["unit"] in COUNTS and float(scaled["number"]) > 0:
+        return Unit(text, float(scaled["number"]) * COUNTS[scaled["unit"]])
     return Unit(text, COUNTS[name]) if name in COUNTS else None
 
 
