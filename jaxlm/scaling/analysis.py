@@ -29,6 +29,7 @@ from jaxlm.scaling import (
     warn,
 )
 from jaxlm.scaling import fit as fits
+from jaxlm.scaling.reading import checks
 from jaxlm.scaling.study import Record
 
 # Points of a profile, over the bootstrap interval stretched by half on each side.
@@ -156,6 +157,8 @@ def _used(t: table.Table, options: Options) -> Array:
         if value is not None and not value > 0:
             raise ValueError(f"{name}: {value}; a number above 0 is needed")
     n = len(t.loss)
+    places = [f"row {row}" for row in t.row]
+    checks.losses(t.loss, t.params, t.tokens, "loss", places, stated=True)
     if not 0 <= options.drop_highest < n:
         raise ValueError(f"drop_highest: {options.drop_highest} of {n} points")
     used = np.ones(n, bool)

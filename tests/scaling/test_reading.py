@@ -345,3 +345,21 @@ def test_public_files_are_read_with_the_flags_that_errors_name():
          325),
     ):  # fmt: skip
         assert len(table.read(public.path(name), columns, **more).loss) == count
+
+
+def test_a_training_run_has_one_size(tmp_path):
+    """`run` numbered the repetitions, and three clusters of all sizes would be resampled."""
+    file = tmp_path / "runs.csv"
+    rows = [f"{r},{n},{n * 20},{3.5 - n / 1e9}" for n in (1e8, 2e8) for r in (0, 1)]
+    file.write_text("\n".join(["run,N,D,loss", *rows]))
+    t = table.read(file, drop_repeats=True)
+    assert t.run.tolist() == ["0, N=1e+08", "0, N=2e+08"]
+    assert "told apart by their N" in t.notes[0]
+    assert bootstrap.method("auto", t) == "case"
+
+
+@pytest.mark.parametrize("loss", [LOSS * 0 + 2.5, 2 + N / 1e9])
+def test_arrays_of_no_law_are_refused_too(loss):
+    """`analysis.run` ended with a traceback: the form's optimum was at no size."""
+    with pytest.raises(ValueError, match="row 1.*column 'loss'"):
+        analysis.run(table.make(N, D, loss), analysis.Options(replicates=20))

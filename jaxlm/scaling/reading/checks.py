@@ -128,7 +128,8 @@ def diverged(loss: Array) -> Array:
 def losses(
     loss: Array, params: Array, tokens: Array, name: str, places: Places, stated: bool
 ) -> None:
-    """Raises: ValueError for losses in no plausible unit, all equal, or that rise with size."""
+    """Raises: ValueError for losses in no plausible unit (unless stated), all equal, or that rise
+    with size."""
     if not stated:
         expected = 1.82 + 478 / params**0.347 + 2143 / tokens**0.367
         if np.median(loss) > LOSS or np.median(loss / expected) > TIMES:

@@ -82,12 +82,13 @@ def read(path: pathlib.Path, how: Selection) -> Points:
         counted = _one_counting(found, column.name)
     elif "params" in fields:
         counted = columns.counts(fields["params"].name)
-    run = _runs(found, fields, how.run_columns)
+    run, split = _one_size(_runs(found, fields, how.run_columns), read_.values.get("params"))
     names = {f: c.name for f, c in fields.items()}
     others = numbers.others(found, list(names.values()), numbers.decimal_comma(found, fields))
     notes = [*found.notes, *read_.notes]
     if counted != "given" and column is None:
         notes.append(f"column {names['params']!r}: N counts {counted} parameters, by its name")
+    notes += [split] if split else []
     loss = fields["loss"].unit
     points = Points(
         read_.values,
@@ -231,6 +232,19 @@ def _runs(found: grid.Grid, fields: Mapping[str, columns.Column], together: Sequ
     if "run" in fields:
         return np.array(found.column(fields["run"].name))
     return np.array([str(row.line) for row in found.rows])
+
+
+def _one_size(run: Array, params: Array | None) -> tuple[Array, str]:
+    """(runs of one size each, a note): a training run has one N, so that a name which several
+    sizes share, such as a repetition's number, is no run's."""
+    if params is None or len(set(run.tolist())) == len(run):
+        return run, ""
+    logs = np.log(params)
+    for name in dict.fromkeys(run.tolist()):
+        if np.ptp(logs[run == name]) > 0.05:
+            apart = np.array([f"{r}, N={n:.4g}" for r, n in zip(run, params)])
+            return apart, f"run {name!r} has several N: runs are told apart by their N too"
+    return run, ""
 
 
 def _pick(p: Points, keep: Array) -> Points:
