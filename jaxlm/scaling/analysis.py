@@ -207,7 +207,7 @@ def _fits(
         why = identify.reason(law, points)
         if not why:
             found = fits.fit(law, points, delta=options.delta)
-            why = found.failed or ""
+            why = found.failed or identify.rises(law, fits.values(found), points)
         if why:
             skipped[name] = why
             continue

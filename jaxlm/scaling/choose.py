@@ -153,7 +153,9 @@ def noise(residual: Array, delta: float, parameters: int) -> float:
 def gradients(law: laws.Law, theta: Array, x: Sequence[Array]) -> Array:
     """d log f / d log|theta| [n, k] of a law at inputs x (arrays [n])."""
     many = [np.asarray(a, float) for a in x]
-    return _slopes(lambda th: np.log(law.predict(th.T[:, :, None], many)), theta).T
+    # a form may predict no loss at all a step away
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _slopes(lambda th: np.log(law.predict(th.T[:, :, None], many)), theta).T
 
 
 def _slopes(value: Callable[[Array], Array], theta: Array) -> Array:

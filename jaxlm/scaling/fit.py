@@ -168,23 +168,30 @@ def fit(
         float(s.gradient[best]),
         others,
         residual,
-        _failure(law, s, best, theta[best]),
+        _failure(law, s, best, theta[best], r.centre),
         tuple(fixed),
         log,
     )
 
 
-def _failure(law: laws.Law, s: solve.Solved, best: int, theta: np.ndarray) -> str | None:
-    """Why the lowest start [k] is no optimum; None where it is one."""
+def _failure(
+    law: laws.Law, s: solve.Solved, best: int, theta: np.ndarray, centre: np.ndarray
+) -> str | None:
+    """Why the lowest start, theta [k], is no optimum; None where it is one."""
     if not s.arrived[best]:
         return (
             f"the lowest of {len(s.steps)} starts had not converged after {s.steps[best]} steps: "
             f"objective {s.objective[best]:.6g}, gradient {s.gradient[best]:.2g}"
         )
-    if np.isfinite(theta).all():
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        internal = law.internal(theta, centre)
+    if np.isfinite(internal).all() and np.isfinite(theta).all():
         return None
-    names = ", ".join(n for n, v in zip(law.names, theta) if not np.isfinite(v))
-    return f"{names} grow without bound: the runs do not tell the terms of the form apart"
+    # a coefficient beyond the largest or below the least number: a term that is none
+    names = ", ".join(
+        f"{n} = {v:.3g}" for n, v in zip(law.names, theta) if abs(v) > 1e300 or v == 0
+    )
+    return f"a term without bound, {names}: the runs do not tell the terms of the form apart"
 
 
 def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]:
