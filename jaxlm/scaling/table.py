@@ -41,7 +41,7 @@ class Table(NamedTuple):
     run: np.ndarray  # [n] str, the training run a point is from
     counting: Counting
     row: np.ndarray  # [n] int64, the line of the file; of run directories 1, 2, ...
-    left_out: tuple[str, ...] = ()  # what was found and is not in the table, and why
+    left_out: tuple[str, ...] = ()  # what is not in the table, and why
     # {column of the file: [n]} of all columns that none of the fields above holds: float64 where
     # every cell is a number (nan where it is empty), else str
     columns: Mapping[str, np.ndarray] = {}
@@ -207,14 +207,14 @@ def _directories(
 def _file(
     path: pathlib.Path,
     how: points.Selection,
-    asked: Counting | None,
+    stated: Counting | None,
     drop_repeats: bool,
     weigh: bool,
 ) -> Table:
     """The table of a file or folder of curves, checked."""
     p = points.read(path, how)
     checks.plausible(p.numbers, p.names, p.places, p.stated)
-    counting, note = _counting(path, asked, p)
+    counting, note = _counting(path, stated, p)
     n, d, c = _third(p.numbers)
     loss, error = p.numbers["loss"], p.numbers.get("loss_se")
     notes = [*p.notes, *([note] if note else [])]
@@ -269,26 +269,28 @@ def _third(numbers: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, n
     return n, d, numbers.get("flops", 6 * n * d)
 
 
-def _counting(path: pathlib.Path, asked: Counting | None, p: points.Points) -> tuple[Counting, str]:
+def _counting(
+    path: pathlib.Path, stated: Counting | None, p: points.Points
+) -> tuple[Counting, str]:
     """(what the file's numbers count, a note). Raises: ValueError where rows differ in it."""
-    params = asked.params if asked else "given"
+    params = stated.params if stated else "given"
     if p.counted in PARAMS and p.counted != "given":
-        if asked and "counting" in p.names and asked.params != p.counted:
+        if stated and "counting" in p.names and stated.params != p.counted:
             raise ValueError(
                 f"{p.places[0]}, column {p.names['counting']!r}: {p.counted!r}, where "
-                f"{asked.params!r} is asked for (--counting)"
+                f"{stated.params!r} is required (--counting)"
             )
-        params = asked.params if asked else p.counted
+        params = stated.params if stated else p.counted
     if len({"params", "tokens", "flops"} & set(p.numbers)) < 3:
-        if asked and "flops" in p.numbers and asked.flops != "6ND":
+        if stated and "flops" in p.numbers and stated.flops != "6ND":
             lack = "params" if "params" not in p.numbers else "tokens"
             raise ValueError(
                 f"{path}: no column for {lack}, which C = 6 N D gives from {p.names['flops']!r}; "
-                f"under --counting {asked.params} {asked.flops!r} it needs each run's Config"
+                f"under --counting {stated.params} {stated.flops!r} it needs each run's Config"
             )
         return Counting(params, "6ND"), ""
-    if asked and asked.flops != "6ND":
-        return Counting(params, asked.flops), ""
+    if stated and stated.flops != "6ND":
+        return Counting(params, stated.flops), ""
     flops, note = checks.convention(p.numbers, p.names, p.places)
     return Counting(params, flops), note
 

@@ -354,7 +354,7 @@ def test_a_training_run_has_one_size(tmp_path):
     file.write_text("\n".join(["run,N,D,loss", *rows]))
     t = table.read(file, drop_repeats=True)
     assert t.run.tolist() == ["0, N=1e+08", "0, N=2e+08"]
-    assert "told apart by their N" in t.notes[0]
+    assert "runs by their N" in t.notes[0]
     assert bootstrap.method("auto", t) == "case"
 
 

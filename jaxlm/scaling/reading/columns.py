@@ -66,33 +66,33 @@ class Column(NamedTuple):
 
 
 def resolve(
-    found: grid.Grid,
-    asked: Mapping[str, str],
+    sheet: grid.Grid,
+    named: Mapping[str, str],
     stated: Mapping[str, str],
     columns_of_run: Sequence[str] = (),
     fields: Sequence[str] = tuple(ALIASES),
 ) -> dict[str, Column]:
     """{field: its column}, those named first; two of params, tokens, flops, and loss are there.
 
-    asked: {field: column}; stated: {field: unit}. fields: those to look for; without loss among
+    named: {field: column}; stated: {field: unit}. fields: those to look for; without loss among
     them none is needed.
 
     Raises: ValueError for what is not there or not known, with the flag that says it.
     """
-    path, header = found.path, found.header
-    for field in (*asked, *stated):
+    path, header = sheet.path, sheet.header
+    for field in (*named, *stated):
         if field not in ALIASES:
             known = ", ".join(ALIASES)
             raise ValueError(f"--column, --unit: no field {field!r}; there are {known}")
-    for field, column in asked.items():
+    for field, column in named.items():
         if column not in header:
             raise ValueError(
                 f"{path}: no column {column!r} for --column {field}={column}"
                 f"{_near(column, header)}; it has {_list(header)}"
             )
-    doubled = [f for f, c in asked.items() if list(asked.values()).count(c) > 1]
+    doubled = [f for f, c in named.items() if list(named.values()).count(c) > 1]
     if doubled:
-        column = asked[doubled[0]]
+        column = named[doubled[0]]
         raise ValueError(f"--column: {column!r} is named for {' and '.join(doubled)}")
     for column in columns_of_run:
         if column not in header:
@@ -100,14 +100,14 @@ def resolve(
                 f"{path}: no column {column!r} for --run-columns{_near(column, header)}; it has "
                 f"{_list(header)}"
             )
-    out = {f: Column(c, _unit_of(f, c)) for f, c in asked.items()}
+    out = {f: Column(c, _unit_of(f, c)) for f, c in named.items()}
     for field in fields:
         if field not in out and not (field == "run" and columns_of_run):
             taken = {c.name for c in out.values()}
             column = _search(path, field, [h for h in header if h not in taken])
             if column is not None:
                 out[field] = column
-    _enough(found, out, "loss" in fields)
+    _enough(sheet, out, "loss" in fields)
     for field, text in stated.items():
         if field not in out or field not in NUMBERS:
             raise ValueError(
@@ -120,12 +120,12 @@ def resolve(
 def _with_unit(field: str, column: Column, text: str | None) -> Column:
     if text is None:
         return column
-    found = units.unit(field, text) if field in NUMBERS else None
-    if found is None:
+    unit = units.unit(field, text) if field in NUMBERS else None
+    if unit is None:
         raise ValueError(
             f"--unit {field}={text}: no unit of {field}; such as {units.examples(field)}"
         )
-    return Column(column.name, found, True)
+    return Column(column.name, unit, True)
 
 
 def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
@@ -142,15 +142,15 @@ def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
             bare = [m for m in matches if field == "loss" and m.unit == _NONE]
             matches = bare or matches
             if len(matches) > 1:
-                found = [m.name for m in matches]
+                several = [m.name for m in matches]
                 # the counting's column has a name that parameters have in other files
-                if field == "params" and "param_count" in map(units.plain, found):
+                if field == "params" and "param_count" in map(units.plain, several):
                     matches = [m for m in matches if units.plain(m.name) != "param_count"]
             if len(matches) > 1:
-                found = [m.name for m in matches]
+                several = [m.name for m in matches]
                 raise ValueError(
-                    f"{path}: columns {_list(found)} may all be {field}; name the one that is "
-                    f"meant: {flag(field, found[-1])}"
+                    f"{path}: columns {_list(several)} may all be {field}; name the one that is "
+                    f"meant: {flag(field, several[-1])}"
                 )
             if matches:
                 unit = matches[0].unit
@@ -219,31 +219,31 @@ def _unit_of(field: str, name: str) -> units.Unit | None:
     return None
 
 
-def _enough(found: grid.Grid, out: Mapping[str, Column], loss: bool) -> None:
+def _enough(sheet: grid.Grid, out: Mapping[str, Column], loss: bool) -> None:
     if loss and "loss" not in out:
-        raise ValueError(_missing(found, "loss", out))
+        raise ValueError(_missing(sheet, "loss", out))
     have = [f for f in ("params", "tokens", "flops") if f in out]
     if len(have) < 2:
         lack = next(f for f in ("params", "tokens", "flops") if f not in out)
         raise ValueError(
-            f"{_missing(found, lack, out)}; two of params, tokens, flops are needed, and "
+            f"{_missing(sheet, lack, out)}; two of params, tokens, flops are needed, and "
             f"{have or 'none'} found"
         )
 
 
-def _missing(found: grid.Grid, field: str, out: Mapping[str, Column]) -> str:
+def _missing(sheet: grid.Grid, field: str, out: Mapping[str, Column]) -> str:
     taken = {c.name for c in out.values()}
     near = [
         name
-        for name, cell in zip(found.header, found.rows[0].cells)
+        for name, cell in zip(sheet.header, sheet.rows[0].cells)
         if name not in taken
         and any(c.isdigit() for c in cell)
         and set(units.plain(name).split("_")) & {field, *ALIASES[field]}
     ]
     shown = flag(field, near[0] if near else "COLUMN")
     return (
-        f"{found.path}: no column for {field} ({', '.join(ALIASES[field][:4])}, ...); name it, "
-        f"such as {shown}; it has {_list(found.header)}"
+        f"{sheet.path}: no column for {field} ({', '.join(ALIASES[field][:4])}, ...); name it, "
+        f"such as {shown}; it has {_list(sheet.header)}"
     )
 
 

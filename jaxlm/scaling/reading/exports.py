@@ -28,82 +28,82 @@ STATES = {
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:[._]\d+)?)([KMBkmb])(?![A-Za-z0-9])")
 
 
-def read(found: grid.Grid) -> grid.Grid:
+def read(sheet: grid.Grid) -> grid.Grid:
     """The grid of an export as a row for each point; another grid as it is."""
-    return _runs(_chart(found))
+    return _runs(_chart(sheet))
 
 
-def _chart(found: grid.Grid) -> grid.Grid:
+def _chart(sheet: grid.Grid) -> grid.Grid:
     """A chart's columns `run - metric` as the columns run and metric."""
-    kept = [h for h in found.header if not h.endswith(COMPANIONS)]
+    kept = [h for h in sheet.header if not h.endswith(COMPANIONS)]
     split = {h: tuple(h.rsplit(BETWEEN, 1)) for h in kept if BETWEEN in h}
-    companions = len(found.header) - len(kept)
+    companions = len(sheet.header) - len(kept)
     # a name with a dash is none of a chart's: all but the axis are split, or have companions
     if not split or not companions and len(split) < len(kept) - 1:
-        return found
+        return sheet
     shared = [h for h in kept if h not in split]
     runs = list(dict.fromkeys(run for run, _ in split.values()))
     metrics = list(dict.fromkeys(metric for _, metric in split.values()))
-    at = {h: found.header.index(h) for h in kept}
+    at = {h: sheet.header.index(h) for h in kept}
     header = [*shared, *metrics, "run"]
     rows = []
     for run in runs:
         of_run = {metric: h for h, (name, metric) in split.items() if name == run}
-        for row in found.rows:
+        for row in sheet.rows:
             cells = [row.cells[at[of_run[m]]] if m in of_run else "" for m in metrics]
             if any(cells):
                 rows.append(row._replace(cells=[*(row.cells[at[h]] for h in shared), *cells, run]))
     dropped = f", without {companions} columns of ranges" if companions else ""
     note = f"a chart's export: {len(runs)} runs, {', '.join(metrics)}{dropped}"
-    return found._replace(header=header, rows=rows, notes=(*found.notes, note), curves=True)
+    return sheet._replace(header=header, rows=rows, notes=(*sheet.notes, note), curves=True)
 
 
-def _runs(found: grid.Grid) -> grid.Grid:
+def _runs(sheet: grid.Grid) -> grid.Grid:
     """A table of runs without those that are not finished, its names as the column `run`."""
-    header = [h.lower() for h in found.header]
+    header = [h.lower() for h in sheet.header]
     if "state" not in header or not {"name", "id"} & set(header):
-        return found
-    states = [c.lower() for c in found.column(found.header[header.index("state")])]
+        return sheet
+    states = [c.lower() for c in sheet.column(sheet.header[header.index("state")])]
     if not set(states) <= STATES:
-        return found
+        return sheet
     name = header.index("name") if "name" in header else header.index("id")
     left = [
         f"{row.cells[name] or row.place}: its state is {state}"
-        for row, state in zip(found.rows, states)
+        for row, state in zip(sheet.rows, states)
         if state != "finished"
     ]
-    rows = [row for row, state in zip(found.rows, states) if state == "finished"]
+    rows = [row for row, state in zip(sheet.rows, states) if state == "finished"]
     if not rows:
         raise ValueError(
-            f"{found.path}, column {found.header[header.index('state')]!r}: none of "
+            f"{sheet.path}, column {sheet.header[header.index('state')]!r}: none of "
             f"{len(states)} runs is finished: {', '.join(left[:3])}"
         )
     names = [row.cells[name] for row in rows]
     if "run" not in header and len(set(names)) == len(names):
         rows = [row._replace(cells=[*row.cells, row.cells[name]]) for row in rows]
-        found = found._replace(header=[*found.header, "run"])
+        sheet = sheet._replace(header=[*sheet.header, "run"])
     note = f"a table of runs: {len(rows)} of {len(states)} are finished"
-    return found._replace(rows=rows, notes=(*found.notes, note), left_out=(*found.left_out, *left))
+    return sheet._replace(rows=rows, notes=(*sheet.notes, note), left_out=(*sheet.left_out, *left))
 
 
-def sizes(found: grid.Grid, asked: Mapping[str, str]) -> grid.Grid:
+def sizes(sheet: grid.Grid, named: Mapping[str, str]) -> grid.Grid:
     """A grid without a column for parameters, with one from sizes in its runs' names: 125M.
 
-    Only of training curves, whose runs' names all have one. asked: fields whose columns are named.
+    Only of training curves, whose runs' names all have one. named: fields whose columns are named.
     """
-    if not found.curves or "params" in asked:
-        return found
+    if not sheet.curves or "params" in named:
+        return sheet
     try:
-        columns.resolve(found, asked, {})
-        return found
+        columns.resolve(sheet, named, {})
+        return sheet
     except ValueError:
         pass
-    sized = [_SIZE.findall(name) for name in found.column("run")]
+    sized = [_SIZE.findall(name) for name in sheet.column("run")]
     if not sized or any(len(s) != 1 for s in sized):
-        return found
+        return sheet
     rows = [
         row._replace(cells=[*row.cells, f"{number.replace('_', '.')}{unit.upper()}"])
-        for row, [(number, unit)] in zip(found.rows, sized)
+        for row, [(number, unit)] in zip(sheet.rows, sized)
     ]
     note = "parameters are those in the runs' names, such as " + rows[0].cells[-1]
-    return found._replace(header=[*found.header, "params"], rows=rows, notes=(*found.notes, note))
+    return sheet._replace(header=[*sheet.header, "params"], rows=rows, notes=(*sheet.notes, note))

@@ -145,8 +145,8 @@ def _table(path: pathlib.Path, text: str) -> Grid:
     for n, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{path} row {n}: {len(row)} cells, the header has {len(header)}")
-    made = [Row(f"{path} row {n}", n, [c.strip() for c in row]) for n, row in rows]
-    return Grid(str(path), header, made, separator)
+    table_rows = [Row(f"{path} row {n}", n, [c.strip() for c in row]) for n, row in rows]
+    return Grid(str(path), header, table_rows, separator)
 
 
 def _width(row: Sequence[str], least: int) -> int:
@@ -166,13 +166,13 @@ def _numbers(line: str) -> bool:
 def _separator(lines: Sequence[str]) -> str:
     """The separator that most lines have as often as the header; spaces where none is."""
     sample = [line for line in lines[:SAMPLE] if line.strip()]
-    best, found = (0.0, 0), " "
+    best, chosen = (0.0, 0), " "
     for separator in SEPARATORS:
         counts = [len(row) for row in csv.reader(sample, delimiter=separator) if row]
         if counts and counts[0] > 1:
             share = sum(c == counts[0] for c in counts) / len(counts)
-            best, found = max((best, found), ((share, counts[0]), separator))
-    return found if best[1] or len(sample[0].split()) > 1 else ","
+            best, chosen = max((best, chosen), ((share, counts[0]), separator))
+    return chosen if best[1] or len(sample[0].split()) > 1 else ","
 
 
 # --- JSON and Parquet ------------------------------------------------------------------------

@@ -36,13 +36,13 @@ class Numbers(NamedTuple):
     notes: tuple[str, ...]  # the units that were found
 
 
-def read(found: grid.Grid, names: Mapping[str, columns.Column]) -> Numbers:
+def read(sheet: grid.Grid, names: Mapping[str, columns.Column]) -> Numbers:
     """The number fields of a grid."""
     fields = [f for f in names if f in columns.NUMBERS]
-    comma = _decimal_comma(found, [names[f].name for f in fields])
+    comma = _decimal_comma(sheet, [names[f].name for f in fields])
     values, bad, notes = {}, [], []
     for field in fields:
-        numbers, wrong, seen = _column(found, field, names[field], comma)
+        numbers, wrong, seen = _column(sheet, field, names[field], comma)
         values[field] = numbers
         bad += wrong
         column = names[field]
@@ -70,17 +70,17 @@ def _note(field: str, column: columns.Column) -> str:
     return f"column {column.name!r}: in {unit.text}, times {unit.factor:g}"
 
 
-def others(found: grid.Grid, taken: Sequence[str], comma: bool = False) -> dict[str, np.ndarray]:
+def others(sheet: grid.Grid, taken: Sequence[str], comma: bool = False) -> dict[str, np.ndarray]:
     """{column: [n]} of columns that are not taken: float64 where all cells are numbers or empty
     (nan), else str."""
     return {
-        name: _plain_cells(found.column(name), comma) for name in found.header if name not in taken
+        name: _plain_cells(sheet.column(name), comma) for name in sheet.header if name not in taken
     }
 
 
-def decimal_comma(found: grid.Grid, names: Mapping[str, columns.Column]) -> bool:
+def decimal_comma(sheet: grid.Grid, names: Mapping[str, columns.Column]) -> bool:
     """Whether a grid's numbers have decimal commas."""
-    return _decimal_comma(found, [names[f].name for f in names if f in columns.NUMBERS])
+    return _decimal_comma(sheet, [names[f].name for f in names if f in columns.NUMBERS])
 
 
 def _plain_cells(texts: Sequence[str], comma: bool) -> np.ndarray:
@@ -93,12 +93,12 @@ def _plain_cells(texts: Sequence[str], comma: bool) -> np.ndarray:
         return np.array(texts)
 
 
-def _decimal_comma(found: grid.Grid, names: Sequence[str]) -> bool:
+def _decimal_comma(sheet: grid.Grid, names: Sequence[str]) -> bool:
     """Whether 4,05 is a number: it is where a comma does not separate cells, and cells have one
     that cannot separate thousands."""
-    if found.separator == ",":
+    if sheet.separator == ",":
         return False
-    cells = [c for name in names for c in found.column(name) if "," in c]
+    cells = [c for name in names for c in sheet.column(name) if "," in c]
     return (
         any(not _THOUSANDS.fullmatch(c) for c in cells)
         or all(c.count(",") == 1 and c.split(",")[0].lstrip("+-") == "0" for c in cells)
@@ -113,14 +113,14 @@ def _small(cells: Sequence[str]) -> bool:
 
 
 def _column(
-    found: grid.Grid, field: str, column: columns.Column, comma: bool
+    sheet: grid.Grid, field: str, column: columns.Column, comma: bool
 ) -> tuple[np.ndarray, list[Cell], set[str]]:
     """(values [n], cells that are none, the units in cells)."""
-    values = np.full(len(found.rows), np.nan)
+    values = np.full(len(sheet.rows), np.nan)
     bad: list[Cell] = []
     seen: dict[str, int] = {}
     bare: list[int] = []
-    for i, text in enumerate(found.column(column.name)):
+    for i, text in enumerate(sheet.column(column.name)):
         try:
             number, unit = _parse(field, text, comma)
             if unit is not None and column.unit is not None and unit.factor != column.unit.factor:
@@ -142,9 +142,9 @@ def _column(
         unit, first = next(iter(seen.items()))
         for i in bare:
             if values[i] < BARE[field]:
-                text = found.rows[i].cells[found.header.index(column.name)]
+                text = sheet.rows[i].cells[sheet.header.index(column.name)]
                 reason = (
-                    f"{text!r} without a unit, where row {found.rows[first].line} has {unit!r}; "
+                    f"{text!r} without a unit, where row {sheet.rows[first].line} has {unit!r}; "
                     "write its unit"
                 )
                 bad.append(Cell(i, column.name, text, reason))
@@ -166,23 +166,23 @@ def _parse(field: str, text: str, comma: bool) -> tuple[float, units.Unit | None
             if comma and "." in text and "e" not in text.lower() and not text.endswith(".0"):
                 raise ValueError(f"{text!r} has a decimal point, where other cells have commas")
             return value, None
-    found = _CELL.fullmatch(text)
-    if found is None:
+    match = _CELL.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is no number")
-    number = _number(found["number"], comma)
+    number = _number(match["number"], comma)
     if number is None:
         what = "is no number"
         if "," in text:
             what = "is no number: its comma is no thousands separator, and a decimal point is used"
         raise ValueError(f"{text!r} {what}")
-    if found["unit"] is None:
+    if match["unit"] is None:
         return number, None
-    if "%" in found["unit"]:
+    if "%" in match["unit"]:
         raise ValueError(f"{text!r} is a percentage, not a number of {field}")
-    unit = units.unit(field, found["unit"])
+    unit = units.unit(field, match["unit"])
     if unit is None:
         raise ValueError(
-            f"{text!r} is no number: {found['unit']!r} is no unit of {field}, such as "
+            f"{text!r} is no number: {match['unit']!r} is no unit of {field}, such as "
             f"{units.examples(field)}"
         )
     return number, unit

@@ -1,4 +1,4 @@
-"""The points of a file or a folder of curves as arrays: columns found, units taken, rows chosen."""
+"""The points of a file or a folder of curves as arrays: columns sheet, units taken, rows chosen."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -49,11 +49,11 @@ def values(
 
     Raises: ValueError for a column that is not there.
     """
-    found = _where(exports.read(grid.load(path)), where)
+    sheet = _where(exports.read(grid.load(path)), where)
     for column in columns_by:
-        if column not in found.header:
-            raise ValueError(_no_column(found, column, "--by"))
-    rows = dict.fromkeys(zip(*(found.column(c) for c in columns_by)))
+        if column not in sheet.header:
+            raise ValueError(_no_column(sheet, column, "--by"))
+    rows = dict.fromkeys(zip(*(sheet.column(c) for c in columns_by)))
     return [dict(zip(columns_by, row)) for row in rows]
 
 
@@ -63,38 +63,38 @@ def read(path: pathlib.Path, how: Selection) -> Points:
     Raises: FileNotFoundError; ImportError for Parquet without its extra; ValueError naming the
     row, the column and the flag that mends it.
     """
-    found = exports.sizes(exports.read(grid.load(path)), how.columns)
-    if how.intermediate and not found.curves:
+    sheet = exports.sizes(exports.read(grid.load(path)), how.columns)
+    if how.intermediate and not sheet.curves:
         raise ValueError(
             f"{path} is a file of points, all of which are taken; --intermediate and --decaying: "
             "of run directories, folders of curves and exported charts"
         )
-    fields = columns.resolve(found, how.columns, how.units, how.run_columns)
-    found = _where(found, how.where)
-    if found.curves:
-        found = _measured(found, fields)
-    left = list(found.left_out)
+    fields = columns.resolve(sheet, how.columns, how.units, how.run_columns)
+    sheet = _where(sheet, how.where)
+    if sheet.curves:
+        sheet = _measured(sheet, fields)
+    left = list(sheet.left_out)
     counted, column = "given", fields.get("counting")
-    read_ = numbers.read(found, fields)
-    found, read_, incomplete = _incomplete(found, read_, fields, how.drop_incomplete)
+    cells_read = numbers.read(sheet, fields)
+    sheet, cells_read, incomplete = _incomplete(sheet, cells_read, fields, how.drop_incomplete)
     left += incomplete
     if column is not None:
-        counted = _one_counting(found, column.name)
+        counted = _one_counting(sheet, column.name)
     elif "params" in fields:
         counted = columns.counts(fields["params"].name)
-    run, split = _one_size(_runs(found, fields, how.run_columns), read_.values.get("params"))
+    run, split = _one_size(_runs(sheet, fields, how.run_columns), cells_read.values.get("params"))
     names = {f: c.name for f, c in fields.items()}
-    others = numbers.others(found, list(names.values()), numbers.decimal_comma(found, fields))
-    notes = [*found.notes, *read_.notes]
+    others = numbers.others(sheet, list(names.values()), numbers.decimal_comma(sheet, fields))
+    notes = [*sheet.notes, *cells_read.notes]
     if counted != "given" and column is None:
         notes.append(f"column {names['params']!r}: N counts {counted} parameters, by its name")
     notes += [split] if split else []
     loss = fields["loss"].unit
     points = Points(
-        read_.values,
+        cells_read.values,
         run,
-        np.array([row.line for row in found.rows]),
-        [row.place for row in found.rows],
+        np.array([row.line for row in sheet.rows]),
+        [row.place for row in sheet.rows],
         names,
         tuple(f for f, c in fields.items() if c.stated),
         counted,
@@ -103,7 +103,7 @@ def read(path: pathlib.Path, how: Selection) -> Points:
         tuple(notes),
         "nats per token" if loss is None else loss.loss,
     )
-    if found.curves and not how.intermediate:
+    if sheet.curves and not how.intermediate:
         points = _ends(points)
     return _best(points, how.best_by)
 
@@ -113,39 +113,39 @@ def sizes(path: pathlib.Path) -> tuple[Array, Array, Array | None]:
 
     Raises: as `read`.
     """
-    found = grid.read(path)
-    fields = columns.resolve(found, {}, {}, fields=("params", "tokens", "flops"))
-    read_ = numbers.read(found, fields)
-    _incomplete(found, read_, fields, False, "")
+    sheet = grid.read(path)
+    fields = columns.resolve(sheet, {}, {}, fields=("params", "tokens", "flops"))
+    cells_read = numbers.read(sheet, fields)
+    _incomplete(sheet, cells_read, fields, False, "")
     for lack in ("params", "tokens"):
         if lack not in fields:
-            raise ValueError(f"{path}: no column for {lack}; it has {found.header}")
+            raise ValueError(f"{path}: no column for {lack}; it has {sheet.header}")
     names = {f: c.name for f, c in fields.items()}
-    checks.plausible(read_.values, names, [row.place for row in found.rows], ())
-    return read_.values["params"], read_.values["tokens"], read_.values.get("flops")
+    checks.plausible(cells_read.values, names, [row.place for row in sheet.rows], ())
+    return cells_read.values["params"], cells_read.values["tokens"], cells_read.values.get("flops")
 
 
-def _no_column(found: grid.Grid, column: str, flag: str) -> str:
-    shown = ", ".join(repr(h) for h in found.header[:20])
-    return f"{found.path}: no column {column!r} for {flag}; it has [{shown}]"
+def _no_column(sheet: grid.Grid, column: str, flag: str) -> str:
+    shown = ", ".join(repr(h) for h in sheet.header[:20])
+    return f"{sheet.path}: no column {column!r} for {flag}; it has [{shown}]"
 
 
-def _where(found: grid.Grid, where: Mapping[str, str]) -> grid.Grid:
+def _where(sheet: grid.Grid, where: Mapping[str, str]) -> grid.Grid:
     """The rows that have these texts, or numbers equal to them. Raises: ValueError for none."""
     for column, text in where.items():
-        if column not in found.header:
-            raise ValueError(_no_column(found, column, f"--where {column}={text}"))
-        cells = found.column(column)
-        rows = [row for row, cell in zip(found.rows, cells) if cell == text or _same(cell, text)]
+        if column not in sheet.header:
+            raise ValueError(_no_column(sheet, column, f"--where {column}={text}"))
+        cells = sheet.column(column)
+        rows = [row for row, cell in zip(sheet.rows, cells) if cell == text or _same(cell, text)]
         if not rows:
             there = sorted(set(cells))
             more = "" if len(there) <= 20 else f" and {len(there) - 20} more"
             raise ValueError(
-                f"{found.path}: no row has {column} = {text!r} (--where); there are "
+                f"{sheet.path}: no row has {column} = {text!r} (--where); there are "
                 f"{there[:20]}{more}"
             )
-        found = found._replace(rows=rows)
-    return found
+        sheet = sheet._replace(rows=rows)
+    return sheet
 
 
 def _same(one: str, other: str) -> bool:
@@ -155,83 +155,83 @@ def _same(one: str, other: str) -> bool:
         return False
 
 
-def _measured(found: grid.Grid, fields: Mapping[str, columns.Column]) -> grid.Grid:
+def _measured(sheet: grid.Grid, fields: Mapping[str, columns.Column]) -> grid.Grid:
     """A curve's rows with a loss, after its first step: others are no points."""
-    loss = found.column(fields["loss"].name)
-    length = found.column(fields["tokens" if "tokens" in fields else "flops"].name)
+    loss = sheet.column(fields["loss"].name)
+    length = sheet.column(fields["tokens" if "tokens" in fields else "flops"].name)
     rows = [
-        row for row, cell, done in zip(found.rows, loss, length) if cell and not _same(done, "0")
+        row for row, cell, done in zip(sheet.rows, loss, length) if cell and not _same(done, "0")
     ]
-    skipped = len(found.rows) - len(rows)
+    skipped = len(sheet.rows) - len(rows)
     if not rows:
         name = fields["loss"].name
-        raise ValueError(f"{found.path}, column {name!r}: no row after a first step has a loss")
+        raise ValueError(f"{sheet.path}, column {name!r}: no row after a first step has a loss")
     if not skipped:
-        return found
+        return sheet
     note = f"{skipped} rows of the curves have no loss, or are of step 0, and are no points"
-    return found._replace(rows=rows, notes=(*found.notes, note))
+    return sheet._replace(rows=rows, notes=(*sheet.notes, note))
 
 
 def _incomplete(
-    found: grid.Grid,
-    read_: numbers.Numbers,
+    sheet: grid.Grid,
+    cells_read: numbers.Numbers,
     fields: Mapping[str, columns.Column],
     drop: bool,
     flag: str = "; --drop-incomplete leaves such rows out",
 ) -> tuple[grid.Grid, numbers.Numbers, list[str]]:
     """The rows without a bad cell, and what was left out. Raises: ValueError unless `drop`."""
     bad: dict[int, str] = {}
-    for cell in read_.bad:
+    for cell in cells_read.bad:
         bad.setdefault(cell.row, f"column {cell.column!r}: {cell.reason}")
-    for field, array in read_.values.items():
+    for field, array in cells_read.values.items():
         for i in np.flatnonzero(array <= 0):
-            text = found.column(fields[field].name)[i]
+            text = sheet.column(fields[field].name)[i]
             bad.setdefault(
                 int(i), f"column {fields[field].name!r}: {text!r}; a number above 0 is needed"
             )
     if drop and "loss" in fields and not fields["loss"].stated:
-        for i in np.flatnonzero(checks.diverged(read_.values["loss"])):
-            value = read_.values["loss"][i]
+        for i in np.flatnonzero(checks.diverged(cells_read.values["loss"])):
+            value = cells_read.values["loss"][i]
             bad.setdefault(int(i), f"column {fields['loss'].name!r}: {value:g} nats: it diverged")
     if not bad:
-        return found, read_, []
+        return sheet, cells_read, []
     first = min(bad)
     if not drop:
-        count = f" ({len(bad)} of {len(found.rows)} rows have such a cell)" if len(bad) > 1 else ""
-        raise ValueError(f"{found.rows[first].place}, {bad[first]}{count}{flag}")
-    keep = [i for i in range(len(found.rows)) if i not in bad]
+        count = f" ({len(bad)} of {len(sheet.rows)} rows have such a cell)" if len(bad) > 1 else ""
+        raise ValueError(f"{sheet.rows[first].place}, {bad[first]}{count}{flag}")
+    keep = [i for i in range(len(sheet.rows)) if i not in bad]
     if not keep:
         raise ValueError(
-            f"{found.rows[first].place}, {bad[first]}: none of {len(found.rows)} rows is complete"
+            f"{sheet.rows[first].place}, {bad[first]}: none of {len(sheet.rows)} rows is complete"
         )
-    shown = [f"row {found.rows[i].line}, {bad[i]}" for i in sorted(bad)[:SHOWN]]
+    shown = [f"row {sheet.rows[i].line}, {bad[i]}" for i in sorted(bad)[:SHOWN]]
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    note = f"{len(bad)} of {len(found.rows)} rows are incomplete: {'; '.join(shown)}{more}"
-    kept = {f: a[keep] for f, a in read_.values.items()}
-    rows = [found.rows[i] for i in keep]
-    return found._replace(rows=rows), read_._replace(values=kept, bad=[]), [note]
+    note = f"{len(bad)} of {len(sheet.rows)} rows are incomplete: {'; '.join(shown)}{more}"
+    kept = {f: a[keep] for f, a in cells_read.values.items()}
+    rows = [sheet.rows[i] for i in keep]
+    return sheet._replace(rows=rows), cells_read._replace(values=kept, bad=[]), [note]
 
 
-def _one_counting(found: grid.Grid, column: str) -> str:
+def _one_counting(sheet: grid.Grid, column: str) -> str:
     """What the file's counting column says. Raises: ValueError where rows differ."""
-    cells = found.column(column)
-    for row, cell in zip(found.rows, cells):
+    cells = sheet.column(column)
+    for row, cell in zip(sheet.rows, cells):
         if cell != cells[0]:
             raise ValueError(
-                f"{row.place}, column {column!r}: {cell!r}, where row {found.rows[0].line} counts "
+                f"{row.place}, column {column!r}: {cell!r}, where row {sheet.rows[0].line} counts "
                 f"{cells[0]!r}; select one counting: --where {column}={cell}, or --by {column}"
             )
     return cells[0]
 
 
-def _runs(found: grid.Grid, fields: Mapping[str, columns.Column], together: Sequence[str]) -> Array:
+def _runs(sheet: grid.Grid, fields: Mapping[str, columns.Column], together: Sequence[str]) -> Array:
     """[n] the training run of each row; a row alone is one."""
     if together:
-        cells = zip(*(found.column(c) for c in together))
+        cells = zip(*(sheet.column(c) for c in together))
         return np.array([", ".join(f"{c}={v}" for c, v in zip(together, row)) for row in cells])
     if "run" in fields:
-        return np.array(found.column(fields["run"].name))
-    return np.array([str(row.line) for row in found.rows])
+        return np.array(sheet.column(fields["run"].name))
+    return np.array([str(row.line) for row in sheet.rows])
 
 
 def _one_size(run: Array, params: Array | None) -> tuple[Array, str]:
@@ -243,7 +243,7 @@ def _one_size(run: Array, params: Array | None) -> tuple[Array, str]:
     for name in dict.fromkeys(run.tolist()):
         if np.ptp(logs[run == name]) > 0.05:
             apart = np.array([f"{r}, N={n:.4g}" for r, n in zip(run, params)])
-            return apart, f"run {name!r} has several N: runs are told apart by their N too"
+            return apart, f"run {name!r} has several N: its rows are runs by their N too"
     return run, ""
 
 

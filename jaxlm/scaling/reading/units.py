@@ -88,11 +88,11 @@ def unit(field: str, text: str) -> Unit | None:
     if field == "flops":
         if name in PREFIXES:
             return Unit(text, PREFIXES[name])
-        found = _FLOPS.fullmatch(name)
-        if not found:
+        match = _FLOPS.fullmatch(name)
+        if not match:
             return None
-        factor = PREFIXES[found["prefix"]] if found["prefix"] else 1.0
-        return Unit(text, factor * (SECONDS[found["span"]] if found["time"] else 1.0))
+        factor = PREFIXES[match["prefix"]] if match["prefix"] else 1.0
+        return Unit(text, factor * (SECONDS[match["span"]] if match["time"] else 1.0))
     if not name:
         return Unit(text, 1.0) if plain(text) else None
     scaled = _SCALED.fullmatch(text.strip().lower())
