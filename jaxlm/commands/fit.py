@@ -13,7 +13,7 @@ import tyro
 from jaxlm.core import io
 from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
 
-# What `--by` writes beside the studies.
+# What `--by` writes next to the studies.
 BY = "by.json"
 
 
@@ -96,18 +96,26 @@ def fit(args: Sequence[str]) -> int:
         """
         candidates = None if next is None else choose.read(next)
 
-        def one(selected: Mapping[str, str], folder: pathlib.Path, name: str) -> study.Record:
-            t = reading.table(runs, selected)
+        def one(
+            t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
+        ) -> study.Record:
             facts = _about(about, runs, t, reading.intermediate)
-            record = analysis.run(t, options, facts, name, candidates)
+            record = analysis.run(t, how, facts, name, candidates)
             record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
             _write(record, folder)
             return record
 
-        if by:
-            _each(table.values(runs, by, reading.filters()), one, out, runs.name)
-        else:
-            one({}, out, runs.name)
+        if not by:
+            one(reading.table(runs, {}), options, out, runs.name)
+            return 0
+        tables, failed = {}, {}
+        for selected in table.values(runs, by, reading.filters()):
+            text = ", ".join(f"{c}={v}" for c, v in selected.items())
+            try:
+                tables[text] = reading.table(runs, selected)
+            except ValueError as error:
+                failed[text] = str(error)
+        _each(tables, failed, options, one, out)
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
@@ -131,34 +139,42 @@ def _write(record: study.Record, folder: pathlib.Path) -> None:
 
 
 def _each(
-    values: Sequence[Mapping[str, str]],
-    one: Callable[[Mapping[str, str], pathlib.Path, str], study.Record],
+    tables: Mapping[str, table.Table],
+    failed: Mapping[str, str],
+    options: analysis.Options,
+    one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study.Record],
     out: pathlib.Path,
-    name: str,
 ) -> None:
-    """A study of each value, and what they say side by side: printed, and as by.json.
+    """A study of each table, and what they say at one target: printed, and as by.json.
 
-    Raises: ValueError if none could be made, with the reasons.
+    failed: {value: why there is no table of it}. Without a target it is that of the largest budget.
+
+    Raises: ValueError if no study could be made, with a reason.
     """
+    if options.target is None and tables:
+        largest = max(float(t.flops.max()) for t in tables.values())
+        options = dataclasses.replace(options, target=analysis.AHEAD * largest)
     rows: list[dict[str, Any]] = []
-    for selected in values:
-        text = ", ".join(f"{c}={v}" for c, v in selected.items())
-        folder = re.sub(r"[^\w.=-]+", "_", "_".join(f"{c}-{v}" for c, v in selected.items()))
+    reasons = dict(failed)
+    for text, t in tables.items():
         print(f"\n=== {text}\n")
+        folder = out / re.sub(r"[^\w.=-]+", "_", text)
         try:
-            record = one(selected, out / folder, f"{name}, {text}")
+            record = one(t, options, folder, text)
         except ValueError as error:
-            print(f"no study: {error}")
-            rows.append({"of": text, "skipped": str(error)})
+            reasons[text] = str(error)
             continue
         best = record["forms"][record["law"]]["optimum"]
-        row = {"of": text, "folder": folder, "law": record["law"], "points": record["points"]}
+        row = {"of": text, "folder": str(folder), "law": record["law"]}
         row["points"] = sum(map(bool, record["points"]["used"]))
         row["target"] = record["options"]["target"]
         rows.append(row | {k: best[k] for k in ("params", "exponent", "loss")})
-    made = [row for row in rows if "law" in row]
-    if not made:
-        raise ValueError(f"--by: no study of {len(rows)}: {rows[0]['of']}: {rows[0]['skipped']}")
+    for text, reason in reasons.items():
+        print(f"\n=== {text}\n\nno study: {reason}")
+    if not rows:
+        first = next(iter(reasons))
+        raise ValueError(f"--by: no study of {len(reasons)}; {first}: {reasons[first]}")
+    rows += [{"of": text, "skipped": reason} for text, reason in reasons.items()]
     io.write(out / BY, json.dumps(study.plain(rows), indent=1) + "\n")
     print(f"\n{_side_by_side(rows)}\n\nwritten\n  {out / BY}")
 

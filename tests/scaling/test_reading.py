@@ -283,7 +283,7 @@ def test_a_study_of_each_value(tmp_path, capsys, monkeypatch):
     c4, rpj, few = json_file.read(out / "by.json")
     assert rpj["loss"][0] - c4["loss"][0] == pytest.approx(0.3, abs=1e-4)
     assert c4["params"][0] == pytest.approx(rpj["params"][0], rel=1e-3)
-    assert "skipped" in few and (out / "data_set-rp_j" / "study.json").is_file()
+    assert "skipped" in few and (out / "data_set=rp_j" / "study.json").is_file()
 
 
 def test_values_that_a_coefficient_cannot_take_are_not_profiled():
