@@ -321,15 +321,15 @@ def _repeats(t: Table, places: Sequence[str], drop: bool) -> tuple[Table, list[s
     pairs = checks.repeats(list(zip(*(f.tolist() for f in fields))))
     if not pairs:
         return t, list(places)
-    left = [f"row {t.row[i]} ({t.run[i]}) repeats row {t.row[j]} ({t.run[j]})" for i, j in pairs]
     if not drop:
-        i = pairs[0][0]
-        start = places[i].removesuffix(f"row {t.row[i]}")
+        i, j = pairs[0]
         raise ValueError(
-            f"{start}{left[0]} in N, D, C and column 'loss' = {t.loss[i]:g}: the same run twice; "
+            f"{places[i]} ({t.run[i]}) repeats {checks.seen_from(places[j], places[i])} "
+            f"({t.run[j]}) in N, D, C and column 'loss' = {t.loss[i]:g}: the same run twice; "
             "remove one, or --drop-repeats keeps the first"
         )
     keep = np.setdiff1d(np.arange(len(t.loss)), [i for i, _ in pairs])
+    left = [f"row {t.row[i]} ({t.run[i]}) repeats row {t.row[j]} ({t.run[j]})" for i, j in pairs]
     t = take(t, keep)._replace(
         left_out=(*t.left_out, *(f"{text}: the same N, D, C and loss" for text in left))
     )

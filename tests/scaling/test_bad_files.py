@@ -224,3 +224,13 @@ def refused(folder, capsys, file, words, more):
         assert word in printed.err, printed.err
     assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
     assert printed.out == "" and not out.exists()
+
+
+def test_rows_of_two_files_are_named_by_their_files(tmp_path, capsys):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.csv").write_text("N,D,loss\n1e8,2e9,3.1\n")
+    refused(tmp_path, capsys, folder, ["b.csv row 2 (b) repeats ", "a.csv row 2 (a)"], [])
+    (folder / "b.csv").write_text("N,D,loss\n1e8,2e9,\n1e8,4e9,big\n")
+    refused(tmp_path, capsys, folder, ["b.csv row 3, column 'loss'", "'big' is no number"], [])

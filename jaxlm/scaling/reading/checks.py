@@ -261,8 +261,8 @@ def once(run: Array, tokens: Array, name: str, places: Places) -> None:
         if key in first:
             raise ValueError(
                 f"{places[i]}, column {name!r}: run {key[0]!r} is at {key[1]:g} tokens in "
-                f"{places[first[key]].rsplit(' ', 2)[-2]} {places[first[key]].rsplit(' ', 1)[-1]} "
-                "too; a run has one loss there (--run-columns A B names what tells runs apart)"
+                f"{seen_from(places[first[key]], places[i])} too; a run has one loss there "
+                "(--run-columns A B names what tells runs apart)"
             )
         first[key] = i
 
@@ -271,3 +271,9 @@ def repeats(keys: Sequence[tuple[float, ...]]) -> list[tuple[int, int]]:
     """(row, the earlier row that it equals) of keys."""
     first: dict[tuple[float, ...], int] = {}
     return [(i, j) for i, key in enumerate(keys) for j in [first.setdefault(key, i)] if j != i]
+
+
+def seen_from(place: str, other: str) -> str:
+    """A place in a message that has named another: without the file where it is the same."""
+    file, _, row = place.rpartition(" row ")
+    return f"row {row}" if file == other.rpartition(" row ")[0] else place
