@@ -213,7 +213,11 @@ def _study(found: Sweep, book: trials.Book) -> study.Record:
             f"{'; '.join(f'{e.name}: {e.reason or e.state}' for e in lost[:3])}"
         )
     points = table.read(
-        book.folder / trials.POINTS, counting=found.counting, where={"role": "point"}
+        book.folder / trials.POINTS,
+        counting=found.counting,
+        # its own units, of runs however small
+        units={"params": "1", "tokens": "1", "flops": "1", "loss": "nats"},
+        where={"role": "point"},
     )
     points = points._replace(left_out=tuple(f"{e.name}: {e.reason}" for e in lost))
     noise, options = trials.seed_noise(book), found.options

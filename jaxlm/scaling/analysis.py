@@ -26,6 +26,7 @@ from jaxlm.scaling import (
     study,
     table,
 )
+from jaxlm.scaling.reading import checks
 from jaxlm.scaling.study import Record
 
 # What of a table the record keeps.
@@ -165,6 +166,8 @@ def _used(t: table.Table, options: Options) -> Array:
         if value is not None and not value > 0:
             raise ValueError(f"{name}: {value}; a number above 0 is needed")
     n = len(t.loss)
+    places = [f"row {row}" for row in t.row]
+    checks.losses(t.loss, t.params, t.tokens, "loss", places, stated=True)
     if not 0 <= options.drop_highest < n:
         raise ValueError(f"drop_highest: {options.drop_highest} of {n} points")
     used = np.ones(n, bool)
@@ -187,6 +190,7 @@ def _source(t: table.Table, used: Array, name: str) -> Record:
             for i in np.flatnonzero(~used)
         ],
         "left_out": list(t.left_out),
+        "notes": list(t.notes),
     }
 
 

@@ -104,6 +104,10 @@ def compare(
         out[name] = _isoflop(t, found, target, level)
     for law, (theta, draws) in parametric.items():
         best = optimum.at(law, theta, target, per=per)
+        if not np.isfinite([best.exponent, best.params]).all():
+            # a term that does not fall, as of runs whose loss rises or is all one
+            out[f"parametric {law}"] = {"skipped": "the form as fitted has no optimum"}
+            continue
         many = optimum.at(law, draws, target, per=per) if len(draws) else None
         out[f"parametric {law}"] = {
             "exponent": float(best.exponent),

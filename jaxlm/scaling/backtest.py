@@ -141,7 +141,14 @@ def run(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {found.failed}"
         )
     x = fits.inputs(law, test)
-    error = 100 * np.log(np.asarray(law.predict(fits.values(found), x)) / test.loss)
+    with np.errstate(over="ignore", invalid="ignore"):
+        predicted = np.asarray(law.predict(fits.values(found), x))
+    if not (np.isfinite(predicted) & (predicted > 0)).all():
+        raise ValueError(
+            f"--holdout {least:g}: {law.name} fitted to {len(rest.loss)} other runs predicts no "
+            "loss for these"
+        )
+    error = 100 * np.log(predicted / test.loss)
     draws, sd = np.empty((0, len(law.names))), np.zeros(len(error))
     if replicates:
         many = bootstrap.resample(law, rest, found, replicates, 0)

@@ -130,14 +130,15 @@ def refit(
 ) -> Draws:
     """Refits with weights [R,n], and losses [R,n] in place of the table's, from the fit's optimum.
 
-    What was held in the fit stays held.
+    Weights multiply the table's own. What was held in the fit stays held.
     """
+    weights = weights if t.weight is None else weights * t.weight
     r = fits.prepare(law, t, None, found.fixed, found.delta, found.log)
     start = np.tile(law.internal(fits.values(found), r.centre), (len(weights), 1))
     y = r.y if loss is None else np.log(loss) if found.log else loss
     s = solve.minimise(
         law.model,
-        law.terms or law.derivatives,
+        law.closed,
         start,
         y,
         weights,
@@ -147,7 +148,10 @@ def refit(
         found.delta,
         found.log,
     )
-    return Draws(law.natural(s.phi, r.centre), s.objective, ~s.arrived)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = law.natural(s.phi, r.centre)
+    # a coefficient that grows without bound is no refit either
+    return Draws(theta, s.objective, ~(s.arrived & np.isfinite(theta).all(1)))
 
 
 def _positive(replicates: int) -> None:

@@ -82,7 +82,7 @@ def every(
         why = identify.reason(law, points)
         if not why:
             found = fits.fit(law, points, delta=how.delta)
-            why = found.failed or ""
+            why = found.failed or identify.rises(law, fits.values(found), points)
         if why:
             skipped[name] = why
             continue
@@ -188,6 +188,7 @@ def profiles(one: Fitted, level: float) -> Record:
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
         grid = np.linspace(low, high, GRID)
+        grid = grid[profile.possible(one.law, name, grid)]
         values = profile.profile(one.law, one.t, one.fit, name, grid)
         out[name] = {"grid": grid, "relative": 100 * (values / one.fit.objective - 1)}
     return out

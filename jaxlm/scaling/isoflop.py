@@ -226,6 +226,8 @@ def _minimum(
     per = float(np.median(c / (t.params[group] * t.tokens[group])))
     n, loss = _sizes(t, group)
     drawn = random.standard_normal((len(n), times)) * noise + loss[:, None]
+    # a diverged run can make the noise as large as the loss, and a loss is above 0
+    drawn = np.maximum(drawn, loss[:, None] / 100)
     none = Minimum(flops, np.nan, np.nan, np.nan, np.nan, np.empty(0), len(n), "")
     if len(n) < SIZES:
         return none._replace(left_out=f"{len(n)} sizes; {SIZES} are needed")

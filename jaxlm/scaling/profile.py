@@ -6,6 +6,15 @@ from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, solve, table
 
 
+def possible(law: laws.Law, name: str, values: np.ndarray) -> np.ndarray:
+    """[G] bool: values that the law's parameter can take; a coefficient is above 0."""
+    theta = np.ones((len(values), len(law.names)))
+    theta[:, law.names.index(name)] = values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        internal = law.internal(theta, np.zeros(len(law.inputs)))
+    return np.all(np.isfinite(internal), axis=1)
+
+
 def profile(
     law: laws.Law, t: table.Table, found: fits.Fit, name: str, grid: np.ndarray
 ) -> np.ndarray:

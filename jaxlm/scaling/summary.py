@@ -67,6 +67,7 @@ def _head(record: Record) -> str:
         lines.append(
             f"  dropped, of highest loss: {', '.join(_short(d['loss']) for d in source['dropped'])}"
         )
+    lines += [f"  {note}" for note in source.get("notes", ())]
     lines += [f"  left out: {reason}" for reason in source["left_out"]]
     return "\n".join(lines)
 
