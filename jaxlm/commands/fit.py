@@ -9,6 +9,8 @@ import tyro
 
 from jaxlm.core import io
 from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
+from jaxlm.scaling.extended import pipeline
+from jaxlm.scaling.extended.options import Options as Extended
 
 
 def fit(args: Sequence[str]) -> int:
@@ -25,6 +27,7 @@ def fit(args: Sequence[str]) -> int:
         next: pathlib.Path | None = None,
         out: pathlib.Path = pathlib.Path("runs/fit"),
         options: Annotated[analysis.Options, tyro.conf.arg(name="")] = analysis.Options(),
+        extended: Annotated[Extended, tyro.conf.arg(name="")] = Extended(),
         about: study.About = study.About(),
     ) -> int:
         """Fit every scaling law that a table of runs identifies; print and record the study.
@@ -54,10 +57,14 @@ def fit(args: Sequence[str]) -> int:
         )
         about = told.fill(about, runs, intermediate) if runs.is_dir() else about
         candidates = None if next is None else choose.read(next)
+        pipeline.check(found, extended)
         record = analysis.run(found, options, about, runs.name, candidates)
         record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
+        record["extended"] = pipeline.run(found, extended, record)
         path = study.save(out, record)
         print(summary.text(record))
+        if record["extended"]:
+            print(f"\n{pipeline.text(record['extended'])}")
         print("\nwritten")
         for written in (path, *figures.draw(record, out)):
             print(f"  {written}")

@@ -1,0 +1,27 @@
+"""What `jaxlm fit` is asked for beyond the laws of loss; every default is off."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Analyses beyond the laws of loss."""
+
+    accuracy: str | None = None
+    """Column of downstream accuracies, from 0 to 1: predicted from loss in two steps and from
+    compute in one, by whichever predicts the largest budgets best."""
+    error: str | None = None
+    """The same of a column of errors, 1 - accuracy."""
+    chance: float = 0.0
+    """Accuracy of guessing: 0.25 for four choices."""
+    anchor: str | None = None
+    """COLUMN=TEXT: rows that the step from loss to accuracy reads and the law of loss does not,
+    such as one larger model (Gadre et al. 2024)."""
+    accuracy_at: tuple[tuple[float, float], ...] = ()
+    """N D, once for each run whose accuracy is wanted; not given: the plan at the target."""
+    accuracy_law: str | None = None
+    """The law of loss of the two steps; not given: the form that plans."""
+    residuals: Literal["log", "loss"] = "log"
+    """That law minimises Huber's loss of log L, or the squares of the loss itself, as Gadre et al.
+    2024 do."""
