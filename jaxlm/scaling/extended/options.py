@@ -25,3 +25,8 @@ class Options:
     residuals: Literal["log", "loss"] = "log"
     """That law minimises Huber's loss of log L, or the squares of the loss itself, as Gadre et al.
     2024 do."""
+
+    multiplier: str | None = None
+    """Column of recipes: the compute that each saves against the baseline, with an interval."""
+    baseline: str | None = None
+    """The column's value that recipes are compared with; not given: that of the first row."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.scaling import backtest, laws, optimum, table
-from jaxlm.scaling.extended import accuracy
+from jaxlm.scaling.extended import accuracy, recipes
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
 from jaxlm.scaling.study import Record, plain
@@ -25,6 +25,10 @@ def check(t: table.Table, options: Options) -> None:
     else:
         _law(options.accuracy_law, "chinchilla", "--accuracy-law")
         accuracy.errors(t, _accuracy(t, options, "chinchilla", ((1.0, 1.0),)))
+    if options.multiplier is None:
+        _unused(options, ("baseline",), "--multiplier")
+    else:
+        recipes.recipes(t, options.multiplier, options.baseline)
 
 
 def run(t: table.Table, options: Options, record: Record) -> Record:
@@ -40,6 +44,8 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
         law = _law(options.accuracy_law, record["law"], "--accuracy-law")
         asked = _accuracy(used, options, law, _plan(law, record, setting))
         out["accuracy"] = accuracy.run(used, asked, setting)
+    if options.multiplier is not None:
+        out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
     return plain(out)
 
 
@@ -49,7 +55,7 @@ def text(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-TEXTS: dict[str, Any] = {"accuracy": accuracy.text}
+TEXTS: dict[str, Any] = {"accuracy": accuracy.text, "multiplier": recipes.text}
 
 
 def _setting(t: table.Table, record: Record) -> Setting:
