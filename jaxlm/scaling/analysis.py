@@ -19,6 +19,7 @@ from jaxlm.scaling import (
     backtest,
     bootstrap,
     choose,
+    fixed,
     identify,
     isoflop,
     laws,
@@ -49,6 +50,8 @@ class Options:
     """Forms to fit; none named: every form that the runs identify."""
     law: str | None = None
     """The form that plans; not named: the back-test's winner among those with an optimum."""
+    fix: tuple[str, ...] = ()
+    """NAME=VALUE, a parameter held in every form that has it (alpha=0.35), or LAW.NAME=VALUE."""
     drop_highest: int = 0
     """Points of highest loss left out of every fit."""
     delta: float = 1e-3
@@ -130,7 +133,7 @@ def run(
             options.seed,
             options.noise,
         ),
-        "outliers": approaches.outliers(t, _outlier_law(planned), target, options.delta, per),
+        "outliers": _outliers(t, planned, options, target, per),
         "profiles": _profiles(planned, options),
         "points": {f: t._asdict()[f] for f in POINTS} | {"used": used},
     }
@@ -145,6 +148,7 @@ def _used(t: table.Table, options: Options) -> Array:
     for name in (*options.laws, *([options.law] if options.law else [])):
         if name not in laws.LAWS:
             raise ValueError(f"laws: {name!r} is none of {', '.join(laws.LAWS)}")
+    fixed.parse(options.fix)
     if options.law and options.laws and options.law not in options.laws:
         raise ValueError(f"law: {options.law!r} is to plan, and laws {options.laws} leave it out")
     if options.replicates < 20:
@@ -201,7 +205,8 @@ def _fits(
             continue
         why = identify.reason(law, points)
         if not why:
-            found = fits.fit(law, points, delta=options.delta)
+            held = fixed.parse(options.fix).get(name, {})
+            found = fits.fit(law, points, delta=options.delta, fixed=held)
             why = found.failed or ""
         if why:
             skipped[name] = why
@@ -229,13 +234,17 @@ def _form(one: Fitted, options: Options, target: float, per: float) -> Record:
     """What the record keeps of a form."""
     law, found = one.law, one.fit
     ends = {
+        # what is held has no interval
         name: approaches.interval(one.draws[:, i], options.level)
+        if name not in found.fixed
+        else None
         for i, name in enumerate(law.names)
     }
     return {
         "source": law.source,
         "inputs": law.inputs,
         "theta": found.theta,
+        "fixed": list(found.fixed),
         "intervals": ends,
         "objective": found.objective,
         "points": found.n,
@@ -278,7 +287,9 @@ def _tests(
     tests, refused = {}, {}
     for name, one in fitted.items():
         try:
-            tests[name] = backtest.run(one.law, one.t, least, options.delta)
+            tests[name] = backtest.run(
+                one.law, one.t, least, options.delta, fixed.parse(options.fix).get(name, {})
+            )
         except ValueError as error:
             refused[name] = str(error)
     if not tests and options.holdout is not None:
@@ -324,6 +335,14 @@ def _planner(
     return min(able, key=lambda f: (len(fitted[f].law.names), fitted[f].fit.objective))
 
 
+def _outliers(
+    t: table.Table, planned: Fitted, options: Options, target: float, per: float
+) -> list[Record]:
+    law = _outlier_law(planned)
+    held = fixed.parse(options.fix).get(law.name, {})
+    return approaches.outliers(t, law, target, options.delta, per, held)
+
+
 def _outlier_law(planned: Fitted) -> laws.Law:
     """Chinchilla's form, in which outliers are usually told, unless repeated tokens matter."""
     return planned.law if "unique" in planned.law.inputs else laws.LAWS["chinchilla"]
@@ -334,7 +353,7 @@ def _profiles(one: Fitted, options: Options) -> Record:
     out: Record = {}
     for i, name in enumerate(one.law.names):
         ends = approaches.interval(one.draws[:, i], options.level)
-        if name not in one.law.held or ends is None:
+        if name not in one.law.held or name in one.fit.fixed or ends is None:
             continue
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2

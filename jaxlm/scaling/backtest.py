@@ -64,8 +64,15 @@ def threshold(t: table.Table) -> float:
     return float(np.sort(t.flops)[-count])
 
 
-def run(law: laws.Law, t: table.Table, least: float, delta: float = 1e-3) -> Test:
-    """The Test of a law fitted to runs below `least` FLOPs on those of `least` or more.
+def run(
+    law: laws.Law,
+    t: table.Table,
+    least: float,
+    delta: float = 1e-3,
+    fixed: Mapping[str, float] = {},
+) -> Test:
+    """The Test of a law fitted to runs below `least` FLOPs on those of `least` or more; fixed:
+    parameters held at values.
 
     Raises: ValueError if no run is on one of the sides, or too few are left for the law.
     """
@@ -77,7 +84,7 @@ def run(law: laws.Law, t: table.Table, least: float, delta: float = 1e-3) -> Tes
             f"{t.flops.max():g}"
         )
     rest, test = table.take(t, ~held), table.take(t, held)
-    found = fits.fit(law, rest, delta=delta)
+    found = fits.fit(law, rest, delta=delta, fixed=fixed)
     if found.failed:
         raise ValueError(f"holdout: {law.name} on the {len(rest.loss)} other runs: {found.failed}")
     predicted = np.asarray(law.predict(fits.values(found), fits.inputs(law, test)))
