@@ -1,4 +1,7 @@
 """Analyses beyond the laws of loss: `jaxlm fit` runs those that its options request.
 
-accuracy        downstream accuracy from loss in two steps, or from compute in one
+options, pipeline   what is requested, and how it is run and reported; setting: shared with the study
+accuracy            downstream accuracy from loss in two steps, or from compute in one
+recipes             the compute that one recipe saves against another
+losses              every loss of a table at once, and laws from loss to loss
 """

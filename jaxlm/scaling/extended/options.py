@@ -30,3 +30,7 @@ class Options:
     """Column of recipes: the compute that each saves against the baseline, with an interval."""
     baseline: str | None = None
     """The column's value that recipes are compared with; not given: that of the first row."""
+
+    losses: str | None = None
+    """Pattern of columns that hold other losses of the same runs, such as 'loss_*': the planning
+    form of each, side by side, and the law from the study's loss to each."""

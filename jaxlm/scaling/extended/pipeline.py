@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.scaling import backtest, laws, optimum, table
-from jaxlm.scaling.extended import accuracy, recipes
+from jaxlm.scaling.extended import accuracy, losses, recipes
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
 from jaxlm.scaling.study import Record, plain
@@ -29,6 +29,8 @@ def check(t: table.Table, options: Options) -> None:
         _unused(options, ("baseline",), "--multiplier")
     else:
         recipes.recipes(t, options.multiplier, options.baseline)
+    if options.losses is not None:
+        losses.columns(t, options.losses)
 
 
 def run(t: table.Table, options: Options, record: Record) -> Record:
@@ -46,6 +48,9 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
         out["accuracy"] = accuracy.run(used, asked, setting)
     if options.multiplier is not None:
         out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
+    if options.losses is not None:
+        law = _law(None, record["law"], "--law")
+        out["losses"] = losses.run(used, options.losses, law, setting)
     return plain(out)
 
 
@@ -55,7 +60,11 @@ def text(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-TEXTS: dict[str, Any] = {"accuracy": accuracy.text, "multiplier": recipes.text}
+TEXTS: dict[str, Any] = {
+    "accuracy": accuracy.text,
+    "multiplier": recipes.text,
+    "losses": losses.text,
+}
 
 
 def _setting(t: table.Table, record: Record) -> Setting:
