@@ -1,7 +1,8 @@
 """Analyses beyond the laws of loss: `jaxlm fit` runs those that its options request.
 
-options, pipeline   what is requested, and how it is run and reported; setting: shared with the study
+options, pipeline   what is requested, and how it is run and reported; setting: what is shared
 accuracy            downstream accuracy from loss in two steps, or from compute in one
 recipes             the compute that one recipe saves against another
 losses              every loss of a table at once, and laws from loss to loss
+surfaces            learning rate and batch size: the loss as a surface, laws of its minimum
 """

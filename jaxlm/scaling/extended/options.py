@@ -18,8 +18,9 @@ class Options:
     anchor: str | None = None
     """COLUMN=TEXT: rows that the step from loss to accuracy reads and the law of loss does not,
     such as one larger model (Gadre et al. 2024)."""
-    accuracy_at: tuple[tuple[float, float], ...] = ()
-    """N D, once for each run whose accuracy is wanted; not given: the plan at the target."""
+    at: tuple[tuple[float, float], ...] = ()
+    """N D of each run whose accuracy, learning rate and batch are predicted; not given: the plan at
+    the target."""
     accuracy_law: str | None = None
     """The law of loss of the two steps; not given: the form that plans."""
     residuals: Literal["log", "loss"] = "log"
@@ -34,3 +35,7 @@ class Options:
     losses: str | None = None
     """Pattern of columns that hold other losses of the same runs, such as 'loss_*': the planning
     form of each, side by side, and the law from the study's loss to each."""
+
+    hyperparameters: tuple[str, str] | None = None
+    """Columns of learning rate and batch size: the surface of the loss over both, and the laws of
+    its minimum in N and D."""

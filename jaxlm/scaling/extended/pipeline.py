@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.scaling import backtest, laws, optimum, table
-from jaxlm.scaling.extended import accuracy, losses, recipes
+from jaxlm.scaling.extended import accuracy, losses, recipes, surfaces
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
 from jaxlm.scaling.study import Record, plain
@@ -21,7 +21,9 @@ def check(t: table.Table, options: Options) -> None:
     if options.accuracy is not None and options.error is not None:
         raise ValueError("--accuracy and --error: one of the two names the column")
     if options.accuracy is None and options.error is None:
-        _unused(options, ("chance", "anchor", "accuracy_at", "accuracy_law"), "--accuracy")
+        _unused(options, ("chance", "anchor", "accuracy_law"), "--accuracy")
+        if options.hyperparameters is None:
+            _unused(options, ("at",), "--accuracy or --hyperparameters")
     else:
         _law(options.accuracy_law, "chinchilla", "--accuracy-law")
         accuracy.errors(t, _accuracy(t, options, "chinchilla", ((1.0, 1.0),)))
@@ -31,6 +33,11 @@ def check(t: table.Table, options: Options) -> None:
         recipes.recipes(t, options.multiplier, options.baseline)
     if options.losses is not None:
         losses.columns(t, options.losses)
+    if options.hyperparameters is not None:
+        surfaces.columns(t, *options.hyperparameters)
+    for n, d in options.at:
+        if not (n > 0 and d > 0):
+            raise ValueError(f"--at {n:g} {d:g}: N and D above 0 are needed")
 
 
 def run(t: table.Table, options: Options, record: Record) -> Record:
@@ -51,6 +58,9 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     if options.losses is not None:
         law = _law(None, record["law"], "--law")
         out["losses"] = losses.run(used, options.losses, law, setting)
+    if options.hyperparameters is not None:
+        at = options.at or _plan("chinchilla", record, setting)
+        out["hyperparameters"] = surfaces.run(used, *options.hyperparameters, setting, at)
     return plain(out)
 
 
@@ -64,6 +74,7 @@ TEXTS: dict[str, Any] = {
     "accuracy": accuracy.text,
     "multiplier": recipes.text,
     "losses": losses.text,
+    "hyperparameters": surfaces.text,
 }
 
 
@@ -132,10 +143,7 @@ def rows(t: table.Table, flag: str, condition: str) -> np.ndarray:
 def _accuracy(
     t: table.Table, options: Options, law: str, plan: tuple[tuple[float, float], ...]
 ) -> accuracy.Request:
-    at = options.accuracy_at or plan
-    for n, d in at:
-        if not (n > 0 and d > 0):
-            raise ValueError(f"--accuracy-at {n:g} {d:g}: N and D above 0 are needed")
+    at = options.at or plan
     none = np.zeros(len(t.loss), bool)
     column = options.error if options.accuracy is None else options.accuracy
     assert column is not None

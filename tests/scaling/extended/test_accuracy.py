@@ -173,7 +173,7 @@ def test_the_command_predicts_accuracy(tmp_path, capsys):
     write(tmp_path / "runs.csv", runs(), ["accuracy", "name"])
     args = ["fit", str(tmp_path / "runs.csv"), "--laws", "chinchilla", "--replicates", "60"]
     args += ["--holdout", "1e21", "--out", str(tmp_path / "out")]
-    assert cli.main([*args, "--accuracy", "accuracy", "--accuracy-at", "1e10", "2e11"]) == 0
+    assert cli.main([*args, "--accuracy", "accuracy", "--at", "1e10", "2e11"]) == 0
     out = capsys.readouterr().out
     assert "accuracy: accuracy, chance 0; law of loss chinchilla" in out
     assert "(wins)" in out and "N 1e+10, D 2e+11 (1.2e+22 FLOPs): " in out
@@ -191,7 +191,7 @@ def test_the_command_predicts_accuracy(tmp_path, capsys):
         ({"accuracy": "accuracy", "anchor": "name=x"}, "no row has name = 'x'"),
         ({"accuracy": "accuracy", "anchor": "error=x"}, "column 'error' has numbers"),
         ({"accuracy": "accuracy", "accuracy_law": "offset"}, "no law of parameters and tokens"),
-        ({"accuracy": "accuracy", "accuracy_at": ((0.0, 1.0),)}, "--accuracy-at 0 1: N and D"),
+        ({"accuracy": "accuracy", "at": ((0.0, 1.0),)}, "--at 0 1: N and D"),
     ],
 )
 def test_options_are_checked_before_the_study(changed, text):
