@@ -46,6 +46,11 @@ def fit(args: Sequence[str]) -> int:
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
         """
+        alone = pipeline.alone(runs, extended, _pairs("column", column), options)
+        if alone is not None:
+            path = pipeline.save(out, alone)
+            print(f"{pipeline.text(alone)}\n\nwritten\n  {path}")
+            return 0
         found = table.read(
             runs,
             _pairs("column", column),

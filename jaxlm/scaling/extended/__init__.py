@@ -5,4 +5,5 @@ accuracy            downstream accuracy from loss in two steps, or from compute 
 recipes             the compute that one recipe saves against another
 losses              every loss of a table at once, and laws from loss to loss
 surfaces            learning rate and batch size: the loss as a surface, laws of its minimum
+architectures       laws of experts, sparsity, upcycled tokens and vocabulary; files: their columns
 """

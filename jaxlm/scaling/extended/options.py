@@ -1,6 +1,7 @@
 """What `jaxlm fit` is asked for beyond the laws of loss; every default is off."""
 
 import dataclasses
+import pathlib
 from typing import Literal
 
 
@@ -39,3 +40,10 @@ class Options:
     hyperparameters: tuple[str, str] | None = None
     """Columns of learning rate and batch size: the surface of the loss over both, and the laws of
     its minimum in N and D."""
+
+    form: str | None = None
+    """A law of other columns, which replaces the study: moe, sparsity, sparsity_tokens, upcycling
+    or vocabulary."""
+    form_test: pathlib.Path | None = None
+    """A file of runs that --form has not seen; not given: the tenth of the runs with the largest
+    inputs is held out."""

@@ -5,12 +5,17 @@ record["extended"] = pipeline.run(t, options, record)
 print(pipeline.text(record["extended"]))
 """
 
+import json
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxlm.core import io
 from jaxlm.scaling import backtest, laws, optimum, table
-from jaxlm.scaling.extended import accuracy, losses, recipes, surfaces
+from jaxlm.scaling.analysis import Options as StudyOptions
+from jaxlm.scaling.extended import accuracy, architectures, files, losses, recipes, surfaces
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
 from jaxlm.scaling.study import Record, plain
@@ -64,6 +69,38 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     return plain(out)
 
 
+def alone(
+    path: pathlib.Path, options: Options, columns: Mapping[str, str], study: StudyOptions
+) -> Record | None:
+    """{analysis: its record} of an analysis that reads a file without N, D and a loss, in place of
+    a study; None where none is requested.
+
+    Raises: ValueError naming the option, the file, the column or the row.
+    """
+    if options.form is None:
+        _unused(options, ("form_test",), "--form")
+        return None
+    test = None if options.form_test is None else files.read(options.form_test)
+    record = architectures.run(
+        options.form,
+        files.read(path),
+        test,
+        study.replicates,
+        study.level,
+        study.seed,
+        columns,
+    )
+    return plain({"form": record | {"path": str(path)}})
+
+
+def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
+    """Write extended.json, of an analysis without a study; its path. Raises: io.WriteError."""
+    io.make_folder(folder)
+    path = folder / "extended.json"
+    io.write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
 def text(record: Record) -> str:
     """The report of all analyses in a record of `run`."""
     parts = [TEXTS[name](value) for name, value in record.items()]
@@ -75,6 +112,7 @@ TEXTS: dict[str, Any] = {
     "multiplier": recipes.text,
     "losses": losses.text,
     "hyperparameters": surfaces.text,
+    "form": architectures.text,
 }
 
 
