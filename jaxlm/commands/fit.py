@@ -46,10 +46,7 @@ def fit(args: Sequence[str]) -> int:
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
         """
-        alone = pipeline.alone(runs, extended, _pairs("column", column), options)
-        if alone is not None:
-            path = pipeline.save(out, alone)
-            print(f"{pipeline.text(alone)}\n\nwritten\n  {path}")
+        if _alone(pipeline.alone(runs, extended, _pairs("column", column), options), out):
             return 0
         found = table.read(
             runs,
@@ -76,6 +73,15 @@ def fit(args: Sequence[str]) -> int:
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
+
+
+def _alone(record: study.Record | None, out: pathlib.Path) -> bool:
+    """Print and record an analysis that replaces the study; whether there is one."""
+    if record is None:
+        return False
+    path = pipeline.save(out, record)
+    print(f"{pipeline.text(record)}\n\nwritten\n  {path}")
+    return True
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

@@ -6,4 +6,5 @@ recipes             the compute that one recipe saves against another
 losses              every loss of a table at once, and laws from loss to loss
 surfaces            learning rate and batch size: the loss as a surface, laws of its minimum
 architectures       laws of experts, sparsity, upcycled tokens and vocabulary; files: their columns
+observations        benchmarks of public models: components, families, a target
 """

@@ -47,3 +47,11 @@ class Options:
     form_test: pathlib.Path | None = None
     """A file of runs that --form has not seen; not given: the tenth of the runs with the largest
     inputs is held out."""
+
+    observe: str | None = None
+    """Column of a benchmark of public models, in place of a study: predicted from the principal
+    components of the other benchmarks (--column flops=NAME, --holdout and --target in its unit)."""
+    benchmarks: tuple[str, ...] = ()
+    """Columns that make the components; not given: all that hold shares from 0 to 1."""
+    families: str = "Model Family"
+    """Column of the families of models."""

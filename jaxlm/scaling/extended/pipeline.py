@@ -15,7 +15,15 @@ import numpy as np
 from jaxlm.core import io
 from jaxlm.scaling import backtest, laws, optimum, table
 from jaxlm.scaling.analysis import Options as StudyOptions
-from jaxlm.scaling.extended import accuracy, architectures, files, losses, recipes, surfaces
+from jaxlm.scaling.extended import (
+    accuracy,
+    architectures,
+    files,
+    losses,
+    observations,
+    recipes,
+    surfaces,
+)
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
 from jaxlm.scaling.study import Record, plain
@@ -79,18 +87,27 @@ def alone(
     """
     if options.form is None:
         _unused(options, ("form_test",), "--form")
-        return None
-    test = None if options.form_test is None else files.read(options.form_test)
-    record = architectures.run(
-        options.form,
-        files.read(path),
-        test,
-        study.replicates,
-        study.level,
-        study.seed,
-        columns,
-    )
-    return plain({"form": record | {"path": str(path)}})
+    if options.observe is None:
+        _unused(options, ("benchmarks", "families"), "--observe")
+    if options.form is not None and options.observe is not None:
+        raise ValueError("--form and --observe: each replaces the study; one of the two")
+    again = (study.replicates, study.level, study.seed)
+    if options.form is not None:
+        test = None if options.form_test is None else files.read(options.form_test)
+        found = architectures.run(options.form, files.read(path), test, *again, columns)
+        return plain({"form": found | {"path": str(path)}})
+    if options.observe is not None:
+        request = observations.Request(
+            options.observe,
+            options.benchmarks,
+            options.families,
+            columns.get("flops", observations.Request.flops),
+            study.holdout,
+            study.target,
+        )
+        found = observations.run(files.read(path), request, *again)
+        return plain({"observations": found | {"path": str(path)}})
+    return None
 
 
 def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
@@ -113,6 +130,7 @@ TEXTS: dict[str, Any] = {
     "losses": losses.text,
     "hyperparameters": surfaces.text,
     "form": architectures.text,
+    "observations": observations.text,
 }
 
 

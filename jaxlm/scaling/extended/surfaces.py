@@ -71,9 +71,9 @@ def run(
     out: Record = {"rate": rate, "batch": batch, "cells": count, "runs": len(cells.loss)}
     for name, tokens_alone in (("batch of N and D", False), ("batch of D", True)):
         curvature, theta = _fit(cells, whole, tokens_alone)
-        fine = np.isfinite(theta.reshape(len(theta), -1)).all(1)
-        fine &= (np.linalg.eigvalsh(curvature) > 0).all(1)
-        if not fine[:1].all():
+        fine = np.array([np.isfinite(one).all() for one in theta])
+        fine &= np.linalg.eigvalsh(curvature).min(1) > 0
+        if not fine[0]:
             out[name] = {"skipped": "the surface has no minimum: it is not convex"}
             continue
         curvature, theta = curvature[fine], _uncentred(theta[fine], cells)
