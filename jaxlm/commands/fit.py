@@ -12,6 +12,8 @@ import tyro
 
 from jaxlm.core import cache, io
 from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
+from jaxlm.scaling.extended import pipeline
+from jaxlm.scaling.extended.options import Options as Extended
 
 # What `--by` writes next to the studies.
 BY = "by.json"
@@ -80,6 +82,7 @@ def fit(args: Sequence[str]) -> int:
         next: pathlib.Path | None = None,
         out: pathlib.Path = pathlib.Path("runs/fit"),
         options: Annotated[analysis.Options, tyro.conf.arg(name="")] = analysis.Options(),
+        extended: Annotated[Extended, tyro.conf.arg(name="")] = Extended(),
         about: study.About = study.About(),
     ) -> int:
         """Fit every scaling law that a table of runs identifies; print and record the study.
@@ -95,14 +98,19 @@ def fit(args: Sequence[str]) -> int:
             out: Where study.json and the figures go.
         """
         cache.programs(0.0)
+        columns = _pairs("column", reading.column)
+        if _alone(pipeline.alone(runs, extended, columns, options), out):
+            return 0
         candidates = None if next is None else choose.read(next)
 
         def one(
             t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
         ) -> study.Record:
             facts = _about(about, runs, t, reading.intermediate)
+            pipeline.check(t, extended)
             record = analysis.run(t, how, facts, name, candidates)
             record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
+            record["extended"] = pipeline.run(t, extended, record)
             _write(record, folder)
             return record
 
@@ -134,6 +142,8 @@ def _about(
 def _write(record: study.Record, folder: pathlib.Path) -> None:
     path = study.save(folder, record)
     print(summary.text(record))
+    if record["extended"]:
+        print(f"\n{pipeline.text(record['extended'])}")
     print("\nwritten")
     for written in (path, *figures.draw(record, folder)):
         print(f"  {written}")
@@ -202,6 +212,15 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     return summary.table(header, lines)
+
+
+def _alone(record: study.Record | None, out: pathlib.Path) -> bool:
+    """Print and record an analysis that replaces the study; whether there is one."""
+    if record is None:
+        return False
+    path = pipeline.save(out, record)
+    print(f"{pipeline.text(record)}\n\nwritten\n  {path}")
+    return True
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

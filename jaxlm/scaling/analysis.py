@@ -19,12 +19,15 @@ from jaxlm.scaling import (
     cautions,
     choice,
     choose,
+    experiments,
+    fixed,
     forms,
     isoflop,
     laws,
     planner,
     study,
     table,
+    warn,
 )
 from jaxlm.scaling.reading import checks
 from jaxlm.scaling.study import Record
@@ -46,6 +49,8 @@ class Options:
     law: str | None = None
     """The form that plans, or isoflop; not named: chinchilla, unless another predicts held-out
     budgets better beyond noise."""
+    fix: tuple[str, ...] = ()
+    """NAME=VALUE, a parameter held in every form that has it (alpha=0.35), or LAW.NAME=VALUE."""
     drop_highest: int = 0
     """Points of highest loss left out of every fit."""
     delta: float = 1e-3
@@ -119,20 +124,30 @@ def run(
             per,
             options.level,
         ),
-        "outliers": approaches.outliers(t, _outlier_law(planned), target, options.delta, per),
+        "outliers": _outliers(t, planned, options, target, per),
         "profiles": forms.profiles(planned, options.level),
         "points": {f: t._asdict()[f] for f in POINTS} | {"used": used},
     }
     record["plan"] = choice.entry(record, chosen, fitted, second, tested, how)
     record["next"] = _next(planned, candidates, target, per)
     record["checklist"] = study.checklist(about, kept, record)
-    record["cautions"] = [c._asdict() for c in cautions.study(record)]
+    record["cautions"] = [c._asdict() for c in cautions.study(record, _rows(kept, planned, record))]
     return study.plain(record)
+
+
+def _rows(t: table.Table, planned: forms.Fitted, record: Record) -> list[warn.Caution]:
+    """What the table's rows give reason to say."""
+    best = record["plan"]["params"]["value"]
+    return [
+        *experiments.notices(t, planned.fit.residual),
+        *experiments.cost(t, record["per"], best),
+    ]
 
 
 def _settings(options: Options) -> forms.Settings:
     return forms.Settings(
         options.laws,
+        fixed.parse(options.fix),
         options.delta,
         options.replicates,
         options.bootstrap,
@@ -145,6 +160,14 @@ def _pair(one: forms.Fitted) -> tuple[Array, Array]:
     return one.theta, one.draws
 
 
+def _outliers(
+    t: table.Table, planned: forms.Fitted, options: Options, target: float, per: float
+) -> list[Record]:
+    law = _outlier_law(planned)
+    held = fixed.parse(options.fix).get(law.name, {})
+    return approaches.outliers(t, law, target, options.delta, per, held)
+
+
 def _outlier_law(planned: forms.Fitted) -> laws.Law:
     """Chinchilla's form, in which outliers are usually told, unless repeated tokens matter."""
     return planned.law if "unique" in planned.law.inputs else laws.LAWS["chinchilla"]
@@ -155,6 +178,7 @@ def _used(t: table.Table, options: Options) -> Array:
     for name in (*options.laws, *([options.law] if options.law else [])):
         if name not in laws.LAWS and not (name == options.law == planner.ISOFLOP):
             raise ValueError(f"laws: {name!r} is none of {', '.join(laws.LAWS)}")
+    fixed.parse(options.fix)
     named = options.law not in (None, planner.ISOFLOP)
     if named and options.laws and options.law not in options.laws:
         raise ValueError(f"law: {options.law!r} is to plan, and laws {options.laws} leave it out")

@@ -163,12 +163,18 @@ def _isoflop(t: table.Table, found: isoflop.IsoFlop | str, target: float, level:
 
 
 def outliers(
-    t: table.Table, law: laws.Law, target: float, delta: float, per: float
+    t: table.Table,
+    law: laws.Law,
+    target: float,
+    delta: float,
+    per: float,
+    fixed: Mapping[str, float] = {},
 ) -> list[Record]:
     """One row for each count of highest losses left out: exponents, and D/N at the target.
 
     How outliers are treated moves the optimum of Hoffmann et al. 2022's runs more than the
     bootstrap's interval is wide. Counts that leave fewer points than parameters + 1 have no row.
+    fixed: parameters held at values.
     """
     order = np.argsort(-t.loss, kind="stable")
     rows = []
@@ -176,7 +182,7 @@ def outliers(
         rest = table.take(t, np.sort(order[count:]))
         if len(rest.loss) <= len(law.names):
             continue
-        found = fits.fit(law, rest, delta=delta)
+        found = fits.fit(law, rest, delta=delta, fixed=fixed)
         best = optimum.at(law.name, fits.values(found), target, per=per)
         rows.append(
             {

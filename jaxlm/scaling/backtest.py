@@ -8,7 +8,7 @@ from several in turn (rolling origin: Tashman 2000).
 A form that fits better need not extrapolate better, and only extrapolation is wanted of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,9 +114,15 @@ def _share(t: table.Table, share: float) -> float:
 
 
 def run(
-    law: laws.Law, t: table.Table, least: float, delta: float = 1e-3, replicates: int = 0
+    law: laws.Law,
+    t: table.Table,
+    least: float,
+    delta: float = 1e-3,
+    fixed: Mapping[str, float] = {},
+    replicates: int = 0,
 ) -> Test:
-    """The Test of a law fitted to runs below `least` FLOPs on those of `least` or more.
+    """The Test of a law fitted to runs below `least` FLOPs on those of `least` or more; fixed:
+    parameters held at values.
 
     replicates: refits for the errors' standard deviation, none where it is 0.
 
@@ -135,7 +141,7 @@ def run(
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {reason}"
         )
-    found = fits.fit(law, rest, delta=delta)
+    found = fits.fit(law, rest, delta=delta, fixed=fixed)
     if found.failed:
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {found.failed}"

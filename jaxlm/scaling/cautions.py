@@ -1,5 +1,7 @@
 """Every caution of a study, the one that matters most first."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxlm.scaling import forms, warn
@@ -30,11 +32,14 @@ WIDEN = (
 LAST = ("not recorded",)
 
 
-def study(record: studies.Record) -> list[Caution]:
+def study(record: studies.Record, rows: Sequence[Caution] = ()) -> list[Caution]:
     """Every caution of a study's record, ranked: what voids the plan, moves it, widens it; then
-    what concerns forms that do not plan, and what was not recorded."""
+    what concerns forms that do not plan, and what was not recorded.
+
+    rows: what `experiments` says of the table's rows.
+    """
     planners = {record["law"], record["plan"]["form"]}
-    ranked = [(_rank(c, True), c) for c in _whole(record)]
+    ranked = [(_rank(c, True), c) for c in (*rows, *_whole(record))]
     for name in record["forms"]:
         ranked += [(_rank(c, name in planners), c) for c in _form(record, name)]
     return [c for _, c in sorted(ranked, key=lambda pair: pair[0])]

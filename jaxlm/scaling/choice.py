@@ -75,7 +75,8 @@ def test(
         again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
         for cut in cuts:
             try:
-                done = backtest.run(one.law, one.t, cut, how.delta, again)
+                held = how.fix.get(name, {})
+                done = backtest.run(one.law, one.t, cut, how.delta, held, again)
                 tests.setdefault(name, []).append(done)
             except ValueError as error:
                 refused[name] = str(error)

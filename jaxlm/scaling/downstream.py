@@ -1,7 +1,8 @@
 """Accuracy of downstream tasks from loss (two steps) or from compute (one step).
 
 Every form is fitted by least squares on the error (1 - accuracy), so that their residuals can be
-compared: `forms = {f: fit(f, x, error) for f in ("exponential", "sigmoid")}`.
+compared: `forms = {f: fit(f, x, error) for f in ("exponential", "sigmoid")}`. Whatever a form says
+beyond its data, `predict` stays between an accuracy of chance and of 1.
 """
 
 import itertools
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
+from jaxlm.scaling import least_squares
+
 # Starts that are refined, the best of the grid by variable projection.
 REFINED = 12
-# Starts whose sum of squares is within this share of the least one have reached it.
-SAME = 1e-6
 
 Array = np.ndarray
 
@@ -74,32 +75,11 @@ def fit(form: str, x: Sequence[Array], error: Array, chance: float = 0.0) -> Cur
     x, error = _checked(form, law, x, error, chance)
     scaled = error / (1 - chance)
 
-    def unpack(u: Array) -> Array:
-        return np.where(law.positive, np.exp(np.minimum(u, 700)), u)
-
-    def residual(u: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.nan_to_num(law.predict(unpack(u), x) - scaled, nan=1e3, posinf=1e3)
-
-    high = np.array([math.log(h) if p else h for h, p in zip(law.high, law.positive)])
-    ends = []
-    for start in _best(law, x, scaled):
-        u = np.where(law.positive, np.log(np.where(law.positive, start, 1.0)), start)
-        found = optimize.least_squares(
-            residual,
-            np.minimum(u, high - 1e-6),
-            bounds=(-np.inf, high),
-            x_scale="jac",
-            xtol=1e-15,
-            ftol=1e-15,
-            gtol=1e-15,
-            max_nfev=2000,
-        )
-        ends.append((2 * found.cost, found.x))
-    least, u = min(ends, key=lambda end: end[0])
-    theta = unpack(u)
+    starts = np.stack([_internal(law, start) for start in _best(law, x, scaled)])
+    solved = least_squares.minimise(_value(law, x), starts, scaled, high=_high(law))
+    u, _, reached = least_squares.best(solved)
+    theta = _natural(law, u)
     left = (scaled - law.predict(theta, x)) * (1 - chance)
-    reached = float(np.mean([cost <= least * (1 + SAME) + 1e-20 for cost, _ in ends]))
     return Curve(
         form=form,
         theta={k: float(v) for k, v in zip(law.names, theta)},
@@ -107,17 +87,60 @@ def fit(form: str, x: Sequence[Array], error: Array, chance: float = 0.0) -> Cur
         rmse=float(np.sqrt(np.mean(left**2))),
         residual=left,
         reached=reached,
-        bound=tuple(n for n, v, h in zip(law.names, u, high) if v > h - 1e-4),
+        bound=tuple(n for n, v, h in zip(law.names, u, _high(law)) if v > h - 1e-4),
         n=len(error),
     )
 
 
-def predict(curve: Curve, x: Sequence[Array]) -> Array:
-    """Errors [n] of a fitted curve at inputs x (arrays [n], in the order of its form's inputs)."""
+def predict(curve: Curve, x: Sequence[Array], theta: Array | None = None) -> Array:
+    """Errors [n] of a fitted curve at inputs x (arrays [n], in the order of its form's inputs),
+    between 0 and 1 - chance.
+
+    theta [R,k]: parameters in place of the curve's own, such as those of `resample`; then x are
+    [n] or [R,n], and the errors [R,n].
+    """
+    law = FORMS[curve.form]
+    if theta is None:
+        theta = np.array([curve.theta[name] for name in law.names])
+    else:
+        theta = np.asarray(theta, float).T[:, :, None]
+    inputs = [np.asarray(a, float) for a in x]
+    return np.clip(law.predict(theta, inputs), 0.0, 1.0) * (1 - curve.chance)
+
+
+def resample(curve: Curve, x: Sequence[Array], error: Array, weights: Array) -> Array:
+    """[R,k] parameters refitted to errors [n] or [R,n] with weights [R,n], from the curve's own."""
     law = FORMS[curve.form]
     theta = np.array([curve.theta[name] for name in law.names])
-    inputs = [np.asarray(a, float) for a in x]
-    return law.predict(theta, inputs) * (1 - curve.chance)
+    solved = least_squares.minimise(
+        _value(law, [np.asarray(a, float) for a in x]),
+        np.tile(_internal(law, theta), (len(weights), 1)),
+        np.asarray(error, float) / (1 - curve.chance),
+        weights,
+        high=_high(law),
+    )
+    return _natural(law, solved.theta)
+
+
+# Fitted are logarithms of the parameters that are above 0.
+
+
+def _natural(law: Form, u: Array) -> Array:
+    return np.where(law.positive, np.exp(np.minimum(u, 700)), u)
+
+
+def _internal(law: Form, theta: Array) -> Array:
+    return np.where(law.positive, np.log(np.where(law.positive, theta, 1.0)), theta)
+
+
+def _high(law: Form) -> Array:
+    """[k] upper bounds of what is fitted."""
+    return np.array([math.log(h) if p else h for h, p in zip(law.high, law.positive)])
+
+
+def _value(law: Form, x: Sequence[Array]) -> least_squares.Value:
+    """Errors [R,n] of internal parameters [R,k]."""
+    return lambda u: law.predict(_natural(law, u).T[:, :, None], x)
 
 
 def _checked(
@@ -133,7 +156,9 @@ def _checked(
     for name, values in zip(law.inputs, inputs):
         if values.shape != error.shape:
             raise ValueError(f"{name}: shape {values.shape}, the errors have {error.shape}")
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        # a loss of 0 is the anchor of a model that is always right
+        least = 0.0 if name == "loss" else np.nextafter(0.0, 1.0)
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= least)))
         if bad.size:
             raise ValueError(f"{name}[{bad[0]}]: {values[bad[0]]} is not a finite number above 0")
     bad = np.flatnonzero(~((error >= 0) & (error <= 1)))

@@ -9,13 +9,13 @@ A form that fits one experiment leaves residuals that no column of the file expl
 import re
 import shlex
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from jaxlm.scaling import table
 from jaxlm.scaling.reading import units
+from jaxlm.scaling.warn import Caution
 
 # A column is an experiment's label if it has this many values ...
 VALUES = (2, 20)
@@ -39,19 +39,12 @@ COST = 0.02
 Array = np.ndarray
 
 
-class Notice(NamedTuple):
-    """As warn.Caution: `kind` names the check, `text` gives the numbers and what to do."""
-
-    kind: str
-    text: str
-
-
-def notices(t: table.Table, residual: Array) -> list[Notice]:
+def notices(t: table.Table, residual: Array) -> list[Caution]:
     """Notices about a table whose fit has log residuals [n]: by `mixed`, `sweeps`, `outliers`."""
     return [*mixed(t, residual), *sweeps(t), *outliers(t, residual)]
 
 
-def mixed(t: table.Table, residual: Array) -> list[Notice]:
+def mixed(t: table.Table, residual: Array) -> list[Caution]:
     """Notices of columns whose values explain the residuals: several experiments in one table.
 
     Of all rows, or of the rows that share their (N, D) about the mean there, which the form's own
@@ -91,7 +84,7 @@ def mixed(t: table.Table, residual: Array) -> list[Notice]:
     same = [names for names, value in shares.items() if value > most - 0.02]
     same.sort(key=lambda names: len(set(zip(*(t.columns[c].tolist() for c in names)))))
     names, others = same[0], [c for names in same[1:] for c in names]
-    return [Notice("several experiments", _separate(t, names, most, others))]
+    return [Caution("several experiments", _separate(t, names, most, others))]
 
 
 def _separate(t: table.Table, names: Sequence[str], share: float, others: Sequence[str]) -> str:
@@ -170,7 +163,7 @@ def _spread(residual: Array) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(residual - middle)))
 
 
-def sweeps(t: table.Table) -> list[Notice]:
+def sweeps(t: table.Table) -> list[Caution]:
     """A notice of several rows at most (N, D) that differ in hyper-parameters: a sweep."""
     cell = _cells(t)
     counts = np.bincount(cell)
@@ -188,7 +181,7 @@ def sweeps(t: table.Table) -> list[Notice]:
     if not varied:
         return []
     return [
-        Notice(
+        Caution(
             "hyper-parameters vary",
             f"{len(t.loss)} rows are at {len(counts)} (N, D), up to {counts.max()} each, where "
             f"{', '.join(repr(v) for v in varied[:3])} "
@@ -204,7 +197,7 @@ def _varies(values: Array, cell: Array, several: Array) -> bool:
     return sum(len(np.unique(v)) > 2 for v in at) > len(at) / 2
 
 
-def outliers(t: table.Table, residual: Array) -> list[Notice]:
+def outliers(t: table.Table, residual: Array) -> list[Caution]:
     """A notice of rows whose residual is FAR from the others': mistyped, or diverged."""
     middle, sd = _spread(residual)
     off = np.abs(residual - middle)
@@ -221,7 +214,7 @@ def outliers(t: table.Table, residual: Array) -> list[Notice]:
     highest = set(np.argsort(-t.loss)[: len(rows)].tolist()) == set(rows.tolist())
     mend = f", or --drop-highest {len(rows)} leaves them out" if highest else ""
     return [
-        Notice(
+        Caution(
             "outliers",
             f"{'; '.join(texts)}{more}: more than {FAR:g} times the spread of the others "
             f"({100 * sd:.2g} %). A number mistyped, or a run that diverged? Correct it{mend}",
@@ -234,7 +227,7 @@ def _named(t: table.Table, i: int) -> str:
     return "" if t.run[i] == str(t.row[i]) else f" ({t.run[i]})"
 
 
-def cost(t: table.Table, per: float, params: float) -> list[Notice]:
+def cost(t: table.Table, per: float, params: float) -> list[Caution]:
     """A notice of C/(N D) that depends on N, where a plan takes C = per N D.
 
     params: N* at the target. C/(N D) there is read off the sizes around it, or off the largest.
@@ -247,7 +240,7 @@ def cost(t: table.Table, per: float, params: float) -> list[Notice]:
         return []
     beyond = f", the largest, of {t.params.max():.3g}" if params > t.params.max() else ""
     return [
-        Notice(
+        Caution(
             "cost depends on size",
             f"C is {factor.min():.3g} to {factor.max():.3g} N D by size, and plans take "
             f"{per:.3g} N D at all: at N = {params:.3g} it is {there:.3g} N D{beyond}, so that the "

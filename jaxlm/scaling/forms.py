@@ -53,6 +53,8 @@ class Settings(NamedTuple):
     """How forms are fitted: see `analysis.Options`."""
 
     laws: tuple[str, ...]
+    fix: Mapping[str, Mapping[str, float]]
+    """{form: {parameter: the value it is held at}}."""
     delta: float
     replicates: int
     bootstrap: str
@@ -81,7 +83,7 @@ def every(
             continue
         why = identify.reason(law, points)
         if not why:
-            found = fits.fit(law, points, delta=how.delta)
+            found = fits.fit(law, points, delta=how.delta, fixed=how.fix.get(name, {}))
             why = found.failed or identify.rises(law, fits.values(found), points)
         if why:
             skipped[name] = why
@@ -183,7 +185,7 @@ def profiles(one: Fitted, level: float) -> Record:
     out: Record = {}
     for i, name in enumerate(one.law.names):
         ends = approaches.interval(one.draws[:, i], level)
-        if name not in one.law.held or ends is None:
+        if name not in one.law.held or name in one.fit.fixed or ends is None:
             continue
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
@@ -202,6 +204,8 @@ def undertuned(
     if TUNED not in fitted:
         return None
     one = fitted[TUNED]
+    if one.fit.fixed:
+        return None
     excess = tuning.test(one.t, one.fit)
     corrected = excess and tuning.correct(one.t, one.fit, excess, how.replicates, how.seed)
     return (excess, corrected) if excess and corrected else None

@@ -1,0 +1,214 @@
+"""The extended analyses that a study's options request, as a record and as text.
+
+pipeline.check(t, options)                       # before the study is run
+record["extended"] = pipeline.run(t, options, record)
+print(pipeline.text(record["extended"]))
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlm.core import io
+from jaxlm.scaling import backtest, laws, optimum, table
+from jaxlm.scaling.analysis import Options as StudyOptions
+from jaxlm.scaling.extended import (
+    accuracy,
+    architectures,
+    files,
+    losses,
+    observations,
+    recipes,
+    surfaces,
+)
+from jaxlm.scaling.extended.options import Options
+from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.study import Record, plain
+
+
+def check(t: table.Table, options: Options) -> None:
+    """Raises: ValueError naming the option, column or row of the table that cannot be used."""
+    if options.accuracy is not None and options.error is not None:
+        raise ValueError("--accuracy and --error: one of the two names the column")
+    if options.accuracy is None and options.error is None:
+        _unused(options, ("chance", "anchor", "accuracy_law"), "--accuracy")
+        if options.hyperparameters is None:
+            _unused(options, ("at",), "--accuracy or --hyperparameters")
+    else:
+        _law(options.accuracy_law, "chinchilla", "--accuracy-law")
+        accuracy.errors(t, _accuracy(t, options, "chinchilla", ((1.0, 1.0),)))
+    if options.multiplier is None:
+        _unused(options, ("baseline",), "--multiplier")
+    else:
+        recipes.recipes(t, options.multiplier, options.baseline)
+    if options.losses is not None:
+        losses.columns(t, options.losses)
+    if options.hyperparameters is not None:
+        surfaces.columns(t, *options.hyperparameters)
+    for n, d in options.at:
+        if not (n > 0 and d > 0):
+            raise ValueError(f"--at {n:g} {d:g}: N and D above 0 are needed")
+
+
+def run(t: table.Table, options: Options, record: Record) -> Record:
+    """{analysis: its record} of the analyses requested, from the study's table and record.
+
+    Raises: ValueError as `check`, and where the rows are too few for an analysis.
+    """
+    check(t, options)
+    used = table.take(t, np.asarray(record["points"]["used"], bool))
+    setting = _setting(used, record)
+    out: Record = {}
+    if options.accuracy is not None or options.error is not None:
+        law = _law(options.accuracy_law, record["law"], "--accuracy-law")
+        asked = _accuracy(used, options, law, _plan(law, record, setting))
+        out["accuracy"] = accuracy.run(used, asked, setting)
+    if options.multiplier is not None:
+        out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
+    if options.losses is not None:
+        law = _law(None, record["law"], "--law")
+        out["losses"] = losses.run(used, options.losses, law, setting)
+    if options.hyperparameters is not None:
+        at = options.at or _plan("chinchilla", record, setting)
+        out["hyperparameters"] = surfaces.run(used, *options.hyperparameters, setting, at)
+    return plain(out)
+
+
+def alone(
+    path: pathlib.Path, options: Options, columns: Mapping[str, str], study: StudyOptions
+) -> Record | None:
+    """{analysis: its record} of an analysis that reads a file without N, D and a loss, in place of
+    a study; None where none is requested.
+
+    Raises: ValueError naming the option, the file, the column or the row.
+    """
+    if options.form is None:
+        _unused(options, ("form_test",), "--form")
+    if options.observe is None:
+        _unused(options, ("benchmarks", "families"), "--observe")
+    if options.form is not None and options.observe is not None:
+        raise ValueError("--form and --observe: each replaces the study; one of the two")
+    again = (study.replicates, study.level, study.seed)
+    if options.form is not None:
+        test = None if options.form_test is None else files.read(options.form_test)
+        found = architectures.run(options.form, files.read(path), test, *again, columns)
+        return plain({"form": found | {"path": str(path)}})
+    if options.observe is not None:
+        request = observations.Request(
+            options.observe,
+            options.benchmarks,
+            options.families,
+            columns.get("flops", observations.Request.flops),
+            study.holdout,
+            study.target,
+        )
+        found = observations.run(files.read(path), request, *again)
+        return plain({"observations": found | {"path": str(path)}})
+    return None
+
+
+def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
+    """Write extended.json, of an analysis without a study; its path. Raises: io.WriteError."""
+    io.make_folder(folder)
+    path = folder / "extended.json"
+    io.write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def text(record: Record) -> str:
+    """The report of all analyses in a record of `run`."""
+    parts = [TEXTS[name](value) for name, value in record.items()]
+    return "\n\n".join(parts)
+
+
+TEXTS: dict[str, Any] = {
+    "accuracy": accuracy.text,
+    "multiplier": recipes.text,
+    "losses": losses.text,
+    "hyperparameters": surfaces.text,
+    "form": architectures.text,
+    "observations": observations.text,
+}
+
+
+def _setting(t: table.Table, record: Record) -> Setting:
+    options = record["options"]
+    delta, holdout = options["delta"], options["holdout"]
+    return Setting(
+        target=options["target"],
+        per=record["per"],
+        holdout=backtest.threshold(t) if holdout is None else holdout,
+        delta=np.inf if delta is None else delta,
+        replicates=options["replicates"],
+        level=options["level"],
+        seed=options["seed"],
+        clusters=options["bootstrap"] == "cluster",
+    )
+
+
+def _unused(options: Options, names: tuple[str, ...], needs: str) -> None:
+    """Raises: ValueError for an option that is set and that nothing reads."""
+    for name in names:
+        if getattr(options, name) != getattr(Options(), name):
+            raise ValueError(f"--{name.replace('_', '-')}: it is read with {needs} alone")
+
+
+def _law(name: str | None, planner: str, flag: str) -> str:
+    """The law of loss in N and D that an analysis uses: the one named, or the one that plans."""
+    if name is not None and name not in laws.LAWS:
+        raise ValueError(f"{flag} {name!r} is none of {', '.join(laws.LAWS)}")
+    law = name or planner
+    known = law in laws.LAWS and laws.LAWS[law].inputs == ("params", "tokens")
+    if name is not None and not known:
+        raise ValueError(f"{flag} {name!r} is no law of parameters and tokens")
+    return law if known else "chinchilla"
+
+
+def _plan(law: str, record: Record, setting: Setting) -> tuple[tuple[float, float], ...]:
+    """(N*, D*) at the target, by the form that plans."""
+    forms = record["forms"]
+    plan = next(f for f in (record["law"], law, *forms) if f in forms)
+    theta = list(forms[plan]["theta"].values())
+    best = optimum.at(plan, theta, setting.target, setting.per)
+    return ((float(best.params), float(best.tokens)),)
+
+
+def rows(t: table.Table, flag: str, condition: str) -> np.ndarray:
+    """[n] bool: rows where COLUMN=TEXT holds. Raises: ValueError where none does."""
+    column, sign, value = condition.partition("=")
+    if not (column and sign and value):
+        raise ValueError(f"{flag} {condition!r}: COLUMN=TEXT is needed, such as model=open_lm_1b")
+    if column not in t.columns and column != "run":
+        raise ValueError(f"{flag}: no column {column!r}; the file has {', '.join(t.columns)}")
+    values = t.run if column == "run" else t.columns[column]
+    if values.dtype.kind == "f":
+        try:
+            there = values == float(value)
+        except ValueError:
+            raise ValueError(f"{flag} {condition!r}: column {column!r} has numbers") from None
+    else:
+        there = values == value
+    if not there.any():
+        raise ValueError(f"{flag}: no row has {column} = {value!r}")
+    return there
+
+
+def _accuracy(
+    t: table.Table, options: Options, law: str, plan: tuple[tuple[float, float], ...]
+) -> accuracy.Request:
+    at = options.at or plan
+    none = np.zeros(len(t.loss), bool)
+    column = options.error if options.accuracy is None else options.accuracy
+    assert column is not None
+    return accuracy.Request(
+        column=column,
+        errors=options.accuracy is None,
+        chance=options.chance,
+        anchor=none if options.anchor is None else rows(t, "--anchor", options.anchor),
+        at=tuple((float(n), float(d)) for n, d in at),
+        law=law,
+        log=options.residuals == "log",
+    )
