@@ -11,7 +11,7 @@ from jaxlm.scaling.figures.values import Values
 OUTLYING, NAMED = 4.0, 8
 # Of a normal distribution, the standard deviation over the median absolute deviation.
 ROBUST = 1.4826
-BINS = 8  # of the running median
+BINS, FEW = 8, 10  # of the running median, and the fewest points of a bin
 APART = (24, 8)  # points to the right and up within which two rows share a text
 
 
@@ -67,7 +67,7 @@ def frontier(picture: Any, v: Values) -> bool:
     bar.set_ticks(places, labels=[style.count(10**x) for x in places])
     bar.set_label("parameters")
     bar.ax.yaxis.set_label_coords(4.4, 0.5)
-    style.legend(axes, loc="upper right")
+    style.legend(axes, "upper right")
     return True
 
 
@@ -83,7 +83,7 @@ def residuals(picture: Any, v: Values) -> bool:
     far = far[np.argsort(-np.abs(residual[far]), kind="stable")]
     named = set(far[:NAMED].tolist())
     grid = picture.subplots(1, 3, sharey=True)
-    picture.subplots_adjust(0.07, 0.15, 0.985, 0.85, wspace=0.06)
+    picture.subplots_adjust(0.07, 0.15, 0.985, 0.85, wspace=0.1)
     for axes, (name, kind, label) in zip(
         grid,
         (
@@ -96,10 +96,10 @@ def residuals(picture: Any, v: Values) -> bool:
         axes.axhline(0, color="k", linewidth=0.6)
         axes.axhspan(-2 * spread, 2 * spread, color=style.colour(v.law), alpha=0.08, linewidth=0)
         axes.plot(x, residual, "o", color=style.colour(v.law), markersize=2.5, alpha=0.7, mew=0)
-        order = np.argsort(x, kind="stable")
-        bins = [b for b in np.array_split(order, min(BINS, len(order))) if len(b)]
-        at = [np.exp(np.mean(np.log(x[b]))) for b in bins]
-        axes.plot(at, [np.median(residual[b]) for b in bins], color="k", linewidth=1.2)
+        if len(x) >= 2 * FEW:
+            bins = np.array_split(np.argsort(x, kind="stable"), min(BINS, len(x) // FEW))
+            at = [np.exp(np.mean(np.log(x[b]))) for b in bins]
+            axes.plot(at, [np.median(residual[b]) for b in bins], color="k", linewidth=1.2)
         style.frame(axes, label, "")
         style.log_axis(axes, "x", *style.widened(x), kind)
     for axes, name in zip(grid, ("params", "tokens", "flops")):
@@ -109,7 +109,8 @@ def residuals(picture: Any, v: Values) -> bool:
     told = f"Residuals of {v.law}: half are within {typical:.2g} %"
     if len(far):
         told += f"; {len(far)} beyond {OUTLYING:.0f} sd, named by row"
-    told += "  (line: running median; band: 2 robust sd)"
+    line = "line: running median; " if len(residual) >= 2 * FEW else ""
+    told += f"  ({line}band: 2 robust sd)"
     picture.text(0.07, 0.91, told, fontsize=10)
     return True
 

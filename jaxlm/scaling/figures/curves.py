@@ -21,7 +21,7 @@ def isoflop(picture: Any, v: Values) -> bool:
     from matplotlib import colormaps
 
     p = v.points
-    axes = picture.add_axes((0.1, 0.13, 0.73, 0.77))
+    axes = picture.add_axes((0.1, 0.2, 0.7, 0.71))
     groups = [np.array(g) for g in found["budgets"]]
     budgets = np.log10([np.median(p["flops"][g]) for g in groups])
     low, high = float(budgets.min()), float(budgets.max())
@@ -60,7 +60,7 @@ def isoflop(picture: Any, v: Values) -> bool:
     axes.plot(
         [], [], color=style.GREY, linewidth=1, linestyle=":", label="parabola near the lowest"
     )
-    style.legend(axes, loc="lower left")
+    style.legend(axes, "below")
     return True
 
 
@@ -78,7 +78,7 @@ def _parabola(n: Array, loss: Array) -> tuple[Array, Array]:
 
 def _scale(picture: Any, low: float, high: float) -> None:
     """The colours of budgets from 10^low to 10^high."""
-    bar = picture.add_axes((0.86, 0.13, 0.025, 0.77))
+    bar = picture.add_axes((0.825, 0.2, 0.025, 0.71))
     bar.imshow(
         np.linspace(0, 0.92, 64)[:, None],
         cmap="viridis",
@@ -94,7 +94,7 @@ def _scale(picture: Any, low: float, high: float) -> None:
     bar.set_yticks(places, [style.power(10**x) for x in places])
     bar.set_ylabel("training FLOPs")
     bar.yaxis.set_label_position("right")
-    bar.yaxis.set_label_coords(3.6, 0.5)
+    bar.yaxis.set_label_coords(5.2, 0.5)
 
 
 def profiles(picture: Any, v: Values) -> bool:
@@ -109,7 +109,9 @@ def profiles(picture: Any, v: Values) -> bool:
     picture.subplots_adjust(0.06, 0.17, 0.985, 0.82, wspace=0.12)
     shade = style.colour(v.law)
     heights = [np.array(one["relative"], float) for one in found.values()]
-    highest = max((np.nanmax(h) for h in heights if np.isfinite(h).any()), default=1.0)
+    # as high as every curve rises on both sides, and half as much again
+    ends = [min(h[0], h[-1]) for h in heights if np.isfinite(h[[0, -1]]).all()]
+    highest = max(1.5 * max(ends, default=0.0), 1.0)
     for i, (axes, (name, one)) in enumerate(zip(grid, found.items())):
         axes.plot(one["grid"], one["relative"], color=shade, linewidth=1.5)
         axes.axvline(form["theta"][name], color="k", linewidth=0.8)
@@ -119,7 +121,10 @@ def profiles(picture: Any, v: Values) -> bool:
         axes.set_ylim(-0.03 * highest, 1.05 * highest)
         if i:
             axes.set_yticklabels([])
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
+        axes.xaxis.set_major_formatter(
+            lambda x, _: style.count(x) if abs(x) >= 1000 else f"{x:.3g}"
+        )
     title = f"Profiles of {v.law}: others refitted; band: {v.level:.0%} bootstrap interval"
     if len(exponents) > 1:
         axes = grid[-1]
@@ -128,7 +133,7 @@ def profiles(picture: Any, v: Values) -> bool:
         axes.axvline(value, color="k", linewidth=0.8)
         axes.axvspan(*ends, alpha=0.12, color=shade, linewidth=0)
         axes.set_yticks([])
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         style.frame(axes, "exponent of N*(C)", "")
         title += "; last: density of bootstrap draws"
     picture.text(0.06, 0.9, title, fontsize=10)

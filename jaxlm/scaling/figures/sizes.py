@@ -27,7 +27,7 @@ def optimum(picture: Any, v: Values) -> bool:
         spread = [c.best._asdict()[field] for c in v.curves.values()]
         _scales(axes, v, [*np.concatenate(spread), *(m[field] for m in v.minima)], "count")
         _plan(axes, v, field)
-    style.legend(grid[0], loc="upper left")
+    style.legend(grid[0], "upper left")
     picture.text(0.075, 0.91, _title(v), fontsize=10)
     return True
 
@@ -64,7 +64,7 @@ def ratio(picture: Any, v: Values) -> bool:
     style.frame(axes, "training FLOPs", "D* / N* (tokens per parameter)", title)
     _scales(axes, v, every, "number")
     axes.text(axes.get_xlim()[0] * 1.15, RULE * 1.04, "20", color=style.GREY, fontsize=8)
-    style.legend(axes, loc="best")
+    style.legend(axes, "best")
     return True
 
 
@@ -105,7 +105,7 @@ def density(picture: Any, v: Values) -> bool:
     axes.yaxis.set_label_coords(-0.01, 0.5)
     axes.spines["left"].set_visible(False)
     style.log_axis(axes, "x", float(np.exp(at[0])), float(np.exp(at[-1])), "count")
-    style.legend(axes, loc="best")
+    style.legend(axes, "best")
     return True
 
 

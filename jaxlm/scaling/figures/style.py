@@ -120,6 +120,11 @@ def frame(axes: Any, x: str, y: str, title: str = "") -> None:
         axes.spines[side].set_visible(False)
 
 
-def legend(axes: Any, **place: Any) -> None:
-    """A legend without a box that hides what is under it."""
-    axes.legend(fontsize=8, framealpha=0.8, edgecolor="none", **place)
+def legend(axes: Any, place: str) -> None:
+    """A legend without a box that hides what is under it; "below": in one row under the axes."""
+    look = {"fontsize": 8, "framealpha": 0.8, "edgecolor": "none"}
+    if place == "below":
+        names = axes.get_legend_handles_labels()
+        axes.figure.legend(*names, loc="lower center", ncols=4, columnspacing=1.2, **look)
+    else:
+        axes.legend(loc=place, **look)
