@@ -102,6 +102,7 @@ BAD = {
     "empty cell": (rows(loss=at(LOSS, 2, "")), ["row 4, column 'loss'", "--drop-incomplete"]),
     "nan": (rows(loss=at(LOSS, 5, "nan")), ["row 7, column 'loss'", "nan", "--drop-incomplete"]),
     "inf": (rows(loss=at(LOSS, 5, "inf")), ["row 7, column 'loss'", "inf", "--drop-incomplete"]),
+    "too large": (rows(N=at(N, 1, "1e999M")), ["row 3, column 'N'", "a finite number is needed"]),
     "negative": (rows(loss=at(LOSS, 0, -3)), ["row 2, column 'loss'", "'-3'; a number above 0"]),
     "zero": (rows(D=at(D, 0, 0)), ["row 2, column 'D'", "'0'; a number above 0"]),
     "percent": (rows(loss=at(LOSS, 1, "31%")), ["row 3, column 'loss'", "is a percentage"]),
@@ -116,7 +117,7 @@ BAD = {
         ["row 6, column 'params (M)'", "'B'", "'M'"],
     ),
     "mixed decimals": (
-        "N;D;loss\n1e8;1e9;3,54\n1e8;2e9;3,29\n2e8;4e9;3,123\n4e8;8e9;2.9\n",
+        "N;D;loss\n1e8;1e9;3,54\n1e8;2e9;3,29\n2e8;4e9;3,123\n4e8;8e9;2.912\n",
         ["row 5, column 'loss'", "a decimal point, where other cells have commas"],
     ),
     "odd thousands": (

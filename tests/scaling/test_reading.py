@@ -83,6 +83,11 @@ FORMATS = {
     "100M": text().replace("00000000.0,", "00M,"),
     "thousands": "N;D;loss\n"
     + "".join(f"{n:,.0f};{d:,.0f};{v!r}\n" for n, d, v in zip(N, D, map(float, LOSS))),  # fmt: skip
+    "european": "N;D;loss\n"
+    + "".join(
+        f"{n:,.0f};{d:,.0f};".replace(",", ".") + f"{v!r}\n".replace(".", ",")
+        for n, d, v in zip(N, D, map(float, LOSS))
+    ),
     "words": "N,D,loss\n"
     + "".join(
         f"{n / 1e6:g} M params,{d / 1e9:g}B tokens,{v!r} nats\n"
@@ -101,6 +106,7 @@ def test_every_format_is_the_same_table(tmp_path, name):
         np.testing.assert_allclose(got, wanted, rtol=1e-12)
     changed = {"(M)", "_m", "gflops", "1e21", "PF-days", "compute_pflop_s_days", "bits"}
     changed |= {"perplexity", "100M", "words", "semicolon, decimal comma", "tab, decimal comma"}
+    changed |= {"european"}
     assert bool(t.notes) == (name in changed | {"excel's sep="})  # never in silence
 
 

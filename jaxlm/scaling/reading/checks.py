@@ -122,7 +122,7 @@ def _factor(numbers: Mapping[str, Array], names: Mapping[str, str], places: Plac
 def diverged(loss: Array) -> Array:
     """[n] bool: losses above a uniform guess's; none if most are, which is another unit."""
     high = loss > LOSS
-    return high if np.nanmedian(loss) <= LOSS else np.zeros(len(loss), bool)
+    return high & (2 * high.sum() < np.isfinite(loss).sum())
 
 
 def losses(

@@ -139,7 +139,7 @@ def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
                 if unit is not None
             ]
             # a loss in nats is meant where another column has it in bits or as a perplexity
-            bare = [m for m in matches if field == "loss" and m.unit == _NONE]
+            bare = [m for m in matches if field == "loss" and m.unit == units.ONE]
             matches = bare or matches
             if len(matches) > 1:
                 several = [m.name for m in matches]
@@ -154,11 +154,8 @@ def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
                 )
             if matches:
                 unit = matches[0].unit
-                return Column(matches[0].name, None if unit == _NONE else unit)
+                return Column(matches[0].name, None if unit == units.ONE else unit)
     return None
-
-
-_NONE = units.Unit("", 1.0)
 
 
 def _whole(name: str) -> str:
@@ -174,7 +171,7 @@ def _last(name: str) -> str:
 def _match(field: str, name: str, names: Sequence[str]) -> units.Unit | None:
     """The unit of a header that is one of the names; a Unit without text where none is in it."""
     if units.plain(name) in names:
-        return _NONE
+        return units.ONE
     if field not in NUMBERS:
         return None
     for base, text in _splits(name):

@@ -262,7 +262,9 @@ def _parquet(path: pathlib.Path, content: bytes) -> Grid:
     try:
         records = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is a damaged Parquet file: {str(error).strip()}") from None
+        raise ValueError(
+            f"{path} is a damaged Parquet file: {' '.join(str(error).split())}"
+        ) from None
     if not records:
         raise ValueError(f"{path} is empty: it has columns, and a row for each run is needed")
     return _records(str(path), [(i, _flat(record)) for i, record in enumerate(records, 1)])

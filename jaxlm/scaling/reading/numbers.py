@@ -123,6 +123,8 @@ def _column(
     for i, text in enumerate(sheet.column(column.name)):
         try:
             number, unit = _parse(field, text, comma)
+            if not math.isfinite(number * (column.unit or unit or units.ONE).factor):
+                raise ValueError(f"{text}; a finite number is needed")
             if unit is not None and column.unit is not None and unit.factor != column.unit.factor:
                 raise ValueError(
                     f"{text!r} has the unit {unit.text!r}, the column {column.unit.text!r}"
@@ -159,13 +161,12 @@ def _parse(field: str, text: str, comma: bool) -> tuple[float, units.Unit | None
         value = float(text)
     except ValueError:
         value = None
-    if value is not None:
-        if not math.isfinite(value):
-            raise ValueError(f"{text}; a finite number is needed")
-        if not (comma and _EUROPEAN.fullmatch(text) and text.count(".") > 1):
-            if comma and "." in text and "e" not in text.lower() and not text.endswith(".0"):
-                raise ValueError(f"{text!r} has a decimal point, where other cells have commas")
-            return value, None
+    # 1.000 next to 4,05 is a thousand; no loss is
+    thousands = comma and _EUROPEAN.fullmatch(text) and field not in ("loss", "loss_se")
+    if value is not None and not thousands:
+        if comma and "." in text and "e" not in text.lower() and not text.endswith(".0"):
+            raise ValueError(f"{text!r} has a decimal point, where other cells have commas")
+        return value, None
     match = _CELL.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no number")

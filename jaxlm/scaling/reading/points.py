@@ -239,11 +239,14 @@ def _one_size(run: Array, params: Array | None) -> tuple[Array, str]:
     sizes share, such as a repetition's number, is no run's."""
     if params is None or len(set(run.tolist())) == len(run):
         return run, ""
-    logs = np.log(params)
-    for name in dict.fromkeys(run.tolist()):
-        if np.ptp(logs[run == name]) > 0.05:
-            apart = np.array([f"{r}, N={n:.4g}" for r, n in zip(run, params)])
-            return apart, f"run {name!r} has several N: its rows are runs by their N too"
+    names, group = np.unique(run, return_inverse=True)
+    least, most = np.full(len(names), np.inf), np.zeros(len(names))
+    np.minimum.at(least, group, params)
+    np.maximum.at(most, group, params)
+    if (most > 1.05 * least).any():
+        apart = np.array([f"{r}, N={n:.4g}" for r, n in zip(run, params)])
+        name = str(names[np.argmax(most / least)])
+        return apart, f"run {name!r} has several N: its rows are runs by their N too"
     return run, ""
 
 

@@ -68,6 +68,9 @@ class Unit(NamedTuple):
     loss: str = "nats per token"  # the loss's unit after conversion
 
 
+ONE = Unit("", 1.0)
+
+
 def plain(name: str) -> str:
     """A name in small letters, with `_` for all that is no letter and no digit."""
     return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
