@@ -252,9 +252,9 @@ def _json(law: Law, found: dict[str, Any], vocab: int) -> str:
         record["chosen_by"] = law.record["plan"]["chosen_by"]
         record["planner"] = law.plan.sizes[0].name
         record["disagreement"] = plans.disagreement(
-            law.record, best.flops.value, [best.params.low, best.params.high]
+            law.record, best.flops.value, best.params.value, [best.params.low, best.params.high]
         )
-        record["by_form"] = plans.rivals(law.record, best.flops.value)
+        record["rivals"] = plans.rivals(law.record, best.flops.value)
         record["cautions"] = law.record["cautions"]
     runs = {"optimum": found["optimum"]}
     runs |= {"served": found["served"].best} if "served" in found else {}

@@ -237,9 +237,8 @@ def lines(tests: Sequence[Test], minima: Sequence[isoflop.Minimum]) -> Errors:
         if len(below) < FITTED:
             continue
         x, y = np.log([m.flops for m in below]), np.log([m.params for m in below])
-        weights = np.array([measured[case] for case, m in kept if m.flops <= largest]) ** -2.0
-        if not np.isfinite(weights).all():
-            weights = np.ones(len(below))
+        own = np.array([measured[case] for case, m in kept if m.flops <= largest])
+        weights = own**-2.0 if (own > 0).all() else np.ones(len(below))
         line, middle = isoflop.power(x, y, weights), np.average(x, weights=weights)
         lever = np.sum(weights * (x - middle) ** 2)
         for case, m in kept:
@@ -247,8 +246,8 @@ def lines(tests: Sequence[Test], minima: Sequence[isoflop.Minimum]) -> Errors:
                 continue
             at = np.log(m.flops)
             error = line.intercept + line.exponent * at - np.log(m.params)
-            own = 1 / np.sum(weights) + (at - middle) ** 2 / lever
-            sd = np.sqrt(own + measured[case] ** 2)
+            line_sd = 1 / np.sum(weights) + (at - middle) ** 2 / lever if (own > 0).all() else 0.0
+            sd = np.sqrt(line_sd + measured[case] ** 2)
             rows.append((case, cut, np.log10(m.flops / largest), error, sd))
     return _errors(rows)
 

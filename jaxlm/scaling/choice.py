@@ -233,7 +233,7 @@ def _values(record: Record, target: float, level: float) -> Record:
     }
     if all(s["name"] in forms.FIXED_EXPONENT for s in record["plan"]["sizes"]):
         out["exponent"]["interval"] = None
-    out["disagreement"] = plan.disagreement(record, target, out["params"]["interval"])
+    out["disagreement"] = plan.disagreement(record, target, **out["params"])
     return out
 
 

@@ -119,11 +119,15 @@ def record(
 ) -> Record:
     """What a study's record keeps of a form."""
     law, found = one.law, one.fit
-    ends = {name: approaches.interval(one.draws[:, i], level) for i, name in enumerate(law.names)}
+    ends = {
+        name: None if name in found.fixed else approaches.interval(one.draws[:, i], level)
+        for i, name in enumerate(law.names)
+    }
     return {
         "source": law.source,
         "inputs": law.inputs,
         "theta": found.theta,
+        "fixed": list(found.fixed),
         "intervals": ends,
         "objective": found.objective,
         "points": found.n,

@@ -161,31 +161,46 @@ def quality(p: Planned, params: float) -> float:
     return float(at(fit, np.exp(high)).loss[0])
 
 
-def rivals(record: Record, flops: float) -> dict[str, float]:
-    """{form or approach: its N* at `flops`}, of all that have one."""
-    out: dict[str, float] = {}
+def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] | None]]:
+    """{form or approach: (its N* at `flops`, its own interval)}, of all that have one.
+
+    An approach's interval is as wide as at the study's target.
+    """
+    out: dict[str, tuple[float, list[float] | None]] = {}
+    ends = np.array([50 * (1 - record["options"]["level"]), 50 * (1 + record["options"]["level"])])
     for name, form in record["forms"].items():
-        if "params" in form["optimum"]:
-            theta = [form["theta"][k] for k in laws.LAWS[name].names]
-            out[name] = float(optimum.at(name, theta, flops, record["per"]).params)
+        if "params" not in form["optimum"]:
+            continue
+        theta = [form["theta"][k] for k in laws.LAWS[name].names]
+        draws = np.array(form["draws"], float).reshape(-1, len(theta))
+        n = float(optimum.at(name, theta, flops, record["per"]).params)
+        many = optimum.at(name, draws, flops, record["per"]).params if len(draws) else np.empty(0)
+        many = many[np.isfinite(many)]
+        out[name] = n, np.percentile(many, ends).tolist() if len(many) > 1 else None
     for name, side in record["approaches"].items():
         if "intercept" in side:
-            out[name] = float(np.exp(side["intercept"] + side["exponent"] * np.log(flops)))
-    return {name: n for name, n in out.items() if np.isfinite(n)}
+            n = float(np.exp(side["intercept"] + side["exponent"] * np.log(flops)))
+            wide = side["params_interval"]
+            out[name] = n, None if wide is None else [n / side["params"] * v for v in wide]
+    return {name: pair for name, pair in out.items() if np.isfinite(pair[0])}
 
 
-def disagreement(record: Record, flops: float, interval: list[float] | None) -> str:
-    """Which forms and approaches put N* at `flops` outside the plan's interval, in a sentence;
-    "" where none does."""
+def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
+    """Which forms and approaches contradict the plan's N* at `flops`, in a sentence; "" where none
+    does. Those do whose N* is outside the plan's interval, and the plan's N* outside theirs."""
     every = rivals(record, flops)
-    if interval is None or len(every) < 2:
+    if interval is None:
         return ""
-    outside = {k: n for k, n in every.items() if not interval[0] <= n <= interval[1]}
-    if not outside:
+
+    def against(n: float, own: list[float] | None) -> bool:
+        inside = own is not None and own[0] <= value <= own[1]
+        return not interval[0] <= n <= interval[1] and not inside
+
+    apart = {k: n for k, (n, own) in every.items() if against(n, own)}
+    if not apart:
         return ""
-    listed = ", ".join(f"{n:.3g} by {k}" for k, n in sorted(outside.items(), key=lambda p: p[1]))
-    inside = len(every) - len(outside)
+    listed = ", ".join(f"{n:.3g} by {k}" for k, n in sorted(apart.items(), key=lambda p: p[1]))
     return (
-        f"N* at {flops:.3g} FLOPs is outside this interval by {len(outside)} of {len(every)} forms "
-        f"and approaches ({listed}); {inside} of them lie inside"
+        f"{len(apart)} of {len(every)} forms and approaches put N* at {flops:.3g} FLOPs outside "
+        f"this interval, beyond their own: {listed}"
     )

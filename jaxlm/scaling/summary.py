@@ -90,8 +90,8 @@ def _plan(record: Record) -> str:
     lines = [title, table(["", "value", f"{level:.0%} interval"], rows)]
     if plan["disagreement"]:
         lines.append(f"  disagreement: {plan['disagreement']}")
-    first = record["cautions"][:1]
-    lines += [f"  caution: {c['kind']}: {c['text']}" for c in first if c["kind"] != "not recorded"]
+    first = [c for c in record["cautions"] if c["kind"] not in ("forms disagree", "not recorded")]
+    lines += [f"  caution: {c['kind']}: {c['text']}" for c in first[:1]]
     return "\n".join([*lines, f"  intervals hold {_held(plan)}"])
 
 

@@ -263,7 +263,7 @@ def starts(law: str, reached: float, failed: int, replicates: int) -> list[Cauti
 
 def disagreement(text: str) -> list[Caution]:
     """The caution of forms and approaches outside the plan's interval, from `plan.disagreement`."""
-    return [Caution("forms disagree", f"{text}; no interval of one form says so")] if text else []
+    return [Caution("forms disagree", text)] if text else []
 
 
 def undertuned(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import laws, optimum
+from jaxlm.scaling import laws, optimum, plan
 from jaxlm.scaling.study import Record
 
 Array = np.ndarray
@@ -113,8 +113,7 @@ class Values:
 
     def sizes(self) -> Iterator[tuple[str, Array]]:
         """(form or "plan", its draws [R] of N* at the target)."""
-        plan = self.record.get("plan")
-        if plan is not None:
-            yield "plan", np.array(plan["draws"]["params"], float)
+        if self.record.get("plan") is not None:
+            yield "plan", plan.at(plan.of(self.record), self.target).params[1:]
         for name, best in self.at_target.items():
             yield name, best.params
