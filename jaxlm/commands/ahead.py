@@ -153,12 +153,17 @@ def _study(law: Law, plan: Plan, level: float) -> list[Row]:
         return []
     rows = [Row("plan", ""), Row("chosen", law.record["plan"]["chosen_by"])]
     if math.isfinite(plan.params.low):
-        text = plans.disagreement(law.record, plan.flops.value, [plan.params.low, plan.params.high])
+        text = _disagreement(law.record, plan)
         rows += [Row("disagreement", text)] if text else []
     for caution in law.record["cautions"]:
         if caution["kind"] in cautions.VOID + cautions.MOVE and caution["kind"] != "forms disagree":
             rows.append(Row(f"caution: {caution['kind']}", caution["text"]))
     return rows
+
+
+def _disagreement(record: study.Record, plan: Plan) -> str:
+    ends = [plan.params.low, plan.params.high]
+    return plans.disagreement(record, plan.flops.value, plan.params.value, ends)
 
 
 def _run(law: Law, plan: Plan) -> list[Row]:
@@ -251,9 +256,7 @@ def _json(law: Law, found: dict[str, Any], vocab: int) -> str:
         best = found["optimum"]
         record["chosen_by"] = law.record["plan"]["chosen_by"]
         record["planner"] = law.plan.sizes[0].name
-        record["disagreement"] = plans.disagreement(
-            law.record, best.flops.value, best.params.value, [best.params.low, best.params.high]
-        )
+        record["disagreement"] = _disagreement(law.record, best)
         record["rivals"] = plans.rivals(law.record, best.flops.value)
         record["cautions"] = law.record["cautions"]
     runs = {"optimum": found["optimum"]}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxlm.core import cache, io
-from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
+from jaxlm.scaling import analysis, choose, figures, render, study, summary, table, told
 from jaxlm.scaling.extended import pipeline
 from jaxlm.scaling.extended.options import Options as Extended
 
@@ -81,6 +81,7 @@ def fit(args: Sequence[str]) -> int:
         by: tuple[str, ...] = (),
         next: pathlib.Path | None = None,
         out: pathlib.Path = pathlib.Path("runs/fit"),
+        format: render.Format = "text",
         options: Annotated[analysis.Options, tyro.conf.arg(name="")] = analysis.Options(),
         extended: Annotated[Extended, tyro.conf.arg(name="")] = Extended(),
         about: study.About = study.About(),
@@ -96,6 +97,7 @@ def fit(args: Sequence[str]) -> int:
             next: A file of candidates (N, D, and FLOPs if they are not 6 N D): which of them
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
+            format: Of the report: text, markdown, or latex (tables with booktabs).
         """
         cache.programs(0.0)
         columns = _pairs("column", reading.column)
@@ -111,7 +113,7 @@ def fit(args: Sequence[str]) -> int:
             record = analysis.run(t, how, facts, name, candidates)
             record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
             record["extended"] = pipeline.run(t, extended, record)
-            _write(record, folder)
+            _write(record, folder, format)
             return record
 
         if not by:
@@ -139,14 +141,16 @@ def _about(
     return told.fill(about, runs, intermediate) if runs.is_dir() else about
 
 
-def _write(record: study.Record, folder: pathlib.Path) -> None:
+def _write(record: study.Record, folder: pathlib.Path, format: render.Format) -> None:
     path = study.save(folder, record)
-    print(summary.text(record))
+    print(summary.text(record, format))
     if record["extended"]:
-        print(f"\n{pipeline.text(record['extended'])}")
-    print("\nwritten")
-    for written in (path, *figures.draw(record, folder)):
-        print(f"  {written}")
+        print(f"\n{render.verbatim(pipeline.text(record['extended']), format)}")
+    drawn = figures.draw(record, folder)
+    if format == "text":
+        print("\nwritten")
+        for written in (path, *drawn):
+            print(f"  {written}")
 
 
 def _each(
@@ -211,7 +215,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{row['loss'][0]:.4f}",
             ]
         )
-    return summary.table(header, lines)
+    return render.table(header, lines)
 
 
 def _alone(record: study.Record | None, out: pathlib.Path) -> bool:

@@ -110,6 +110,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], format: Format =
     return "\n".join([lines[0], "| " + " | ".join(sides) + " |", *lines[1:]])
 
 
+def verbatim(text: str, format: Format = "text") -> str:
+    """Lines that keep their columns: a code block, a verbatim environment."""
+    if format == "markdown":
+        return f"```\n{text}\n```"
+    if format == "latex":
+        return f"\\begin{{verbatim}}\n{text}\n\\end{{verbatim}}"
+    return text
+
+
 def join(parts: Sequence[str], format: Format = "text") -> str:
     """The parts of a report that are not empty, an empty line between two."""
     escaped("", format)
