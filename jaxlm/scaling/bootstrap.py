@@ -15,7 +15,6 @@ import numpy as np
 from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, solve, table
 
-
 # Runs that a cluster bootstrap needs: of n drawn 63 % are different, and of fewer than six those
 # hardly hold a law.
 RUNS = 6
