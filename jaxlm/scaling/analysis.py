@@ -58,7 +58,8 @@ class Options:
     replicates: int = 1000
     """Bootstrap refits of each form."""
     bootstrap: Literal["auto", "case", "cluster"] = "auto"
-    """Resample points, or whole runs; auto: runs where any has several points."""
+    """Resample points, or whole runs; auto: runs where any has several points, and
+    there are six or more."""
     seed: int = 0
     """Of all resampling."""
     holdout: float | None = None

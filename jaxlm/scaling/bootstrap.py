@@ -15,6 +15,10 @@ import numpy as np
 from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, solve, table
 
+# Runs that a cluster bootstrap needs: of n drawn 63 % are different, and of fewer than six those
+# hardly hold a law.
+RUNS = 6
+
 
 class Draws(NamedTuple):
     """R replicates, float64."""
@@ -31,11 +35,14 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
 
 
 def method(choice: str, t: table.Table) -> str:
-    """ "case" or "cluster" of "auto": clusters where a run has several points, which share its
-    noise; another choice as it is."""
+    """The bootstrap that "auto" chooses, "case" or "cluster"; another choice as it is.
+
+    Clusters where a run has several points, which share its noise, and there are RUNS or more to
+    draw from.
+    """
     if choice != "auto":
         return choice
-    return "cluster" if len(np.unique(t.run)) < len(t.run) else "case"
+    return "cluster" if RUNS <= len(np.unique(t.run)) < len(t.run) else "case"
 
 
 def resample(

@@ -177,7 +177,11 @@ def test_a_folder_of_curves_is_a_run_each(tmp_path):
     assert "the last point of each of 2 training curves" in " ".join(t.notes)
     t = table.read(tmp_path, intermediate=True)
     assert t.run.tolist() == ["a"] * 3 + ["b"] * 3 and len(set(t.row)) == 6
-    assert bootstrap.method("auto", t) == "cluster"
+    assert bootstrap.method("auto", t) == "case"  # of two runs nothing can be drawn
+    lengths = np.concatenate([D / 2, D])
+    many = table.make(np.tile(N, 2), lengths, np.tile(LOSS, 2), run=np.tile(np.arange(12), 2))
+    assert bootstrap.method("auto", many) == "cluster"
+    assert bootstrap.method("case", many) == "case"
 
 
 def test_exported_charts_and_tables_of_runs(tmp_path):
