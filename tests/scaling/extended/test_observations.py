@@ -94,4 +94,4 @@ def test_the_command(tmp_path, capsys):
     assert cli.main([*args, "--target", "1e5", "--out", str(tmp_path / "out")]) == 0
     assert "observations: 60 models" in capsys.readouterr().out
     assert cli.main([*args, "--form", "moe"]) == 2
-    assert "each replaces the study" in capsys.readouterr().err
+    assert "each replaces the study; one of them" in capsys.readouterr().err
