@@ -148,7 +148,9 @@ def _used(t: table.Table, options: Options) -> Array:
     for name in (*options.laws, *([options.law] if options.law else [])):
         if name not in laws.LAWS:
             raise ValueError(f"laws: {name!r} is none of {', '.join(laws.LAWS)}")
-    fixed.parse(options.fix)
+    held = fixed.parse(options.fix)
+    if held and options.laws and not set(held) & set(options.laws):
+        raise ValueError(f"--fix {options.fix}: no law of {options.laws} has what is held")
     if options.law and options.laws and options.law not in options.laws:
         raise ValueError(f"law: {options.law!r} is to plan, and laws {options.laws} leave it out")
     if options.replicates < 20:
