@@ -70,13 +70,13 @@ def _counted(t: table.Table, setting: Setting) -> Record:
     """{theta, exponent, params, tokens, loss: [value, ends]}."""
     law = laws.CHINCHILLA
     per = float(np.median(t.flops / (t.params * t.tokens)))
-    found = fits.fit(law, t, delta=setting.delta)
+    result = fits.fit(law, t, delta=setting.delta)
     resampled = bootstrap.clusters if setting.clusters else bootstrap.cases
-    many = resampled(law, t, found, setting.replicates, setting.seed)
+    many = resampled(law, t, result, setting.replicates, setting.seed)
     draws = many.theta[~many.failed]
-    best = optimum.at(law.name, fits.values(found), setting.target, per)
+    best = optimum.at(law.name, fits.values(result), setting.target, per)
     drawn = optimum.at(law.name, draws, setting.target, per)
-    out: Record = {"theta": found.theta, "failed": found.failed}
+    out: Record = {"theta": result.theta, "failed": result.failed}
     for name in ("exponent", "params", "tokens", "loss"):
         values = getattr(drawn, name)
         ends = bootstrap.interval(values[np.isfinite(values)], setting.level)
@@ -87,13 +87,13 @@ def _counted(t: table.Table, setting: Setting) -> Record:
 def _minima(t: table.Table) -> Record:
     """{exponent, sizes} of isoFLOP minima, or {skipped: why there are none}."""
     try:
-        found = isoflop.fit(t, "akima", replicates=2)
+        result = isoflop.fit(t, "akima", replicates=2)
     except ValueError as reason:
         return {"skipped": str(reason)}
-    count = sum(not m.left_out for m in found.minima)
+    count = sum(not m.left_out for m in result.minima)
     if count < BUDGETS:
         return {"skipped": f"{count} budgets with a minimum inside; {BUDGETS} are needed"}
-    return {"exponent": found.exponent, "budgets": count}
+    return {"exponent": result.exponent, "budgets": count}
 
 
 def text(record: Record) -> str:

@@ -133,14 +133,14 @@ def _model(count: int) -> Callable[..., Any]:
 
 def alone(t: table.Table, member: Array, count: int, delta: float) -> Pooled:
     """Every group by itself. Raises: ValueError where a fit does not converge."""
-    found = [
+    result = [
         fits.fit(laws.CHINCHILLA, table.take(t, member == i), delta=delta) for i in range(count)
     ]
-    for one in found:
+    for one in result:
         if one.failed:
             raise ValueError(f"--pool: {one.failed}")
-    theta = np.stack([fits.values(one) for one in found])
-    return Pooled(np.inf, theta, float(sum(one.objective for one in found)))
+    theta = np.stack([fits.values(one) for one in result])
+    return Pooled(np.inf, theta, float(sum(one.objective for one in result)))
 
 
 def fit(t: table.Table, member: Array, first: Pooled, spread: float, delta: float) -> Pooled:
@@ -265,9 +265,9 @@ def _draws_alone(t: table.Table, member: Array, pooled: Pooled, setting: Setting
     out = []
     for i in range(len(pooled.theta)):
         own = table.take(t, member == i)
-        found = fits.fit(laws.CHINCHILLA, own, delta=setting.delta)
+        result = fits.fit(laws.CHINCHILLA, own, delta=setting.delta)
         seed = setting.seed + i
-        out.append(bootstrap.cases(laws.CHINCHILLA, own, found, setting.replicates, seed).theta)
+        out.append(bootstrap.cases(laws.CHINCHILLA, own, result, setting.replicates, seed).theta)
     return np.stack(out, 1)
 
 

@@ -1,4 +1,4 @@
-"""What `jaxlm fit` is asked for beyond the laws of loss; every default is off."""
+"""Options of `jaxlm fit` beyond the laws of loss; every default is off."""
 
 import dataclasses
 import pathlib

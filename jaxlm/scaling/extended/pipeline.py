@@ -71,8 +71,8 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     out: Record = {}
     if options.accuracy is not None or options.error is not None:
         law = _law(options.accuracy_law, record["law"], "--accuracy-law")
-        asked = _accuracy(used, options, law, _plan(law, record, setting))
-        out["accuracy"] = accuracy.run(used, asked, setting)
+        request = _accuracy(used, options, law, _plan(law, record, setting))
+        out["accuracy"] = accuracy.run(used, request, setting)
     if options.multiplier is not None:
         out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
     if options.losses is not None:
@@ -105,8 +105,8 @@ def alone(
     again = (study.replicates, study.level, study.seed)
     if options.form is not None:
         test = None if options.form_test is None else files.read(options.form_test)
-        found = architectures.run(options.form, files.read(path), test, *again, columns)
-        return plain({"form": found | {"path": str(path)}})
+        result = architectures.run(options.form, files.read(path), test, *again, columns)
+        return plain({"form": result | {"path": str(path)}})
     if options.observe is not None:
         request = observations.Request(
             options.observe,
@@ -116,14 +116,14 @@ def alone(
             study.holdout,
             study.target,
         )
-        found = observations.run(files.read(path), request, *again)
-        return plain({"observations": found | {"path": str(path)}})
+        result = observations.run(files.read(path), request, *again)
+        return plain({"observations": result | {"path": str(path)}})
     if options.schedule is not None:
         if not 0 < options.momentum < 1:
             raise ValueError(f"--momentum {options.momentum}: a share between 0 and 1 is needed")
         curves = schedules.read(files.read(path), options.schedule)
-        found = schedules.run(curves, options.momentum, *again)
-        return plain({"schedule": found | {"path": str(path)}})
+        result = schedules.run(curves, options.momentum, *again)
+        return plain({"schedule": result | {"path": str(path)}})
     _unused(options, ("momentum",), "--schedule")
     return None
 

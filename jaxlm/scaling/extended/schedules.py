@@ -118,12 +118,12 @@ def run(curves: list[Curve], momentum: float, replicates: int, level: float, see
 
     Raises: ValueError for schedules that never anneal, or too few rows.
     """
-    found = [areas(c.step, c.rate, momentum) for c in curves]
+    result = [areas(c.step, c.rate, momentum) for c in curves]
     sizes = np.array([c.params for c in curves])
     of_size = bool(np.isfinite(sizes).all() and np.ptp(np.log(sizes)) > 0)
-    if not any(np.any(np.diff(c.rate[a.fitted]) < 0) for c, a in zip(curves, found)):
+    if not any(np.any(np.diff(c.rate[a.fitted]) < 0) for c, a in zip(curves, result)):
         raise ValueError("--schedule: no learning rate falls, so that annealing has no effect here")
-    x, y, which = _stacked(curves, found)
+    x, y, which = _stacked(curves, result)
     theta, reached = fit(x, y, of_size)
     draws = _resample(theta, x, y, which, of_size, replicates, seed)
     low, high = bootstrap.interval(draws, level)
@@ -137,7 +137,7 @@ def run(curves: list[Curve], momentum: float, replicates: int, level: float, see
             "rows": int(own.sum()),
             "mae": 100 * float(np.abs(log_error[own]).mean()),
             "unseen": _unseen(x, y, which, i, of_size),
-            "points": _points(curve, found[i], theta, of_size, momentum),
+            "points": _points(curve, result[i], theta, of_size, momentum),
         }
     return {
         "momentum": momentum,
@@ -204,13 +204,13 @@ def _value(x: Array, of_size: bool) -> least_squares.Value:
     return value
 
 
-def _stacked(curves: list[Curve], found: list[Areas]) -> tuple[Array, Array, Array]:
+def _stacked(curves: list[Curve], result: list[Areas]) -> tuple[Array, Array, Array]:
     """(S_1, S_2, N [3,n]; losses [n]; curve [n]) of all rows after warm-up."""
     x = [
         np.stack([a.forward, a.annealed, np.full(len(a.forward), c.params)])[:, a.fitted]
-        for c, a in zip(curves, found)
+        for c, a in zip(curves, result)
     ]
-    y = [c.loss[a.fitted] for c, a in zip(curves, found)]
+    y = [c.loss[a.fitted] for c, a in zip(curves, result)]
     which = [np.full(len(v), i) for i, v in enumerate(y)]
     return np.concatenate(x, 1), np.concatenate(y), np.concatenate(which)
 
@@ -253,21 +253,21 @@ def _unseen(x: Array, y: Array, which: Array, i: int, of_size: bool) -> Record |
 
 
 def _points(
-    curve: Curve, found: Areas, theta: Array, of_size: bool, momentum: float
+    curve: Curve, result: Areas, theta: Array, of_size: bool, momentum: float
 ) -> list[Record]:
     """Checkpoints as runs of their own length: measured loss, and what the same schedule compressed
     to that length would have reached."""
     out = []
     for fraction in FRACTIONS:
         i = int(np.argmin(np.abs(curve.step - fraction * curve.step[-1])))
-        if not found.fitted[i]:
+        if not result.fitted[i]:
             continue
         # warm-up keeps its length, the rest is compressed
         peak = curve.step[np.argmax(curve.rate)]
         ratio = (curve.step[i] - peak) / (curve.step[-1] - peak)
         later = np.maximum(curve.step - peak, 0.0)
         short = areas(np.minimum(curve.step, peak) + ratio * later, curve.rate, momentum)
-        now = np.array([[found.forward[i]], [found.annealed[i]], [curve.params]])
+        now = np.array([[result.forward[i]], [result.annealed[i]], [curve.params]])
         then = np.array([[short.forward[-1]], [short.annealed[-1]], [curve.params]])
         gain = predict(theta, then, of_size)[0] - predict(theta, now, of_size)[0]
         out.append(
@@ -292,12 +292,12 @@ def text(record: Record) -> str:
     ]
     for name, row in record["runs"].items():
         unseen = row["unseen"]
-        told = (
+        unseen_text = (
             "the other runs do not tell"
             if unseen is None
             else f"from the other runs {unseen['mae']:.3f} %, at its end {unseen['last']:+.3f} %"
         )
-        lines.append(f"  {name}: mean absolute error {row['mae']:.3f} %; {told}")
+        lines.append(f"  {name}: mean absolute error {row['mae']:.3f} %; {unseen_text}")
         points = ", ".join(
             f"{p['step']:g}: {p['loss']:.4f} -> {p['as_a_run']:.4f}" for p in row["points"]
         )

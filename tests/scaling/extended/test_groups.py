@@ -46,14 +46,14 @@ def test_the_limits_are_separate_fits_and_common_exponents():
 @pytest.mark.slow
 def test_groups_of_equal_exponents_are_pooled():
     """Ten noisy runs a group hold no exponents alone; together they nearly do."""
-    found = groups.run(runs(), "set", SETTING)
-    assert found["spread"] <= 0.2
-    errors = dict((s, e) for s, e in found["errors"])
-    assert errors[found["spread"]] < errors[np.inf]
-    away = [[abs(np.log(g[k][3] / 0.33)) for g in found["groups"].values()] for k in ("alone",)]
-    pooled = [abs(np.log(g["pooled"]["theta"][3] / 0.33)) for g in found["groups"].values()]
+    result = groups.run(runs(), "set", SETTING)
+    assert result["spread"] <= 0.2
+    errors = dict((s, e) for s, e in result["errors"])
+    assert errors[result["spread"]] < errors[np.inf]
+    away = [[abs(np.log(g[k][3] / 0.33)) for g in result["groups"].values()] for k in ("alone",)]
+    pooled = [abs(np.log(g["pooled"]["theta"][3] / 0.33)) for g in result["groups"].values()]
     assert np.mean(pooled) < np.mean(away)
-    assert "spread of log exponents" in groups.text(found)
+    assert "spread of log exponents" in groups.text(result)
 
 
 @pytest.mark.slow
@@ -63,9 +63,9 @@ def test_training_sets_of_gadre():
     n, d, loss = (public.column(data, c) for c in ("N", "D", "loss_c4_val"))
     names = np.array([r["dataset_name"] for r in data])
     t = table.make(n, d, loss)._replace(columns={"dataset_name": names})
-    found = groups.run(t, "dataset_name", SETTING)
-    errors = dict((s, e) for s, e in found["errors"])
-    assert errors[found["spread"]] <= min(errors[np.inf], errors[0.0])
+    result = groups.run(t, "dataset_name", SETTING)
+    errors = dict((s, e) for s, e in result["errors"])
+    assert errors[result["spread"]] <= min(errors[np.inf], errors[0.0])
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def curve(kind, steps=2000, params=np.nan, noise=0.0, every=10, seed=0):
 
 def test_the_areas_are_the_sums():
     rate = shape("cosine", 300)
-    found = schedules.areas(np.arange(1, 301.0), rate, 0.97)
+    result = schedules.areas(np.arange(1, 301.0), rate, 0.97)
     s1, s2 = sums(rate, 0.97)
-    assert found.forward == pytest.approx(s1) and found.annealed == pytest.approx(s2)
-    assert found.fitted.argmax() == rate.argmax()
+    assert result.forward == pytest.approx(s1) and result.annealed == pytest.approx(s2)
+    assert result.fitted.argmax() == rate.argmax()
 
 
 @pytest.mark.parametrize("of_size", [False, True])
@@ -57,27 +57,27 @@ def test_a_known_law_is_found_and_reaches_another_schedule(of_size):
     sizes = (1e7, 1e8, 1e9) if of_size else (np.nan,) * 3
     kinds = ("cosine", "constant", "wsd")
     curves = [curve(k, params=n, every=5) for k, n in zip(kinds, sizes)]
-    found = schedules.run(curves, 0.99, 20, 0.95, 0)
+    result = schedules.run(curves, 0.99, 20, 0.95, 0)
     for name, value in TRUTH.items():
-        assert found["theta"][name][0] == pytest.approx(value, rel=2e-3)
+        assert result["theta"][name][0] == pytest.approx(value, rel=2e-3)
     if of_size:
-        assert found["theta"]["beta"][0] == pytest.approx(0.25, rel=1e-2)
-    unseen = found["runs"]["wsd"]["unseen"]
+        assert result["theta"]["beta"][0] == pytest.approx(0.25, rel=1e-2)
+    unseen = result["runs"]["wsd"]["unseen"]
     assert unseen is None if of_size else unseen["mae"] < 0.05
     # a checkpoint of the trunk becomes the run of its length with the schedule compressed
-    half = next(p for p in found["runs"]["wsd"]["points"] if p["step"] == 1000)
+    half = next(p for p in result["runs"]["wsd"]["points"] if p["step"] == 1000)
     short = curve("wsd", 1000, sizes[2], every=5)
     assert half["as_a_run"] == pytest.approx(short.loss[-1], rel=1e-3)
     assert half["loss"] > half["as_a_run"] + 0.005
-    last = found["runs"]["wsd"]["points"][-1]
+    last = result["runs"]["wsd"]["points"][-1]
     assert last["as_a_run"] == pytest.approx(last["loss"], abs=1e-9)
 
 
 def test_noisy_curves_have_intervals_that_hold_the_truth():
     curves = [curve(k, noise=0.003, seed=i) for i, k in enumerate(("cosine", "wsd"))]
-    found = schedules.run(curves, 0.99, 60, 0.95, 0)
+    result = schedules.run(curves, 0.99, 60, 0.95, 0)
     for name, value in TRUTH.items():
-        low, high = found["theta"][name][1]
+        low, high = result["theta"][name][1]
         assert low - 0.1 * abs(value) < value < high + 0.1 * abs(value)
 
 
