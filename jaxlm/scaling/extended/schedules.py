@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import signal
 
 from jaxlm.scaling import bootstrap, least_squares
 
@@ -101,6 +100,8 @@ def read(data: Mapping[str, Array], rate: str) -> list[Curve]:
 def areas(step: Array, rate: Array, momentum: float) -> Areas:
     """The Areas of a schedule known at some steps [n], counted a step at a time: linear between
     them; before the first it goes on rising where it rises there (warm-up), else it is constant."""
+    from scipy import signal
+
     every = np.arange(1, int(round(step[-1])) + 1)
     slope = max(0.0, (rate[1] - rate[0]) / (step[1] - step[0]))
     start = max(0.0, rate[0] - slope * step[0])
