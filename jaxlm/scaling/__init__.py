@@ -19,6 +19,8 @@ choose    which run to train next
 
 What is made of them
 analysis  a whole study; study: its record; summary, figures: its report, for `jaxlm fit`
+extended  accuracy, multipliers, other losses and columns: what `jaxlm fit` does on request
+least_squares  batched least squares for these; fixed: parameters that are held
 told      what run directories tell of a study's set-up
 ahead     plans from a study, for `jaxlm plan-ahead`; forecast: a run's loss before it is trained
 ablation  paired runs; sequential: tests while they come in; worth: a loss difference as compute

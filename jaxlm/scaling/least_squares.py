@@ -18,8 +18,9 @@ Value = Callable[[Array], Array]
 
 # Relative step of the differences; damping at the start, after a better and after a worse step.
 STEP, DAMPING, EASIER, HARDER = 1e-6, 1e-3, 0.2, 4.0
-# A problem has converged when a step promises less than this share of its sum of squares.
-CONVERGED = 1e-13
+# A problem has converged when a step promises less than this share of its sum of squares, or, where
+# the model is exact, than this share of the sum of y^2.
+CONVERGED, EXACT = 1e-13, 1e-26
 
 
 class Solved(NamedTuple):
@@ -55,6 +56,7 @@ def minimise(
     cost = _cost(value, theta, y, w)
     damping, converged = np.full(many, DAMPING), np.zeros(many, bool)
     active = np.isfinite(cost)
+    size = (w * y**2).sum(1)
     for _ in range(steps):
         at = np.flatnonzero(active)
         if not at.size:
@@ -63,7 +65,7 @@ def minimise(
         trial = np.clip(theta[at] + step, low, high)
         new = _cost(value, trial, y[at], w[at])
         better = new <= cost[at]
-        done = promised <= CONVERGED * cost[at] + 1e-300
+        done = promised <= CONVERGED * cost[at] + EXACT * size[at]
         theta[at[better]], cost[at[better]] = trial[better], new[better]
         damping[at] = np.where(better, damping[at] * EASIER, damping[at] * HARDER)
         damping[at] = np.maximum(damping[at], 1e-12)

@@ -46,6 +46,12 @@ def test_what_cannot_be_held_is_refused(texts, text):
         fixed.parse(texts)
 
 
+def test_what_no_fitted_law_has_is_refused():
+    options = analysis.Options(laws=("chinchilla",), fix=("tied.alpha=0.3",), replicates=20)
+    with pytest.raises(ValueError, match="no law of .'chinchilla',. has what is held"):
+        analysis.run(runs(), options)
+
+
 def test_a_study_holds_it_in_every_refit():
     """Fit, bootstrap, back-test and outlier table; it has no interval, the others narrow."""
     options = analysis.Options(laws=("chinchilla",), replicates=60, delta=np.inf, target=1e22)

@@ -37,6 +37,8 @@ CHAINS: dict[str, tuple[str, bool]] = {
 # With fewer points than this per parameter a resample often lacks what holds a parameter: residuals
 # are resampled instead of points.
 FEW = 3
+# With fewer runs held out the report says that the winner may be chance.
+RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +301,7 @@ def text(record: Record) -> str:
         f"accuracy: {record['column']}, chance {record['chance']:g}; law of loss {record['law']}"
     ]
     header = f"  {'chain':<24}{'points':>7}{'rmse':>9}{'tested':>8}{'mean':>9}{'mean abs':>10}"
-    lines.append(f"{header}{'largest':>9}{'inside':>9}")
+    lines.append(f"{header}{'largest':>9}{'of error':>10}{'inside':>9}")
     for name, chain in record["chains"].items():
         if "skipped" in chain:
             lines.append(f"  {name}: not fitted: {chain['skipped']}")
@@ -311,12 +313,17 @@ def text(record: Record) -> str:
             lines.append(f"{row}  no back-test: {chain['untested']}")
             continue
         row += f"{test['tested']:>8}{test['mean']:>+9.4f}{test['mae']:>10.4f}"
-        lines.append(f"{row}{test['largest']:>9.4f}{test['inside']:>6}/{test['tested']}")
+        share = f"{100 * np.mean(test['relative_error']):.2f} %"
+        row += f"{test['largest']:>9.4f}{share:>10}"
+        lines.append(f"{row}{test['inside']:>6}/{test['tested']}")
     wins = record["chains"][record["wins"]]
     values = ", ".join(f"{k} {v:.6g}" for k, v in wins["theta"].items())
     lines.append(f"  {record['wins']}: {values}; {wins['source']}")
     if wins["bound"]:
         lines.append(f"  not determined by the data: {', '.join(wins['bound'])} (at its limit)")
+    test = wins["backtest"]
+    if test is not None and test["tested"] < RUNS:
+        lines.append(f"  {test['tested']} runs held out: which chain wins may be chance")
     if not record["backtested"]:
         lines.append("  no chain could be back-tested: the one with the closest fit is used")
     for p in record["predictions"]:

@@ -63,7 +63,7 @@ def run(
 ) -> Record:
     """The record of a form fitted to the columns of one file and tried on another's.
 
-    columns: {field: column} of fields that are not found by their usual names.
+    columns: {field: column} of fields that are not result by their usual names.
 
     Raises: ValueError naming the form, the column, the row, or too few rows.
     """

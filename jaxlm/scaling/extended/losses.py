@@ -149,17 +149,17 @@ def _weights(t: table.Table, setting: Setting) -> Array:
     return random.multinomial(len(kinds), share, setting.replicates)[:, which].astype(float)
 
 
-def _law(found: fits.Fit, draws: Array, law: str, setting: Setting) -> Record:
+def _law(result: fits.Fit, draws: Array, law: str, setting: Setting) -> Record:
     """{theta: {name: [value, ends]}, params, tokens, loss, exponent: [value, ends]}."""
-    theta = fits.values(found)
+    theta = fits.values(result)
     best = optimum.at(law, theta, setting.target, setting.per)
     many = optimum.at(law, draws, setting.target, setting.per)
     low, high = bootstrap.interval(draws, setting.level)
     out: Record = {
         "theta": {
-            k: [v, [float(low[i]), float(high[i])]] for i, (k, v) in enumerate(found.theta.items())
+            k: [v, [float(low[i]), float(high[i])]] for i, (k, v) in enumerate(result.theta.items())
         },
-        "residual_sd": float(np.std(found.residual)),
+        "residual_sd": float(np.std(result.residual)),
     }
     for name in ("params", "tokens", "loss", "exponent"):
         drawn = getattr(many, name)

@@ -4,8 +4,8 @@
 
 Benchmark scores of models have few dimensions: principal components, of which the first is nearly
 log-linear in compute within a family (Ruan et al. 2024, arXiv:2405.10938). A target benchmark is a
-sigmoid of the components, fitted to models below a compute and tried on those above it, beside the
-sigmoid of log compute alone; families with several sizes are extended along their own lines.
+sigmoid of the components, fitted to models below a compute and tried on those above it, along with
+the sigmoid of log compute alone; families with several sizes are extended along their own lines.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 # Components that the target is read from, as in the paper; rounds of the imputation.
 COMPONENTS, ROUNDS = 3, 1000
-# Models of different compute that a family's line needs; what is held out where nothing is said.
+# Models of different compute that a family's line needs; what is held out by default.
 SIZES, HELD_OUT = 3, 0.25
 
 
@@ -60,8 +60,8 @@ def run(
     """
     scores, names, family, flops, target = _read(data, request)
     x = impute(scores)
-    found = components(x)
-    pcs = (x - found.mean) @ found.axes.T
+    result = components(x)
+    pcs = (x - result.mean) @ result.axes.T
     log_c = np.log10(flops)
     lines = _lines(pcs, log_c, family)
     known = np.isfinite(log_c) & np.isfinite(target)
@@ -87,8 +87,8 @@ def run(
         "target": request.target,
         "benchmarks": names,
         "models": len(x),
-        "shares": found.shares,
-        "axes": found.axes,
+        "shares": result.shares,
+        "axes": result.axes,
         "imputed": float(np.isnan(scores).mean()),
         "families": {
             f: {"models": n, "slope": float(slope[0]), "r2": float(r2[0])}

@@ -1,4 +1,4 @@
-"""What `jaxlm fit` is asked for beyond the laws of loss; every default is off."""
+"""Options of `jaxlm fit` beyond the laws of loss; every default is off."""
 
 import dataclasses
 import pathlib
@@ -37,10 +37,15 @@ class Options:
     """Pattern of columns that hold other losses of the same runs, such as 'loss_*': the planning
     form of each, side by side, and the law from the study's loss to each."""
 
+    pool: str | None = None
+    """Column of groups of runs: a law of each, whose exponents are drawn to a common mean as far as
+    that predicts the largest runs best."""
     hyperparameters: tuple[str, str] | None = None
     """Columns of learning rate and batch size: the surface of the loss over both, and the laws of
     its minimum in N and D."""
 
+    countings: tuple[str, ...] = ()
+    """Columns with other counts of the parameters of the same runs: exponents and N* by each."""
     form: str | None = None
     """A law of other columns, which replaces the study: moe, sparsity, sparsity_tokens, upcycling
     or vocabulary."""
@@ -55,3 +60,10 @@ class Options:
     """Columns that make the components; not given: all that hold shares from 0 to 1."""
     families: str = "Model Family"
     """Column of the families of models."""
+
+    schedule: str | None = None
+    """Column of learning rates of curves (one row a step, with columns run, step and loss), in
+    place of a study: loss from the area under the schedule and its annealing, so that every step is
+    a point."""
+    momentum: float = 0.999
+    """Decay of the annealing's momentum a step, for --schedule."""

@@ -18,10 +18,13 @@ from jaxlm.scaling.analysis import Options as StudyOptions
 from jaxlm.scaling.extended import (
     accuracy,
     architectures,
+    countings,
     files,
+    groups,
     losses,
     observations,
     recipes,
+    schedules,
     surfaces,
 )
 from jaxlm.scaling.extended.options import Options
@@ -46,6 +49,10 @@ def check(t: table.Table, options: Options) -> None:
         recipes.recipes(t, options.multiplier, options.baseline)
     if options.losses is not None:
         losses.columns(t, options.losses)
+    if options.pool is not None:
+        groups.members(t, options.pool)
+    if options.countings:
+        countings.columns(t, options.countings)
     if options.hyperparameters is not None:
         surfaces.columns(t, *options.hyperparameters)
     for n, d in options.at:
@@ -64,13 +71,17 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     out: Record = {}
     if options.accuracy is not None or options.error is not None:
         law = _law(options.accuracy_law, record["law"], "--accuracy-law")
-        asked = _accuracy(used, options, law, _plan(law, record, setting))
-        out["accuracy"] = accuracy.run(used, asked, setting)
+        request = _accuracy(used, options, law, _plan(law, record, setting))
+        out["accuracy"] = accuracy.run(used, request, setting)
     if options.multiplier is not None:
         out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
     if options.losses is not None:
         law = _law(None, record["law"], "--law")
         out["losses"] = losses.run(used, options.losses, law, setting)
+    if options.pool is not None:
+        out["pool"] = groups.run(used, options.pool, setting)
+    if options.countings:
+        out["countings"] = countings.run(used, options.countings, setting)
     if options.hyperparameters is not None:
         at = options.at or _plan("chinchilla", record, setting)
         out["hyperparameters"] = surfaces.run(used, *options.hyperparameters, setting, at)
@@ -89,13 +100,13 @@ def alone(
         _unused(options, ("form_test",), "--form")
     if options.observe is None:
         _unused(options, ("benchmarks", "families"), "--observe")
-    if options.form is not None and options.observe is not None:
-        raise ValueError("--form and --observe: each replaces the study; one of the two")
+    if (options.form, options.observe, options.schedule).count(None) < 2:
+        raise ValueError("--form, --observe, --schedule: each replaces the study; one of them")
     again = (study.replicates, study.level, study.seed)
     if options.form is not None:
         test = None if options.form_test is None else files.read(options.form_test)
-        found = architectures.run(options.form, files.read(path), test, *again, columns)
-        return plain({"form": found | {"path": str(path)}})
+        result = architectures.run(options.form, files.read(path), test, *again, columns)
+        return plain({"form": result | {"path": str(path)}})
     if options.observe is not None:
         request = observations.Request(
             options.observe,
@@ -105,8 +116,15 @@ def alone(
             study.holdout,
             study.target,
         )
-        found = observations.run(files.read(path), request, *again)
-        return plain({"observations": found | {"path": str(path)}})
+        result = observations.run(files.read(path), request, *again)
+        return plain({"observations": result | {"path": str(path)}})
+    if options.schedule is not None:
+        if not 0 < options.momentum < 1:
+            raise ValueError(f"--momentum {options.momentum}: a share between 0 and 1 is needed")
+        curves = schedules.read(files.read(path), options.schedule)
+        result = schedules.run(curves, options.momentum, *again)
+        return plain({"schedule": result | {"path": str(path)}})
+    _unused(options, ("momentum",), "--schedule")
     return None
 
 
@@ -128,9 +146,12 @@ TEXTS: dict[str, Any] = {
     "accuracy": accuracy.text,
     "multiplier": recipes.text,
     "losses": losses.text,
+    "pool": groups.text,
+    "countings": countings.text,
     "hyperparameters": surfaces.text,
     "form": architectures.text,
     "observations": observations.text,
+    "schedule": schedules.text,
 }
 
 

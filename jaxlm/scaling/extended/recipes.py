@@ -57,18 +57,18 @@ def run(t: table.Table, column: str, baseline: str | None, setting: Setting) -> 
     per = np.array(
         [np.median((t.flops / (t.params * t.tokens))[member == i]) for i in range(len(names))]
     )
-    found: dict[str, Joint] = {}
+    result: dict[str, Joint] = {}
     skipped: dict[str, str] = {}
     for shared in SHARED:
         try:
-            found[shared] = _fit(t, member, names, shared, by_compute, setting)
+            result[shared] = _fit(t, member, names, shared, by_compute, setting)
         except ValueError as reason:
             skipped[shared] = str(reason)
-    if not found:
+    if not result:
         raise ValueError(f"--multiplier {column}: {'; '.join(skipped.values())}")
-    criteria = {k: _criterion(j, setting.delta) for k, j in found.items()}
+    criteria = {k: _criterion(j, setting.delta) for k, j in result.items()}
     least = min(criteria.values())
-    chosen = next((k for k in found if criteria[k] <= least + STRONG), next(iter(found)))
+    chosen = next((k for k in result if criteria[k] <= least + STRONG), next(iter(result)))
     low = max(t.flops[member == i].min() for i in range(len(names)))
     high = min(t.flops[member == i].max() for i in range(len(names)))
     places = np.geomspace(low, high, PLACES) if low < high else np.empty(0)
@@ -96,7 +96,7 @@ def run(t: table.Table, column: str, baseline: str | None, setting: Setting) -> 
                     if i
                 },
             }
-            for k, j in found.items()
+            for k, j in result.items()
         },
         "target": setting.target,
         "level": setting.level,

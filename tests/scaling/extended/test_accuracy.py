@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm import cli
-from jaxlm.scaling import downstream, laws, table
+from jaxlm.scaling import downstream, figures, laws, table
 from jaxlm.scaling.extended import accuracy, pipeline
 from jaxlm.scaling.extended.options import Options
 from jaxlm.scaling.extended.setting import Setting
@@ -18,7 +18,7 @@ SETTING = Setting(
     per=6.0,
     holdout=1e21,
     delta=1e-3,
-    replicates=200,
+    replicates=40,
     level=0.95,
     seed=0,
     clusters=False,
@@ -76,9 +76,9 @@ def test_the_protocol_of_gadre_with_its_anchor(corpus, k, gamma, eps):
     t = table.make(n, d, loss)._replace(columns={"error": error})
     anchor = np.arange(len(n)) == 5
     asked = request(t, anchor=anchor, law="overtraining", log=False)
-    found = accuracy.run(t, asked, SETTING)
-    test = found["chains"]["exponential"]["backtest"]
-    assert test["fitted"] == 6 and found["anchor_rows"] == [6]
+    chain = accuracy._chain("exponential", t, error, asked, SETTING)
+    test = chain["backtest"]
+    assert test["fitted"] == 6 and chain["points"] == len(n)
     assert test["theta"]["k"] == pytest.approx(k, abs=2e-5)
     assert test["theta"]["gamma"] == pytest.approx(gamma, abs=3e-6)
     assert test["theta"]["eps"] == pytest.approx(eps, abs=2e-6)
@@ -99,12 +99,12 @@ def test_a_known_chain_is_predicted_and_its_interval_holds():
         chain = accuracy._fit(
             "exponential", t, error, np.ones(len(error), bool), request(t), setting
         )
-        found = accuracy._prediction(chain, *asked[0], request(t), setting)
+        result = accuracy._prediction(chain, *asked[0], request(t), setting)
         random = np.random.default_rng(1000 + seed)
         loss = laws.CHINCHILLA.predict(THETA, asked[0]) * np.exp(0.002 * random.normal())
         truth = 1 - downstream.FORMS["exponential"].predict(np.array(CURVE), (loss,))
         measured = truth + 0.004 * random.normal()
-        value, (low, high) = found["accuracy"]
+        value, (low, high) = result["accuracy"]
         inside += low <= measured <= high
         wins.append(abs(value - truth))
     assert 35 <= inside <= 40
@@ -115,11 +115,11 @@ def test_the_winner_of_the_back_test_predicts_within_its_bounds():
     """An accuracy above 1 came from eps - k exp(-gamma L) far below the data: never again."""
     t = runs()
     asked = request(t, column="accuracy", errors=False, chance=0.1, at=((1e14, 1e16), (1e4, 1e5)))
-    found = accuracy.run(t, asked, SETTING)
-    tested = {k: c["backtest"]["mae"] for k, c in found["chains"].items()}
-    assert found["wins"] == min(tested, key=tested.get)
+    result = accuracy.run(t, asked, SETTING)
+    tested = {k: c["backtest"]["mae"] for k, c in result["chains"].items()}
+    assert result["wins"] == min(tested, key=tested.get)
     assert tested["exponential"] < 0.005 < tested["direct_params_tokens"]
-    for p in found["predictions"]:
+    for p in result["predictions"]:
         value, (low, high) = p["accuracy"]
         assert 0.1 <= low <= value <= high <= 1.0
     wild = downstream.Curve(
@@ -169,9 +169,10 @@ def write(path, t, columns):
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_the_command_predicts_accuracy(tmp_path, capsys):
+def test_the_command_predicts_accuracy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda record, out: [])
     write(tmp_path / "runs.csv", runs(), ["accuracy", "name"])
-    args = ["fit", str(tmp_path / "runs.csv"), "--laws", "chinchilla", "--replicates", "60"]
+    args = ["fit", str(tmp_path / "runs.csv"), "--laws", "chinchilla", "--replicates", "20"]
     args += ["--holdout", "1e21", "--out", str(tmp_path / "out")]
     assert cli.main([*args, "--accuracy", "accuracy", "--at", "1e10", "2e11"]) == 0
     out = capsys.readouterr().out

@@ -40,10 +40,10 @@ def test_known_truth_is_found(name):
     form = architectures.FORMS[name]
     data = columns(name)
     x, y = architectures.inputs(form, data, {})
-    found = architectures.fit(form, x, y)
-    assert found.rmse < 1e-8
-    assert found.theta == pytest.approx(TRUTHS[name], rel=1e-3, abs=1e-4)
-    draws = architectures.resample(form, found, x, y, 3, 0)
+    result = architectures.fit(form, x, y)
+    assert result.rmse < 1e-8
+    assert result.theta == pytest.approx(TRUTHS[name], rel=1e-3, abs=1e-4)
+    draws = architectures.resample(form, result, x, y, 3, 0)
     assert draws == pytest.approx(np.tile(TRUTHS[name], (3, 1)), rel=1e-3, abs=1e-4)
 
 
@@ -55,11 +55,11 @@ def test_the_moe_law_extrapolates_on_deepminds_runs():
         {k: public.column(rows, k) for k in rows[0] if k != "group"}
         for rows in map(public.rows, ("scalebench_moe_train.csv", "scalebench_moe_test.csv"))
     ]
-    found = architectures.run("moe", *data, replicates=20, level=0.95, seed=0)
-    values = [found["theta"][k][0] for k in "abcd"]
+    result = architectures.run("moe", *data, replicates=20, level=0.95, seed=0)
+    values = [result["theta"][k][0] for k in "abcd"]
     assert values == pytest.approx([-0.087, -0.136, 0.012, 1.157], abs=0.02)
-    assert found["test"]["rows"] == 28 and found["test"]["mae"] < 0.035
-    assert found["test"]["r2"] > 0.7 and found["reached"] == 1.0
+    assert result["test"]["rows"] == 28 and result["test"]["mae"] < 0.035
+    assert result["test"]["r2"] > 0.7 and result["reached"] == 1.0
 
 
 def test_the_vocabulary_law_extrapolates_on_the_runs_of_tao():
@@ -68,8 +68,8 @@ def test_the_vocabulary_law_extrapolates_on_the_runs_of_tao():
         {k: public.column(rows, k) for k in rows[0] if k != "group"}
         for rows in map(public.rows, ("scalebench_vocab_train.csv", "scalebench_vocab_test.csv"))
     ]
-    found = architectures.run("vocabulary", *data, replicates=2, level=0.95, seed=0)
-    assert found["test"]["r2"] > 0.95 and found["theta"]["phi"][0] > 0
+    result = architectures.run("vocabulary", *data, replicates=2, level=0.95, seed=0)
+    assert result["test"]["r2"] > 0.95 and result["theta"]["phi"][0] > 0
 
 
 @pytest.mark.parametrize(

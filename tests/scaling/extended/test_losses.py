@@ -26,9 +26,9 @@ def runs(noise=0.0):
 
 def test_a_known_law_from_loss_to_loss():
     t = runs()
-    found = losses.fit(t.loss, t.columns["loss_b"], 1.7)
-    assert (found.K, found.kappa, found.E_b) == pytest.approx((0.8, 1.3, 0.9), rel=1e-5)
-    assert losses.predict(found, np.array([1.7, 1.0, 2.7])) == pytest.approx([0.9, 0.9, 1.7])
+    result = losses.fit(t.loss, t.columns["loss_b"], 1.7)
+    assert (result.K, result.kappa, result.E_b) == pytest.approx((0.8, 1.3, 0.9), rel=1e-5)
+    assert losses.predict(result, np.array([1.7, 1.0, 2.7])) == pytest.approx([0.9, 0.9, 1.7])
     with pytest.raises(ValueError, match="not above E_a = 3"):
         losses.fit(t.loss, t.columns["loss_b"], 3.0)
     oracle, _ = optimize.curve_fit(
@@ -45,16 +45,16 @@ def test_a_known_law_from_loss_to_loss():
 
 
 def test_all_losses_at_once():
-    found = losses.run(runs(0.002), "loss_b", "chinchilla", SETTING)
-    assert list(found["losses"]) == ["loss", "loss_b"]
-    assert found["losses"]["loss"]["theta"]["E"][0] == pytest.approx(1.7, abs=0.08)
-    value, (low, high) = found["losses"]["loss_b"]["params"]
+    result = losses.run(runs(0.002), "loss_b", "chinchilla", SETTING)
+    assert list(result["losses"]) == ["loss", "loss_b"]
+    assert result["losses"]["loss"]["theta"]["E"][0] == pytest.approx(1.7, abs=0.08)
+    value, (low, high) = result["losses"]["loss_b"]["params"]
     assert low < value < high
-    pair = found["loss_to_loss"]["loss_b"]
+    pair = result["loss_to_loss"]["loss_b"]
     assert pair["kappa"] == pytest.approx(1.3, abs=0.3)
     assert pair["backtest"]["tested"] == 4
     assert pair["backtest"]["from measured loss"]["mae"] < 1
-    assert "loss to loss" in losses.text(found)
+    assert "loss to loss" in losses.text(result)
 
 
 @pytest.mark.parametrize(

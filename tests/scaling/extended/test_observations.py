@@ -29,19 +29,19 @@ def models(seed=0, gaps=0.0):
 
 def test_one_capability_is_one_component_and_extends():
     data, _ = models()
-    found = observations.run(data, observations.Request("target", at=1e4), 200, 0.95, 0)
-    assert found["shares"][0] > 0.99 and found["wins"] == "components"
-    assert found["benchmarks"] == [f"b{i}" for i in range(6)]
-    assert found["test"]["components"]["mae"] < 0.02 < found["test"]["compute"]["mae"]
-    slopes = [found["families"][f"f{i}"]["slope"] for i in range(6)]
+    result = observations.run(data, observations.Request("target", at=1e4), 200, 0.95, 0)
+    assert result["shares"][0] > 0.99 and result["wins"] == "components"
+    assert result["benchmarks"] == [f"b{i}" for i in range(6)]
+    assert result["test"]["components"]["mae"] < 0.02 < result["test"]["compute"]["mae"]
+    slopes = [result["families"][f"f{i}"]["slope"] for i in range(6)]
     assert slopes == pytest.approx(
         np.array([0.8, 0.9, 1, 1.1, 1.2, 1.3]) * np.sqrt(0.0418), rel=0.03
     )
-    assert min(f["r2"] for f in found["families"].values()) > 0.99
-    for compute, value, (low, high) in found["predictions"].values():
+    assert min(f["r2"] for f in result["families"].values()) > 0.99
+    for compute, value, (low, high) in result["predictions"].values():
         assert compute == pytest.approx(1e4) and 0 <= low <= value <= high <= 1
         assert high - low < 0.25
-    assert "explain 99" in observations.text(found)
+    assert "explain 99" in observations.text(result)
 
 
 def test_missing_scores_and_components():
@@ -51,21 +51,21 @@ def test_missing_scores_and_components():
     gap = np.isnan(scores)
     assert gap.sum() > 30 and np.array_equal(filled[~gap], scores[~gap])
     assert np.abs(filled - full)[gap].mean() < 0.01
-    found = observations.components(full)
+    result = observations.components(full)
     values, vectors = np.linalg.eigh(np.cov(full.T))
-    assert found.shares == pytest.approx(values[::-1] / values.sum())
-    assert np.abs(found.axes @ vectors[:, ::-1]).diagonal() == pytest.approx(np.ones(6))
+    assert result.shares == pytest.approx(values[::-1] / values.sum())
+    assert np.abs(result.axes @ vectors[:, ::-1]).diagonal() == pytest.approx(np.ones(6))
 
 
 def test_the_public_benchmarks():
     """Ruan et al. 2024: the first component explains about 80 % of the variance, three 97 %; within
     families it is linear in log compute with R2 above 0.9 in nearly all."""
     data = files.read(public.path("obsscaling_base_llm_benchmark_eval.csv"))
-    found = observations.run(data, observations.Request("GSM8K", holdout=84.0), 20, 0.95, 0)
-    assert 0.78 < found["shares"][0] < 0.88 and sum(found["shares"][:3]) > 0.96
-    r2 = [f["r2"] for f in found["families"].values()]
+    result = observations.run(data, observations.Request("GSM8K", holdout=84.0), 20, 0.95, 0)
+    assert 0.78 < result["shares"][0] < 0.88 and sum(result["shares"][:3]) > 0.96
+    r2 = [f["r2"] for f in result["families"].values()]
     assert np.median(r2) > 0.95 and np.mean(np.array(r2) > 0.9) > 0.8
-    assert found["test"]["components"]["mae"] < 0.6 * found["test"]["compute"]["mae"]
+    assert result["test"]["components"]["mae"] < 0.6 * result["test"]["compute"]["mae"]
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_the_command(tmp_path, capsys):
     assert cli.main([*args, "--target", "1e5", "--out", str(tmp_path / "out")]) == 0
     assert "observations: 60 models" in capsys.readouterr().out
     assert cli.main([*args, "--form", "moe"]) == 2
-    assert "each replaces the study" in capsys.readouterr().err
+    assert "each replaces the study; one of them" in capsys.readouterr().err

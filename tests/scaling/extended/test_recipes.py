@@ -60,8 +60,8 @@ def test_nothing_shared_is_each_recipe_alone():
     joint = recipes.run(t, "recipe", None, dataclasses.replace(SETTING, replicates=20))
     for name in ("old", "new"):
         own = table.take(t, t.columns["recipe"] == name)
-        found = fit.fit(laws.CHINCHILLA, own)
-        e, a, b, alpha, beta = found.theta.values()
+        result = fit.fit(laws.CHINCHILLA, own)
+        e, a, b, alpha, beta = result.theta.values()
         assert joint["fits"]["nothing"]["theta"][name] == pytest.approx(
             [e, a, b, alpha, beta], rel=1e-4
         )
@@ -72,8 +72,8 @@ def test_intervals_of_a_multiplier_hold():
     """95 % intervals of 10 studies cover the truth (of 40, at least 35 did)."""
     inside = 0
     for seed in range(10):
-        found = recipes.run(runs(1.25, seed=seed), "recipe", None, SETTING)
-        one = found["fits"][found["shared"]]["multipliers"]["new"]["target"]
+        result = recipes.run(runs(1.25, seed=seed), "recipe", None, SETTING)
+        one = result["fits"][result["shared"]]["multipliers"]["new"]["target"]
         inside += one[1][0] <= 1.25 <= one[1][1]
     assert inside >= 8
 
@@ -86,8 +86,8 @@ def test_training_sets_of_gadre():
     names = np.array([r["dataset_name"] for r in data])
     t = table.make(n, d, loss)._replace(columns={"dataset_name": names})
     setting = dataclasses.replace(SETTING, target=1e22, replicates=50)
-    found = recipes.run(t, "dataset_name", "rpj", setting)
-    gains = found["fits"][found["shared"]]["multipliers"]
+    result = recipes.run(t, "dataset_name", "rpj", setting)
+    gains = result["fits"][result["shared"]]["multipliers"]
     assert gains["c4_original"]["target"][0] > 1.5 > gains["rw_original"]["target"][0] * 0.5
 
 

@@ -31,9 +31,9 @@ def runs(noise=0.0, off=0.0, seed=0):
 
 
 def test_a_known_surface_is_exact():
-    found = surfaces.run(runs(), "lr", "batch", SETTING, ((7e9, 1e12),))
+    result = surfaces.run(runs(), "lr", "batch", SETTING, ((7e9, 1e12),))
     for name in ("batch of N and D", "batch of D"):
-        one = found[name]
+        one = result[name]
         assert np.array(one["curvature"]) == pytest.approx(H, rel=1e-6)
         for row, label in zip(THETA, ("lr", "batch")):
             law = one["laws"][label]
@@ -44,8 +44,8 @@ def test_a_known_surface_is_exact():
         assert prediction["rate"][0] == pytest.approx(expected[0], rel=1e-5)
         assert prediction["batch"][0] == pytest.approx(expected[1], rel=1e-5)
         assert all(c["excess_percent"] < 0.2 for c in one["backtest"]["cells"])
-    assert found["batch of D"]["laws"]["batch"]["params"] == [0.0, None]
-    assert len(found["minima"]) == 8 and "lr* = 2 N^-0.7" in surfaces.text(found)
+    assert result["batch of D"]["laws"]["batch"]["params"] == [0.0, None]
+    assert len(result["minima"]) == 8 and "lr* = 2 N^-0.7" in surfaces.text(result)
 
 
 def test_the_linear_fit_is_the_nonlinear_one():
@@ -83,8 +83,8 @@ def test_step_law():
     n, d, loss, lr, batch = (public.column(data, k) for k in names)
     t = table.make(n, d, loss)._replace(columns={"lr": lr, "batch": batch})
     setting = Setting(1e22, 6.0, 5e20, 1e-3, 500, 0.95, 0, False)
-    found = surfaces.run(t, "lr", "batch", setting, ((1.07e9, 1e11),))
-    free, alone = found["batch of N and D"], found["batch of D"]
+    result = surfaces.run(t, "lr", "batch", setting, ((1.07e9, 1e11),))
+    free, alone = result["batch of N and D"], result["batch of D"]
     assert free["laws"]["lr"]["params"][0] == pytest.approx(-0.713, abs=0.1)
     assert free["laws"]["lr"]["tokens"][0] == pytest.approx(0.307, abs=0.1)
     for one in (free, alone):
