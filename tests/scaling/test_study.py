@@ -83,17 +83,22 @@ def test_what_nobody_told_is_recorded_and_warned_of(made):
 
 def test_the_report_says_all_of_it(made):
     text = summary.text(made)
-    for heading in (
+    headings = (
+        "plan for 1e+20 FLOPs",
         "parameters",
         "optimum at 1e+20 FLOPs",
-        "three approaches",
+        "exponent of the optimum, three approaches",
         "back-test on",
         "outliers (chinchilla)",
         "next run",
         "cautions",
-    ):
-        assert f"\n{heading}" in text or f"{heading}" in text.split("\n\n")[3]
-    assert "chinchilla (wins)" in text and "kaplan_params not fitted" in text
+    )
+    at = [text.index(f"\n{heading}") for heading in headings]
+    assert at == sorted(at)  # the plan is first
+    assert "chinchilla (plans)" in text and "kaplan_params not fitted" in text
+    for format in ("markdown", "latex"):
+        other = summary.text(made, format)
+        assert all(heading in other for heading in headings)
     assert made["backtest"]["threshold"] == pytest.approx(2.7e18)
     assert made["backtest"]["forms"]["chinchilla"]["tested"] == 6
     assert [r["dropped"] for r in made["outliers"]] == [0, 2, 3, 5, 10]
