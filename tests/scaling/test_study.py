@@ -120,12 +120,10 @@ def test_figures_say_what_the_record_does(made, tmp_path):
     """Titles give the record's numbers; a plan is drawn where there is one; a form without an
     optimum at the target, whose exponent is null in the record, stops no figure."""
     record = json.loads(json.dumps(made))
-    draws = [4e7, 5e7, 5.5e7, 6e7]
-    record["plan"] = {
+    record["plan"] |= {
         "params": {"value": 5e7, "interval": [4e7, 6e7]},
         "tokens": {"value": 3e11, "interval": None},
         "loss": {"value": 3.21, "interval": [3.2, 3.3]},
-        "draws": {"params": draws, "loss": [3.2, 3.3]},
     }
     names = ["frontier", "optimum", "ratio", "density"]
     # svg.fonttype none keeps the texts of an SVG file as texts
@@ -191,7 +189,7 @@ def test_the_command(tmp_path, capsys):
         ({"replicates": 5}, "replicates: 5"),
         ({"level": 95.0}, "level: 95.0"),
         ({"target": -1.0}, "target: -1.0"),
-        ({"drop_highest": 24}, "drop_highest: 24 of 24"),
+        ({"drop_highest": 24}, "--drop-highest: 24 of 24"),
         ({"laws": ("kaplan_params",)}, "hold no law of parameters and tokens"),
         ({"holdout": 1e30}, "holdout: no run is at or above 1e\\+30"),
     ],
