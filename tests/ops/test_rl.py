@@ -266,6 +266,12 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
     np.testing.assert_allclose(capped, [[4, -1.2, 0.8]])
 
 
+def test_a_ratio_at_its_bound_is_not_counted_as_clipped():
+    """There the loss is what it is without a bound."""
+    held = surrogate.capped(jnp.log(jnp.array([1.0, 1.5])), jnp.ones(2), -jnp.ones(2), 1.0)[1]
+    np.testing.assert_array_equal(held, [False, True])
+
+
 def test_means_over_tokens_and_responses():
     """Of [2 2 2 2], [4 4] and nothing: by token 16 / 6, by response 3, per response 8, and the
     constant 4 makes it 2."""
