@@ -20,10 +20,10 @@ import sys
 import time
 
 from jaxlm import launch
-from jaxlm.core import config
+from jaxlm.core import cache, config
 from jaxlm.data import baselines, shard_cache, shards, tokenizers
 from jaxlm.data.loader import Data
-from jaxlm.train import env, metrics
+from jaxlm.train import metrics
 from jaxlm.train import run as runs
 
 CONFIG = "configs/demo.py"
@@ -106,7 +106,7 @@ def compressors(run: runs.Run) -> baselines.Baselines:
     """What compressors make of the same held-out bytes."""
     tokenizer = tokenizers.load(run.data.tokenizer)
     assert isinstance(run.data, Data)
-    folder = shard_cache.prepare(run.data, str(env.user_cache() / "shards"))
+    folder = shard_cache.prepare(run.data, str(cache.folder() / "shards"))
     train, val = (shards.open_shards(folder, s, tokenizer.hash) for s in ("train", "val"))
     return baselines.measure(train.contents(tokenizer), val.contents(tokenizer))
 

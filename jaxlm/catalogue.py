@@ -49,7 +49,9 @@ def _state(file: pathlib.Path) -> str:
     result = directory.read_result(file.parent)
     if result is None:
         return f"not finished, {config.get('steps')} steps wanted"
+    fault = directory.lost_records(file.parent, result)
+    warning = "" if fault is None else f"; {fault}"
     if result.diverged is not None:
-        return f"diverged at step {result.step} of {result.steps}: {result.diverged}"
+        return f"diverged at step {result.step} of {result.steps}: {result.diverged}{warning}"
     score = directory.score_text(result.val).removeprefix("val ")
-    return f"finished, {result.step} steps, {score}"
+    return f"finished, {result.step} steps, {score}{warning}"

@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxlm.train import signals
 
         signals.at_start()
-    from jaxlm import schema
+    from jaxlm import arguments
     from jaxlm.parallel import devices
 
     try:
-        schema.check(args)
+        arguments.check(args)
         devices.correct()
         return command.run(args[1:])
     except KeyboardInterrupt:
@@ -290,6 +290,7 @@ def draw(args: Sequence[str]) -> int:
             run: The run directory, such as runs/demo.
         """
         directory.load(run)
+        directory.warn_of_lost_records(run)
         path = plot.loss(run)
         if path is None:
             raise ValueError(f"{run} has no metrics to draw yet")

@@ -1,63 +1,29 @@
 """The fields of configs and the names of presets, read from this package's source.
 
-Importing the classes takes seconds, since JAX comes with them; a misspelt name should not. What is
-checked here are names alone: values, types and everything else wait for the classes themselves.
+Importing the classes takes seconds, since JAX comes with them; a misspelt name should not.
 """
 
 import ast
-import difflib
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from jaxlm.core import config
 
 PACKAGE = pathlib.Path(__file__).parent
 Class = tuple[str, str]  # module, name
-# Commands whose first argument is a run directory.
-READ_RUNS = ("sample", "eval", "score", "plot", "export")
 
 
-def check(args: Sequence[str]) -> None:
-    """Check the names in a command line, whose first is the command.
+class Annotation(NamedTuple):
+    """A type as it is written in a module ("" for a file that is not of this package)."""
 
-    Raises: ValueError or FileNotFoundError for a field, preset, config file or run directory that
-    does not exist, or a field in a config file that its class does not have.
-    """
-    if len(args) < 2 or args[1].startswith("-") or {"-h", "--help"} & set(args):
-        return
-    command, target, *rest = args
-    if command in READ_RUNS:
-        config.run_file(pathlib.Path(target))
-    if command not in ("train", "plan"):
-        return
-    if command == "plan" and ".py" not in target and "/" not in target:
-        if target not in presets():
-            raise ValueError(f"no preset {target!r}{config.near(target, presets())}")
-    elif not target.endswith(".json"):
-        check_config(target)
-    own = ["--memory"] if command == "plan" else []
-    check_overrides([arg for arg in rest if arg not in own], f"jaxlm {command} {target}")
+    node: ast.AST
+    tree: ast.Module
+    module: str
 
 
-def check_overrides(args: Sequence[str], prog: str) -> None:
-    """Raises: ValueError for the first `--field.leaf` that no Run has, with the nearest name.
-
-    A field of any member of a union passes: which member a config has is not known yet.
-    """
-    for arg in args:
-        if not arg.startswith("--"):
-            continue
-        name = arg[2:].partition("=")[0].replace("-", "_")
-        classes, before = [("jaxlm.train.run", "Run")], ""
-        for part in name.split("."):
-            known = fields(classes)
-            if part not in known:
-                near = _nearest(part, before, known)
-                raise ValueError(f"{prog}: no field --{name}{near}; --help lists all")
-            classes, before = known[part], f"{before}{part}."
-            if not classes:
-                break
+Fields = dict[str, list[Annotation]]
 
 
 def check_config(target: str) -> None:
@@ -111,40 +77,60 @@ def presets() -> list[str]:
 
 def fields(classes: Iterable[Class]) -> dict[str, list[Class]]:
     """{field: the dataclasses that its annotation names} of all these dataclasses together."""
-    found: dict[str, list[Class]] = {}
+    return {name: dataclasses_of(notes) for name, notes in annotations(classes).items()}
+
+
+def annotations(classes: Iterable[Class]) -> Fields:
+    """{field: its annotations} of all these dataclasses together."""
+    found: Fields = {}
     for module, name in classes:
-        tree = _module(module)
-        node = _bindings(module)[name]
+        tree, node = source(module), _bindings(module)[name]
         assert tree is not None and isinstance(node, ast.ClassDef)
         for base in node.bases:
-            found |= fields(_classes(base, tree, module))
-        for line in node.body:
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                own = found.setdefault(line.target.id, [])
-                own += [c for c in _classes(line.annotation, tree, module) if c not in own]
+            found |= annotations(_classes(base, tree, module))
+        for field, note in annotated(node):
+            found.setdefault(field, []).append(Annotation(note, tree, module))
     return found
 
 
-def _nearest(part: str, before: str, known: Iterable[str]) -> str:
-    """The nearest name of this level; of any level, where this one has none."""
-    near = difflib.get_close_matches(part, list(known), 1)
-    if near:
-        return f"; did you mean --{before}{near[0]}?"
-    every = {path.rpartition(".")[2]: path for path in _paths([("jaxlm.train.run", "Run")], "", 3)}
-    far = difflib.get_close_matches(part, every, 1, cutoff=0.8)
-    return f"; did you mean --{every[far[0]]}?" if far else ""
+def annotated(node: ast.AST) -> list[tuple[str, ast.AST]]:
+    """(name, annotation) of a class's fields or a function's parameters."""
+    if isinstance(node, ast.FunctionDef):
+        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        return [(arg.arg, arg.annotation) for arg in args if arg.annotation is not None]
+    assert isinstance(node, ast.ClassDef)
+    lines = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+    return [(n.target.id, n.annotation) for n in lines if isinstance(n.target, ast.Name)]
 
 
-def _paths(classes: Sequence[Class], before: str, depth: int) -> Iterator[str]:
-    for name, inner in fields(classes).items():
-        if inner and depth:
-            yield from _paths(inner, f"{before}{name}.", depth - 1)
-        else:
-            yield before + name
+def dataclasses_of(notes: Iterable[Annotation]) -> list[Class]:
+    """The dataclasses of this package that annotations name."""
+    return list(dict.fromkeys(cls for note in notes for cls in _classes(*note)))
+
+
+def kinds(note: Annotation) -> list[str] | None:
+    """What fits an annotation: "int", "float", "bool", and texts; None where anything may."""
+    node, tree, module = note
+    if isinstance(node, ast.BinOp):
+        left, right = (kinds(note._replace(node=side)) for side in (node.left, node.right))
+        return None if left is None or right is None else [*left, *right]
+    if isinstance(node, ast.Constant) and node.value is None:
+        return ["None"]
+    if isinstance(node, ast.Name) and node.id in ("int", "float", "bool"):
+        return [node.id]
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
+        choices = ast.literal_eval(node.slice)
+        return [str(choice) for choice in (choices if isinstance(choices, tuple) else (choices,))]
+    dotted = _dotted(node, names(tree), module)
+    place, _, name = (dotted or "").rpartition(".")
+    bound, its = _bindings(place).get(name), source(place)
+    if bound is None or its is None or isinstance(bound, ast.ClassDef | ast.Constant):
+        return None
+    return kinds(Annotation(bound, its, place))
 
 
 @functools.lru_cache
-def _module(module: str) -> ast.Module | None:
+def source(module: str) -> ast.Module | None:
     """The source of a module of this package; None for any other."""
     first, *rest = module.split(".")
     place = PACKAGE.joinpath(*rest)
@@ -156,11 +142,12 @@ def _module(module: str) -> ast.Module | None:
 @functools.lru_cache
 def _bindings(module: str) -> dict[str, ast.AST]:
     """What a module's top level binds: classes, assigned values, imports (as text)."""
-    tree = _module(module)
-    return {} if tree is None else _names(tree)
+    tree = source(module)
+    return {} if tree is None else names(tree)
 
 
-def _names(tree: ast.Module) -> dict[str, ast.AST]:
+def names(tree: ast.Module) -> dict[str, ast.AST]:
+    """What a tree's top level binds; see `_bindings`."""
     found: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -183,7 +170,7 @@ def _classes(node: ast.AST, tree: ast.Module, module: str) -> list[Class]:
         return [*_classes(node.left, tree, module), *_classes(node.right, tree, module)]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return []
-    dotted = _dotted(node, _names(tree), module)
+    dotted = _dotted(node, names(tree), module)
     return [] if dotted is None else _named(dotted)
 
 
@@ -202,12 +189,12 @@ def _dotted(node: ast.AST, names: dict[str, ast.AST], module: str) -> str | None
 
 def _named(dotted: str) -> list[Class]:
     module, _, name = dotted.rpartition(".")
-    tree, bound = _module(module), _bindings(module).get(name)
+    tree, bound = source(module), _bindings(module).get(name)
     if tree is None or bound is None:
         return []
     if isinstance(bound, ast.ClassDef):
-        decorated = any("dataclass" in ast.unparse(d) for d in bound.decorator_list)
-        return [(module, name)] if decorated else []
+        kinds = " ".join(ast.unparse(x) for x in (*bound.decorator_list, *bound.bases))
+        return [(module, name)] if "dataclass" in kinds or "NamedTuple" in kinds else []
     if isinstance(bound, ast.Constant):
         return _named(str(bound.value)) if str(bound.value).startswith("jaxlm.") else []
     return _classes(bound, tree, module)

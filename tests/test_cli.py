@@ -140,9 +140,6 @@ def test_the_model_is_the_configs_own_family(place, capsys):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--optim.lr", "abc"], "--optim.lr: could not convert string to float: 'abc'"),
-        (["--steps", "1.5"], "--steps"),
-        (["--plan.remat", "ful"], "'--plan.remat'. Expected one of ('none', 'dots', 'full')"),
         (["--model.heads", "3", "--model.kv", "2"], "model.kv: 2 does not divide model.heads=3"),
         (["--plan.data", "0"], "plan.data: 0 given; at least 1 is needed"),
         (["stray"], "stray"),
@@ -165,9 +162,9 @@ def test_wrong_overrides_name_the_field(place, capsys, args, expected):
         (["train", "--steps", "3"], "--steps stands where"),
         (
             ["train", "tiny.py", "--optim.lrr", "3"],
-            "no field --optim.lrr; did you mean --optim.lr?",
+            "no option --optim.lrr; did you mean --optim.lr?",
         ),
-        (["train", "tiny.py", "--lr=3"], "no field --lr; did you mean --optim.lr?"),
+        (["train", "tiny.py", "--lr=3"], "no option --lr; did you mean --optim.lr?"),
         (["train", "tiny.py", "--data.corrupt.mena", "3"], "did you mean --data.corrupt.mean?"),
         (["plan", "llama3-8b", "--plan.fsd", "3"], "did you mean --plan.fsdp?"),
         (["train", "tiny.py", "--data.source", "nowhere.txt"], "nowhere.txt"),

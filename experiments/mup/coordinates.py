@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from experiments.mup import widths as shapes
+from jaxlm.core import cache
 from jaxlm.data import loader
-from jaxlm.train import coordinates, env, optim
+from jaxlm.train import coordinates, optim
 
 HERE = pathlib.Path(__file__).parent
 WIDTHS, QUICK = (64, 128, 256, 512, 1024), (32, 64)
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
     args = parser.parse_args()
     begun = time.perf_counter()
-    env.compilation_cache()
+    cache.programs()
     widths = QUICK if args.quick else WIDTHS
     results: dict[str, Any] = {NAMES[mup]: measure(widths, mup) for mup in (True, False)}
     results |= {"lr": LR, "seeds": SEEDS, "seconds": round(time.perf_counter() - begun)}

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxlm.scaling import ahead, counting, ladder, laws, report, study
+from jaxlm.scaling import ahead, cautions, counting, ladder, laws, report, study
+from jaxlm.scaling import plan as plans
 from jaxlm.scaling.ahead import Law, Plan, Range
 from jaxlm.scaling.report import Row
 
@@ -32,9 +33,9 @@ def plan_ahead(args: Sequence[str]) -> int:
     ) -> int:
         """Plan a training run from a study of smaller ones.
 
-        With --flops the compute-optimal run; with --loss the cheapest that reaches it. Intervals
-        are of the study's bootstrap draws: they say what other runs of the same sizes might have
-        given, not that the law may be of another form.
+        With --flops the compute-optimal run; with --loss the cheapest that reaches it. The study
+        says who plans, and its intervals hold resampled runs, the choice of planner and the form's
+        own error beyond the runs; with --form they are of that form's bootstrap draws alone.
 
         Args:
             law: The study.json that `jaxlm fit` wrote, or its directory.
@@ -46,7 +47,7 @@ def plan_ahead(args: Sequence[str]) -> int:
             params: Parameters chosen instead of the optimum's: what that costs.
             tokens: Training tokens chosen instead of the optimum's: what that costs.
             unique_tokens: Different tokens there are to train on.
-            form: A form of the study instead of the one that won its back-test.
+            form: A form of the study instead of what the study plans by.
             vocab: Token ids of the Config that is proposed.
             level: Of the intervals.
             as_json: Print one JSON object instead of lines.
@@ -112,14 +113,16 @@ def _plans(
 def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
     """All plans as aligned lines."""
     how = f"N {law.counting.params}, C {law.counting.flops}"
-    rows = [
-        Row("law", ""),
+    rows = [*_study(law, found["optimum"], level), Row("law", "")]
+    rows += [
         Row("form", law.law),
         *(Row(k, f"{v:.8g}") for k, v in zip(_names(law), law.theta)),
         Row("counting", how),
         Row("fitted on", f"{law.flops[0]:.4g} to {law.flops[1]:.4g} FLOPs"),
         Row("intervals", f"{level:.0%}, {len(law.draws)} bootstrap draws"),
     ]
+    if law.plan is not None and law.plan.sizes[0].name != law.law:
+        rows.append(Row("N* by", f"{law.plan.sizes[0].name}; the loss by {law.law}"))
     rows += [Row("compute-optimal", ""), *_run(law, found["optimum"])]
     rows += _built(law, found["optimum"], vocab)
     if "served" in found:
@@ -142,6 +145,25 @@ def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
     if "capped" in found:
         rows += _capped(law, found["capped"], vocab)
     return report.text(rows)
+
+
+def _study(law: Law, plan: Plan, level: float) -> list[Row]:
+    """How the study chose its planner, and what speaks against it; none of another form."""
+    if law.plan is None or law.record is None:
+        return []
+    rows = [Row("plan", ""), Row("chosen", law.record["plan"]["chosen_by"])]
+    if math.isfinite(plan.params.low):
+        text = _disagreement(law.record, plan)
+        rows += [Row("disagreement", text)] if text else []
+    for caution in law.record["cautions"]:
+        if caution["kind"] in cautions.VOID + cautions.MOVE and caution["kind"] != "forms disagree":
+            rows.append(Row(f"caution: {caution['kind']}", caution["text"]))
+    return rows
+
+
+def _disagreement(record: study.Record, plan: Plan) -> str:
+    ends = [plan.params.low, plan.params.high]
+    return plans.disagreement(record, plan.flops.value, plan.params.value, ends)
 
 
 def _run(law: Law, plan: Plan) -> list[Row]:
@@ -230,6 +252,13 @@ def _json(law: Law, found: dict[str, Any], vocab: int) -> str:
         "per": law.per,
         "fitted": law.flops,
     }
+    if law.plan is not None and law.record is not None:
+        best = found["optimum"]
+        record["chosen_by"] = law.record["plan"]["chosen_by"]
+        record["planner"] = law.plan.sizes[0].name
+        record["disagreement"] = _disagreement(law.record, best)
+        record["rivals"] = plans.rivals(law.record, best.flops.value)
+        record["cautions"] = law.record["cautions"]
     runs = {"optimum": found["optimum"]}
     runs |= {"served": found["served"].best} if "served" in found else {}
     runs |= {"capped": found["capped"].run} if "capped" in found else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from jaxlm.core import json_file
+from jaxlm.core import cache, json_file
 from jaxlm.data import (
     examples,
     kinds,
@@ -21,7 +21,7 @@ from jaxlm.data import (
     tokenizers,
 )
 from jaxlm.eval import heldout, perplexity, rewards
-from jaxlm.train import directory, env, program, saved, start, supply
+from jaxlm.train import directory, program, saved, start, supply
 
 
 def evaluate(args: Sequence[str], target: str | None) -> int:
@@ -47,8 +47,9 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         """
         data.validate()
         saved.refuse_changes(run, directory.load(run), data)
-        env.compilation_cache()
+        cache.programs()
         found = saved.load(run, checkpoint)
+        directory.warn_of_lost_records(run)
         tokenizer = tokenizers.load(data.tokenizer)
         if tokenizer.vocab > found.run.model.vocab and data.tokenizer != read.tokenizer:
             raise ValueError(
@@ -79,7 +80,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
 def _text(
     found: saved.Saved, data: loader.Data, split: source.Split, tokenizer: str
 ) -> dict[str, Any]:
-    folder = shard_cache.prepare(data, str(env.user_cache() / "shards"))
+    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
     text = shards.open_shards(folder, split, tokenizer, found.run.model.vocab)
     score = perplexity.scorer(found.model, found.plan)
     return dataclasses.asdict(perplexity.evaluate(score, found.params, data, text, found.plan))
@@ -141,7 +142,7 @@ def score(args: Sequence[str]) -> int:
         """
         if (source is None) != bool(response):
             raise ValueError("--response or --source: one of them is needed, and not both")
-        env.compilation_cache()
+        cache.programs()
         judge = rewards.load(run, checkpoint)
         if source is None:
             for text, value in zip(response, rewards.score(judge, [(prompt, r) for r in response])):

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from jaxlm import feedback as feedbacks
+from jaxlm.core import cache
 from jaxlm.feedback import instruct, label, outcome, revise, several
-from jaxlm.train import env, saved
+from jaxlm.train import saved
 
 S = TypeVar("S")
 
@@ -52,7 +53,7 @@ def feedback(args: Sequence[str]) -> int:
         description=module.__doc__,
         config=(tyro.conf.FlagConversionOff,),
     )
-    env.compilation_cache()
+    cache.programs()
     voice = feedbacks.load(call.run, call.checkpoint, call.template, call.rows)
     return _told(module.run(voice, call.settings))
 

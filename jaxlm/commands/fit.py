@@ -1,16 +1,75 @@
 """`jaxlm fit`: scaling laws of a table of runs, with what keeps one from trusting them."""
 
+import dataclasses
 import hashlib
+import json
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
-from jaxlm.core import io
-from jaxlm.scaling import analysis, choose, figures, study, summary, table, told
+from jaxlm.core import cache, io
+from jaxlm.scaling import analysis, choose, figures, render, study, summary, table, told
 from jaxlm.scaling.extended import pipeline
 from jaxlm.scaling.extended.options import Options as Extended
+
+# What `--by` writes next to the studies.
+BY = "by.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Which rows are points, and what their columns are: see `table.read`."""
+
+    column: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=COLUMN of the file, once for each field that is not found by its usual names: params,
+    tokens, flops, loss, loss_se, unique, run."""
+    unit: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=UNIT of a column whose header does not say it, such as params=M, tokens=B,
+    flops=GFLOP, loss=bits; a number is what 1 stands for: tokens=524288 of steps."""
+    where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """COLUMN=TEXT, only rows that have that text there; once for each column."""
+    best_by: tuple[str, ...] = ()
+    """Only the row of lowest loss among those with equal values of these fields or columns, such
+    as params tokens."""
+    run_columns: tuple[str, ...] = ()
+    """Columns that together name a training run, where there is no column run."""
+    counting: tuple[str, str] | None = None
+    """What N and C count: total, non-embedding, matmul-only or given; and 6ND, 6ND+attention,
+    "exact causal" or given."""
+    intermediate: bool = False
+    """Of run directories and curves: every evaluation, not only the last."""
+    decaying: bool = False
+    """With intermediate: also of run directories whose learning rate decays."""
+    drop_repeats: bool = False
+    """Keep the first of equal rows, which are refused otherwise."""
+    drop_incomplete: bool = False
+    """Leave out rows with an empty cell, no number, or a diverged loss."""
+    weigh: bool = True
+    """Weigh points by the standard errors of their losses, where a column has them."""
+
+    def filters(self) -> dict[str, str]:
+        """{column: text} of --where."""
+        return _pairs("where", self.where)
+
+    def table(self, runs: pathlib.Path, selected: Mapping[str, str]) -> table.Table:
+        """The table of the rows that have the selected texts too. Raises: as `table.read`."""
+        return table.read(
+            runs,
+            _pairs("column", self.column),
+            None if self.counting is None else table.Counting(*self.counting),
+            units=_pairs("unit", self.unit),
+            where={**self.filters(), **selected},
+            run_columns=self.run_columns,
+            best_by=self.best_by,
+            intermediate=self.intermediate,
+            decaying=self.decaying,
+            drop_repeats=self.drop_repeats,
+            drop_incomplete=self.drop_incomplete,
+            weigh=self.weigh,
+        )
 
 
 def fit(args: Sequence[str]) -> int:
@@ -18,14 +77,11 @@ def fit(args: Sequence[str]) -> int:
 
     def command(
         runs: tyro.conf.Positional[pathlib.Path],
-        column: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-        where: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-        counting: tuple[str, str] | None = None,
-        intermediate: bool = False,
-        decaying: bool = False,
-        drop_repeats: bool = False,
+        reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),
+        by: tuple[str, ...] = (),
         next: pathlib.Path | None = None,
         out: pathlib.Path = pathlib.Path("runs/fit"),
+        format: render.Format = "text",
         options: Annotated[analysis.Options, tyro.conf.arg(name="")] = analysis.Options(),
         extended: Annotated[Extended, tyro.conf.arg(name="")] = Extended(),
         about: study.About = study.About(),
@@ -33,46 +89,133 @@ def fit(args: Sequence[str]) -> int:
         """Fit every scaling law that a table of runs identifies; print and record the study.
 
         Args:
-            runs: A CSV file with a row for each run, or a directory of run directories.
-            column: FIELD=COLUMN of the file, once for each field that is not found by its usual
-                names: params, tokens, flops, loss, unique, run.
-            where: COLUMN=TEXT, only rows that have that text there; once for each column.
-            counting: What N and C count: total, non-embedding, matmul-only or given; and 6ND,
-                6ND+attention, "exact causal" or given.
-            intermediate: Of run directories: every evaluation, not only the last.
-            decaying: With intermediate: also of runs whose learning rate decays.
-            drop_repeats: Keep the first of equal rows, which are refused otherwise.
-            next: A CSV file of candidates (N, D, and FLOPs if they are not 6 N D): which of them
+            runs: A file with a row for each run (CSV with any separator, JSON, JSON lines,
+                Parquet, an export of Weights & Biases), a folder with a training curve in each
+                file, or a directory of run directories.
+            by: A study for each value of this column, or of these columns together, in a folder of
+                its own.
+            next: A file of candidates (N, D, and FLOPs if they are not 6 N D): which of them
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
+            format: Of the report: text, markdown, or latex (tables with booktabs).
         """
-        if _alone(pipeline.alone(runs, extended, _pairs("column", column), options), out):
+        cache.programs(0.0)
+        columns = _pairs("column", reading.column)
+        if _alone(pipeline.alone(runs, extended, columns, options), out):
             return 0
-        found = table.read(
-            runs,
-            _pairs("column", column),
-            None if counting is None else table.Counting(*counting),
-            where=_pairs("where", where),
-            intermediate=intermediate,
-            decaying=decaying,
-            drop_repeats=drop_repeats,
-        )
-        about = told.fill(about, runs, intermediate) if runs.is_dir() else about
         candidates = None if next is None else choose.read(next)
-        pipeline.check(found, extended)
-        record = analysis.run(found, options, about, runs.name, candidates)
-        record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
-        record["extended"] = pipeline.run(found, extended, record)
-        path = study.save(out, record)
-        print(summary.text(record))
-        if record["extended"]:
-            print(f"\n{pipeline.text(record['extended'])}")
-        print("\nwritten")
-        for written in (path, *figures.draw(record, out)):
-            print(f"  {written}")
+
+        def one(
+            t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
+        ) -> study.Record:
+            facts = _about(about, runs, t, reading.intermediate)
+            pipeline.check(t, extended)
+            record = analysis.run(t, how, facts, name, candidates)
+            record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
+            record["extended"] = pipeline.run(t, extended, record)
+            _write(record, folder, format)
+            return record
+
+        if not by:
+            one(reading.table(runs, {}), options, out, runs.name)
+            return 0
+        tables, failed = {}, {}
+        for selected in table.values(runs, by, reading.filters()):
+            text = ", ".join(f"{c}={v}" for c, v in selected.items())
+            try:
+                tables[text] = reading.table(runs, selected)
+            except ValueError as error:
+                failed[text] = str(error)
+        _each(tables, failed, options, one, out)
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
+
+
+def _about(
+    about: study.About, runs: pathlib.Path, t: table.Table, intermediate: bool
+) -> study.About:
+    """What the runs themselves tell, where nobody stated it."""
+    if about.loss_unit == study.About().loss_unit:
+        about = dataclasses.replace(about, loss_unit=t.loss_unit)
+    return told.fill(about, runs, intermediate) if runs.is_dir() else about
+
+
+def _write(record: study.Record, folder: pathlib.Path, format: render.Format) -> None:
+    path = study.save(folder, record)
+    print(summary.text(record, format))
+    if record["extended"]:
+        print(f"\n{render.verbatim(pipeline.text(record['extended']), format)}")
+    drawn = figures.draw(record, folder)
+    if format == "text":
+        print("\nwritten")
+        for written in (path, *drawn):
+            print(f"  {written}")
+
+
+def _each(
+    tables: Mapping[str, table.Table],
+    failed: Mapping[str, str],
+    options: analysis.Options,
+    one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study.Record],
+    out: pathlib.Path,
+) -> None:
+    """A study of each table, and what they say at one target: printed, and as by.json.
+
+    failed: {value: why there is no table of it}. Without a target it is that of the largest budget.
+
+    Raises: ValueError if no study could be made, with a reason.
+    """
+    if options.target is None and tables:
+        largest = max(float(t.flops.max()) for t in tables.values())
+        options = dataclasses.replace(options, target=analysis.AHEAD * largest)
+    rows: list[dict[str, Any]] = []
+    reasons = dict(failed)
+    for text, t in tables.items():
+        print(f"\n=== {text}\n")
+        folder = out / re.sub(r"[^\w.=-]+", "_", text)
+        try:
+            record = one(t, options, folder, text)
+        except ValueError as error:
+            reasons[text] = str(error)
+            continue
+        best = record["forms"][record["law"]]["optimum"]
+        row = {"of": text, "folder": str(folder), "law": record["law"]}
+        row["points"] = sum(map(bool, record["points"]["used"]))
+        row["target"] = record["options"]["target"]
+        rows.append(row | {k: best[k] for k in ("params", "exponent", "loss")})
+    for text, reason in reasons.items():
+        print(f"\n=== {text}\n\nno study: {reason}")
+    if not rows:
+        first = next(iter(reasons))
+        raise ValueError(f"--by: no study of {len(reasons)}; {first}: {reasons[first]}")
+    rows += [{"of": text, "skipped": reason} for text, reason in reasons.items()]
+    io.write(out / BY, json.dumps(study.plain(rows), indent=1) + "\n")
+    print(f"\n{_side_by_side(rows)}\n\nwritten\n  {out / BY}")
+
+
+def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The studies of `--by` as a table."""
+    header = ["", "points", "law", "target", "N*", "interval", "exponent", "loss"]
+    lines = []
+    for row in rows:
+        if "skipped" in row:
+            lines.append([row["of"], "-", "no study", *["-"] * 5])
+            continue
+        ends = row["params"][1]
+        lines.append(
+            [
+                row["of"],
+                str(row["points"]),
+                row["law"],
+                f"{row['target']:.3g}",
+                f"{row['params'][0]:.3g}",
+                "-" if ends is None else f"{ends[0]:.3g} to {ends[1]:.3g}",
+                f"{row['exponent'][0]:.3f}",
+                f"{row['loss'][0]:.4f}",
+            ]
+        )
+    return render.table(header, lines)
 
 
 def _alone(record: study.Record | None, out: pathlib.Path) -> bool:
@@ -98,11 +241,12 @@ def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def _hash(path: pathlib.Path) -> str:
-    """The SHA-256 of a file, or of a directory's result files by name."""
+    """The SHA-256 of a file, or of a directory's result files, or else all its files, by name."""
     if path.is_file():
         return io.sha256(path)
     digest = hashlib.sha256()
-    for file in io.files(path):
-        if file.name in ("config.json", "result.json", "metrics.jsonl"):
-            digest.update(f"{file.relative_to(path)} {io.sha256(file)}\n".encode())
+    files = list(io.files(path))
+    results = [f for f in files if f.name in ("config.json", "result.json", "metrics.jsonl")]
+    for file in results or files:
+        digest.update(f"{file.relative_to(path)} {io.sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
+from jaxlm.core import cache
 from jaxlm.data import loader, template, tokenizers
 from jaxlm.data.template import Message
 from jaxlm.decode import reply, text, turn
 from jaxlm.decode.sample import Sampling
-from jaxlm.train import directory, env, saved
+from jaxlm.train import directory, saved
 
 
 def sample(args: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def _command(
         checkpoint: The last checkpoint, or the one with the best evaluation.
         sampling: How to continue.
     """
-    env.compilation_cache()
+    cache.programs()
     found = saved.load(run, checkpoint)
     tokenizer = directory.tokenizer(run, found.run)
     saved.refuse_template(run, found.run, template)

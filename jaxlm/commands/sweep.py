@@ -18,7 +18,7 @@ from jaxlm import launch, override
 from jaxlm.core import io, json_file
 from jaxlm.data import loader
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import analysis, figures, forecast, study, summary, table
+from jaxlm.scaling import analysis, figures, forecast, render, study, summary, table
 from jaxlm.train import engines, env, supply, trials
 from jaxlm.train import run as runs
 from jaxlm.train import sweep as sweep_  # the command bears the name
@@ -169,7 +169,7 @@ def _plan(found: Sweep, wanted: list[Trial], workers: int, book: trials.Book) ->
     cost = sweep_.estimate(found, wanted, workers, done, val)
     lines = [
         f"{found.name}: {len(wanted)} runs in {book.folder}",
-        summary.table(header, rows),
+        render.table(header, rows),
         f"{cost.alone:.3g} FLOPs, {cost.spent:.3g} with shared beginnings; about "
         f"{cost.seconds / 60:.0f} minutes left, {workers} at once, at "
         f"{found.speed.flops_per_second / 1e9:.3g} GFLOP/s each",
@@ -213,7 +213,11 @@ def _study(found: Sweep, book: trials.Book) -> study.Record:
             f"{'; '.join(f'{e.name}: {e.reason or e.state}' for e in lost[:3])}"
         )
     points = table.read(
-        book.folder / trials.POINTS, counting=found.counting, where={"role": "point"}
+        book.folder / trials.POINTS,
+        counting=found.counting,
+        # its own units, of runs however small
+        units={"params": "1", "tokens": "1", "flops": "1", "loss": "nats"},
+        where={"role": "point"},
     )
     points = points._replace(left_out=tuple(f"{e.name}: {e.reason}" for e in lost))
     noise, options = trials.seed_noise(book), found.options

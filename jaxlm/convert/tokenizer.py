@@ -18,6 +18,8 @@ FILES = (
 )  # fmt: skip
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 GENERATION = "generation_config.json"
+# What two tokenizers are compared by: words, case, spaces, digits, marks, letters beyond ASCII.
+PROBE = 'The quick brown foxes\' 1,234.5 kg:\n\n  f(x_1) = "naïve" -> Übung; Привет, 你好'
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -72,9 +74,28 @@ def warnings(folder: pathlib.Path, name: str | None, vocab: int) -> list[str]:
         ]
     path = str(folder / (own or "")) if name is None else name
     try:
-        return interface.mismatch(tokenizers.load(path), vocab)
+        found = tokenizers.load(path)
+        told = interface.mismatch(found, vocab)
     except ValueError as error:
         raise ValueError(f"tokenizer {path!r}: {error}") from error
+    return told if name is None else [*told, *_other(folder, path, found)]
+
+
+def _other(folder: pathlib.Path, name: str, given: interface.Tokenizer) -> list[str]:
+    """A warning where a tokenizer gives a text other ids than the checkpoint's own does, if it has
+    one that can be read."""
+    try:
+        own = named(folder)
+        right = None if own is None else tokenizers.load(str(folder / own)).encode(PROBE)
+    except (ValueError, OSError, ImportError):
+        return []  # another one is given because this one cannot be read
+    ids = given.encode(PROBE)
+    if right is None or ids == right:
+        return []
+    return [
+        f"tokenizer {name!r}: {PROBE[:15]!r}... has ids {ids[:4]}... by it and {right[:4]}... by "
+        f"{folder}'s own, on whose ids the weights were trained; leave --tokenizer out to use that"
+    ]
 
 
 def generation(folder: pathlib.Path) -> dict[str, Any]:

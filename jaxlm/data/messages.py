@@ -31,6 +31,8 @@ _ANSWERING = frozenset(
     ("name", "tool_call_id")
 )  # inert in a tool's message: order says whose it is
 _TOOLS = frozenset(("tool", "function"))
+# Types of the parts of a content that hold a text, by OpenAI's names.
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Message(NamedTuple):
@@ -94,6 +96,11 @@ def _calls(more: dict[str, Any]) -> bool:
 def _part(value: Any, where: str) -> str:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: {value!r} given; an object {{type, text}} is needed")
+    if value.get("type", "text") not in TEXT_PARTS:
+        raise ValueError(
+            f"{where}: a part of type {value['type']!r} given; only parts of text are read, "
+            'such as {"type": "text", "text": "..."}'
+        )
     return records.text(Record(value, where), "text")
 
 

@@ -8,7 +8,8 @@ report    all of it, and the parameters by group, as `jaxlm plan` prints them
 ladder    Configs by size; rules: learning rate and batch by size
 
 Laws of loss
-table     points (N, D, C, loss) of a file, or of run directories (directories)
+table     points (N, D, C, loss) of a file (reading: formats, units, checks) or of run directories
+          (directories); experiments: what residuals say about the rows
 laws      the forms; richer: those with repeated tokens or varying exponents; downstream: accuracy
 fit       one form's optimum, by solve from seeds; identify: which forms the points can tell
 bootstrap, profile, warn    how sure, and what should keep one from trusting it

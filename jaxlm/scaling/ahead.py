@@ -7,8 +7,9 @@
     ahead.choice(law, 5.76e23, params=70e9)   # what another size costs
     ahead.capped(law, 5.76e23, 1e12)          # with no more than so many different tokens
 
-Every number is taken at the fit and at each draw of its bootstrap; an interval is of the draws'
-percentiles. It holds what resampling the runs moves, not that the form may be wrong.
+Every number is taken at the fit and at each draw; an interval is of the draws' percentiles. Of the
+study's own plan it holds what `jaxlm.scaling.plan` says; of another form that was asked for, what
+resampling the runs moves and not that the form may be wrong.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.scaling import laws, optimum, study, table
+from jaxlm.scaling import plan as plans
 from jaxlm.scaling.optimum import Array
 
 LEVEL = 0.95
@@ -45,6 +47,10 @@ class Law(NamedTuple):
     """Least and largest training FLOPs among the runs fitted."""
     per: float = 6.0
     """C / (N D) of those runs, by which compute is made into N and D."""
+    plan: plans.Planned | None = None
+    """Who plans N*, with what its intervals hold; None: the form itself, by its draws alone."""
+    record: study.Record | None = None
+    """The study's record."""
 
 
 class Range(NamedTuple):
@@ -125,7 +131,7 @@ class Capped(NamedTuple):
 
 
 def law(found: study.Study) -> Law:
-    """The Law of a study: its fitted form, its draws and its counting.
+    """The Law of a study: its plan, or the fitted form that was asked for instead.
 
     Raises: ValueError for a form without an optimum between N and D, and missing parameters.
     """
@@ -136,14 +142,20 @@ def law(found: study.Study) -> Law:
     theta = np.array([found.theta[name] for name in names], np.float64)
     draws = np.asarray(found.draws, np.float64).reshape(-1, len(names))[:, order]
     per = float(found.record.get("per", 6.0))
-    out = Law(found.law, theta, draws, found.counting, found.flops, per)
+    planned = None
+    if not found.named and "plan" in found.record:
+        planned = plans.of(found.record)
+        draws = planned.draws
+    out = Law(found.law, theta, draws, found.counting, found.flops, per, planned, found.record)
     optimum.at(out.law, out.theta, found.flops[1], out.per)
     return out
 
 
 def at(law: Law, flops: float, level: float = LEVEL) -> Plan:
     """The compute-optimal run of `flops` training FLOPs. Raises: ValueError unless above 0."""
-    best = optimum.at(law.law, _all(law), flops, law.per)
+    if not (np.isfinite(flops) and flops > 0):
+        raise ValueError(f"flops: {flops} given; a number above 0 is needed")
+    best = plans.at(_planned(law), flops)
     return _plan(law, np.full(len(best.params), flops), best.params, best.tokens, best.loss, level)
 
 
@@ -155,12 +167,15 @@ def reach(law: Law, loss: float, level: float = LEVEL) -> Plan:
     Raises: ValueError for a loss that the fit itself never reaches, naming its floor.
     """
     thetas = _all(law)
-    c = optimum.least(law.law, thetas, loss, law.per)
+    if law.plan is not None and np.isfinite(loss) and loss > 0:
+        c = plans.least(law.plan, loss)
+    else:
+        c = optimum.least(law.law, thetas, loss, law.per)
     if not np.isfinite(c[0]):
         everywhere = np.exp(optimum.decades(2))
         least = np.nanmin(optimum.at(law.law, law.theta, everywhere, law.per).loss)
         raise ValueError(f"loss: {loss:g} given; this law never goes below {least:.6g}")
-    best = _each(law, thetas, c)
+    best = plans.at(_planned(law), np.where(np.isfinite(c), c, 1.0))
     return _plan(law, c, best.params, best.tokens, np.where(np.isfinite(c), loss, np.nan), level)
 
 
@@ -171,17 +186,7 @@ def quality(law: Law, params: float) -> float:
     """
     if not (np.isfinite(params) and params > 0):
         raise ValueError(f"params: {params} given; a number above 0 is needed")
-    places = optimum.decades(2)
-    sizes = optimum.at(law.law, law.theta, np.exp(places), law.per).params
-    between = np.flatnonzero((sizes[:-1] < params) & (params <= sizes[1:]))
-    if not between.size:
-        raise ValueError(f"params: {params:g} given; this law has no compute where that is optimal")
-    low, high = places[between[0]], places[between[0] + 1]
-    for _ in range(optimum.HALVINGS):
-        middle = (low + high) / 2
-        n = optimum.at(law.law, law.theta, np.exp(middle), law.per).params
-        low, high = (middle, high) if n < params else (low, middle)
-    return float(optimum.at(law.law, law.theta, np.exp(high), law.per).loss)
+    return plans.quality(_planned(law), params)
 
 
 def serve(law: Law, loss: float, inference_tokens: float, level: float = LEVEL) -> Served:
@@ -304,6 +309,11 @@ def capped(law: Law, flops: float, unique: float, level: float = LEVEL) -> Cappe
         bool(free.tokens[0] > unique),
         repeats,
     )
+
+
+def _planned(law: Law) -> plans.Planned:
+    """Who plans: the study, or the form by its draws alone."""
+    return law.plan or plans.form(law.law, law.theta, law.draws, law.flops, law.per)
 
 
 def _all(law: Law) -> Array:

@@ -1,6 +1,7 @@
 """The exponent of the optimum N*(C) by three approaches side by side, and by what is left out.
 
-sides = approaches.compare(t, fits, target=1e21, replicates=1000, seed=0, level=0.95)
+first = approaches.front(t, replicates=1000, seed=0)
+second = approaches.isoflops(t, replicates=1000, seed=0)
 rows = approaches.outliers(t, laws.LAWS["chinchilla"], target=1e21, delta=1e-3)
 """
 
@@ -17,6 +18,11 @@ from jaxlm.scaling.study import Record
 OUTLIERS = (0, 2, 3, 5, 10, 20)
 # Points of a frontier made of training curves: more of them say the same again.
 CURVE_POINTS = 50
+# Approach 2's names in a record, and how each finds a budget's minimum.
+ISOFLOPS: dict[str, isoflop.Method] = {
+    "isoflop parabola": "parabola7",
+    "isoflop akima": "akima",
+}
 
 Array = np.ndarray
 
@@ -57,29 +63,51 @@ def front(t: table.Table, replicates: int, seed: int) -> Front:
         return Front(None, str(error))
 
 
+def isoflops(
+    t: table.Table, replicates: int, seed: int, noise: float | None = None
+) -> dict[str, isoflop.IsoFlop | str]:
+    """{"isoflop parabola", "isoflop akima": approach 2's result, or why there is none}.
+
+    noise: sd of the loss between seeds, None measures it."""
+    groups = isoflop.budgets(t)
+    if len(groups) < 2:
+        why = (
+            f"not isoFLOP: {len(t.loss)} points have {len(groups)} budgets of {isoflop.SIZES} "
+            "sizes or more; approach 2 needs two"
+        )
+        return dict.fromkeys(ISOFLOPS, why)
+    out: dict[str, isoflop.IsoFlop | str] = {}
+    for name, method in ISOFLOPS.items():
+        try:
+            out[name] = isoflop.fit(t, method, noise=noise, replicates=replicates, seed=seed)
+        except ValueError as error:
+            out[name] = str(error)
+    return out
+
+
 def compare(
     t: table.Table,
     first: Front,
+    second: Mapping[str, isoflop.IsoFlop | str],
     parametric: Mapping[str, tuple[Array, Array]],
     target: float,
     per: float,
     level: float,
-    replicates: int,
-    seed: int,
-    noise: float | None = None,
 ) -> Record:
     """{approach: {exponent, interval, ...} or {skipped: why}}.
 
-    first: approach 1's result on t. parametric: {law: (theta [k], draws [R, k])} of laws with an
-    optimum, whose exponent is taken at `target` FLOPs. noise: sd of the loss between seeds for
-    approach 2, None measures it.
+    first, second: results of approaches 1 and 2 on t. parametric: {law: (theta [k], draws [R, k])}
+    of laws with an optimum, whose exponent is taken at `target` FLOPs.
     """
     out: Record = {"envelope": _envelope(first, target, level)}
-    for method in ("parabola7", "akima"):
-        name = "isoflop akima" if method == "akima" else "isoflop parabola"
-        out[name] = _isoflop(t, method, target, level, replicates, seed, noise)
+    for name, found in second.items():
+        out[name] = _isoflop(t, found, target, level)
     for law, (theta, draws) in parametric.items():
         best = optimum.at(law, theta, target, per=per)
+        if not np.isfinite([best.exponent, best.params]).all():
+            # a term that does not fall, as of runs whose loss rises or is all one
+            out[f"parametric {law}"] = {"skipped": "the form as fitted has no optimum"}
+            continue
         many = optimum.at(law, draws, target, per=per) if len(draws) else None
         out[f"parametric {law}"] = {
             "exponent": float(best.exponent),
@@ -124,29 +152,13 @@ def _envelope(first: Front, target: float, level: float) -> Record:
     }
 
 
-def _isoflop(
-    t: table.Table,
-    method: isoflop.Method,
-    target: float,
-    level: float,
-    replicates: int,
-    seed: int,
-    noise: float | None,
-) -> Record:
-    groups = isoflop.budgets(t)
-    if len(groups) < 2:
-        return {
-            "skipped": f"not isoFLOP: {len(t.loss)} points have {len(groups)} budgets of "
-            f"{isoflop.SIZES} sizes or more; approach 2 needs two"
-        }
-    try:
-        f = isoflop.fit(t, method, noise=noise, replicates=replicates, seed=seed)
-    except ValueError as error:
-        return {"skipped": str(error)}
-    return _power(f.exponent, f.intercept, f.draws, target, level) | {
-        "noise": f.noise,
-        "budgets": groups,
-        "minima": [{k: v for k, v in m._asdict().items() if k != "draws"} for m in f.minima],
+def _isoflop(t: table.Table, found: isoflop.IsoFlop | str, target: float, level: float) -> Record:
+    if isinstance(found, str):
+        return {"skipped": found}
+    return _power(found.exponent, found.intercept, found.draws, target, level) | {
+        "noise": found.noise,
+        "budgets": isoflop.budgets(t),
+        "minima": [{k: v for k, v in m._asdict().items() if k != "draws"} for m in found.minima],
     }
 
 

@@ -15,6 +15,10 @@ import numpy as np
 from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, solve, table
 
+# Runs that a cluster bootstrap needs: of n drawn 63 % are different, and of fewer than six those
+# hardly hold a law.
+RUNS = 6
+
 
 class Draws(NamedTuple):
     """R replicates, float64."""
@@ -28,6 +32,25 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
     """(low, high): the percentile interval over the first axis [R, ...]."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def method(choice: str, t: table.Table) -> str:
+    """The bootstrap that "auto" chooses, "case" or "cluster"; another choice as it is.
+
+    Clusters where a run has several points, which share its noise, and there are RUNS or more to
+    draw from.
+    """
+    if choice != "auto":
+        return choice
+    return "cluster" if RUNS <= len(np.unique(t.run)) < len(t.run) else "case"
+
+
+def resample(
+    law: laws.Law, t: table.Table, found: fits.Fit, replicates: int, seed: int, how: str = "auto"
+) -> Draws:
+    """`cases` or `clusters`, by `method`. Raises: ValueError as they do."""
+    again = clusters if method(how, t) == "cluster" else cases
+    return again(law, t, found, replicates, seed)
 
 
 def cases(
@@ -114,15 +137,28 @@ def refit(
 ) -> Draws:
     """Refits with weights [R,n], and losses [R,n] in place of the table's, from the fit's optimum.
 
-    What was held in the fit stays held.
+    Weights multiply the table's own. What was held in the fit stays held.
     """
+    weights = weights if t.weight is None else weights * t.weight
     r = fits.prepare(law, t, None, found.fixed, found.delta, found.log)
     start = np.tile(law.internal(fits.values(found), r.centre), (len(weights), 1))
     y = r.y if loss is None else np.log(loss) if found.log else loss
     s = solve.minimise(
-        law.model, law.terms, start, y, weights, r.logs, r.centre, r.free, found.delta, found.log
+        law.model,
+        law.closed,
+        start,
+        y,
+        weights,
+        r.logs,
+        r.centre,
+        r.free,
+        found.delta,
+        found.log,
     )
-    return Draws(law.natural(s.phi, r.centre), s.objective, ~s.arrived)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = law.natural(s.phi, r.centre)
+    # a coefficient that grows without bound is no refit either
+    return Draws(theta, s.objective, ~(s.arrived & np.isfinite(theta).all(1)))
 
 
 def _positive(replicates: int) -> None:

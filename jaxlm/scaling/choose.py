@@ -10,17 +10,16 @@ the asymptote     of a fit that minimises sum rho(log L - log f): v (sum g g^T)^
                   g = d log f / d theta and v = E psi^2 / (E psi')^2 (Huber 1964).
 """
 
-import csv
 import math
 import pathlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, optimum, table
+from jaxlm.scaling.reading import points
 
 # Half of a 95 % interval in standard deviations.
 NORMAL = 1.959963984540054
@@ -130,39 +129,11 @@ def _asymptote(
 def read(path: str | pathlib.Path) -> tuple[Array, Array, Array | None]:
     """(params [m], tokens [m], cost [m] or None) of a CSV file of candidates.
 
-    Its columns are named as those of a study's table (table.ALIASES); flops is the cost.
+    Formats, names and units are those of a study's table (table.read); flops is the cost.
 
     Raises: FileNotFoundError; ValueError naming the row and the column.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or ())
-        lines = [(reader.line_num, row) for row in reader]
-    plain = {h: re.sub(r"[^a-z0-9]+", "_", h.strip().lower()).strip("_") for h in header}
-    out: dict[str, Array] = {}
-    for field in ("params", "tokens", "flops"):
-        found = [h for h in header if plain[h] in table.ALIASES[field]]
-        if not found and field != "flops":
-            raise ValueError(f"{path}: no column for {field}; it has {header}")
-        if found:
-            out[field] = np.array([_number(path, n, found[0], row) for n, row in lines])
-    if not lines:
-        raise ValueError(f"{path}: no candidates; a row for each is needed")
-    return out["params"], out["tokens"], out.get("flops")
-
-
-def _number(
-    path: str | pathlib.Path, row: int, column: str, values: Mapping[str, str | None]
-) -> float:
-    try:
-        value = float(values[column] or "")
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(
-            f"{path} row {row}, column {column!r}: {values[column]!r}; a number above 0 is needed"
-        )
-    return value
+    return points.sizes(pathlib.Path(path).expanduser())
 
 
 def noise(residual: Array, delta: float, parameters: int) -> float:
@@ -182,7 +153,9 @@ def noise(residual: Array, delta: float, parameters: int) -> float:
 def gradients(law: laws.Law, theta: Array, x: Sequence[Array]) -> Array:
     """d log f / d log|theta| [n, k] of a law at inputs x (arrays [n])."""
     many = [np.asarray(a, float) for a in x]
-    return _slopes(lambda th: np.log(law.predict(th.T[:, :, None], many)), theta).T
+    # a form may predict no loss at all a step away
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _slopes(lambda th: np.log(law.predict(th.T[:, :, None], many)), theta).T
 
 
 def _slopes(value: Callable[[Array], Array], theta: Array) -> Array:

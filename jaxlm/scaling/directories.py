@@ -80,7 +80,8 @@ def _table(root: pathlib.Path, found: list[_Found], how: Counting, left: tuple[s
         if run.config["data"].get("curriculum") and how.flops != "6ND":
             raise ValueError(
                 f"{run.name}/config.json: data.curriculum changes the rows' length, and with it "
-                f"the FLOPs of a token under {how.flops!r}; count 6ND"
+                f"the FLOPs of a token under {how.flops!r}; --counting {how.params} 6ND counts "
+                "without it"
             )
         n = counting.params(cfg, how.params)
         each = counting.per_token(cfg, run.config["data"]["seq"], how)
@@ -120,7 +121,7 @@ def _ends_anywhere(file: pathlib.Path, record: dict[str, Any]) -> None:
         raise ValueError(
             f"{file}: optim.schedule {schedule!r} decays towards the run's end, so its loss before "
             "is higher than that of a shorter run decayed to its end; take the last evaluation "
-            "alone, or ask for those of decaying runs too"
+            "alone (no --intermediate), or those of decaying runs too (--decaying)"
         )
 
 

@@ -71,14 +71,15 @@ def prepare(
     delta: float,
     log: bool,
 ) -> Ready:
-    """The arrays of a problem, checked.
+    """The arrays of a problem, checked; weights None are the table's own.
 
     Raises: ValueError naming what is wrong with the weights, delta, the fixed parameters or the
     number of points.
     """
     logs = np.log(np.stack(inputs(law, t)))
     n = logs.shape[1]
-    w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    own = np.ones(n) if t.weight is None else t.weight
+    w = np.asarray(own if weights is None else weights, np.float64)
     if w.shape != (n,):
         raise ValueError(f"weights have shape {w.shape}, and the table {n} points")
     if not (np.isfinite(w) & (w >= 0)).all():
@@ -128,7 +129,7 @@ def fit(
 
     delta 1e-3 is Hoffmann et al.'s (2022, equation 3); inf is least squares. fixed holds
     parameters at values. log=False takes residuals of the loss itself, as Gadre et al. 2024 do
-    with delta=inf.
+    with delta=inf. weights [n]: of the points, None the table's own (all 1 where it has none).
 
     Raises: ValueError for fewer points than free parameters, a parameter that the law lacks or
     cannot hold, a bad weight or delta.
@@ -140,41 +141,66 @@ def fit(
         if not possible:
             raise ValueError(f"{name} is fixed at {value}, which {law.name} has no value for")
     start = starts(law, t, r, fixed)
-    s = solve.minimise(
-        law.model, law.terms, start, r.y, r.weights, r.logs, r.centre, r.free, delta, log
-    )
+    arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log)
+    s = solve.minimise(law.model, law.closed, start, *arrays)
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
-    arrived = np.where(s.arrived, objective, np.inf)
     best = int(np.argmin(objective))
     least = objective[best]
-    theta = law.natural(s.phi, r.centre)
-    same = objective <= least * (1 + SAME) + 1e-24
-    failed = None
-    if not s.arrived[best]:
-        failed = (
-            f"the lowest of {len(start)} starts had not converged after {s.steps[best]} steps: "
-            f"objective {least:.6g}, gradient {s.gradient[best]:.2g}"
-        )
-    others = []
-    for i in np.argsort(arrived):
-        known = least if not others else others[-1][0]
-        if known * (1 + 10 * SAME) < arrived[i] <= least * (1 + NEAR):
-            others.append((float(objective[i]), _named(law, theta[i])))
     x = inputs(law, t)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = law.natural(s.phi, r.centre)
+        residual = np.log(t.loss) - np.log(law.predict(theta[best], x))
+    same = objective <= least * (1 + SAME) + 1e-24
+    # what is as low as a start that has arrived has arrived
+    known = bool(s.arrived[same].any())
+    others = _others(np.where(s.arrived, objective, np.inf), float(least))
     return Fit(
         law.name,
         _named(law, theta[best]),
         float(least),
         float(delta),
         int((r.weights > 0).sum()),
-        float((same & s.arrived).mean()),
+        float(same.mean()) if known else 0.0,
         float(s.gradient[best]),
-        others,
-        np.log(t.loss) - np.log(law.predict(theta[best], x)),
-        failed,
+        [(float(objective[i]), _named(law, theta[i])) for i in others],
+        residual,
+        _failure(law, s, best, known, theta[best], r.centre),
         tuple(fixed),
         log,
     )
+
+
+def _others(objective: np.ndarray, least: float) -> list[int]:
+    """Indices of optima [S] within NEAR of the least, one of each, by rising objective."""
+    found: list[int] = []
+    for i in np.argsort(objective):
+        known = objective[found[-1]] if found else least
+        if known * (1 + 10 * SAME) < objective[i] <= least * (1 + NEAR):
+            found.append(int(i))
+    return found
+
+
+def _failure(
+    law: laws.Law, s: solve.Solved, best: int, known: bool, theta: np.ndarray, centre: np.ndarray
+) -> str | None:
+    """Why the lowest start, theta [k], is no optimum; None where it is one.
+
+    known: whether a start that is as low has arrived.
+    """
+    if not known:
+        return (
+            f"the lowest of {len(s.steps)} starts had not converged after {s.steps[best]} steps: "
+            f"objective {s.objective[best]:.6g}, gradient {s.gradient[best]:.2g}"
+        )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        internal = law.internal(theta, centre)
+    if np.isfinite(internal).all() and np.isfinite(theta).all():
+        return None
+    # a coefficient beyond the largest or below the least number: a term that is none
+    names = ", ".join(
+        f"{n} = {v:.3g}" for n, v in zip(law.names, theta) if abs(v) > 1e300 or v == 0
+    )
+    return f"a term without bound, {names}: the runs do not tell the terms of the form apart"
 
 
 def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]:

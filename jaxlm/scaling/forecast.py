@@ -22,18 +22,25 @@ def predict(record: Record, params: float, tokens: float) -> Record:
     """{"law", "loss", "interval", "level", "fit", "forms": {form: {"loss", "interval"}}, ...} for
     a run of `params` N on `tokens` D, as the study counts them.
 
-    loss: nats per token. interval: for one run, the bootstrap's draws with the noise of a run on
-    them, normal with the standard deviation of the form's own residuals in log loss. Forms are
-    those of N and D (unique tokens: all are).
+    loss: nats per token. interval: for one run, the draws with the noise of a run on them, normal
+    with the standard deviation of the form's own residuals in log loss; of the planning form also
+    with its own error per decade of compute beyond the runs, as the rolling back-test measured it.
+    Forms are those of N and D (unique tokens: all are).
 
     Raises: ValueError unless N and D are positive.
     """
     for name, value in (("params", params), ("tokens", tokens)):
         if not value > 0:
             raise ValueError(f"{name}: {value} given; a number above 0 is needed")
-    level = record["options"]["level"]
+    level, plan = record["options"]["level"], record.get("plan")
+    decades = max(0.0, math.log10(record["per"] * params * tokens / record["flops"][1]))
+    kept = {"draws": [], "spread": 0.0}
+    if plan is not None:
+        kept = {"draws": plan["draws"], "spread": plan["spread"]["loss"] * decades}
     forms = {
-        name: _form(laws.LAWS[name], form, params, tokens, level)
+        name: _form(
+            laws.LAWS[name], form, params, tokens, level, kept if name == record["law"] else {}
+        )
         for name, form in record["forms"].items()
         if {"params", "tokens"} <= set(laws.LAWS[name].inputs)
     }
@@ -53,16 +60,21 @@ def predict(record: Record, params: float, tokens: float) -> Record:
     }
 
 
-def _form(law: laws.Law, form: Record, params: float, tokens: float, level: float) -> Record:
+def _form(
+    law: laws.Law, form: Record, params: float, tokens: float, level: float, plan: Record
+) -> Record:
+    """A form's forecast; plan: {draws, spread} of the one that plans."""
     x = tuple({"params": params, "unique": tokens}.get(name, tokens) for name in law.inputs)
-    theta, draws = np.array(list(form["theta"].values())), np.array(form["draws"], float)
+    theta = np.array(list(form["theta"].values()))
+    draws = np.array(plan.get("draws") or form["draws"], float)
     residual = np.array(form["residual"], float)
     freedom = max(len(residual) - len(theta), 1)
     noise = math.sqrt(float(residual @ residual) / freedom)
     with np.errstate(all="ignore"):  # a draw may have no value far from its data
         many = np.log(law.predict(draws.T, x))
     many = many[np.isfinite(many)]
-    many = many + np.random.default_rng(0).normal(0.0, noise, len(many))
+    spread = math.hypot(noise, plan.get("spread", 0.0))
+    many = many + np.random.default_rng(0).normal(0.0, spread, len(many))
     low, high = np.exp(np.quantile(many, [(1 - level) / 2, (1 + level) / 2]))
     loss = float(law.predict(theta, x))
     return {"loss": loss, "interval": [float(low), float(high)], "noise": noise}

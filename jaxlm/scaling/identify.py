@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, table
 
 # Values that differ by less than this share are one: N and D are often rounded to three digits.
@@ -19,8 +20,10 @@ def reason(law: laws.Law, t: table.Table) -> str:
 
     A law of compute alone describes the frontier: t is then to be the frontier's points.
     """
-    if len(t.loss) < len(law.names):
-        return f"{len(t.loss)} points for {len(law.names)} parameters"
+    if len(t.loss) <= len(law.names):
+        # as many points as parameters are met exactly: no residual, and an interval without width
+        short = "" if len(t.loss) < len(law.names) else ": no residual is left to judge it by"
+        return f"{len(t.loss)} points for {len(law.names)} parameters{short}"
     wanted = FEW.get(law.name, 1) * len(law.names)
     if len(t.loss) < wanted:
         return f"{len(t.loss)} points; its {len(law.names)} parameters need {wanted}"
@@ -41,6 +44,22 @@ def reason(law: laws.Law, t: table.Table) -> str:
                 f"{name} run from {values.min():.3g} to {values.max():.3g}, which the form does "
                 "not read"
             )
+    return ""
+
+
+def rises(law: laws.Law, theta: np.ndarray, t: table.Table) -> str:
+    """Why a fit, theta [k], has no optimum: its loss does not fall with N or D; "" where it does.
+
+    Twice the parameters, or twice the tokens, at the middle of the runs.
+    """
+    middle = [np.exp(np.mean(np.log(values))) for values in fits.inputs(law, t)]
+    for name in ("params", "tokens"):
+        if name in law.inputs:
+            twice = [2 * v if f == name else v for f, v in zip(law.inputs, middle)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                falls = law.predict(theta, twice) < law.predict(theta, middle)
+            if not falls:
+                return f"as fitted its loss does not fall with {name}, so that it has no optimum"
     return ""
 
 

@@ -30,6 +30,8 @@ SIZES = 3  # the fewest sizes that show a minimum
 NODES = 25  # of Akima's spline between two sizes, on average
 # The least sd of log N*, in spacings of the sizes: a third (Porian et al. 2024).
 LEAST_SD = 0.33
+# A minimum so far below every loss of its budget is the spline's, between sizes nearly the same.
+OVERSHOOT = 0.98
 SIDE = 3  # points on each side of the lowest one, of parabola7
 
 
@@ -224,6 +226,8 @@ def _minimum(
     per = float(np.median(c / (t.params[group] * t.tokens[group])))
     n, loss = _sizes(t, group)
     drawn = random.standard_normal((len(n), times)) * noise + loss[:, None]
+    # a diverged run can make the noise as large as the loss, and a loss is above 0
+    drawn = np.maximum(drawn, loss[:, None] / 100)
     none = Minimum(flops, np.nan, np.nan, np.nan, np.nan, np.empty(0), len(n), "")
     if len(n) < SIZES:
         return none._replace(left_out=f"{len(n)} sizes; {SIZES} are needed")
@@ -245,6 +249,13 @@ def _minimum(
         draws = many[inside]
         if method == "akima":
             centre, floor = np.median(draws), np.median(lows[inside])
+    if floor < OVERSHOOT * loss.min():
+        why = (
+            f"its curve runs to {floor:.3g} between sizes whose lowest loss is {loss.min():.4g}: "
+            "two sizes nearly agree, and their losses do not"
+        )
+        return none._replace(left_out=why)
+    if times:
         sd = max(float(np.std(draws)), LEAST_SD * step) / inside.mean()
     best = float(np.exp(centre))
     return Minimum(flops, best, flops / (per * best), float(floor), sd, draws, len(n), "")

@@ -40,6 +40,13 @@ class Law(NamedTuple):
     held: dict[str, int | None]
     # [5,k] from internal parameters to (log E, log A, log B, alpha, beta), where that is the form.
     terms: tuple[tuple[float, ...], ...] | None = None
+    # The model's derivatives in closed form, of `solve.by_derivatives`; None: automatic ones.
+    derivatives: Callable[..., Any] | None = None
+
+    @property
+    def closed(self) -> Any:
+        """What `solve.minimise` takes derivatives by in closed form; None: automatic ones."""
+        return self.terms or self.derivatives
 
 
 # -- E + A / N^alpha + B / D^beta and what is a case of it
@@ -93,7 +100,7 @@ def _tied_seeds(logs: np.ndarray, centre: np.ndarray, loss: np.ndarray, w: np.nd
 
 
 def _three_seeds(logs: np.ndarray, centre: np.ndarray, loss: np.ndarray, w: np.ndarray) -> Any:
-    return seeds.powers(logs - centre[:, None], loss, w)
+    return seeds.two_powers(logs - centre[:, None], loss, w)
 
 
 _FIVE_TERMS = (
@@ -210,6 +217,7 @@ OFFSET = Law(
     _offset_model,
     _offset_seeds,
     {"E": None, "a": 0, "b": None},
+    ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 0), (0, 0, 1.0), (0, 0, 0)),
 )
 
 # -- Kaplan et al. 2020: no floor
@@ -278,6 +286,7 @@ KAPLAN = Law(
     _kaplan_model,
     _kaplan_seeds,
     {"Nc": None, "Dc": None, "alpha_N": None, "alpha_D": None},
+    derivatives=richer.kaplan_derivatives,
 )
 KAPLAN_PARAMS = Law(
     "kaplan_params",
@@ -331,6 +340,7 @@ FARSEER = Law(
     richer.farseer_model,
     seeds.farseer,
     {"alpha": None, "beta": None, "gamma": None},
+    derivatives=richer.farseer_derivatives,
 )
 
 LAWS: dict[str, Law] = {

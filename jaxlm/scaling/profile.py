@@ -6,6 +6,15 @@ from jaxlm.scaling import fit as fits
 from jaxlm.scaling import laws, solve, table
 
 
+def possible(law: laws.Law, name: str, values: np.ndarray) -> np.ndarray:
+    """[G] bool: values that the law's parameter can take; a coefficient is above 0."""
+    theta = np.ones((len(values), len(law.names)))
+    theta[:, law.names.index(name)] = values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        internal = law.internal(theta, np.zeros(len(law.inputs)))
+    return np.all(np.isfinite(internal), axis=1)
+
+
 def profile(
     law: laws.Law, t: table.Table, found: fits.Fit, name: str, grid: np.ndarray
 ) -> np.ndarray:
@@ -27,7 +36,7 @@ def profile(
     theta = np.repeat(np.array(known)[:, None], len(grid), 1)
     starts = law.internal(theta, r.centre)
     theta[:, :, j] = grid
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):  # the other parameters need not go with the held one
         held = law.internal(theta[0], r.centre)[:, j]
     if not np.isfinite(held).all():
         raise ValueError(f"{name} cannot be {grid[~np.isfinite(held)][0]} in {law.name}")
@@ -36,7 +45,7 @@ def profile(
         """(objective [G], phi [G,k]) of the best of starts [S,G,k]."""
         starts[:, :, j] = held
         arrays = (r.y, r.weights, r.logs, r.centre, r.free, found.delta, found.log)
-        s = solve.minimise(law.model, law.terms, starts.reshape(-1, len(known[0])), *arrays)
+        s = solve.minimise(law.model, law.closed, starts.reshape(-1, len(known[0])), *arrays)
         objective = np.where(s.arrived, s.objective, np.inf).reshape(starts.shape[:2])
         best, at = objective.argmin(0), np.arange(len(grid))
         return objective[best, at], s.phi.reshape(starts.shape)[best, at]

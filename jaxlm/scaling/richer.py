@@ -1,12 +1,14 @@
 """Laws beyond one power per input: repeated tokens, and exponents that vary with size."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-# |x| below which (exp(kappa x) - 1) / kappa is taken as its series.
-SMALL = 1e-5
+# |kappa x| below which (exp(kappa x) - 1) / kappa and its derivatives are taken as their series, of
+# so many terms: the first one left out is then below 1e-16.
+SMALL, SERIES = 0.05, 8
 
 # -- data-constrained
 
@@ -94,7 +96,8 @@ def farseer_internal(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
     a, b, kappa = t[..., 0::3], t[..., 1::3], t[..., 2::3]
     slope = a * kappa * np.exp(kappa * centre[0])
     level = a * np.exp(kappa * centre[0]) + b
-    power = np.exp(level[..., 0])
+    with np.errstate(over="ignore"):
+        power = np.exp(level[..., 0])
     slope[..., 1] -= power * slope[..., 0] * centre[1]
     level[..., 1] -= power * centre[1]
     return np.stack([slope, level, kappa], -1).reshape(t.shape)
@@ -104,7 +107,8 @@ def farseer_natural(phi: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """The inverse of `farseer_internal`; an exponent of 0 has none, and is moved by 1e-9."""
     phi = np.asarray(phi, np.float64)
     slope, level, kappa = (phi[..., i::3].copy() for i in range(3))
-    power = np.exp(level[..., 0])
+    with np.errstate(over="ignore"):  # of parameters far from any fit, which are no start then
+        power = np.exp(level[..., 0])
     slope[..., 1] += power * slope[..., 0] * centre[1]
     level[..., 1] += power * centre[1]
     kappa = np.where(np.abs(kappa) < 1e-9, 1e-9, kappa)
@@ -124,11 +128,109 @@ def farseer_model(phi: Any, logs: Any, centre: Any) -> Any:
     return jnp.log(jnp.exp(l3 + s3 * _stretched(x, k3)) + jnp.exp(tokens - power * logs[1]))
 
 
-def _stretched(x: Any, kappa: Any) -> Any:
-    """(exp(kappa x) - 1) / kappa, and x at kappa 0."""
+def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Callable]:
+    """(log loss [S,n], its slope [S,9,n], curvature) of phi [S,9], for `solve.by_derivatives`.
+
+    The log loss is log(exp(P) + exp(Q)) with P of the third part, Q of the first two, p and q their
+    shares: its slope is p dP + q dQ, its second derivative p d2P + q d2Q + p q d d^T, d = dQ - dP.
+    """
     import jax.numpy as jnp
 
-    small = jnp.abs(kappa) < SMALL
-    safe = jnp.where(small, 1.0, kappa)
-    series = x * (1 + kappa * x / 2 * (1 + kappa * x / 3))
-    return jnp.where(small, series, jnp.expm1(safe * x) / safe)
+    s1, l1, k1, s2, l2, k2, s3, l3, k3 = phi.T[:, :, None]
+    x, z = logs[0] - centre[0], logs[1]
+    (f1, g1, h1), (f2, g2, h2), (f3, g3, h3) = (_stretches(x, k) for k in (k1, k2, k3))
+    start = jnp.exp(l1)
+    fall = jnp.exp(l1 + s1 * f1) * z  # the power of D, times log D
+    level, tilt = start * centre[1], s2 + start * centre[1] * s1
+    parts = l3 + s3 * f3, l2 + tilt * f2 + level - fall
+    share = 1 / (1 + jnp.exp(parts[0] - parts[1]))
+    other = 1 / (1 + jnp.exp(parts[1] - parts[0]))
+    logarithm = jnp.where(parts[1] > parts[0], parts[1] - jnp.log(share), parts[0] - jnp.log(other))
+    one = jnp.ones_like(f1)
+    by_s1, by_l1 = level * f2 - fall * f1, level * s1 * f2 + level - fall
+    first = (by_s1, by_l1, -fall * s1 * g1, f2, one, tilt * g2)
+    second = (f3, one, s3 * g3)
+    slope = jnp.stack([*(share * a for a in first), *(other * a for a in second)], 1)
+    apart = jnp.stack([*first, *(-a for a in second)], 1)
+
+    def curvature(u: Any) -> Any:
+        """[S,9,9] sum over points of u [S,n] times the second derivatives."""
+        uq, up = u * share, u * other
+        bend = {
+            (0, 0): -fall * f1 * f1,
+            (0, 1): by_s1,
+            (0, 2): -fall * g1 * (1 + s1 * f1),
+            (0, 5): level * g2,
+            (1, 1): by_l1,
+            (1, 2): first[2],
+            (1, 5): level * s1 * g2,
+            (2, 2): -fall * (s1 * h1 + (s1 * g1) ** 2),
+            (3, 5): g2,
+            (5, 5): tilt * h2,
+            (6, 8): g3,
+            (8, 8): s3 * h3,
+        }
+        sums = {at: ((uq if at[0] < 6 else up) * v).sum(1) for at, v in bend.items()}
+        rows = [[sums.get((min(i, j), max(i, j))) for j in range(9)] for i in range(9)]
+        none = jnp.zeros_like(sums[0, 0])
+        own = jnp.stack([jnp.stack([none if v is None else v for v in r], 1) for r in rows], 1)
+        return own + jnp.einsum("sn,skn,sln->skl", uq * other, apart, apart)
+
+    return logarithm, slope, curvature
+
+
+def kaplan_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Callable]:
+    """(log loss [S,n], its slope [S,4,n], curvature) of phi [S,4], for `solve.by_derivatives`.
+
+    The log loss is r l with l = log(exp(P) + exp(Q)), P = (log Nc - log N) alpha_N / r,
+    Q = log Dc - log D and r = alpha_D.
+    """
+    import jax.numpy as jnp
+
+    nc, dc, power, r = phi.T[:, :, None]
+    v, w = nc - (logs[0] - centre[0]), dc - (logs[1] - centre[1])
+    first = v * power / r
+    gap = first - w
+    p, q = 1 / (1 + jnp.exp(-gap)), 1 / (1 + jnp.exp(gap))
+    both = jnp.where(gap > 0, first - jnp.log(p), w - jnp.log(q))
+    zero = jnp.zeros_like(v)
+    apart = jnp.stack([power / r + zero, zero - 1, v / r, -first / r], 1)  # dP - dQ
+    slope = jnp.stack([p * power, r * q, p * v, both - p * first], 1)
+
+    def curvature(u: Any) -> Any:
+        """[S,4,4] sum over points of u [S,n] times the second derivatives."""
+        uq, up = u * q, u * p
+        # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; the terms p dP / r cancel in part
+        out = jnp.einsum("sn,skn,sln->skl", up * q * r, apart, apart)
+        mixed = up.sum(1)
+        out = out.at[:, 0, 2].add(mixed).at[:, 2, 0].add(mixed)
+        mixed = uq.sum(1)
+        return out.at[:, 1, 3].add(mixed).at[:, 3, 1].add(mixed)
+
+    return r * both, slope, curvature
+
+
+def _stretched(x: Any, kappa: Any) -> Any:
+    """(exp(kappa x) - 1) / kappa, and x at kappa 0."""
+    return _stretches(x, kappa)[0]
+
+
+def _stretches(x: Any, kappa: Any) -> tuple[Any, Any, Any]:
+    """(exp(kappa x) - 1) / kappa and its first and second derivative by kappa."""
+    import jax.numpy as jnp
+
+    t = kappa * x
+    small = jnp.abs(t) < SMALL
+    safe = jnp.where(small, 1.0, t)
+    power = jnp.exp(safe)
+    # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
+    value = (power - 1) / safe
+    slope = (power - value) / safe
+    bend = (power - 2 * slope) / safe
+    out = []
+    for order, far in enumerate((value, slope, bend)):
+        near = jnp.zeros_like(t)
+        for j in range(SERIES - 1, -1, -1):
+            near = near * t + math.perm(j + order, order) / math.factorial(j + order + 1)
+        out.append(x ** (order + 1) * jnp.where(small, near, far))
+    return tuple(out)

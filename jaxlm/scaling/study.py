@@ -70,6 +70,8 @@ class Study(NamedTuple):
     """Least and largest training FLOPs among the points used."""
     record: Record
     """The whole file."""
+    named: bool = False
+    """Whether `law` was asked for, instead of what the study plans by."""
 
 
 def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
@@ -107,6 +109,7 @@ def load(path: str | pathlib.Path, law: str | None = None) -> Study:
         counting=table.Counting(**record["counting"]),
         flops=(float(low), float(high)),
         record=record,
+        named=law is not None,
     )
 
 

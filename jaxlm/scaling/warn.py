@@ -3,12 +3,11 @@
 Every caution has been seen in a published study; the source stands at its check.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from jaxlm.scaling import study as studies
 
 # Tokens per parameter must differ by this factor for the terms of N and D to be told apart:
 # along one ratio they are one power of C (Hoffmann et al. 2022 spread theirs over 0.2 to 400).
@@ -18,8 +17,6 @@ FAR = 10.0
 # Exponents of two approaches that differ by more are said to disagree: .04 is a factor of 1.3 in
 # N* for each thousand-fold of compute.
 DISAGREE = 0.04
-# Forms that predict the largest runs alike disagree if their N* differ by more than this factor.
-FORMS_APART = 1.25
 # A floor below this share of the smallest loss is none.
 NO_FLOOR = 0.01
 # A parameter whose interval spans this factor is not determined: a coefficient A that goes with an
@@ -193,26 +190,30 @@ def extrapolation(target: float | None, largest: float) -> list[Caution]:
 
 
 def approaches(exponents: Mapping[str, tuple[float, tuple[float, float] | None]]) -> list[Caution]:
-    """Cautions of exponents {approach: (value, interval)} that disagree.
+    """The caution of exponents {approach: (value, interval)} that disagree: the two farthest apart.
 
-    Two do if they differ by more than DISAGREE and neither lies in the other's interval. Hoffmann
-    et al. 2022's three approaches gave .50, .49 and .46.
+    Two disagree if they differ by more than DISAGREE and neither lies in the other's interval.
+    Hoffmann et al. 2022's three approaches gave .50, .49 and .46.
     """
-    out = []
-    names = list(exponents)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            (a, within_a), (b, within_b) = exponents[one], exponents[other]
-            if abs(a - b) <= DISAGREE or _inside(a, within_b) or _inside(b, within_a):
-                continue
-            out.append(
-                Caution(
-                    "approaches disagree",
-                    f"the optimum's exponent is {a:.3f} by {one} and {b:.3f} by {other}: a factor "
-                    f"of {1000 ** abs(a - b):.2g} in N* for each thousand-fold of compute",
-                )
-            )
-    return out
+    apart = [
+        (abs(a - b), one, other)
+        for (one, (a, within_a)), (other, (b, within_b)) in itertools.combinations(
+            exponents.items(), 2
+        )
+        if abs(a - b) > DISAGREE and not _inside(a, within_b) and not _inside(b, within_a)
+    ]
+    if not apart:
+        return []
+    width, one, other = max(apart)
+    more = f"; {len(apart)} pairs of {len(exponents)} approaches disagree" if len(apart) > 1 else ""
+    return [
+        Caution(
+            "approaches disagree",
+            f"the optimum's exponent is {exponents[one][0]:.3f} by {one} and "
+            f"{exponents[other][0]:.3f} by {other}: a factor of {1000**width:.2g} in N* for each "
+            f"thousand-fold of compute{more}",
+        )
+    ]
 
 
 def _inside(value: float, interval: tuple[float, float] | None) -> bool:
@@ -260,51 +261,53 @@ def starts(law: str, reached: float, failed: int, replicates: int) -> list[Cauti
     return out
 
 
-def forms(best: Mapping[str, float], errors: Mapping[str, float], target: float) -> list[Caution]:
-    """Cautions of forms that predict the largest runs alike and the optimum differently.
+def disagreement(text: str) -> list[Caution]:
+    """The caution of forms and approaches outside the plan's interval, from `plan.disagreement`."""
+    return [Caution("forms disagree", text)] if text else []
 
-    best: N* at the target by form; errors: mean absolute back-test error by form, percent. Alike
-    are forms within twice the least error.
-    """
-    tested = {name: errors[name] for name in best if name in errors}
-    alike = [name for name in tested if tested[name] <= 2 * min(tested.values())]
-    if len(alike) < 2:
+
+def undertuned(
+    excess: Mapping[str, float] | None, planned: Mapping[str, Sequence[float]]
+) -> list[Caution]:
+    """The caution of largest sizes whose loss is above the law (`tuning.Excess` and the plan
+    without it); planned: {params, loss: (the plan's value, its interval)}."""
+    if excess is None:
         return []
-    low, high = min(alike, key=lambda f: best[f]), max(alike, key=lambda f: best[f])
-    if best[high] <= FORMS_APART * best[low]:
-        return []
+    n, loss = planned["params"][0], planned["loss"][0]
     return [
         Caution(
-            "forms disagree",
-            f"at {target:.3g} FLOPs N* is {best[low]:.3g} by {low} and {best[high]:.3g} by {high}, "
-            "which predict the largest runs about as well; no interval of one form says so",
+            "largest sizes above the law",
+            f"the {excess['runs']:.0f} runs above N = {excess['knot']:.3g} lose up to "
+            f"{excess['at_largest']:.2%} more than the smaller ones let expect (t = "
+            f"{excess['t']:.1f}): they are tuned worse (learning rate, batch, warm-up), or the "
+            f"form bends. Without that N* is {excess['params']:.3g}, not {n:.3g}, and the loss "
+            f"{excess['loss']:.4g}, not {loss:.4g}; the intervals hold both. Tune the largest size",
         )
     ]
 
 
-def shape(law: str, interval: Sequence[float] | None) -> list[Caution]:
-    """Cautions of a planning form whose exponent is no estimate: alpha = beta makes it 1/2."""
-    if interval is None or interval[1] - interval[0] > 1e-9:
+def shape(law: str, fixed: bool) -> list[Caution]:
+    """The caution of a planner of N* whose exponent its form fixes: alpha = beta makes it 1/2."""
+    if not fixed:
         return []
     return [
         Caution(
             "fixed exponent",
-            f"{law} has the exponent {interval[0]:.3f} by its form: the interval of N* does not "
-            "hold the doubt about that (--law chinchilla estimates it)",
+            f"{law} has the exponent of N* by its form, not from the runs (--law chinchilla "
+            "estimates it)",
         )
     ]
 
 
-def curve(bias: float, wins: str | None) -> list[Caution]:
-    """Cautions of a winning form whose back-test leans: mean error `bias`, percent."""
-    if wins is None or abs(bias) <= 1:
+def curve(bias: float, form: str | None) -> list[Caution]:
+    """Cautions of the loss's form, whose back-test leans: mean error `bias`, percent."""
+    if form is None or abs(bias) <= 1:
         return []
     side = "too high" if bias > 0 else "too low"
     return [
         Caution(
             "biased back-test",
-            f"even {wins}, the best form, predicts the largest budgets {abs(bias):.2f} % {side} "
-            "on average",
+            f"{form} predicted held-out budgets {abs(bias):.2f} % {side} on average",
         )
     ]
 
@@ -315,50 +318,7 @@ def untold(items: Sequence[str]) -> list[Caution]:
         return []
     return [
         Caution(
-            "not stated",
-            f"nobody could repeat the study: {', '.join(items)} (--about.FIELD TEXT says them)",
+            "not recorded",
+            f"Not recorded: {', '.join(items)} (--about.FIELD TEXT says them)",
         )
     ]
-
-
-def study(record: studies.Record) -> list[Caution]:
-    """Every caution of a study's record, in the order of the checks above."""
-    points, fitted = record["points"], record["forms"]
-    used = np.asarray(points["used"], bool)
-    loss, flops, ratio, run = (
-        np.asarray(a)[used]
-        for a in (
-            points["loss"],
-            points["flops"],
-            np.asarray(points["tokens"]) / np.asarray(points["params"]),
-            points["run"],
-        )
-    )
-    out: list[Caution] = []
-    for name, form in fitted.items():
-        others = [(b["objective"], b["theta"]) for b in form["basins"]]
-        out += basins(name, form["objective"], others)
-        if "E" in form["theta"]:
-            high = form["intervals"]["E"]
-            top = None if high is None else high[1]
-            out += floor(name, form["theta"]["E"], float(loss.min()), form["residual_sd"], top)
-        out += undetermined(name, form["intervals"])
-        out += few(name, form["points"], len(form["theta"]))
-        out += condition(name, form["condition"])
-        out += starts(name, form["reached"], form["failed"], record["options"]["replicates"])
-    target = record["options"]["target"]
-    out += shape(record["law"], fitted[record["law"]]["optimum"]["exponent"][1])
-    best = fitted[record["law"]]["optimum"]["tokens_per_parameter"][0]
-    out += coverage(ratio, best, target)
-    out += extrapolation(target, float(flops.max()))
-    sides = {k: v for k, v in record["approaches"].items() if "exponent" in v}
-    out += approaches({k: (v["exponent"], v["interval"]) for k, v in sides.items()})
-    tests = record["backtest"]["forms"]
-    best_n = {f: v["optimum"]["params"][0] for f, v in fitted.items() if "params" in v["optimum"]}
-    out += forms(best_n, {f: v["mae"] for f, v in tests.items()}, target)
-    wins = record["backtest"]["wins"]
-    if wins is not None:
-        out += curve(record["backtest"]["forms"][wins]["mean"], wins)
-    told = record["checklist"]
-    out += checkpoints(run, told["extraction"]["checkpoints"], told["setup"]["schedule"])
-    return out + untold(studies.untold(told))

@@ -154,6 +154,31 @@ def ended(folder: pathlib.Path) -> Result | None:
         return None
 
 
+def lost_records(folder: pathlib.Path, result: Result) -> str | None:
+    """What is missing of a finished run's metrics.jsonl, in words; None if nothing is, or if the
+    directory does not say which records there were."""
+    sealed = proof(folder)
+    try:
+        run = _parsed(folder / "config.json") if sealed is None else _trained(sealed)
+    except (FileNotFoundError, ValueError):
+        return None
+    if run is None:
+        return None
+    mark = None if sealed is None else sealed.get("metrics")
+    due = runs.records_due(run, result.step)
+    return metrics.fault(folder / metrics.FILE, None if mark is None else metrics.Mark(*mark), due)
+
+
+def warn_of_lost_records(folder: pathlib.Path) -> None:
+    """Print a warning where `lost_records` has something to say."""
+    try:
+        result = read_result(folder)
+    except json_file.Damaged:
+        return  # named by `ended`, and not finished as far as is known
+    if result is not None and (fault := lost_records(folder, result)) is not None:
+        warn(fault)
+
+
 def check(folder: pathlib.Path, run: Run) -> str | None:
     """What is wrong with a directory's config.json, in words, where its checkpoints prove that it
     holds this run all the same; None if nothing is.

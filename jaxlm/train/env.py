@@ -21,23 +21,6 @@ from jaxlm.train.run import Run
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def user_cache() -> pathlib.Path:
-    """Where derived files live: $XDG_CACHE_HOME/jaxlm, or ~/.cache/jaxlm."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxlm"
-
-
-def compilation_cache() -> None:
-    """Keep compiled programs on disk from one process to the next.
-
-    In `user_cache()`/xla, or $JAX_COMPILATION_CACHE_DIR if that is set (name shared storage there
-    on a cluster). JAX_ENABLE_COMPILATION_CACHE=false turns it off.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-        # jax keeps what took a second; a tiny model's programs take less, and are as many.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def quiet() -> None:
     """Let orbax's threads and their tasks not print tracebacks: what they raise is raised here
     again, in words."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import plot
-from jaxlm.core import config, io, log, param
+from jaxlm.core import cache, config, io, log, param
 from jaxlm.data import tokenizers
 from jaxlm.data.template import Message
 from jaxlm.decode import text, turn
@@ -87,6 +87,8 @@ def run(run: Run) -> Result:
             out.say(f"{folder} is finished: {done.step} steps. {directory.score_text(done.val)}")
         else:
             out.warn(f"{directory.diverged_text(run, done)}; it is not run again")
+        if fault := directory.lost_records(folder, done):
+            out.warn(fault)
         return done
     told = prepare(run)
     with contextlib.ExitStack() as stack:
@@ -112,7 +114,7 @@ def prepare(run: Run) -> list[str]:
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
         told = start.check(run)
         branch.check(run)
-    env.compilation_cache()
+    cache.programs()
     env.quiet()
     return told
 
@@ -180,11 +182,7 @@ def _written(
     if not begun:
         return None, set()
     mark = checkpoint.facts(folder / "checkpoints", begun).get("metrics")
-    steps = range(1, begun + 1)
-    due = {("train", n) for n in steps if n % run.log_every == 0 or n in (1, run.steps)}
-    # that of the last step is made up for where a signal cut in before it
-    due |= {("val", n) for n in steps if evaluates(run, n) and n < begun}
-    return None if mark is None else metrics.Mark(*mark), due
+    return None if mark is None else metrics.Mark(*mark), runs.records_due(run, begun)
 
 
 def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
@@ -250,7 +248,7 @@ def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step
             session.store.poll()
             stopped = _stopped(run, number, arrived)
             val = None
-            if evaluates(run, number) and not stopped:
+            if runs.evaluates(run, number) and not stopped:
                 val = evaluate(session, state, number)
                 if not math.isfinite(val.measure):
                     break  # a checkpoint of it would push out a good one
@@ -279,16 +277,9 @@ def saves(run: Run, number: int) -> bool:
     return due or number == run.steps
 
 
-def evaluates(run: Run, number: int) -> bool:
-    """Whether a run is evaluated after this step."""
-    if run.eval_every is None:
-        return False
-    return number % run.eval_every == 0 or number == run.steps
-
-
 def missed_evaluation(session: Session, number: int) -> bool:
     """Whether a signal cut in before the evaluation due at the step a run resumes from."""
-    if not evaluates(session.run, number):
+    if not runs.evaluates(session.run, number):
         return False
     seen = metrics.records(session.folder / metrics.FILE)
     found = any(r["step"] == number and r["split"] == "val" for r in seen)

@@ -143,21 +143,26 @@ def _kept(
     data = path.read_bytes() if path.is_file() else b""
     if mark is not None and mark_of(data[: mark.size]) == mark:
         return data[: mark.size]
-    lines, bad = [], []
-    *whole, torn = data.split(b"\n")
-    for number, line in enumerate(whole, start=1):
-        record = _record(line)
-        if record is None:
-            bad.append(number)
-        elif record["step"] <= step:
-            lines.append((record, line + b"\n"))
-    have = {(record["split"], record["step"]) for record, _ in lines}
-    missing = sorted(due - have, key=lambda at: at[::-1])
-    if bad or missing or mark is not None:
-        warn(_damage(path, bad, missing, bool(data)))
+    damage = fault(path, mark, due)
+    if damage is not None:
+        warn(damage + (f"; a copy is in {FILE}.damaged" if data else ""))
         if data:
             io.write_bytes(path.with_name(f"{FILE}.damaged"), data)
-    return b"".join(line for _, line in lines)
+    read = ((line, _record(line)) for line in data.split(b"\n")[:-1])
+    return b"".join(line + b"\n" for line, record in read if record and record["step"] <= step)
+
+
+def fault(path: pathlib.Path, mark: Mark | None, due: Set[tuple[str, int]]) -> str | None:
+    """What is wrong with a metrics file that should begin with what `mark` says and have the
+    records of `due`, in words; None if nothing is."""
+    data = path.read_bytes() if path.is_file() else b""
+    marked = mark is not None and mark_of(data[: mark.size]) == mark
+    read = [_record(line) for line in data.split(b"\n")[:-1]]
+    bad = [number for number, record in enumerate(read, start=1) if record is None]
+    missing = due - {(record["split"], record["step"]) for record in read if record is not None}
+    if (mark is None or marked) and not (missing or bad):
+        return None
+    return _damage(path, bad, sorted(missing, key=lambda at: at[::-1]), bool(data))
 
 
 def _damage(path: pathlib.Path, bad: list[int], missing: list[tuple[str, int]], there: bool) -> str:
@@ -169,7 +174,7 @@ def _damage(path: pathlib.Path, bad: list[int], missing: list[tuple[str, int]], 
         shown = ", ".join(f"{split} {step}" for split, step in missing[:8])
         more = f", ... ({len(missing)} in all)" if len(missing) > 8 else ""
         text += f"; records missing of steps: {shown}{more}"
-    return text + (f"; a copy is in {FILE}.damaged" if there else "")
+    return text
 
 
 def _record(line: bytes) -> Record | None:

@@ -165,7 +165,7 @@ def _problems(cfg: Optim, steps: int) -> Iterator[str]:
         if getattr(cfg, name) is not None and name not in has:
             owner = cfg.schedule if name in ("final", "decay") else cfg.name
             yield f"optim.{name}: {getattr(cfg, name)} given, but {owner} has none; leave it None"
-    if not 0 <= cfg.warmup < steps:
+    if steps >= 1 and not 0 <= cfg.warmup < steps:  # a run without steps is refused as such
         yield f"optim.warmup: {cfg.warmup} given; 0 .. {steps - 1} fit in a run of {steps} steps"
     decay = (cfg.decay or DECAY["wsd"]) if cfg.schedule == "wsd" else 0.0
     if 0 <= cfg.warmup < steps < cfg.warmup + round(decay * steps):

@@ -248,7 +248,7 @@ def _after(
 ) -> None:
     """Evaluate and save the members that are due after a step."""
     for i, session in enumerate(sessions):
-        judges = loop.evaluates(session.run, number) and not stopped
+        judges = runs.evaluates(session.run, number) and not stopped
         saves = stopped or loop.saves(session.run, number)
         if judges or saves:
             now = state(i)

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.core import config, io, log
+from jaxlm.core import cache, config, io, log
 from jaxlm.core.batch import Choices
 from jaxlm.data import examples, records
 from jaxlm.models.model import Model
@@ -31,7 +31,6 @@ from jaxlm.objectives import adapter, dpo, responses
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel import place
 from jaxlm.train import checkpoint, directory, start
-from jaxlm.train import env as environment
 from jaxlm.train import run as runs
 from jaxlm.train.run import Run
 
@@ -78,7 +77,7 @@ def attach(run: Run, model: Model, objective: Objective, split: examples.Split) 
         "quantise": None if run.adapter is None else run.adapter.quantise,
     }
     key = records.digest([facts])[:16]
-    folder = environment.user_cache() / "references" / key
+    folder = cache.folder() / "references" / key
     io.make_folder(folder)
     io.write(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
     made: list[Reader] = []

@@ -148,7 +148,8 @@ def _numbers(run: Run) -> Iterator[str]:
             yield f"{name}: {value} given; at least 1 is needed"
     if not 0 <= run.seed < 1 << 32:
         yield f"seed: {run.seed} given; 0 .. 2**32 - 1 is needed"
-    if run.profile is not None and not 1 <= run.profile[0] <= run.profile[1] <= run.steps:
+    first, last = (1, 1) if run.profile is None else run.profile
+    if run.steps >= 1 and not 1 <= first <= last <= run.steps:
         yield (
             f"profile: {run.profile} given; two steps with 1 <= first <= last <= steps={run.steps}"
         )
@@ -333,6 +334,21 @@ def _rollout(run: Run) -> Iterator[str]:
             f"adapter.dropout: {run.adapter.dropout} given with a rollout; a ratio of policies is "
             "1 before the first step only without dropout, so 0 is right"
         )
+
+
+def evaluates(run: Run, number: int) -> bool:
+    """Whether a run is evaluated after this step."""
+    if run.eval_every is None:
+        return False
+    return number % run.eval_every == 0 or number == run.steps
+
+
+def records_due(run: Run, step: int) -> set[tuple[str, int]]:
+    """(split, step) of the records that metrics.jsonl has after a step. The evaluation of that
+    step itself is not among them: it is made up for where a signal cut in before it."""
+    steps = range(1, step + 1)
+    due = {("train", n) for n in steps if n % run.log_every == 0 or n in (1, run.steps)}
+    return due | {("val", n) for n in steps[:-1] if evaluates(run, n)}
 
 
 def sampling(run: Run) -> sample.Sampling:

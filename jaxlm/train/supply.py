@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import cache, param
 from jaxlm.core.batch import Batch
 from jaxlm.data import examples, kinds, loader, pack, shard_cache, shards, tally, tokenizers
 from jaxlm.eval import heldout, perplexity
@@ -21,7 +21,7 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import place
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import flops
-from jaxlm.train import collect, env, imitate, optim, reference, teach
+from jaxlm.train import collect, imitate, optim, reference, teach
 from jaxlm.train.feed import Fed, Judged, Stream, Supply
 from jaxlm.train.run import Run
 from jaxlm.train.step import State
@@ -47,7 +47,7 @@ def open_text(
     """(training split, held-out split or None) for a model of `vocab` ids, tokenised first if that
     was not done before."""
     tokenizer = tokenizers.load(data.tokenizer)
-    folder = shard_cache.prepare(data, str(env.user_cache() / "shards"))
+    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
     train = shards.open_shards(folder, "train", tokenizer.hash, vocab)
     return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
 

@@ -21,12 +21,12 @@ import jax
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxlm.core import io, json_file, log
+from jaxlm.core import cache, io, json_file, log
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.data import atomic, examples, records
 from jaxlm.objectives import distill
 from jaxlm.parallel import place
-from jaxlm.train import directory, env, saved
+from jaxlm.train import directory, saved
 from jaxlm.train.run import Run
 
 
@@ -76,7 +76,7 @@ def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
         "top_k": cfg.top_k,
     }
     key = records.digest([facts])[:16]
-    target = env.user_cache() / "teachers" / key
+    target = cache.folder() / "teachers" / key
     if target.is_dir() and (fault := _fault(target)) is not None:
         directory.warn(f"{target} is damaged ({fault}); it is computed again")
         atomic.discard(target)

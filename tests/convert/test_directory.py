@@ -137,6 +137,18 @@ def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):
     assert equal(read.load(pathlib.Path("out"))[1], read.load(small)[1])
 
 
+def test_another_tokenizer_than_the_checkpoints_own_is_told(hf, place, capsys):
+    """`--tokenizer bytes` gave a model other ids than it was trained on, without a word."""
+    assert cli.main(["import", str(hf), "r", "--tokenizer", "bytes"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("warning: tokenizer 'bytes'") == 1
+    assert "has ids [84, 104, 101, 32]... by it and [" in told and f"by {hf}'s own" in told
+    (place / "same").mkdir()
+    beside(hf, place / "same")
+    assert cli.main(["import", str(hf), "s", "--tokenizer", str(place / "same")]) == 0
+    assert "'s own" not in capsys.readouterr().err
+
+
 def drawing(token, cfg):
     """Weights of a LLaMA that likes one token whatever it reads."""
     params = param.map(lambda p: np.zeros(p.shape, np.float32), models.spec(cfg))

@@ -22,7 +22,22 @@ pytestmark = pytest.mark.parity
 
 # Cases beside the first of each model_type: those that turn on what the first leaves off.
 MORE = ("falcon-40b", "falcon-rw", "qwen2-window", "qwen2-moe-window", "deepseek-v3-yarn")
-CASES = [*cases.FIRST.values(), *MORE]
+# A config.json around that of its text: what stands beside `text_config`. It reads text alone here.
+IMAGES = {
+    "gemma3-images": {
+        "model_type": "gemma3", "architecture": "Gemma3ForConditionalGeneration",
+        "text_config": {
+            k: v for k, v in cases.ORACLES["gemma3"].items() if k != "architecture"
+        },
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 95,
+        "eoi_token_index": 94,
+    },
+}  # fmt: skip
+CASES = [*cases.FIRST.values(), *MORE, *IMAGES]
 
 # Other valid values of fields for which one more, half as much more or the opposite will not do.
 # What is absent here and is no number or bool fails the law, as a new field should.
@@ -157,7 +172,7 @@ def law():
 
 @pytest.fixture(scope="module")
 def base(request, law):
-    record = dict(cases.ORACLES[request.param])
+    record = dict((cases.ORACLES | IMAGES)[request.param])
     record["architectures"] = [record.pop("architecture")]
     kind = record["model_type"]
     ids = cases.tokens(request.param, 1, law.T, 97)

@@ -101,6 +101,11 @@ def test_openai_weights_and_the_last_answer_alone():
         ({"messages": [{"role": "tool", "content": "x"}]}, "message 0: role 'tool' is unknown"),
         ({"conversations": {"from": "human"}}, "must be a list of objects"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: no field 'content'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"},
+                                                    {"type": "image"}]}]},
+         r"messages\[0\]: content\[1\]: a part of type 'image' given; only parts of text are"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url", "text": "caption"}]}],
+          "completion": "c"}, r"prompt\[0\]: content\[0\]: a part of type 'image_url' given"),
         ({"prompt": {"text": "q", "role": "prompter", "replies": [
             {"text": "a", "role": "assistant", "rank": "first"}]}}, r"replies\[0\].*'rank'"),
         ({"question": "q"}, "of no known layout"),

@@ -57,6 +57,17 @@ def graded(loss, params, frozen, batch):
     return jax.value_and_grad(lambda p: loss(p, frozen, batch, None)[0])(params)
 
 
+@pytest.mark.parametrize("quantise", ["nf4", "nf4_double"])
+def test_every_stored_array_has_its_place_on_a_mesh(quantise):
+    """Of the base's weights those in 4 bits have a place for each part, the others one."""
+    weights = models.spec(MODEL)
+    kept = adapter.stored(weights, adapter.Lora(targets=EVERYTHING, quantise=quantise))
+    made = jax.eval_shape(kept.make, param.abstract(weights))
+    shapes = jax.tree.map(lambda p: p.shape, kept.spec, is_leaf=param.is_param)
+    assert shapes == jax.tree.map(lambda x: x.shape, made)
+    assert made["embed"]["table"].shape == weights["embed"]["table"].shape
+
+
 @pytest.mark.parametrize("quantise", [None, pytest.param("nf4_double", marks=pytest.mark.slow)])
 def test_nothing_at_first_then_the_merged_weights_and_their_gradient(quantise):
     """At the start the loss is that of the base, bit for bit, and only `b` has a gradient, as `b`

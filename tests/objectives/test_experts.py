@@ -47,14 +47,15 @@ def test_the_losses_are_added_and_reach_every_router():
 
 
 def test_report_is_the_definition():
-    load = np.array([[4, 0, 2, 2], [8, 0, 0, 0]], np.float32)
+    # the largest load of all is not of the layer that is worst by its own mean
+    load = np.array([[12, 0, 6, 6], [8, 0, 0, 0]], np.float32)
     sums = {
-        "routed": np.float32([4, 4]),
+        "routed": np.float32([12, 4]),
         "load": load,
         "shares": np.full((2, 4), 1.0, np.float32),
-        "router_z": np.float32([4, 8]),
-        "router_entropy": np.float32([2, 0]),
-        "dropped": np.float32([2, 0]),
+        "router_z": np.float32([12, 8]),
+        "router_entropy": np.float32([6, 0]),
+        "dropped": np.float32([6, 0]),
     }
     told = {k: float(v) for k, v in experts.report(jax.tree.map(jnp.asarray, sums)).items()}
     assert told == pytest.approx(

@@ -180,6 +180,8 @@ def test_judging_is_that_of_a_plain_reference(cfg):
     np.testing.assert_allclose(returns, right[1], atol=1e-5)
     kl = np.float64(whole.behaviour - whole.reference).sum() / 4  # the fifth row is filling
     np.testing.assert_allclose(told["kl"], kl, rtol=1e-5)
+    plain = judged(dataclasses.replace(cfg, whiten_advantages=False), whole, 0.2)[0]
+    np.testing.assert_allclose(told["advantage_std"], plain[WEIGHT > 0].std(), rtol=1e-5)
     assert told["length"] == WEIGHT.sum() / 4 and told["finished"] == 3 / 4
     np.testing.assert_allclose(told["score"], np.float64(whole.score[:4]).mean(), rtol=1e-5)
     np.testing.assert_allclose(told["objective"], told["score"] - 0.2 * told["kl"], rtol=1e-6)
@@ -201,6 +203,15 @@ def test_without_a_penalty_nothing_reads_a_reference():
     bad = of(reference=np.full(WEIGHT.shape, np.nan, np.float32))
     advantage, returns, told = ppo.judge(cfg, bad, ppo.coefficient(cfg))
     assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in told
+
+
+def test_a_critic_begins_where_it_is_told():
+    model = free.model(1, 1, V)
+    given = ppo.build(ppo.Config(critic="own", critic_start="runs/judge"), model).begun
+    assert {name: x._asdict() for name, x in given.items()} == {
+        "critic": {"run": "runs/judge", "renamed": {"value": "score"}}
+    }
+    assert ppo.build(ppo.Config(critic="own"), model).begun == {}
 
 
 def test_controllers():

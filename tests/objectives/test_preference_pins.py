@@ -27,6 +27,7 @@ SETTINGS = {
     "cdpo": {"smoothing": 0.3, "divergence": "js"},
     "robust": {"smoothing": 0.3},
     "exo": {"smoothing": 0.3},
+    "hinge": {"beta": 1.5},  # some margins are wide enough to cost nothing
     "rpo": {"nll": 0.4},
     "cpo": {"nll": 0.4},
     "orpo": {"nll": 0.7, "nll_over": "text"},
@@ -200,6 +201,21 @@ def test_losses_of_preferences_are_their_formulas(case):
     assert ("nll" in sums) == (cfg.loss in ("rpo", "cpo", "orpo"))
     if "nll" in sums:
         np.testing.assert_allclose(sums["nll"], right["nll"], rtol=1e-5)
+
+
+def test_what_is_stored_for_a_response_that_is_not_there_is_never_read():
+    """Prompts have fewer responses than the widest: value and gradient are those of the rest."""
+    batch = batches()["pairs"]
+    there = batch.weight.any(-1)
+    assert not there.all()
+    stored = np.where(there, summed(REFERENCE, batch)[1], np.nan)
+    cfg = dpo.Config(beta=0.3, reference="stored")
+    made = {"dpo": objectives.build(cfg, bigram.model())}
+    given = {"dpo": batch._replace(reference=stored)}
+    found = bigram.slopes(made, {"dpo": PARAMS}, {"dpo": {}}, given)["dpo"]
+    for ours, frozen in zip(found[:2], preferred()["dpo"][:2], strict=True):
+        np.testing.assert_allclose(ours, frozen, rtol=1e-6)
+    np.testing.assert_allclose(found[3]["table"], preferred()["dpo"][3]["table"], atol=1e-6)
 
 
 def test_kto_is_its_formula():

@@ -48,7 +48,9 @@ def batch():
     tokens, targets = (r.integers(0, V, weight.shape).astype(np.int32) for _ in range(2))
     now = log_softmax(PARAMS["table"][tokens])
     now = np.take_along_axis(now, targets[..., None], -1)[..., 0]
-    behaviour = weight * (now + r.normal(-0.2, 0.9, weight.shape))
+    noise = r.normal(-0.2, 0.9, weight.shape)
+    noise[3] *= 0.1  # a ratio near 1, of a response that is better than its group
+    behaviour = weight * (now + noise)
     reference = weight * (now + r.normal(0, 0.7, weight.shape))
     advantage = np.array([1.2, -0.7, 0, 0.4, -1.5, 0])[:, None] * (1 + 0.1 * np.arange(T)) * weight
     ids = np.ones(weight.shape, np.int32)
@@ -61,7 +63,13 @@ def batch():
 @functools.cache
 def found():
     built = {c: objectives.build(cfg, bigram.model()) for c, cfg in CONFIGS.items()}
-    given = [dict.fromkeys(built, x) for x in (PARAMS, {"reference": PARAMS}, batch())]
+    # nothing was sampled where the weight is 0, so nothing there is read
+    b, there = batch(), batch().weight > 0
+    b = b._replace(
+        behaviour=np.where(there, b.behaviour, np.nan),
+        reference=np.where(there, b.reference, np.nan),
+    )
+    given = [dict.fromkeys(built, x) for x in (PARAMS, {"reference": PARAMS}, b)]
     return bigram.slopes(built, *given)
 
 

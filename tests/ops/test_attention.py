@@ -84,6 +84,18 @@ def weights(segments, positions, shared, **options):
     )[0, :, 0]
 
 
+@pytest.mark.parametrize("kernel", ["xla", "blockwise"])
+def test_values_alone_are_those_of_the_formula(kernel):
+    """Without a gradient a kernel may be another program than with one."""
+    q, k, v = np.random.default_rng(1).normal(size=(3, 2, 6, 2, 4)).astype(np.float32)
+    at = At(*np.tile(np.array([[[1] * 6], [range(6)]], np.int32), (1, 2, 1)), None)
+    scores = np.einsum("btnh,bsnh->bnts", np.float64(q), k) / 2
+    mass = np.exp(np.where(np.tri(6, dtype=bool), scores, -np.inf))
+    want = np.einsum("bnts,bsnh->btnh", mass / mass.sum(-1, keepdims=True), v)
+    got = jax.jit(lambda *x: attention.attend(*x, at, at, kernel=kernel))(q, k, v)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def grid(text):
     return np.array([[c == "x" for c in line] for line in text.split()])
 

@@ -27,7 +27,7 @@ def test_alibi_falls_with_the_distance_on_both_sides():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("count, farthest", [(32, 128), (8, 20), (12, 100)])
+@pytest.mark.parametrize("count, farthest", [(32, 128), (8, 20), (12, 100), (4, 9)])
 def test_buckets_hold_the_distances_that_the_paper_says(count, farthest, causal):
     """Bucket by bucket: exact ones hold one distance, the others one power of the ratio each."""
     got = np.asarray(bias.buckets(DISTANCES, count, farthest, causal))

@@ -52,6 +52,24 @@ def test_values_and_gradients_are_those_of_the_definition(beta):
     np.testing.assert_allclose(same, 0, atol=2e-7)
 
 
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_outcome_that_a_distribution_excludes_counts_as_nothing(beta):
+    """0 log 0 is 0: of the teacher forwards and of the student in reverse, of both in between."""
+    sure, half = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
+    teacher, student = (sure, half) if beta < 1 else (half, sure)
+    mixture = beta * teacher + (1 - beta) * student
+
+    def kl(p, q):
+        return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a)
+
+    want = {0: kl(teacher, student), 1: kl(student, teacher)}.get(
+        beta, beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
+    )
+    with np.errstate(divide="ignore"):
+        logs = [jnp.log(jnp.float32(p))[None] for p in (teacher, student)]
+    np.testing.assert_allclose(distill.divergence(*logs, beta), [want], rtol=1e-6)
+
+
 @pytest.mark.skipif(not ANCHORS.exists(), reason="fixtures/objectives.json is not here")
 def test_trls_numbers():
     """TRL takes the mean over the tokens with a label."""

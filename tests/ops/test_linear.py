@@ -132,3 +132,21 @@ def test_a_turned_matrix_is_the_matrix(rows):
         run(jnp.float32(x), first), np.einsum("BD,DNH->BNH", x, w[0]), 1e-4, 1e-5
     )
     np.testing.assert_array_equal(jnp.asarray(first), np.float32(w[0]))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_rows_by_the_matrices_of_their_groups(backend, monkeypatch):
+    """Value and gradients on both paths; whatever is in rows of no group gives 0 and moves
+    nothing."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    r = np.random.default_rng(0)
+    x, w, g = (jnp.float32(r.normal(size=s)) for s in ((7, 4), (3, 4, 5), (7, 5)))
+    sizes, groups = np.array([2, 0, 3], np.int32), [0, 0, 2, 2, 2]
+    given = jnp.where(np.arange(7)[:, None] < 5, x, np.nan if backend == "tpu" else x)
+    got = value_and_gradients(lambda x, w: linear.grouped(x, w, sizes), given, w, g)
+    y, dx, dw = np.zeros((7, 5)), np.zeros((7, 4)), np.zeros(w.shape)
+    for i, group in enumerate(groups):
+        y[i], dx[i] = x[i] @ w[group], w[group] @ g[i]
+        dw[group] += np.outer(x[i], g[i])
+    for ours, want in zip(got, (y, dx, dw), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)

@@ -77,3 +77,11 @@ def synthetic() -> table.Table:
     """77 runs of a known law: E 1.6, A 420, B 900, alpha .345, beta .315; 3 % are outliers."""
     data = rows("synth_known_truth.csv")
     return table.make(*(column(data, k) for k in ("N", "D", "loss", "C")))
+
+
+def case(name: str) -> pathlib.Path:
+    """A table that once was accepted or ended with a traceback; the test is skipped without it."""
+    found = FOLDER.parents[1] / "cases" / "scaling" / f"{name}.csv"
+    if not found.is_file():
+        pytest.skip(f"needs {name}.csv, which is not in the repository")
+    return found

@@ -73,13 +73,3 @@ def test_what_is_held_out():
     for least in (1.0, 1e30):
         with pytest.raises(ValueError, match="holdout: no run is"):
             backtest.run(CHINCHILLA, t, least)
-
-
-def test_the_winner_has_been_tested_on_the_most_runs():
-    def test(*error):
-        return backtest.Test(1e20, {}, np.array(error), np.arange(len(error)), 10)
-
-    tests = {"a": test(1.0, -2.0), "b": test(-1.2, 1.2), "offset": test(0.1)}
-    assert backtest.winner(tests) == "b"
-    assert (tests["a"].mean, tests["a"].mae, tests["a"].largest) == (-0.5, 1.5, 2.0)
-    assert backtest.winner({}) is None

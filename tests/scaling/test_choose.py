@@ -109,7 +109,7 @@ def test_candidates_from_a_file(tmp_path):
         ("N,D\n1e9,-1\n", "row 2, column 'D': '-1'"),
         ("N,D\n1e9,much\n", "row 2, column 'D': 'much'"),
         ("N,loss\n1e9,2\n", "no column for tokens"),
-        ("N,D\n", "no candidates"),
+        ("N,D\n", "is empty"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=wrong):

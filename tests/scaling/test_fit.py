@@ -140,7 +140,7 @@ def test_refusals_name_what_is_wrong(runs, found):
 
 
 def test_what_does_not_converge_is_told(runs, monkeypatch):
-    for name, value in (("ROUNDS", (1,)), ("WIDER", 0), ("LAST", 1)):
+    for name, value in (("ROUNDS", (1,)), ("WIDER", 0), ("LAST", 1), ("AGAIN", 1), ("STALLED", -1)):
         monkeypatch.setattr(solve, name, value)
     found = fit.fit(LAW, runs)
     assert found.reached == 0.0 and "had not converged after" in found.failed
@@ -160,7 +160,7 @@ def hoffmann(epoch):
 
 
 def test_epochs_optimum(epoch, hoffmann):
-    """Of Hoffmann et al.'s objective on the 240 points, from every one of 64 starts."""
+    """Of Hoffmann et al.'s objective on the 240 points, from every start."""
     assert len(epoch.loss) == 240 and hoffmann.reached == 1.0 and hoffmann.failed is None
     assert hoffmann.objective == pytest.approx(1.018274017801e-3, rel=1e-10)
     want = {"E": 1.817218, "A": 477.82587, "B": 2143.41737, "alpha": 0.347310, "beta": 0.367172}

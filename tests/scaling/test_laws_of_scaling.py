@@ -140,7 +140,7 @@ def test_closed_slopes_are_those_of_the_objective(problems):
             np.testing.assert_allclose(got.value, value, rtol=1e-12)
             np.testing.assert_allclose(got.gradient, gradient, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(got.hessian, hessian, rtol=1e-8, atol=1e-11)
-            assert (np.asarray(got.scale) > 0).all()
+            assert (np.linalg.eigvalsh(got.bound) > 0).all()
         phi = phi @ t / (t**2).sum(0)
         _, gradient, hessian = by_jax(phi @ t.T, y, w, log)
         got = four(phi, y, w, points(logs, centre, log))
@@ -159,8 +159,33 @@ def test_differentiated_slopes_are_the_closed_ones(problems):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["kaplan", "farseer", "offset"])
+def test_closed_derivatives_are_those_of_the_model(name):
+    """Objective, gradient, Hessian and bound against automatic differentiation of the model, with
+    an exponent of Farseer's at which its stretched exponential is taken as a series."""
+    law, random = laws.LAWS[name], np.random.default_rng(1)
+    x = {"params": N, "tokens": D, "flops": 6 * N * D}
+    logs = np.log(np.stack([x[k] for k in law.inputs]))
+    centre = logs.mean(1)
+    phi = {
+        "kaplan": (12.0, 10.0, 0.076, 0.103),
+        "farseer": (-0.16, -0.9, 0.004, 0.22, -1.1, -0.25, -0.09, 0.8, -0.08),
+        "offset": (0.5, -0.4, 0.16),
+    }[name]
+    phi = np.array(phi) * (1 + 0.1 * random.normal(size=(3, len(phi))))
+    w = random.integers(0, 4, (3, 12)).astype(float)
+    with jax.enable_x64(True):
+        clean = jax.vmap(lambda p: law.model(p, logs, centre))(jnp.array(phi))
+        y = np.asarray(clean) + 0.02 * random.normal(size=(3, 12))
+        slopes = [jax.jit(solve.derived(law.model, c)) for c in (law.closed, None)]
+        for log in (1.0, 0.0):
+            at = points(logs, centre, log)
+            got, want = (f(phi, y if log else np.exp(y), w, at) for f in slopes)
+            for a, b in zip(got, want, strict=True):
+                scale = np.abs(b).max()
+                np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10 * scale)
+
+
 def test_sizes_that_are_compiled_are_few():
-    assert sorted({solve.rounded(n) for n in range(1, 500)}) == [
-        *(16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-    ]
+    assert sorted({solve.rounded(n) for n in range(1, 500)}) == [64, 128, 256, 512]
     assert all(n <= solve.rounded(n) for n in range(1, 500))

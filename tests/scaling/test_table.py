@@ -86,17 +86,18 @@ def test_bad_input_is_refused_by_row_and_column(tmp_path, name):
 def test_what_is_asked_for_must_exist(tmp_path):
     path = write(tmp_path, GOOD)
     for more, word in [
-        (dict(columns={"loss": "lost"}), "no column 'lost' for loss"),
+        (dict(columns={"loss": "lost"}), "no column 'lost' for --column loss=lost"),
         (dict(columns={"lr": "N"}), "no field 'lr'"),
         (dict(where={"set": "rw"}), "no column 'set'"),
         (dict(where={"N": "7"}), "no row has N = '7'"),
         (dict(counting=Counting("all")), "counting.params: 'all'"),
-        (dict(intermediate=True), "run directories alone"),
+        (dict(intermediate=True), "of run directories, folders of curves"),
+        (dict(decaying=True), "of run directories alone"),
     ]:
         with pytest.raises(ValueError, match=word):
             table.read(path, **more)
     with pytest.raises(ValueError, match="needs each run's Config"):
-        short = write(tmp_path, "N,C,loss\n1,12,3\n2,12,2\n")
+        short = write(tmp_path, "N,C,loss\n1e6,1.2e14,3\n2e6,2.4e14,2\n")
         table.read(short, counting=Counting("total", "exact causal"))
     with pytest.raises(
         ValueError, match="row 2, column 'counting': 'total', where 'non-embedding'"
@@ -105,7 +106,7 @@ def test_what_is_asked_for_must_exist(tmp_path):
         table.read(told, counting=Counting("non-embedding"))
     assert table.read(told).counting == Counting("total", "6ND")
     (tmp_path / "runs.csv").write_bytes(b"N,D,loss\n\xff\xfe,1,2\n")
-    with pytest.raises(ValueError, match="is no CSV file"):
+    with pytest.raises(ValueError, match="row 2: byte 0xff is not UTF-8"):
         table.read(path)
     with pytest.raises(FileNotFoundError):
         table.read(tmp_path / "none.csv")

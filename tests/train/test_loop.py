@@ -210,6 +210,13 @@ def test_all_problems_are_reported_at_once(tiny):
     assert all(word in text for word in ("steps: 0", "seed: -2", "log_every: 0", "nowhere.txt"))
 
 
+def test_a_wrong_number_of_steps_is_named_alone(tiny):
+    """`--steps -5` was also told that a warm-up of 0 .. -6 steps would fit."""
+    text = problem(tiny(steps=-5, profile=(2, 3)))
+    assert text == "this run cannot start:\n  steps: -5 given; at least 1 is needed"
+    assert "optim.lr: -1.0" in problem(tiny(steps=-5, optim=optim.Optim(lr=-1.0)))
+
+
 def test_a_run_survives_json(tiny):
     run = tiny(profile=(2, 3), samples=("a", "b"), eval_batches=None)
     assert config.from_dict(runs.Run, json.loads(json.dumps(config.to_dict(run)))) == run

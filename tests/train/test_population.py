@@ -74,6 +74,7 @@ def test_in_turn_members_are_their_own_runs(three, tmp_path, final_state):
         assert checkpoint.steps(folder / "checkpoints") == [3, 6]
         described = json.loads((folder / "env.json").read_text())
         assert described["config_digest"] == runs.digest(run)
+        assert directory.lost_records(folder, directory.finished(run)) is None
     calm, _, wild = (end.val["nll"] for end in ends)
     assert wild > calm + 0.5  # it went where its learning rate took it, alone
     assert population.run(three) == ends and loop.run(three[0]) == ends[0]

@@ -11,9 +11,10 @@ import random
 import numpy as np
 import pytest
 
+from jaxlm.core import cache
 from jaxlm.data import prefer
 from jaxlm.objectives import adapter, dpo
-from jaxlm.train import env, loop, metrics, optim, reference, signals
+from jaxlm.train import loop, metrics, optim, reference, signals
 from jaxlm.train import run as runs
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "far", "near")
@@ -72,7 +73,7 @@ def measured(run):
 
 
 def kept():
-    return {p.name: p for p in (env.user_cache() / "references").rglob("*.npz")}
+    return {p.name: p for p in (cache.folder() / "references").rglob("*.npz")}
 
 
 @contextlib.contextmanager

@@ -98,6 +98,7 @@ def records(run, split="train"):
 
 
 def test_a_run_of_ppo_leaves_what_it_did(base, ran):
+    assert directory.lost_records(runs.folder(base), ran) is None
     train = records(base)
     assert [r["step"] for r in train] == list(range(1, 11))
     told = {"score", "kl", "kl_coefficient", "length", "finished", "entropy", "clipped"}

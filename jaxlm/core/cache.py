@@ -1,0 +1,24 @@
+"""Files that are derived from others and kept from one process to the next."""
+
+import os
+import pathlib
+
+
+def folder() -> pathlib.Path:
+    """Where they live: $XDG_CACHE_HOME/jaxlm, or ~/.cache/jaxlm."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxlm"
+
+
+def programs(least: float = 0.2) -> None:
+    """Keep compiled programs that took `least` seconds or more to compile.
+
+    In `folder()`/xla, or $JAX_COMPILATION_CACHE_DIR if that is set (name shared storage there on a
+    cluster). JAX_ENABLE_COMPILATION_CACHE=false turns it off. JAX itself keeps what took a second;
+    a tiny model's programs take less, and are as many.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

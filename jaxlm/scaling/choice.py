@@ -1,0 +1,259 @@
+"""The choice of who plans a study, by rolling back-tests, and the plan's entry in its record."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlm.scaling import approaches as sides
+from jaxlm.scaling import backtest, forms, isoflop, optimum, plan, planner, table
+from jaxlm.scaling.backtest import Errors
+from jaxlm.scaling.planner import ISOFLOP
+from jaxlm.scaling.study import Record
+
+AKIMA = "isoflop akima"
+# Refits at each cut-off for the standard deviation of its errors.
+REPLICATES = 60
+# Fixed exponents do not plan against the form that has them free: to be near it is no merit.
+NOT_RIVALS = tuple(forms.FIXED_EXPONENT)
+
+Array = np.ndarray
+IsoFlops = Mapping[str, "isoflop.IsoFlop | str"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """Rolling back-tests of a study."""
+
+    cutoffs: tuple[float, ...]
+    """FLOPs from which runs were held out, rising."""
+    tests: dict[str, list[backtest.Test]]
+    """By form, those that could be fitted below a cut-off."""
+    refused: dict[str, str]
+    """{form: why it has none}."""
+    sizes: dict[str, Errors]
+    """Errors of N* by form, and of approach 2; empty where no minimum was measured."""
+    losses: dict[str, Errors]
+    """Errors of the loss by form."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Who plans."""
+
+    sizes: planner.Choice
+    """Of N*."""
+    loss: planner.Choice
+    """Of the loss."""
+    surface: str
+    """The form of the loss."""
+    default: str
+    """The form that would plan without any back-test."""
+    sentence: str
+    """How it was chosen."""
+
+
+def test(
+    fitted: Mapping[str, forms.Fitted],
+    t: table.Table,
+    second: IsoFlops,
+    holdout: float | None,
+    how: forms.Settings,
+    per: float,
+) -> Tested:
+    """The rolling back-tests of every form; holdout: the one cut-off, None for `cutoffs`.
+
+    Raises: ValueError where a holdout was named and nothing can be tested on it.
+    """
+    cuts = backtest.cutoffs(t) if holdout is None else [holdout]
+    first = forms.default(fitted)
+    tests: dict[str, list[backtest.Test]] = {}
+    refused: dict[str, str] = {}
+    for name, one in fitted.items():
+        # sampling's share is wanted of who may plan
+        again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
+        for cut in cuts:
+            try:
+                held = how.fix.get(name, {})
+                done = backtest.run(one.law, one.t, cut, how.delta, held, again)
+                tests.setdefault(name, []).append(done)
+            except ValueError as error:
+                refused[name] = str(error)
+    if not tests and holdout is not None:
+        raise ValueError(next(iter(refused.values())))
+    refused = {name: why for name, why in refused.items() if name not in tests}
+    sizes: dict[str, Errors] = {}
+    able = {n: tests[n] for n in tests if forms.plans(fitted[n].law)}
+    akima = second[AKIMA]
+    if not isinstance(akima, str):
+        for name, own in able.items():
+            sizes[name] = backtest.sizes(own, akima.minima, per)
+        sizes[ISOFLOP] = backtest.lines(next(iter(able.values()), []), akima.minima)
+        sizes = {name: e for name, e in sizes.items() if len(e.error)}
+    losses = {name: backtest.losses(own) for name, own in able.items()}
+    return Tested(tuple(cuts), tests, refused, sizes, losses)
+
+
+def choose(
+    fitted: Mapping[str, forms.Fitted],
+    second: IsoFlops,
+    tested: Tested,
+    named: str | None,
+    how: forms.Settings,
+) -> Chosen:
+    """Who plans; `named` by the user, or by the back-tests.
+
+    Raises: ValueError for a name that has no plan.
+    """
+    able = [name for name, one in fitted.items() if forms.plans(one.law)]
+    first = forms.default(fitted)
+    rivals = [name for name in able if name not in NOT_RIVALS or name == first]
+    loss = planner.choose(
+        first, {n: e for n, e in tested.losses.items() if n in rivals}, how.replicates, how.seed
+    )
+    if named == ISOFLOP:
+        if isinstance(second[AKIMA], str):
+            raise ValueError(f"--law isoflop: {second[AKIMA]}")
+    elif named is not None and named not in able:
+        raise ValueError(f"--law {named!r}: was not fitted; it plans with one of {able}")
+    if named is not None:
+        drawn = np.full(how.replicates, named)
+        surface = loss.name if named == ISOFLOP else named
+        sizes = planner.Choice(named, {}, drawn)
+        only = planner.Choice(surface, loss.scores, np.full(how.replicates, surface))
+        return Chosen(sizes, only, surface, first, planner.sentence(named, sizes, only, True))
+    measured = {n: e for n, e in tested.sizes.items() if n in rivals or n == ISOFLOP}
+    if measured:
+        sizes = planner.choose(first, measured, how.replicates, how.seed)
+    else:
+        # no minimum to test on: N* is that of the form which predicts the loss
+        sizes = planner.Choice(loss.name, {}, loss.drawn)
+    surface = loss.name
+    return Chosen(sizes, loss, surface, first, planner.sentence(first, sizes, loss, False))
+
+
+def record(tested: Tested, chosen: Chosen, fitted: Mapping[str, forms.Fitted]) -> Record:
+    """The back-test's entry in a study's record: errors in percent by form and cut-off, of the
+    loss and of N*."""
+    out: Record = {
+        "threshold": tested.cutoffs[-1] if tested.tests else None,
+        "cutoffs": list(tested.cutoffs),
+        "wins": chosen.loss.name if chosen.loss.name in tested.tests else None,
+        "unit": "100 log(predicted / measured)",
+        "forms": {},
+        "sizes": {},
+        "skipped": dict(tested.refused),
+    }
+    for name, own in tested.tests.items():
+        error = np.concatenate([t.error for t in own])
+        last = own[-1]
+        out["forms"][name] = {
+            "fitted": last.fitted,
+            "tested": len(error),
+            "mean": float(np.mean(error)),
+            "mae": float(np.mean(np.abs(error))),
+            "largest": float(np.max(np.abs(error))),
+            "theta": last.theta,
+            "error": error,
+            "row": np.concatenate([t.row for t in own]),
+            "cutoffs": {f"{t.threshold:.4g}": t.mae for t in own},
+        }
+    for name, e in tested.sizes.items():
+        fine = np.isfinite(e.error)
+        out["sizes"][name] = {
+            "tested": len(e.error),
+            "mean": float(np.mean(e.error[fine])) if fine.any() else None,
+            "median": float(np.median(np.abs(e.error[fine]))) if fine.any() else None,
+            "error": e.error,
+            "decades": e.decades,
+            "case": e.case,
+        }
+    return out
+
+
+def entry(
+    record: Record,
+    chosen: Chosen,
+    fitted: Mapping[str, forms.Fitted],
+    second: IsoFlops,
+    tested: Tested,
+    how: forms.Settings,
+) -> Record:
+    """The plan's entry in a study's record; see plan.of."""
+    count = how.replicates
+    effect = forms.undertuned(fitted, how)
+
+    def drawn(name: str) -> Array:
+        many = _rows(_planner(name, fitted, second)[1], count)
+        if effect is not None and name == forms.TUNED:
+            # every second draw takes the largest sizes for under-tuned
+            many[1::2] = _rows(effect[1].draws, count)[1::2]
+        return many
+
+    names = [chosen.sizes.name, *sorted({*chosen.sizes.drawn.tolist()} - {chosen.sizes.name})]
+    sizes = []
+    for name in names:
+        rows = chosen.sizes.drawn == name
+        # of the loss's own form the draws are kept once
+        many = None if name == chosen.surface else drawn(name)
+        theta = _planner(name, fitted, second)[0]
+        sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
+    out: Record = {
+        "chosen_by": chosen.sentence,
+        "default": chosen.default,
+        "surface": chosen.surface,
+        "form": chosen.sizes.name,
+        "sizes": sizes,
+        "draws": drawn(chosen.surface),
+        "spread": {
+            "params": _spread(tested.sizes.get(chosen.sizes.name), half=True),
+            "loss": _spread(tested.losses.get(chosen.surface)),
+        },
+        "undertuned": None,
+    }
+    record = record | {"plan": out}
+    target = record["options"]["target"]
+    if effect is not None:
+        best = optimum.at(forms.TUNED, effect[1].theta, target, record["per"])
+        out["undertuned"] = effect[0]._asdict() | {
+            "params": float(best.params),
+            "loss": float(best.loss),
+        }
+    return out | _values(record, target, how.level)
+
+
+def _values(record: Record, target: float, level: float) -> Record:
+    """{params, tokens, loss, tokens_per_parameter, exponent: {value, interval}, disagreement}."""
+    many = plan.at(plan.of(record), target)
+    rows: dict[str, Array] = many._asdict() | {"tokens_per_parameter": many.tokens / many.params}
+    out: dict[str, Any] = {
+        name: {"value": float(v[0]), "interval": sides.interval(v[1:], level)}
+        for name, v in rows.items()
+    }
+    if all(s["name"] in forms.FIXED_EXPONENT for s in record["plan"]["sizes"]):
+        out["exponent"]["interval"] = None
+    out["disagreement"] = plan.disagreement(record, target, **out["params"])
+    return out
+
+
+def _planner(
+    name: str, fitted: Mapping[str, forms.Fitted], second: IsoFlops
+) -> tuple[list[float], Array]:
+    """(theta, draws) of a planner of N*."""
+    if name != ISOFLOP:
+        return list(fitted[name].theta), fitted[name].draws
+    akima = second[AKIMA]
+    assert not isinstance(akima, str)
+    return [akima.exponent, akima.intercept], akima.draws
+
+
+def _rows(draws: Array, count: int) -> Array:
+    """[count, k] draws, again from the first where there are fewer; nan where there are none."""
+    if not len(draws):
+        return np.full((count, draws.shape[1]), np.nan)
+    return draws[np.arange(count) % len(draws)]
+
+
+def _spread(errors: Errors | None, half: bool = False) -> float:
+    return 0.0 if errors is None else planner.spread(errors, half)

@@ -1,0 +1,152 @@
+"""Figures of curves: loss against N within budgets, and profiles of the objective."""
+
+from typing import Any
+
+import numpy as np
+from scipy import interpolate
+
+from jaxlm.scaling import isoflop as approach
+from jaxlm.scaling.figures import style
+from jaxlm.scaling.figures.values import Array, Values
+
+NODES = 60  # of a fitted curve
+BINS = 30  # of the exponent's density
+
+
+def isoflop(picture: Any, v: Values) -> bool:
+    """Loss against N for each budget in one scale of colours, with Akima's and parabolic fits."""
+    found = v.record["approaches"].get("isoflop akima", {})
+    if "minima" not in found:
+        return False
+    from matplotlib import colormaps
+
+    p = v.points
+    axes = picture.add_axes((0.1, 0.2, 0.7, 0.71))
+    groups = [np.array(g) for g in found["budgets"]]
+    budgets = np.log10([np.median(p["flops"][g]) for g in groups])
+    low, high = float(budgets.min()), float(budgets.max())
+    shades = colormaps["viridis"]((budgets - low) / max(high - low, 1e-9) * 0.92)
+    for group, shade in zip(groups, shades):
+        n, which = np.unique(p["params"][group], return_inverse=True)
+        loss = np.bincount(which, p["loss"][group]) / np.bincount(which)
+        axes.plot(p["params"][group], p["loss"][group], "o", color=shade, markersize=3, mew=0)
+        if len(n) < approach.SIZES:
+            continue
+        x = np.linspace(np.log(n[0]), np.log(n[-1]), NODES)
+        spline = interpolate.Akima1DInterpolator(np.log(n), np.log(loss))(x)
+        # between two sizes that nearly agree it may be far outside the losses
+        spare = 0.3 * np.ptp(np.log(loss))
+        outside = (spline < np.log(loss).min() - spare) | (spline > np.log(loss).max() + spare)
+        spline = np.where(outside, np.nan, spline)
+        axes.plot(np.exp(x), np.exp(spline), color=shade, linewidth=1)
+        axes.plot(*_parabola(n, loss), color=shade, linewidth=1, linestyle=":")
+    marks = (("isoflop akima", "*", 9), ("isoflop parabola", "P", 5))
+    for name, mark, size in marks:
+        used = [m for m in v.record["approaches"].get(name, {}).get("minima", ())]
+        used = [m for m in used if not m["left_out"]]
+        x, y = [m["params"] for m in used], [m["loss"] for m in used]
+        label = f"minimum ({name.split()[1]})"
+        axes.plot(x, y, mark, color="k", markersize=size, mec="w", mew=0.6, label=label, zorder=4)
+    grows = style.superscript(f"{found['exponent']:.2f}")
+    title = f"{len(groups)} budgets; by their minima N* grows as C{grows}"
+    if found["interval"]:
+        title += " ({:.2f} to {:.2f})".format(*found["interval"])
+    style.frame(axes, "parameters", "loss (nats per token)", title)
+    every = np.concatenate(groups)
+    style.log_axis(axes, "x", *style.widened(p["params"][every]), "count")
+    style.log_axis(axes, "y", *style.widened(p["loss"][every]), "number")
+    _scale(picture, low, high)
+    axes.plot([], [], color=style.GREY, linewidth=1, label="Akima's spline")
+    axes.plot(
+        [], [], color=style.GREY, linewidth=1, linestyle=":", label="parabola near the lowest"
+    )
+    style.legend(axes, "below")
+    return True
+
+
+def _parabola(n: Array, loss: Array) -> tuple[Array, Array]:
+    """(N, loss) along the parabola through the lowest point and three on each side."""
+    low = int(np.argmin(loss))
+    part = slice(max(low - approach.SIDE, 0), low + approach.SIDE + 1)
+    x, y = np.log(n[part]), loss[part]
+    if len(x) < approach.SIZES:
+        return np.empty(0), np.empty(0)
+    middle = x.mean()
+    at = np.linspace(x[0], x[-1], NODES)
+    return np.exp(at), np.polyval(np.polyfit(x - middle, y, 2), at - middle)
+
+
+def _scale(picture: Any, low: float, high: float) -> None:
+    """The colours of budgets from 10^low to 10^high."""
+    bar = picture.add_axes((0.825, 0.2, 0.025, 0.71))
+    bar.imshow(
+        np.linspace(0, 0.92, 64)[:, None],
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        origin="lower",
+        extent=(0, 1, low, max(high, low + 1e-9)),
+    )
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    places = np.log10(style.ticks(10**low, 10**high)[0])
+    bar.set_yticks(places, [style.power(10**x) for x in places])
+    bar.set_ylabel("training FLOPs")
+    bar.yaxis.set_label_position("right")
+    bar.yaxis.set_label_coords(5.2, 0.5)
+
+
+def profiles(picture: Any, v: Values) -> bool:
+    """The objective along each parameter, and the bootstrap density of N*'s exponent."""
+    found = v.record["profiles"]
+    form = v.record["forms"][v.law]
+    exponents = _exponents(v)
+    panels = len(found) + (len(exponents) > 1)
+    if not panels:
+        return False
+    grid = picture.subplots(1, panels, squeeze=False)[0]
+    picture.subplots_adjust(0.06, 0.17, 0.985, 0.82, wspace=0.12)
+    shade = style.colour(v.law)
+    heights = [np.array(one["relative"], float) for one in found.values()]
+    # as high as every curve rises on both sides, and half as much again
+    ends = [min(h[0], h[-1]) for h in heights if np.isfinite(h[[0, -1]]).all()]
+    highest = max(1.5 * max(ends, default=0.0), 1.0)
+    for i, (axes, (name, one)) in enumerate(zip(grid, found.items())):
+        axes.plot(one["grid"], one["relative"], color=shade, linewidth=1.5)
+        axes.axvline(form["theta"][name], color="k", linewidth=0.8)
+        low, high = form["intervals"][name]
+        axes.axvspan(low, high, alpha=0.12, color=shade, linewidth=0)
+        style.frame(axes, name, "objective above its least (%)" if i == 0 else "")
+        axes.set_ylim(-0.03 * highest, 1.05 * highest)
+        if i:
+            axes.set_yticklabels([])
+        axes.locator_params(axis="x", nbins=3)
+        axes.xaxis.set_major_formatter(
+            lambda x, _: style.count(x) if abs(x) >= 1000 else f"{x:.3g}"
+        )
+    title = f"Profiles of {v.law}: others refitted; band: {v.level:.0%} bootstrap interval"
+    if len(exponents) > 1:
+        axes = grid[-1]
+        value, ends = form["optimum"]["exponent"]
+        axes.hist(exponents, BINS, density=True, color=shade, alpha=0.5, linewidth=0)
+        axes.axvline(value, color="k", linewidth=0.8)
+        axes.axvspan(*ends, alpha=0.12, color=shade, linewidth=0)
+        axes.set_yticks([])
+        axes.locator_params(axis="x", nbins=3)
+        style.frame(axes, "exponent of N*(C)", "")
+        title += "; last: density of bootstrap draws"
+    picture.text(0.06, 0.9, title, fontsize=10)
+    return True
+
+
+def _exponents(v: Values) -> Array:
+    """[R] d log N* / d log C at the target over draws, without the outermost 0.5 %."""
+    if v.law not in v.at_target or v.record["forms"][v.law]["optimum"]["exponent"][1] is None:
+        return np.empty(0)
+    x = v.at_target[v.law].exponent
+    x = x[np.isfinite(x)]
+    if len(x) < 2 or np.ptp(x) < 1e-9:
+        return np.empty(0)
+    low, high = np.percentile(x, (0.5, 99.5))
+    return x[(x >= low) & (x <= high)]

@@ -1,0 +1,132 @@
+"""A plan's numbers at any compute: of forms, of approach 2, of both, with a form's own error."""
+
+import numpy as np
+import pytest
+
+from jaxlm.scaling import ahead, analysis, laws, optimum, plan, planner, study, table
+from tests.scaling import public
+
+TRUTH = np.array([1.7, 420.0, 900.0, 0.34, 0.31])
+DRAWS = TRUTH * np.exp(np.random.default_rng(0).normal(0, 0.01, (50, 5)))
+FLOPS = (1e18, 1e20)
+
+
+def test_of_one_form_it_is_the_optimum_of_every_draw():
+    p = plan.form("chinchilla", TRUTH, DRAWS, FLOPS, 6.0)
+    many = plan.at(p, 1e22)
+    best = optimum.at("chinchilla", np.concatenate([TRUTH[None], DRAWS]), 1e22)
+    for name in ("params", "tokens", "loss", "exponent"):
+        assert many._asdict()[name] == pytest.approx(best._asdict()[name], rel=1e-12)
+    least = plan.least(p, 2.4)
+    expected = optimum.least("chinchilla", np.concatenate([TRUTH[None], DRAWS]), 2.4)
+    assert least == pytest.approx(expected, rel=1e-9)
+    assert plan.at(p, least).loss == pytest.approx(np.full(51, 2.4), rel=1e-9)
+
+
+def mixed(spread=(0.0, 0.0)):
+    """N* = C^0.5 / 12 by approach 2, which 30 of 50 draws chose; the loss is chinchilla's."""
+    rows = np.arange(50) < 30
+    line = np.array([0.5, -np.log(12)])
+    own = plan.Sizes(planner.ISOFLOP, line, np.tile(line, (50, 1)), rows)
+    other = plan.Sizes("chinchilla", TRUTH, DRAWS, ~rows)
+    return plan.Planned((own, other), "chinchilla", TRUTH, DRAWS, spread, FLOPS, 6.0, 0)
+
+
+def test_every_draw_plans_by_who_it_chose():
+    many = plan.at(mixed(), 1e22)
+    assert many.params[:31] == pytest.approx(np.full(31, 1e11 / 12))
+    assert many.params[31:] == pytest.approx(optimum.at("chinchilla", DRAWS[30:], 1e22).params)
+    assert many.exponent[0] == 0.5
+    law = laws.LAWS["chinchilla"]
+    assert many.loss[0] == pytest.approx(law.predict(TRUTH, (1e11 / 12, 1e22 / (6 * 1e11 / 12))))
+    assert plan.quality(mixed(), 1e11 / 12) == pytest.approx(many.loss[0], rel=1e-9)
+
+
+def test_the_forms_own_error_grows_with_decades_beyond_the_runs():
+    def widths(flops):
+        p = mixed((0.1, 0.01))._replace(draws=np.tile(TRUTH, (4000, 1)))
+        line = p.sizes[0]._replace(draws=np.tile(p.sizes[0].theta, (4000, 1)))
+        many = plan.at(p._replace(sizes=(line._replace(rows=np.ones(4000, bool)),)), flops)
+        return np.std(np.log(many.params[1:])), np.std(np.log(many.loss[1:]))
+
+    assert widths(1e20) == pytest.approx((0, 0), abs=1e-12)
+    assert widths(1e22) == pytest.approx((0.2, 0.02), rel=0.05)
+
+
+def runs(seed=0):
+    c = np.repeat(np.geomspace(1e17, 1e20, 6), 6)
+    n = optimum.at("chinchilla", TRUTH, c).params * np.tile(np.geomspace(0.3, 3, 6), 6)
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.002, len(c)))
+    return table.make(
+        n, c / (6 * n), laws.LAWS["chinchilla"].predict(TRUTH, (n, c / (6 * n))) * noise
+    )
+
+
+@pytest.fixture(scope="module")
+def record():
+    names = ("chinchilla", "tied", "kaplan")
+    return analysis.run(runs(), analysis.Options(laws=names, replicates=60, target=1e21))
+
+
+def test_a_study_plans_by_what_the_truth_is(record):
+    """Chinchilla's runs are planned by chinchilla, and the truth is near."""
+    p = record["plan"]
+    assert p["form"] == p["surface"] == "chinchilla" and p["default"] == "chinchilla"
+    best = optimum.at("chinchilla", TRUTH, 1e21)
+    for name, value in (("params", best.params), ("tokens", best.tokens), ("loss", best.loss)):
+        low, high = np.log(p[name]["interval"])
+        # half as wide again: one study in 20 misses its own interval
+        assert abs(np.log(value) - (low + high) / 2) < 0.75 * (high - low)
+    many = plan.at(plan.of(record), 1e21)
+    assert many.params[0] == pytest.approx(p["params"]["value"], rel=1e-12)
+
+
+def test_plan_ahead_gives_the_studys_plan(record, tmp_path):
+    """The same value and interval as the study's record, at its target."""
+    study.save(tmp_path, record)
+    found = ahead.at(ahead.law(study.load(tmp_path)), 1e21)
+    p = record["plan"]
+    for name in ("params", "tokens", "loss"):
+        own = getattr(found, name)
+        assert [own.value, own.low, own.high] == pytest.approx(
+            [p[name]["value"], *p[name]["interval"]], rel=1e-9
+        )
+
+
+def test_a_fixed_exponent_has_no_interval_and_lends_its_form_none(record):
+    """The tied form says 1/2 by construction: its N* is as uncertain as the exponent is."""
+    tied, free = (record["forms"][k]["optimum"] for k in ("tied", "chinchilla"))
+    assert tied["exponent"] == [0.5, None]
+    wide = [np.log(np.divide(*o["params"][1][::-1])) for o in (tied, free)]
+    assert wide[0] > 0.8 * wide[1]
+
+
+def test_the_planner_may_be_named():
+    options = analysis.Options(laws=("chinchilla",), law="isoflop", replicates=60, target=1e21)
+    record = analysis.run(runs(), options)
+    side, p = record["approaches"]["isoflop akima"], record["plan"]
+    assert p["form"] == "isoflop" and p["chosen_by"] == "isoflop plans, as --law asks."
+    assert p["params"]["value"] == pytest.approx(side["params"])
+
+
+def test_a_disagreement_is_beyond_both_intervals(record):
+    p = record["plan"]["params"]
+    told = plan.disagreement(record, 1e21, **p)
+    every = plan.rivals(record, 1e21)
+    for name, (n, own) in every.items():
+        apart = not p["interval"][0] <= n <= p["interval"][1]
+        apart &= own is None or not own[0] <= p["value"] <= own[1]
+        assert apart == (f"by {name}" in told)
+    assert plan.disagreement(record, 1e21, p["value"], None) == ""
+
+
+@pytest.mark.slow
+def test_hoffmanns_runs_are_planned_as_the_field_does():
+    """N* at 5.76e23 between 5e10 and 1e11; Farseer's 2.6e10 is said, and does not plan."""
+    options = analysis.Options(drop_highest=5, replicates=200, target=5.76e23)
+    record = analysis.run(public.epoch(0), options)
+    p = record["plan"]
+    assert p["form"] == "chinchilla" and 5e10 < p["params"]["value"] < 1e11
+    assert 4e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 2.5e11
+    assert "by farseer" in p["disagreement"]
+    assert record["cautions"][0]["kind"] == "largest sizes above the law"
