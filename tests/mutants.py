@@ -10,11 +10,12 @@ hash of their function, their line's text and their change, so that most of a sa
 when other lines change. Each mutant runs in a fork of one process that has imported JAX; only its
 own module is compiled from changed source, nothing on disk is changed.
 
-Measured over the first 74 of seed 0's sample, fast tests alone: 61 caught before the oracles in
-NumPy (`test_*pins.py`), 69 with them. Of the other five no value changes: a tile's size (twice, in
-`ragged.py`), the last axis counted from the front (`logits.py`), the dtype of a count and a column
-past the only one (`unpaired.py`). Chosen by hand and caught: teacher and student exchanged, the
-temperature's power or the soft share dropped, a margin's sign, smoothing, a rejected response.
+Measured over seed 0's sample of 200, fast tests alone: 162 caught (of 199 that there were) before
+the oracles in NumPy (`test_*pins.py`), 191 with them. Of the other nine no value changes: operands
+of a maximum exchanged (twice), a mean for a sum of which the sign is read, the last axis named or
+counted from the front (twice), a tile's size (twice), the dtype of a count, a column past the only
+one. By hand: the rejected response's term of RPO survived before; CPO's, exchanged teacher and
+student, a dropped power or share, a margin's sign and smoothing are caught too.
 """
 
 import argparse
@@ -357,21 +358,20 @@ def recorded(path: pathlib.Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=200, help="how many mutants")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the sample's first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", action="append", help="only of this module; may be repeated")
     parser.add_argument("--seconds", type=float, default=240, help="limit of one mutant's tests")
     parser.add_argument("--slow", action="store_true", help="slow tests too, on survivors")
     parser.add_argument("--list", action="store_true", help="print the sample and run nothing")
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="JSON objects, a mutant each, to go on from"
-    )
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON object a mutant, to go on from")
     parser.add_argument("--again", type=pathlib.Path, help="only the survivors in such a file")
     options = parser.parse_args()
     modules = options.file or [
         str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")
     ]
     every = [m for path in modules if path not in EXCLUDED for m in mutants(path, options.seed)]
-    chosen = sorted(every, key=lambda m: m.key)[: options.sample]
+    chosen = sorted(every, key=lambda m: m.key)[options.skip : options.sample]
     print(f"{len(chosen)} of {len(every)} mutants", flush=True)
     if not options.list:
         warm()

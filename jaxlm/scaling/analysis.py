@@ -178,25 +178,25 @@ def _used(t: table.Table, options: Options) -> Array:
     """[n] bool, the points that are fitted. Raises: ValueError for options that cannot be."""
     for name in (*options.laws, *([options.law] if options.law else [])):
         if name not in laws.LAWS and not (name == options.law == planner.ISOFLOP):
-            raise ValueError(f"laws: {name!r} is none of {', '.join(laws.LAWS)}")
+            raise ValueError(f"--laws: {name!r} is none of {', '.join(laws.LAWS)}")
     held = fixed.parse(options.fix)
     if held and options.laws and not set(held) & set(options.laws):
         raise ValueError(f"--fix {options.fix}: no law of {options.laws} has what is held")
     named = options.law not in (None, planner.ISOFLOP)
     if named and options.laws and options.law not in options.laws:
-        raise ValueError(f"law: {options.law!r} is to plan, and laws {options.laws} leave it out")
+        raise ValueError(f"--law: {options.law!r} is to plan, and laws {options.laws} leave it out")
     if options.replicates < 20:
-        raise ValueError(f"replicates: {options.replicates}; an interval needs 20 or more")
+        raise ValueError(f"--replicates: {options.replicates}; an interval needs 20 or more")
     if not 0 < options.level < 1:
-        raise ValueError(f"level: {options.level}; a share between 0 and 1 is needed")
+        raise ValueError(f"--level: {options.level}; a share between 0 and 1 is needed")
     for name, value in (("target", options.target), ("delta", options.delta)):
         if value is not None and not value > 0:
-            raise ValueError(f"{name}: {value}; a number above 0 is needed")
+            raise ValueError(f"--{name}: {value}; a number above 0 is needed")
     n = len(t.loss)
     places = [f"row {row}" for row in t.row]
     checks.losses(t.loss, t.params, t.tokens, "loss", places, stated=True)
     if not 0 <= options.drop_highest < n:
-        raise ValueError(f"drop_highest: {options.drop_highest} of {n} points")
+        raise ValueError(f"--drop-highest: {options.drop_highest} of {n} points")
     used = np.ones(n, bool)
     used[np.argsort(-t.loss, kind="stable")[: options.drop_highest]] = False
     flops = t.flops[used]

@@ -147,14 +147,7 @@ def run(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {found.failed}"
         )
     x = fits.inputs(law, test)
-    with np.errstate(over="ignore", invalid="ignore"):
-        predicted = np.asarray(law.predict(fits.values(found), x))
-    if not (np.isfinite(predicted) & (predicted > 0)).all():
-        raise ValueError(
-            f"--holdout {least:g}: {law.name} fitted to {len(rest.loss)} other runs predicts no "
-            "loss for these"
-        )
-    error = 100 * np.log(predicted / test.loss)
+    error = 100 * np.log(_predicted(law, found, x, least) / test.loss)
     draws, sd = np.empty((0, len(law.names))), np.zeros(len(error))
     if replicates:
         many = bootstrap.resample(law, rest, found, replicates, 0)
@@ -175,6 +168,18 @@ def run(
         _scale(found.residual),
         _scale(np.array([np.median(found.residual[g]) for _, g in _together(rest.flops)])),
     )
+
+
+def _predicted(law: laws.Law, found: fits.Fit, x: tuple[Array, ...], least: float) -> Array:
+    """The fit's losses at inputs x. Raises: ValueError where it has none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        predicted = np.asarray(law.predict(fits.values(found), x))
+    if not (np.isfinite(predicted) & (predicted > 0)).all():
+        raise ValueError(
+            f"--holdout {least:g}: {law.name} fitted to {found.n} other runs predicts no loss "
+            "for these"
+        )
+    return predicted
 
 
 def _scale(residual: Array) -> float:
@@ -249,6 +254,34 @@ def lines(tests: Sequence[Test], minima: Sequence[isoflop.Minimum]) -> Errors:
             line_sd = 1 / np.sum(weights) + (at - middle) ** 2 / lever if (own > 0).all() else 0.0
             sd = np.sqrt(line_sd + measured[case] ** 2)
             rows.append((case, cut, np.log10(m.flops / largest), error, sd))
+    return _errors(rows)
+
+
+def frontier(minima: Sequence[isoflop.Minimum]) -> table.Table:
+    """Approach 2's minima as points of compute and loss."""
+    kept = [m for m in minima if not m.left_out]
+    n, d, c, loss = (
+        np.array([getattr(m, k) for m in kept]) for k in ("params", "tokens", "flops", "loss")
+    )
+    row = np.arange(len(kept))
+    return table.Table(n, d, c, loss, None, row.astype(str), table.Counting(), row)
+
+
+def edges(cutoffs: Sequence[float], t: table.Table, delta: float) -> Errors:
+    """Errors of the law `offset` through the points of a frontier below each cut-off, on those
+    above; sd is the scatter of those it was fitted to."""
+    rows = []
+    for cut in cutoffs:
+        below = t.flops < cut
+        if below.sum() <= len(laws.OFFSET.names) or below.all():
+            continue
+        found = fits.fit(laws.OFFSET, table.take(t, below), delta=delta)
+        free = int(below.sum()) - len(laws.OFFSET.names)
+        sd = float(np.sqrt(np.sum(found.residual**2) / free))
+        for case in np.flatnonzero(~below):
+            predicted = laws.OFFSET.predict(fits.values(found), (t.flops[case],))
+            decades = np.log10(t.flops[case] / t.flops[below].max())
+            rows.append((case, cut, decades, np.log(predicted / t.loss[case]), sd))
     return _errors(rows)
 
 

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from jaxlm.scaling import approaches as sides
-from jaxlm.scaling import backtest, forms, isoflop, optimum, plan, planner, table
+from jaxlm.scaling import (
+    backtest,
+    bootstrap,
+    forms,
+    isoflop,
+    laws,
+    optimum,
+    plan,
+    planner,
+    table,
+)
+from jaxlm.scaling import fit as fits
 from jaxlm.scaling.backtest import Errors
 from jaxlm.scaling.planner import ISOFLOP
 from jaxlm.scaling.study import Record
@@ -17,6 +28,9 @@ AKIMA = "isoflop akima"
 REPLICATES = 60
 # Fixed exponents do not plan against the form that has them free: to be near it is no merit.
 NOT_RIVALS = tuple(forms.FIXED_EXPONENT)
+
+# Minima without which their losses make no law of their own.
+MINIMA = 5
 
 Array = np.ndarray
 IsoFlops = Mapping[str, "isoflop.IsoFlop | str"]
@@ -129,8 +143,10 @@ def choose(
     else:
         # no minimum to test on: N* is that of the form which predicts the loss
         sizes = planner.Choice(loss.name, {}, loss.drawn)
-    surface = loss.name
-    return Chosen(sizes, loss, surface, first, planner.sentence(first, sizes, loss, False))
+    surface, akima = loss.name, second[AKIMA]
+    edge = sizes.name == ISOFLOP and not isinstance(akima, str)
+    edge = edge and len(backtest.frontier(akima.minima).loss) >= MINIMA
+    return Chosen(sizes, loss, surface, first, planner.sentence(first, sizes, loss, False, edge))
 
 
 def record(tested: Tested, chosen: Chosen, fitted: Mapping[str, forms.Fitted]) -> Record:
@@ -199,6 +215,7 @@ def entry(
         many = None if name == chosen.surface else drawn(name)
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
+    edge = _frontier(chosen, second, tested, how)
     out: Record = {
         "chosen_by": chosen.sentence,
         "default": chosen.default,
@@ -208,8 +225,9 @@ def entry(
         "draws": drawn(chosen.surface),
         "spread": {
             "params": _spread(tested.sizes.get(chosen.sizes.name), half=True),
-            "loss": _spread(tested.losses.get(chosen.surface)),
+            "loss": _spread(tested.losses.get(chosen.surface)) if edge is None else edge[1],
         },
+        "frontier": None if edge is None else edge[0],
         "undertuned": None,
     }
     record = record | {"plan": out}
@@ -221,6 +239,27 @@ def entry(
             "loss": float(best.loss),
         }
     return out | _values(record, target, how.level)
+
+
+def _frontier(
+    chosen: Chosen, second: IsoFlops, tested: Tested, how: forms.Settings
+) -> tuple[Record, float] | None:
+    """({theta, draws} of the law `offset` through approach 2's minima, its spread per decade),
+    where approach 2 plans and has minima enough: that a form's N* is refuted speaks against its
+    loss too."""
+    akima = second[AKIMA]
+    if chosen.sizes.name != ISOFLOP or isinstance(akima, str):
+        return None
+    t = backtest.frontier(akima.minima)
+    if len(t.loss) < MINIMA:
+        return None
+    found = fits.fit(laws.OFFSET, t, delta=how.delta)
+    if found.failed:
+        return None
+    many = bootstrap.noise(laws.OFFSET, t, found, how.replicates, how.seed)
+    draws = _rows(many.theta[~many.failed], how.replicates)
+    errors = backtest.edges(tested.cutoffs, t, how.delta)
+    return {"theta": fits.values(found), "draws": draws}, planner.spread(errors)
 
 
 def _values(record: Record, target: float, level: float) -> Record:

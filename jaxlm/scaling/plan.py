@@ -50,6 +50,9 @@ class Planned(NamedTuple):
     """C / (N D)."""
     seed: int
     """Of the draws of `spread`."""
+    frontier: Sizes | None = None
+    """Loss on approach 2's minima, the law `offset`, of the draws that approach 2 plans; None: the
+    loss is the surface's everywhere."""
 
 
 class Draws(NamedTuple):
@@ -76,6 +79,10 @@ def at(p: Planned, flops: float | Array) -> Draws:
     if has.any():
         d = c[has] / (p.per * n[has])
         loss[has] = optimum.loss(p.surface, thetas[has], n[has], d, paired=True)
+    if p.frontier is not None:
+        rows = np.append(True, p.frontier.rows)
+        own = np.concatenate([p.frontier.theta[None], p.frontier.draws])
+        loss[rows] = laws.OFFSET.predict(own[rows].T, (c[rows],))
     decades = np.maximum(0.0, np.log10(c[1:] / p.flops[1]))
     noise = np.random.default_rng([p.seed, 1]).standard_normal((2, count)) * decades
     n[1:] *= np.exp(p.spread[0] * noise[0])
@@ -123,7 +130,11 @@ def of(record: Record) -> Planned:
         many = many.reshape(-1, len(own))
         sizes.append(Sizes(s["name"], own, many, np.array(s["rows"], bool)))
     low, high = record["flops"]
-    spread = kept["spread"]
+    spread, edge = kept["spread"], kept["frontier"]
+    if edge is not None:
+        own = np.array(edge["theta"], float)
+        many = np.array(edge["draws"], float).reshape(-1, len(own))
+        edge = Sizes(laws.OFFSET.name, own, many, sizes[0].rows)
     return Planned(
         tuple(sizes),
         kept["surface"],
@@ -133,6 +144,7 @@ def of(record: Record) -> Planned:
         (float(low), float(high)),
         float(record["per"]),
         int(record["options"]["seed"]),
+        edge,
     )
 
 
@@ -148,7 +160,12 @@ def quality(p: Planned, params: float) -> float:
     Raises: ValueError where no compute makes N optimal.
     """
     first = p.sizes[0]
-    fit = p._replace(draws=p.draws[:0], sizes=(first._replace(draws=first.draws[:0]),))
+    edge = p.frontier
+    fit = p._replace(
+        draws=p.draws[:0],
+        sizes=(first._replace(draws=first.draws[:0]),),
+        frontier=edge and edge._replace(draws=edge.draws[:0], rows=edge.rows[:0]),
+    )
     places = optimum.decades(2)
     sizes = np.array([at(fit, np.exp(x)).params[0] for x in places])
     between = np.flatnonzero((sizes[:-1] < params) & (params <= sizes[1:]))

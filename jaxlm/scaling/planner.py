@@ -73,8 +73,12 @@ def choose(default: str, errors: Mapping[str, Errors], draws: int, seed: int = 0
             continue
         old, new = _shared(errors[default], own)
         scores[name], gains[name] = _score(old, new), old - new
-    better = [n for n, s in scores.items() if s.t > s.needed]
-    name = min(better, key=lambda n: scores[n].error - scores[n].default, default=default)
+    name = default
+    for rival in (n for n, s in scores.items() if s.t > s.needed):
+        # of two that are better, the one with smaller errors where both were tested
+        old, new = _shared(errors[name], errors[rival])
+        if name == default or (len(new) and new.mean() < old.mean()):
+            name = rival
     drawn = np.full(draws, default, dtype=f"<U{max(map(len, [default, *errors]))}")
     best = np.zeros(draws)
     for challenger, gain in gains.items():
@@ -159,8 +163,9 @@ def _median(values: Array, weights: Array) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def sentence(default: str, sizes: Choice, loss: Choice, named: bool) -> str:
-    """How the plan was chosen, in a sentence. named: by the user (--law)."""
+def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool = False) -> str:
+    """How the plan was chosen, in a sentence. named: by the user (--law); edge: whether
+    approach 2's minima have a law of loss of their own."""
     if named:
         return f"{default} plans, as --law asks."
     if sizes.name == default:
@@ -181,7 +186,9 @@ def sentence(default: str, sizes: Choice, loss: Choice, named: bool) -> str:
             f"{_title(sizes.name)} plans N*: over {s.cases} held-out budgets it predicted the "
             f"measured N* to {_percent(s.error)}, {default} to {_percent(s.default)}"
         )
-    if loss.name not in (default, sizes.name):
+    if edge:
+        part += "; the loss is that of its minima"
+    elif loss.name not in (default, sizes.name):
         s = loss.scores[loss.name]
         part += (
             f"; the loss is {loss.name}'s, which predicted larger runs to {100 * s.error:.2g} % "

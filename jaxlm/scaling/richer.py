@@ -138,7 +138,8 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
 
     s1, l1, k1, s2, l2, k2, s3, l3, k3 = phi.T[:, :, None]
     x, z = logs[0] - centre[0], logs[1]
-    (f1, g1, h1), (f2, g2, h2), (f3, g3, h3) = (_stretches(x, k) for k in (k1, k2, k3))
+    # [3,S,n] each, of the three exponents
+    (f1, f2, f3), (g1, g2, g3), (h1, h2, h3) = _stretches(x, phi.T[2::3, :, None])
     start = jnp.exp(l1)
     fall = jnp.exp(l1 + s1 * f1) * z  # the power of D, times log D
     level, tilt = start * centre[1], s2 + start * centre[1] * s1
@@ -156,6 +157,7 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
     def curvature(u: Any) -> Any:
         """[S,9,9] sum over points of u [S,n] times the second derivatives."""
         uq, up = u * share, u * other
+        # (i, j): the second derivative of Q, or of P from the seventh parameter on
         bend = {
             (0, 0): -fall * f1 * f1,
             (0, 1): by_s1,
@@ -170,10 +172,11 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
             (6, 8): g3,
             (8, 8): s3 * h3,
         }
-        sums = {at: ((uq if at[0] < 6 else up) * v).sum(1) for at, v in bend.items()}
-        rows = [[sums.get((min(i, j), max(i, j))) for j in range(9)] for i in range(9)]
-        none = jnp.zeros_like(sums[0, 0])
-        own = jnp.stack([jnp.stack([none if v is None else v for v in r], 1) for r in rows], 1)
+        sums = jnp.stack([((uq if i < 6 else up) * v).sum(1) for (i, _), v in bend.items()], 1)
+        place = np.zeros((len(bend), 9, 9))
+        for at, (i, j) in enumerate(bend):
+            place[at, i, j] = place[at, j, i] = 1
+        own = jnp.einsum("sb,bij->sij", sums, place)
         return own + jnp.einsum("sn,skn,sln->skl", uq * other, apart, apart)
 
     return logarithm, slope, curvature
@@ -229,8 +232,9 @@ def _stretches(x: Any, kappa: Any) -> tuple[Any, Any, Any]:
     bend = (power - 2 * slope) / safe
     out = []
     for order, far in enumerate((value, slope, bend)):
-        near = jnp.zeros_like(t)
-        for j in range(SERIES - 1, -1, -1):
-            near = near * t + math.perm(j + order, order) / math.factorial(j + order + 1)
+        terms = [math.perm(j + order, order) / math.factorial(j + order + 1) for j in range(SERIES)]
+        near = terms[-1]
+        for term in terms[-2::-1]:
+            near = near * t + term
         out.append(x ** (order + 1) * jnp.where(small, near, far))
     return tuple(out)

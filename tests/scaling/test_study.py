@@ -2,11 +2,13 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 
 from jaxlm import cli
 from jaxlm.scaling import analysis, figures, laws, optimum, study, summary, table, told
+from jaxlm.scaling.figures import style
 
 TRUTH = (1.7, 420.0, 900.0, 0.34, 0.31)
 LAW = laws.LAWS["chinchilla"]
@@ -81,17 +83,22 @@ def test_what_nobody_told_is_recorded_and_warned_of(made):
 
 def test_the_report_says_all_of_it(made):
     text = summary.text(made)
-    for heading in (
+    headings = (
+        "plan for 1e+20 FLOPs",
         "parameters",
         "optimum at 1e+20 FLOPs",
-        "three approaches",
+        "exponent of the optimum, three approaches",
         "back-test on",
         "outliers (chinchilla)",
         "next run",
         "cautions",
-    ):
-        assert f"\n{heading}" in text or f"{heading}" in text.split("\n\n")[3]
-    assert "chinchilla (wins)" in text and "kaplan_params not fitted" in text
+    )
+    at = [text.index(f"\n{heading}") for heading in headings]
+    assert at == sorted(at)  # the plan is first
+    assert "chinchilla (plans)" in text and "kaplan_params not fitted" in text
+    for format in ("markdown", "latex"):
+        other = summary.text(made, format)
+        assert all(heading in other for heading in headings)
     assert made["backtest"]["threshold"] == pytest.approx(2.7e18)
     assert made["backtest"]["forms"]["chinchilla"]["tested"] == 6
     assert [r["dropped"] for r in made["outliers"]] == [0, 2, 3, 5, 10]
@@ -102,10 +109,49 @@ def test_the_same_seed_gives_the_same_record_and_figures(made, tmp_path):
     candidates = (np.array([1e8, 1e9]), np.array([1e10, 1e9]), None)
     again = analysis.run(runs(), OPTIONS, ABOUT, "synthetic", candidates)
     assert json.dumps(again) == json.dumps(made)
-    once = [p.read_bytes() for p in figures.draw(made, tmp_path, ["residuals"])]
-    assert [p.read_bytes() for p in figures.draw(again, tmp_path, ["residuals"])] == once
+    drawn = ["isoflop", "density"]
+    once = [p.read_bytes() for p in figures.draw(made, tmp_path, drawn)]
+    assert [p.read_bytes() for p in figures.draw(again, tmp_path, drawn)] == once
     with pytest.raises(ValueError, match="'loss' is none of frontier"):
         figures.draw(made, tmp_path, ["loss"])
+
+
+def test_figures_say_what_the_record_does(made, tmp_path):
+    """Titles give the record's numbers; a plan is drawn where there is one; a form without an
+    optimum at the target, whose exponent is null in the record, stops no figure."""
+    record = json.loads(json.dumps(made))
+    draws = [4e7, 5e7, 5.5e7, 6e7]
+    record["plan"] = {
+        "params": {"value": 5e7, "interval": [4e7, 6e7]},
+        "tokens": {"value": 3e11, "interval": None},
+        "loss": {"value": 3.21, "interval": [3.2, 3.3]},
+        "draws": {"params": draws, "loss": [3.2, 3.3]},
+    }
+    names = ["frontier", "optimum", "ratio", "density"]
+    # svg.fonttype none keeps the texts of an SVG file as texts
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        paths = figures.draw(record, tmp_path, names)
+        text = {p.stem: p.read_text() for p in paths if p.suffix == ".svg"}
+        exponent, ends = made["forms"]["chinchilla"]["optimum"]["exponent"]
+        raised = style.superscript(f"{exponent:.2f}")
+        assert f"N* grows as C{raised} ({ends[0]:.2f} to {ends[1]:.2f})" in text["optimum"]
+        assert "loss of 3.210 at 10²⁰ FLOPs" in text["frontier"]
+        assert "6e+03 tokens per parameter" in text["ratio"] and ">plan<" in text["density"]
+        assert ">isoFLOP minima<" in text["ratio"] and ">10²⁰<" in text["ratio"]
+        record["forms"]["chinchilla"]["optimum"]["exponent"][0] = None
+        paths = figures.draw(record, tmp_path / "none")
+    assert {p.stem for p in paths} == {"frontier", "isoflop", "residuals", "profiles", "density"}
+
+
+def test_ticks_are_few_and_read_well():
+    assert [style.power(x) for x in (1e19, 5.76e23, 2e12)] == ["10¹⁹", "5.8 × 10²³", "2 × 10¹²"]
+    assert [style.count(x) for x in (7e7, 1.3e9, 9.999e8, 2e12, 250)] == (
+        ["70M", "1.3B", "1B", "2T", "250"]
+    )
+    for low, high in ((3e18, 6e23), (1e17, 2e19), (7e7, 4e8), (2.1, 3.4), (2.55, 2.6), (1, 1e12)):
+        major, minor = style.ticks(low, high)
+        assert 2 <= len(major) <= 8 and all(low <= v <= high for v in [*major, *minor])
+        assert not set(major) & set(minor)
 
 
 def test_the_command(tmp_path, capsys):
