@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.core import io
-from jaxlm.scaling import backtest, laws, optimum, table
+from jaxlm.scaling import backtest, laws, table
 from jaxlm.scaling.analysis import Options as StudyOptions
 from jaxlm.scaling.extended import (
     accuracy,
@@ -71,7 +71,7 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     out: Record = {}
     if options.accuracy is not None or options.error is not None:
         law = _law(options.accuracy_law, record["law"], "--accuracy-law")
-        request = _accuracy(used, options, law, _plan(law, record, setting))
+        request = _accuracy(used, options, law, _plan(record))
         out["accuracy"] = accuracy.run(used, request, setting)
     if options.multiplier is not None:
         out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
@@ -83,7 +83,7 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
     if options.countings:
         out["countings"] = countings.run(used, options.countings, setting)
     if options.hyperparameters is not None:
-        at = options.at or _plan("chinchilla", record, setting)
+        at = options.at or _plan(record)
         out["hyperparameters"] = surfaces.run(used, *options.hyperparameters, setting, at)
     return plain(out)
 
@@ -188,13 +188,10 @@ def _law(name: str | None, planner: str, flag: str) -> str:
     return law if known else "chinchilla"
 
 
-def _plan(law: str, record: Record, setting: Setting) -> tuple[tuple[float, float], ...]:
-    """(N*, D*) at the target, by the form that plans."""
-    forms = record["forms"]
-    plan = next(f for f in (record["law"], law, *forms) if f in forms)
-    theta = list(forms[plan]["theta"].values())
-    best = optimum.at(plan, theta, setting.target, setting.per)
-    return ((float(best.params), float(best.tokens)),)
+def _plan(record: Record) -> tuple[tuple[float, float], ...]:
+    """(N*, D*) at the target, as the study plans."""
+    plan = record["plan"]
+    return ((float(plan["params"]["value"]), float(plan["tokens"]["value"])),)
 
 
 def rows(t: table.Table, flag: str, condition: str) -> np.ndarray:

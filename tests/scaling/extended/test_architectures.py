@@ -112,4 +112,4 @@ def test_the_command_replaces_the_study(tmp_path, capsys):
     (tmp_path / "bad.csv").write_text("sparsity,active,loss\n1,2\n")
     args[1] = str(tmp_path / "bad.csv")
     assert cli.main(args) == 2
-    assert "bad.csv row 2: its cells are not those of the header" in capsys.readouterr().err
+    assert "bad.csv row 2: 2 cells, the header has 3" in capsys.readouterr().err
