@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxlm import launch
 
         launch.prepare()
+    if argv is None and command.run is fit:
+        # float64 of few numbers: an accelerator would only be started for it
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if argv is None and command.run is train:
         from jaxlm.train import signals
 

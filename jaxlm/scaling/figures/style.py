@@ -20,6 +20,7 @@ OTHERS = ("#D55E00", "#999933", "#882255", "#44AA99")
 GREY = "#777777"
 # Inches from the axes to the labels below and on the left.
 LABEL = (0.28, 0.45)
+EDGE = 0.07  # share of an axis at its ends
 
 
 def colour(form: str) -> str:
@@ -29,6 +30,8 @@ def colour(form: str) -> str:
 
 def count(value: float) -> str:
     """A number of parameters or tokens in words: 70M, 1.3B, 2T."""
+    if value >= 1e15:
+        return f"{value:.0e}"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= size * 0.9995:
             return f"{value / size:.3g}{unit}"
@@ -81,7 +84,10 @@ def log_axis(axes: Any, which: str, low: float, high: float, kind: str) -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     major, minor = ticks(low, high)
     words = {"flops": power, "count": count, "number": lambda v: f"{v:.3g}"}[kind]
-    axis.set_ticks(major, [words(v) for v in major])
+    # the long label of a budget at an axis' end would be cut off, or meet the next panel's
+    ends = low * (high / low) ** EDGE, high * (low / high) ** EDGE
+    bare = [kind == "flops" and words(v)[:2] != "10" and not ends[0] < v < ends[1] for v in major]
+    axis.set_ticks(major, ["" if b else words(v) for v, b in zip(major, bare)])
     axis.set_ticks([], minor=True)
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     # one line of marks: ticks would be an object each
