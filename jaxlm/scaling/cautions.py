@@ -85,7 +85,7 @@ def _whole(record: studies.Record) -> list[Caution]:
     sides = {
         k: (v["exponent"], v["interval"])
         for k, v in record["approaches"].items()
-        if "exponent" in v
+        if v.get("exponent") is not None and np.isfinite(v["exponent"])
     }
     if plan["form"] == ISOFLOP:
         # a form that does not plan N* says nothing against the one that does

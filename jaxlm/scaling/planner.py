@@ -74,20 +74,24 @@ def choose(default: str, errors: Mapping[str, Errors], draws: int, seed: int = 0
         old, new = _shared(errors[default], own)
         scores[name], gains[name] = _score(old, new), old - new
     name = default
-    for rival in (n for n, s in scores.items() if s.t > s.needed):
-        # of two that are better, the one with smaller errors where both were tested
-        old, new = _shared(errors[name], errors[rival])
-        if name == default or (len(new) and new.mean() < old.mean()):
-            name = rival
+    if any(s.t > s.needed for s in scores.values()):
+        # the default is refuted: of the others the one with the smallest errors, two at a time on
+        # what both were tested on
+        for rival in (n for n, s in scores.items() if s.cases >= CASES and s.t > 0):
+            old, new = _shared(errors[name], errors[rival])
+            if name == default or (len(new) and new.mean() < old.mean()):
+                name = rival
     drawn = np.full(draws, default, dtype=f"<U{max(map(len, [default, *errors]))}")
     best = np.zeros(draws)
     for challenger, gain in gains.items():
         score = scores[challenger]
-        if not np.isfinite(score.needed):
+        # one that was chosen because others refute the default need not be beyond noise itself
+        needed = score.needed if challenger != name or score.t > score.needed else 0.0
+        if not np.isfinite(score.needed) or (name != default and challenger != name):
             continue
         again = gain[random.integers(0, len(gain), (draws, len(gain)))].mean(1)
         error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
-        wins = (again > score.needed * error) & (again > best)
+        wins = (again > needed * error) & (again > best)
         drawn[wins], best[wins] = challenger, again[wins]
     return Choice(name, scores, drawn)
 

@@ -172,8 +172,9 @@ def _approaches(record: Record) -> Section:
     rows, told = [], []
     for name, side in record["approaches"].items():
         label = f"{numbers.get(name, '3')} {name}"
-        if "skipped" in side:
-            told.append(f"{label}: skipped: {side['skipped']}")
+        if "skipped" in side or side["exponent"] is None:
+            why = side.get("skipped", "it has no optimum at the target")
+            told.append(f"{label}: skipped: {why}")
             continue
         rows.append(
             [

@@ -43,6 +43,18 @@ def test_draws_near_the_line_choose_either():
     assert 0.3 < np.mean(choice.drawn == "f") < 0.7
 
 
+def test_of_those_that_refute_the_default_the_closest_plans():
+    """Kaplan's form is better than the default beyond noise, and approach 2 better still, though
+    its few budgets alone would not show it."""
+    old = np.array([2.0, 2.1, 1.9, 2.05, 1.95])
+    kaplan = errors([0.5, 0.6, 0.4, 0.55, 0.45])
+    isoflop = errors([0.01, 0.9, 0.02])
+    isoflop = isoflop._replace(case=np.array([2, 3, 4]))
+    rivals = {"c": errors(old), "kaplan": kaplan, "isoflop": isoflop}
+    assert planner.choose("c", rivals, draws=10).name == "isoflop"
+    assert planner.choose("c", {k: rivals[k] for k in ("c", "isoflop")}, draws=10).name == "c"
+
+
 def test_two_budgets_replace_nobody():
     choice = planner.choose("c", {"c": errors([0.9, 0.8]), "f": errors([0.0, 0.0])}, draws=20)
     assert choice.name == "c" and set(choice.drawn) == {"c"}
