@@ -110,7 +110,7 @@ def fit(args: Sequence[str]) -> int:
         ) -> study.Record:
             facts = _about(about, runs, t, reading.intermediate)
             pipeline.check(t, extended)
-            record = analysis.run(t, how, facts, name, candidates)
+            record = analysis.run(pipeline.studied(t, extended), how, facts, name, candidates)
             record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
             record["extended"] = pipeline.run(t, extended, record)
             _write(record, folder, format)

@@ -11,6 +11,8 @@ from jaxlm.scaling import laws, solve, table
 
 # Objectives closer than this share are one optimum; other optima are told within NEAR.
 SAME, NEAR = 1e-8, 1e-2
+# The share of the loss below which a floor is none.
+NO_FLOOR = 1e-9
 
 
 class Fit(NamedTuple):
@@ -142,7 +144,7 @@ def fit(
             raise ValueError(f"{name} is fixed at {value}, which {law.name} has no value for")
     start = starts(law, t, r, fixed)
     arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log)
-    s = solve.minimise(law.model, law.closed, start, *arrays)
+    s = _floorless(law, r, solve.minimise(law.model, law.closed, start, *arrays), delta, log)
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
     best = int(np.argmin(objective))
     least = objective[best]
@@ -168,6 +170,23 @@ def fit(
         tuple(fixed),
         log,
     )
+
+
+def _floorless(law: laws.Law, r: Ready, s: solve.Solved, delta: float, log: bool) -> solve.Solved:
+    """The solution, with the lowest starts once more from where a floor E no longer counts.
+
+    Where the runs show no floor its logarithm falls for ever, and hundreds of steps do not take it
+    to where the objective no longer changes.
+    """
+    order = np.argsort(np.where(np.isfinite(s.objective), s.objective, np.inf))[:4]
+    if law.names[0] != "E" or not r.free[0] or s.arrived[order[0]]:
+        return s
+    phi = s.phi[order].copy()
+    phi[:, 0] = np.log(NO_FLOOR) + np.median(r.y if log else np.log(r.y))
+    again = solve.minimise(
+        law.model, law.closed, phi, r.y, r.weights, r.logs, r.centre, r.free, delta, log
+    )
+    return solve.Solved(*(np.concatenate(pair) for pair in zip(s, again)))
 
 
 def _others(objective: np.ndarray, least: float) -> list[int]:

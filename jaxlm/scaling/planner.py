@@ -77,7 +77,7 @@ def choose(default: str, errors: Mapping[str, Errors], draws: int, seed: int = 0
     if any(s.t > s.needed for s in scores.values()):
         # the default is refuted: of the others the one with the smallest errors, two at a time on
         # what both were tested on
-        for rival in (n for n, s in scores.items() if s.cases >= CASES and s.t > 0):
+        for rival in (n for n, s in scores.items() if s.cases > 1 and s.error < s.default):
             old, new = _shared(errors[name], errors[rival])
             if name == default or (len(new) and new.mean() < old.mean()):
                 name = rival
@@ -87,7 +87,7 @@ def choose(default: str, errors: Mapping[str, Errors], draws: int, seed: int = 0
         score = scores[challenger]
         # one that was chosen because others refute the default need not be beyond noise itself
         needed = score.needed if challenger != name or score.t > score.needed else 0.0
-        if not np.isfinite(score.needed) or (name != default and challenger != name):
+        if challenger != name and (name != default or not np.isfinite(score.needed)):
             continue
         again = gain[random.integers(0, len(gain), (draws, len(gain)))].mean(1)
         error = float(gain.std(ddof=1) / np.sqrt(len(gain)))

@@ -1,8 +1,14 @@
 """A plan's numbers at any compute: of forms, of approach 2, of both, with a form's own error."""
 
+import pathlib
+import re
+import shlex
+import shutil
+
 import numpy as np
 import pytest
 
+from jaxlm import cli
 from jaxlm.scaling import ahead, analysis, laws, optimum, plan, planner, study, table
 from tests.scaling import public
 
@@ -130,3 +136,18 @@ def test_hoffmanns_runs_are_planned_as_the_field_does():
     assert 4e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 2.5e11
     assert "by farseer" in p["disagreement"]
     assert record["cautions"][0]["kind"] == "largest sizes above the law"
+
+
+@pytest.mark.slow
+def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys):
+    """docs/plan_ahead.md: its two commands, and every line of the block behind them."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "plan_ahead.md").read_text()
+    commands = re.findall(r"^    jaxlm (.*)$", page, re.MULTILINE)[:2]
+    shown = page.split("```")[1].strip().splitlines()
+    shutil.copy(public.path("chinchilla_epoch_svg.csv"), tmp_path / "hoffmann.csv")
+    monkeypatch.chdir(tmp_path)
+    for line in commands:
+        capsys.readouterr()
+        assert cli.main(shlex.split(line)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line != "..." and line not in printed] == []

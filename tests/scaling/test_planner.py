@@ -48,8 +48,7 @@ def test_of_those_that_refute_the_default_the_closest_plans():
     its few budgets alone would not show it."""
     old = np.array([2.0, 2.1, 1.9, 2.05, 1.95])
     kaplan = errors([0.5, 0.6, 0.4, 0.55, 0.45])
-    isoflop = errors([0.01, 0.9, 0.02])
-    isoflop = isoflop._replace(case=np.array([2, 3, 4]))
+    isoflop = errors([0.01, 0.02])._replace(case=np.array([3, 4]))
     rivals = {"c": errors(old), "kaplan": kaplan, "isoflop": isoflop}
     assert planner.choose("c", rivals, draws=10).name == "isoflop"
     assert planner.choose("c", {k: rivals[k] for k in ("c", "isoflop")}, draws=10).name == "c"

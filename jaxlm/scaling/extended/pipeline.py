@@ -60,13 +60,28 @@ def check(t: table.Table, options: Options) -> None:
             raise ValueError(f"--at {n:g} {d:g}: N and D above 0 are needed")
 
 
+def studied(t: table.Table, options: Options) -> table.Table:
+    """The rows that the study fits: of a sweep of hyper-parameters the lowest loss at each (N, D),
+    else all."""
+    if options.hyperparameters is None:
+        return t
+    order = np.argsort(t.loss, kind="stable")
+    _, first = np.unique(np.stack([t.params, t.tokens])[:, order], axis=1, return_index=True)
+    kept = table.take(t, np.sort(order[first]))
+    note = (
+        f"the study fits the lowest loss at each of {len(kept.loss)} (N, D), of {len(t.loss)} rows "
+        "(--hyperparameters)"
+    )
+    return kept._replace(notes=(*kept.notes, note))
+
+
 def run(t: table.Table, options: Options, record: Record) -> Record:
     """{analysis: its record} of the analyses requested, from the study's table and record.
 
     Raises: ValueError as `check`, and where the rows are too few for an analysis.
     """
     check(t, options)
-    used = table.take(t, np.asarray(record["points"]["used"], bool))
+    used = table.take(studied(t, options), np.asarray(record["points"]["used"], bool))
     setting = _setting(used, record)
     out: Record = {}
     if options.accuracy is not None or options.error is not None:
@@ -84,7 +99,7 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
         out["countings"] = countings.run(used, options.countings, setting)
     if options.hyperparameters is not None:
         at = options.at or _plan(record)
-        out["hyperparameters"] = surfaces.run(used, *options.hyperparameters, setting, at)
+        out["hyperparameters"] = surfaces.run(t, *options.hyperparameters, setting, at)
     return plain(out)
 
 
