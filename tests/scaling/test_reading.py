@@ -324,6 +324,7 @@ def test_cases_that_are_refused(name, flags, words):
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
