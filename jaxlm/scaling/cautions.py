@@ -10,19 +10,19 @@ from jaxlm.scaling.planner import ISOFLOP
 from jaxlm.scaling.warn import Caution
 
 # Kinds by what they do to the plan: void it, move it, widen it, or concern what else is reported.
-VOID = ("floor above the data", "several experiments", "implausible run")
+VOID = ("floor above the data", "several experiments", "outliers", "few points")
 MOVE = (
     "largest sizes above the law",
+    "hyper-parameters vary",
     "forms disagree",
     "fixed exponent",
+    "cost depends on size",
     "intermediate checkpoints",
     "several basins",
-    "learning rates mixed",
 )
 WIDEN = (
     "approaches disagree",
     "biased back-test",
-    "few points",
     "narrow coverage",
     "ratio not covered",
     "far extrapolation",

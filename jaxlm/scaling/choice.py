@@ -213,6 +213,9 @@ def entry(
         rows = chosen.sizes.drawn == name
         # of the loss's own form the draws are kept once
         many = None if name == chosen.surface else drawn(name)
+        if forms.FIXED_EXPONENT.get(name, name) not in {*fitted, ISOFLOP}:
+            # nobody knows how wrong its exponent is: no interval, rather than one without width
+            many = np.full_like(drawn(name), np.nan)
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
     edge = _frontier(chosen, second, tested, how)
@@ -224,7 +227,10 @@ def entry(
         "sizes": sizes,
         "draws": drawn(chosen.surface),
         "spread": {
-            "params": _spread(tested.sizes.get(chosen.sizes.name), half=True),
+            "params": max(
+                _spread(tested.sizes.get(chosen.sizes.name), half=True),
+                forms.exponent_spread(chosen.sizes.name, fitted),
+            ),
             "loss": _spread(tested.losses.get(chosen.surface)) if edge is None else edge[1],
         },
         "frontier": None if edge is None else edge[0],
@@ -270,8 +276,10 @@ def _values(record: Record, target: float, level: float) -> Record:
         name: {"value": float(v[0]), "interval": sides.interval(v[1:], level)}
         for name, v in rows.items()
     }
-    if all(s["name"] in forms.FIXED_EXPONENT for s in record["plan"]["sizes"]):
-        out["exponent"]["interval"] = None
+    form = record["plan"]["form"]
+    if form in forms.FIXED_EXPONENT:
+        for name in ("params", "tokens", "tokens_per_parameter", "exponent"):
+            out[name]["interval"] = record["forms"][form]["optimum"][name][1]
     out["disagreement"] = plan.disagreement(record, target, **out["params"])
     return out
 

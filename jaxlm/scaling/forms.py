@@ -184,6 +184,17 @@ def _tilt(freed: Fitted, target: float, per: float) -> Array:
     return (exponent - np.nanmean(exponent)) * (np.log(target) - middle)
 
 
+def exponent_spread(name: str, fitted: Mapping[str, Fitted]) -> float:
+    """Standard deviation of log N* for each decade of compute that the exponent's own gives, of a
+    form that fixes it; 0 of others, and where no form estimates it."""
+    freed = fitted.get(FIXED_EXPONENT.get(name, ""))
+    if freed is None or not len(freed.draws):
+        return 0.0
+    middle = float(np.exp(np.mean(np.log(freed.t.flops))))
+    exponent = optimum.at(freed.law.name, freed.draws, middle).exponent
+    return float(np.nanstd(exponent) * np.log(10))
+
+
 def profiles(one: Fitted, level: float) -> Record:
     """{parameter: {grid, relative}}: the objective over its least value minus 1, percent."""
     out: Record = {}

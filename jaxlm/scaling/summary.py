@@ -102,7 +102,13 @@ def _plan(record: Record) -> Section:
     lines = [f"disagreement: {plan['disagreement']}"] if plan["disagreement"] else []
     first = [c for c in record["cautions"] if c["kind"] not in ("forms disagree", "not recorded")]
     lines += [f"caution: {c['kind']}: {c['text']}" for c in first[:1]]
-    lines.append(f"intervals hold {_held(plan)}")
+    if plan["params"]["interval"] is None:
+        lines.append(
+            f"no interval of N*: {plan['form']} fixes its exponent or has no second draw, and no "
+            "form that estimates it was fitted; more runs, of three sizes and lengths, give one"
+        )
+    else:
+        lines.append(f"intervals hold {_held(plan)}")
     return Section(title, header, rows, [plan["chosen_by"]], lines)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm import cli
-from jaxlm.scaling import ahead, analysis, laws, optimum, plan, planner, study, table
+from jaxlm.scaling import ahead, analysis, forecast, laws, optimum, plan, planner, study, table
 from tests.scaling import public
 
 TRUTH = np.array([1.7, 420.0, 900.0, 0.34, 0.31])
@@ -147,3 +147,23 @@ def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys
     assert 4e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 2.5e11
     assert "by farseer" in p["disagreement"]
     assert record["cautions"][0]["kind"] == "largest sizes above the law"
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_planner_whose_exponent_is_fixed(free, tmp_path):
+    """With chinchilla's exponent its N* is that uncertain; without, it has no interval at all."""
+    names = ("chinchilla", "tied") if free else ("tied",)
+    options = analysis.Options(laws=names, law="tied", replicates=60, target=1e22)
+    record = analysis.run(runs(), options)
+    p = record["plan"]
+    assert p["form"] == "tied" and p["exponent"]["interval"] is None
+    assert {"fixed exponent"} & {c["kind"] for c in record["cautions"]}
+    study.save(tmp_path, record)
+    found = ahead.at(ahead.law(study.load(tmp_path)), 1e22)
+    if free:
+        own = record["forms"]["chinchilla"]["optimum"]["params"][1]
+        assert np.diff(np.log(p["params"]["interval"])) > 0.8 * np.diff(np.log(own))
+        assert np.log(found.params.high / found.params.low) > 0.6 * np.diff(np.log(own))
+    else:
+        assert p["params"]["interval"] is None and np.isnan(found.params.low)
+    assert forecast.predict(record, 1e9, 1e10)["interval"][0] < 3
