@@ -10,9 +10,10 @@ from jaxlm.scaling.planner import ISOFLOP
 from jaxlm.scaling.warn import Caution
 
 # Kinds by what they do to the plan: void it, move it, widen it, or concern what else is reported.
-VOID = ("floor above the data", "several experiments", "outliers", "few points")
+VOID = ("floor above the data", "several experiments", "few points")
 MOVE = (
     "largest sizes above the law",
+    "outliers",
     "hyper-parameters vary",
     "forms disagree",
     "fixed exponent",
@@ -46,10 +47,12 @@ def study(record: studies.Record, rows: Sequence[Caution] = ()) -> list[Caution]
 
 
 def _rank(caution: Caution, plans: bool) -> int:
+    """The place of a caution: by its kind, those of forms that do not plan behind all others."""
+    order = (*VOID, *MOVE, *WIDEN)
     if caution.kind in LAST:
-        return 9
-    rank = next((i for i, kinds in enumerate((VOID, MOVE, WIDEN)) if caution.kind in kinds), 3)
-    return rank if plans else 4 + rank
+        return 3 * len(order)
+    place = order.index(caution.kind) if caution.kind in order else len(order)
+    return place if plans else len(order) + 1 + place
 
 
 def _form(record: studies.Record, name: str) -> list[Caution]:
