@@ -204,7 +204,7 @@ def entry(
         many = _rows(_planner(name, fitted, second)[1], count)
         if effect is not None and name == forms.TUNED:
             # every second draw takes the largest sizes for under-tuned
-            many[1::2] = _rows(effect[1].draws, count)[1::2]
+            many[1::2] = _rows(effect[1].draws, count // 2)
         return many
 
     names = [chosen.sizes.name, *sorted({*chosen.sizes.drawn.tolist()} - {chosen.sizes.name})]

@@ -222,5 +222,7 @@ def undertuned(
     if one.fit.fixed:
         return None
     excess = tuning.test(one.t, one.fit)
-    corrected = excess and tuning.correct(one.t, one.fit, excess, how.replicates, how.seed)
+    # half of a plan's draws are of it
+    half = (how.replicates + 1) // 2
+    corrected = excess and tuning.correct(one.t, one.fit, excess, half, how.seed)
     return (excess, corrected) if excess and corrected else None

@@ -86,10 +86,8 @@ def test(t: table.Table, found: fits.Fit) -> Excess | None:
 def correct(
     t: table.Table, found: fits.Fit, excess: Excess, replicates: int, seed: int
 ) -> Corrected | None:
-    """The fit and its case bootstrap with the excess as a nuisance; None where it does not arrive.
-
-    Replicates are those of `bootstrap.cases` with the same seed.
-    """
+    """The fit and its case bootstrap with the excess as a nuisance; None where it does not
+    arrive."""
     law = laws.LAWS[found.law]
     n, k = len(t.loss), len(law.names)
     ready = fits.prepare(law, t, None, (), found.delta, True)
