@@ -141,22 +141,22 @@ def run(
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {reason}"
         )
-    found = fits.fit(law, rest, delta=delta, fixed=fixed)
-    if found.failed:
+    fit = fits.fit(law, rest, delta=delta, fixed=fixed)
+    if fit.failed:
         raise ValueError(
-            f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {found.failed}"
+            f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {fit.failed}"
         )
     x = fits.inputs(law, test)
-    error = 100 * np.log(_predicted(law, found, x, least) / test.loss)
+    error = 100 * np.log(_predicted(law, fit, x, least) / test.loss)
     draws, sd = np.empty((0, len(law.names))), np.zeros(len(error))
     if replicates:
-        many = bootstrap.resample(law, rest, found, replicates, 0)
+        many = bootstrap.resample(law, rest, fit, replicates, 0)
         draws = many.theta[~many.failed]
         with np.errstate(all="ignore"):  # a draw may have no value far from its data
             sd = 100 * np.nanstd(np.log(law.predict(draws.T[:, :, None], x)), axis=0)
     return Test(
         float(least),
-        found.theta,
+        fit.theta,
         error,
         test.row,
         len(rest.loss),
@@ -165,18 +165,18 @@ def run(
         float(rest.flops.max()),
         sd,
         draws,
-        _scale(found.residual),
-        _scale(np.array([np.median(found.residual[g]) for _, g in _together(rest.flops)])),
+        _scale(fit.residual),
+        _scale(np.array([np.median(fit.residual[g]) for _, g in _together(rest.flops)])),
     )
 
 
-def _predicted(law: laws.Law, found: fits.Fit, x: tuple[Array, ...], least: float) -> Array:
+def _predicted(law: laws.Law, fit: fits.Fit, x: tuple[Array, ...], least: float) -> Array:
     """The fit's losses at inputs x. Raises: ValueError where it has none."""
     with np.errstate(over="ignore", invalid="ignore"):
-        predicted = np.asarray(law.predict(fits.values(found), x))
+        predicted = np.asarray(law.predict(fits.values(fit), x))
     if not (np.isfinite(predicted) & (predicted > 0)).all():
         raise ValueError(
-            f"--holdout {least:g}: {law.name} fitted to {found.n} other runs predicts no loss "
+            f"--holdout {least:g}: {law.name} fitted to {fit.n} other runs predicts no loss "
             "for these"
         )
     return predicted
@@ -275,11 +275,11 @@ def edges(cutoffs: Sequence[float], t: table.Table, delta: float) -> Errors:
         below = t.flops < cut
         if below.sum() <= len(laws.OFFSET.names) or below.all():
             continue
-        found = fits.fit(laws.OFFSET, table.take(t, below), delta=delta)
+        fit = fits.fit(laws.OFFSET, table.take(t, below), delta=delta)
         free = int(below.sum()) - len(laws.OFFSET.names)
-        sd = float(np.sqrt(np.sum(found.residual**2) / free))
+        sd = float(np.sqrt(np.sum(fit.residual**2) / free))
         for case in np.flatnonzero(~below):
-            predicted = laws.OFFSET.predict(fits.values(found), (t.flops[case],))
+            predicted = laws.OFFSET.predict(fits.values(fit), (t.flops[case],))
             decades = np.log10(t.flops[case] / t.flops[below].max())
             rows.append((case, cut, decades, np.log(predicted / t.loss[case]), sd))
     return _errors(rows)

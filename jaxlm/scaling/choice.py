@@ -219,6 +219,7 @@ def entry(
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
     edge = _frontier(chosen, second, tested, how)
+    surface = _spread(tested.losses.get(chosen.surface))
     out: Record = {
         "chosen_by": chosen.sentence,
         "default": chosen.default,
@@ -231,7 +232,9 @@ def entry(
                 _spread(tested.sizes.get(chosen.sizes.name), half=True),
                 forms.exponent_spread(chosen.sizes.name, fitted),
             ),
-            "loss": _spread(tested.losses.get(chosen.surface)) if edge is None else edge[1],
+            "loss": surface if edge is None else edge[1],
+            # of the loss away from approach 2's minima, for forecasts
+            "surface": surface,
         },
         "frontier": None if edge is None else edge[0],
         "undertuned": None,

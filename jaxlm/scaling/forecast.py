@@ -36,7 +36,7 @@ def predict(record: Record, params: float, tokens: float) -> Record:
     decades = max(0.0, math.log10(record["per"] * params * tokens / record["flops"][1]))
     kept = {"draws": [], "spread": 0.0}
     if plan is not None:
-        kept = {"draws": plan["draws"], "spread": plan["spread"]["loss"] * decades}
+        kept = {"draws": plan["draws"], "spread": plan["spread"]["surface"] * decades}
     forms = {
         name: _form(
             laws.LAWS[name], form, params, tokens, level, kept if name == record["law"] else {}

@@ -1,7 +1,7 @@
 """Who plans: which form's N*(C), or approach 2's, and which form's loss; and how far to trust both.
 
     choice = planner.choose("chinchilla", {"chinchilla": errors, "isoflop": errors}, draws=1000)
-    choice.name, choice.t                        # "isoflop", 21.3: it predicts N* better
+    choice.name, choice.scores["isoflop"].t      # "isoflop", 21.3: it predicts N* better
     planner.spread(errors["isoflop"])            # of log N* for each decade beyond the runs
 
 Chosen is by rolling back-tests of what is wanted: of N* on the minima of budgets that were held
@@ -184,6 +184,13 @@ def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool 
             )
         elif not sizes.scores or all(s.cases == 0 for s in sizes.scores.values()):
             part += ": no budget's N* was measured, so that none could be back-tested"
+    elif sizes.name not in sizes.scores:
+        s = loss.scores[sizes.name]
+        part = (
+            f"{_title(sizes.name)} plans: over {s.cases} held-out budgets it predicted the loss to "
+            f"{100 * s.error:.2g} %, {default} to {100 * s.default:.2g} %; no budget's N* was "
+            "measured, so that none could be back-tested"
+        )
     else:
         s = sizes.scores[sizes.name]
         part = (
@@ -204,7 +211,7 @@ def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool 
 
 
 def _title(name: str) -> str:
-    return "IsoFLOP (Akima)" if name == ISOFLOP else name.capitalize()
+    return "IsoFLOP (Akima)" if name == ISOFLOP else name.replace("_", " ").capitalize()
 
 
 def _percent(error: float) -> str:

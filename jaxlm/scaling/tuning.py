@@ -56,17 +56,17 @@ class Corrected(NamedTuple):
     """[R, k] of the bootstrap, those that arrived."""
 
 
-def test(t: table.Table, found: fits.Fit) -> Excess | None:
+def test(t: table.Table, fitted: fits.Fit) -> Excess | None:
     """The Excess of a chinchilla fit's residuals at the knot where it is clearest; None where its t
     is below BEYOND_NOISE or the points are too few."""
-    law = laws.LAWS[found.law]
+    law = laws.LAWS[fitted.law]
     n, k = len(t.loss), len(law.names)
     log_n = np.log(t.params)
-    scale = 1.4826 * float(np.median(np.abs(found.residual)))
+    scale = 1.4826 * float(np.median(np.abs(fitted.residual)))
     if n < k + 1 + SPARE or scale == 0:
         return None
-    score = np.clip(found.residual, -CLIP * scale, CLIP * scale)
-    design, _ = np.linalg.qr(choose.gradients(law, fits.values(found), fits.inputs(law, t)))
+    score = np.clip(fitted.residual, -CLIP * scale, CLIP * scale)
+    design, _ = np.linalg.qr(choose.gradients(law, fits.values(fitted), fits.inputs(law, t)))
     spread = float(np.sqrt(score @ score / (n - k - 1)))
     best = None
     for knot in np.unique(np.quantile(log_n, KNOTS)):
@@ -84,16 +84,16 @@ def test(t: table.Table, found: fits.Fit) -> Excess | None:
 
 
 def correct(
-    t: table.Table, found: fits.Fit, excess: Excess, replicates: int, seed: int
+    t: table.Table, fitted: fits.Fit, excess: Excess, replicates: int, seed: int
 ) -> Corrected | None:
     """The fit and its case bootstrap with the excess as a nuisance; None where it does not
     arrive."""
-    law = laws.LAWS[found.law]
+    law = laws.LAWS[fitted.law]
     n, k = len(t.loss), len(law.names)
-    ready = fits.prepare(law, t, None, (), found.delta, True)
+    ready = fits.prepare(law, t, None, (), fitted.delta, True)
     h = np.maximum(np.log(t.params / excess.knot), 0.0)
     logs, centre = np.concatenate([ready.logs, h[None]]), np.append(ready.centre, 0.0)
-    start = np.append(law.internal(fits.values(found), ready.centre), excess.at_largest / h.max())
+    start = np.append(law.internal(fits.values(fitted), ready.centre), excess.at_largest / h.max())
     weights = np.ones((1 + replicates, n))
     weights[1:] = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates)
     s = solve.minimise(
@@ -105,7 +105,7 @@ def correct(
         logs,
         centre,
         np.ones(k + 1, bool),
-        found.delta,
+        fitted.delta,
         True,
     )
     if not s.arrived[0] or not s.phi[0, k] > 0:

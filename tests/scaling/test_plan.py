@@ -126,6 +126,18 @@ def test_a_disagreement_is_beyond_both_intervals(record):
     assert plan.disagreement(record, 1e21, p["value"], None) == ""
 
 
+def test_without_budgets_the_form_that_predicts_the_loss_plans():
+    """No N* is measured and kaplan's law made the losses: a study that ended in a KeyError."""
+    random = np.random.default_rng(0)
+    n = np.exp(random.uniform(np.log(1e7), np.log(1e9), 60))
+    d = n * np.exp(random.uniform(np.log(5), np.log(200), 60))
+    loss = laws.LAWS["kaplan"].predict((8.8e13, 5.4e13, 0.09, 0.12), (n, d))
+    t = table.make(n, d, loss * np.exp(random.normal(0, 5e-4, 60)))
+    options = analysis.Options(laws=("chinchilla", "kaplan"), replicates=40)
+    p = analysis.run(t, options)["plan"]
+    assert p["form"] == p["surface"] == "kaplan" and p["chosen_by"].startswith("Kaplan plans: over")
+
+
 @pytest.mark.slow
 def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys):
     """docs/plan_ahead.md: its two commands, and every line of the block behind them. Hoffmann et

@@ -93,4 +93,9 @@ def test_sentences():
     text = planner.sentence("chinchilla", choice, loss, False)
     assert text.startswith("IsoFLOP (Akima) plans N*: over 5 held-out budgets")
     assert "to 3.8 %, chinchilla to 30 %" in text and text.endswith("the loss is chinchilla's.")
+    # no N* was measured, and another form predicts the loss: it plans by that alone
+    kaplan = planner.choose("chinchilla", {"chinchilla": errors(OLD), "kaplan": errors(OLD / 8)}, 5)
+    alone = planner.Choice(kaplan.name, {}, kaplan.drawn)
+    text = planner.sentence("chinchilla", alone, kaplan, False)
+    assert text.startswith("Kaplan plans: over 5 held-out budgets it predicted the loss to 3.8 %")
     assert planner.sentence("tied", loss, loss, True) == "tied plans, as --law asks."

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.scaling import bootstrap, isoflop, laws, optimum, table
 from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.setting import Setting, positive
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -51,19 +51,7 @@ def run(t: table.Table, names: Sequence[str], setting: Setting) -> Record:
 def columns(t: table.Table, names: Sequence[str]) -> None:
     """Raises: ValueError for a column that is absent or holds what is no count, by row."""
     for name in names:
-        if name not in t.columns:
-            raise ValueError(
-                f"--countings: no column {name!r}; the file has {', '.join(t.columns)}"
-            )
-        values = t.columns[name]
-        if values.dtype.kind != "f":
-            raise ValueError(f"--countings: column {name!r} has text, such as {str(values[0])!r}")
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if bad.size:
-            raise ValueError(
-                f"--countings: row {t.row[bad[0]]}, column {name!r}: {values[bad[0]]:g}; a count "
-                "of parameters above 0 is needed"
-            )
+        positive(t, name, "--countings", "a count of parameters")
 
 
 def _counted(t: table.Table, setting: Setting) -> Record:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxlm.scaling import bootstrap, laws, least_squares, optimum, table
 from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.setting import Setting, positive
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -82,15 +82,7 @@ def columns(t: table.Table, pattern: str) -> list[str]:
             f"--losses {pattern!r}: no column matches; the file has {', '.join(t.columns)}"
         )
     for name in names:
-        values = t.columns[name]
-        if values.dtype.kind != "f":
-            raise ValueError(f"--losses: column {name!r} has text, such as {str(values[0])!r}")
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if bad.size:
-            raise ValueError(
-                f"--losses: row {t.row[bad[0]]}, column {name!r}: {values[bad[0]]:g}; a loss above "
-                "0 is needed in every row"
-            )
+        positive(t, name, "--losses", "a loss")
     return names
 
 

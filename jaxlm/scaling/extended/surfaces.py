@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.scaling import bootstrap, table
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.setting import Setting, positive
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -93,23 +93,8 @@ def run(
 
 def columns(t: table.Table, rate: str, batch: str) -> Array:
     """[n,2] log learning rate and log batch size. Raises: ValueError naming column and row."""
-    out = []
-    for name in (rate, batch):
-        if name not in t.columns:
-            raise ValueError(
-                f"--hyperparameters: no column {name!r}; the file has {', '.join(t.columns)}"
-            )
-        values = t.columns[name]
-        if values.dtype.kind != "f":
-            raise ValueError(f"--hyperparameters: column {name!r} has text: {str(values[0])!r}")
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if bad.size:
-            raise ValueError(
-                f"--hyperparameters: row {t.row[bad[0]]}, column {name!r}: {values[bad[0]]:g}; a "
-                "number above 0 is needed"
-            )
-        out.append(np.log(values))
-    return np.stack(out, 1)
+    names = (rate, batch)
+    return np.stack([np.log(positive(t, c, "--hyperparameters", "a number")) for c in names], 1)
 
 
 def _cells(t: table.Table, x: Array) -> Cells:

@@ -97,7 +97,7 @@ def test_step_law():
     ("names", "text"),
     [
         (("rate", "batch"), "--hyperparameters: no column 'rate'; the file has lr, batch"),
-        (("lr", "note"), "column 'note' has text: 'x'"),
+        (("lr", "note"), "column 'note' has text, such as 'x'"),
     ],
 )
 def test_columns_that_cannot_be_are_refused(names, text):
