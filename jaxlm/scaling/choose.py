@@ -133,7 +133,9 @@ def read(path: str | pathlib.Path) -> tuple[Array, Array, Array | None]:
 
     Raises: FileNotFoundError; ValueError naming the row and the column.
     """
-    return points.sizes(pathlib.Path(path).expanduser())
+    path = pathlib.Path(path).expanduser()
+    points.exists(path)
+    return points.sizes(path)
 
 
 def noise(residual: Array, delta: float, parameters: int) -> float:

@@ -182,7 +182,12 @@ def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool 
                 f": over {s.cases} held-out budgets it predicted the measured N* to "
                 f"{_percent(s.default)}, {best} to {_percent(s.error)}, not better beyond noise"
             )
-        elif not sizes.scores or all(s.cases == 0 for s in sizes.scores.values()):
+        elif sizes.scores and any(s.cases for s in sizes.scores.values()):
+            count = max(s.cases for s in sizes.scores.values())
+            part += (
+                f": too few held-out budgets have a measured N* to replace it, {count} of {CASES}"
+            )
+        else:
             part += ": no budget's N* was measured, so that none could be back-tested"
     elif sizes.name not in sizes.scores:
         s = loss.scores[sizes.name]

@@ -146,6 +146,7 @@ def read(
     an argument here.
     """
     path = pathlib.Path(path).expanduser()
+    points.exists(path)
     if counting is not None:
         known(counting)
     how = points.Selection(
@@ -173,7 +174,9 @@ def values(
 
     Raises: ValueError for a column that is not there.
     """
-    return points.values(pathlib.Path(path).expanduser(), by, where)
+    path = pathlib.Path(path).expanduser()
+    points.exists(path)
+    return points.values(path, by, where)
 
 
 def known(counting: Counting) -> None:

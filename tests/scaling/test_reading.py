@@ -378,3 +378,11 @@ def test_arrays_of_no_law_are_refused_too(loss):
     """`analysis.run` ended with a traceback: the form's optimum was at no size."""
     with pytest.raises(ValueError, match="row 1.*column 'loss'"):
         analysis.run(table.make(N, D, loss), analysis.Options(replicates=20))
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    """One sentence, where the operating system's own was printed: [Errno 2]."""
+    assert cli.main(["fit", str(tmp_path / "runs.csv")]) != 0
+    error = capsys.readouterr().err
+    assert "runs.csv is not there: a table with a row for each run" in error
+    assert "Errno" not in error

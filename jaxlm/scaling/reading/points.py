@@ -42,6 +42,15 @@ class Points(NamedTuple):
     loss_unit: str
 
 
+def exists(path: pathlib.Path) -> None:
+    """Raises: FileNotFoundError, saying what was expected there."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is not there: a table with a row for each run, a folder of training curves, "
+            "or a directory of run directories is needed"
+        )
+
+
 def values(
     path: pathlib.Path, columns_by: Sequence[str], where: Mapping[str, str]
 ) -> list[dict[str, str]]:
