@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if os.environ.get("JAXLM_TRACEBACK") == "1":
             raise
-        return fail(str(error) or repr(error))
+        return fail(_sentence(error))
 
 
 def usage() -> str:
@@ -89,6 +89,13 @@ def usage() -> str:
             "4 another process of the run is lost, 128 + n stopped by signal n",
         ]
     )
+
+
+def _sentence(error: BaseException) -> str:
+    """The error as a sentence; of the operating system's own the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or repr(error)
 
 
 def fail(text: str) -> int:

@@ -380,3 +380,9 @@ def test_settings_reach_the_process(place):
     assert f"TUNABLES {wanted}" in done.stdout
     flags = re.search(r"^DEVICES 2 (.*)", done.stdout, re.MULTILINE)
     assert flags is not None and launch.THREADS in flags[1].split()
+
+
+def test_a_missing_file_is_a_sentence(capsys):
+    """The operating system's text began with [Errno 2]."""
+    assert cli.main(["plan-ahead", "--law", "nothing.json", "--flops", "1e20"]) == 2
+    assert capsys.readouterr().err == "jaxlm: nothing.json: no such file or directory\n"
