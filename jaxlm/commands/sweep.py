@@ -15,7 +15,7 @@ import jax
 import tyro
 
 from jaxlm import launch, override
-from jaxlm.core import io, json_file
+from jaxlm.core import config, io, json_file
 from jaxlm.data import loader
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import analysis, figures, forecast, render, study, summary, table
@@ -183,7 +183,7 @@ def _plan(found: Sweep, wanted: list[Trial], workers: int, book: trials.Book) ->
 def _about(found: Sweep, book: trials.Book) -> study.About:
     """What the study's checklist asks for."""
     base, optim = found.base, found.base.optim
-    shapes = sorted({type(c.model).__module__.rpartition(".")[2] for c in found.cells})
+    shapes = sorted({config.kind(type(c.model)) for c in found.cells})
     return study.About(
         architecture=f"{', '.join(shapes)}, {base.data.seq} tokens of context",
         corpus=f"{book.facts['source']} ({book.facts['fingerprint'][:12]})",

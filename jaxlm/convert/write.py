@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm import convert, models
 from jaxlm.convert import classify, files, read
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.models import score
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
@@ -25,7 +25,7 @@ def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[
     known = {k: a for k, a in convert.ARCHITECTURES.items() if a.family is type(cfg)}
     if model_type is not None and model_type not in known:
         raise ValueError(
-            f"model_type={model_type!r}: a {type(cfg).__module__} model is one of {list(known)}"
+            f"model_type={model_type!r}: a {config.kind(type(cfg))} model is one of {list(known)}"
         )
     reasons = []
     for kind in [model_type] if model_type else known:

@@ -39,10 +39,15 @@ def _fields(cfg: Any, value: typing.Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def kind(cls: type) -> str:
-    """The name a config class is stored under: its own in small letters, e.g. "yarn"; where that
-    says nothing, of a class Config, its module's last part, e.g. "llama"."""
-    name = cls.__name__
-    return cls.__module__.rsplit(".", 1)[-1] if name == "Config" else name.lower()
+    """The name a config class is stored under: its attribute `KIND`, e.g. "llama", and without one
+    the class's own name in small letters, e.g. "yarn". Neither moves with the class's file.
+
+    Raises: TypeError for a class named Config without `KIND`.
+    """
+    explicit = cls.__dict__.get("KIND")
+    if explicit is None and cls.__name__ == "Config":
+        raise TypeError(f"{cls.__module__}.Config needs KIND, the name that it is stored under")
+    return explicit or cls.__name__.lower()
 
 
 def from_dict(cls: type[T], record: dict[str, Any], where: str = "") -> T:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sample
 from jaxlm.models import model as models
@@ -106,7 +106,7 @@ def log_probs(model: Model, params: param.Tree, ids: Sequence[int]) -> np.ndarra
     """
     if model.causal or model.encode is not None:
         raise ValueError(
-            f"a {type(model.cfg).__module__} model does not read both ways: it fills in no holes"
+            f"a {config.kind(type(model.cfg))} model does not read both ways: it fills in no holes"
         )
     if model.context is not None and len(ids) > model.context:
         raise ValueError(

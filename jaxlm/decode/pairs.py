@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.decode import loop, sample
 from jaxlm.models.model import Model
 from jaxlm.ops.attention import At
@@ -31,7 +31,7 @@ def conditioned(model: Model, params: param.Tree, source: jax.Array, at: At) -> 
     """
     if model.encode is None or model.cross is None:
         raise ValueError(
-            f"a {type(model.cfg).__module__} model reads no source: it is no encoder-decoder"
+            f"a {config.kind(type(model.cfg))} model reads no source: it is no encoder-decoder"
         )
     x = model.encode(params, source, at)
     # layers apart before keys are in them: unstacking later would copy those too

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.core.batch import Choices
 from jaxlm.data import prefer, rankings, template
 from jaxlm.data.template import Message
@@ -49,7 +49,7 @@ def load(folder: str | pathlib.Path, which: saved.Which = "last") -> Judge:
     if not isinstance(found.run.objective, reward.Config) or not isinstance(
         data, prefer.Preferences
     ):
-        name = type(found.run.objective).__module__.rpartition(".")[2]
+        name = config.kind(type(found.run.objective))
         raise ValueError(f"{folder}: objective {name}; a run with objective reward scores texts")
     made = template.load(data.template, data.tokenizer)
     tokenizer = directory.tokenizer(place, found.run)

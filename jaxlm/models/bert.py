@@ -26,6 +26,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a BERT-style model."""
 
+    KIND = "bert"
+
     vocab: int = 30522
     """Token ids the model knows."""
     embed: int = 768

@@ -23,6 +23,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a DeepSeek model. The defaults are V3's."""
 
+    KIND = "deepseek"
+
     vocab: int = 129280
     """Token ids the model knows."""
     embed: int = 7168

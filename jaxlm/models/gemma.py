@@ -25,6 +25,8 @@ Reach = Literal["local", "global"]
 class Config:
     """The mathematics of a Gemma model."""
 
+    KIND = "gemma"
+
     vocab: int = 256000
     """Token ids the model knows."""
     embed: int = 2048

@@ -28,6 +28,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a GPT-style model."""
 
+    KIND = "gpt"
+
     vocab: int = 50257
     """Token ids the model knows."""
     embed: int = 768

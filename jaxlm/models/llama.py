@@ -26,6 +26,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a LLaMA-style model."""
 
+    KIND = "llama"
+
     vocab: int = 32000
     """Token ids the model knows."""
     embed: int = 4096

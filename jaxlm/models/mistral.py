@@ -26,6 +26,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a Mistral-style model."""
 
+    KIND = "mistral"
+
     vocab: int = 32000
     """Token ids the model knows."""
     embed: int = 4096

@@ -28,6 +28,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a PaLM-style model."""
 
+    KIND = "palm"
+
     vocab: int = 256000
     """Token ids the model knows."""
     embed: int = 4096

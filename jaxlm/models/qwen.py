@@ -22,6 +22,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """The mathematics of a Qwen model."""
 
+    KIND = "qwen"
+
     vocab: int = 151936
     """Token ids the model knows."""
     embed: int = 4096

@@ -30,6 +30,8 @@ Source = tuple[jax.Array | None, At]
 class Config:
     """The mathematics of a T5-style model."""
 
+    KIND = "t5"
+
     vocab: int = 32128
     """Token ids the model knows."""
     embed: int = 512

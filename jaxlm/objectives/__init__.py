@@ -3,6 +3,7 @@
 import types
 from types import ModuleType
 
+from jaxlm.core import config
 from jaxlm.data import chat, kinds, loader, mask, prefer, prompts, span
 from jaxlm.models.model import Model
 from jaxlm.objectives import clm, distill, dpo, grpo, mlm, ppo, reward, seq2seq, sft
@@ -97,7 +98,7 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
 
 def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
     corrupt, right, wanted = data.corrupt, fitting(model), CORRUPT.get(given, types.NoneType)
-    family = type(model.cfg).__module__.rpartition(".")[2]
+    family = config.kind(type(model.cfg))
     found = []
     if given in PRETRAINING and given != right:
         found += [f"objective: {given} given with model {family}, which {right} trains"]

@@ -20,6 +20,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """Next-token prediction."""
 
+    KIND = "clm"
+
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised (PaLM used 1e-4)."""
     balance: float = 0.0

@@ -24,6 +24,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """Match a teacher's distribution of every target."""
 
+    KIND = "distill"
+
     teacher: str
     """The run directory of the teacher: any model with the student's tokenizer and vocabulary."""
     beta: float = 0.0

@@ -37,6 +37,8 @@ class Config:
     """Raise the preferred response over the other, held to a reference. A field that the loss does
     not read must be left as it is."""
 
+    KIND = "dpo"
+
     loss: Name = "dpo"
     """Which loss (ops/preference.py). kto reads labelled responses, all others read preferences."""
     beta: float = 0.1

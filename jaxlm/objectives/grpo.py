@@ -86,6 +86,8 @@ VARIANTS: dict[str, Variant] = {
 class Config:
     """Group-relative policy optimisation, and its relatives."""
 
+    KIND = "grpo"
+
     variant: Name = "grpo"
     """Which, with its source, in the module's text."""
     clip_low: float | None = None

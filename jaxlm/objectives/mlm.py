@@ -6,6 +6,7 @@ the text, and its weight is 1 at the holes. The loss knows no mask token.
 
 import dataclasses
 
+from jaxlm.core import config
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
 from jaxlm.objectives.objective import Objective
@@ -15,6 +16,8 @@ from jaxlm.parallel.plan import Plan
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Hidden tokens, from all that stands around them."""
+
+    KIND = "mlm"
 
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised."""
@@ -32,7 +35,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     """
     if model.causal or model.encode is not None:
         raise ValueError(
-            f"objective: mlm fills in tokens from both sides, and a {type(model.cfg).__module__} "
+            f"objective: mlm fills in tokens from both sides, and a {config.kind(type(model.cfg))} "
             "model cannot; take a model that reads both ways (bert)"
         )
 

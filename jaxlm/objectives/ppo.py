@@ -46,6 +46,8 @@ class Adaptive:
 class Config:
     """PPO with a value head, and a KL penalty to where the policy began, in the reward."""
 
+    KIND = "ppo"
+
     kl: Fixed | Adaptive = Adaptive()
     """The penalty's coefficient: fixed, or steered towards a target."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"

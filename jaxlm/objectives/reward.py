@@ -24,6 +24,8 @@ _BINS = 10  # of the calibration
 class Config:
     """Score responses so that the preferred one has more (Bradley and Terry 1952)."""
 
+    KIND = "reward"
+
     margin: float = 0.0
     """By how much a difference of ratings (`Choices.score`) is asked of the rewards: 1 is TRL's and
     Llama 2's margin, 0 does not read the ratings."""

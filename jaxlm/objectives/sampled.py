@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.core.batch import Array, Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives import likelihood
@@ -174,7 +174,7 @@ def reference(
 def check(model: Model, name: str) -> None:
     """Raises: ValueError for a model that does not continue texts."""
     if not model.causal or model.encode is not None:
-        family = type(model.cfg).__module__.rpartition(".")[2]
+        family = config.kind(type(model.cfg))
         raise ValueError(
             f"objective: {name} learns from a model's own continuations, and {family} does not "
             "continue texts; take a decoder"

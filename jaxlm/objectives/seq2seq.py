@@ -3,6 +3,7 @@ spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section
 
 import dataclasses
 
+from jaxlm.core import config
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
 from jaxlm.objectives.objective import Objective
@@ -12,6 +13,8 @@ from jaxlm.parallel.plan import Plan
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Each target token, from the source and the target so far."""
+
+    KIND = "seq2seq"
 
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised (T5 used 1e-4)."""
@@ -29,8 +32,8 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     """
     if model.encode is None:
         raise ValueError(
-            f"objective: seq2seq writes a target for a source, and a {type(model.cfg).__module__} "
-            "model has no encoder; take an encoder-decoder (t5)"
+            "objective: seq2seq writes a target for a source, and a "
+            f"{config.kind(type(model.cfg))} model has no encoder; take an encoder-decoder (t5)"
         )
 
     return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))

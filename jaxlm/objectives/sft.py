@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.models.model import Hidden, Model
 from jaxlm.objectives import clm
 from jaxlm.objectives.objective import Objective
@@ -17,6 +17,8 @@ from jaxlm.parallel.plan import Plan
 class Config:
     """Next-token prediction where a batch's weight says so: of data.chat, on what the assistant
     writes. The mean is over those tokens, all alike, whatever conversation they are of."""
+
+    KIND = "sft"
 
     token: clm.Config = clm.Config()
     """The loss of a token, as in pretraining."""
@@ -35,7 +37,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     Raises: ValueError for a model that does not predict the next token; as `clm.build`.
     """
     if not model.causal or model.encode is not None:
-        family = type(model.cfg).__module__.rpartition(".")[2]
+        family = config.kind(type(model.cfg))
         raise ValueError(
             f"objective: sft given with model {family}, which does not continue a text; a decoder "
             "is needed"

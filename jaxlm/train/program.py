@@ -3,6 +3,7 @@
 import pathlib
 
 from jaxlm import models, objectives
+from jaxlm.core import config
 from jaxlm.data import tokenizers
 from jaxlm.models import score
 from jaxlm.models.model import Model
@@ -52,7 +53,7 @@ def reward_model(run: Run, plan: Plan) -> Model | None:
         found = directory.trained(pathlib.Path(name).expanduser())
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"rollout.reward_model: {error}") from error
-    kind = type(found.objective).__module__.rpartition(".")[2]
+    kind = config.kind(type(found.objective))
     if kind != "reward":
         raise ValueError(
             f"rollout.reward_model: {name} has objective {kind}; a run with objective reward is "

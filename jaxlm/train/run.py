@@ -319,7 +319,7 @@ def _rollout(run: Run) -> Iterator[str]:
             yield "rollout: None given with prompts, which need responses; set rollout=Rollout(...)"
         return
     if not isinstance(data, prompts.Prompts):
-        kind = type(data).__module__.rpartition(".")[2]
+        kind = config.kind(type(data))
         yield f"rollout: given with data of kind {kind}; responses are sampled to prompts.Prompts"
         return
     yield from rollouts.problems(run.rollout, data, run.objective, run.plan)

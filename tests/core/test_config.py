@@ -53,6 +53,16 @@ def test_every_class_of_a_union_keeps_its_kind():
         assert type(through_json(Outer(cls())).model) is cls
 
 
+def test_kinds_are_names_in_files_and_do_not_change():
+    """A checkpoint says which family and objective it is of by these words."""
+    families = ["bert", "deepseek", "gemma", "gpt", "llama", "mistral", "palm", "qwen", "t5"]
+    assert sorted(config.kind(m.Config) for m in models.FAMILIES.values()) == families
+    trained = ["clm", "distill", "dpo", "grpo", "mlm", "ppo", "reward", "seq2seq", "sft"]
+    assert sorted(config.kind(m.Config) for m in objectives.OBJECTIVES.values()) == trained
+    with pytest.raises(TypeError, match="needs KIND"):
+        config.kind(type("Config", (), {}))
+
+
 def record(**changes):
     return config.to_dict(Outer(llama.Config())) | changes
 
