@@ -268,7 +268,15 @@ def _discrepancy(
     record: Record,
 ) -> discrepancy.Curve | None:
     knot = effect[0].knot if effect is not None and one.law.name == forms.TUNED else None
-    form = discrepancy.fit(one.law, one.theta, one.fit.residual, one.t.params, one.t.tokens, knot)
+    form = discrepancy.fit(
+        one.law,
+        one.theta,
+        one.fit.residual,
+        one.t.params,
+        one.t.tokens,
+        knot,
+        one.fit.fixed,
+    )
     low, high = record["flops"]
     return form and discrepancy.along(form, discrepancy.grid((low, high)), record["per"])
 

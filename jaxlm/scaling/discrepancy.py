@@ -12,6 +12,7 @@ those that bend widen the interval by what the bend may become beyond the runs. 
 slope of d along a budget over the law's curvature there, to first order.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,9 @@ class Form(NamedTuple):
     unit: float
     """That median."""
     trend: Array
-    """[n, q] derivatives of log loss by the parameters, then nuisance columns."""
+    """[n, q] derivatives of log loss by the free parameters, then nuisance columns."""
+    free: Array
+    """[k] bool, the parameters that were not held."""
     residual: Array
     """[n] clipped."""
 
@@ -79,16 +82,19 @@ def fit(
     params: Array,
     tokens: Array,
     knot: float | None = None,
+    fixed: Sequence[str] = (),
 ) -> Form | None:
     """The Form of a law of N and D and its residuals [n]; knot: N from which an excess of the
-    largest sizes is a nuisance and no discrepancy. None for other laws, and for too few points."""
+    largest sizes is a nuisance and no discrepancy; fixed: parameters that were held. None for other
+    laws, and for too few points."""
     if law.inputs != ("params", "tokens"):
         return None
     if len(residual) > MOST:
         order = np.argsort(params * tokens, kind="stable")
         some = order[np.linspace(0, len(order) - 1, MOST).astype(int)]
         residual, params, tokens = residual[some], params[some], tokens[some]
-    trend = choose.gradients(law, theta, (params, tokens))
+    free = np.array([name not in fixed for name in law.names])
+    trend = choose.gradients(law, theta, (params, tokens))[:, free]
     if knot is not None:
         trend = np.concatenate([trend, np.maximum(np.log(params / knot), 0.0)[:, None]], 1)
     spread = 1.4826 * float(np.median(np.abs(residual)))
@@ -98,7 +104,7 @@ def fit(
     unit = float(np.median(share))
     place = np.log10(np.stack([params, tokens], 1))
     clipped = np.clip(residual, -CLIP * spread, CLIP * spread)
-    return Form(law, theta, place, share / unit, unit, trend, clipped)
+    return Form(law, theta, place, share / unit, unit, trend, free, clipped)
 
 
 def along(form: Form, flops: Array, per: float) -> Curve | None:
@@ -133,7 +139,8 @@ def posterior(
     and D [v] or of linear functionals `take` [p, v] of it; sd is beyond that of sampling alone."""
     count, k = form.trend.shape
     there = np.zeros((len(params), k))
-    there[:, : len(form.theta)] = choose.gradients(form.law, form.theta, (params, tokens))
+    own = choose.gradients(form.law, form.theta, (params, tokens))[:, form.free]
+    there[:, : own.shape[1]] = own
     scale = _reducible(form.law, form.theta, params, tokens) / form.unit
     place = np.log10(np.stack([params, tokens], 1))
     if take is None:

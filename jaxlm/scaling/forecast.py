@@ -40,7 +40,7 @@ def predict(record: Record, params: float, tokens: float) -> Record:
         kept = {
             "draws": plan["draws"],
             "spread": plan["spread"]["surface"] * decades,
-            "discrepancy": _discrepancy(record) if plan["discrepancy"] is not None else None,
+            "discrepancy": _discrepancy(record) if plan.get("discrepancy") is not None else None,
         }
     forms = {
         name: _form(
@@ -80,6 +80,7 @@ def _discrepancy(record: Record) -> discrepancy.Form | None:
         np.array(points["params"], float)[used],
         np.array(points["tokens"], float)[used],
         excess["knot"] if excess is not None and record["law"] == "chinchilla" else None,
+        form["fixed"],
     )
 
 

@@ -160,7 +160,7 @@ def of(record: Record) -> Planned:
         float(record["per"]),
         int(record["options"]["seed"]),
         edge,
-        _curve(kept["discrepancy"]),
+        _curve(kept.get("discrepancy")),
     )
 
 

@@ -119,7 +119,7 @@ def _held(plan: Record) -> str:
         parts.append("the choice of planner")
     if plan["undertuned"] is not None:
         parts.append("the largest sizes with and without their excess")
-    if plan["discrepancy"] is not None:
+    if plan.get("discrepancy") is not None:
         parts.append(f"a smooth error of {plan['surface']}'s form, as large as its residuals allow")
     spread = plan["spread"]
     errors = [

@@ -124,3 +124,19 @@ def test_many_points_are_thinned_over_all_sizes():
     f = discrepancy.fit(LAW, TRUTH, residual, n, 20 * n)
     assert len(f.residual) == discrepancy.MOST
     assert f.position[[0, -1], 0] == pytest.approx([7, 10])
+
+
+def test_a_held_parameter_is_no_trend():
+    """What `--fix` holds does not move with the runs."""
+    t = runs(interacting)
+    found = fit.fit(LAW, t)
+    own = [
+        discrepancy.fit(LAW, TRUTH, found.residual, t.params, t.tokens, fixed=held)
+        for held in ((), ("alpha",))
+    ]
+    assert [f.trend.shape[1] for f in own] == [5, 4]
+    every = own[0].trend
+    assert own[1].trend == pytest.approx(every[:, [0, 1, 2, 4]])
+    assert discrepancy.posterior(own[1], np.array([1e9]), np.array([2e10]))[
+        0
+    ].sum() == pytest.approx(1)
