@@ -1,4 +1,4 @@
-"""Simulated scaling studies of ten kinds, whose optimum is known.
+"""Simulated scaling studies of eleven kinds, whose optimum is known.
 
     table, truth = studies.draw("mistuned", seed=3)
     truth.params, truth.loss                     # N* and the loss at truth.target FLOPs
