@@ -1,4 +1,4 @@
-"""How often the plan of a study holds the truth, over simulated studies of ten kinds.
+"""How often the plan of a study holds the truth, over simulated studies of eleven kinds.
 
     python -m experiments.coverage.run --studies 40 --out runs/coverage.jsonl
 
@@ -65,6 +65,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=40, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first")
     parser.add_argument("--replicates", type=int, default=300)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/coverage.jsonl"))
     args = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
     rows = [json.loads(line) for line in lines]
     done = {(r["kind"], r["seed"]) for r in rows}
     with args.out.open("a") as file:
-        for seed in range(args.studies):
+        for seed in range(args.first, args.first + args.studies):
             for kind in studies.KINDS:
                 if (kind, seed) not in done:
                     rows.append(one(kind, seed, args.replicates))

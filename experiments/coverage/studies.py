@@ -1,4 +1,4 @@
-"""Simulated scaling studies of ten kinds, whose optimum is known.
+"""Simulated scaling studies of eleven kinds, whose optimum is known.
 
     table, truth = studies.draw("mistuned", seed=3)
     truth.params, truth.loss                     # N* and the loss at truth.target FLOPs
@@ -26,6 +26,7 @@ KINDS = (
     "12 to 15 points",
     "heavy tails",
     "form wrong",
+    "form wrong otherwise",
 )
 BEYOND = 10.0
 
@@ -83,6 +84,8 @@ def _law(kind: str, seed: int, random: np.random.Generator) -> tuple[Loss, tuple
     # at the optimum alpha A N^-alpha = beta B D^-beta
     a = reducible * beta / (alpha + beta) * n0**alpha
     b = reducible * alpha / (alpha + beta) * d0**beta
+    if kind == "form wrong otherwise":
+        return _otherwise(seed, random, floor, (a, alpha, n0), (b, beta, d0)), (n0, d0)
     if kind != "form wrong":
         theta = (floor, a, b, alpha, beta)
         return lambda n, d: laws.CHINCHILLA.predict(theta, (n, d)), (n0, d0)
@@ -102,6 +105,33 @@ def _law(kind: str, seed: int, random: np.random.Generator) -> tuple[Loss, tuple
         ), (n0, d0)
     slow = random.uniform(0.02, 0.06)  # a second term of N, a logarithm
     return (lambda n, d: floor - slow * np.log10(n / n0) + a * n**-alpha + b * d**-beta), (n0, d0)
+
+
+def _otherwise(
+    seed: int,
+    random: np.random.Generator,
+    floor: float,
+    size: tuple[float, float, float],
+    length: tuple[float, float, float],
+) -> Loss:
+    """Laws wrong in other ways than "form wrong"; size, length: (coefficient, exponent, value at
+    1e20 FLOPs) of the terms of N and D."""
+    (a, alpha, n0), (b, beta, d0) = size, length
+    if seed % 3 == 2:  # a third term, the product of powers of both
+        share = random.uniform(0.15, 0.5)
+        return lambda n, d: (
+            floor + a * n**-alpha + b * d**-beta + share * np.sqrt(a * n**-alpha * b * d**-beta)
+        )
+    # an exponent that changes about a size, smoothly (Caballero et al. 2023), of N or of D
+    more, width = random.choice([-1, 1]) * random.uniform(0.03, 0.08), random.uniform(0.3, 1)
+    knot = (n0, d0)[seed % 3] * 10 ** random.uniform(-0.8, 0.2)
+
+    def bend(x: Array) -> Array:
+        return (1 + (x / knot) ** (1 / width)) ** (-more * width)
+
+    if seed % 3 == 0:
+        return lambda n, d: floor + a * n**-alpha * bend(n) + b * d**-beta
+    return lambda n, d: floor + a * n**-alpha + b * d**-beta * bend(d)
 
 
 def _optimum(law: Loss, c: float) -> tuple[float, float]:

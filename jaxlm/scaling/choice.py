@@ -10,6 +10,7 @@ from jaxlm.scaling import approaches as sides
 from jaxlm.scaling import (
     backtest,
     bootstrap,
+    discrepancy,
     forms,
     isoflop,
     laws,
@@ -17,6 +18,7 @@ from jaxlm.scaling import (
     plan,
     planner,
     table,
+    tuning,
 )
 from jaxlm.scaling import fit as fits
 from jaxlm.scaling.backtest import Errors
@@ -219,7 +221,8 @@ def entry(
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
     edge = _frontier(chosen, second, tested, how)
-    surface = _spread(tested.losses.get(chosen.surface))
+    curve = _discrepancy(fitted[chosen.surface], effect, record)
+    size, surface = _spreads(chosen, tested, curve)
     out: Record = {
         "chosen_by": chosen.sentence,
         "default": chosen.default,
@@ -228,15 +231,13 @@ def entry(
         "sizes": sizes,
         "draws": drawn(chosen.surface),
         "spread": {
-            "params": max(
-                _spread(tested.sizes.get(chosen.sizes.name), half=True),
-                forms.exponent_spread(chosen.sizes.name, fitted),
-            ),
+            "params": max(size, forms.exponent_spread(chosen.sizes.name, fitted)),
             "loss": surface if edge is None else edge[1],
             # of the loss away from approach 2's minima, for forecasts
             "surface": surface,
         },
         "frontier": None if edge is None else edge[0],
+        "discrepancy": curve and curve._asdict(),
         "undertuned": None,
     }
     record = record | {"plan": out}
@@ -248,6 +249,36 @@ def entry(
             "loss": float(best.loss),
         }
     return out | _values(record, target, how.level)
+
+
+def _spreads(
+    chosen: Chosen, tested: Tested, curve: discrepancy.Curve | None
+) -> tuple[float, float]:
+    """(of log N*, of the surface's log loss) per decade; 0 where the form has a discrepancy, which
+    is its own error measured on more than the budgets held out."""
+    size = _spread(tested.sizes.get(chosen.sizes.name), half=True)
+    if curve is None:
+        return size, _spread(tested.losses.get(chosen.surface))
+    return 0.0 if chosen.sizes.name == chosen.surface else size, 0.0
+
+
+def _discrepancy(
+    one: forms.Fitted,
+    effect: tuple[tuning.Excess, tuning.Corrected] | None,
+    record: Record,
+) -> discrepancy.Curve | None:
+    knot = effect[0].knot if effect is not None and one.law.name == forms.TUNED else None
+    form = discrepancy.fit(
+        one.law,
+        one.theta,
+        one.fit.residual,
+        one.t.params,
+        one.t.tokens,
+        knot,
+        one.fit.fixed,
+    )
+    low, high = record["flops"]
+    return form and discrepancy.along(form, discrepancy.grid((low, high)), record["per"])
 
 
 def _frontier(

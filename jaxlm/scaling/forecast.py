@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.scaling import laws
+from jaxlm.scaling import discrepancy, laws
 from jaxlm.scaling.study import Record
 
 
@@ -24,7 +24,8 @@ def predict(record: Record, params: float, tokens: float) -> Record:
 
     loss: nats per token. interval: for one run, the draws with the noise of a run on them, normal
     with the standard deviation of the form's own residuals in log loss; of the planning form also
-    with its own error per decade of compute beyond the runs, as the rolling back-test measured it.
+    with its own error, a `discrepancy` of the form, or per decade of compute beyond the runs, as
+    the rolling back-test measured it.
     Forms are those of N and D (unique tokens: all are).
 
     Raises: ValueError unless N and D are positive.
@@ -34,9 +35,13 @@ def predict(record: Record, params: float, tokens: float) -> Record:
             raise ValueError(f"{name}: {value} given; a number above 0 is needed")
     level, plan = record["options"]["level"], record.get("plan")
     decades = max(0.0, math.log10(record["per"] * params * tokens / record["flops"][1]))
-    kept = {"draws": [], "spread": 0.0}
+    kept: Record = {"draws": [], "spread": 0.0, "discrepancy": None}
     if plan is not None:
-        kept = {"draws": plan["draws"], "spread": plan["spread"]["surface"] * decades}
+        kept = {
+            "draws": plan["draws"],
+            "spread": plan["spread"]["surface"] * decades,
+            "discrepancy": _discrepancy(record) if plan.get("discrepancy") is not None else None,
+        }
     forms = {
         name: _form(
             laws.LAWS[name], form, params, tokens, level, kept if name == record["law"] else {}
@@ -60,10 +65,29 @@ def predict(record: Record, params: float, tokens: float) -> Record:
     }
 
 
+def _discrepancy(record: Record) -> discrepancy.Form | None:
+    """The Form of a record's law of loss, from the points that it was fitted to."""
+    form, points, excess = (
+        record["forms"][record["law"]],
+        record["points"],
+        record["plan"]["undertuned"],
+    )
+    used = np.array(points["used"], bool)
+    return discrepancy.fit(
+        laws.LAWS[record["law"]],
+        np.array(list(form["theta"].values())),
+        np.array(form["residual"], float),
+        np.array(points["params"], float)[used],
+        np.array(points["tokens"], float)[used],
+        excess["knot"] if excess is not None and record["law"] == "chinchilla" else None,
+        form["fixed"],
+    )
+
+
 def _form(
     law: laws.Law, form: Record, params: float, tokens: float, level: float, plan: Record
 ) -> Record:
-    """A form's forecast; plan: {draws, spread} of the one that plans."""
+    """A form's forecast; plan: {draws, spread, discrepancy} of the one that plans."""
     x = tuple({"params": params, "unique": tokens}.get(name, tokens) for name in law.inputs)
     theta = np.array(list(form["theta"].values()))
     draws = np.array(plan.get("draws") or form["draws"], float)
@@ -73,6 +97,9 @@ def _form(
     with np.errstate(all="ignore"):  # a draw may have no value far from its data
         many = np.log(law.predict(draws.T, x))
     many = many[np.isfinite(many)]
+    own = plan.get("discrepancy")
+    if own is not None:
+        many = many + discrepancy.shifts(own, params, tokens, len(many), 0)
     spread = math.hypot(noise, plan.get("spread", 0.0))
     many = many + np.random.default_rng(0).normal(0.0, spread, len(many))
     low, high = np.exp(np.quantile(many, [(1 - level) / 2, (1 + level) / 2]))

@@ -3,17 +3,21 @@
     p = plan.of(record)                       # of a study's record
     plan.at(p, 5.76e23)                       # Draws: N*, D*, loss, the fit first, then R draws
 
-An interval holds what resampling the runs moves, which form every draw chooses, the form's error
-per decade beyond the runs as the rolling back-test measured it, and, where the largest sizes look
-under-tuned, the law without that as the other half of the draws.
+An interval holds what resampling the runs moves, which form every draw chooses, the form's own
+error (a `discrepancy` of the form from the runs; of approach 2 its error per decade beyond them, as
+the rolling back-test measured it), and, where the largest sizes look under-tuned, the law without
+that as the other half of the draws.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import laws, optimum, planner
+from jaxlm.scaling import discrepancy, laws, optimum, planner
 from jaxlm.scaling.study import Record
+
+# Of log C, for the exponent that a discrepancy adds.
+STEP = 0.1
 
 Array = np.ndarray
 
@@ -53,6 +57,8 @@ class Planned(NamedTuple):
     frontier: Sizes | None = None
     """Loss on approach 2's minima, the law `offset`, of the draws that approach 2 plans; None: the
     loss is the surface's everywhere."""
+    own: discrepancy.Curve | None = None
+    """The surface's own error; None: `spread` alone."""
 
 
 class Draws(NamedTuple):
@@ -87,6 +93,15 @@ def at(p: Planned, flops: float | Array) -> Draws:
     noise = np.random.default_rng([p.seed, 1]).standard_normal((2, count)) * decades
     n[1:] *= np.exp(p.spread[0] * noise[0])
     loss[1:] *= np.exp(p.spread[1] * noise[1])
+    if p.own is not None:
+        size, level = discrepancy.draw(p.own, c[1:], p.seed)
+        further, _ = discrepancy.draw(p.own, c[1:] * np.exp(STEP), p.seed)
+        for s in p.sizes:
+            if s.name == p.surface:
+                n[1:][s.rows] *= np.exp(size[s.rows])
+                exponent[1:][s.rows] += (further - size)[s.rows] / STEP
+        rows = np.ones(count, bool) if p.frontier is None else ~p.frontier.rows
+        loss[1:][rows] *= np.exp(level[rows])
     return Draws(n, c / (p.per * n), loss, exponent)
 
 
@@ -145,7 +160,14 @@ def of(record: Record) -> Planned:
         float(record["per"]),
         int(record["options"]["seed"]),
         edge,
+        _curve(kept.get("discrepancy")),
     )
+
+
+def _curve(kept: Record | None) -> discrepancy.Curve | None:
+    if kept is None:
+        return None
+    return discrepancy.Curve(*(np.array(kept[k], float) for k in discrepancy.Curve._fields))
 
 
 def form(name: str, theta: Array, draws: Array, flops: tuple[float, float], per: float) -> Planned:
@@ -163,7 +185,7 @@ def quality(p: Planned, params: float) -> float:
     edge = p.frontier
     fit = p._replace(
         draws=p.draws[:0],
-        sizes=(first._replace(draws=first.draws[:0]),),
+        sizes=(first._replace(draws=first.draws[:0], rows=first.rows[:0]),),
         frontier=edge and edge._replace(draws=edge.draws[:0], rows=edge.rows[:0]),
     )
     places = optimum.decades(2)
@@ -204,10 +226,17 @@ def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] |
 
 def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
     """Which forms and approaches contradict the plan's N* at `flops`, in a sentence; "" where none
-    does. Those do whose N* is outside the plan's interval, and the plan's N* outside theirs."""
+    does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's N*
+    outside theirs; interval: the plan's, None where it has none."""
     every = rivals(record, flops)
     if interval is None:
         return ""
+    planned = of(record)
+    if planned.own is not None:
+        many = at(planned._replace(own=None), flops).params[1:]
+        many = many[np.isfinite(many)]
+        level = record["options"]["level"]
+        interval = np.percentile(many, [50 * (1 - level), 50 * (1 + level)]).tolist()
 
     def against(n: float, own: list[float] | None) -> bool:
         inside = own is not None and own[0] <= value <= own[1]
@@ -218,6 +247,6 @@ def disagreement(record: Record, flops: float, value: float, interval: list[floa
         return ""
     listed = ", ".join(f"{n:.3g} by {k}" for k, n in sorted(apart.items(), key=lambda p: p[1]))
     return (
-        f"{len(apart)} of {len(every)} forms and approaches put N* at {flops:.3g} FLOPs outside "
-        f"this interval, beyond their own: {listed}"
+        f"{len(apart)} of {len(every)} forms and approaches put N* at {flops:.3g} FLOPs further "
+        f"off than resampling the runs explains: {listed}"
     )

@@ -119,6 +119,8 @@ def _held(plan: Record) -> str:
         parts.append("the choice of planner")
     if plan["undertuned"] is not None:
         parts.append("the largest sizes with and without their excess")
+    if plan.get("discrepancy") is not None:
+        parts.append(f"a smooth error of {plan['surface']}'s form, as large as its residuals allow")
     spread = plan["spread"]
     errors = [
         f"{100 * spread[k]:.2g} % of {n}"

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from jaxlm import cli
-from jaxlm.scaling import ahead, analysis, forecast, laws, optimum, plan, planner, study, table
+from jaxlm.scaling import (
+    ahead,
+    analysis,
+    discrepancy,
+    forecast,
+    laws,
+    optimum,
+    plan,
+    planner,
+    study,
+    table,
+)
 from tests.scaling import public
 
 TRUTH = np.array([1.7, 420.0, 900.0, 0.34, 0.31])
@@ -87,6 +98,22 @@ def test_a_study_plans_by_what_the_truth_is(record):
     assert many.params[0] == pytest.approx(p["params"]["value"], rel=1e-12)
 
 
+def test_the_forms_own_error_is_in_the_plan(record):
+    """Draws differ from the law's own by the discrepancy's, and the fit does not."""
+    p = plan.of(record)
+    whole, law = plan.at(p, 1e21), plan.at(p._replace(own=None), 1e21)
+    size, loss = discrepancy.draw(p.own, np.full(len(p.draws), 1e21), p.seed)
+    assert np.log(whole.params[1:] / law.params[1:]) == pytest.approx(size)
+    assert np.log(whole.loss[1:] / law.loss[1:]) == pytest.approx(loss)
+    assert whole.params[0] == law.params[0] and np.std(whole.exponent) > np.std(law.exponent)
+    told = forecast.predict(record, 1e9, 1e21 / 6e9)
+    bare = record | {"plan": record["plan"] | {"discrepancy": None}}
+    one, other = (
+        np.ptp(np.log(r["interval"])) for r in (told, forecast.predict(bare, 1e9, 1e21 / 6e9))
+    )
+    assert one > other and told["loss"] == forecast.predict(bare, 1e9, 1e21 / 6e9)["loss"]
+
+
 def test_plan_ahead_gives_the_studys_plan(record, tmp_path):
     """The same value and interval as the study's record, at its target."""
     study.save(tmp_path, record)
@@ -115,9 +142,15 @@ def test_the_planner_may_be_named():
     assert p["params"]["value"] == pytest.approx(side["params"])
 
 
-def test_a_disagreement_is_beyond_both_intervals(record):
+def test_a_disagreement_is_beyond_what_resampling_gives_both(record):
+    """The form's own error widens the plan's interval, and does not silence who contradicts it."""
     p = record["plan"]["params"]
     told = plan.disagreement(record, 1e21, **p)
+    planned = plan.of(record)
+    assert planned.own is not None
+    many = plan.at(planned._replace(own=None), 1e21).params[1:]
+    p = p | {"interval": np.percentile(many, [2.5, 97.5]).tolist()}
+    assert np.ptp(np.log(p["interval"])) < np.ptp(np.log(record["plan"]["params"]["interval"]))
     every = plan.rivals(record, 1e21)
     for name, (n, own) in every.items():
         apart = not p["interval"][0] <= n <= p["interval"][1]
@@ -156,7 +189,7 @@ def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys
     record = study.load(tmp_path / "runs" / "fit").record
     p = record["plan"]
     assert p["form"] == "chinchilla" and 5e10 < p["params"]["value"] < 1e11
-    assert 4e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 2.5e11
+    assert 1.5e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 4e11
     assert "by farseer" in p["disagreement"]
     assert record["cautions"][0]["kind"] == "largest sizes above the law"
 
