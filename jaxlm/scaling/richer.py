@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 # |kappa x| below which (exp(kappa x) - 1) / kappa and its derivatives are taken as their series, of
-# so many terms: the first one left out is then below 1e-16.
-SMALL, SERIES = 0.05, 8
+# so many terms: the first one left out is then below 1e-16, and rounding elsewhere below 1e-14 of
+# the slope.
+SMALL, SERIES = 0.02, 7
 
 # -- data-constrained
 
@@ -144,9 +145,7 @@ def farseer_derivatives(
     fall = np.exp(l1 + s1 * f1) * z  # the power of D, times log D
     level, tilt = start * centre[1], s2 + start * centre[1] * s1
     parts = l3 + s3 * f3, l2 + tilt * f2 + level - fall
-    share = 1 / (1 + np.exp(parts[0] - parts[1]))
-    other = 1 / (1 + np.exp(parts[1] - parts[0]))
-    logarithm = np.where(parts[1] > parts[0], parts[1] - np.log(share), parts[0] - np.log(other))
+    logarithm, other, share = _log_sum(*parts)
     by_s1, by_l1 = level * f2 - fall * f1, level * s1 * f2 + level - fall
     # dQ, then -dP
     apart = np.empty((len(phi), 9, len(x)))
@@ -197,9 +196,7 @@ def kaplan_derivatives(
     nc, dc, power, r = phi.T[:, :, None]
     v, w = nc - (logs[0] - centre[0]), dc - (logs[1] - centre[1])
     first = v * power / r
-    gap = first - w
-    p, q = 1 / (1 + np.exp(-gap)), 1 / (1 + np.exp(gap))
-    both = np.where(gap > 0, first - np.log(p), w - np.log(q))
+    both, p, q = _log_sum(first, w)
     apart, slope = np.empty((2, len(phi), 4, v.shape[1]))  # apart: dP - dQ
     apart[:, 0], apart[:, 1], apart[:, 2], apart[:, 3] = power / r, -1.0, v / r, -first / r
     slope[:, 0], slope[:, 1], slope[:, 2], slope[:, 3] = p * power, r * q, p * v, both - p * first
@@ -234,6 +231,20 @@ def power_derivatives(
     return alpha * apart, np.stack([np.broadcast_to(alpha, apart.shape), apart], 1), curvature
 
 
+def _log_sum(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(log(exp(p) + exp(q)), the share of exp(p), of exp(q))."""
+    gap = p - q
+    less = np.exp(-np.abs(gap))
+    more = 1 / (1 + less)
+    less *= more
+    first = gap > 0
+    return (
+        np.where(first, p, q) - np.log(more),
+        np.where(first, more, less),
+        np.where(first, less, more),
+    )
+
+
 def _stretched(x: Any, kappa: Any) -> Any:
     """(exp(kappa x) - 1) / kappa of jnp, and x at kappa 0."""
     import jax.numpy as jnp
@@ -247,16 +258,16 @@ def _stretched(x: Any, kappa: Any) -> Any:
 def _stretches(x: np.ndarray, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(exp(kappa x) - 1) / kappa and its first and second derivative by kappa."""
     t = kappa * x
-    small = np.abs(t) < SMALL
-    near = t[small]
-    t[small] = 1.0
-    power = np.exp(t)
+    small = np.flatnonzero(np.abs(t) < SMALL)
+    near = t.flat[small]
+    t.flat[small] = 1.0
+    power, inverse = np.exp(t), 1 / t
     # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
-    value = (power - 1) / t
-    slope = (power - value) / t
-    bend = (power - 2 * slope) / t
+    value = (power - 1) * inverse
+    slope = (power - value) * inverse
+    bend = (power - 2 * slope) * inverse
     for order, far in enumerate((value, slope, bend)):
-        far[small] = _series(near, order)
+        far.flat[small] = _series(near, order)
         far *= x ** (order + 1)
     return value, slope, bend
 

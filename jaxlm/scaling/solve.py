@@ -31,6 +31,11 @@ ARRIVED = 1e-14
 # So has one that AGAIN more steps lower by less than this share: at a kink, or at the rounding of
 # the objective, Newton promises what no step keeps.
 STALLED, AGAIN = 1e-8, 32
+# Objectives closer than this share are one optimum.
+SAME = 1e-8
+# Bytes of an array that a C library which has once freed as many keeps for the next (glibc's
+# largest): to map the memory of every array anew takes longer than the arithmetic.
+KEPT = 31 << 20
 # Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
 # objective and after one that did not.
 DAMPING, EASIER, HARDER = 1e-2, 0.15, 5.0
@@ -57,6 +62,7 @@ def minimise(
     free: Array,
     delta: float,
     log: bool,
+    agree: int = 0,
 ) -> Solved:
     """P problems solved from their starts [P,k].
 
@@ -64,8 +70,12 @@ def minimise(
     `slopes.of_three_terms`, the derivatives of `slopes.by_derivatives`, or None where there are
     only automatic ones. y [P,n] or [n] log loss (log=False: loss); weights [P,n] or [n]; logs
     [inputs,n] shared; free [k] bool. Parameters that are not free stay at the start's value.
+
+    agree: of starts of one problem, how many have to arrive at one objective, lower than where any
+    other is, for the others to be left where they are; 0: all go on to the end.
     """
     p, n = len(start), y.shape[-1]
+    np.empty(KEPT, np.uint8)  # freed at once, never written
     out = Solved(
         np.array(start, np.float64),
         *(np.full(p, np.nan) for _ in range(2)),
@@ -81,7 +91,8 @@ def minimise(
     )
     shared = (np.asarray(a, np.float64) for a in (logs, centre, free))
     at = Points(*shared, float(delta), float(log))
-    _blocks(problems, np.arange(p), at, STEPS)
+    if _blocks(problems, np.arange(p), at, STEPS, agree):
+        return out
     lost = np.flatnonzero(~out.arrived)
     if not len(lost):
         return out
@@ -128,8 +139,8 @@ class _Block(NamedTuple):
     bound: Array  # [S,k,k]
 
 
-def _blocks(problems: _Problems, todo: Array, at: Points, limit: int) -> None:
-    """At most `limit` steps of the problems named by index."""
+def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int = 0) -> bool:
+    """At most `limit` steps of the problems named by index; whether `agree` of them do."""
     out, next = problems.out, BLOCK
     block = _begin(problems, todo[:BLOCK])
     with np.errstate(all="ignore"):  # a step too far is taken back
@@ -138,15 +149,26 @@ def _blocks(problems: _Problems, todo: Array, at: Points, limit: int) -> None:
             over = arrived | (block.steps >= limit)
             if not over.any():
                 continue
-            done = _Block(*(a[over] for a in block))
-            out.phi[done.index], problems.damping[done.index] = done.phi, done.damping
-            out.objective[done.index] = done.value
-            out.gradient[done.index] = np.abs(done.gradient * at.free).max(1)
-            out.arrived[done.index] = arrived[over]
-            out.steps[done.index] += done.steps
-            new = _begin(problems, todo[next : next + len(done.index)])
-            next += len(done.index)
+            _write(problems, _Block(*(a[over] for a in block)), arrived[over], at)
+            new = _begin(problems, todo[next : next + over.sum()])
+            next += over.sum()
             block = _Block(*(np.concatenate([a[~over], b]) for a, b in zip(block, new)))
+            known = out.objective[out.arrived]
+            if agree and len(known) >= agree and len(block.index) and next >= len(todo):
+                least = known.min() * (1 + SAME)
+                if np.sum(known <= least) >= agree and (block.value > least).all():
+                    _write(problems, block, np.zeros(len(block.index), bool), at)
+                    return True
+    return False
+
+
+def _write(problems: _Problems, block: _Block, arrived: Array, at: Points) -> None:
+    """Where the problems of a block have got to."""
+    out, index = problems.out, block.index
+    out.phi[index], problems.damping[index] = block.phi, block.damping
+    out.objective[index], out.arrived[index] = block.value, arrived
+    out.gradient[index] = np.abs(block.gradient * at.free).max(1)
+    out.steps[index] += block.steps
 
 
 def _begin(problems: _Problems, index: Array) -> _Block:
