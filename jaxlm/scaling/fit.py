@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from jaxlm.scaling import laws, solve, table
 
@@ -259,10 +257,12 @@ def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]
 
     Raises: ValueError for residuals that are all 0, whose likelihood has no bound.
     """
+    from scipy import optimize, special
+
     r = np.abs(np.asarray(residual, np.float64))
     if not r.any():
         raise ValueError("all residuals are 0: the likelihood has no bound")
-    inside = np.sqrt(2 * np.pi) * scipy.special.erf(delta / np.sqrt(2))
+    inside = np.sqrt(2 * np.pi) * special.erf(delta / np.sqrt(2))
     normaliser = np.log(inside + 2 * np.exp(-(delta**2) / 2) / delta)
 
     def minus(log_scale: float) -> float:
@@ -272,7 +272,7 @@ def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]
 
     middle = np.log(r.mean())
     bounds = (middle + np.log(min(delta, 1.0)) - 10, middle + 10)
-    found = scipy.optimize.minimize_scalar(
+    found = optimize.minimize_scalar(
         minus, bounds=bounds, method="bounded", options={"xatol": 1e-10}
     )
     return -float(found.fun), float(np.exp(found.x))

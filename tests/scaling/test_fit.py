@@ -152,7 +152,7 @@ def test_a_fit_that_no_step_lowers_has_arrived(runs, found, monkeypatch):
     were left out for it."""
     steps = solve._blocks
 
-    def never_enough(problems, todo, at, limit):
+    def never_enough(problems, todo, at, limit, agree=0):
         steps(problems, todo, at, limit)
         problems.out.arrived[todo] = False
 
