@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.scaling.slopes import Array, Points, Slopes
+from jaxlm.scaling.slopes import Array, Points, Rows, Slopes, Trial
 
 BLOCK = 16  # problems in one run of the compiled program: its arrays stay within a core's cache
 LEAST = 64  # points of the smallest program
 
 
-def slopes(model: Callable, phi: Array, y: Array, w: Array, at: Points) -> Slopes:
-    """Slopes of model(phi [k], logs, centre) -> log loss [n] of jnp; phi [S,k], y and w [S,n]."""
+def trial(model: Callable, phi: Array, y: Array, w: Array, at: Points) -> Trial:
+    """The Trial of model(phi [k], logs, centre) -> log loss [n] of jnp; phi [S,k], y, w [S,n]."""
     n = y.shape[1]
     more = rounded(n) - n
 
@@ -33,7 +33,14 @@ def slopes(model: Callable, phi: Array, y: Array, w: Array, at: Points) -> Slope
         for i in range(0, len(phi), BLOCK):
             rows = np.resize(np.arange(i, min(i + BLOCK, len(phi))), BLOCK)
             blocks.append(_block(model, phi[rows], y[rows], w[rows], *shared))
-        return Slopes(*(np.concatenate(parts)[: len(phi)] for parts in zip(*blocks)))
+        value, gradient, hessian, bound = (
+            np.concatenate(parts)[: len(phi)] for parts in zip(*blocks)
+        )
+
+    def slopes(rows: Rows) -> Slopes:
+        return Slopes(gradient[rows], hessian[rows], np.einsum("skk->sk", bound[rows]))
+
+    return Trial(value, slopes, lambda: bound)
 
 
 def rounded(n: int) -> int:
@@ -53,7 +60,7 @@ def _block(
     delta: jax.Array,
     log: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """The fields of Slopes, each [S, ...]."""
+    """(value, gradient, Hessian, bound) of S problems."""
 
     def value(p):
         log_loss = model(p, logs, centre)

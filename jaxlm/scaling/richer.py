@@ -131,24 +131,48 @@ def farseer_model(phi: Any, logs: Any, centre: Any) -> Any:
 
 def farseer_derivatives(
     phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Callable]:
-    """(log loss [S,n], its slope [S,9,n], curvature) of phi [S,9], for `slopes.by_derivatives`.
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of phi [S,9], for `slopes.by_derivatives`.
 
     The log loss is log(exp(P) + exp(Q)) with P of the third part, Q of the first two, p and q their
     shares: its slope is p dP + q dQ, its second derivative p d2P + q d2Q + p q d d^T, d = dQ - dP.
     """
     s1, l1, k1, s2, l2, k2, s3, l3, k3 = phi.T[:, :, None]
     x, z = logs[0] - centre[0], logs[1]
-    # [3,S,n] each, of the three exponents
-    (f1, f2, f3), (g1, g2, g3), (h1, h2, h3) = _stretches(x, phi.T[2::3, :, None])
+    powers = _Powers(x, phi.T[2::3, :, None])
+    f1, f2, f3 = powers.value
     start = np.exp(l1)
     fall = np.exp(l1 + s1 * f1) * z  # the power of D, times log D
     level, tilt = start * centre[1], s2 + start * centre[1] * s1
-    parts = l3 + s3 * f3, l2 + tilt * f2 + level - fall
-    logarithm, other, share = _log_sum(*parts)
+    logarithm, other, share = _log_sum(l3 + s3 * f3, l2 + tilt * f2 + level - fall)
+
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        shared = (s1, s3, level, tilt, fall, f1, f2, f3, share, other)
+        return _farseer_slopes(*(a[rows] for a in shared), *powers.derivatives(rows))
+
+    return logarithm, more
+
+
+def _farseer_slopes(
+    s1: np.ndarray,
+    s3: np.ndarray,
+    level: np.ndarray,
+    tilt: np.ndarray,
+    fall: np.ndarray,
+    f1: np.ndarray,
+    f2: np.ndarray,
+    f3: np.ndarray,
+    share: np.ndarray,
+    other: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> tuple[np.ndarray, Callable]:
+    """(slope [R,9,n], curvature) by what `farseer_derivatives` has of R problems; first and second
+    [3,R,n] are the derivatives of the f by their exponents."""
+    (g1, g2, g3), (h1, h2, h3) = first, second
     by_s1, by_l1 = level * f2 - fall * f1, level * s1 * f2 + level - fall
     # dQ, then -dP
-    apart = np.empty((len(phi), 9, len(x)))
+    apart = np.empty((len(s1), 9, f1.shape[1]))
     apart[:, 0], apart[:, 1], apart[:, 2] = by_s1, by_l1, -fall * s1 * g1
     apart[:, 3], apart[:, 4], apart[:, 5] = f2, 1.0, tilt * g2
     apart[:, 6], apart[:, 7], apart[:, 8] = -f3, -1.0, -s3 * g3
@@ -157,7 +181,7 @@ def farseer_derivatives(
     np.multiply(apart[:, 6:], -other[:, None], out=slope[:, 6:])
 
     def curvature(u: np.ndarray) -> np.ndarray:
-        """[S,9,9] sum over points of u [S,n] times the second derivatives."""
+        """[R,9,9] sum over points of u [R,n] times the second derivatives."""
         uq, up = u * share, u * other
         # (i, j): the second derivative of Q, or of P from the seventh parameter on
         bend = {
@@ -182,53 +206,60 @@ def farseer_derivatives(
                 out[:, j, i] += total
         return out
 
-    return logarithm, slope, curvature
+    return slope, curvature
 
 
 def kaplan_derivatives(
     phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Callable]:
-    """(log loss [S,n], its slope [S,4,n], curvature) of phi [S,4], for `slopes.by_derivatives`.
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of phi [S,4], for `slopes.by_derivatives`.
 
     The log loss is r l with l = log(exp(P) + exp(Q)), P = (log Nc - log N) alpha_N / r,
     Q = log Dc - log D and r = alpha_D.
     """
-    nc, dc, power, r = phi.T[:, :, None]
-    v, w = nc - (logs[0] - centre[0]), dc - (logs[1] - centre[1])
-    first = v * power / r
-    both, p, q = _log_sum(first, w)
-    apart, slope = np.empty((2, len(phi), 4, v.shape[1]))  # apart: dP - dQ
-    apart[:, 0], apart[:, 1], apart[:, 2], apart[:, 3] = power / r, -1.0, v / r, -first / r
-    slope[:, 0], slope[:, 1], slope[:, 2], slope[:, 3] = p * power, r * q, p * v, both - p * first
+    nc, dc, all_powers, all_r = phi.T[:, :, None]
+    every_v = nc - (logs[0] - centre[0])
+    every_first = every_v * all_powers / all_r
+    every_sum, every_p, every_q = _log_sum(every_first, dc - (logs[1] - centre[1]))
 
-    def curvature(u: np.ndarray) -> np.ndarray:
-        """[S,4,4] sum over points of u [S,n] times the second derivatives."""
-        uq, up = u * q, u * p
-        # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; the terms p dP / r cancel in part
-        out = (apart * (up * q * r)[:, None]) @ apart.transpose(0, 2, 1)
-        mixed = up.sum(1)
-        out[:, 0, 2] += mixed
-        out[:, 2, 0] += mixed
-        mixed = uq.sum(1)
-        out[:, 1, 3] += mixed
-        out[:, 3, 1] += mixed
-        return out
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        v, first, both, p, q, power, r = (
+            a[rows]
+            for a in (every_v, every_first, every_sum, every_p, every_q, all_powers, all_r)
+        )
+        apart, slope = np.empty((2, len(v), 4, v.shape[1]))  # apart: dP - dQ
+        apart[:, 0], apart[:, 1], apart[:, 2], apart[:, 3] = power / r, -1.0, v / r, -first / r
+        slope[:, 0], slope[:, 1] = p * power, r * q
+        slope[:, 2], slope[:, 3] = p * v, both - p * first
 
-    return r * both, slope, curvature
+        def curvature(u: np.ndarray) -> np.ndarray:
+            """[R,4,4] sum over points of u [R,n] times the second derivatives."""
+            uq, up = u * q, u * p
+            # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; terms p dP / r cancel in part
+            out = (apart * (up * q * r)[:, None]) @ apart.transpose(0, 2, 1)
+            for i, j, total in ((0, 2, up.sum(1)), (1, 3, uq.sum(1))):
+                out[:, i, j] += total
+                out[:, j, i] += total
+            return out
+
+        return slope, curvature
+
+    return all_r * every_sum, more
 
 
 def power_derivatives(
     phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Callable]:
-    """(log loss [S,n], its slope [S,2,n], curvature) of (log c, alpha) [S,2]: alpha (log c - x)."""
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of (log c, alpha) [S,2]: alpha (log c - x)."""
     c, alpha = phi.T[:, :, None]
     apart = c - (logs[0] - centre[0])
 
-    def curvature(u: np.ndarray) -> np.ndarray:
-        """[S,2,2] sum over points of u [S,n] times the second derivatives."""
-        return u.sum(1)[:, None, None] * (1 - np.eye(2))
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        own = apart[rows]
+        slope = np.stack([np.broadcast_to(alpha[rows], own.shape), own], 1)
+        return slope, lambda u: u.sum(1)[:, None, None] * (1 - np.eye(2))
 
-    return alpha * apart, np.stack([np.broadcast_to(alpha, apart.shape), apart], 1), curvature
+    return alpha * apart, more
 
 
 def _log_sum(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -255,21 +286,37 @@ def _stretched(x: Any, kappa: Any) -> Any:
     return x * jnp.where(small, _series(t, 0), jnp.expm1(safe) / safe)
 
 
-def _stretches(x: np.ndarray, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(exp(kappa x) - 1) / kappa and its first and second derivative by kappa."""
-    t = kappa * x
-    small = np.flatnonzero(np.abs(t) < SMALL)
-    near = t.flat[small]
-    t.flat[small] = 1.0
-    power, inverse = np.exp(t), 1 / t
-    # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
-    value = (power - 1) * inverse
-    slope = (power - value) * inverse
-    bend = (power - 2 * slope) * inverse
-    for order, far in enumerate((value, slope, bend)):
-        far.flat[small] = _series(near, order)
-        far *= x ** (order + 1)
-    return value, slope, bend
+class _Powers:
+    """(exp(kappa x) - 1) / kappa of x [n] and kappa [3,S,1], and its derivatives by kappa."""
+
+    def __init__(self, x: np.ndarray, kappa: np.ndarray) -> None:
+        t = kappa * x
+        self.x = x
+        self.small = np.abs(t) < SMALL
+        self.near = np.where(self.small, t, 0.0)
+        self.t = np.where(self.small, 1.0, t)
+        self.power = np.exp(self.t)
+        # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
+        self.f = (self.power - 1) / self.t
+        self.value = self._joined(self.f, self.small, self.near, 0)
+
+    def derivatives(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(first, second) [3,R,n] of some of the S."""
+        t, power, f, small, near = (
+            a[:, rows] for a in (self.t, self.power, self.f, self.small, self.near)
+        )
+        slope = (power - f) / t
+        bend = (power - 2 * slope) / t
+        return self._joined(slope, small, near, 1), self._joined(bend, small, near, 2)
+
+    def _joined(
+        self, far: np.ndarray, small: np.ndarray, near: np.ndarray, order: int
+    ) -> np.ndarray:
+        out = far * self.x ** (order + 1)
+        at = np.flatnonzero(small)
+        points = self.x[at % len(self.x)] ** (order + 1)
+        out.flat[at] = points * _series(near.ravel()[at], order)
+        return out
 
 
 def _series(t: Any, order: int) -> Any:

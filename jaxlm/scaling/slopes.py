@@ -26,13 +26,27 @@ class Points(NamedTuple):
     log: float  # 1: residuals of the logarithm; 0: of the loss itself
 
 
+# [R] indices of problems, or all of them
+Rows = Array | slice
+
+
 class Slopes(NamedTuple):
-    """S problems' objectives and what Newton needs."""
+    """R problems' derivatives of the objective."""
+
+    gradient: Array  # [R,k]
+    hessian: Array  # [R,k,k] exact
+    scale: Array  # [R,k] the diagonal of Trial.bound
+
+
+class Trial(NamedTuple):
+    """S problems' objectives, and what Newton needs where a step is kept."""
 
     value: Array  # [S]
-    gradient: Array  # [S,k]
-    hessian: Array  # [S,k,k] exact
-    bound: Array  # [S,k,k] of the reweighted least squares that bounds Huber's loss
+    slopes: Callable[[Rows], Slopes]  # of some of the problems
+    bound: Callable[[], Array]  # [S,k,k] of the reweighted least squares that bounds Huber's loss
+
+
+Evaluate = Callable[[Array, Array, Array, Points], Trial]
 
 
 def huber(residual: Array, delta: float) -> tuple[Array, Array]:
@@ -48,35 +62,44 @@ def _bound(residual: Array, delta: float) -> Array:
     return np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
 
 
-def by_derivatives(derivatives: Callable, phi: Array, y: Array, w: Array, at: Points) -> Slopes:
-    """Slopes of a law whose log loss has its derivatives in closed form; phi [S,k], y, w [S,n].
+def by_derivatives(derivatives: Callable, phi: Array, y: Array, w: Array, at: Points) -> Trial:
+    """The Trial of a law whose log loss has its derivatives in closed form; phi [S,k], y, w [S,n].
 
-    derivatives(phi [S,k], logs, centre) -> (log loss m [S,n], dm/dphi [S,k,n], curvature), and
-    curvature(u [S,n]) -> [S,k,k], the sum over points of u times the second derivatives of m.
+    derivatives(phi [S,k], logs, centre) -> (log loss m [S,n], more), more(rows) -> (dm/dphi
+    [R,k,n], curvature), and curvature(u [R,n]) -> [R,k,k], the sum over points of u times the
+    second derivatives of m.
     """
-    logarithm, slope, curvature = derivatives(phi, at.logs, at.centre)
+    logarithm, more = derivatives(phi, at.logs, at.centre)
     # dL = L dm and d2L = L (d2m + dm dm^T), where residuals are of the loss itself
     value = logarithm if at.log > 0 else np.exp(logarithm)
     r = y - value
     rho, psi = huber(r, at.delta)
-    u, q, bound = w * psi, w * (np.abs(r) <= at.delta), w * _bound(r, at.delta)
-    if not at.log > 0:
-        u *= value
-        q, bound = q * value**2 - u, bound * value**2
-    k = slope.shape[1]
-    weighed = np.empty((len(phi), 2 * k + 1, y.shape[1]))
-    np.multiply(slope, q[:, None], out=weighed[:, :k])
-    np.multiply(slope, bound[:, None], out=weighed[:, k : 2 * k])
-    weighed[:, 2 * k] = u
-    sums = weighed @ slope.transpose(0, 2, 1)
-    hessian = sums[:, :k] - curvature(u)
-    return Slopes((w * rho).sum(1), -sums[:, 2 * k], hessian, sums[:, k : 2 * k])
+
+    def slopes(rows: Rows) -> Slopes:
+        slope, curvature = more(rows)
+        weight, near = w[rows], np.abs(r[rows]) <= at.delta
+        u, q, bound = weight * psi[rows], weight * near, weight * _bound(r[rows], at.delta)
+        if not at.log > 0:
+            u *= value[rows]
+            q, bound = q * value[rows] ** 2 - u, bound * value[rows] ** 2
+        part = slope * q[:, None]
+        hessian = part @ slope.transpose(0, 2, 1) - curvature(u)
+        np.multiply(slope, slope, out=part)
+        scale = (part @ bound[:, :, None])[:, :, 0]
+        return Slopes(-(slope @ u[:, :, None])[:, :, 0], hessian, scale)
+
+    def bound() -> Array:
+        slope, _ = more(slice(None))
+        weights = w * _bound(r, at.delta) * (1.0 if at.log > 0 else value**2)
+        return (slope * weights[:, None]) @ slope.transpose(0, 2, 1)
+
+    return Trial((w * rho).sum(1), slopes, bound)
 
 
 def of_three_terms(
     terms: tuple[tuple[float, ...], ...], phi: Array, y: Array, w: Array, at: Points
-) -> Slopes:
-    """Slopes of E + A/N^alpha + B/D^beta in closed form; phi [S,k], y and w [S,n].
+) -> Trial:
+    """The Trial of E + A/N^alpha + B/D^beta in closed form; phi [S,k], y and w [S,n].
 
     terms [5,k] takes phi to (log E, log A, log B, alpha, beta) at the centre; where the row of
     log B is 0 the law has no such term, and one input. With p the terms'
@@ -91,32 +114,40 @@ def of_three_terms(
     p2 = np.exp(b - e - beta * z) if any(terms[2]) else np.zeros_like(p1)
     total = 1 + p1 + p2
     logarithm = e + np.log(total)
-    # shares of the logarithm's slope, or the terms themselves as slopes of the loss
     value = logarithm if at.log > 0 else np.exp(logarithm)
-    unit = (1.0 if at.log > 0 else value) / total
-    p = (p1 * unit, p2 * unit, unit)
     r = y - value
     rho, psi = huber(r, at.delta)
-    u, bound = w * psi, w * _bound(r, at.delta)
-    q = w * (np.abs(r) <= at.delta)
-    if at.log > 0:
-        q += u
-    parts = np.empty((15, *y.shape))
-    for i in range(3):
-        np.multiply(u, p[i], out=parts[i])
-    for place, (i, j) in enumerate(PAIRS):
-        both = p[i] * p[j]
-        np.multiply(q, both, out=parts[3 + place])
-        if i == j:
-            parts[3 + place] -= parts[i]
-        np.multiply(bound, both, out=parts[9 + place])
-    features = np.stack([x**i * z**j for i, j in FEATURES], 1)
-    many, k = phi.shape
-    sums = (parts.reshape(-1, y.shape[1]) @ features).reshape(15, many, 6).transpose(1, 0, 2)
-    sums = sums.reshape(many, 90) @ _assembly(terms)
-    gradient, hessian, bound = np.split(sums, (k, k + k * k), 1)
-    matrix = (many, k, k)
-    return Slopes((w * rho).sum(1), gradient, hessian.reshape(matrix), bound.reshape(matrix))
+    k = phi.shape[1]
+
+    def sums(rows: Rows) -> tuple[Array, Array, Array]:
+        """(gradient, Hessian, bound)."""
+        # shares of the logarithm's slope, or the terms themselves as slopes of the loss
+        unit = (1.0 if at.log > 0 else value[rows]) / total[rows]
+        p = (p1[rows] * unit, p2[rows] * unit, unit)
+        near, weight = np.abs(r[rows]) <= at.delta, w[rows]
+        u, q, bound = weight * psi[rows], weight * near, weight * _bound(r[rows], at.delta)
+        if at.log > 0:
+            q = q + u
+        parts = np.empty((15, *u.shape))
+        for i in range(3):
+            np.multiply(u, p[i], out=parts[i])
+        for place, (i, j) in enumerate(PAIRS):
+            both = p[i] * p[j]
+            np.multiply(q, both, out=parts[3 + place])
+            if i == j:
+                parts[3 + place] -= parts[i]
+            np.multiply(bound, both, out=parts[9 + place])
+        features = np.stack([x**i * z**j for i, j in FEATURES], 1)
+        flat = (parts.reshape(-1, len(x)) @ features).reshape(15, len(u), 6).transpose(1, 0, 2)
+        flat = flat.reshape(len(u), 90) @ _assembly(terms)
+        gradient, hessian, bound = np.split(flat, (k, k + k * k), 1)
+        return gradient, hessian.reshape(-1, k, k), bound.reshape(-1, k, k)
+
+    def slopes(rows: Rows) -> Slopes:
+        gradient, hessian, bound = sums(rows)
+        return Slopes(gradient, hessian, np.einsum("skk->sk", bound))
+
+    return Trial((w * rho).sum(1), slopes, lambda: sums(slice(None))[2])
 
 
 # Of log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,
@@ -142,13 +173,13 @@ def _assembly(terms: tuple[tuple[float, ...], ...]) -> Array:
     return np.concatenate([part.reshape(90, -1) for part in (gradient @ t, hessian, bound)], 1)
 
 
-def derived(model: Callable, closed: Closed) -> Callable[[Array, Array, Array, Points], Slopes]:
-    """(phi [S,k], y, w [S,n], at) -> Slopes of a law, in closed form where it has one."""
+def derived(model: Callable, closed: Closed) -> Evaluate:
+    """(phi [S,k], y, w [S,n], at) -> Trial of a law, in closed form where it has one."""
     if closed is None:
         # JAX is started for automatic derivatives alone
         from jaxlm.scaling import differentiate
 
-        return functools.partial(differentiate.slopes, model)
+        return functools.partial(differentiate.trial, model)
     if callable(closed):
         return functools.partial(by_derivatives, closed)
     return functools.partial(of_three_terms, closed)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.scaling import slopes
-from jaxlm.scaling.slopes import Closed, Points, Slopes
+from jaxlm.scaling.slopes import Closed, Evaluate, Points, Slopes
 
 Array = np.ndarray
 
@@ -115,7 +115,7 @@ def minimise(
 class _Problems(NamedTuple):
     """Problems and where they have got to: `out` and `damping` are written in place."""
 
-    slopes: Callable[[Array, Array, Array, Points], Slopes]
+    evaluate: Evaluate
     y: Array  # [P,n]
     weights: Array  # [P,n]
     out: Solved
@@ -123,7 +123,7 @@ class _Problems(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Problems under way, [S, ...] each."""
+    """Problems under way, [S, ...] each; a step writes into the arrays."""
 
     index: Array  # [S] which problem
     y: Array  # [S,n]
@@ -133,10 +133,10 @@ class _Block(NamedTuple):
     damping: Array  # [S]
     move: Array  # [S,k] the step to try
     solvable: Array  # [S] bool: there is one
-    value: Array  # [S] and what Slopes holds, at phi
+    value: Array  # [S] the objective and its Slopes, at phi
     gradient: Array  # [S,k]
     hessian: Array  # [S,k,k]
-    bound: Array  # [S,k,k]
+    scale: Array  # [S,k]
 
 
 def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int = 0) -> bool:
@@ -145,7 +145,7 @@ def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int
     block = _begin(problems, todo[:BLOCK])
     with np.errstate(all="ignore"):  # a step too far is taken back
         while len(block.index):
-            block, arrived = _step(problems.slopes, block, at)
+            block, arrived = _step(problems.evaluate, block, at)
             over = arrived | (block.steps >= limit)
             if not over.any():
                 continue
@@ -174,7 +174,6 @@ def _write(problems: _Problems, block: _Block, arrived: Array, at: Points) -> No
 def _begin(problems: _Problems, index: Array) -> _Block:
     """Problems before their first step, which is none: it evaluates the start."""
     many, k = len(index), problems.out.phi.shape[1]
-    eye = np.tile(np.eye(k), (many, 1, 1))
     return _Block(
         index,
         problems.y[index],
@@ -186,51 +185,55 @@ def _begin(problems: _Problems, index: Array) -> _Block:
         np.ones(many, bool),
         np.full(many, np.inf),
         np.zeros((many, k)),
-        eye,
-        eye.copy(),
+        np.tile(np.eye(k), (many, 1, 1)),
+        np.ones((many, k)),
     )
 
 
-def _step(evaluate: Callable, block: _Block, at: Points) -> tuple[_Block, Array]:
+def _step(evaluate: Evaluate, block: _Block, at: Points) -> tuple[_Block, Array]:
     """(the block a step on, [S] which problems have arrived)."""
-    trial = block.phi + block.move
-    new = evaluate(trial, block.y, block.w, at)
-    better = block.solvable & (new.value <= block.value) & np.isfinite(new.hessian).all((1, 2))
-    if better.all():
-        phi, s = trial, new
-    else:
-        phi = np.where(better[:, None], trial, block.phi)
-        old = Slopes(block.value, block.gradient, block.hessian, block.bound)
-        s = Slopes(*(np.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-                     for a, b in zip(new, old)))
-    damping = np.where(better, block.damping * EASIER, np.minimum(block.damping * HARDER, 1e12))
-    move, solvable, exact = _newton(s, damping, at.free)
-    promised = -(move * s.gradient).sum(1)
-    enough = promised <= ARRIVED * s.value + 1e-28 * block.w.sum(1)
-    arrived = exact & enough & (damping <= 1) & np.isfinite(s.value)
+    trial = evaluate(block.phi + block.move, block.y, block.w, at)
+    better = block.solvable & (trial.value <= block.value)
+    rows = np.flatnonzero(better)
+    if len(rows):
+        new = trial.slopes(slice(None) if len(rows) == len(better) else rows)
+        better[rows] = fine = np.isfinite(new.hessian).all((1, 2))
+        rows = rows[fine]
+        block.phi[rows] += block.move[rows]
+        block.value[rows] = trial.value[rows]
+        for old, part in zip((block.gradient, block.hessian, block.scale), new):
+            old[rows] = part[fine]
+    factor = np.where(better, EASIER, HARDER)
+    damping = np.minimum(block.damping * factor, 1e12)
+    block = block._replace(damping=damping, steps=block.steps + 1)
+    move, solvable, exact = _newton(evaluate, block, at)
+    promised = -(move * block.gradient).sum(1)
+    enough = promised <= ARRIVED * block.value + 1e-28 * block.w.sum(1)
+    arrived = exact & enough & (damping <= 1) & np.isfinite(block.value)
     # a step is kept short: exponents and logarithms far outside overflow
     move *= np.minimum(1.0, 4.0 / np.maximum(np.abs(move).max(1, keepdims=True), 1e-300))
-    same = (block.index, block.y, block.w, block.steps + 1)
-    return _Block(*same, phi, damping, move, solvable, *s), arrived
+    return block._replace(move=move, solvable=solvable), arrived
 
 
-def _newton(s: Slopes, damping: Array, free: Array) -> tuple[Array, Array, Array]:
+def _newton(evaluate: Evaluate, block: _Block, at: Points) -> tuple[Array, Array, Array]:
     """(step [S,k], solvable [S], by the exact Hessian [S]) of the damped Newton system.
 
     Where the Hessian is not positive definite, the reweighted least squares is added to it, and
     alone where the sum is not either: at a saddle, such as an exponent of a term that is still 0,
     damping enough to make it so would hold every other parameter too.
     """
-    step, exact = _eliminate(s.hessian, s, damping, free)
+    s, damping = Slopes(block.gradient, block.hessian, block.scale), block.damping
+    step, exact = _eliminate(s.hessian, s, damping, at.free)
     solvable = exact.copy()
-    for share in (1.0, 0.0):
-        rest = np.flatnonzero(~solvable)
-        if not len(rest):
-            break
-        part = Slopes(*(a[rest] for a in s))
-        step[rest], solvable[rest] = _eliminate(
-            share * part.hessian + part.bound, part, damping[rest], free
-        )
+    rest = np.flatnonzero(~exact & np.isfinite(block.value))
+    if not len(rest):
+        return step, solvable, exact
+    bound = evaluate(block.phi[rest], block.y[rest], block.w[rest], at).bound()
+    part, damping = Slopes(*(a[rest] for a in s)), damping[rest]
+    first, solvable[rest] = _eliminate(part.hessian + bound, part, damping, at.free)
+    last, fine = _eliminate(bound, part, damping, at.free)
+    step[rest] = np.where(solvable[rest, None], first, last)
+    solvable[rest] |= fine
     return step, solvable, exact
 
 
@@ -241,7 +244,7 @@ def _eliminate(matrix: Array, s: Slopes, damping: Array, free: Array) -> tuple[A
     definite if all pivots are positive, and needs no exchange of rows then.
     """
     k = len(free)
-    scale = np.einsum("skk->ks", s.bound)
+    scale = s.scale.T
     scale = scale + 1e-12 * scale.max(0)
     # [k, k + 1, S]: problems last, where NumPy is fast
     system = np.empty((k, k + 1, len(matrix)))
