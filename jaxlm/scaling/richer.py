@@ -291,32 +291,26 @@ class _Powers:
 
     def __init__(self, x: np.ndarray, kappa: np.ndarray) -> None:
         t = kappa * x
-        self.x = x
-        self.small = np.abs(t) < SMALL
-        self.near = np.where(self.small, t, 0.0)
-        self.t = np.where(self.small, 1.0, t)
-        self.power = np.exp(self.t)
+        t += (t == 0) * 1e-300
+        self.x, self.t, self.less = x, t, np.expm1(t)
         # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
-        self.f = (self.power - 1) / self.t
-        self.value = self._joined(self.f, self.small, self.near, 0)
+        self.f = self.less / t
+        self.value = self.f * x
 
     def derivatives(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(first, second) [3,R,n] of some of the S."""
-        t, power, f, small, near = (
-            a[:, rows] for a in (self.t, self.power, self.f, self.small, self.near)
-        )
-        slope = (power - f) / t
-        bend = (power - 2 * slope) / t
-        return self._joined(slope, small, near, 1), self._joined(bend, small, near, 2)
-
-    def _joined(
-        self, far: np.ndarray, small: np.ndarray, near: np.ndarray, order: int
-    ) -> np.ndarray:
-        out = far * self.x ** (order + 1)
-        at = np.flatnonzero(small)
-        points = self.x[at % len(self.x)] ** (order + 1)
-        out.flat[at] = points * _series(near.ravel()[at], order)
-        return out
+        t, f = self.t[:, rows], self.f[:, rows]
+        power, square = self.less[:, rows] + 1, self.x * self.x
+        first = (power - f) / t
+        second = (power - 2 * first) / t
+        # close to 0 the differences are rounding
+        small = np.flatnonzero(np.abs(t) < SMALL)
+        near = t.ravel()[small]
+        first.ravel()[small] = _series(near, 1)
+        second.ravel()[small] = _series(near, 2)
+        first *= square
+        second *= square * self.x
+        return first, second
 
 
 def _series(t: Any, order: int) -> Any:

@@ -230,10 +230,11 @@ def _newton(evaluate: Evaluate, block: _Block, at: Points) -> tuple[Array, Array
         return step, solvable, exact
     bound = evaluate(block.phi[rest], block.y[rest], block.w[rest], at).bound()
     part, damping = Slopes(*(a[rest] for a in s)), damping[rest]
-    first, solvable[rest] = _eliminate(part.hessian + bound, part, damping, at.free)
-    last, fine = _eliminate(bound, part, damping, at.free)
-    step[rest] = np.where(solvable[rest, None], first, last)
-    solvable[rest] |= fine
+    step[rest], fine = _eliminate(part.hessian + bound, part, damping, at.free)
+    solvable[rest] = fine
+    if not fine.all():
+        rest, part = rest[~fine], Slopes(*(a[~fine] for a in part))
+        step[rest], solvable[rest] = _eliminate(bound[~fine], part, damping[~fine], at.free)
     return step, solvable, exact
 
 
