@@ -224,8 +224,7 @@ def kaplan_derivatives(
 
     def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
         v, first, both, p, q, power, r = (
-            a[rows]
-            for a in (every_v, every_first, every_sum, every_p, every_q, all_powers, all_r)
+            a[rows] for a in (every_v, every_first, every_sum, every_p, every_q, all_powers, all_r)
         )
         apart, slope = np.empty((2, len(v), 4, v.shape[1]))  # apart: dP - dQ
         apart[:, 0], apart[:, 1], apart[:, 2], apart[:, 3] = power / r, -1.0, v / r, -first / r
