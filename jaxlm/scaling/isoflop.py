@@ -132,8 +132,11 @@ def fit(
     if times:
         # the replicas of a budget whose minimum is inside are fewer where it is near an end
         n = min(len(m.draws) for m in used)
-        each = [power(c, y, weights) for y in np.array([m.draws[:n] for m in used]).T]
-        draws = np.array([(p.exponent, p.intercept) for p in each])
+        y = np.array([m.draws[:n] for m in used]).T
+        middle, level = np.average(c, weights=weights), np.average(y, 1, weights)
+        x = weights * (c - middle)
+        slope = (y - level[:, None]) @ x / (x @ (c - middle))
+        draws = np.stack([slope, level - slope * middle], 1)
     ends = np.percentile(draws[:, 0], (2.5, 97.5)) if times else (np.nan, np.nan)
     per = float(np.median(t.flops / (t.params * t.tokens)))
     interval = (float(ends[0]), float(ends[1]))
