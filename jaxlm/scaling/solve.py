@@ -19,9 +19,9 @@ from jaxlm.scaling.slopes import Closed, Evaluate, Points, Slopes
 
 Array = np.ndarray
 
-# Problems that take a step together: 64 x 256 float64 is 128 KiB, so that all arrays of a step stay
-# within a core's cache.
-BLOCK = 64
+# Problems that take a step together: enough that the arithmetic outweighs the calls, and few enough
+# that an array of one number a point, 250 KiB at 240 points, stays within a core's cache.
+BLOCK = 128
 # Newton steps; what has not arrived is then taken through wider deltas, from WIDEST down tenfold
 # with WIDER steps at each: where few points are within delta the objective is nearly piecewise
 # linear, and steps from afar end at the next kink. At last LAST steps.
