@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxlm import launch
 
         launch.prepare()
-    if argv is None and command.run is fit:
-        # float64 of few numbers: an accelerator would only be started for it
+    if argv is None and command.run in (fit, plan_ahead):
+        # float64 of few numbers: an accelerator would only be started for it, and threads of the
+        # linear algebra only wait for one another
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if argv is None and command.run is train:
         from jaxlm.train import signals
 

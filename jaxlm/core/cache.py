@@ -2,6 +2,10 @@
 
 import os
 import pathlib
+import sys
+
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def folder() -> pathlib.Path:
@@ -16,9 +20,14 @@ def programs(least: float = 0.2) -> None:
     cluster). JAX_ENABLE_COMPILATION_CACHE=false turns it off. JAX itself keeps what took a second;
     a tiny model's programs take less, and are as many.
     """
-    import jax
-
+    here = str(folder() / "xla")
+    if "jax" not in sys.modules:
+        # JAX reads these when it starts, and a command that needs none of it does not start it
+        os.environ.setdefault(FOLDER, here)
+        os.environ.setdefault(LEAST, str(least))
+        return
+    jax = sys.modules["jax"]
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", here)
+    if LEAST not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

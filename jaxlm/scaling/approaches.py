@@ -177,12 +177,14 @@ def outliers(
     fixed: parameters held at values.
     """
     order = np.argsort(-t.loss, kind="stable")
-    rows = []
+    rows: list[Record] = []
+    near: fits.Fit | None = None
     for count in OUTLIERS:
         rest = table.take(t, np.sort(order[count:]))
         if len(rest.loss) <= len(law.names):
             continue
-        found = fits.fit(law, rest, delta=delta, fixed=fixed)
+        found = fits.fit(law, rest, delta=delta, fixed=fixed, near=near)
+        near = None if found.failed else found
         best = optimum.at(law.name, fits.values(found), target, per=per)
         rows.append(
             {

@@ -120,11 +120,13 @@ def run(
     delta: float = 1e-3,
     fixed: Mapping[str, float] = {},
     replicates: int = 0,
+    near: fits.Fit | None = None,
 ) -> Test:
     """The Test of a law fitted to runs below `least` FLOPs on those of `least` or more; fixed:
     parameters held at values.
 
-    replicates: refits for the errors' standard deviation, none where it is 0.
+    replicates: refits for the errors' standard deviation, none where it is 0. near: the law's fit
+    to all runs, to start from.
 
     Raises: ValueError if no run is on one of the sides, or too few are left for the law.
     """
@@ -141,7 +143,7 @@ def run(
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {reason}"
         )
-    fit = fits.fit(law, rest, delta=delta, fixed=fixed)
+    fit = fits.fit(law, rest, delta=delta, fixed=fixed, near=near)
     if fit.failed:
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {fit.failed}"

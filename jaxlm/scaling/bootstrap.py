@@ -1,4 +1,4 @@
-"""Bootstraps of a fit: every replicate is refitted to its own optimum, in one compiled program.
+"""Bootstraps of a fit: every replicate is refitted to its own optimum, many at a time.
 
     found = fit.fit(law, t)
     draws = bootstrap.cases(law, t, found, 4000, seed=0)

@@ -92,7 +92,7 @@ def test(
         for cut in cuts:
             try:
                 held = how.fix.get(name, {})
-                done = backtest.run(one.law, one.t, cut, how.delta, held, again)
+                done = backtest.run(one.law, one.t, cut, how.delta, held, again, one.fit)
                 tests.setdefault(name, []).append(done)
             except ValueError as error:
                 refused[name] = str(error)

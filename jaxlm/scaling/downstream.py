@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from jaxlm.scaling import least_squares
 
@@ -246,6 +245,8 @@ def _direct_both(theta: Array, x: Sequence[Array]) -> Array:
 
 def _direct_both_starts(x: Sequence[Array], error: Array) -> list[Array]:
     """Given alpha and beta, -log accuracy is a non-negative sum of two known terms."""
+    from scipy import optimize
+
     depth = -np.log1p(-np.clip(error, 1e-9, 1 - 1e-9))
     out = []
     for alpha, beta in itertools.product(np.geomspace(0.01, 1, 14), repeat=2):

@@ -118,7 +118,8 @@ def _frontier(height: np.ndarray, rows: np.ndarray, log_n: np.ndarray, curves: b
     points those at which the lowest loss falls, where a run has just come onto it. Not where the
     lowest is of the least or the largest size."""
     own = height[rows]
-    low, size = own.min(0), log_n[rows[np.argmin(own, 0)]]
+    first = np.argmin(own, 0)
+    low, size = own[first, np.arange(own.shape[1])], log_n[rows[first]]
     within = (size > log_n.min()) & (size < log_n.max())
     if curves:
         return np.flatnonzero(np.isfinite(low) & within)

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from jaxlm.scaling import table
 from jaxlm.scaling.reading import units
@@ -128,7 +128,7 @@ def _explained(residual: Array, group: Array, cell: Array) -> tuple[float, float
         return 0.0, 1.0
     share = 1 - within / (free - rank) / (total / free)
     f = (total - within) / rank / max(within / (free - rank), 1e-300)
-    return share, float(scipy.stats.f.sf(f, rank, free - rank))
+    return share, float(scipy.special.fdtrc(rank, free - rank, f))
 
 
 def _groups(values: Array) -> Array | None:

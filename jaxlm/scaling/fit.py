@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from jaxlm.scaling import laws, solve, table
 
 # Objectives closer than this share are one optimum; other optima are told within NEAR.
-SAME, NEAR = 1e-8, 1e-2
+SAME, NEAR = solve.SAME, 1e-2
+# Next to the optima of a fit to nearly the same points, so many starts, and so many that end at the
+# least objective are enough.
+CLOSEST, AGREE = 16, 3
 # The share of the loss below which a floor is none.
 NO_FLOOR = 1e-9
 
@@ -126,12 +127,15 @@ def fit(
     weights: np.ndarray | None = None,
     fixed: Mapping[str, float] = {},
     log: bool = True,
+    near: Fit | None = None,
 ) -> Fit:
     """The law's parameters that minimise sum of w Huber_delta(log L - log law), from every seed.
 
     delta 1e-3 is Hoffmann et al.'s (2022, equation 3); inf is least squares. fixed holds
     parameters at values. log=False takes residuals of the loss itself, as Gadre et al. 2024 do
     with delta=inf. weights [n]: of the points, None the table's own (all 1 where it has none).
+    near: a fit of the law to nearly the same points, whose optima are starts: then only the closest
+    seeds are, until AGREE of all have the same optimum.
 
     Raises: ValueError for fewer points than free parameters, a parameter that the law lacks or
     cannot hold, a bad weight or delta.
@@ -143,7 +147,9 @@ def fit(
         if not possible:
             raise ValueError(f"{name} is fixed at {value}, which {law.name} has no value for")
     start = starts(law, t, r, fixed)
-    arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log)
+    if near is not None:
+        start = _closest(law, t, r, start, near, fixed)
+    arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log, 0 if near is None else AGREE)
     s = _floorless(law, r, solve.minimise(law.model, law.closed, start, *arrays), delta, log)
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
     best = int(np.argmin(objective))
@@ -170,6 +176,26 @@ def fit(
         tuple(fixed),
         log,
     )
+
+
+def _closest(
+    law: laws.Law,
+    t: table.Table,
+    r: Ready,
+    start: np.ndarray,
+    near: Fit,
+    fixed: Mapping[str, float],
+) -> np.ndarray:
+    """[S,k] the optima of a fit nearby and the CLOSEST of the starts [., k]."""
+    theta = np.array([list(one.values()) for one in (near.theta, *(b for _, b in near.basins))])
+    for name, value in fixed.items():
+        theta[:, law.names.index(name)] = value
+    with np.errstate(all="ignore"):
+        loss = law.predict(law.natural(start, r.centre).T[:, :, None], inputs(law, t))
+        misfit = np.abs(np.log(t.loss / loss)) @ r.weights
+        first = np.argsort(np.where(np.isfinite(misfit), misfit, np.inf), kind="stable")[:CLOSEST]
+        known = law.internal(theta, r.centre)
+    return np.concatenate([known[np.isfinite(known).all(1)], start[first]])
 
 
 def _floorless(law: laws.Law, r: Ready, s: solve.Solved, delta: float, log: bool) -> solve.Solved:
@@ -231,10 +257,12 @@ def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]
 
     Raises: ValueError for residuals that are all 0, whose likelihood has no bound.
     """
+    from scipy import optimize, special
+
     r = np.abs(np.asarray(residual, np.float64))
     if not r.any():
         raise ValueError("all residuals are 0: the likelihood has no bound")
-    inside = np.sqrt(2 * np.pi) * scipy.special.erf(delta / np.sqrt(2))
+    inside = np.sqrt(2 * np.pi) * special.erf(delta / np.sqrt(2))
     normaliser = np.log(inside + 2 * np.exp(-(delta**2) / 2) / delta)
 
     def minus(log_scale: float) -> float:
@@ -244,7 +272,7 @@ def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]
 
     middle = np.log(r.mean())
     bounds = (middle + np.log(min(delta, 1.0)) - 10, middle + 10)
-    found = scipy.optimize.minimize_scalar(
+    found = optimize.minimize_scalar(
         minus, bounds=bounds, method="bounded", options={"xatol": 1e-10}
     )
     return -float(found.fun), float(np.exp(found.x))

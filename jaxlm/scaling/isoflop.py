@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import interpolate
 
 from jaxlm.scaling.table import Table
 
@@ -133,8 +132,11 @@ def fit(
     if times:
         # the replicas of a budget whose minimum is inside are fewer where it is near an end
         n = min(len(m.draws) for m in used)
-        each = [power(c, y, weights) for y in np.array([m.draws[:n] for m in used]).T]
-        draws = np.array([(p.exponent, p.intercept) for p in each])
+        y = np.array([m.draws[:n] for m in used]).T
+        middle, level = np.average(c, weights=weights), np.average(y, 1, weights)
+        x = weights * (c - middle)
+        slope = (y - level[:, None]) @ x / (x @ (c - middle))
+        draws = np.stack([slope, level - slope * middle], 1)
     ends = np.percentile(draws[:, 0], (2.5, 97.5)) if times else (np.nan, np.nan)
     per = float(np.median(t.flops / (t.params * t.tokens)))
     interval = (float(ends[0]), float(ends[1]))
@@ -265,12 +267,41 @@ def _akima(x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, flo
     """(log N* [R], the loss there [R], spacing of the sizes) of curves loss [m, R] at x = log N;
     nan where the lowest node is an end."""
     nodes = np.linspace(x[0], x[-1], (len(x) - 1) * NODES)
-    curve = interpolate.Akima1DInterpolator(x, np.log(loss))(nodes)
+    curve = akima(x, np.log(loss), nodes)
     low = np.argmin(curve, 0)
     inside = (low > 0) & (low < len(nodes) - 1)
     lowest = np.exp(np.take_along_axis(curve, low[None], 0)[0])
     spacing = NODES * float(nodes[1] - nodes[0])
     return np.where(inside, nodes[low], np.nan), lowest, spacing
+
+
+def akima(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[q, ...] Akima's (1970) spline through y [m, ...] at rising x [m], evaluated at [q].
+
+    Between points a cubic; its slope at a point is the mean of the chords before and behind it,
+    each weighted with how much the chords change on the other side.
+    """
+    wide = (-1, *(1,) * (y.ndim - 1))
+    step = np.diff(x)
+    chord = np.empty((len(x) + 3, *y.shape[1:]))
+    chord[2:-2] = np.diff(y, axis=0) / step.reshape(wide)
+    # two more on each side, as a parabola goes on
+    for a, b, c, d in ((0, 1, 2, 3), (-1, -2, -3, -4)):
+        chord[b] = 2 * chord[c] - chord[d]
+        chord[a] = 2 * chord[b] - chord[c]
+    change = np.abs(np.diff(chord, axis=0))
+    before, behind = change[:-2], change[2:]
+    both = before + behind
+    slope = (chord[3:] + chord[:-3]) / 2
+    bent = both > 1e-9 * both.max(initial=0.0)
+    mean = behind * chord[1:-2] + before * chord[2:-1]
+    slope[bent] = mean[bent] / both[bent]
+    i = np.clip(np.searchsorted(x, at, "right") - 1, 0, len(x) - 2)
+    h = step[i].reshape(wide)
+    u = ((at - x[i]) / step[i]).reshape(wide)
+    rise = y[i + 1] - y[i]
+    first, last = slope[i] * h, slope[i + 1] * h
+    return y[i] + u * (first + u * (3 * rise - 2 * first - last + u * (first + last - 2 * rise)))
 
 
 def _parabola(x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -40,7 +40,7 @@ class Law(NamedTuple):
     held: dict[str, int | None]
     # [5,k] from internal parameters to (log E, log A, log B, alpha, beta), where that is the form.
     terms: tuple[tuple[float, ...], ...] | None = None
-    # The model's derivatives in closed form, of `solve.by_derivatives`; None: automatic ones.
+    # The model's derivatives in closed form, of `slopes.by_derivatives`; None: automatic ones.
     derivatives: Callable[..., Any] | None = None
 
     @property
@@ -299,6 +299,7 @@ KAPLAN_PARAMS = Law(
     _power_model,
     _power_seeds,
     {"Nc": None, "alpha_N": None},
+    derivatives=richer.power_derivatives,
 )
 KAPLAN_TOKENS = Law(
     "kaplan_tokens",
@@ -312,6 +313,7 @@ KAPLAN_TOKENS = Law(
     _power_model,
     _power_seeds,
     {"Dc": None, "alpha_D": None},
+    derivatives=richer.power_derivatives,
 )
 
 # -- repeated tokens, and nine parameters

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from jaxlm.scaling.backtest import Errors
 
@@ -127,7 +127,7 @@ def _score(old: Array, new: Array) -> Score:
         float(new.mean()),
         float(old.mean()),
         0.0 if np.isnan(t) else t,
-        float(stats.t.ppf(CERTAIN, n - 1)),
+        float(special.stdtrit(n - 1, CERTAIN)),
         n,
     )
 
@@ -150,7 +150,7 @@ def spread(errors: Errors, half: bool = False) -> float:
     # errors on one budget from several cut-offs are one observation
     count = len(np.unique(errors.case[fine]))
     squares = float(np.mean(np.minimum(e / s, OUTLIER) ** 2))
-    if squares * count <= stats.chi2.ppf(MISFIT, count):
+    if squares * count <= special.chdtri(count, 1 - MISFIT):
         return 0.0
     low, high = 0.0, 2 * float(np.max(e / d))
     for _ in range(60):

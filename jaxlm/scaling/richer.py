@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 # |kappa x| below which (exp(kappa x) - 1) / kappa and its derivatives are taken as their series, of
-# so many terms: the first one left out is then below 1e-16.
-SMALL, SERIES = 0.05, 8
+# so many terms: the first one left out is then below 1e-16, and rounding elsewhere below 1e-14 of
+# the slope.
+SMALL, SERIES = 0.02, 7
 
 # -- data-constrained
 
@@ -128,34 +129,59 @@ def farseer_model(phi: Any, logs: Any, centre: Any) -> Any:
     return jnp.log(jnp.exp(l3 + s3 * _stretched(x, k3)) + jnp.exp(tokens - power * logs[1]))
 
 
-def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Callable]:
-    """(log loss [S,n], its slope [S,9,n], curvature) of phi [S,9], for `solve.by_derivatives`.
+def farseer_derivatives(
+    phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of phi [S,9], for `slopes.by_derivatives`.
 
     The log loss is log(exp(P) + exp(Q)) with P of the third part, Q of the first two, p and q their
     shares: its slope is p dP + q dQ, its second derivative p d2P + q d2Q + p q d d^T, d = dQ - dP.
     """
-    import jax.numpy as jnp
-
     s1, l1, k1, s2, l2, k2, s3, l3, k3 = phi.T[:, :, None]
     x, z = logs[0] - centre[0], logs[1]
-    # [3,S,n] each, of the three exponents
-    (f1, f2, f3), (g1, g2, g3), (h1, h2, h3) = _stretches(x, phi.T[2::3, :, None])
-    start = jnp.exp(l1)
-    fall = jnp.exp(l1 + s1 * f1) * z  # the power of D, times log D
+    powers = _Powers(x, phi.T[2::3, :, None])
+    f1, f2, f3 = powers.value
+    start = np.exp(l1)
+    fall = np.exp(l1 + s1 * f1) * z  # the power of D, times log D
     level, tilt = start * centre[1], s2 + start * centre[1] * s1
-    parts = l3 + s3 * f3, l2 + tilt * f2 + level - fall
-    share = 1 / (1 + jnp.exp(parts[0] - parts[1]))
-    other = 1 / (1 + jnp.exp(parts[1] - parts[0]))
-    logarithm = jnp.where(parts[1] > parts[0], parts[1] - jnp.log(share), parts[0] - jnp.log(other))
-    one = jnp.ones_like(f1)
-    by_s1, by_l1 = level * f2 - fall * f1, level * s1 * f2 + level - fall
-    first = (by_s1, by_l1, -fall * s1 * g1, f2, one, tilt * g2)
-    second = (f3, one, s3 * g3)
-    slope = jnp.stack([*(share * a for a in first), *(other * a for a in second)], 1)
-    apart = jnp.stack([*first, *(-a for a in second)], 1)
+    logarithm, other, share = _log_sum(l3 + s3 * f3, l2 + tilt * f2 + level - fall)
 
-    def curvature(u: Any) -> Any:
-        """[S,9,9] sum over points of u [S,n] times the second derivatives."""
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        shared = (s1, s3, level, tilt, fall, f1, f2, f3, share, other)
+        return _farseer_slopes(*(a[rows] for a in shared), *powers.derivatives(rows))
+
+    return logarithm, more
+
+
+def _farseer_slopes(
+    s1: np.ndarray,
+    s3: np.ndarray,
+    level: np.ndarray,
+    tilt: np.ndarray,
+    fall: np.ndarray,
+    f1: np.ndarray,
+    f2: np.ndarray,
+    f3: np.ndarray,
+    share: np.ndarray,
+    other: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> tuple[np.ndarray, Callable]:
+    """(slope [R,9,n], curvature) by what `farseer_derivatives` has of R problems; first and second
+    [3,R,n] are the derivatives of the f by their exponents."""
+    (g1, g2, g3), (h1, h2, h3) = first, second
+    by_s1, by_l1 = level * f2 - fall * f1, level * s1 * f2 + level - fall
+    # dQ, then -dP
+    apart = np.empty((len(s1), 9, f1.shape[1]))
+    apart[:, 0], apart[:, 1], apart[:, 2] = by_s1, by_l1, -fall * s1 * g1
+    apart[:, 3], apart[:, 4], apart[:, 5] = f2, 1.0, tilt * g2
+    apart[:, 6], apart[:, 7], apart[:, 8] = -f3, -1.0, -s3 * g3
+    slope = np.empty_like(apart)
+    np.multiply(apart[:, :6], share[:, None], out=slope[:, :6])
+    np.multiply(apart[:, 6:], -other[:, None], out=slope[:, 6:])
+
+    def curvature(u: np.ndarray) -> np.ndarray:
+        """[R,9,9] sum over points of u [R,n] times the second derivatives."""
         uq, up = u * share, u * other
         # (i, j): the second derivative of Q, or of P from the seventh parameter on
         bend = {
@@ -164,7 +190,7 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
             (0, 2): -fall * g1 * (1 + s1 * f1),
             (0, 5): level * g2,
             (1, 1): by_l1,
-            (1, 2): first[2],
+            (1, 2): apart[:, 2],
             (1, 5): level * s1 * g2,
             (2, 2): -fall * (s1 * h1 + (s1 * g1) ** 2),
             (3, 5): g2,
@@ -172,69 +198,124 @@ def farseer_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Cal
             (6, 8): g3,
             (8, 8): s3 * h3,
         }
-        sums = jnp.stack([((uq if i < 6 else up) * v).sum(1) for (i, _), v in bend.items()], 1)
-        place = np.zeros((len(bend), 9, 9))
-        for at, (i, j) in enumerate(bend):
-            place[at, i, j] = place[at, j, i] = 1
-        own = jnp.einsum("sb,bij->sij", sums, place)
-        return own + jnp.einsum("sn,skn,sln->skl", uq * other, apart, apart)
+        out = (apart * (uq * other)[:, None]) @ apart.transpose(0, 2, 1)
+        for (i, j), value in bend.items():
+            total = np.einsum("sn,sn->s", uq if i < 6 else up, value)
+            out[:, i, j] += total
+            if i != j:
+                out[:, j, i] += total
+        return out
 
-    return logarithm, slope, curvature
+    return slope, curvature
 
 
-def kaplan_derivatives(phi: Any, logs: Any, centre: Any) -> tuple[Any, Any, Callable]:
-    """(log loss [S,n], its slope [S,4,n], curvature) of phi [S,4], for `solve.by_derivatives`.
+def kaplan_derivatives(
+    phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of phi [S,4], for `slopes.by_derivatives`.
 
     The log loss is r l with l = log(exp(P) + exp(Q)), P = (log Nc - log N) alpha_N / r,
     Q = log Dc - log D and r = alpha_D.
     """
-    import jax.numpy as jnp
+    nc, dc, all_powers, all_r = phi.T[:, :, None]
+    every_v = nc - (logs[0] - centre[0])
+    every_first = every_v * all_powers / all_r
+    every_sum, every_p, every_q = _log_sum(every_first, dc - (logs[1] - centre[1]))
 
-    nc, dc, power, r = phi.T[:, :, None]
-    v, w = nc - (logs[0] - centre[0]), dc - (logs[1] - centre[1])
-    first = v * power / r
-    gap = first - w
-    p, q = 1 / (1 + jnp.exp(-gap)), 1 / (1 + jnp.exp(gap))
-    both = jnp.where(gap > 0, first - jnp.log(p), w - jnp.log(q))
-    zero = jnp.zeros_like(v)
-    apart = jnp.stack([power / r + zero, zero - 1, v / r, -first / r], 1)  # dP - dQ
-    slope = jnp.stack([p * power, r * q, p * v, both - p * first], 1)
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        v, first, both, p, q, power, r = (
+            a[rows] for a in (every_v, every_first, every_sum, every_p, every_q, all_powers, all_r)
+        )
+        apart, slope = np.empty((2, len(v), 4, v.shape[1]))  # apart: dP - dQ
+        apart[:, 0], apart[:, 1], apart[:, 2], apart[:, 3] = power / r, -1.0, v / r, -first / r
+        slope[:, 0], slope[:, 1] = p * power, r * q
+        slope[:, 2], slope[:, 3] = p * v, both - p * first
 
-    def curvature(u: Any) -> Any:
-        """[S,4,4] sum over points of u [S,n] times the second derivatives."""
-        uq, up = u * q, u * p
-        # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; the terms p dP / r cancel in part
-        out = jnp.einsum("sn,skn,sln->skl", up * q * r, apart, apart)
-        mixed = up.sum(1)
-        out = out.at[:, 0, 2].add(mixed).at[:, 2, 0].add(mixed)
-        mixed = uq.sum(1)
-        return out.at[:, 1, 3].add(mixed).at[:, 3, 1].add(mixed)
+        def curvature(u: np.ndarray) -> np.ndarray:
+            """[R,4,4] sum over points of u [R,n] times the second derivatives."""
+            uq, up = u * q, u * p
+            # d2(r l) = r (p q d d^T + p d2P) + e_r dl^T + dl e_r^T; terms p dP / r cancel in part
+            out = (apart * (up * q * r)[:, None]) @ apart.transpose(0, 2, 1)
+            for i, j, total in ((0, 2, up.sum(1)), (1, 3, uq.sum(1))):
+                out[:, i, j] += total
+                out[:, j, i] += total
+            return out
 
-    return r * both, slope, curvature
+        return slope, curvature
+
+    return all_r * every_sum, more
+
+
+def power_derivatives(
+    phi: np.ndarray, logs: np.ndarray, centre: np.ndarray
+) -> tuple[np.ndarray, Callable]:
+    """(log loss [S,n], more) of (log c, alpha) [S,2]: alpha (log c - x)."""
+    c, alpha = phi.T[:, :, None]
+    apart = c - (logs[0] - centre[0])
+
+    def more(rows: slice | np.ndarray) -> tuple[np.ndarray, Callable]:
+        own = apart[rows]
+        slope = np.stack([np.broadcast_to(alpha[rows], own.shape), own], 1)
+        return slope, lambda u: u.sum(1)[:, None, None] * (1 - np.eye(2))
+
+    return alpha * apart, more
+
+
+def _log_sum(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(log(exp(p) + exp(q)), the share of exp(p), of exp(q))."""
+    gap = p - q
+    less = np.exp(-np.abs(gap))
+    more = 1 / (1 + less)
+    less *= more
+    first = gap > 0
+    return (
+        np.where(first, p, q) - np.log(more),
+        np.where(first, more, less),
+        np.where(first, less, more),
+    )
 
 
 def _stretched(x: Any, kappa: Any) -> Any:
-    """(exp(kappa x) - 1) / kappa, and x at kappa 0."""
-    return _stretches(x, kappa)[0]
-
-
-def _stretches(x: Any, kappa: Any) -> tuple[Any, Any, Any]:
-    """(exp(kappa x) - 1) / kappa and its first and second derivative by kappa."""
+    """(exp(kappa x) - 1) / kappa of jnp, and x at kappa 0."""
     import jax.numpy as jnp
 
     t = kappa * x
     small = jnp.abs(t) < SMALL
     safe = jnp.where(small, 1.0, t)
-    power = jnp.exp(safe)
-    # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
-    value = (power - 1) / safe
-    slope = (power - value) / safe
-    bend = (power - 2 * slope) / safe
-    out = []
-    for order, far in enumerate((value, slope, bend)):
-        terms = [math.perm(j + order, order) / math.factorial(j + order + 1) for j in range(SERIES)]
-        near = terms[-1]
-        for term in terms[-2::-1]:
-            near = near * t + term
-        out.append(x ** (order + 1) * jnp.where(small, near, far))
-    return tuple(out)
+    return x * jnp.where(small, _series(t, 0), jnp.expm1(safe) / safe)
+
+
+class _Powers:
+    """(exp(kappa x) - 1) / kappa of x [n] and kappa [3,S,1], and its derivatives by kappa."""
+
+    def __init__(self, x: np.ndarray, kappa: np.ndarray) -> None:
+        t = kappa * x
+        t += (t == 0) * 1e-300
+        self.x, self.t, self.less = x, t, np.expm1(t)
+        # of x f(t), x^2 f'(t), x^3 f''(t) with f = (exp(t) - 1) / t
+        self.f = self.less / t
+        self.value = self.f * x
+
+    def derivatives(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(first, second) [3,R,n] of some of the S."""
+        t, f = self.t[:, rows], self.f[:, rows]
+        power, square = self.less[:, rows] + 1, self.x * self.x
+        first = (power - f) / t
+        second = (power - 2 * first) / t
+        # close to 0 the differences are rounding
+        small = np.flatnonzero(np.abs(t) < SMALL)
+        near = t.ravel()[small]
+        first.ravel()[small] = _series(near, 1)
+        second.ravel()[small] = _series(near, 2)
+        first *= square
+        second *= square * self.x
+        return first, second
+
+
+def _series(t: Any, order: int) -> Any:
+    """The order-th derivative of (exp(t) - 1) / t by its power series, for |t| below SMALL."""
+    terms = [math.perm(j + order, order) / math.factorial(j + order + 1) for j in range(SERIES)]
+    total = terms[-1]
+    for term in terms[-2::-1]:
+        total = total * t + term
+    return total

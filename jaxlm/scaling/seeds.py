@@ -8,7 +8,6 @@ all parameters would need thousands for. All return internal parameters [S,k], s
 import itertools
 
 import numpy as np
-import scipy.optimize
 
 # Exponents of N and of D; published ones lie between .05 (Kaplan) and .6.
 EXPONENTS = (0.03, 0.08, 0.15, 0.25, 0.35, 0.5, 0.75, 1.1)
@@ -16,16 +15,38 @@ EXPONENTS = (0.03, 0.08, 0.15, 0.25, 0.35, 0.5, 0.75, 1.1)
 CLOSEST = 32
 # Of a power that no data point to, the share of the loss that it starts with.
 LEAST = 1e-3
+# Added to the squares of columns of length 1 in the starts' least squares.
+RIDGE = 1e-13
 
 
 def _linear(columns: np.ndarray, loss: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """[m] logarithms of the coefficients of columns [m,n], each at least LEAST of the loss."""
+    """[B,m] logarithms of the coefficients of columns [B,m,n], each at least LEAST of the loss [n]
+    or [B,1,n]."""
     root = np.sqrt(w)
-    design = (columns / loss * root).T
-    unit = np.sqrt((design**2).sum(0))
-    found, _ = scipy.optimize.nnls(design / unit, root)
+    design = columns / loss * root
+    unit = np.sqrt((design**2).sum(2))
+    design /= unit[:, :, None]
+    best = _nonnegative(design @ design.transpose(0, 2, 1), design @ root)
     least = LEAST * np.sqrt(w.sum()) / unit
-    return np.log(np.maximum(found / unit, least))
+    return np.log(np.maximum(best / unit, least))
+
+
+def _nonnegative(gram: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """[B,m] coefficients of non-negative least squares of few columns of length 1, from their
+    products [B,m,m] and those with the target [B,m]: the best of every set of columns."""
+    many, m = moment.shape
+    best, gain = np.zeros((many, m)), np.zeros(many)
+    for size in range(1, m + 1):
+        for columns in itertools.combinations(range(m), size):
+            own = np.ix_(range(many), columns)
+            # exponents near one another make columns that are nearly one
+            system = gram[:, columns][:, :, columns] + RIDGE * np.eye(size)
+            found = np.linalg.solve(system, moment[own][:, :, None])[:, :, 0]
+            value = (found * moment[own]).sum(1)
+            better = (found >= 0).all(1) & (value > gain)
+            best[better], gain[better] = 0.0, value[better]
+            best[np.ix_(better, columns)] = found[better]
+    return best
 
 
 def powers(x: np.ndarray, loss: np.ndarray, w: np.ndarray, tied: bool = False) -> np.ndarray:
@@ -33,12 +54,10 @@ def powers(x: np.ndarray, loss: np.ndarray, w: np.ndarray, tied: bool = False) -
 
     x [m,n] centred logarithms of the inputs; tied: one exponent for all inputs.
     """
-    m, out = len(x), []
-    for exponents in itertools.product(EXPONENTS, repeat=1 if tied else m):
-        columns = np.exp(-np.reshape(exponents, (-1, 1)) * x)
-        logs = _linear(np.concatenate([np.ones((1, x.shape[1])), columns]), loss, w)
-        out.append([*logs, *exponents])
-    return np.array(out)
+    exponents = np.array(list(itertools.product(EXPONENTS, repeat=1 if tied else len(x))))
+    columns = np.exp(-exponents[:, :, None] * x)
+    floor = np.ones((len(columns), 1, x.shape[1]))
+    return np.concatenate([_linear(np.concatenate([floor, columns], 1), loss, w), exponents], 1)
 
 
 def two_powers(x: np.ndarray, loss: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -58,13 +77,14 @@ def power(x: np.ndarray, loss: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def kaplan(x: np.ndarray, loss: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Starts (log Nc, log Dc, alpha_N, alpha_D): L^(1/alpha_D) is linear for given exponents."""
-    out = []
-    for alpha_n, alpha_d in itertools.product((0.04, 0.08, 0.15, 0.3), repeat=2):
-        columns = np.stack([np.exp(-alpha_n / alpha_d * x[0]), np.exp(-x[1])])
-        scale = np.median(loss)
-        n, d = _linear(columns, (loss / scale) ** (1 / alpha_d), w) + np.log(scale) / alpha_d
-        out.append([n * alpha_d / alpha_n, d, alpha_n, alpha_d])
-    return np.array(out)
+    alphas = np.array(list(itertools.product((0.04, 0.08, 0.15, 0.3), repeat=2)))
+    alpha_n, alpha_d = alphas.T[:, :, None]
+    columns = np.stack([np.exp(-alpha_n / alpha_d * x[0]), np.tile(np.exp(-x[1]), (16, 1))], 1)
+    scale = np.median(loss)
+    logs = _linear(columns, ((loss / scale) ** (1 / alpha_d))[:, None], w)
+    logs += np.log(scale) / alpha_d
+    logs[:, :1] *= alpha_d / alpha_n
+    return np.concatenate([logs, alphas], 1)
 
 
 def data_constrained(

@@ -14,6 +14,7 @@ is tried at several knots by a score test (Rao 1948) with Huber's scores, and wh
 noise the law is fitted with it and planned without it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def correct(
     weights[1:] = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates)
     s = solve.minimise(
         _model,
-        None,
+        _derivatives,
         np.tile(start, (len(weights), 1)),
         ready.y,
         weights * ready.weights,
@@ -117,3 +118,40 @@ def correct(
 def _model(phi: Any, logs: Any, centre: Any) -> Any:
     """log loss [n] of chinchilla's internal parameters and the excess; logs [2] is the hinge."""
     return laws.CHINCHILLA.model(phi[:5], logs[:2], centre[:2]) + phi[5] * logs[2]
+
+
+def _derivatives(phi: Array, logs: Array, centre: Array) -> tuple[Array, Callable]:
+    """(log loss [S,n], more) of phi [S,6], for `slopes.by_derivatives`.
+
+    The logarithms of the three terms are linear in phi, g_i their slopes and p_i their shares: the
+    slope is s = sum p_i g_i, the second derivative sum p_i g_i g_i^T - s s^T.
+    """
+    e, a, b, alpha, beta, excess = phi.T[:, :, None]
+    x, z, hinge = logs - centre[:, None]
+    parts = np.exp(a - e - alpha * x), np.exp(b - e - beta * z)
+    total = 1 + parts[0] + parts[1]
+
+    def more(rows: slice | Array) -> tuple[Array, Callable]:
+        rest = 1 / total[rows]
+        p, q = parts[0][rows] * rest, parts[1][rows] * rest
+        slope = np.empty((len(p), 6, len(x)))
+        slope[:, 0], slope[:, 1], slope[:, 2] = rest, p, q
+        slope[:, 3], slope[:, 4], slope[:, 5] = -p * x, -q * z, hinge
+
+        def curvature(u: Array) -> Array:
+            """[R,6,6] sum over points of u [R,n] times the second derivatives."""
+            out = np.zeros((len(p), 6, 6))
+            shares = slope[:, :5]
+            out[:, :5, :5] = -(shares * u[:, None]) @ shares.transpose(0, 2, 1)
+            out[:, 0, 0] += (u * rest).sum(1)
+            for i, share, at in ((1, p, x), (2, q, z)):
+                weight = u * share
+                out[:, i, i] += weight.sum(1)
+                out[:, i, i + 2] -= weight @ at
+                out[:, i + 2, i] -= weight @ at
+                out[:, i + 2, i + 2] += weight @ at**2
+            return out
+
+        return slope, curvature
+
+    return e + np.log(total) + excess * hinge, more

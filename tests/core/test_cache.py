@@ -1,6 +1,8 @@
 """Where derived files are kept, and which compiled programs are."""
 
+import os
 import pathlib
+import sys
 
 import jax
 
@@ -30,3 +32,19 @@ def test_programs_go_to_the_users_cache_or_where_jax_is_told(monkeypatch, tmp_pa
             jax.config.update(name, value)
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.folder() == pathlib.Path.home() / ".cache" / "jaxlm"
+
+
+def test_programs_are_kept_where_jax_has_not_started(monkeypatch, tmp_path):
+    """Asking for the cache starts no JAX: it finds its settings when it starts, if it does."""
+    for name in (cache.FOLDER, cache.LEAST):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "jax")
+    cache.programs(0.0)
+    assert "jax" not in sys.modules
+    assert os.environ[cache.FOLDER] == str(tmp_path / "jaxlm" / "xla")
+    assert os.environ[cache.LEAST] == "0.0"
+    monkeypatch.setenv(cache.FOLDER, "elsewhere")
+    cache.programs()
+    assert os.environ[cache.FOLDER] == "elsewhere" and os.environ[cache.LEAST] == "0.0"

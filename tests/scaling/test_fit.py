@@ -140,7 +140,7 @@ def test_refusals_name_what_is_wrong(runs, found):
 
 
 def test_what_does_not_converge_is_told(runs, monkeypatch):
-    for name, value in (("ROUNDS", (1,)), ("WIDER", 0), ("LAST", 1), ("AGAIN", 1), ("STALLED", -1)):
+    for name, value in (("STEPS", 1), ("WIDER", 0), ("LAST", 1), ("AGAIN", 1), ("STALLED", -1)):
         monkeypatch.setattr(solve, name, value)
     found = fit.fit(LAW, runs)
     assert found.reached == 0.0 and "had not converged after" in found.failed
@@ -152,7 +152,7 @@ def test_a_fit_that_no_step_lowers_has_arrived(runs, found, monkeypatch):
     were left out for it."""
     steps = solve._blocks
 
-    def never_enough(problems, todo, at, limit):
+    def never_enough(problems, todo, at, limit, agree=0):
         steps(problems, todo, at, limit)
         problems.out.arrived[todo] = False
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import interpolate
 
 from jaxlm.scaling import envelope, isoflop, table
 from tests.scaling import public
@@ -107,6 +108,18 @@ def test_budgets_are_found_in_compute_read_off_a_figure():
     assert parabola.interval[0] < 0.514 < parabola.interval[1]
     first = envelope.fit(t, replicates=200)
     assert not first.curves and first.interval[0] < 0.514 < first.interval[1]
+
+
+@pytest.mark.parametrize("points", [3, 4, 9])
+def test_akimas_spline_is_scipys(points):
+    """With points on a line among them, where its weights vanish."""
+    random = np.random.default_rng(points)
+    x, y = np.sort(random.normal(size=points)), random.normal(size=(points, 5))
+    y[:, 0] = 2 * x
+    at = np.linspace(x[0], x[-1], 50)
+    want = interpolate.Akima1DInterpolator(x, y)(at)
+    np.testing.assert_allclose(isoflop.akima(x, y, at), want, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(isoflop.akima(x, y[:, 1], at), want[:, 1], rtol=1e-10, atol=1e-12)
 
 
 def test_a_minimum_at_an_end_is_left_out_with_its_reason():

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from jaxlm.scaling import bootstrap, least_squares
 
@@ -145,6 +144,8 @@ def fit(form: Form, x: Sequence[Array], y: Array) -> Fitted:
     k = len(form.linear) + len(form.others)
     if len(y) < k + 1:
         raise ValueError(f"{len(y)} rows; the form's {k} parameters need {k + 1}")
+    from scipy import optimize
+
     target = np.log10(y) if form.log else y
     starts = []
     for others in itertools.product(*form.grid):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy import interpolate
 
 from jaxlm.scaling import isoflop as approach
 from jaxlm.scaling.figures import style
@@ -33,7 +32,7 @@ def isoflop(picture: Any, v: Values) -> bool:
         if len(n) < approach.SIZES:
             continue
         x = np.linspace(np.log(n[0]), np.log(n[-1]), NODES)
-        spline = interpolate.Akima1DInterpolator(np.log(n), np.log(loss))(x)
+        spline = approach.akima(np.log(n), np.log(loss), x)
         # between two sizes that nearly agree it may be far outside the losses
         spare = 0.3 * np.ptp(np.log(loss))
         outside = (spline < np.log(loss).min() - spare) | (spline > np.log(loss).max() + spare)

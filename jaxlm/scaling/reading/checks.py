@@ -19,7 +19,7 @@ millions, C in GFLOPs or a perplexity in place of a loss fall outside. A unit th
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from jaxlm.scaling.reading import units
 
@@ -191,7 +191,7 @@ def _slope(design: Array, y: Array) -> tuple[float, float]:
         return 0.0, 1.0
     rest = y - design @ beta
     error = np.sqrt(np.linalg.inv(design.T @ design)[1, 1] * (rest @ rest) / free)
-    return float(beta[1]), float(scipy.stats.t.sf(beta[1] / max(error, 1e-300), free))
+    return float(beta[1]), float(scipy.special.stdtr(free, -beta[1] / max(error, 1e-300)))
 
 
 def convention(
