@@ -22,6 +22,9 @@ FLAGS = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
+    # Every part of a program that LLVM compiles apart costs a copy of the module: in one part, the
+    # three programs of a family's laws compile in 18.9 s of CPU in place of 23.5.
+    "--xla_cpu_parallel_codegen_split_count": "1",
 }
 # Later releases have no other emitters, and end the process at a flag they do not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
