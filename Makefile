@@ -1,6 +1,7 @@
 # `make demo` and `make test` need python >= 3.11 and nothing else.
 #
 #   PYTHON=python3.12 make test     another interpreter (its own environment: VENV=.venv312)
+#   TESTS=tests/ops make test       these alone
 #   DEMO_STEPS=40 make demo         a shorter demo
 
 SHELL := /bin/bash
@@ -13,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+TESTS ?=
 SOURCES := jaxlm configs experiments notebooks tests setup.py
 export MPLBACKEND := Agg
 # Tests start many processes: what is compiled for the first is read by the others, whatever the
@@ -24,25 +26,44 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q
+# tests/conftest.py groups the tests and puts the longest first.
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+	--no-loadscope-reorder -q
 
+test: $(VENV)/.dev
+	$(PYTEST) $(TESTS)
+
+# `make slow parity` runs both in one pair of processes.
+ifeq ($(filter slow parity,$(MAKECMDGOALS)),slow parity)
+slow: $(VENV)/.parity
+	$(PYTEST) -m 'slow or parity'
+
+parity: slow
+else
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m slow
+	$(PYTEST) -m slow
 
 parity: $(VENV)/.parity
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m parity
+	$(PYTEST) -m parity
+endif
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ty check --python $(VENV)
 
+# What depends on the versions of Python, JAX and NumPy: everything compiled or differentiated, a
+# checkpoint, an import and an export, a fit. What only reads and writes text runs in `make test`.
+NEWEST := core ops models objectives parallel test_laws.py test_override.py test_schema.py \
+	decode/test_loop.py decode/test_sample.py eval \
+	train/test_step.py train/test_optim.py train/test_loop.py train/test_checkpoint.py \
+	convert/test_golden.py convert/test_directory.py scaling/test_fit.py
+
 # The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to.
 test-newest:
 	newest=$$(.ci/newest-python); \
 	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 here"; exit 0; fi; \
-	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest
+	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest TESTS="$(NEWEST:%=tests/%)"
 
 # --- environments: one stamp per extra, redone when setup.py or the lock changes ---------------
 

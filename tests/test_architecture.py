@@ -1,6 +1,7 @@
 """The shape of the tree, read from the source without importing it: under a second."""
 
 import ast
+import functools
 import pathlib
 import re
 import sys
@@ -64,11 +65,24 @@ def sources(*folders):
 
 LIBRARY = sources("jaxlm")
 EVERYTHING = [ROOT / "setup.py", *sources("jaxlm", "configs", "experiments", "tests", "notebooks")]
-TEXTS = {path: path.read_text("utf-8") for path in EVERYTHING}
-TREES = {path: ast.parse(text) for path, text in TEXTS.items()}
-# every node once, since walking is what costs
-NODES = {path: list(ast.walk(TREES[path])) for path in EVERYTHING}
 IMPORTS = (ast.Import, ast.ImportFrom)
+# On one worker, which parses and walks every file once, and not while tests are collected.
+pytestmark = pytest.mark.xdist_group("architecture")
+
+
+@functools.cache
+def text_of(path):
+    return path.read_text("utf-8")
+
+
+@functools.cache
+def tree_of(path):
+    return ast.parse(text_of(path))
+
+
+@functools.cache
+def nodes_of(path):
+    return list(ast.walk(tree_of(path)))
 
 
 def where(path, node):
@@ -77,7 +91,7 @@ def where(path, node):
 
 def calls(path, name):
     """Calls of a function by the name it is written with."""
-    return [n for n in NODES[path] if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
+    return [n for n in nodes_of(path) if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
 
 
 def imports(nodes, path):
@@ -114,7 +128,7 @@ def test_a_folder_imports_its_own_floor_or_below():
     wrong = []
     for path in LIBRARY:
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for name, node in imports(NODES[path], path):
+        for name, node in imports(nodes_of(path), path):
             other = unit(name)
             if other is not None and own in FLOORS and FLOORS[other] > FLOORS[own]:
                 wrong.append(f"{where(path, node)}: {own} imports {other}")
@@ -125,7 +139,7 @@ def test_the_library_never_imports_tests_torch_or_transformers():
     wrong = [
         f"{where(path, node)}: {name}"
         for path in LIBRARY
-        for name, node in imports(NODES[path], path)
+        for name, node in imports(nodes_of(path), path)
         if name.split(".")[0] in {"tests", "configs", "experiments", "torch", "transformers"}
     ]
     assert not wrong
@@ -133,7 +147,8 @@ def test_the_library_never_imports_tests_torch_or_transformers():
 
 def test_caps_on_files_functions_and_columns():
     wrong = []
-    for path, text in TEXTS.items():
+    for path in EVERYTHING:
+        text = text_of(path)
         lines = text.splitlines()
         if len(lines) > FILE_LINES:
             wrong.append(f"{path.relative_to(ROOT)}: {len(lines)} lines")
@@ -142,7 +157,7 @@ def test_caps_on_files_functions_and_columns():
             for i, line in enumerate(lines, 1)
             if len(line) > COLUMNS
         ]
-        for f in NODES[path]:
+        for f in nodes_of(path):
             if not isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             length = f.end_lineno - f.lineno + 1
@@ -160,7 +175,7 @@ def test_the_data_layer_never_imports_jax():
     wrong = [
         f"{where(path, node)}: {name}"
         for path in WITHOUT_JAX
-        for name, node in imports(NODES[path], path)
+        for name, node in imports(nodes_of(path), path)
         if name.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax"}
         or unit(name) not in (None, "data", "core", "schema")
     ]
@@ -183,7 +198,7 @@ def test_the_command_line_imports_nothing_slow():
     wrong = [
         f"{where(path, node)}: {name}"
         for path in INSTANT
-        for name, node in imports(module_level(TREES[path]), path)
+        for name, node in imports(module_level(tree_of(path)), path)
         if name.split(".")[0] in SLOW or unit(name) is not None
     ]
     assert not wrong
@@ -196,14 +211,15 @@ LATE = {"orbax", "tyro", "flax", "matplotlib", "rich", "grain", "scipy", "senten
 def test_a_run_begins_without_what_its_first_step_does_not_need():
     """orbax, tyro and flax were half of what `jaxlm train` loaded besides JAX and optax."""
     todo, seen, late = ["jaxlm.train.loop", "jaxlm.cli"], set(), set()
+    files = {*EVERYTHING}
     while todo:
         parts = todo.pop().split(".")[1:]
         # a name is a module, or of one
         places = [PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
         for path in (q for at in places for q in (at.with_suffix(".py"), at / "__init__.py")):
-            if path in TREES and path not in seen:
+            if path in files and path not in seen:
                 seen.add(path)
-                names = [name for name, _ in imports(module_level(TREES[path]), path)]
+                names = [name for name, _ in imports(module_level(tree_of(path)), path)]
                 todo += [name for name in names if name.startswith("jaxlm.")]
                 late |= {f"{path.name}: {n}" for n in names if n.split(".")[0] in LATE}
     assert len(seen) > 100 and not late
@@ -234,11 +250,11 @@ def test_importing_the_library_does_nothing():
     """No environment, no device, no configuration, no files: only names and values."""
     wrong = []
     for path in LIBRARY:
-        for node in calls_at_import(TREES[path]):
+        for node in calls_at_import(tree_of(path)):
             called = ast.unparse(node.func)
-            if not PURE.match(called) and not main_guard(TREES[path], node):
+            if not PURE.match(called) and not main_guard(tree_of(path), node):
                 wrong.append(f"{where(path, node)}: {called}(...) at import")
-        for node in module_level(TREES[path]):
+        for node in module_level(tree_of(path)):
             targets = node.targets if isinstance(node, ast.Assign) else []
             if any(not isinstance(t, ast.Name | ast.Tuple) for t in targets):
                 wrong.append(f"{where(path, node)}: {ast.unparse(node)}")
@@ -266,7 +282,7 @@ def public(tree):
 def test_public_functions_are_typed_and_documented():
     wrong = []
     for path in LIBRARY:
-        tree = TREES[path]
+        tree = tree_of(path)
         if not ast.get_docstring(tree):
             wrong.append(f"{path.relative_to(ROOT)}: no docstring")
         for node in tree.body:
@@ -296,7 +312,7 @@ def test_config_fields_have_a_meaning():
     """Every field of a dataclass that the command line shows is followed by its docstring."""
     wrong = []
     for path in LIBRARY:
-        for node in TREES[path].body:
+        for node in tree_of(path).body:
             if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
                 continue
             if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
@@ -317,14 +333,14 @@ def test_no_name_forbidden_by_the_style():
         for node in calls(path, "getattr"):
             if len(node.args) == 3 and ast.unparse(node.args[0]) in ("cfg", "self.cfg", "plan"):
                 wrong.append(f"{where(path, node)}: {ast.unparse(node)}")
-        for node in NODES[path]:
+        for node in nodes_of(path):
             field = node.target if isinstance(node, ast.AnnAssign) else None
             if isinstance(field, ast.Name) and field.id.startswith(("use_", "enable_")):
                 wrong.append(f"{where(path, node)}: {field.id}")
             if isinstance(node, ast.Global):
                 wrong.append(f"{where(path, node)}: global {node.names}")
         marks = ("TODO", "FIXME", "XXX")
-        wrong += [f"{path.relative_to(ROOT)}: {word}" for word in marks if word in TEXTS[path]]
+        wrong += [f"{path.relative_to(ROOT)}: {word}" for word in marks if word in text_of(path)]
     assert not wrong
 
 
@@ -332,7 +348,7 @@ def test_declared_and_imported_distributions_are_the_same():
     """setup.py asks for what the library imports, and for nothing else."""
     setup = {
         ast.unparse(n.targets[0]): n.value
-        for n in TREES[ROOT / "setup.py"].body
+        for n in tree_of(ROOT / "setup.py").body
         if isinstance(n, ast.Assign)
     }
     declared = {re.split(r"[<>=\[]", text)[0] for text in ast.literal_eval(setup["CORE"])}
@@ -343,7 +359,7 @@ def test_declared_and_imported_distributions_are_the_same():
         if ast.literal_eval(name) != "parity"  # for the tests alone
         for text in ast.literal_eval(value)
     }
-    imported = {name.split(".")[0] for path in LIBRARY for name, _ in imports(NODES[path], path)}
+    imported = {name.split(".")[0] for path in LIBRARY for name, _ in imports(nodes_of(path), path)}
     imported |= dynamic_imports()
     third = {DISTRIBUTIONS.get(n, n) for n in imported - set(sys.stdlib_module_names) - {"jaxlm"}}
     third -= {"jaxlib"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.data import mask, span, tokenizers
 from jaxlm.decode import fill, reply, sample
 from jaxlm.models import bert, t5
+from tests import programs
 
 BYTES = tokenizers.load("bytes")
 CFG = bert.Config(vocab=260, embed=16, layers=1, heads=2, ffn=24, context=48)
@@ -19,7 +19,7 @@ MARKS = {"<mask>": 259}
 @pytest.fixture(scope="module")
 def tiny():
     built = models.build(CFG)
-    return built, jax.jit(lambda key: param.init(built.spec, key))(jax.random.key(0))
+    return built, programs.drawn(built.spec, 0)
 
 
 def test_every_hole_has_its_likeliest_tokens(tiny):
@@ -60,7 +60,7 @@ def test_reply_of_an_encoder_decoder_is_the_target():
         vocab=270, embed=16, encoder=1, layers=1, heads=2, head=8, ffn=24, buckets=8, farthest=8
     )
     built = models.build(cfg)
-    w = jax.jit(lambda key: param.init(built.spec, key))(jax.random.key(0))
+    w = programs.drawn(built.spec, 0)
     spans = span.Span(sentinel=269)
     told = "".join(reply.reply(built, w, BYTES, "a<extra_id_0>c", settings, spans))
     assert told.startswith("a<extra_id_0>c\n  ")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.decode import pairs, sample
 from jaxlm.models import model as model_
 from jaxlm.ops.attention import At
+from tests import programs
 from tests.families.t5 import T5
 
 CFG = dataclasses.replace(T5, act="gelu_tanh", gated=True)
@@ -22,7 +22,7 @@ NEW = 6
 @pytest.fixture(scope="module")
 def tiny():
     built = models.build(CFG)
-    return built, jax.jit(lambda key: param.init(built.spec, key))(jax.random.key(1))
+    return built, programs.drawn(built.spec, 1)
 
 
 def test_greedy_is_the_argmax_of_the_whole_forward_pass(tiny):

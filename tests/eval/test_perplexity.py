@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.data import loader, shard_cache, shards, tokenizers
 from jaxlm.eval import perplexity
 from jaxlm.models import llama, model
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
+from tests import programs
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def found(tmp_path_factory):
 def small():
     cfg = llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24, context=64)
     built = models.build(cfg)
-    return built, param.init(built.spec, jax.random.key(0))
+    return built, programs.drawn(built.spec, 0)
 
 
 def test_it_is_the_sum_over_documents_alone(found, small):

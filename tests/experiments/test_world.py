@@ -13,10 +13,10 @@ import pytest
 
 from experiments.rlhf import world
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.objectives import likelihood
 from jaxlm.parallel.plan import Plan
+from tests import programs
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = world.World(symbols=3, length=3, prompts=2)
@@ -71,7 +71,7 @@ def test_a_model_is_listed_as_it_reads():
     """Probabilities sum to 1 and are those of each text by the library's own log-probabilities."""
     cfg = llama.Config(vocab=4, embed=16, layers=2, heads=2, kv=2, head=8, ffn=24, context=8)
     model = models.build(cfg)
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(1)))()
+    params = programs.drawn(model.spec, 1)
     log_p = world.policy(model, SMALL)(params)
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1, atol=1e-12)
     count = len(world.listing(SMALL).tokens)

@@ -2,16 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.data import template
 from jaxlm.data.tokenizers import bytelevel
 from jaxlm.feedback import voice
 from jaxlm.models import llama
+from tests import programs
 
 ABOUT = {"folder": "runs/x", "step": 7, "run": "abc", "checkpoint": "last", "template": "plain"}
 
@@ -70,5 +69,5 @@ def random_model():
     """(model, params, tokenizer, template) of a tiny model that reads bytes, its weights random."""
     cfg = llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24)
     model = models.build(cfg)
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(1)))()
+    params = programs.drawn(model.spec, 1)
     return model, params, bytelevel.Bytes(), template.load("plain", "bytes")

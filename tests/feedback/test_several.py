@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.data import prefer
 from jaxlm.decode.sample import Sampling
 from jaxlm.feedback import asks, several, worth
@@ -18,6 +16,7 @@ from jaxlm.objectives import reward as objective
 from jaxlm.ops.attention import At
 from jaxlm.train import run as runs
 from jaxlm.train import saved
+from tests import programs
 
 PROMPTS = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "1 + 2 =", "answer": "3"}]
 
@@ -108,7 +107,7 @@ def judge(monkeypatch):
     cfg = llama.Config(vocab=259, embed=16, layers=1, heads=2, kv=1, head=8, ffn=24)
     model = models.build(cfg)
     spec = model.spec | {"score": score.spec(model)}
-    params = jax.jit(lambda: param.init(spec, jax.random.key(2)))()
+    params = programs.drawn(spec, 2)
     data = prefer.Preferences(source="x.jsonl")
     run = runs.Run(name="judge", model=cfg, data=data, objective=objective.Config())
     found = saved.Saved(run, model, params, run.plan, 9)

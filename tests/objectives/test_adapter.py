@@ -31,7 +31,7 @@ EVERYTHING = ("stack/*", "unembed")
 
 def drawn(spec, seed):
     """Weights away from their start, where `b` is 0."""
-    params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
+    params = programs.drawn(spec, seed)
     r = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + 0.1 * r.standard_normal(x.shape, np.float32), params)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.models import llama, mistral
 from jaxlm.objectives import dpo, responses
 from jaxlm.ops import preference
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
+from tests import programs
 from tests.families import deepseek as tiny_deepseek
 from tests.families import gpt as gpt_cases
 from tests.families import mistral as tiny_mistral
@@ -29,7 +29,7 @@ LLAMA = llama.Config(vocab=V, embed=16, layers=2, heads=4, kv=2, head=4, ffn=24,
 def weights(seed):
     spec = models.build(LLAMA).spec
     with jax.ensure_compile_time_eval():  # what is kept must not be another program's tracer
-        params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
+        params = programs.drawn(spec, seed)
     r = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: np.asarray(x) + 0.2 * r.standard_normal(x.shape, np.float32), params
@@ -95,7 +95,7 @@ def test_every_ordered_pair_of_a_prompt_counts_and_both_orders_if_it_is_uncertai
 def test_at_the_reference_the_loss_is_log_two_and_nothing_is_right_or_wrong():
     # a dropout rate of a half, and a key: neither forward pass drops anything
     model = models.build(dataclasses.replace(gpt_cases.GPT, dropout=0.5))
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(1)))()
+    params = programs.drawn(model.spec, 1)
     objective = dpo.build(dpo.Config(), model)
     told = jax.jit(objective.loss)(params, {"reference": params}, cases.batch(0), jax.random.key(3))
     total, weight, sums = jax.tree.map(np.asarray, told)
@@ -181,7 +181,7 @@ def test_stored_and_frozen_references_are_one_loss():
 def test_experts_are_balanced_by_the_policy_alone():
     cfg = tiny_mistral.MISTRAL
     model = models.build(cfg)
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(1)))()
+    params = programs.drawn(model.spec, 1)
     run = [
         jax.jit(dpo.build(dpo.Config(balance=balance), model).loss)(
             params, {"reference": params}, cases.batch(0), None

@@ -23,6 +23,7 @@ from jaxlm.ops import loss as ops_loss
 from jaxlm.ops import preference, ranking, rl, surrogate
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import generate
+from tests import programs
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def pairs():
 @functools.cache
 def weights(seed):
     """Weights of a policy that is far from even, and heads that are not 0."""
-    made = jax.jit(lambda: param.init(MODEL.spec, jax.random.key(seed)))()
+    made = programs.drawn(MODEL.spec, seed)
     draw = np.random.default_rng(seed).normal(size=16).astype(np.float32)
     return made | {"unembed": 2 * made["unembed"], "value": draw / 4, "score": draw / 2}
 

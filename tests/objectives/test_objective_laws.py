@@ -64,7 +64,7 @@ def build(case, plan):
 
 def drawn(spec, seed):
     """Weights away from their start, where heads are 0 and scales 1."""
-    params = jax.jit(lambda: param.init(spec, jax.random.key(seed)))()
+    params = programs.drawn(spec, seed)
     r = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: np.asarray(x) + 0.1 * r.standard_normal(x.shape, np.float32), params

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.objectives import ppo, sampled
+from tests import programs
 from tests.objectives import free
 from tests.objectives.cases import ppo as cases
 
@@ -229,7 +229,7 @@ def test_what_was_sampled_has_ratio_1_when_it_is_learnt_from():
         llama.Config(vocab=32, embed=16, layers=1, heads=2, kv=1, head=8, ffn=16, context=8)
     )
     made = ppo.build(cfg, model)
-    params = jax.jit(lambda: param.init(made.spec, jax.random.key(0)))()
+    params = programs.drawn(made.spec, 0)
     r = np.random.default_rng(0)
     params["critic"]["value"] = jnp.asarray(r.normal(size=16), jnp.float32)
     rows = cases.batch(0)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from jaxlm import models, objectives
-from jaxlm.core import param
 from jaxlm.core.batch import Choices
 from jaxlm.data import prefer
 from jaxlm.models import llama, score
 from jaxlm.objectives import likelihood, reward
 from jaxlm.ops import ranking
+from tests import programs
 from tests.families import t5 as t5_cases
 from tests.families.sizes import T, V
 from tests.objectives.cases import reward as cases
@@ -150,7 +150,7 @@ def test_calibration_is_exact_over_parts_and_zero_where_confidence_is_accuracy()
 def made():
     model = models.build(MODEL)
     objective = objectives.build(reward.Config(), model)
-    params = jax.jit(lambda: param.init(objective.spec, jax.random.key(0)))()
+    params = programs.drawn(objective.spec, 0)
     return model, objective, params, jax.jit(lambda p, b: reward.rewards(model, p, b))
 
 

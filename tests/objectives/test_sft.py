@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxlm import models, objectives
-from jaxlm.core import param
 from jaxlm.core.batch import Batch
 from jaxlm.models import bert, llama
 from jaxlm.objectives import clm, sft
 from jaxlm.ops.attention import At
+from tests import programs
 from tests.families.sizes import T, V
 from tests.objectives.cases import sft as cases
 
@@ -23,7 +23,7 @@ MODEL = llama.Config(vocab=V, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24,
 def made():
     """(model, its weights, the compiled loss with its gradient, the compiled logits)."""
     model = models.build(MODEL)
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(3)))()
+    params = programs.drawn(model.spec, 3)
     loss = objectives.build(sft.Config(), model).loss
 
     def whole(params, batch):

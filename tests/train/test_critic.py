@@ -17,6 +17,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.train import checkpoint, directory, loop, metrics, optim, program, rollout, start, step
 from jaxlm.train import run as runs
 from jaxlm.train import saved as saving
+from tests import programs
 
 MODEL = llama.Config(vocab=260, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
 
@@ -46,7 +47,7 @@ def saved(run, seed, **changed):
     """The directory of a run with random weights, as if it had ended."""
     run = dataclasses.replace(run, rollout=None, **changed)
     _, objective = program.build(run, Plan())
-    params = jax.jit(lambda: param.init(objective.spec, jax.random.key(seed)))()
+    params = programs.drawn(objective.spec, seed)
     folder = runs.folder(run)
     folder.mkdir(parents=True)
     directory.record(folder, run)

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.core import param
 from jaxlm.data import prompts as prompting
 from jaxlm.models import llama
 from jaxlm.objectives import likelihood
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import generate, program
 from jaxlm.train import run as runs
+from tests import programs
 
 MODEL = llama.Config(vocab=260, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
 
@@ -29,7 +29,7 @@ def asked(rows, seq=8):
 def sampler():
     """(model, weights with opinions, a function from prompts and key to Responses on the host)."""
     model, objective = program.build(runs.Run(name="x", model=MODEL), Plan())
-    params = jax.jit(lambda: param.init(model.spec, jax.random.key(3)))()
+    params = programs.drawn(model.spec, 3)
     params = jax.tree.map(lambda w: 2 * w, params)
     make = generate.program(model, objective, max_new=6, stop=tuple(range(100, 120)))
 

@@ -5,11 +5,9 @@ import json
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pytest
 
-from jaxlm.core import param
 from jaxlm.data import prefer
 from jaxlm.data import prompts as prompting
 from jaxlm.data.prompts import Prompts
@@ -32,6 +30,7 @@ from jaxlm.train import (
 from jaxlm.train import reward as rewards
 from jaxlm.train import run as runs
 from jaxlm.train import saved as saving
+from tests import programs
 
 MODEL = llama.Config(vocab=260, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=32)
 REWARD = """
@@ -235,7 +234,7 @@ def test_groups_that_scored_alike_are_replaced(base, monkeypatch):
 def saved(run, seed):
     """A run directory with random weights, as if the run had ended."""
     model, objective = program.build(run, Plan())
-    params = jax.jit(lambda: param.init(objective.spec, jax.random.key(seed)))()
+    params = programs.drawn(objective.spec, seed)
     folder = runs.folder(run)
     folder.mkdir(parents=True)
     directory.record(folder, run)
