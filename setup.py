@@ -71,7 +71,7 @@ setuptools.setup(
     package_data={"jaxlm": ["py.typed", "feedback/constitution.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["jaxlm = jaxlm.cli:main"]},
+    entry_points={"console_scripts": ["jaxlm = jaxlm.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",

@@ -10,11 +10,11 @@ Expected: 2.378 bits per byte held out, the teacher 1.981; `configs/distill.py:a
 
 import dataclasses
 
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
 from jaxlm.objectives import distill
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Run
 
 
 def config() -> Run:

@@ -1,7 +1,7 @@
 """DPO on preferences whose truth is known: the implicit reward against what can be known.
 
 Reproduces: nothing published; the reward behind the held-out labels of `tastes` itself agrees with
-0.850 of them, at 0.324 nats each (over all pairs, `tastes.limit()`: 0.838 and 0.349).
+0.850 of them, at 0.324 nats each (over all pairs, `bradley_terry.limit()`: 0.838 and 0.349).
 Command: jaxlm train configs/dpo.py:start && jaxlm train configs/dpo.py
 Hardware: 2 CPU cores
 Time: about 2 minutes of CPU, both together; 11 minutes on a very busy machine
@@ -9,12 +9,13 @@ Expected: start 1.515 nats a token (1.512 is their entropy); then accuracy 0.854
 0.334 +- 0.010 held out; a sample is mostly of the prompt's first letter
 """
 
-from jaxlm.data.chat import Chats
-from jaxlm.data.prefer import Preferences
+from jaxlm.data.records.chats import Chats
+from jaxlm.data.records.preferences import Preferences
 from jaxlm.models import llama
-from jaxlm.objectives import dpo, sft
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Checkpoint, Run
+from jaxlm.objectives import sft
+from jaxlm.objectives.preference import dpo
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Checkpoint, Run
 
 MODEL = llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=128)
 SEQ = 16  # begin, at most six of the prompt, eight of the response, its end

@@ -15,10 +15,10 @@ A reward of your own is a function in a file, named by `--rollout.rewards mine.p
     def turned(samples):
         return [float(s.response == s.prompt[-2::-1]) for s in samples]
 
-It receives a list of `jaxlm.train.reward.Sample`: prompt and response (text without special
-tokens), record (the JSON object that the prompt is of) and finished (whether the response ended by
-itself). It returns one finite number for each, in their order, larger for better; where it raises,
-the samples are passed to it one at a time.
+It receives a list of `jaxlm.train.rl.reward_functions.Sample`: prompt and response (text without
+special tokens), record (the JSON object that the prompt is of) and finished (whether the response
+ended by itself). It returns one finite number for each, in their order, larger for better; where it
+raises, the samples are passed to it one at a time.
 """
 
 import dataclasses
@@ -26,13 +26,14 @@ import json
 import random
 from collections.abc import Iterator
 
-from jaxlm.data.chat import Chats
-from jaxlm.data.prompts import Prompts
+from jaxlm.data.records.chats import Chats
+from jaxlm.data.records.prompts import Prompts
 from jaxlm.models import llama
-from jaxlm.objectives import grpo, sft
-from jaxlm.train.optim import Optim
-from jaxlm.train.rollout import Rollout
-from jaxlm.train.run import Checkpoint, Run
+from jaxlm.objectives import sft
+from jaxlm.objectives.rl import grpo
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.rl.rollout import Rollout
+from jaxlm.train.run.run import Checkpoint, Run
 
 SOURCE = "configs/turned.jsonl"
 MODEL = llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=192)

@@ -7,10 +7,10 @@ Time: 1.6 minutes on a shared machine
 Expected: 1.897 +- 0.005 bits per byte held out (`small_gpt`: 1.902)
 """
 
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import AnyConfig, gpt, llama
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Run
 
 
 def config() -> Run:

@@ -14,12 +14,12 @@ penalty a target.
 import dataclasses
 from typing import Literal
 
-from jaxlm.data.prompts import Prompts
+from jaxlm.data.records.prompts import Prompts
 from jaxlm.models import llama
-from jaxlm.objectives import ppo
-from jaxlm.train.optim import Optim
-from jaxlm.train.rollout import Rollout
-from jaxlm.train.run import Checkpoint, Run
+from jaxlm.objectives.rl import ppo
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.rl.rollout import Rollout
+from jaxlm.train.run.run import Checkpoint, Run
 
 
 def config() -> Run:

@@ -1,18 +1,18 @@
 """A tiny reward model of preferences whose truth is known: does it reach what can be known?
 
 Reproduces: nothing published; the reward behind the held-out labels of `tastes` itself agrees with
-0.850 of them, at 0.324 nats each (over all pairs, `tastes.limit()`: 0.838 and 0.349).
+0.850 of them, at 0.324 nats each (over all pairs, `bradley_terry.limit()`: 0.838 and 0.349).
 Command: jaxlm train configs/reward.py
 Hardware: 2 CPU cores
 Time: about 1 minute of CPU; 4 minutes on a busy machine
 Expected: accuracy 0.849 +- 0.006, nll 0.333 +- 0.010, calibration error 0.023 held out
 """
 
-from jaxlm.data.prefer import Preferences
+from jaxlm.data.records.preferences import Preferences
 from jaxlm.models import llama
-from jaxlm.objectives import reward
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Run
+from jaxlm.objectives.preference import reward
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Run
 
 
 def config() -> Run:

@@ -13,11 +13,11 @@ import json
 import random
 from collections.abc import Iterator
 
-from jaxlm.data.chat import Chats
+from jaxlm.data.records.chats import Chats
 from jaxlm.models import llama
 from jaxlm.objectives import sft
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Checkpoint, Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Checkpoint, Run
 
 TASKS = {
     "Write the word in capital letters.": lambda word: word.upper() + "!",

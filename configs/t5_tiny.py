@@ -8,12 +8,12 @@ Time: 6 minutes on a busy shared machine
 Expected: 2.11 nats per hidden token held out (one run); their frequencies alone give 3.33
 """
 
-from jaxlm.data.loader import Data
-from jaxlm.data.span import Span
+from jaxlm.data.corrupt.span import Span
+from jaxlm.data.pretraining import Data
 from jaxlm.models import t5
 from jaxlm.objectives import seq2seq
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Run
 
 
 def config() -> Run:

@@ -19,12 +19,14 @@ import subprocess
 import sys
 import time
 
-from jaxlm import launch
+from experiments import compression_baselines
+from jaxlm.cli import launch
 from jaxlm.core import cache, config
-from jaxlm.data import baselines, shard_cache, shards, tokenizers
-from jaxlm.data.loader import Data
-from jaxlm.train import metrics
-from jaxlm.train import run as runs
+from jaxlm.data import tokenizers
+from jaxlm.data.pretraining import Data
+from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.train.run import metrics
+from jaxlm.train.run import run as runs
 
 CONFIG = "configs/demo.py"
 PROMPTS = ("The with statement", "Return the number of")
@@ -66,7 +68,7 @@ def shortened(run: runs.Run, steps: int) -> list[str]:
 def jaxlm(*args: str) -> None:
     """Run a command of the command line, shown as one would type it."""
     print(f"\n$ jaxlm {' '.join(args)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "jaxlm.cli", *args])
+    done = subprocess.run([sys.executable, "-m", "jaxlm", *args])
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -102,13 +104,13 @@ def report(run: runs.Run, folder: pathlib.Path) -> None:
     print(f"  {verdict(run, result['val']['bits_per_byte'])}")
 
 
-def compressors(run: runs.Run) -> baselines.Baselines:
+def compressors(run: runs.Run) -> compression_baselines.Baselines:
     """What compressors make of the same held-out bytes."""
     tokenizer = tokenizers.load(run.data.tokenizer)
     assert isinstance(run.data, Data)
     folder = shard_cache.prepare(run.data, str(cache.folder() / "shards"))
     train, val = (shards.open_shards(folder, s, tokenizer.hash) for s in ("train", "val"))
-    return baselines.measure(train.contents(tokenizer), val.contents(tokenizer))
+    return compression_baselines.measure(train.contents(tokenizer), val.contents(tokenizer))
 
 
 def verdict(run: runs.Run, measured: float) -> str:

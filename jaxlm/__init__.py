@@ -1,3 +1,64 @@
-"""jaxlm: the whole life of a language model as pure functions in JAX."""
+"""jaxlm: the whole life of a language model as pure functions in JAX.
+
+    run = jaxlm.Run(name="first", model=jaxlm.models.llama.Config(), data=jaxlm.Data(), steps=60)
+    result = jaxlm.train(run)
+    saved = jaxlm.load("runs/first")
+    jaxlm.generate(saved, ["Once upon"])
+    jaxlm.evaluate(saved)
+
+Names and sub-packages are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxlm import (
+        convert,
+        data,
+        decode,
+        eval,
+        feedback,
+        models,
+        objectives,
+        ops,
+        parallel,
+        scaling,
+        train,
+    )
+    from jaxlm.api import evaluate, generate
+    from jaxlm.data.pretraining import Data
+    from jaxlm.decode.token_sampling import Sampling
+    from jaxlm.parallel.plan import Plan
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run.run import Run
+    from jaxlm.train.trained_weights import load
 
 __version__ = "0.1.0"
+__all__ = ["Data", "Optim", "Plan", "Run", "Sampling", "evaluate", "generate", "load"]
+__all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
+__all__ += ["parallel", "scaling", "train"]
+
+# Where the names above are defined.
+_HOMES = {
+    "Data": "jaxlm.data.pretraining",
+    "Optim": "jaxlm.train.optim.optimizer",
+    "Plan": "jaxlm.parallel.plan",
+    "Run": "jaxlm.train.run.run",
+    "Sampling": "jaxlm.decode.token_sampling",
+    "evaluate": "jaxlm.api",
+    "generate": "jaxlm.api",
+    "load": "jaxlm.train.trained_weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"jaxlm.{name}")
+    raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ from jaxlm.models import llama, model
 from jaxlm.ops.attention import At
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import flops, memory, report
+from jaxlm.scaling.cost import cost_report, flops, memory
 
 p = param.shaper(embed=4096, heads=32, kv=8, head=128)
 p("embed -> heads head"), p("heads head -> embed").fan_in
@@ -35,7 +35,8 @@ for name in [*names, "mixtral-8x7b", "deepseek-v3"]:
     seq = min(4096, cfg.context)
     cost = flops.per_token(cfg, seq).training
     cache = memory.cache(cfg, Plan(), batch=1, slots=seq, dtype=jnp.bfloat16)
-    print(f"{name:<14}{report.short(count):>8}  {report.si(cost):>8}FLOPs  {devices.binary(cache)}")
+    size, flop = cost_report.short(count), cost_report.si(cost)
+    print(f"{name:<14}{size:>8}  {flop:>8}FLOPs  {devices.binary(cache)}")
 
 # %% [markdown]
 # How a 70B model is cut: 16-way FSDP leaves each device a sixteenth of the weights; 8-way tensor

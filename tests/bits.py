@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 from tests import programs
 from tests.convert import cases, golden
 from tests.objectives import test_objective_laws as laws
@@ -42,7 +43,7 @@ def computed() -> Iterator[tuple[str, Any]]:
         total, weight, sums, grads = laws.gradient(case, Plan())(laws.rows_of(case))
         yield f"objective {case}", {"total": total, "weight": weight, "sums": sums, "grads": grads}
         made = laws.build(case, Plan())
-        tx = optim.build(optim.Optim(lr=0.02, warmup=1), made.spec, 10, False)
+        tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), made.spec, 10, False)
         state = step.init(made, tx, Plan(), seed=3)
         params, frozen = laws.weights(case)
         state = state._replace(params=params, frozen=frozen)

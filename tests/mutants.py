@@ -2,7 +2,7 @@
 whether the tests of that module notice.
 
     python -m tests.mutants                      200 mutants, sampled by seed 0
-    python -m tests.mutants --sample 20 --file jaxlm/ops/surrogate.py
+    python -m tests.mutants --sample 20 --file jaxlm/ops/losses/surrogate.py
     python -m tests.mutants --slow               also the slow tests, on what the fast ones miss
 
 A mutant is caught where a test fails or a run takes longer than `--seconds`. Mutants are drawn by a
@@ -37,55 +37,55 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("jaxlm/objectives", "jaxlm/ops")
 # Kernels that no CPU runs.
-EXCLUDED = ("jaxlm/ops/cudnn.py", "jaxlm/ops/splash.py")
+EXCLUDED = ("jaxlm/ops/kernels/cudnn.py", "jaxlm/ops/kernels/splash.py")
 
 PLAIN = "tests/objectives/test_pins.py"
-PAIRS = "tests/objectives/test_preference_pins.py"
+PAIRS = "tests/objectives/preference/test_preference_pins.py"
 RL = (
-    "tests/objectives/test_rollout_pins.py",
-    "tests/ops/test_rl.py",
-    "tests/objectives/test_grpo.py",
-    "tests/objectives/test_ppo.py",
-    "tests/objectives/test_ratios.py",
+    "tests/objectives/rl/test_rollout_pins.py",
+    "tests/ops/losses/test_advantages.py",
+    "tests/objectives/rl/test_grpo.py",
+    "tests/objectives/rl/test_ppo.py",
+    "tests/objectives/rl/test_ratios.py",
 )
-ATTENTION = ("tests/ops/test_attention.py", "tests/ops/test_bias.py")
-DPO = (PAIRS, "tests/objectives/test_dpo.py")
-REWARD = (PLAIN, "tests/objectives/test_reward.py")
+ATTENTION = ("tests/ops/test_attention.py", "tests/ops/test_position_bias.py")
+DPO = (PAIRS, "tests/objectives/preference/test_dpo.py")
+REWARD = (PLAIN, "tests/objectives/preference/test_reward.py")
 HIDDEN = (PLAIN, "tests/objectives/test_hidden.py")
 SFT = (PLAIN, "tests/objectives/test_sft.py")
-EXPERTS = "tests/objectives/test_experts.py"
+EXPERTS = "tests/objectives/test_load_balancing.py"
 # Test files of each module, the most telling first; of those not named here, its own file.
 TESTS: dict[str, tuple[str, ...]] = {
     "objectives/__init__": (PLAIN, PAIRS, "tests/objectives/test_hidden.py"),
-    "objectives/ahead": (PLAIN, "tests/models/test_deepseek.py"),
+    "objectives/multi_token": (PLAIN, "tests/models/test_deepseek.py"),
     "objectives/clm": (*SFT, EXPERTS),
     "objectives/distill": (PLAIN,),
-    "objectives/dpo": DPO,
-    "objectives/grpo": RL,
-    "objectives/likelihood": (*DPO, *REWARD),
+    "objectives/preference/dpo": DPO,
+    "objectives/rl/grpo": RL,
+    "objectives/log_probs": (*DPO, *REWARD),
     "objectives/mlm": HIDDEN,
-    "objectives/objective": ("tests/objectives/test_adapter.py",),
-    "objectives/ppo": RL,
-    "objectives/responses": DPO,
-    "objectives/reward": REWARD,
-    "objectives/sampled": RL,
+    "objectives/objective": ("tests/objectives/test_lora.py",),
+    "objectives/rl/ppo": RL,
+    "objectives/preference/responses": DPO,
+    "objectives/preference/reward": REWARD,
+    "objectives/rl/policy_terms": RL,
     "objectives/seq2seq": HIDDEN,
     "objectives/sft": SFT,
     "objectives/targets": HIDDEN,
-    "objectives/unpaired": DPO,
+    "objectives/preference/kto": DPO,
     "ops/attention": ATTENTION,
-    "ops/bias": (*reversed(ATTENTION),),
-    "ops/blockwise": ATTENTION,
-    "ops/distill": ("tests/ops/test_distill.py", PLAIN),
-    "ops/linear": ("tests/ops/test_linear.py", "tests/objectives/test_adapter.py"),
-    "ops/loss": ("tests/ops/test_loss.py", *SFT),
-    "ops/preference": ("tests/ops/test_preference.py", *DPO),
-    "ops/ranking": REWARD,
-    "ops/rl": RL,
-    "ops/route": ("tests/ops/test_route.py", EXPERTS),
-    "ops/score": ATTENTION,
-    "ops/shift": (PLAIN, "tests/models/test_deepseek.py"),
-    "ops/surrogate": RL,
+    "ops/position_bias": (*reversed(ATTENTION),),
+    "ops/kernels/blockwise": ATTENTION,
+    "ops/losses/divergence": ("tests/ops/losses/test_divergence.py", PLAIN),
+    "ops/linear": ("tests/ops/test_linear.py", "tests/objectives/test_lora.py"),
+    "ops/losses/cross_entropy": ("tests/ops/losses/test_cross_entropy.py", *SFT),
+    "ops/losses/preference": ("tests/ops/losses/test_preference.py", *DPO),
+    "ops/losses/ranking": REWARD,
+    "ops/losses/advantages": RL,
+    "ops/routing": ("tests/ops/test_routing.py", EXPERTS),
+    "ops/masks": ATTENTION,
+    "ops/losses/shift": (PLAIN, "tests/models/test_deepseek.py"),
+    "ops/losses/surrogate": RL,
 }
 
 Replacement = tuple[str, ast.AST]

@@ -16,7 +16,8 @@ from jaxlm.core import param
 from jaxlm.core.batch import Batch, Pairs
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 from tests.families.sizes import B, T, V
 
 _FILES = [importlib.import_module(f"tests.families.{name}") for name in models.FAMILIES]
@@ -107,8 +108,8 @@ def parts(family, plan):
     """(objective, optimiser) of a family under a plan."""
     objective = fitting(family, plan)[1]
     # eps is large so that rounding is not blown up by Adam where gradients are near 0
-    cfg = optim.Optim(lr=0.02, warmup=2, eps=1e-3, ema=0.9)
-    return objective, optim.build(cfg, objective.spec, 100, plan.compute == "float16")
+    cfg = optimizer.Optim(lr=0.02, warmup=2, eps=1e-3, ema=0.9)
+    return objective, optimizer.build(cfg, objective.spec, 100, plan.compute == "float16")
 
 
 @functools.cache

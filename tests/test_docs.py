@@ -11,9 +11,9 @@ import subprocess
 
 import pytest
 
-from jaxlm import cli
+from jaxlm.cli import main
 from jaxlm.core import config
-from jaxlm.train import run as runs
+from jaxlm.train.run import run as runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -91,14 +91,14 @@ def test_commands_are_understood(line, tmp_path, monkeypatch):
     out = io.StringIO()
     if line[1] in ("plan", "list"):
         with contextlib.redirect_stdout(out):
-            assert cli.main(line[1:]) == 0
+            assert main.main(line[1:]) == 0
     else:
         # the arguments stay: an unknown name among them would fail before the help
         with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as end:
             arguments = [a for a in line[1:] if a != "--help"]
             if line[1] == "eval":
                 arguments = ["eval"]  # its run does not exist yet
-            cli.main([*arguments, "--help"])
+            main.main([*arguments, "--help"])
         assert end.value.code == 0
         help_text = out.getvalue()
         assert not [a for a in line if a.startswith("--") and a not in help_text]

@@ -8,12 +8,15 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxlm import cli, launch
+from jaxlm.cli import launch, main
 from jaxlm.convert import read
 from jaxlm.core import config
-from jaxlm.data import records, template, tokenizers
-from jaxlm.data.template import Message, Template
-from jaxlm.train import directory, reference
+from jaxlm.data import tokenizers
+from jaxlm.data.records import records
+from jaxlm.data.templates import template
+from jaxlm.data.templates.template import Message, Template
+from jaxlm.train import reference_log_probs
+from jaxlm.train.run import directory
 from tests.convert.test_checkpoint import FILE, refusal, save, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,7 +26,7 @@ RUNS |= {"run_module", "spec_from_file_location", "system", "popen"}
 PICKLES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torch", "transformers"}
 ALLOWED = {
     "jaxlm/core/config.py": {"exec_module", "spec_from_file_location"},
-    "jaxlm/train/sandbox.py": {"exec_module", "spec_from_file_location", "import_module"},
+    "jaxlm/train/rl/sandbox.py": {"exec_module", "spec_from_file_location", "import_module"},
 }
 
 
@@ -100,7 +103,7 @@ def test_the_code_of_a_checkpoint_is_ignored_and_its_pickles_refused(
         (folder / name).write_bytes(pickle.dumps(Marks(mark)))
     settings(folder, vocab_size=48)
     assert read.load(folder)
-    assert cli.main(["import", str(folder), "run"]) == 0
+    assert main.main(["import", str(folder), "run"]) == 0
     assert "the tokenizer has 262 ids, the model 48" in capsys.readouterr().err
     assert not [*(tmp_path / "run").rglob("*.py")] and not [*(tmp_path / "run").rglob("*.bin")]
     (folder / FILE).unlink()
@@ -109,7 +112,7 @@ def test_the_code_of_a_checkpoint_is_ignored_and_its_pickles_refused(
 
 def test_arrays_and_data_are_read_without_pickles(tmp_path, mark, capsys):
     np.savez(tmp_path / "rows.npz", np.array([Marks(mark)], object), allow_pickle=True)
-    assert reference._load(tmp_path / "rows.npz", 1) is None
+    assert reference_log_probs._load(tmp_path / "rows.npz", 1) is None
     assert "rows.npz is damaged (Object arrays cannot be loaded" in capsys.readouterr().err
     (tmp_path / "data.pkl").write_bytes(pickle.dumps(Marks(mark)))
     with pytest.raises(ValueError, match="data.pkl: records are read from .jsonl"):
@@ -145,4 +148,4 @@ def test_a_run_directory_is_read_without_running_the_reward_that_it_names(tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(run))
     assert directory.load(tmp_path / "run").rollout is not None
-    assert cli.main(["list", str(tmp_path)]) == 0
+    assert main.main(["list", str(tmp_path)]) == 0

@@ -8,11 +8,11 @@ docstrings, bytes as tokens. README.md has the record.
 
 import dataclasses
 
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
-from jaxlm.train.ablate import Ablation
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Checkpoint, Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Checkpoint, Run
+from jaxlm.train.sweep.paired_runs import Ablation
 
 
 def arms() -> Ablation:

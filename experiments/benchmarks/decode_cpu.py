@@ -29,7 +29,7 @@ import transformers
 
 from jaxlm import models
 from jaxlm.core import param
-from jaxlm.decode import sample
+from jaxlm.decode import token_sampling
 from jaxlm.models import gpt, llama
 from jaxlm.models.model import Model
 
@@ -165,9 +165,11 @@ def generator(side: str, size: str, batch: int) -> Callable[[], np.ndarray]:
     host = weights(model)
     prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, PROMPT))
     if side == "ours":
-        params = sample.prepare(model, jax.device_put(host))
-        settings = sample.Sampling(max_new=new, temperature=0.0)
-        return lambda: np.asarray(sample.generate(model, params, prompts.tolist(), settings).tokens)
+        params = token_sampling.prepare(model, jax.device_put(host))
+        settings = token_sampling.Sampling(max_new=new, temperature=0.0)
+        return lambda: np.asarray(
+            token_sampling.generate(model, params, prompts.tolist(), settings).tokens
+        )
     theirs = (to_llama if size == "10m" else to_gpt)(cfg, host)
     theirs.generation_config.eos_token_id = None
     ids = torch.from_numpy(prompts)

@@ -23,7 +23,9 @@ import numpy as np
 import scipy
 import scipy.optimize
 
-from jaxlm.scaling import bootstrap, fit, laws, table
+from jaxlm.scaling import table
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws
+from jaxlm.scaling.reading import tables
 
 DELTA = 1e-3
 TIGHT = {"ftol": 1e-16, "gtol": 1e-12}
@@ -52,7 +54,7 @@ def generated(points: int = 240, seed: int = 0) -> table.Table:
     c = np.exp(random.uniform(np.log(1e18), np.log(3e21), points))
     n = np.sqrt(c / 120) * np.exp(random.uniform(-1.5, 1.5, points))
     theta = (1.817, 477.8, 2143.4, 0.3473, 0.3672)
-    loss = laws.CHINCHILLA.predict(theta, (n, c / (6 * n)))
+    loss = loss_laws.CHINCHILLA.predict(theta, (n, c / (6 * n)))
     outlier = 1 + (random.random(points) < 0.03) * random.uniform(0.03, 0.25, points)
     return table.make(n, c / (6 * n), loss * outlier * np.exp(0.005 * random.normal(size=points)))
 
@@ -83,9 +85,9 @@ def by_scipy(
 
 def measured(t: table.Table, refits: int, seed: int) -> tuple[list[Row], float]:
     """(jaxlm's row and SciPy's, CPU seconds until jaxlm's first fit was there)."""
-    law = laws.CHINCHILLA
+    law = loss_laws.CHINCHILLA
     begun = time.process_time()
-    found = fit.fit(law, t, delta=DELTA)
+    found = fitting.fit(law, t, delta=DELTA)
     first = time.process_time() - begun
     if found.failed is not None:
         raise SystemExit(found.failed)
@@ -96,7 +98,7 @@ def measured(t: table.Table, refits: int, seed: int) -> tuple[list[Row], float]:
     rows = [Row("jaxlm", time.process_time() - begun, draws.objective)]
     logs = np.log([t.params, t.tokens])
     centre = logs.mean(1)
-    start = law.internal(fit.values(found), centre)
+    start = law.internal(fitting.values(found), centre)
     for name, (near, options, share) in SOLVERS.items():
         some = index[: round(share * refits)]
         at = (logs - centre[:, None], some, start) if near else (logs, some, np.array(HOFFMANN))
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=pathlib.Path, help="add the table to this file")
     options = parser.parse_args()
-    t = generated() if options.csv is None else table.read(options.csv)
+    t = generated() if options.csv is None else tables.read(options.csv)
     t = table.take(t, t.loss < options.below)
     what = "generated" if options.csv is None else options.csv.stem
     text = written(*measured(t, options.refits, options.seed), t, what)

@@ -52,10 +52,13 @@ def train(way: str, folder: str, args: argparse.Namespace) -> dict:
     """Seconds, CPU seconds, those of the first member, and the mean last loss, of one way."""
     import jax
 
-    from jaxlm.data import loader
+    from jaxlm.data import pretraining
     from jaxlm.models import llama
-    from jaxlm.train import loop, metrics, optim, population
-    from jaxlm.train import run as runs
+    from jaxlm.train import loop
+    from jaxlm.train.optim import optimizer
+    from jaxlm.train.run import metrics
+    from jaxlm.train.run import run as runs
+    from jaxlm.train.sweep import population
 
     jax.config.update("jax_compilation_cache_dir", f"{folder}/xla")
     heads = max(args.embed // 16, 1)
@@ -66,8 +69,8 @@ def train(way: str, folder: str, args: argparse.Namespace) -> dict:
         runs.Run(
             name=f"m{i}",
             model=model,
-            data=loader.Data(seq=64, batch=8, holdout=0.01, seed=i % 2),
-            optim=optim.Optim(lr=1e-3 * 2 ** (i / 2), warmup=10),
+            data=pretraining.Data(seq=64, batch=8, holdout=0.01, seed=i % 2),
+            optim=optimizer.Optim(lr=1e-3 * 2 ** (i / 2), warmup=10),
             steps=args.steps,
             seed=i,
             eval_every=None,

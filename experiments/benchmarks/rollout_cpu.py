@@ -20,15 +20,17 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Prompts, Rollout
-from jaxlm.data import prompts as prompting
-from jaxlm.decode import loop
+from jaxlm.data.records import prompts as prompting
+from jaxlm.decode import sampling_loop
 from jaxlm.models import llama
-from jaxlm.objectives import grpo
 from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.rl import grpo
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import generate, optim, program, rollout, step
-from jaxlm.train.run import Run
+from jaxlm.train import program, step
+from jaxlm.train.optim import optimizer
+from jaxlm.train.rl import policy_sampling, rollout
+from jaxlm.train.run.run import Run
 
 SIZES = {
     "1m": llama.Config(vocab=512, embed=128, layers=4, heads=4, kv=4, head=32, ffn=384),
@@ -59,7 +61,7 @@ def build(cfg: Any) -> tuple[Any, Objective, Any, step.State]:
     """(model, objective, step, state) of GRPO with a reference."""
     run = Run(name="x", model=cfg, objective=grpo.Config(beta=0.04), rollout=rollout.Rollout())
     model, objective = program.build(run, Plan())
-    tx = optim.build(optim.Optim(), objective.spec, 1000, False)
+    tx = optimizer.build(optimizer.Optim(), objective.spec, 1000, False)
     state = step.init(objective, tx, Plan(), 0)
     # random weights as they start are too small for a token to be likelier than another
     state = state._replace(
@@ -73,18 +75,20 @@ def asked(vocab: int) -> Prompts:
     """The prompts, each GROUP times."""
     draw = np.random.default_rng(0)
     rows = [draw.integers(0, vocab, draw.integers(8, 25)) for _ in range(PROMPTS)]
-    return generate.repeated(prompting.packed([r.astype(np.int32) for r in rows], WIDTH), GROUP)
+    return policy_sampling.repeated(
+        prompting.packed([r.astype(np.int32) for r in rows], WIDTH), GROUP
+    )
 
 
-def plain(model: Any, objective: Objective, stop: tuple[int, ...]) -> generate.Generate:
-    """`generate.program` on weights as they are trained."""
+def plain(model: Any, objective: Objective, stop: tuple[int, ...]) -> policy_sampling.Generate:
+    """`policy_sampling.program` on weights as they are trained."""
 
     def run(params: Any, frozen: Any, prompts: Prompts, key: jax.Array, temperature: float) -> Any:
         at = At(prompts.segments, prompts.positions)
-        rows = generate._rows(prompts, key, NEW, temperature, stop)
+        rows = policy_sampling._rows(prompts, key, NEW, temperature, stop)
         weights = objective.weights(params, frozen)
-        return generate.joined(
-            prompts, loop.generate(model, weights, prompts.tokens, at, rows, NEW)
+        return policy_sampling.joined(
+            prompts, sampling_loop.generate(model, weights, prompts.tokens, at, rows, NEW)
         )
 
     return jax.jit(run)
@@ -106,15 +110,15 @@ def measured(size: str, way: Way, rounds: int) -> str:
     model, objective, learn, state = build(cfg)
     stop = tuple(range(cfg.vocab // 16))
     key = np.array([0, 1], np.uint32)
-    make = generate.program(model, objective, max_new=NEW, stop=stop)
+    make = policy_sampling.program(model, objective, max_new=NEW, stop=stop)
     make = make if way.prepared else plain(model, objective, stop)
     prompts = asked(cfg.vocab)
-    prompts = generate.narrowed(prompts) if way.narrow_prompts else prompts
+    prompts = policy_sampling.narrowed(prompts) if way.narrow_prompts else prompts
 
     made, out = timed(lambda: make(state.params, state.frozen, prompts, key, 1.0), rounds)
-    rows = generate.Responses(*jax.device_get(out))
-    width = generate.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
-    rows = generate.Responses(*(generate.fitted(x, width) for x in rows))
+    rows = policy_sampling.Responses(*jax.device_get(out))
+    width = policy_sampling.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
+    rows = policy_sampling.Responses(*(policy_sampling.fitted(x, width) for x in rows))
 
     @jax.jit
     def score(params: Any, frozen: Any, rows: Any) -> Any:

@@ -86,7 +86,7 @@ def tokens(size: Size) -> np.ndarray:
 def flops_per_token(size: Size) -> float:
     """Training FLOPs per token with causal attention, as `jaxlm plan` counts them."""
     from jaxlm.models import gpt
-    from jaxlm.scaling import flops
+    from jaxlm.scaling.cost import flops
 
     return flops.per_token(_config(size, gpt), size.seq).training
 
@@ -105,20 +105,22 @@ def jaxlm_step(size: Size, devices: int, scan: bool) -> Callable[[], Any]:
     """A function that does jaxlm's own training step once and returns the loss array."""
     import jax
 
-    from jaxlm import launch, objectives
+    from jaxlm import objectives
+    from jaxlm.cli import launch
     from jaxlm.core.batch import Batch
     from jaxlm.models import gpt
     from jaxlm.objectives import clm
-    from jaxlm.parallel import place
+    from jaxlm.parallel import transfer
     from jaxlm.parallel.plan import Plan
-    from jaxlm.train import optim, step
+    from jaxlm.train import step
+    from jaxlm.train.optim import optimizer
 
     launch.devices(devices)
     unroll = 1 if scan else size.layers
     plan = Plan(data=devices, unroll=unroll, attention="blockwise", loss_chunk=size.chunk)
     objective = objectives.build(clm.Config(), gpt.build(_config(size, gpt), plan), plan)
-    adamw = optim.Optim(lr=LR, schedule="constant", warmup=0, weight_decay=DECAY, clip=CLIP)
-    tx = optim.build(adamw, objective.spec, 10**6, fp16=False)
+    adamw = optimizer.Optim(lr=LR, schedule="constant", warmup=0, weight_decay=DECAY, clip=CLIP)
+    tx = optimizer.build(adamw, objective.spec, 10**6, fp16=False)
     state = step.init(objective, tx, plan, seed=0)
     state = state._replace(params=_jaxlm_params(size, state.params))
 
@@ -126,7 +128,7 @@ def jaxlm_step(size: Size, devices: int, scan: bool) -> Callable[[], Any]:
     ones = np.ones((size.rows, size.seq), np.int32)
     positions = np.tile(np.arange(size.seq, dtype=np.int32), (size.rows, 1))
     host = Batch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), ones, positions)
-    batch = place.batch(plan, host)
+    batch = transfer.batch(plan, host)
     update = step.make(objective, tx, plan)
 
     def run() -> Any:

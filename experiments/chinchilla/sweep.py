@@ -10,13 +10,14 @@ On a CPU: bytes of Python's standard library. On a GPU or TPU: your own text in 
 
 import dataclasses
 
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import analysis, ladder
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Checkpoint, Run
-from jaxlm.train.sweep import Cell, Speed, Sweep, isoflop
+from jaxlm.scaling.cost import ladder
+from jaxlm.scaling.study import analysis
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Checkpoint, Run
+from jaxlm.train.sweep.sweep_cells import Cell, Speed, Sweep, isoflop
 
 BYTES = 259
 TUNING = (

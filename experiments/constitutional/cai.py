@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from experiments.constitutional import report, world
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 FIRST = 2  # margin, beta and nll were chosen by what seeds 0 and 1 gave
@@ -108,8 +108,8 @@ def every_seed(size: Size, out: pathlib.Path, quick: bool) -> Iterator[dict[str,
 def experiment(size: Size, out: pathlib.Path, seed: int) -> dict[str, Any]:
     """Every number of one seed, JSON-ready."""
     from jaxlm import feedback
-    from jaxlm.decode.sample import Sampling
-    from jaxlm.feedback import label, revise, several
+    from jaxlm.decode.token_sampling import Sampling
+    from jaxlm.feedback import best_of_n, critique, preference_labels
 
     write = Files(out)
     asked = prompts(size, seed)
@@ -126,18 +126,18 @@ def experiment(size: Size, out: pathlib.Path, seed: int) -> dict[str, Any]:
     numbers = {"base": measured(voice, asked[1], seed)}
 
     own = str(out / "own.jsonl")
-    several.run(voice, several.Settings(**begun, out=own, count=1, keep="each"))
+    best_of_n.run(voice, best_of_n.Settings(**begun, out=own, count=1, keep="each"))
     numbers["SFT"] = measured(tune(size, out, base, own, "sft"), asked[1], seed)
 
     mended = str(out / "revised.jsonl")
-    revise.run(voice, revise.Settings(**begun | how, out=mended, rounds=size.rounds))
+    critique.run(voice, critique.Settings(**begun | how, out=mended, rounds=size.rounds))
     tuned = tune(size, out, base, mended, "slcai")
     numbers["SL-CAI"] = measured(tuned, asked[1], seed)
 
     answers, preferences = str(out / "answers.jsonl"), str(out / "preferences.jsonl")
-    several.run(tuned, several.Settings(**begun, out=answers, count=size.count))
-    settings = label.Settings(**how, pairs=answers, out=preferences, each=5)
-    told = label.run(voice, settings)
+    best_of_n.run(tuned, best_of_n.Settings(**begun, out=answers, count=size.count))
+    settings = preference_labels.Settings(**how, pairs=answers, out=preferences, each=5)
+    told = preference_labels.run(voice, settings)
     write("decided.jsonl", decided(read(preferences), size.margin))
     learnt = prefer(size, out, str(out / "slcai"), str(out / "decided.jsonl"))
     numbers["RL-CAI"] = measured(learnt, asked[1], seed)
@@ -182,12 +182,12 @@ def prompts(size: Size, seed: int) -> tuple[list[str], list[str]]:
 
 def pretrain(size: Size, out: pathlib.Path, seed: int) -> pathlib.Path:
     """The run directory of the model that answers, criticises, revises and chooses."""
-    from jaxlm.data.chat import Chats
+    from jaxlm.data.records.chats import Chats
     from jaxlm.models import llama
     from jaxlm.objectives import sft
     from jaxlm.train import loop
-    from jaxlm.train.optim import Optim
-    from jaxlm.train.run import Checkpoint, Run
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run.run import Checkpoint, Run
 
     run = Run(
         name="base",
@@ -211,9 +211,10 @@ def pretrain(size: Size, out: pathlib.Path, seed: int) -> pathlib.Path:
 def tune(size: Size, out: pathlib.Path, base: pathlib.Path, source: str, name: str) -> Any:
     """The Voice of the base, trained on answers."""
     from jaxlm import feedback
-    from jaxlm.data.chat import Chats
-    from jaxlm.train import directory, loop
-    from jaxlm.train.optim import Optim
+    from jaxlm.data.records.chats import Chats
+    from jaxlm.train import loop
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run import directory
 
     run = dataclasses.replace(
         directory.load(base), name=name, out=str(out), start=str(base), steps=size.tuning,
@@ -228,10 +229,11 @@ def tune(size: Size, out: pathlib.Path, base: pathlib.Path, source: str, name: s
 def prefer(size: Size, out: pathlib.Path, start: str, source: str) -> Any:
     """The Voice of a run, trained by RPO on preferences."""
     from jaxlm import feedback
-    from jaxlm.data.prefer import Preferences
-    from jaxlm.objectives import dpo
-    from jaxlm.train import directory, loop
-    from jaxlm.train.optim import Optim
+    from jaxlm.data.records.preferences import Preferences
+    from jaxlm.objectives.preference import dpo
+    from jaxlm.train import loop
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run import directory
 
     run = dataclasses.replace(
         directory.load(pathlib.Path(start)), name="rlcai", out=str(out), start=start,
@@ -258,11 +260,11 @@ def decided(records: list[dict[str, Any]], margin: float) -> Iterator[dict[str, 
 
 def measured(voice: Any, asked: list[str], seed: int) -> dict[str, float]:
     """What the checker says of one answer to each prompt."""
-    from jaxlm.data.template import Message
-    from jaxlm.decode.sample import Sampling
-    from jaxlm.feedback import draw
+    from jaxlm.core import keyed_random
+    from jaxlm.data.templates.template import Message
+    from jaxlm.decode.token_sampling import Sampling
 
-    how = [Sampling(max_new=8, seed=draw.seed(seed, p, "test")) for p in asked]
+    how = [Sampling(max_new=8, seed=keyed_random.seed(seed, p, "test")) for p in asked]
     said = voice.say([[Message("user", p)] for p in asked], how)
     return rates([(p, s.text) for p, s in zip(asked, said, strict=True)]) | {
         name: statistics.mean(world.broken(name, p, s.text) for p, s in zip(asked, said))

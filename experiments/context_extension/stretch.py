@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 FACTOR = 4  # the long context is so many times the short one
@@ -67,7 +67,7 @@ def main() -> None:
 def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
     """Every number of the experiment, JSON-ready."""
     from jaxlm.ops import rope
-    from jaxlm.train import loop, saved
+    from jaxlm.train import loop, trained_weights
 
     text = Text()
     long = FACTOR * size.context
@@ -75,7 +75,7 @@ def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
     text.write(out / "long.jsonl", size.tune_documents, long, seed=2)
     base = run(size, out)
     loop.run(base)
-    params = saved.load(out / base.name).params
+    params = trained_weights.load(out / base.name).params
     probes = text.probes(size)
     factors = search(size, params, text)
     scalings: dict[str, rope.Scaling | None] = {
@@ -91,7 +91,7 @@ def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
         score = scorer(tuned.model)
         before = measure(score, params, probes)
         loop.run(tuned)
-        after = measure(score, saved.load(out / tuned.name).params, probes)
+        after = measure(score, trained_weights.load(out / tuned.name).params, probes)
         rows[name] = {"before": before, "after": after}
     return {
         "context": size.context, "long": long, "lengths": lengths(size), "methods": rows,
@@ -101,11 +101,11 @@ def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
 
 def run(size: Size, out: pathlib.Path) -> Any:
     """The Run of the short context."""
-    from jaxlm.data.loader import Data
+    from jaxlm.data.pretraining import Data
     from jaxlm.models import llama
     from jaxlm.parallel.plan import Plan
-    from jaxlm.train.optim import Optim
-    from jaxlm.train.run import Checkpoint, Run
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run.run import Checkpoint, Run
 
     head = 32 if size.embed > 32 else 16
     return Run(
@@ -130,7 +130,7 @@ def run(size: Size, out: pathlib.Path) -> Any:
 
 def stretch(base: Any, size: Size, out: pathlib.Path, name: str, scaling: Any) -> Any:
     """The Run that begins from the base's weights at the long context."""
-    from jaxlm.train.optim import Optim
+    from jaxlm.train.optim.optimizer import Optim
 
     long = FACTOR * size.context
     return dataclasses.replace(
@@ -155,7 +155,7 @@ class Text:
     """Documentation as one string of bytes; its last tenth is for measuring alone."""
 
     def __init__(self) -> None:
-        from jaxlm.data import source
+        from jaxlm.data.sources import source
 
         texts = [d.text for d in source.documents("pydocs")]
         kept = "\n".join(texts).encode("ascii", "ignore").translate(None, b"<>")

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.coverage import studies
 from jaxlm.core import cache
-from jaxlm.scaling import analysis, render
+from jaxlm.scaling.study import analysis, report_formats
 
 LAWS = ("chinchilla", "tied", "kaplan", "offset")
 
@@ -58,7 +58,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 cells.append(f"{held.mean():.2f} ({np.median(width):.3f})")
         lines.append(cells)
     header = ["kind", "studies", "N*", "loss", "N*, chinchilla alone", "loss, chinchilla alone"]
-    return render.table(header, lines, "markdown")
+    return report_formats.table(header, lines, "markdown")
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import laws, table
+from jaxlm.scaling import table
+from jaxlm.scaling.laws import loss_laws
 
 KINDS = (
     "homoscedastic",
@@ -88,7 +89,7 @@ def _law(kind: str, seed: int, random: np.random.Generator) -> tuple[Loss, tuple
         return _otherwise(seed, random, floor, (a, alpha, n0), (b, beta, d0)), (n0, d0)
     if kind != "form wrong":
         theta = (floor, a, b, alpha, beta)
-        return lambda n, d: laws.CHINCHILLA.predict(theta, (n, d)), (n0, d0)
+        return lambda n, d: loss_laws.CHINCHILLA.predict(theta, (n, d)), (n0, d0)
     if seed % 3 == 0:  # the two terms interact
         p = random.uniform(0.7, 1.4)
         return (

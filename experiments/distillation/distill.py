@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from experiments import spread, workers
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 
@@ -107,7 +107,8 @@ def exact(size: Size, seed: int) -> dict[str, float]:
     from jaxlm.objectives import distill
     from jaxlm.ops.attention import At
     from jaxlm.parallel.plan import Plan
-    from jaxlm.train import optim, step
+    from jaxlm.train import step
+    from jaxlm.train.optim import optimizer
 
     wide = llama.Config(vocab=VOCAB, embed=32, layers=2, heads=2, kv=2, head=16, ffn=64)
     teacher = models.build(wide)
@@ -129,8 +130,8 @@ def exact(size: Size, seed: int) -> dict[str, float]:
 
     asked = distill.Config(teacher="listed")
     objective = objectives.build(asked, student, Plan(), teacher)
-    tx = optim.build(
-        optim.Optim(lr=1e-2, warmup=20, schedule="cosine", final=0.001, weight_decay=0.0),
+    tx = optimizer.build(
+        optimizer.Optim(lr=1e-2, warmup=20, schedule="cosine", final=0.001, weight_decay=0.0),
         objective.spec, size.exact_steps, False,
     )  # fmt: skip
     state = step.init(objective, tx, Plan(), seed)._replace(frozen={"teacher": theirs})
@@ -157,7 +158,7 @@ def modes() -> dict[str, Any]:
     import numpy as np
     import optax
 
-    from jaxlm.ops import distill
+    from jaxlm.ops.losses import divergence
 
     v = 5
     joint = np.full((v, v), 0.002)
@@ -167,7 +168,7 @@ def modes() -> dict[str, Any]:
 
     def loss(w: Any, beta: float) -> Any:
         a, b = jax.nn.log_softmax(w[0]), jax.nn.log_softmax(w[1])
-        return distill.divergence(log_t, (a[:, None] + b[None, :]).ravel(), beta)
+        return divergence.divergence(log_t, (a[:, None] + b[None, :]).ravel(), beta)
 
     def train(start: Any, beta: float) -> tuple[np.ndarray, float]:
         tx = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
@@ -202,11 +203,11 @@ def modes() -> dict[str, Any]:
 
 def run(size: Size, out: str, name: str, embed: int, layers: int, steps: int, seed: int) -> Any:
     """A Run on text."""
-    from jaxlm.data.loader import Data
+    from jaxlm.data.pretraining import Data
     from jaxlm.models import llama
     from jaxlm.parallel.plan import Plan
-    from jaxlm.train.optim import Optim
-    from jaxlm.train.run import Checkpoint, Run
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.run.run import Checkpoint, Run
 
     return Run(
         name=name,

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data import known, loader, source
-from jaxlm.data.known import learner, machine
-from jaxlm.scaling import bootstrap, fit, laws, study, table
-from jaxlm.train.sweep import Sweep
+from jaxlm.data import pretraining, synthetic
+from jaxlm.data.sources import source
+from jaxlm.data.synthetic import learner, machine
+from jaxlm.scaling import study_record, table
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws
+from jaxlm.train.sweep.sweep_cells import Sweep
 
 HERE = pathlib.Path(__file__).parent
 
@@ -36,13 +38,13 @@ def main() -> None:
     for name in plans.SOURCES:
         plan = getattr(plans, name)()
         folder = given.runs / plan.name
-        if (folder / study.FILE).is_file():
+        if (folder / study_record.FILE).is_file():
             found[name] = scored(plan, folder)
     if not found:
         parser.error(f"{given.runs} holds no study of {', '.join(plans.SOURCES)}")
     record = {"sweeps": found, "ideal": ideal(found)}
     given.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(study.plain(record), indent=1, allow_nan=False)
+    text = json.dumps(study_record.plain(record), indent=1, allow_nan=False)
     (given.out / "scores.json").write_text(text + "\n", "utf-8")
     (given.out / "scores.md").write_text(report(record), "utf-8")
     print(report(record))
@@ -60,11 +62,11 @@ def sweeps() -> ModuleType:
 def scored(plan: Sweep, folder: pathlib.Path) -> dict[str, Any]:
     """The truth, each form's E against it, and the prediction of the held-out run."""
     data = plan.base.data
-    assert isinstance(data, loader.Data)
-    truth = known.entropy(data.source)
+    assert isinstance(data, pretraining.Data)
+    truth = synthetic.entropy(data.source)
     held = list(source.texts(data.source, data.field, "val", data.holdout))
-    here = known.score(data.source, held) / truth.tokens
-    record = study.load(folder).record
+    here = synthetic.score(data.source, held) / truth.tokens
+    record = study_record.load(folder).record
     smallest = min(record["points"]["loss"])
     forms = {
         name: _against(form, float(here.mean()))
@@ -127,8 +129,8 @@ def ideal(found: dict[str, Any]) -> dict[str, Any]:
     noise and with all contexts kept. What is off here is the form's own error, not the runs'."""
     out = {}
     for name, one in found.items():
-        cfg = known.parse(one["source"])
-        built = known.build(cfg)
+        cfg = synthetic.parse(one["source"])
+        built = synthetic.build(cfg)
         assert isinstance(built, machine.Machine)
         entropy = one["entropy"] * (cfg.length + 1) / cfg.length
         out[name] = []
@@ -136,7 +138,7 @@ def ideal(found: dict[str, Any]) -> dict[str, Any]:
             read = np.geomspace(low, high, 60)
             loss = learner.loss(built, cfg.length, np.full(60, len(built.weights)), read)
             t = table.make(np.ones(60), read, loss, flops=read)
-            seen = fit.fit(laws.LAWS["offset"], t).theta
+            seen = fitting.fit(loss_laws.LAWS["offset"], t).theta
             row = {"read": [low, high], "least": loss.min() / entropy - 1}
             out[name].append(row | {"error": seen["E"] / entropy - 1, "theta": seen})
     return out

@@ -7,11 +7,11 @@ Context trees, fresh text without end (no run reads a token twice), GPT-style mo
 with learned positions, so that the end of a document, at a fixed place, costs nothing.
 """
 
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import gpt
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Checkpoint, Run
-from jaxlm.train.sweep import Cell, Speed, Sweep, isoflop
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run.run import Checkpoint, Run
+from jaxlm.train.sweep.sweep_cells import Cell, Speed, Sweep, isoflop
 
 BYTES = 259
 LENGTH = 127  # symbols of a document, a row with its end

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.mup import activation_sizes
 from experiments.mup import widths as shapes
 from jaxlm.core import cache
-from jaxlm.data import loader
-from jaxlm.train import coordinates, optim
+from jaxlm.data import pretraining
+from jaxlm.train.optim import optimizer
 
 HERE = pathlib.Path(__file__).parent
 WIDTHS, QUICK = (64, 128, 256, 512, 1024), (32, 64)
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 LR = 2.0**-9
-DATA = loader.Data(source="pydocs", seq=64, batch=2)
+DATA = pretraining.Data(source="pydocs", seq=64, batch=2)
 
 
 def measure(widths: tuple[int, ...], mup: bool) -> dict:
@@ -59,10 +60,11 @@ def measure(widths: tuple[int, ...], mup: bool) -> dict:
     geometric means over seeds."""
     found = {}
     for width in widths:
-        optimiser = optim.Optim(lr=LR, schedule="constant", warmup=0)
+        optimiser = optimizer.Optim(lr=LR, schedule="constant", warmup=0)
         run = shapes.run("coordinates", width, LAYERS, mup, DATA, optimiser, steps=STEPS[-1])
         each = [
-            coordinates.sizes(dataclasses.replace(run, seed=seed), STEPS) for seed in range(SEEDS)
+            activation_sizes.sizes(dataclasses.replace(run, seed=seed), STEPS)
+            for seed in range(SEEDS)
         ]
         found[width] = {
             number: {
@@ -72,7 +74,7 @@ def measure(widths: tuple[int, ...], mup: bool) -> dict:
             for number in STEPS
         }
         print(NAMES[mup], width, found[width][STEPS[-1]], flush=True)
-    return {"sizes": found, "slopes": coordinates.slopes(found)}
+    return {"sizes": found, "slopes": activation_sizes.slopes(found)}
 
 
 def table(results: dict) -> str:

@@ -5,8 +5,8 @@
 
 A model of bytes at four widths, each trained at a grid of learning rates that are powers of two,
 under muP and under the standard parametrisation. All learning rates and seeds of one width are one
-population (jaxlm.train.population), so one program. The answer is the best learning rate of each
-width, from a parabola through the three points around the least loss, and how far it moves.
+population (jaxlm.train.sweep.population), so one program. The answer is the best learning rate of
+each width, from a parabola through the three points around the least loss, and how far it moves.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.mup import widths as shapes
-from jaxlm.data import loader
-from jaxlm.train import optim, population
+from jaxlm.data import pretraining
+from jaxlm.train.optim import optimizer
+from jaxlm.train.sweep import population
 
 HERE = pathlib.Path(__file__).parent
 NAMES = {True: "muP", False: "standard"}
@@ -33,13 +34,18 @@ class Size(NamedTuple):
     seeds: int
     steps: int
     layers: int
-    data: loader.Data
+    data: pretraining.Data
 
 
 FULL = Size(
-    (32, 64, 128, 256), tuple(range(-10, -1)), 1, 100, 2, loader.Data(seq=64, batch=8, holdout=0.02)
+    (32, 64, 128, 256),
+    tuple(range(-10, -1)),
+    1,
+    100,
+    2,
+    pretraining.Data(seq=64, batch=8, holdout=0.02),
 )
-QUICK = Size((16, 32), (-9, -7, -5), 1, 6, 1, loader.Data(seq=32, batch=2, holdout=0.02))
+QUICK = Size((16, 32), (-9, -7, -5), 1, 6, 1, pretraining.Data(seq=32, batch=2, holdout=0.02))
 # The loss compared is the mean over the last steps: each step's rows are read once, so it is as
 # unseen as held-out text, and costs nothing.
 LAST = 0.1
@@ -81,7 +87,7 @@ def train(size: Size, width: int, mup: bool, out: pathlib.Path) -> list[float]:
             size.layers,
             mup,
             size.data,
-            optim.Optim(lr=2.0**power, warmup=size.steps // 10, schedule="linear", final=0.0),
+            optimizer.Optim(lr=2.0**power, warmup=size.steps // 10, schedule="linear", final=0.0),
             steps=size.steps,
             seed=seed,
             eval_every=None,

@@ -1,11 +1,11 @@
 """The models of both experiments: one shape at every width, and the widths of their base."""
 
-from jaxlm.data import loader
+from jaxlm.data import pretraining
 from jaxlm.models import llama
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim
-from jaxlm.train import run as runs
-from jaxlm.train.mup import Widths
+from jaxlm.train.optim import optimizer
+from jaxlm.train.optim.mup import Widths
+from jaxlm.train.run import run as runs
 
 BASE, HEAD = 16, 16
 
@@ -29,7 +29,13 @@ def base() -> Widths:
 
 
 def run(
-    name: str, width: int, layers: int, mup: bool, data: loader.Data, optimiser: optim.Optim, **rest
+    name: str,
+    width: int,
+    layers: int,
+    mup: bool,
+    data: pretraining.Data,
+    optimiser: optimizer.Optim,
+    **rest,
 ) -> runs.Run:
     """A Run of that width on `data`, under muP or the standard parametrisation."""
     return runs.Run(

@@ -22,7 +22,7 @@ import time
 from typing import Any, NamedTuple
 
 from experiments import spread, workers
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 WAYS = ("answer", "thought", "permuted")
@@ -136,7 +136,7 @@ def group(size: Size, out: str, ways: tuple[str, ...], seed: int) -> dict[str, d
 def run(out: str, name: str, steps: int, **more: Any) -> Any:
     """A Run of the one model."""
     from jaxlm.models import llama
-    from jaxlm.train.run import Checkpoint, Run
+    from jaxlm.train.run.run import Checkpoint, Run
 
     model = llama.Config(
         vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=176, qk_norm=True
@@ -156,10 +156,10 @@ def whole(result: Any) -> str:
 
 def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
     """The run directory of what imitates records of which most are wrong."""
-    from jaxlm.data.chat import Chats
+    from jaxlm.data.records.chats import Chats
     from jaxlm.objectives import sft
     from jaxlm.train import loop
-    from jaxlm.train.optim import Optim
+    from jaxlm.train.optim.optimizer import Optim
 
     asked, _ = sums(seed, False)
     source = (
@@ -176,11 +176,12 @@ def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
 
 def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, Any]:
     """What is right before and after, on sums trained on and on others, and on the way."""
-    from jaxlm.data.prompts import Prompts
-    from jaxlm.objectives import grpo
-    from jaxlm.train import loop, metrics
-    from jaxlm.train.optim import Optim
-    from jaxlm.train.rollout import Rollout
+    from jaxlm.data.records.prompts import Prompts
+    from jaxlm.objectives.rl import grpo
+    from jaxlm.train import loop
+    from jaxlm.train.optim.optimizer import Optim
+    from jaxlm.train.rl.rollout import Rollout
+    from jaxlm.train.run import metrics
 
     thought = way == "thought"
     asked, held = sums(seed, way == "permuted")
@@ -227,18 +228,21 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
     import numpy as np
 
     from jaxlm import objectives
-    from jaxlm.data import prompts, template, tokenizers
-    from jaxlm.train import generate, reward, saved
+    from jaxlm.data import tokenizers
+    from jaxlm.data.records import prompts
+    from jaxlm.data.templates import template
+    from jaxlm.train import trained_weights
+    from jaxlm.train.rl import policy_sampling, reward_functions
 
-    found = saved.load(pathlib.Path(folder))
+    found = trained_weights.load(pathlib.Path(folder))
     tokenizer = tokenizers.load("bytes")
     layout = template.load("plain", "bytes")
     tokens = [
         template.prompt(layout, tokenizer, [template.Message("user", s.prompt)]) for s in asked
     ]
-    batch = generate.repeated(prompts.packed(tokens, 8), times)
+    batch = policy_sampling.repeated(prompts.packed(tokens, 8), times)
     objective = objectives.build(found.run.objective, found.model, found.plan)
-    run = generate.program(
+    run = policy_sampling.program(
         found.model, objective, max_new=16, stop=template.stops(layout, tokenizer)
     )
     key = np.asarray(jax.random.key_data(jax.random.key(10_000 + seed)))
@@ -249,10 +253,10 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
     told = {}
     for name, answer in right.items():
         samples = [
-            reward.Sample(s.prompt, text, {"answer": answer(s)}, True)
+            reward_functions.Sample(s.prompt, text, {"answer": answer(s)}, True)
             for s, text in zip(each, said, strict=True)
         ]
-        told[name] = float(np.mean(reward.number(samples)))
+        told[name] = float(np.mean(reward_functions.number(samples)))
     counted = [_counted(s, text) for s, text in zip(each, said, strict=True)]
     told["counted"] = sum(counted) / len(said)
     return told

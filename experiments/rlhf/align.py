@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from experiments import workers
 from experiments.rlhf import report
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 # of J: DPO's, as Rafailov et al. have it, and that of PPO and GRPO
@@ -102,7 +102,9 @@ class Pipeline:
 
     def __init__(self, size: Size) -> None:
         from experiments.rlhf import stages, world
-        from jaxlm.objectives import clm, dpo, grpo, ppo, reward
+        from jaxlm.objectives import clm
+        from jaxlm.objectives.preference import dpo, reward
+        from jaxlm.objectives.rl import grpo, ppo
 
         self.size = size
         self.world = world.World(size.symbols, size.length, size.prompts)

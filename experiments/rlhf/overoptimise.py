@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from experiments import spread, workers
 from experiments.rlhf import align
-from jaxlm import launch
+from jaxlm.cli import launch
 
 HERE = pathlib.Path(__file__).parent
 # the noisy table's noise: this times Student's t of 2 degrees, a few of whose draws are far out
@@ -86,7 +86,9 @@ class Pursuit:
 
     def __init__(self, size: Size) -> None:
         from experiments.rlhf import stages, world
-        from jaxlm.objectives import clm, grpo, reward
+        from jaxlm.objectives import clm
+        from jaxlm.objectives.preference import reward
+        from jaxlm.objectives.rl import grpo
 
         self.size = size
         small = size.align

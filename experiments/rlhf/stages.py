@@ -18,10 +18,12 @@ from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.models.model import Model
-from jaxlm.objectives import sampled
 from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.rl import policy_terms
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import generate, optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
+from jaxlm.train.rl import policy_sampling
 
 PLAN = Plan(unroll=2)
 
@@ -32,7 +34,7 @@ class Training(NamedTuple):
     steps: int
     rows: int
     lr: float
-    optimiser: optim.Name = "adamw"
+    optimiser: optimizer.Name = "adamw"
 
 
 class Stage(NamedTuple):
@@ -54,13 +56,13 @@ def model(world: World, embed: int) -> Model:
     return models.build(cfg, PLAN)
 
 
-def optimiser(objective: Objective, training: Training, updates: int = 1) -> optim.Transform:
+def optimiser(objective: Objective, training: Training, updates: int = 1) -> optimizer.Transform:
     """Adam or Muon without decay, the rate falling in a line to a fiftieth."""
-    settings = optim.Optim(
+    settings = optimizer.Optim(
         name=training.optimiser, lr=training.lr, schedule="linear", warmup=0, final=0.02, b2=0.999,
         weight_decay=0.0,
     )  # fmt: skip
-    return optim.build(settings, objective.spec, training.steps * updates, fp16=False)
+    return optimizer.build(settings, objective.spec, training.steps * updates, fp16=False)
 
 
 def supervised(cfg: Any, built: Model, training: Training) -> Stage:
@@ -95,7 +97,7 @@ def reinforced(
     updates = way.epochs * way.minibatches
     tx = optimiser(objective, training, updates)
     update = step.make(objective, tx, PLAN)
-    sample = generate.program(built, objective, max_new=world.length, stop=(world.end,))
+    sample = policy_sampling.program(built, objective, max_new=world.length, stop=(world.end,))
     ask = prompts(world, training.rows, way.group)
 
     def iteration(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
@@ -124,7 +126,7 @@ def judged(
     _, reference, value = module.measure(cfg, built, state.params, state.frozen, rows, PLAN)
     given = rows._asdict() | {"reference": reference, "value": value, "score": score}
     longest = rows.tokens.shape[1] - 2
-    of = sampled.Sampled(**given, group=group, longest=longest)
+    of = policy_terms.Sampled(**given, group=group, longest=longest)
     advantage, returns, told = module.judge(cfg, of, module.coefficient(cfg))
     return batches.Rollout(*of[:8], advantage, returns), told
 
@@ -137,13 +139,13 @@ def prompts(world: World, rows: int, group: int) -> batches.Prompts:
     return batches.Prompts(tokens, jnp.ones_like(tokens), positions, row)
 
 
-def scored(world: World, table: jax.Array, rows: generate.Responses) -> jax.Array:
+def scored(world: World, table: jax.Array, rows: policy_sampling.Responses) -> jax.Array:
     """float32[N]: what a table [prompts, completions] says of responses."""
     at = worlds.index(world, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
     return table[rows.tokens[:, 1], at].astype(jnp.float32)
 
 
-def _beginner(objective: Objective, tx: optim.Transform) -> Callable[..., step.State]:
+def _beginner(objective: Objective, tx: optimizer.Transform) -> Callable[..., step.State]:
     """begin(seed, weights, frozen): what the weights lack, a head, is fresh, as in `Run.start`."""
 
     def begin(seed: jax.Array, weights: param.Tree, frozen: param.Tree) -> step.State:

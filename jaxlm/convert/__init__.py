@@ -1,12 +1,12 @@
-"""Floor 4: checkpoints of transformers, read and written. To add a model_type: a line here."""
+"""Floor 6: checkpoints of transformers, read and written. To add a model_type: a line here."""
 
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from jaxlm import models
-from jaxlm.convert import bert, deepseek, gemma, gpt, llama, mistral, palm, qwen, t5
-from jaxlm.convert.fields import Fields
-from jaxlm.convert.table import Table
+from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import bert, deepseek, gemma, gpt, llama, mistral, palm, qwen, t5
+from jaxlm.convert.weight_rows import Table
 
 
 class Architecture(NamedTuple):

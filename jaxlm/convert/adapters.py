@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 import jaxlm
-from jaxlm.convert import directory as directories
-from jaxlm.convert import peft, tokenizer, write
-from jaxlm.core import io, param
-from jaxlm.data import atomic, tokenizers
-from jaxlm.objectives import adapter
-from jaxlm.train import checkpoint, directory, saved
-from jaxlm.train import run as runs
-from jaxlm.train.directory import Result
-from jaxlm.train.run import Run
+from jaxlm.convert import peft, pretrained, tokenizer_files, write
+from jaxlm.core import atomic, io, param
+from jaxlm.data import tokenizers
+from jaxlm.objectives import lora as adapter
+from jaxlm.train import trained_weights
+from jaxlm.train.run import checkpoint, directory
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.directory import Result
+from jaxlm.train.run.run import Run
 
 
 def export(
@@ -25,41 +25,41 @@ def export(
     *,
     base: str | None = None,
     model_type: str | None = None,
-    which: saved.Which = "last",
+    which: trained_weights.Which = "last",
 ) -> list[str]:
     """Write the adapters of a run as peft's files; the names of the modules they stand on.
 
     base: what their config calls the model underneath (`jaxlm export` of the run's `start` makes
-    it). model_type: as for `directory.export_run`.
+    it). model_type: as for `pretrained.export_run`.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters,
     and for what peft has no module for.
     """
-    directories.refuse_existing(target)
+    pretrained.refuse_existing(target)
     run = directory.load(source)
     if run.adapter is None:
         raise ValueError(f"{source} has no adapters; `jaxlm export` writes its weights")
     kind, _ = write.architecture(run.model, model_type or _kind(run))
-    found = saved.trained(source, which)
+    found = trained_weights.trained(source, which)
     with atomic.folder(target) as folder:
         return peft.write(folder, kind, run.model, run.adapter, found[adapter.ADAPTER], base)
 
 
-def merge(source: pathlib.Path, target: pathlib.Path, which: saved.Which = "last") -> Run:
+def merge(source: pathlib.Path, target: pathlib.Path, which: trained_weights.Which = "last") -> Run:
     """The Run of a new run directory with the weights that adapters and their base make together,
     at step 0 and finished: it needs neither any more.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters.
     """
-    directories.refuse_existing(target)
+    pretrained.refuse_existing(target)
     if directory.load(source).adapter is None:
         raise ValueError(f"{source} has no adapters: its weights stand alone already")
-    found = saved.load(source, which)
+    found = trained_weights.load(source, which)
     run = dataclasses.replace(
         found.run, adapter=None, start=None, name=target.name, out=str(target.parent)
     )
     facts = {"merged": str(source), "model_type": _kind(found.run), "val": None}
-    _commit(target, run, found.params, facts, saved.generation(source))
+    _commit(target, run, found.params, facts, trained_weights.generation(source))
     return run
 
 
@@ -70,9 +70,9 @@ def import_adapter(source: pathlib.Path, base: pathlib.Path, target: pathlib.Pat
 
     Raises: FileExistsError for a target that is not empty; else as `peft.load`.
     """
-    directories.refuse_existing(target)
-    below = saved.load(base)
-    was = directories.was(base)
+    pretrained.refuse_existing(target)
+    below = trained_weights.load(base)
+    was = pretrained.was(base)
     kind, _ = write.architecture(below.run.model, was)
     lora, adapters = peft.load(source, kind, below.run.model)
     run = dataclasses.replace(
@@ -82,13 +82,13 @@ def import_adapter(source: pathlib.Path, base: pathlib.Path, target: pathlib.Pat
     heads = {n: w for n, w in below.params.items() if n not in below.model.spec}
     params = {adapter.ADAPTER: jax.tree.map(np.asarray, adapters)} | heads
     facts = {"imported": str(source), "model_type": was, "val": None, "start": begun}
-    _commit(target, run, params, facts, saved.generation(base))
+    _commit(target, run, params, facts, trained_weights.generation(base))
     return run
 
 
 def _kind(run: Run) -> str | None:
     """The model_type that what a run stands on was imported as; None for one trained here."""
-    return None if run.start is None else directories.was(pathlib.Path(run.start).expanduser())
+    return None if run.start is None else pretrained.was(pathlib.Path(run.start).expanduser())
 
 
 def _commit(
@@ -104,4 +104,4 @@ def _commit(
         directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
         io.write(folder / "env.json", json.dumps({"jaxlm": jaxlm.__version__, **facts}) + "\n")
         if generation:
-            io.write(folder / tokenizer.GENERATION, json.dumps(generation) + "\n")
+            io.write(folder / tokenizer_files.GENERATION, json.dumps(generation) + "\n")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from jaxlm.convert import files
+from jaxlm.convert import tensor_files
 from jaxlm.core import json_file
 
 NAME = "adapter_config.json"
@@ -41,7 +41,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no adapter of peft: it has no {NAME}")
-    record = json_file.read_object(files.inside(file.parent, file.name))
+    record = json_file.read_object(tensor_files.inside(file.parent, file.name))
     if record.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type={record.get('peft_type')!r}; only LORA is read")
     init = record.get("init_lora_weights", True)

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from jaxlm import convert, models
-from jaxlm.convert import files, lora_config, read
+from jaxlm.convert import lora_config, read, tensor_files
 from jaxlm.core import param
-from jaxlm.objectives import adapter
+from jaxlm.objectives import lora as adapter
 
 CONFIG, WEIGHTS = lora_config.NAME, "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -129,11 +129,15 @@ def write(
     for module in found:
         rank = lora.rank * sum(path in pairs for path in module.ours)
         items = [
-            files.Item(f"{PREFIX}{module.name}.lora_A.weight", (rank, len(module.place.input))),
-            files.Item(f"{PREFIX}{module.name}.lora_B.weight", (len(module.place.output), rank)),
+            tensor_files.Item(
+                f"{PREFIX}{module.name}.lora_A.weight", (rank, len(module.place.input))
+            ),
+            tensor_files.Item(
+                f"{PREFIX}{module.name}.lora_B.weight", (len(module.place.output), rank)
+            ),
         ]
         groups.append((items, module))
-    (name,) = files.write(
+    (name,) = tensor_files.write(
         folder, groups, lambda m: _theirs(m, pairs, lora.rank), np.dtype(np.float32), 1 << 62
     )
     (folder / name).rename(folder / WEIGHTS)
@@ -230,7 +234,7 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     Raises: FileNotFoundError without the files; ValueError for a kind of adapter that is not read,
     and for tensors that are unknown, missing or of a wrong shape.
     """
-    record, tensors = lora_config.read(folder / CONFIG), files.find(folder)
+    record, tensors = lora_config.read(folder / CONFIG), tensor_files.find(folder)
     end = ".lora_A.weight"
     given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}
     flat = param.flatten(models.spec(cfg))
@@ -262,11 +266,14 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
 
 
 def _read(
-    folder: pathlib.Path, module: Module, record: dict[str, Any], tensors: dict[str, files.Tensor]
+    folder: pathlib.Path,
+    module: Module,
+    record: dict[str, Any],
+    tensors: dict[str, tensor_files.Tensor],
 ) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """{our path: (a [r, inputs], b [outputs, r], scale)} of a module."""
     names = [f"{PREFIX}{module.name}.lora_{x}.weight" for x in "AB"]
-    a, b = (files.cast(files.read(tensors[name]), np.float32, name) for name in names)
+    a, b = (tensor_files.cast(tensor_files.read(tensors[name]), np.float32, name) for name in names)
     rank, place = lora_config.rank(record, module.name), module.place
     want = (rank, len(place.input)), (len(place.output), rank)
     if (a.shape, b.shape) != want:

@@ -17,14 +17,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import convert, models
-from jaxlm.convert import classify, files, rope
-from jaxlm.convert.fields import Fields
-from jaxlm.convert.table import Row, Table
+from jaxlm.convert import classifier, tensor_files
+from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import rope_parameters
+from jaxlm.convert.weight_rows import Row, Table
 from jaxlm.core import json_file, param
-from jaxlm.models import score
+from jaxlm.models.layers import value_head
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import memory
+from jaxlm.scaling.cost import memory
 
 Flat = dict[str, param.Param]
 
@@ -56,7 +57,7 @@ class Checkpoint(NamedTuple):
     model_type: str
     cfg: models.AnyConfig
     spec: param.Tree
-    tensors: dict[str, files.Tensor]
+    tensors: dict[str, tensor_files.Tensor]
     jobs: list[Job]
     ignored: dict[str, Any]
 
@@ -80,7 +81,7 @@ def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
-    record = json_file.read_object(files.inside(folder, file.name))
+    record = json_file.read_object(tensor_files.inside(folder, file.name))
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
         raise ValueError(
@@ -90,13 +91,13 @@ def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
     _refuse_sizes(record, str(file))
     fields = Fields(record, str(file), ignored)
     try:
-        cfg, scores = understood(fields, kind), classify.named(record)
+        cfg, scores = understood(fields, kind), classifier.named(record)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
             f"{file}: a field has a value that a {kind} cannot have: {error} "
             f"(architectures={record.get('architectures')!r})"
         ) from error
-    cfg = classify.headless(kind, cfg) if scores else cfg
+    cfg = classifier.headless(kind, cfg) if scores else cfg
     return Description(kind, cfg, scores, fields.skipped())
 
 
@@ -118,7 +119,7 @@ def _refuse_sizes(record: Any, where: str) -> None:
 def understood(fields: Fields, kind: str) -> models.AnyConfig:
     """Our Config of the fields of a config.json of this model_type, every one of them accounted
     for. Raises: ValueError for fields that are not supported."""
-    cfg = rope.within_original(convert.ARCHITECTURES[kind].read(fields))
+    cfg = rope_parameters.within_original(convert.ARCHITECTURES[kind].read(fields))
     fields.refuse_two_ways()
     fields.refuse_quantised()
     fields.refuse_rest()
@@ -154,7 +155,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
             table = names(cfg)
     spec = models.spec(cfg)
     if scores:
-        spec = classify.spec(spec, score.spec(models.build(cfg)))
+        spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
     found = jobs(table, flat, tensors.keys())
     problems = [*_missing(table, flat, found, tensors), *_misshaped(found, tensors)]
@@ -173,7 +174,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
 
 def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:
     table = convert.ARCHITECTURES[kind].names(cfg)
-    return classify.table(table) if scores else table
+    return classifier.table(table) if scores else table
 
 
 def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[Job]:
@@ -211,9 +212,9 @@ def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job |
     return Job(row, theirs, ours, index, [layer(flat[path]) for path in ours])
 
 
-def _renamed(folder: pathlib.Path, table: Table) -> dict[str, files.Tensor]:
+def _renamed(folder: pathlib.Path, table: Table) -> dict[str, tensor_files.Tensor]:
     """The tensors of a checkpoint under the names the table knows them by."""
-    tensors = files.find(folder)
+    tensors = tensor_files.find(folder)
     try:
         names = table.renamed(tensors)
     except ValueError as error:
@@ -231,12 +232,12 @@ def _head(table: Table) -> str | None:
     return next((row.theirs[0] for row in table.outer if row.ours == ("unembed",)), None)
 
 
-def _equal(tensors: dict[str, files.Tensor], head: str, table: Table) -> bool:
+def _equal(tensors: dict[str, tensor_files.Tensor], head: str, table: Table) -> bool:
     """Whether the output matrix is the embedding table once more."""
     embed = next((row.theirs[0] for row in table.outer if "embed/table" in row.ours), None)
     if embed is None or embed not in tensors or tensors[embed].shape != tensors[head].shape:
         return False
-    return np.array_equal(files.read(tensors[embed]), files.read(tensors[head]))
+    return np.array_equal(tensor_files.read(tensors[embed]), tensor_files.read(tensors[head]))
 
 
 def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str]) -> list[str]:
@@ -253,7 +254,7 @@ def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str
     return problems + [f"nothing makes our weight {path}" for path in flat if path not in bare]
 
 
-def _misshaped(found: list[Job], tensors: dict[str, files.Tensor]) -> list[str]:
+def _misshaped(found: list[Job], tensors: dict[str, tensor_files.Tensor]) -> list[str]:
     problems = []
     for job in found:
         for name, shape in zip(job.theirs, job.row.shapes(job.params), strict=True):
@@ -262,9 +263,10 @@ def _misshaped(found: list[Job], tensors: dict[str, files.Tensor]) -> list[str]:
                 problems.append(
                     f"tensor {name} is {list(tensor.shape)}, the config says {list(shape)}"
                 )
-            elif tensor.dtype not in files.DTYPES:
+            elif tensor.dtype not in tensor_files.DTYPES:
                 problems.append(
-                    f"tensor {name} is stored as {tensor.dtype}; {sorted(files.DTYPES)} are read"
+                    f"tensor {name} is stored as {tensor.dtype}; "
+                    f"{sorted(tensor_files.DTYPES)} are read"
                 )
     return problems
 
@@ -315,12 +317,12 @@ def _fill(
     """put(path, index on the layer axis or None, array in the dtype) for every weight, row after
     row."""
     for job in found.jobs:
-        arrays = [files.read(found.tensors[name]) for name in job.theirs]
+        arrays = [tensor_files.read(found.tensors[name]) for name in job.theirs]
         made = job.row.read(arrays, job.params)
         for path, array, p in zip(job.ours, made, job.params, strict=True):
             if array.shape != p.shape:
                 raise ValueError(f"{job.theirs} made {array.shape} of {path}, which is {p.shape}")
-            put(path, job.layer, files.cast(array, dtype, " and ".join(job.theirs)))
+            put(path, job.layer, tensor_files.cast(array, dtype, " and ".join(job.theirs)))
 
 
 def _onto(array: np.ndarray, where: NamedSharding) -> jax.Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import convert, models
-from jaxlm.convert import classify, files, read
+from jaxlm.convert import classifier, read, tensor_files
 from jaxlm.core import config, param
-from jaxlm.models import score
+from jaxlm.models.layers import value_head
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
@@ -56,8 +56,8 @@ def weights(
         raise ValueError(f"dtype: {dtype!r} given; there is {list(DTYPES)}")
     table, spec = convert.ARCHITECTURES[kind].names(cfg), models.spec(cfg)
     if "score" in params:
-        table = classify.table(table)
-        spec = classify.spec(spec, score.spec(models.build(cfg)))
+        table = classifier.table(table)
+        spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
     made = read.jobs(table, flat)
     kept = {(path, job.layer) for job in made for path in job.ours}
@@ -78,18 +78,18 @@ def weights(
     }
     for job in (job for job in made if wide & set(job.ours)):
         for name, array in zip(job.theirs, tensors(job), strict=True):
-            files.cast(array, DTYPES[dtype], name)
+            tensor_files.cast(array, DTYPES[dtype], name)
     groups = [
         (
             [
-                files.Item(n, tuple(s))
+                tensor_files.Item(n, tuple(s))
                 for n, s in zip(j.theirs, j.row.shapes(j.params), strict=True)
             ],
             j,
         )
         for j in made
     ]
-    return files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
+    return tensor_files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
 
 
 def _largest(array: Any) -> float:

@@ -14,27 +14,28 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxlm.data import chat, examples, loader, prefer, prompts, tokenizers
+from jaxlm.data import pretraining, tokenizers
+from jaxlm.data.records import chats, examples, preferences, prompts
 from jaxlm.data.tokenizers import tokenizer as interface
 
 # What a Run's `data` field may be.
-AnyData = chat.Chats | loader.Data | prefer.Preferences | prompts.Prompts
+AnyData = chats.Chats | pretraining.Data | preferences.Preferences | prompts.Prompts
 
 _ROWS = 1024  # examples looked at together
 
 # The module of each kind of examples.
 EXAMPLES: dict[type, ModuleType] = {
-    chat.Chats: chat,
-    prefer.Preferences: prefer,
+    chats.Chats: chats,
+    preferences.Preferences: preferences,
     prompts.Prompts: prompts,
 }
 
 
-def stages(data: AnyData) -> list[loader.Stage]:
+def stages(data: AnyData) -> list[pretraining.Stage]:
     """The run's changes of shape; examples have one shape from first to last."""
-    if isinstance(data, loader.Data):
-        return loader.stages(data)
-    return [loader.Stage(0, 0, data.batch, data.seq, data.batch)]
+    if isinstance(data, pretraining.Data):
+        return pretraining.stages(data)
+    return [pretraining.Stage(0, 0, data.batch, data.seq, data.batch)]
 
 
 def prepare(data: AnyData, evaluated: bool, vocab: int) -> examples.Split:

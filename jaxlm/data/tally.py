@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import shards
+from jaxlm.data.tokenized import shards
 
 
 class Tally(NamedTuple):
     """What became of a source: how many there were of `what`, and how many texts training and
     evaluation have. By reason: how many were cut, and how many left out. apart: answers that do not
-    follow their generation prompt (`writing.Span`). more: what else is to be said of them."""
+    follow their generation prompt (`rendering.Span`). more: what else is to be said of them."""
 
     what: str
     read: int

@@ -1,10 +1,11 @@
 """Floor 3: from a prompt to text.
 
-loop    the sampling loop: pure functions, one program, usable inside other jitted programs
-sample  Sampling settings, checks, and `generate` on lists of token ids
-watch   one row's text as tokens arrive, and stop strings in it
-pairs   targets of sources: an encoder-decoder's keys and values computed once
-fill    what an encoder puts where a text has masks
-reply   what a model of any kind says to a prompt, as `jaxlm sample` shows it
-text    prompts as text: completions and streams
+sampling_loop    pure functions, one program, usable inside other jitted programs
+token_sampling   Sampling settings, their checks, and `generate` on lists of token ids
+stop_strings     one row's text as tokens arrive, up to the first stop string
+encoder_decoder  targets of sources: an encoder-decoder's keys and values computed once
+fill_mask        the likeliest tokens at the masks of a text
+prompt_tokens    a prompt as the model's data writes it
+completions      prompts as text: completions and streams
+reply            the reply of a model of any kind to a prompt, as `jaxlm sample` shows it
 """

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from jaxlm.core import param
-from jaxlm.data import mask, span
+from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import fill, pairs, sample, text
+from jaxlm.decode import completions, encoder_decoder, fill_mask, token_sampling
 from jaxlm.models.model import Model
 
 
@@ -14,7 +14,7 @@ def reply(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: sample.Sampling,
+    sampling: token_sampling.Sampling,
     corrupt: mask.Mask | span.Span | None,
 ) -> Iterator[str]:
     """Pieces of what is to be shown for a prompt, each as soon as it is known.
@@ -24,7 +24,7 @@ def reply(
     corrupt: what the model was trained on, which says how masks and sentinels are written: as the
     tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
 
-    Raises: ValueError as `text.stream`, `fill.fill` and `pairs.generate`.
+    Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`.
     """
     if model.encode is not None:
         return iter(
@@ -32,12 +32,12 @@ def reply(
         )
     if not model.causal:
         return iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))
-    return _continued(prompt, text.stream(model, params, tokenizer, prompt, sampling))
+    return _continued(prompt, completions.stream(model, params, tokenizer, prompt, sampling))
 
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
     """{how a special token is written in a prompt: its id}."""
-    found = fill.spelled(tokenizer)
+    found = fill_mask.spelled(tokenizer)
     if isinstance(corrupt, mask.Mask) and corrupt.token is not None:
         found |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)
     if isinstance(corrupt, span.Span) and corrupt.sentinel is not None:
@@ -67,7 +67,7 @@ def _holes(
             "this model fills in masked tokens, and its tokenizer has no mask: give its id as "
             "data.corrupt.token of the run"
         )
-    found = fill.fill(model, params, tokenizer, prompt, names["<mask>"], marks=names)
+    found = fill_mask.fill(model, params, tokenizer, prompt, names["<mask>"], marks=names)
     lines = [prompt]
     for number, hole in enumerate(found, 1):
         told = "  ".join(f"{guess.text!r} {guess.probability:.3f}" for guess in hole)
@@ -80,12 +80,12 @@ def _target(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: sample.Sampling,
+    sampling: token_sampling.Sampling,
     names: Mapping[str, int],
 ) -> str:
-    source = [*fill.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
-    settings = text.with_eos(tokenizer, sampling)
-    out = pairs.generate(model, params, [source], settings)
+    source = [*fill_mask.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
+    settings = completions.with_eos(tokenizer, sampling)
+    out = encoder_decoder.generate(model, params, [source], settings)
     return f"{prompt}\n  {written(tokenizer, out.tokens[0, : out.lengths[0]].tolist(), names)}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
-from jaxlm.parallel import place
+from jaxlm.parallel import transfer
 from jaxlm.parallel.plan import Plan
 
 # (params, frozen, batch) -> (loss sum, weight, {name: sum}).
@@ -46,7 +46,7 @@ def evaluate(
     """
     total: Any = None
     for batch in itertools.islice(local, batches):
-        part = score(params, frozen, place.batch(plan, batch))
+        part = score(params, frozen, transfer.batch(plan, batch))
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
         total = part if total is None else jax.tree.map(np.add, total, part)
     if total is None or not total[1]:

@@ -15,11 +15,12 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Pairs
-from jaxlm.data import loader, shards
+from jaxlm.data import pretraining
+from jaxlm.data.tokenized import shards
 from jaxlm.models import model as models
 from jaxlm.models.model import Model
-from jaxlm.ops import loss as ops_loss
-from jaxlm.parallel import place
+from jaxlm.ops.losses import cross_entropy
+from jaxlm.parallel import transfer
 from jaxlm.parallel.plan import Plan
 
 # (params, batch) -> {"nll", "correct", "weight", "counts" [V]}: float32 sums over the targets.
@@ -55,7 +56,7 @@ def scorer(model: Model, plan: Plan) -> Scorer:
 
     def score(params: param.Tree, batch: Batch | Pairs) -> dict[str, jax.Array]:
         x = models.read(model, params, batch).x
-        _, sums = ops_loss.cross_entropy(
+        _, sums = cross_entropy.cross_entropy(
             model.unembed,
             model.head(params),
             x,
@@ -73,7 +74,7 @@ def scorer(model: Model, plan: Plan) -> Scorer:
 def evaluate(
     score: Scorer,
     params: param.Tree,
-    data: loader.Data,
+    data: pretraining.Data,
     found: shards.Shards,
     plan: Plan,
     batches: int | None = None,
@@ -85,7 +86,7 @@ def evaluate(
 
     Raises: ValueError for an empty split.
     """
-    local = loader.val_batches(data, found, jax.process_index(), jax.process_count())
+    local = pretraining.val_batches(data, found, jax.process_index(), jax.process_count())
     total = sums(score, params, itertools.islice(local, batches), plan)
     if not total["weight"]:
         raise ValueError(f"{found.folder}: the {found.split!r} split has no token to predict")
@@ -115,7 +116,7 @@ def sums(score: Scorer, params: param.Tree, local: Iterable[Any], plan: Plan) ->
     total: dict[str, Any] = {"nll": 0.0, "correct": 0.0, "weight": 0.0, "counts": 0.0}
     ahead: list[dict[str, jax.Array]] = []
     for batch in local:
-        ahead.append(score(params, place.batch(plan, batch)))
+        ahead.append(score(params, transfer.batch(plan, batch)))
         # One batch is computed while the next is read; more would pile up on the device.
         if len(ahead) > 2:
             _add(total, ahead.pop(0))

@@ -1,9 +1,10 @@
-"""Floor 4: what a model says of its own answers, as data to train on. `load` gives a run's Voice.
+"""Floor 6: a model's judgements of answers, its own or others', as data to train on. `load` returns
+a run's Voice.
 
-revise (critique and revision), label (AI preferences), several (n responses, the best of n) and
-instruct (self-instruct) each have frozen `Settings` and `run(voice, settings) -> Summary`.
+critique (critique and revision), preference_labels (AI preferences), best_of_n (n responses, the
+best of n) and self_instruct each have frozen `Settings` and `run(voice, settings) -> Summary`.
 """
 
-from jaxlm.feedback.voice import Voice, load
+from jaxlm.feedback.chat_model import Voice, load
 
 __all__ = ["Voice", "load"]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlm.core import json_file
-from jaxlm.data import records
+from jaxlm.data.records import records
 
 DEFAULT = "default"
 """The name of the constitution that comes with the library."""

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear, norm
 from jaxlm.ops.attention import At
@@ -130,10 +130,10 @@ def spec(cfg: Config) -> param.Tree:
     return tree | {"pooler": dense()} if cfg.pooler else tree
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs, without global tokens."""
     pair = 4 * cfg.heads * cfg.head
-    return [attention.Reach(w, pair, "around") for w in (cfg.window or cfg.layers * (None,))]
+    return [mha.Reach(w, pair, "around") for w in (cfg.window or cfg.layers * (None,))]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -204,7 +204,7 @@ def _attend(plan: Plan, w: param.Tree, h: jax.Array, at: At, window: int | None)
 
     def read(names: tuple[str, ...], at: At, window: int | None) -> jax.Array:
         q, k, v = (project(name) for name in names)
-        return attention.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
+        return mha.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
 
     y = read(("q", "k", "v"), at, window)
     if "q_global" in w and at.shared is not None:

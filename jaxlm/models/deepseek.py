@@ -11,11 +11,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, mla, moe, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, mla, moe, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope, route, shift
+from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
+from jaxlm.ops.losses import shift
 from jaxlm.parallel.plan import Plan
 
 
@@ -98,12 +99,12 @@ class Config:
             raise ValueError(f"model.dense: {self.dense} given; 0 .. {self.layers} layers exist")
         if self.ahead < 0:
             raise ValueError(f"model.ahead: {self.ahead} given; it must not be negative")
-        route.check(rule(self), self.experts)
+        routing.check(rule(self), self.experts)
 
 
-def rule(cfg: Config) -> route.Rule:
+def rule(cfg: Config) -> routing.Rule:
     """How a token's experts are chosen."""
-    return route.Rule(
+    return routing.Rule(
         count=cfg.active,
         score=cfg.score,
         renormalise=cfg.renormalise,
@@ -174,7 +175,7 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs, those that predict further ahead behind the others."""
     return (cfg.layers + cfg.ahead) * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
 
@@ -193,8 +194,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
 
     def block(
-        kind: str, w: param.Tree, x: jax.Array, at: At, memory: attention.Memory, key: Any
-    ) -> tuple[jax.Array, attention.Out]:
+        kind: str, w: param.Tree, x: jax.Array, at: At, memory: mha.Memory, key: Any
+    ) -> tuple[jax.Array, mha.Out]:
         h, entries = mla.apply(
             w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory, plan,
             rotary=rotary, interleaved=cfg.interleaved, scale=scale, eps=cfg.latent_eps,

@@ -11,8 +11,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope
 from jaxlm.ops.attention import At
@@ -115,9 +115,9 @@ def _window(cfg: Config, kind: str) -> int | None:
     return cfg.window if kind == "local" else None
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
-    return [attention.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
+    return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -142,9 +142,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
         x = x + (rms(w["attn_end"], h) if "attn_end" in w else h)
         h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), ffn.ACTIVATIONS["gelu_tanh"])
@@ -152,15 +152,15 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return x, entries
 
     def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: attention.Memory
-    ) -> tuple[jax.Array, attention.Out]:
+        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
+    ) -> tuple[jax.Array, mha.Out]:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
         k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
         if "q_norm" in w:
             q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
         q, k = (rope.apply(a, at.positions, turns[kind]) for a in (q, k))
-        y, entries = attention.attend(
+        y, entries = mha.attend(
             q, k, v, at, memory, plan,
             window=_window(cfg, kind), softcap=cfg.score_softcap, scale=scale,
         )  # fmt: skip
@@ -173,7 +173,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=rms,
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         softcap=cfg.softcap,
         context=rope.limit(cfg.scaling, cfg.context),
     )

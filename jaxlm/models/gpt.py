@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import bias, linear, norm
+from jaxlm.ops import linear, norm, position_bias
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -125,16 +125,16 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab", init=small)}
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
-    return [attention.reach(None, cfg.heads, cfg.head)] * cfg.layers
+    return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     act = ffn.ACTIVATIONS[cfg.activation]
     learned = cfg.positions == "learned"
-    slope = None if learned else bias.alibi(bias.slopes(cfg.heads))
+    slope = None if learned else position_bias.alibi(position_bias.slopes(cfg.heads))
     scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
@@ -154,9 +154,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         keys = (None, None) if key is None else jax.random.split(key)
         if kind == "pre":
             h, entries = attend(w["attn"], layer_norm(w["attn_norm"], x), at, memory)
@@ -168,10 +168,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         h = ffn.apply(w["ffn"], x, act)
         return layer_norm(w["ffn_norm"], x + _dropout(h, cfg.dropout, keys[1])), entries
 
-    def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
+    def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
         q, k, v = (project("BTD,DNH->BTNH", h, w, n) for n in "qkv")
         q = q * w["scale"].astype(q.dtype) if "scale" in w else q
-        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope, scale=scale)
+        y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope, scale=scale)
         return project("BTNH,NHD->BTD", y, w, "o"), entries
 
     def project(equation: str, h: jax.Array, w: param.Tree, name: str) -> jax.Array:
@@ -185,7 +185,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=layer_norm,
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.heads, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.heads, cfg.head),
         softcap=cfg.softcap,
         context=cfg.context if learned else None,
         constants=_numbered if cfg.scale_by_layer else None,

@@ -14,8 +14,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope
 from jaxlm.ops.attention import At
@@ -140,9 +140,9 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
-    return [attention.reach(cfg.window, cfg.heads, cfg.head)] * cfg.layers
+    return [mha.reach(cfg.window, cfg.heads, cfg.head)] * cfg.layers
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -158,15 +158,15 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         h, out = attend(w["attn"], _norm(w, "attn_norm", x, cfg.eps), at, memory)
         x = x + _norm(w, "attn_post_norm", h, cfg.eps)
         h = ffn.apply(w["ffn"], _norm(w, "ffn_norm", x, cfg.eps), act)
         return x + _norm(w, "ffn_post_norm", h, cfg.eps), out
 
-    def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
+    def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
         k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
@@ -175,7 +175,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         q, k = _norm(w, "q_norm", q, cfg.eps), _norm(w, "k_norm", k, cfg.eps)
         q, k = _norm_all(w, "q_norm_all", q, cfg.eps), _norm_all(w, "k_norm_all", k, cfg.eps)
         q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
-        y, out = attention.attend(q, k, v, at, memory, plan, window=cfg.window)
+        y, out = mha.attend(q, k, v, at, memory, plan, window=cfg.window)
         y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
         return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, out
 
@@ -186,7 +186,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         softcap=cfg.softcap,
         context=rope.limit(cfg.scaling, cfg.context),
     )

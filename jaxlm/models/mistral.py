@@ -14,10 +14,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, moe, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, moe, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope, route
+from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -90,7 +90,7 @@ class Config:
         if not self.pattern or not {*self.pattern} <= {"local", "global"}:
             raise ValueError(f"model.pattern: {self.pattern} given; 'local' and 'global' are known")
         if self.experts is not None:
-            route.check(rule(self), self.experts)
+            routing.check(rule(self), self.experts)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -99,9 +99,9 @@ class Config:
         return tuple(itertools.islice(itertools.cycle(pattern), self.layers))
 
 
-def rule(cfg: Config) -> route.Rule:
+def rule(cfg: Config) -> routing.Rule:
     """How a router chooses: a softmax over the chosen experts' logits."""
-    return route.Rule(cfg.active, renormalise=True)
+    return routing.Rule(cfg.active, renormalise=True)
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -147,10 +147,10 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
     windows = {"local": cfg.window, "global": None}
-    return [attention.reach(windows[kind], cfg.heads, cfg.head) for kind in cfg.kinds]
+    return [mha.reach(windows[kind], cfg.heads, cfg.head) for kind in cfg.kinds]
 
 
 def experts_per_token(cfg: Config) -> int:
@@ -178,9 +178,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         h, out = attend(kind, w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory)
         x = x + h
         h = norm.rms_norm(x, w["ffn_norm"], cfg.eps)
@@ -190,17 +190,15 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return x + h, stats if memory is None else out
 
     def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: attention.Memory
-    ) -> tuple[jax.Array, attention.Out]:
+        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
+    ) -> tuple[jax.Array, mha.Out]:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
         k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
         if "q_bias" in w:
             q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
         q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
-        y, out = attention.attend(
-            q, k, v, at, memory, plan, window=windows[kind], sinks=w.get("sinks")
-        )
+        y, out = mha.attend(q, k, v, at, memory, plan, window=windows[kind], sinks=w.get("sinks"))
         y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
         return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, out
 
@@ -214,7 +212,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         context=rope.limit(cfg.scaling, cfg.context),
     )
 

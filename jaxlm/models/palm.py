@@ -16,10 +16,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import bias, linear, norm, rope
+from jaxlm.ops import linear, norm, position_bias, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -148,20 +148,19 @@ def spec(cfg: Config) -> param.Tree:
     return tree | {"unembed_bias": p("vocab", init=param.zeros)} if cfg.unembed_bias else tree
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
-    return [attention.reach(None, cfg.heads, cfg.head)] * cfg.layers
+    return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     act = ffn.ACTIVATIONS[cfg.activation]
-    turn = (
-        None
-        if cfg.rotary is None
-        else rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
-    )
-    slope = None if cfg.alibi is None else bias.alibi(cfg.alibi * bias.slopes(cfg.heads))
+    turn = slope = None
+    if cfg.rotary is not None:
+        turn = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
+    if cfg.alibi is not None:
+        slope = position_bias.alibi(cfg.alibi * position_bias.slopes(cfg.heads))
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
@@ -174,9 +173,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         h = layer_norm(w["attn_norm"], x)
         y, entries = attend(w["attn"], h, at, memory)
         if kind == "sequential":
@@ -186,7 +185,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             h = layer_norm(w["ffn_norm"], x)
         return x + y + ffn.apply(w["ffn"], h, act), entries
 
-    def attend(w: param.Tree, h: jax.Array, at: At, memory: attention.Memory) -> tuple:
+    def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
         k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
@@ -197,7 +196,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             k = norm.layer_norm(k, w["k_norm"], None, cfg.eps)
         if turn is not None:
             q, k = rope.apply(q, at.positions, turn), rope.apply(k, at.positions, turn)
-        y, entries = attention.attend(q, k, v, at, memory, plan, bias=slope)
+        y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope)
         y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
         return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
 
@@ -208,7 +207,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=layer_norm,
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         scale=cfg.logit_scale,
         context=rope.limit(cfg.scaling, cfg.context),
     )

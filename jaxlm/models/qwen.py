@@ -10,10 +10,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, moe, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, moe, stack
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope, route
+from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -153,9 +153,9 @@ def _window(cfg: Config, kind: str) -> int | None:
     return cfg.window if kind.startswith("local") else None
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each layer's attention costs."""
-    return [attention.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
+    return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
 
 
 def experts_per_token(cfg: Config) -> int:
@@ -166,7 +166,7 @@ def experts_per_token(cfg: Config) -> int:
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     turns = rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)
-    rule = route.Rule(cfg.active, renormalise=cfg.renormalise)
+    rule = routing.Rule(cfg.active, renormalise=cfg.renormalise)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
@@ -179,9 +179,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         w: param.Tree,
         x: jax.Array,
         at: At,
-        memory: attention.Memory,
+        memory: mha.Memory,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Out]:
+    ) -> tuple[jax.Array, mha.Out]:
         h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
         x = x + h
         h = rms(w["ffn_norm"], x)
@@ -192,8 +192,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return x + h, stats if memory is None else entries
 
     def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: attention.Memory
-    ) -> tuple[jax.Array, attention.Out]:
+        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
+    ) -> tuple[jax.Array, mha.Out]:
         q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
         k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
         v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
@@ -202,7 +202,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         if "q_norm" in w:
             q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
         q, k = (rope.apply(a, at.positions, turns) for a in (q, k))
-        y, entries = attention.attend(q, k, v, at, memory, plan, window=_window(cfg, kind))
+        y, entries = mha.attend(q, k, v, at, memory, plan, window=_window(cfg, kind))
         y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
         return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
 
@@ -213,7 +213,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         embed=embed,
         block=block,
         norm=rms,
-        memory=lambda kind, batch, slots: attention.cache(batch, slots, cfg.kv, cfg.head),
+        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         context=rope.limit(cfg.scaling, cfg.context),
     )
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
-from jaxlm.models import attention, check, decoder, ffn, stack
+from jaxlm.core import check, param
+from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import attention as ops_attention
-from jaxlm.ops import bias, linear, norm
+from jaxlm.ops import linear, norm, position_bias
 from jaxlm.ops.attention import At
 from jaxlm.ops.dropout import dropout
 from jaxlm.parallel.plan import Plan
@@ -124,10 +124,10 @@ def spec(cfg: Config) -> param.Tree:
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[attention.Reach]:
+def reaches(cfg: Config) -> list[mha.Reach]:
     """What each attention costs: of the encoder's layers, and the two of each decoder layer."""
     pair = 4 * cfg.heads * cfg.head
-    one, own, other = (attention.Reach(None, pair, o) for o in ("around", "past", "source"))
+    one, own, other = (mha.Reach(None, pair, o) for o in ("around", "past", "source"))
     return cfg.encoder * [one] + cfg.layers * [own, other]
 
 
@@ -164,7 +164,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
 
     def memory(kind: str, batch: int, slots: int) -> dict[str, param.Param]:
-        return attention.cache(batch, slots, cfg.heads, cfg.head)
+        return mha.cache(batch, slots, cfg.heads, cfg.head)
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         return decoder.logits(head, x, scale=cfg.embed**-0.5 if cfg.scaled else None)
@@ -218,9 +218,9 @@ def _decode(
     w: param.Tree,
     x: jax.Array,
     at: At,
-    memory: attention.Memory,
+    memory: mha.Memory,
     key: jax.Array | None,
-) -> tuple[jax.Array, attention.Out]:
+) -> tuple[jax.Array, mha.Out]:
     """A layer of the decoder: its own past, the source, the feed-forward layer."""
     keys = 3 * (None,) if key is None else jax.random.split(key, 3)
     h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
@@ -239,13 +239,13 @@ def _attend(
     w: param.Tree,
     h: jax.Array,
     at: At,
-    memory: attention.Memory,
+    memory: mha.Memory,
     table: jax.Array,
     causal: bool,
-) -> tuple[jax.Array, attention.Out]:
+) -> tuple[jax.Array, mha.Out]:
     q, k, v = (linear.einsum("BTD,DNH->BTNH", h, w[n]) for n in "qkv")
-    near = bias.bucketed(table, cfg.farthest, causal)
-    y, out = attention.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
+    near = position_bias.bucketed(table, cfg.farthest, causal)
+    y, out = mha.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
     return linear.einsum("BTNH,NHD->BTD", y, w["o"]), out
 
 

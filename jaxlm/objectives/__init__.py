@@ -4,10 +4,14 @@ import types
 from types import ModuleType
 
 from jaxlm.core import config
-from jaxlm.data import chat, kinds, loader, mask, prefer, prompts, span
+from jaxlm.data import kinds, pretraining
+from jaxlm.data.corrupt import mask, span
+from jaxlm.data.records import chats, preferences, prompts
 from jaxlm.models.model import Model
-from jaxlm.objectives import clm, distill, dpo, grpo, mlm, ppo, reward, seq2seq, sft
+from jaxlm.objectives import clm, distill, mlm, seq2seq, sft
 from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.preference import dpo, reward
+from jaxlm.objectives.rl import grpo, ppo
 from jaxlm.parallel.plan import Plan
 
 OBJECTIVES: dict[str, ModuleType] = {
@@ -40,12 +44,12 @@ PRETRAINING = ("clm", "mlm", "seq2seq")
 
 # The kinds of data each reads, where it is not text.
 READS: dict[str, tuple[type, ...]] = {
-    "distill": (loader.Data, chat.Chats, prompts.Prompts),
-    "dpo": (prefer.Preferences,),
+    "distill": (pretraining.Data, chats.Chats, prompts.Prompts),
+    "dpo": (preferences.Preferences,),
     "grpo": (prompts.Prompts,),
     "ppo": (prompts.Prompts,),
-    "reward": (prefer.Preferences,),
-    "sft": (chat.Chats,),
+    "reward": (preferences.Preferences,),
+    "sft": (chats.Chats,),
 }
 
 # What data.corrupt of text has to be for each.
@@ -79,24 +83,24 @@ def fitting(model: Model) -> str:
 def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
     """What in a Run's objective, model and data does not go together, [] if all does."""
     given = next(name for name, module in OBJECTIVES.items() if type(cfg) is module.Config)
-    reads = READS.get(given, (loader.Data,))
+    reads = READS.get(given, (pretraining.Data,))
     if not isinstance(data, reads):
         return [
             f"data: {_written(type(data))} given with objective {given}, which reads "
             f"{' or '.join(_written(kind) for kind in reads)}"
         ]
-    if isinstance(cfg, dpo.Config) and isinstance(data, prefer.Preferences):
+    if isinstance(cfg, dpo.Config) and isinstance(data, preferences.Preferences):
         return dpo.problems(cfg, data)
-    if isinstance(cfg, reward.Config) and isinstance(data, prefer.Preferences):
+    if isinstance(cfg, reward.Config) and isinstance(data, preferences.Preferences):
         told = "'labelled' given with objective reward, which learns from comparisons"
         return [f"data.format: {told}"] if data.format == "labelled" else []
-    if not isinstance(data, loader.Data):
+    if not isinstance(data, pretraining.Data):
         return []
     stored = isinstance(cfg, distill.Config) and cfg.read == "stored"
     return _text_problems(given, model, data) + (_stored_problems(data) if stored else [])
 
 
-def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
+def _text_problems(given: str, model: Model, data: pretraining.Data) -> list[str]:
     corrupt, right, wanted = data.corrupt, fitting(model), CORRUPT.get(given, types.NoneType)
     family = config.kind(type(model.cfg))
     found = []
@@ -116,9 +120,9 @@ def _text_problems(given: str, model: Model, data: loader.Data) -> list[str]:
     return found
 
 
-def _stored_problems(data: loader.Data) -> list[str]:
+def _stored_problems(data: pretraining.Data) -> list[str]:
     """What in the data keeps a teacher's answers from being stored row by row."""
-    plain = loader.Data()
+    plain = pretraining.Data()
     return [
         f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which knows "
         f"whole rows only; {getattr(plain, name)!r} is right"

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import moe
+from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
-from jaxlm.objectives import ahead, experts
+from jaxlm.objectives import load_balancing, multi_token
 from jaxlm.objectives.objective import Objective
-from jaxlm.ops import loss as ops_loss
 from jaxlm.ops.attention import At
+from jaxlm.ops.losses import cross_entropy
 from jaxlm.parallel.plan import Plan
 
 
@@ -47,8 +47,8 @@ class Config:
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     """The negative log-likelihood in nats, summed over targets, plus z_loss * log(Z)^2 (Chowdhery
-    et al. 2022, section 5) and what `experts.loss` and `ahead.loss` add. Reported sums: nll,
-    correct, z, and those of `ahead.loss`.
+    et al. 2022, section 5) and what `load_balancing.loss` and `multi_token.loss` add. Reported
+    sums: nll, correct, z, and those of `multi_token.loss`.
 
     Raises: ValueError for fields that need experts, or their selection bias, in a model without;
     and for ahead=0 in a model that has weights for it.
@@ -61,7 +61,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         at = At(batch.segments, batch.positions)
         x, _, stats = model.hidden(params, batch.tokens, at, key=key)
-        total, sums = ops_loss.cross_entropy(
+        total, sums = cross_entropy.cross_entropy(
             model.unembed,
             model.head(params),
             x,
@@ -71,13 +71,13 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             z_loss=cfg.z_loss,
         )
         if model.ahead is not None:
-            more, told, further = ahead.loss(model, params, x, batch, plan)
+            more, told, further = multi_token.loss(model, params, x, batch, plan)
             total, sums = total + cfg.ahead * more, sums | told
             stats = {name: jnp.concatenate([stats[name], further[name]]) for name in stats}
         weight = jnp.sum(batch.weight)
         if cfg.balance or cfg.router_z:
-            total += weight * experts.loss(stats, cfg.balance, cfg.router_z)
-        return total, weight, sums | (experts.sums(stats) if routed else {})
+            total += weight * load_balancing.loss(stats, cfg.balance, cfg.router_z)
+        return total, weight, sums | (load_balancing.sums(stats) if routed else {})
 
     def adjust(params: param.Tree, sums: dict[str, jax.Array]) -> param.Tree:
         return moe.rebalance(params, sums["load"], cfg.bias_speed)
@@ -85,7 +85,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     return Objective(
         model.spec,
         loss,
-        report=experts.report if routed else None,
+        report=load_balancing.report if routed else None,
         adjust=adjust if cfg.bias_speed else None,
     )
 

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.models.model import Model
-from jaxlm.objectives import likelihood
+from jaxlm.objectives import log_probs
 from jaxlm.objectives.objective import Frozen, Objective
-from jaxlm.ops import distill
-from jaxlm.ops import loss as ops_loss
+from jaxlm.ops.losses import cross_entropy, divergence
 from jaxlm.parallel.plan import Plan
 
 
@@ -29,8 +28,8 @@ class Config:
     teacher: str
     """The run directory of the teacher: any model with the student's tokenizer and vocabulary."""
     beta: float = 0.0
-    """Which divergence (ops/distill.py): 0 is the forward KL, 1 the reverse, between them the
-    generalised Jensen-Shannon divergence."""
+    """Which divergence (ops/losses/divergence.py): 0 is the forward KL, 1 the reverse, between them
+    the generalised Jensen-Shannon divergence."""
     temperature: float = 1.0
     """Both models' logits are divided by it."""
     power: float = 0.0
@@ -77,15 +76,15 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Batch | Taught, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        x = likelihood.forward(model, params, batch, key).x
+        x = log_probs.forward(model, params, batch, key).x
         heads: dict[str, param.Tree] = {"student": model.head(params)}
         if isinstance(batch, Taught):
             given = (batch.ids, batch.log_probs)
         else:
             heads["teacher"] = jax.lax.stop_gradient(teacher.head(frozen["teacher"]))
-            theirs = likelihood.forward(teacher, frozen["teacher"], batch).x
+            theirs = log_probs.forward(teacher, frozen["teacher"], batch).x
             given = (jax.lax.stop_gradient(theirs),)
-        told = ops_loss.per_token(
+        told = cross_entropy.per_token(
             lambda heads, *piece: _tokens(cfg, model, teacher, heads, *piece),
             heads,
             (x, batch.targets, *given),
@@ -110,10 +109,10 @@ def kept(
     k = cfg.top_k
 
     def tokens(head: param.Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return distill.top(distill.softened(teacher.unembed(head, x), cfg.temperature), k)
+        return divergence.top(divergence.softened(teacher.unembed(head, x), cfg.temperature), k)
 
-    x = likelihood.forward(teacher, params, batch).x
-    return ops_loss.per_token(tokens, teacher.head(params), (x,), plan.loss_chunk)
+    x = log_probs.forward(teacher, params, batch).x
+    return cross_entropy.per_token(tokens, teacher.head(params), (x,), plan.loss_chunk)
 
 
 def _tokens(
@@ -128,15 +127,15 @@ def _tokens(
     """{"divergence", "nll", "agreement"} [C] of C tokens; given: the teacher's x [C, D], or its
     kept ids [C, k] and what they and the rest have [C, k + 1]."""
     logits = model.unembed(heads["student"], x)
-    ours = distill.softened(logits, cfg.temperature)
+    ours = divergence.softened(logits, cfg.temperature)
     if len(given) == 1:
-        theirs = distill.softened(teacher.unembed(heads["teacher"], given[0]), cfg.temperature)
+        theirs = divergence.softened(teacher.unembed(heads["teacher"], given[0]), cfg.temperature)
         likeliest = jnp.argmax(theirs, axis=-1)
-        apart = distill.divergence(theirs, ours, cfg.beta)
+        apart = divergence.divergence(theirs, ours, cfg.beta)
     else:
         ids, kept = given
         likeliest = ids[:, 0]
-        apart = distill.divergence(kept, distill.coarse(ours, ids), cfg.beta)
+        apart = divergence.divergence(kept, divergence.coarse(ours, ids), cfg.beta)
     plain = jax.nn.log_softmax(logits, axis=-1)
     nll = -jnp.take_along_axis(plain, targets[:, None], axis=-1)[:, 0]
     agree = (jnp.argmax(logits, axis=-1) == likeliest).astype(jnp.float32)

@@ -8,7 +8,7 @@ from jaxlm.core.batch import Batch, Pairs
 from jaxlm.models import model as models
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Loss
-from jaxlm.ops import loss as ops_loss
+from jaxlm.ops.losses import cross_entropy
 from jaxlm.parallel.plan import Plan
 
 
@@ -19,7 +19,7 @@ def likelihood(model: Model, plan: Plan, z_loss: float) -> Loss:
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Batch | Pairs, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        total, sums = ops_loss.cross_entropy(
+        total, sums = cross_entropy.cross_entropy(
             model.unembed,
             model.head(params),
             models.read(model, params, batch, key).x,

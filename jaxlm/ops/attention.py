@@ -11,15 +11,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.ops import blockwise, cudnn, score, splash
+from jaxlm.ops import masks
+from jaxlm.ops.kernels import blockwise, cudnn, splash
 
 Kernel = Literal["xla", "blockwise", "cudnn", "splash"]
 
 # The one platform a library's kernel runs on; the others run everywhere.
 PLATFORMS: dict[str, str] = {"cudnn": "gpu", "splash": "tpu"}
 
-At = score.At
-Bias = score.Bias
+At = masks.At
+Bias = masks.Bias
 
 
 def runs_here(kernel: Kernel) -> bool:
@@ -72,7 +73,7 @@ def attend(
     """
     if kernel not in ("xla", "blockwise", "cudnn", "splash"):
         raise ValueError(f"kernel must be 'xla', 'blockwise', 'cudnn' or 'splash', got {kernel!r}")
-    rule = score.rule(q, k, v, causal, window, softcap, scale)
+    rule = masks.rule(q, k, v, causal, window, softcap, scale)
     if kernel == "xla":
         return _whole(q, k, v, q_at, k_at, rule, bias, sinks)
     check_platform(kernel)
@@ -106,21 +107,21 @@ def attend_cached(
 
     Raises: ValueError for shapes that do not fit.
     """
-    rule = score.rule(q, k_new, v_new, True, window, softcap, scale)
+    rule = masks.rule(q, k_new, v_new, True, window, softcap, scale)
     old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))
-    score.rule(q, *old, True, window, softcap, scale)
+    masks.rule(q, *old, True, window, softcap, scale)
     slots, f32 = k_cache.shape[2], {"preferred_element_type": jnp.float32}
-    grouped = score.group(q, k_new.shape[2])
+    grouped = masks.group(q, k_new.shape[2])
     batch, kv = k_cache.shape[:2]
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
     old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
-    old = score.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
+    old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
     # one softmax over both parts: only scores are joined, never keys
     scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)
     if bias is not None:
-        ahead = jnp.concatenate([score.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
-        scores = scores + score.grouped_heads(bias(ahead), kv)
-    allowed = [score.allowed(q_at, at, rule) for at in (k_at, q_at)]
+        ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
+        scores = scores + masks.grouped_heads(bias(ahead), kv)
+    allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]
     allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]
     p = _softmax(scores, allowed, sinks)
     p_old, p_new = p[..., :slots], p[..., slots:]
@@ -132,30 +133,30 @@ def attend_cached(
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
-    allowed = score.allowed(q_at, k_at, rule)[:, None, None]
-    scores = _scores(score.group(q, k.shape[2]), k, rule)
+    allowed = masks.allowed(q_at, k_at, rule)[:, None, None]
+    scores = _scores(masks.group(q, k.shape[2]), k, rule)
     if bias is not None:
-        scores = scores + score.grouped_heads(bias(score.ahead(q_at, k_at)), k.shape[2])
+        scores = scores + masks.grouped_heads(bias(masks.ahead(q_at, k_at)), k.shape[2])
     p = _softmax(scores, allowed, sinks)
     return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)
 
 
-def _scores(q: jax.Array, k: jax.Array, rule: score.Rule) -> jax.Array:
+def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
     """Scaled and capped scores, float32[B,K,G,T,S], of grouped q [B,T,K,G,H]."""
     products = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
-    return score.bent(products, rule)
+    return masks.bent(products, rule)
 
 
 def _softmax(scores, allowed, sinks):
     """Probabilities [B,K,G,T,S] of scores; sinks [N] have a part in the sum, or None."""
-    peak = score.peak(scores, allowed)
+    peak = masks.peak(scores, allowed)
     if sinks is None:
-        mass = score.mass(scores, allowed, peak)
-        return mass / score.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
+        mass = masks.mass(scores, allowed, peak)
+        return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
     sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
     peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
-    mass = score.mass(scores, allowed, peak)
-    return mass / score.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
+    mass = masks.mass(scores, allowed, peak)
+    return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
 
 
 def _mix(p: jax.Array, v: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.ops import dropout, quant, ragged
+from jaxlm.ops import dropout, quant
+from jaxlm.ops.kernels import ragged
 
 # Rows of x up to which a product on CPU is faster with the weight on the left, which must then lie
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.

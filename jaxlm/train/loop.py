@@ -12,34 +12,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm import plot
 from jaxlm.core import cache, config, io, log, param
 from jaxlm.data import tokenizers
-from jaxlm.data.template import Message
-from jaxlm.decode import text, turn
+from jaxlm.data.templates.template import Message
+from jaxlm.decode import completions, prompt_tokens
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
-from jaxlm.parallel import devices
-from jaxlm.train import (
-    agree,
-    branch,
+from jaxlm.parallel import agreement, devices
+from jaxlm.train import initial_weights, preflight, step
+from jaxlm.train import inputs as supplies
+from jaxlm.train import program as programs
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import (
+    branching,
     checkpoint,
     directory,
-    env,
+    environment,
+    interrupts,
     metrics,
-    optim,
-    preflight,
-    signals,
-    start,
-    step,
+    plot,
     trace,
 )
-from jaxlm.train import meter as meters
-from jaxlm.train import program as programs
-from jaxlm.train import run as runs
-from jaxlm.train import supply as supplies
-from jaxlm.train.directory import Result
-from jaxlm.train.run import Run
+from jaxlm.train.run import progress as meters
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.directory import Result
+from jaxlm.train.run.run import Run
 
 
 class Program(NamedTuple):
@@ -47,7 +44,7 @@ class Program(NamedTuple):
 
     model: Model
     objective: Objective
-    tx: optim.Transform
+    tx: optimizer.Transform
     step: step.Step
 
 
@@ -62,7 +59,7 @@ class Session(NamedTuple):
     writer: metrics.Writer
     store: checkpoint.Store
     meter: meters.Meter
-    origin: dict[str, Any]  # what `start.weights` noted about the weights of step 0
+    origin: dict[str, Any]  # what `initial_weights.weights` noted about the weights of step 0
 
 
 def run(run: Run) -> Result:
@@ -93,7 +90,7 @@ def run(run: Run) -> Result:
     told = prepare(run)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open(primary, run.name, run.steps))
-        arrived = stack.enter_context(signals.caught())
+        arrived = stack.enter_context(interrupts.caught())
         session, at = begin(run, told, out, stack)
         try:
             return finish(session, *_train(session, at, arrived))
@@ -112,17 +109,17 @@ def prepare(run: Run) -> list[str]:
     preflight.check(run)
     told = []
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
-        told = start.check(run)
-        branch.check(run)
+        told = initial_weights.check(run)
+        branching.check(run)
     cache.programs()
-    env.quiet()
+    environment.quiet()
     return told
 
 
 def build(run: Run) -> Program:
     """The model, objective, optimiser and step of a Run; nothing is compiled yet."""
     model, objective = programs.training(run)
-    tx = optim.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
+    tx = optimizer.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
     return Program(model, objective, tx, step.make(objective, tx, run.plan))
 
 
@@ -148,7 +145,7 @@ def begin(
     for text_ in warnings:
         out.warn(text_)
     if primary:
-        branch.begin(run, folder, out.warn, out.say)
+        branching.begin(run, folder, out.warn, out.say)
     program = build(run)
     supply = supplies.of(run, program.model, program.objective)
     out.say(supply.tally.line())
@@ -156,14 +153,17 @@ def begin(
         out.warn(text_)
     at = _resume(run, folder, program, supply, primary, out)
     begun = 0 if at is None else int(at.state.step)
-    told = start.recorded(folder)
+    told = initial_weights.recorded(folder)
     if at is None:
         state, told = _begin(run, program)
         at = From(state, {})
-    frozen = start.frozen(run, program.objective, told)
+    frozen = initial_weights.frozen(run, program.objective, told)
     at = at._replace(state=at.state._replace(frozen=frozen))
     if primary:
-        described = env.describe(run, supply.corpus) | {"resumed_at_step": begun, "start": told}
+        described = environment.describe(run, supply.corpus) | {
+            "resumed_at_step": begun,
+            "start": told,
+        }
         for change in directory.changed(folder, run, described):
             out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
@@ -189,7 +189,7 @@ def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
     """The State of step 0, and what is recorded about where its weights are from."""
     if run.start is None and not program.objective.begun:
         return step.init(program.objective, program.tx, run.plan, run.seed), {}
-    params, facts = start.weights(run, program.objective)
+    params, facts = initial_weights.weights(run, program.objective)
     return step.begin(program.objective, program.tx, run.plan, run.seed, params), facts
 
 
@@ -213,7 +213,7 @@ def _resume(
         begun = checkpoint.good(place, out.warn, checkpoint.steps(place))
         for name in checkpoint.set_aside(place, begun or 0):
             out.warn(f"{place / name} was set aside; training goes on from step {begun}")
-    begun = agree.first(begun)
+    begun = agreement.first(begun)
     if begun is None:
         return None
     facts = checkpoint.facts(place, begun)
@@ -267,7 +267,7 @@ def _stopped(run: Run, number: int, arrived: Callable[[], int]) -> int:
     """The signal that arrived, or 0. Several processes ask each other when they log, together."""
     own = arrived()
     if jax.process_count() > 1:
-        return agree.largest(own) if number % run.log_every == 0 else 0
+        return agreement.largest(own) if number % run.log_every == 0 else 0
     return own
 
 
@@ -283,7 +283,7 @@ def missed_evaluation(session: Session, number: int) -> bool:
         return False
     seen = metrics.records(session.folder / metrics.FILE)
     found = any(r["step"] == number and r["split"] == "val" for r in seen)
-    return not agree.first(int(found))
+    return not agreement.first(int(found))
 
 
 def diverged(session: Session, number: int) -> str | None:
@@ -291,7 +291,7 @@ def diverged(session: Session, number: int) -> str | None:
     session.meter.flush()
     seen = metrics.deterministic(session.folder / metrics.FILE)
     loss = directory.divergence(seen, number)
-    if agree.first(None if loss is None else 1) is None:
+    if agreement.first(None if loss is None else 1) is None:
         return None
     return loss or "process 0 recorded a loss that is not finite"
 
@@ -309,7 +309,7 @@ def evaluate(session: Session, state: step.State, number: int) -> supplies.Judge
     session.writer.write(record)
     session.out.say(f"step {number}/{run.steps}  {directory.score_text(record)}")
     if run.samples and math.isfinite(judged.measure):
-        params = optim.ema(state.opt, state.params)
+        params = optimizer.ema(state.opt, state.params)
         _sample(session, session.program.objective.weights(params, state.frozen), number)
     session.meter.restart(number)
     return judged
@@ -319,11 +319,13 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
     """Continue the run's prompts, into samples/."""
     run = session.run
     tokenizer = tokenizers.load(run.data.tokenizer)
-    made = turn.written(run.data)
-    asked = [turn.asked(run.data, made, tokenizer, [Message("user", p)]) for p in run.samples]
-    settings = [turn.stopping(runs.sampling(run), one.stops) for one in asked]
+    made = prompt_tokens.written(run.data)
+    asked = [
+        prompt_tokens.asked(run.data, made, tokenizer, [Message("user", p)]) for p in run.samples
+    ]
+    settings = [prompt_tokens.stopping(runs.sampling(run), one.stops) for one in asked]
     prompts = [one.tokens for one in asked]
-    found = text.complete(session.program.model, params, tokenizer, prompts, settings)
+    found = completions.complete(session.program.model, params, tokenizer, prompts, settings)
     lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, found, strict=True)]
     io.make_folder(session.folder / "samples")
     io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))

@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.data import loader
+from jaxlm.data import pretraining
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel import devices
 from jaxlm.parallel.devices import Space
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import memory
-from jaxlm.scaling.memory import Memory
-from jaxlm.train import optim, program
-from jaxlm.train.run import Run
+from jaxlm.scaling.cost import memory
+from jaxlm.scaling.cost.memory import Memory
+from jaxlm.train import program
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run.run import Run
 
 if TYPE_CHECKING:
-    from jaxlm.scaling.report import Row
+    from jaxlm.scaling.cost.cost_report import Row
 
 MOST_DEVICES = 1024
 
@@ -44,7 +45,7 @@ def check(run: Run) -> None:
 def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
     """The lines of a report that say whether a run fits: into devices of so many GiB each, or where
     that is None into this machine's."""
-    from jaxlm.scaling import report  # and with it flax, which no run needs
+    from jaxlm.scaling.cost import cost_report  # and with it flax, which no run needs
 
     there = devices.space()
     if gib is not None:
@@ -56,8 +57,8 @@ def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
     told = refusal(run, objective, there)
     answer = "it fits" if need <= there.bytes else "it may just fit" if told is None else "no"
     whole = f", {devices.binary(need)} by {sharing} devices" if sharing > 1 else ""
-    heading = report.Row(f"memory: {there}{whole}", "")
-    return [heading, report.Row("does it fit?", answer if told is None else f"no: {told}")]
+    heading = cost_report.Row(f"memory: {there}{whole}", "")
+    return [heading, cost_report.Row("does it fit?", answer if told is None else f"no: {told}")]
 
 
 def refusal(run: Run, objective: Objective, there: Space) -> str | None:
@@ -113,10 +114,10 @@ def estimate(run: Run, objective: Objective) -> Memory:
     the frozen matrices: about half of the activations.
     """
     batch, seq, targets = run.data.batch, run.data.seq, None
-    if isinstance(run.data, loader.Data):
-        shapes = [(stage.batch, stage.seq) for stage in loader.stages(run.data)]
+    if isinstance(run.data, pretraining.Data):
+        shapes = [(stage.batch, stage.seq) for stage in pretraining.stages(run.data)]
         batch, seq = max(shapes, key=lambda shape: shape[0] * shape[1])
-        targets = loader.target_length(run.data)
+        targets = pretraining.target_length(run.data)
     if run.rollout is not None:
         batch = batch * run.rollout.samples // run.rollout.minibatches
         seq += run.rollout.max_new
@@ -126,7 +127,7 @@ def estimate(run: Run, objective: Objective) -> Memory:
         run.plan,
         batch=batch,
         seq=seq,
-        tx=optim.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16),
+        tx=optimizer.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16),
         dtype=run.plan.dtype,
         targets=targets,
         trained=objective.spec,
@@ -168,7 +169,7 @@ def _ways(run: Run, there: Space) -> list[list[dict[str, Any]]]:
     if plan.remat != "full":
         full = {"plan.remat": "full"}
         ways += [[full], [full | {"plan.microbatches": n} for n in parts]]
-    if run.rollout is None and not (isinstance(run.data, loader.Data) and run.data.ramp):
+    if run.rollout is None and not (isinstance(run.data, pretraining.Data) and run.data.ramp):
         split = plan.microbatches * plan.data * plan.fsdp
         fewer = (split * (batch // split >> n) for n in range(1, batch.bit_length()))
         ways.append([{"data.batch": n} for n in fewer if n])

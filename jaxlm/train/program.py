@@ -5,13 +5,14 @@ import pathlib
 from jaxlm import models, objectives
 from jaxlm.core import config
 from jaxlm.data import tokenizers
-from jaxlm.models import score
+from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
-from jaxlm.objectives import adapter
+from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import directory, mup
-from jaxlm.train.run import Run
+from jaxlm.train.optim import mup
+from jaxlm.train.run import directory
+from jaxlm.train.run.run import Run
 
 
 def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
@@ -22,7 +23,7 @@ def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
         small = models.spec(mup.base(run.model, run.mup))
         objective = objective._replace(spec=mup.spec(objective.spec, small, run.optim.name))
     if run.adapter is not None:
-        objective = adapter.adapt(objective, model, run.adapter)
+        objective = lora.adapt(objective, model, run.adapter)
     return model, objective
 
 
@@ -33,7 +34,7 @@ def training(run: Run) -> tuple[Model, Objective]:
     judge = reward_model(run, run.plan)
     if judge is not None:
         assert run.rollout is not None
-        spec = judge.spec | {"score": score.spec(judge)}
+        spec = judge.spec | {"score": value_head.spec(judge)}
         frozen = objective.frozen | {"reward": Frozen(spec, run.rollout.reward_model)}
         objective = objective._replace(frozen=frozen)
     return model, objective

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from jaxlm.core import param, tree
+from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim
+from jaxlm.train.optim import optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -35,10 +35,9 @@ class State(NamedTuple):
 Step = Callable[[State, Any], tuple[State, Metrics]]
 
 
-def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> State:
-    """A fresh State on the plan's mesh, created in place: no device ever holds more than its own
-    part. The values depend on the seed alone. `frozen` is {}: `start.frozen` gives what belongs
-    there."""
+def init(objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int) -> State:
+    """A fresh State on the plan's mesh, created in place: no device ever holds more than its part.
+    The values depend on the seed alone. `frozen` is {}: `initial_weights.frozen` fills it."""
     shardings = shard(objective, tx, plan)._replace(frozen={})
 
     # The key is data, so that runs of other seeds find this program compiled.
@@ -51,7 +50,7 @@ def init(objective: Objective, tx: optim.Transform, plan: Plan, seed: int) -> St
 
 
 def begin(
-    objective: Objective, tx: optim.Transform, plan: Plan, seed: int, params: param.Tree
+    objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int, params: param.Tree
 ) -> State:
     """A fresh State with given weights, whose memory it takes over; `frozen` is {} as in `init`."""
     shardings = shard(objective, tx, plan)._replace(frozen={})
@@ -64,7 +63,7 @@ def begin(
     return make(params, jax.random.key_data(jax.random.key(seed)))
 
 
-def _fresh(params: param.Tree, tx: optim.Transform, key: jax.Array) -> State:
+def _fresh(params: param.Tree, tx: optimizer.Transform, key: jax.Array) -> State:
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
 
 
@@ -74,7 +73,7 @@ def _once() -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
-def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
+def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
     """The State's shapes, dtypes and shardings, for restoring and compiling without memory."""
     key = jax.random.key_data(jax.random.key(0))
     shapes = jax.eval_shape(lambda p: _fresh(p, tx, key), param.abstract(objective.spec))
@@ -87,7 +86,7 @@ def abstract(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
     )
 
 
-def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
+def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
     """The State's NamedShardings: optimiser moments, known by the paths they end in, lie where
     their weights lie; what has another shape has a copy everywhere.
 
@@ -112,7 +111,7 @@ def shard(objective: Objective, tx: optim.Transform, plan: Plan) -> State:
     return State(*state)
 
 
-def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
+def make(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:
     """The compiled step: (State, batch) -> (State, metrics). The state's memory is reused.
 
     metrics are float32 scalars: `loss` and every scalar sum of the objective divided by the step's
@@ -126,12 +125,12 @@ def make(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
     return jax.jit(whole, donate_argnums=0, out_shardings=(shardings, plan.replicated))
 
 
-def body(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
+def body(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:
     """The step as a plain function, for a larger program to compile."""
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
-        scale = optim.loss_scale(state.opt)
+        scale = optimizer.loss_scale(state.opt)
         total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
         learnt = weight > 0  # an empty batch moves nothing, not by momentum or decay either
         by = jnp.where(learnt, weight, 1.0)
@@ -141,8 +140,8 @@ def body(objective: Objective, tx: optim.Transform, plan: Plan) -> Step:
         params = optax.apply_updates(state.params, updates)
         if objective.adjust is not None:  # a skipped step moves nothing
             done = opt.count > state.opt.count
-            params = tree.select(done, objective.adjust(params, sums), params)
-        metrics = {"loss": total / by, "weight": weight, **optim.report(opt)}
+            params = optax.tree.where(done, objective.adjust(params, sums), params)
+        metrics = {"loss": total / by, "weight": weight, **optimizer.report(opt)}
         metrics |= {name: total / by for name, total in sums.items() if not total.ndim}
         metrics |= {} if objective.report is None else objective.report(sums)
         return State(state.step + 1, params, opt, state.frozen, state.key), metrics
@@ -170,7 +169,7 @@ def accumulate(
 
     def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
         part, index = at
-        return tree.add(carry, grad(part, jax.random.fold_in(key, index))), None
+        return optax.tree.add(carry, grad(part, jax.random.fold_in(key, index))), None
 
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlm import convert, models
 from jaxlm.convert import read
-from jaxlm.convert.fields import Fields
+from jaxlm.convert.config_json import Fields
 from jaxlm.core import param
 from tests.convert import cases
 

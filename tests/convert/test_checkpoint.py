@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.convert import files, read, write
+from jaxlm.convert import read, tensor_files, write
 from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.parallel.plan import Plan
@@ -84,7 +84,7 @@ def test_one_file_or_many_hold_the_same(tmp_path, limit):
     assert cfg == CFG
     assert equal(found, params)
     many = sorted(tmp_path.glob("model-*.safetensors"))
-    assert (tmp_path / files.INDEX).is_file() == bool(many) == (limit < 10**9)
+    assert (tmp_path / tensor_files.INDEX).is_file() == bool(many) == (limit < 10**9)
     if limit == 9000:
         assert len(many) > 2
         assert all(file.stat().st_size < 9000 + 4000 for file in many)
@@ -154,9 +154,9 @@ def test_numbers_beyond_a_dtype_are_not_written_as_infinite(tmp_path):
 )
 def test_a_cast_that_loses_a_number_names_it(array, dtype, told):
     with pytest.raises(ValueError, match=told):
-        files.cast(array, dtype, "x")
+        tensor_files.cast(array, dtype, "x")
     wide = np.array([1.0, np.inf, -np.inf, np.nan, 65504.0], np.float32)
-    found = files.cast(wide, dtype, "x")
+    found = tensor_files.cast(wide, dtype, "x")
     assert found.dtype == dtype
     np.testing.assert_array_equal(found.astype(np.float32)[:4], wide[:4])
 
@@ -240,9 +240,9 @@ def test_shards_that_are_missing_or_overlap_are_named(tmp_path):
     shards[1].unlink()
     assert shards[1].name in refusal(tmp_path, FileNotFoundError)
     shards[1].write_bytes(whole)
-    index = json.loads((tmp_path / files.INDEX).read_text())
+    index = json.loads((tmp_path / tensor_files.INDEX).read_text())
     del index["weight_map"]["model.norm.weight"]
-    (tmp_path / files.INDEX).write_text(json.dumps(index))
+    (tmp_path / tensor_files.INDEX).write_text(json.dumps(index))
     assert "disagree about ['model.norm.weight']" in refusal(tmp_path)
 
 

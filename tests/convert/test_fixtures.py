@@ -14,7 +14,7 @@ import pytest
 from jaxlm import models
 from jaxlm.convert import read
 from jaxlm.core.batch import Batch
-from jaxlm.decode import sample
+from jaxlm.decode import token_sampling
 from jaxlm.models import model
 from jaxlm.objectives import clm
 from jaxlm.ops.attention import At
@@ -50,8 +50,8 @@ def test_logits_loss_and_greedy_tokens(name):
     # what transformers decodes with angles that change on the way is not reproduced
     if "greedy" in oracle and built.encode is None and not cases.by_length(cfg):
         new = oracle["greedy"].shape[1] - ids.shape[1]
-        sampling = sample.Sampling(max_new=new, temperature=0.0)
-        tokens = sample.generate(built, params, ids.tolist(), sampling).tokens
+        sampling = token_sampling.Sampling(max_new=new, temperature=0.0)
+        tokens = token_sampling.generate(built, params, ids.tolist(), sampling).tokens
         np.testing.assert_array_equal(tokens, oracle["greedy"][:, ids.shape[1] :])
 
 

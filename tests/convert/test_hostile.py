@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from jaxlm.convert import files, read, tokenizer
+from jaxlm.convert import read, tensor_files, tokenizer_files
 from jaxlm.core import json_file
-from jaxlm.data import manifest, tokenizers
+from jaxlm.data import tokenizers
+from jaxlm.data.tokenized import manifest
 from tests.convert.test_checkpoint import FILE, refusal, save, settings
 
 
@@ -68,9 +69,9 @@ def test_headers_that_lie_are_refused(folder, change, told):
 
 def test_a_header_in_another_order_is_read(folder):
     header(folder, lambda r: dict(reversed(r.items())) | {"__metadata__": {"a": "b"}})
-    found = files.find(folder)
+    found = tensor_files.find(folder)
     assert {n: t.shape for n, t in found.items()} == {"a": (2,), "b": (2, 2)}
-    np.testing.assert_array_equal(files.read(found["b"]), np.zeros((2, 2)))
+    np.testing.assert_array_equal(tensor_files.read(found["b"]), np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +79,12 @@ def test_a_header_in_another_order_is_read(folder):
 )
 def test_an_index_names_files_beside_it_alone(folder, name):
     (folder.parent / "other.safetensors").write_bytes((folder / FILE).read_bytes())
-    (folder / files.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    (folder / tensor_files.INDEX).write_text(
+        json.dumps({"weight_map": {"model.norm.weight": name}})
+    )
     assert "by its name alone" in refusal(folder)
     for odd in ({"weight_map": [1]}, {}):
-        (folder / files.INDEX).write_text(json.dumps(odd))
+        (folder / tensor_files.INDEX).write_text(json.dumps(odd))
         assert "weight_map" in refusal(folder)
 
 
@@ -104,7 +107,7 @@ def test_links_out_of_a_checkpoint_are_refused_and_those_of_a_download_cache_fol
     (folder / "tokenizer.json").write_bytes((other / "tokenizer" / "tokenizer.json").read_bytes())
     (folder / "chat_template.jinja").symlink_to(other / "config.json")
     with pytest.raises(ValueError, match="chat_template.jinja is a link"):
-        tokenizer.bring(folder, tmp_path / "copy")
+        tokenizer_files.bring(folder, tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

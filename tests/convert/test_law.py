@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from jaxlm.convert import harmless, read
-from jaxlm.convert.fields import Fields
+from jaxlm.convert import ignored_fields, read
+from jaxlm.convert.config_json import Fields
 from tests.convert import cases
 
 pytestmark = pytest.mark.parity
@@ -217,7 +217,7 @@ STILL = 5e-5
 def test_what_is_skipped_moves_nothing(base, law):
     """All harmless fields at once at another value; the bound on each is the bound on all. What is
     not declared is moreover never read, or it is declared somewhere and changed here."""
-    names = sorted(harmless.names(base.kind) - GIVEN)
+    names = sorted(ignored_fields.names(base.kind) - GIVEN)
     other = {n: others(law, base, n)[0] for n in names if n in base.declared}
     other |= {n: UNDECLARED.get(n, True) for n in names if n not in base.declared}
     _, sample = law.sample(base.case, base.record | other, base.ids)
@@ -232,7 +232,7 @@ def test_what_is_skipped_moves_nothing(base, law):
 @over(CASES)
 def test_every_field_is_followed_or_refused_by_name_or_moves_nothing(base, law, tmp_path):
     names = [n for n in {**base.declared, **OLDER} if n not in GIVEN]
-    skipped = harmless.names(base.kind)
+    skipped = ignored_fields.names(base.kind)
     followed: dict[str, list[Any]] = {}
     faults = []
     for name in names:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxlm import convert
-from jaxlm.convert import read, table, write
-from jaxlm.convert.fields import Fields
+from jaxlm.convert import read, weight_rows, write
+from jaxlm.convert.config_json import Fields
 from tests.convert import cases
 from tests.convert.test_checkpoint import equal, put, refusal, tensors, weights
 
@@ -100,8 +100,8 @@ def test_a_gemma3_with_images_as_transformers_saves_it(start, outer, tmp_path):
 
 
 def test_a_name_is_known_whatever_its_numbers_are():
-    rows = [table.same("norm", "/model.layers.{i}.norm.weight")]
-    known = table.Table([], {"stack": table.Stack("model.layers.{i}.", rows)})
+    rows = [weight_rows.same("norm", "/model.layers.{i}.norm.weight")]
+    known = weight_rows.Table([], {"stack": weight_rows.Stack("model.layers.{i}.", rows)})
     assert known.renamed(["layers.17.norm.weight", "odd.3.weight"]) == {
         "layers.17.norm.weight": "model.layers.17.norm.weight",
         "odd.3.weight": "odd.3.weight",

@@ -22,12 +22,13 @@ from jaxlm import models
 from jaxlm.convert import read, write
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.decode import sample
+from jaxlm.decode import token_sampling
 from jaxlm.models import model as model_
 from jaxlm.objectives import clm
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 from tests.convert import cases
 
 pytestmark = pytest.mark.parity
@@ -183,8 +184,8 @@ def test_gradient_and_one_update(case, oracle):
     ids = cases.tokens(case.name, 2, width, cfg.vocab)
     built = models.build(cfg, PLAN)
     objective = clm.build(clm.Config(), built, PLAN)
-    tx = optim.build(
-        optim.Optim(
+    tx = optimizer.build(
+        optimizer.Optim(
             lr=lr, schedule="constant", warmup=0, weight_decay=decay, eps=eps, b2=0.95, clip=None
         ),
         objective.spec, 10, fp16=False,
@@ -220,8 +221,8 @@ def test_greedy_decoding_is_generate_token_for_token(case, oracle):
     new = min(64, (built.context or 1000) - max(lengths))
     ids = cases.tokens(case.name, 3, max(lengths), case.cfg.vocab)
     prompts = [row[:n].tolist() for row, n in zip(ids, lengths)]
-    out = sample.generate(
-        built, case.params, prompts, sample.Sampling(max_new=new, temperature=0.0)
+    out = token_sampling.generate(
+        built, case.params, prompts, token_sampling.Sampling(max_new=new, temperature=0.0)
     )
     assert new == 64
     assert out.tokens.tolist() == oracle.greedy(case.theirs, prompts, new)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlm import convert, models
-from jaxlm.convert import files, peft, read, write
+from jaxlm.convert import peft, read, tensor_files, write
 from jaxlm.core import param
-from jaxlm.objectives import adapter
+from jaxlm.objectives import lora as adapter
 from tests.convert import cases, golden
 
 # One case of each way to lay heads out: apart, GPT-2's Conv1D, one after the other, group by group
@@ -37,7 +37,7 @@ def record_of(kind):
 def tensors_of(folder, kind, cfg, params):
     folder.mkdir()
     write.weights(folder, kind, cfg, params)
-    return {name: files.read(t) for name, t in files.find(folder).items()}
+    return {name: tensor_files.read(t) for name, t in tensor_files.find(folder).items()}
 
 
 def merged(cfg, lora, base, adapters):
@@ -75,7 +75,7 @@ def test_their_matrix_plus_their_update_is_ours_merged(kind, tmp_path):
     told = json.loads((where / peft.CONFIG).read_text())
     before = tensors_of(tmp_path / "before", kind, cfg, base)
     after = tensors_of(tmp_path / "after", kind, cfg, merged(cfg, lora, base, adapters))
-    pairs = {n: files.read(t) for n, t in files.find(where).items()}
+    pairs = {n: tensor_files.read(t) for n, t in tensor_files.find(where).items()}
     assert pairs.keys() == {f"base_model.model.{n}.lora_{x}.weight" for n in names for x in "AB"}
     for name in names:
         a, b = (pairs[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
@@ -103,7 +103,7 @@ def test_some_of_a_fused_module(tmp_path):
     told = json.loads((tmp_path / peft.CONFIG).read_text())
     assert told["target_modules"] == ["c_attn"] and told["fan_in_fan_out"]
     assert set(told["rank_pattern"].values()) == {4} and set(told["alpha_pattern"].values()) == {8}
-    pairs = {n: files.read(t) for n, t in files.find(tmp_path).items()}
+    pairs = {n: tensor_files.read(t) for n, t in tensor_files.find(tmp_path).items()}
     b = pairs["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"]
     third = b.shape[0] // 3
     assert not b[third : 2 * third].any() and not b[:third, 2:].any() and b[:third, :2].all()

@@ -15,7 +15,7 @@ import pytest
 from jaxlm import models
 from jaxlm.convert import lora_config, peft, read
 from jaxlm.models import model as model_
-from jaxlm.objectives import adapter
+from jaxlm.objectives import lora as adapter
 from jaxlm.ops.attention import At
 from tests.convert import cases
 

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from jaxlm.convert import read, rope
-from jaxlm.convert.fields import Fields
+from jaxlm.convert import read
+from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import rope_parameters
 
 HERE = pathlib.Path(__file__).parent
 PUBLISHED = json.loads((HERE / "published.json").read_text("utf-8"))
@@ -23,7 +24,7 @@ def test_published_configs(name):
     record, expected = entry["config"], entry["expected"]
     if expected == "accepted":
         cfg = read.understood(Fields(record), record["model_type"])
-        assert bool(rope.notice(cfg)) == ("LongRoPE" in entry.get("note", ""))
+        assert bool(rope_parameters.notice(cfg)) == ("LongRoPE" in entry.get("note", ""))
     else:
         with pytest.raises(ValueError, match=re.escape(expected)):
             read.understood(Fields(record), record["model_type"])

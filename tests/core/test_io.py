@@ -10,13 +10,12 @@ import uuid
 
 import pytest
 
-from jaxlm.core import io
-from jaxlm.data import atomic
+from jaxlm.core import atomic, io
 
 CHILD = """
 import os, pathlib, signal, sys, time
 from jaxlm.core import io
-from jaxlm.data import atomic
+from jaxlm.core import atomic
 
 place = pathlib.Path(sys.argv[1])
 

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm.data import chat, prompts, template, tokenizers
-from jaxlm.data.messages import Message
-from jaxlm.decode import turn
+from jaxlm.data import tokenizers
+from jaxlm.data.records import chats, prompts
+from jaxlm.data.records.messages import Message
+from jaxlm.data.templates import template
+from jaxlm.decode import prompt_tokens
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</think>")
 
@@ -99,7 +101,7 @@ def load(folder, source, query=""):
 
 
 def read(messages):
-    from jaxlm.data import messages as reading
+    from jaxlm.data.records import messages as reading
 
     return [reading.read(m, "here") for m in messages]
 
@@ -138,7 +140,7 @@ def test_every_answer_is_learnt_once_in_the_text_in_which_it_is_sampled(folder):
 
 def test_talking_goes_on_behind_a_second_answer(folder):
     tokenizer, made = tokenizers.load(str(folder)), load(folder, LAST_THINKS)
-    asked = turn.asked(chat.Chats("x"), made, tokenizer, read(TALK[:6]))
+    asked = prompt_tokens.asked(chats.Chats("x"), made, tokenizer, read(TALK[:6]))
     text = tokenizer.decode(asked.tokens)
     assert "Red" in text and "Blue" in text and "easy" not in text and "Not red" not in text
     assert asked.stops[0] == tokenizer.marks["<|im_end|>"].id
@@ -160,8 +162,8 @@ def test_a_generation_prompt_that_opens_a_thought(folder, tmp_path):
         template.documents(made, tokenizer, thought, [1])
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"prompt": "q", "completion": "a"}))
-    data = chat.Chats(str(file), template=made.name, tokenizer=str(folder), holdout=0.0)
-    (warning,) = chat.prepare(data).tally.warnings()
+    data = chats.Chats(str(file), template=made.name, tokenizer=str(folder), holdout=0.0)
+    (warning,) = chats.prepare(data).tally.warnings()
     assert "1 answers do not begin as the template's generation prompt ends" in warning
 
 
@@ -219,9 +221,9 @@ def test_nothing_that_changes_what_is_learnt_is_dropped(folder, tmp_path, layout
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"prompt": "p", "completion": "c"}) + "\n" + json.dumps(value))
     name = layout if layout == "chatml" else load(folder, LAST_THINKS).name
-    data = chat.Chats(str(file), template=name, tokenizer=str(folder), seq=512, holdout=0.0)
+    data = chats.Chats(str(file), template=name, tokenizer=str(folder), seq=512, holdout=0.0)
     with pytest.raises(ValueError, match=f"x.jsonl:2: .*{told}"):
-        chat.prepare(data)
+        chats.prepare(data)
 
 
 def test_fields_that_say_nothing_are_let_be_and_tools_reach_the_template(folder, tmp_path):
@@ -233,8 +235,8 @@ def test_fields_that_say_nothing_are_let_be_and_tools_reach_the_template(folder,
     file.write_text(json.dumps(value))
     name = load(folder, LAST_THINKS).name
     tokenizer = tokenizers.load(str(folder))
-    data = chat.Chats(str(file), template=name, tokenizer=str(folder), seq=512, holdout=0.0)
-    rows = chat.prepare(data).train.read(np.array([0]))
+    data = chats.Chats(str(file), template=name, tokenizer=str(folder), seq=512, holdout=0.0)
+    rows = chats.prepare(data).train.read(np.array([0]))
     text = tokenizer.decode(rows.tokens[0].tolist())
     assert json.dumps(TOOL, ensure_ascii=False) in text and "Be brief." in text
     learnt = rows.targets[0][rows.weight[0] > 0].tolist()

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm import models
-from jaxlm.data import loader, shard_cache, shards, tokenizers
+from jaxlm.data import pretraining, tokenizers
+from jaxlm.data.tokenized import shard_cache, shards
 from jaxlm.eval import perplexity
 from jaxlm.models import llama, model
 from jaxlm.ops.attention import At
@@ -26,7 +27,7 @@ def found(tmp_path_factory):
     texts = ["".join(draw.choices("abcé ", k=draw.randint(3, 30))) for _ in range(60)]
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / "texts.jsonl").write_text("\n".join(lines), "utf-8")
-    data = loader.Data(source=str(folder / "texts.jsonl"), holdout=0.4, seq=64, batch=4)
+    data = pretraining.Data(source=str(folder / "texts.jsonl"), holdout=0.4, seq=64, batch=4)
     made = shard_cache.prepare(data, str(folder / "cache"))
     return data, shards.open_shards(made, "val", tokenizers.load("bytes").hash)
 

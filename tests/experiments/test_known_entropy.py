@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxlm.data import known
-from jaxlm.train import sweep
+from jaxlm.data import synthetic
+from jaxlm.train.sweep import sweep_cells
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "known_entropy"
 
@@ -24,10 +24,10 @@ def score():
 
 @pytest.mark.parametrize("name", ["flat", "steep", "deep"])
 def test_sweeps_read_no_token_twice_and_cut_no_document(name):
-    plan = sweep.load(f"{FOLDER}:{name}")
-    wanted = sweep.trials(plan)
+    plan = sweep_cells.load(f"{FOLDER}:{name}")
+    wanted = sweep_cells.trials(plan)
     assert len(wanted) == 21 and wanted[-1].role == "held out"
-    cfg = known.parse(plan.base.data.source)
+    cfg = synthetic.parse(plan.base.data.source)
     fresh = cfg.documents * (cfg.length + 1) * (1 - plan.base.data.holdout)
     assert max(t.tokens for t in wanted) < 0.97 * fresh
     assert plan.base.data.seq == cfg.length + 1 == wanted[0].run.model.context

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from experiments.reasoning import reason
-from jaxlm.train import reward
+from jaxlm.train.rl import reward_functions
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -46,10 +46,12 @@ def test_thoughts_count_to_their_answer_and_two_in_five_are_right():
         found = reason.imitated(asked, 0, thought)
         answer = {s.prompt: s.answer for s in asked}
         samples = [
-            reward.Sample(r["prompt"], r["completion"], {"answer": answer[r["prompt"]]}, True)
+            reward_functions.Sample(
+                r["prompt"], r["completion"], {"answer": answer[r["prompt"]]}, True
+            )
             for r in found
         ]
-        share = sum(reward.number(samples)) / len(samples)
+        share = sum(reward_functions.number(samples)) / len(samples)
         assert abs(share - (1 - reason.NOISE + reason.NOISE / 10)) < 0.03
 
 

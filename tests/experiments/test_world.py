@@ -14,7 +14,7 @@ import pytest
 from experiments.rlhf import world
 from jaxlm import models
 from jaxlm.models import llama
-from jaxlm.objectives import likelihood
+from jaxlm.objectives import log_probs
 from jaxlm.parallel.plan import Plan
 from tests import programs
 
@@ -79,8 +79,8 @@ def test_a_model_is_listed_as_it_reads():
     rows = world.batch(SMALL, prompt, index)
 
     def read(params, rows):
-        x = likelihood.forward(model, params, rows).x
-        return likelihood.log_probs(model, params, x, rows.targets, Plan()) * rows.weight
+        x = log_probs.forward(model, params, rows).x
+        return log_probs.log_probs(model, params, x, rows.targets, Plan()) * rows.weight
 
     each = np.asarray(jax.jit(read)(params, rows), np.float64)
     np.testing.assert_allclose(each.sum(1).reshape(2, -1), log_p, atol=2e-6)

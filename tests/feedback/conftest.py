@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxlm import models
-from jaxlm.data import template
+from jaxlm.data.templates import template
 from jaxlm.data.tokenizers import bytelevel
-from jaxlm.feedback import voice
+from jaxlm.feedback import chat_model
 from jaxlm.models import llama
 from tests import programs
 
@@ -22,12 +22,12 @@ class Script:
     def __init__(self, answer=None, odds=None, room=10**9, about=ABOUT):
         self.answer, self.odds, self.room = answer, odds, room
         self.asked = []
-        self.voice = voice.Voice(self.say, self.weigh, self.fits, about)
+        self.voice = chat_model.Voice(self.say, self.weigh, self.fits, about)
 
     def say(self, conversations, settings):
         self.asked += conversations
         found = [self.answer(list(c), s.seed) for c, s in zip(conversations, settings, strict=True)]
-        return [voice.Said(x, "stop_token") if isinstance(x, str) else x for x in found]
+        return [chat_model.Said(x, "stop_token") if isinstance(x, str) else x for x in found]
 
     def weigh(self, conversations, choices):
         self.asked += conversations

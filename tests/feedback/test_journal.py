@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxlm.feedback import draw, journal
+from jaxlm.core import keyed_random
+from jaxlm.feedback import journal
 
 FROM = {"model": {"step": 7}, "seed": 0, "files": {"run": "runs/x"}}
 
@@ -60,10 +61,10 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_draws_depend_on_their_own_parts_alone():
-    drawn = [draw.distinct("abcd", 4, 0, i) for i in range(400)]
+    drawn = [keyed_random.distinct("abcd", 4, 0, i) for i in range(400)]
     assert all(sorted(d) == list("abcd") for d in drawn)
     first = [d[0] for d in drawn]
     assert all(60 < first.count(x) < 140 for x in "abcd")
-    assert drawn[7] == draw.distinct("abcd", 4, 0, 7)
+    assert drawn[7] == keyed_random.distinct("abcd", 4, 0, 7)
     with pytest.raises(ValueError, match="5 of 4 options"):
-        draw.distinct("abcd", 5, 0)
+        keyed_random.distinct("abcd", 5, 0)

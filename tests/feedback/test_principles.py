@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxlm.feedback import principles, revise
+from jaxlm.feedback import critique, principles
 
 GOOD = {"name": "a", "critique": "c?", "revision": "r!", "choice": "which?"}
 
@@ -15,7 +15,7 @@ def test_the_librarys_own():
     assert len({p.name for p in found.principles}) == len(found.principles)
     for field in ("critique", "revision", "choice"):
         assert len({getattr(p, field) for p in found.principles}) == len(found.principles)
-    shown = revise.examples(found, 3)
+    shown = critique.examples(found, 3)
     assert [m.role for m in shown] == ["user", "assistant"] * 9
     asked = {m.text for m in shown if m.role == "user"}
     assert {p.critique for p in found.principles if p.name in ("law", "honesty")} <= asked

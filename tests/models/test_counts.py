@@ -4,7 +4,7 @@ import pytest
 
 from jaxlm import models
 from jaxlm.core import param
-from jaxlm.scaling import flops
+from jaxlm.scaling.cost import flops
 
 # Counts of the released checkpoints.
 EXACT = {

@@ -10,14 +10,15 @@ import pytest
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.decode import loop
-from jaxlm.models import deepseek, moe
+from jaxlm.decode import sampling_loop
+from jaxlm.models import deepseek
+from jaxlm.models.layers import moe
 from jaxlm.objectives import clm
 from jaxlm.ops import rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling import flops, memory
-from tests.decode import test_loop
+from jaxlm.scaling.cost import flops, memory
+from tests.decode import test_sampling_loop
 from tests.families.deepseek import CASES
 from tests.models import latent
 
@@ -148,12 +149,12 @@ def test_no_copy_of_cache_or_weights_while_decoding():
     model = models.build(cfg)
     params = param.abstract(model.spec)
     text = (
-        jax.jit(lambda p, t, at, r: loop.generate(model, p, t, at, r, 32))
-        .lower(params, t := jnp.ones((2, 16), int), At(t, t), test_loop.greedy_rows(2, 32))
+        jax.jit(lambda p, t, at, r: sampling_loop.generate(model, p, t, at, r, 32))
+        .lower(params, t := jnp.ones((2, 16), int), At(t, t), test_sampling_loop.greedy_rows(2, 32))
         .compile()
         .as_text()
     )
-    assert test_loop.loop_bodies(text)
+    assert test_sampling_loop.loop_bodies(text)
     cache, weight, scores = 2 * 47 * 36, 4 * 32 * 16, 2 * 4 * 48
     assert "f32[2,47,36]" in text and cache > weight > 2 * scores
-    assert test_loop.moved(text, weight) == []
+    assert test_sampling_loop.moved(text, weight) == []

@@ -9,13 +9,14 @@ import pytest
 
 from jaxlm import models, objectives
 from jaxlm.core.batch import Batch, Pairs
-from jaxlm.data import mask, span
-from jaxlm.data.loader import Data
+from jaxlm.data.corrupt import mask, span
+from jaxlm.data.pretraining import Data
 from jaxlm.models import bert, gpt, t5
 from jaxlm.objectives import clm, mlm, seq2seq
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import loop, optim, step
-from jaxlm.train import run as runs
+from jaxlm.train import loop, step
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import run as runs
 
 GPT = gpt.Config(vocab=270, embed=16, layers=1, heads=2, context=32)
 BERT = bert.Config(vocab=270, embed=16, layers=1, heads=2, ffn=24, context=32)
@@ -85,7 +86,7 @@ def test_a_run_trains_and_evaluates(name, tmp_path):
         _run(name, tmp_path, batch=16),
         steps=200,
         eval_every=200,
-        optim=optim.Optim(lr=1e-2, warmup=20),
+        optim=optimizer.Optim(lr=1e-2, warmup=20),
     )
     result = loop.run(run)
     val = result.val
@@ -122,10 +123,10 @@ def test_gradient_and_one_update_are_those_of_transformers(case, tmp_path):
     batch = _batch(name == "seq2seq")
     objective = objectives.build(objectives.OBJECTIVES[name].Config(), built)
     lr, eps = 1e-2, 1e-4
-    settings = optim.Optim(
+    settings = optimizer.Optim(
         lr=lr, schedule="constant", warmup=0, weight_decay=0.0, eps=eps, b2=0.95, clip=None
     )
-    tx = optim.build(settings, objective.spec, 10, fp16=False)
+    tx = optimizer.build(settings, objective.spec, 10, fp16=False)
     update = step.make(objective, tx, Plan())
     w = jax.tree.map(jnp.asarray, w)
     grads = jax.grad(lambda w: objective.loss(w, {}, batch, None)[0])(w)

@@ -17,12 +17,14 @@ from experiments.rlhf import world
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Prompts, Rollout
-from jaxlm.models import llama, score
-from jaxlm.objectives import clm, dpo, grpo, likelihood, ppo, responses, reward, sampled
-from jaxlm.ops import loss as ops_loss
-from jaxlm.ops import preference, ranking, rl, surrogate
+from jaxlm.models import llama
+from jaxlm.models.layers import value_head
+from jaxlm.objectives import clm, log_probs
+from jaxlm.objectives.preference import dpo, responses, reward
+from jaxlm.objectives.rl import grpo, policy_terms, ppo
+from jaxlm.ops.losses import advantages, cross_entropy, preference, ranking, surrogate
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import generate
+from jaxlm.train.rl import policy_sampling
 from tests import programs
 
 pytestmark = pytest.mark.slow
@@ -121,7 +123,7 @@ def check_reward():
     found = np.asarray(jax.jit(read)(params, texts))[:, 0]
     lengths = texts.segments[:, 0].sum(-1)
     alone = np.zeros(len(found))
-    forward = jax.jit(functools.partial(likelihood.forward, MODEL))
+    forward = jax.jit(functools.partial(log_probs.forward, MODEL))
     for n in np.unique(lengths):
         mine = np.flatnonzero(lengths == n)
         tokens = texts.tokens[mine, 0, :n]
@@ -156,7 +158,7 @@ def judged(module, cfg, params, index, prompt, group, chance):
     """The Rollout of listed completions, each with its probability in its advantage, so that sums
     over rows are expectations; and what `judge` returned."""
     texts = world.choices(SIZE, prompt[:, None], index[:, None], 0 * index[:, None])
-    rows = generate.Responses(*(x[:, 0] for x in texts[:5]), None, LISTED.ended[index])
+    rows = policy_sampling.Responses(*(x[:, 0] for x in texts[:5]), None, LISTED.ended[index])
     score_ = R[prompt, index].astype(np.float32)
 
     @jax.jit
@@ -164,7 +166,7 @@ def judged(module, cfg, params, index, prompt, group, chance):
         frozen = {"reference": reference}
         policy, held, value = module.measure(cfg, MODEL, params, frozen, rows, Plan())
         given = rows._asdict() | {"behaviour": policy, "reference": held, "value": value}
-        of = sampled.Sampled(**given, score=score_, group=group, longest=SIZE.length)
+        of = policy_terms.Sampled(**given, score=score_, group=group, longest=SIZE.length)
         advantage, returns, _ = module.judge(cfg, of, module.coefficient(cfg))
         weighted = advantage * chance.astype(np.float32)[:, None]
         return Rollout(*of[:8], weighted, returns), advantage
@@ -279,7 +281,7 @@ def check_sampler():
     a forward pass, token by token, and all of their tokens count, the end among them."""
     temperature = 0.7
     objective = ppo.build(ppo.Config(temperature=temperature), MODEL)
-    draw = generate.program(MODEL, objective, max_new=SIZE.length, stop=(SIZE.end,))
+    draw = policy_sampling.program(MODEL, objective, max_new=SIZE.length, stop=(SIZE.end,))
     row = np.arange(4000, dtype=np.int32)
     tokens = np.stack([np.full_like(row, SIZE.end), row % 2], 1)
     ask = Prompts(tokens, np.ones_like(tokens), 0 * tokens + np.arange(2, dtype=np.int32), row)
@@ -293,7 +295,7 @@ def check_sampler():
     assert ((count - expected) ** 2 / expected).sum() < 80  # 28 degrees of freedom: p = 1e-6
     sums = (rows.weight * rows.behaviour).sum(1)
     np.testing.assert_allclose(sums, log_p[row % 2, index], atol=1e-5)
-    again = sampled.read(MODEL, weights(1), rows, Plan(), temperature).log_prob
+    again = policy_terms.read(MODEL, weights(1), rows, Plan(), temperature).log_prob
     apart = np.where(rows.weight > 0, np.asarray(again) - rows.behaviour, 0)
     assert np.abs(np.expm1(apart)).max() < 1e-5
     np.testing.assert_array_equal(rows.weight.sum(1), LISTED.real[index].sum(1))
@@ -327,9 +329,10 @@ def without_end(rows):
     return rows._replace(weight=jnp.where(last, 0.0, weight))
 
 
-_read, _joined, _total = responses.read, generate.joined, surrogate.total
-_rows, _cross_entropy, _clipped = generate._rows, ops_loss.cross_entropy, surrogate.clipped
-_k3, _gae, _whiten, _differences = rl.k3, rl.gae, rl.whiten, ranking.differences
+_read, _joined, _total = responses.read, policy_sampling.joined, surrogate.total
+_rows, _clipped = policy_sampling._rows, surrogate.clipped
+_cross_entropy, _differences = cross_entropy.cross_entropy, ranking.differences
+_k3, _gae, _whiten = advantages.k3, advantages.gae, advantages.whiten
 
 
 def _shifted(prompts, out):
@@ -344,41 +347,42 @@ def _unweighted(*args, **kwargs):
 
 # (what is wrong, module or dict, name, what stands there instead, the check that notices)
 MUTANTS = {
-    "no KL": (rl.KL, "k1", lambda p, q: 0 * p, "ppo"),
-    "KL sign": (rl.KL, "k1", lambda p, q: q - p, "ppo"),
-    "no KL in groups": (rl, "k1", lambda p, q: 0 * p, "grpo"),
-    "KL loss the other way round": (rl, "k3", lambda p, q: _k3(q, p), "penalty"),
-    "reference missing": (sampled, "reference", lambda m, f, r, *_: 0.0 * r.weight, "ppo"),
+    "no KL": (advantages.KL, "k1", lambda p, q: 0 * p, "ppo"),
+    "KL sign": (advantages.KL, "k1", lambda p, q: q - p, "ppo"),
+    "no KL in groups": (advantages, "k1", lambda p, q: 0 * p, "grpo"),
+    "KL loss the other way round": (advantages, "k3", lambda p, q: _k3(q, p), "penalty"),
+    "reference missing": (policy_terms, "reference", lambda m, f, r, *_: 0.0 * r.weight, "ppo"),
     "reference missing in DPO": (
         responses, "summed", lambda m, w, b, p: jnp.zeros(b.rank.shape), "dpo"),
     "sampled at another temperature": (
-        generate, "_rows", lambda a, b, c, t, d: _rows(a, b, c, 0.7 * t, d), "sampler"),
+        policy_sampling, "_rows", lambda a, b, c, t, d: _rows(a, b, c, 0.7 * t, d), "sampler"),
     "trained at another temperature": (
-        sampled, "read", lambda m, w, r, p, t, read=sampled.read: read(m, w, r, p, 1.0), "sampler"),
-    "old log-probs off by one": (generate, "joined", _shifted, "sampler"),
+        policy_terms, "read", lambda m, w, r, p, t, read=policy_terms.read: read(m, w, r, p, 1.0),
+        "sampler"),
+    "old log-probs off by one": (policy_sampling, "joined", _shifted, "sampler"),
     "old log-probs are the new ones": (
         surrogate, "clipped",
         lambda ratio, *rest, **kw: _clipped(ratio - jax.lax.stop_gradient(ratio), *rest, **kw),
         "surrogate",
     ),
     "score at the padded end": (
-        rl, "at_last", lambda s, w: jnp.zeros_like(w).at[:, -2].set(s), "ppo"),
+        advantages, "at_last", lambda s, w: jnp.zeros_like(w).at[:, -2].set(s), "ppo"),
     "reward model reads the padded end": (
-        score, "last", lambda s: jnp.full(s.shape[:-1], s.shape[-1] - 1), "reward"),
+        value_head, "last", lambda s: jnp.full(s.shape[:-1], s.shape[-1] - 1), "reward"),
     "loss mask dropped": (
         surrogate, "total", lambda x, w, *how: _total(x, jnp.ones_like(w), *how), "ppo"),
-    "loss mask dropped in SFT": (ops_loss, "cross_entropy", _unweighted, "supervised"),
+    "loss mask dropped in SFT": (cross_entropy, "cross_entropy", _unweighted, "supervised"),
     "whitened over padding": (
-        rl, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns"),
+        advantages, "whiten", lambda x, w, keep=0.0: _whiten(x, jnp.ones_like(w), keep), "returns"),
     "DPO mean instead of sum": (preference, "margin", preference.mean_margin, "dpo"),
     "EOS dropped": (
         responses, "read", lambda m, w, b, *rest: _read(m, w, without_end(b), *rest), "dpo"),
     "EOS dropped from responses": (
-        generate, "joined", lambda p, out: without_end(_joined(p, out)), "sampler"),
+        policy_sampling, "joined", lambda p, out: without_end(_joined(p, out)), "sampler"),
     "preferences the wrong way round": (
         ranking, "differences", lambda r: -_differences(r), "reward"),
     "no reward but the token's own": (
-        rl, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo"),
+        advantages, "gae", lambda r, v, w, gamma, lam: _gae(r, v, w, 0.0, lam), "ppo"),
     "groups of all": (
         grpo._ADVANTAGES, "left_out", lambda s, group: s - jnp.mean(s), "grpo"),
 }  # fmt: skip

@@ -19,7 +19,8 @@ from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 from tests import programs
 from tests.families.sizes import T, V
 
@@ -154,7 +155,7 @@ def test_rows_of_zeros_are_nothing_and_rows_add_up(case):
 def test_frozen_weights_stay_and_the_step_compiles_once(case):
     plan = Plan()
     made = build(case, plan)
-    tx = optim.build(optim.Optim(lr=0.02, warmup=1), made.spec, 10, False)
+    tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), made.spec, 10, False)
     params, frozen = weights(case)
     state = step.begin(made, tx, plan, 3, jax.tree.map(jnp.array, params))
     where = step.shard(made, tx, plan).frozen

@@ -13,7 +13,8 @@ import pytest
 
 from jaxlm import objectives
 from jaxlm.core.batch import Batch, Pairs, Taught
-from jaxlm.objectives import clm, distill, mlm, reward, seq2seq, sft
+from jaxlm.objectives import clm, distill, mlm, seq2seq, sft
+from jaxlm.objectives.preference import reward
 from jaxlm.parallel.plan import Plan
 from tests.objectives import bigram
 from tests.objectives.bigram import (

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.ops import attention, bias, cudnn, splash
+from jaxlm.ops import attention, position_bias
+from jaxlm.ops.kernels import cudnn, splash
 from tests.ops import attention_oracle as oracle
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/attention.md"
@@ -100,8 +101,8 @@ def call(kernel, real, cell, x, q_at, k_at, options):
     kind, with_sinks = options.pop("bias", None), options.pop("sinks", False)
     added = {
         None: None,
-        "alibi": bias.alibi(bias.slopes(oracle.N)),
-        "t5": bias.bucketed(x["table"], farthest=20, causal=causal),
+        "alibi": position_bias.alibi(position_bias.slopes(oracle.N)),
+        "t5": position_bias.bucketed(x["table"], farthest=20, causal=causal),
     }[kind]
     sinks = x["sinks"] if with_sinks else None
     if CELLS[cell][0].get("cached"):

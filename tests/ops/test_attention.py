@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.ops import attention, bias, cudnn
+from jaxlm.ops import attention, position_bias
 from jaxlm.ops.attention import At
+from jaxlm.ops.kernels import cudnn
 from tests.ops import attention_oracle as oracle
 from tests.ops import attention_table as table
 
@@ -214,7 +215,7 @@ def test_blockwise_gives_a_bias_its_gradient_under_scan_and_remat():
 
     def loss(learnt, kernel):
         def layer(q, own):
-            added = bias.bucketed(learnt["shared"] + own, 20, True)
+            added = position_bias.bucketed(learnt["shared"] + own, 20, True)
             y = attention.attend(q, x["k"], x["v"], at, at, bias=added, kernel=kernel)
             return q + y, None
 

@@ -38,7 +38,8 @@ def config():
     sys.exit(0)
 """
 LIBRARY = """
-from jaxlm.train import loop, run
+from jaxlm.train import loop
+from jaxlm.train.run import run
 from jaxlm.models import gpt
 try:
     loop.run(run.Run(name="", model=gpt.Config(vocab=8, embed=8, layers=1, heads=1, context=8)))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.parallel import place
+from jaxlm.parallel import transfer
 from jaxlm.parallel.plan import Plan
 
 MESH = Plan(data=2, fsdp=2, tensor=2)
@@ -47,12 +47,12 @@ def test_weights_are_cut_as_their_names_say():
 def test_a_batch_is_cut_by_rows_and_keeps_their_order():
     tokens = np.arange(8 * 5, dtype=np.int32).reshape(8, 5)
     batch = Batch(tokens, tokens + 1, np.float32(tokens), tokens * 0, tokens)
-    got = place.batch(MESH, batch)
+    got = transfer.batch(MESH, batch)
     for x, want in zip(got, batch, strict=True):
         assert {s.data.shape for s in x.addressable_shards} == {(2, 5)}
         np.testing.assert_array_equal(x, want)
     with pytest.raises(ValueError, match="data.batch: dimension 'batch' of size 6 does not divide"):
-        place.batch(MESH, Batch(*(x[:6] for x in batch)))
+        transfer.batch(MESH, Batch(*(x[:6] for x in batch)))
 
 
 def test_one_device_constrains_nothing():

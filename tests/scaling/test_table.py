@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from jaxlm.core import config
-from jaxlm.data.loader import Data
+from jaxlm.data.pretraining import Data
 from jaxlm.models import deepseek, gpt, llama
-from jaxlm.scaling import counting, flops, table
+from jaxlm.scaling import table
+from jaxlm.scaling.cost import conventions, flops
+from jaxlm.scaling.reading import tables
 from jaxlm.scaling.table import Counting
-from jaxlm.train import directory
-from jaxlm.train.optim import Optim
-from jaxlm.train.run import Run
+from jaxlm.train.optim.optimizer import Optim
+from jaxlm.train.run import directory
+from jaxlm.train.run.run import Run
 from tests.scaling import public
 
 GOOD = "N,D,C,loss\n1e6,2e7,1.2e14,4.0\n2e6,2e7,2.4e14,3.8\n"
@@ -35,7 +37,7 @@ def write(folder, text):
     ],
 )
 def test_two_of_three_make_the_third(tmp_path, text):
-    t = table.read(write(tmp_path, text))
+    t = tables.read(write(tmp_path, text))
     np.testing.assert_allclose(t.params, [1e6, 2e6])
     np.testing.assert_allclose(t.tokens, [2e7, 2e7])
     np.testing.assert_allclose(t.flops, [1.2e14, 2.4e14])
@@ -78,7 +80,7 @@ BAD = {
 def test_bad_input_is_refused_by_row_and_column(tmp_path, name):
     text, words = BAD[name]
     with pytest.raises(ValueError) as error:
-        table.read(write(tmp_path, text))
+        tables.read(write(tmp_path, text))
     for word in [*words, "runs.csv"]:
         assert word in str(error.value)
 
@@ -95,53 +97,53 @@ def test_what_is_asked_for_must_exist(tmp_path):
         (dict(decaying=True), "of run directories alone"),
     ]:
         with pytest.raises(ValueError, match=word):
-            table.read(path, **more)
+            tables.read(path, **more)
     with pytest.raises(ValueError, match="needs each run's Config"):
         short = write(tmp_path, "N,C,loss\n1e6,1.2e14,3\n2e6,2.4e14,2\n")
-        table.read(short, counting=Counting("total", "exact causal"))
+        tables.read(short, counting=Counting("total", "exact causal"))
     with pytest.raises(
         ValueError, match="row 2, column 'counting': 'total', where 'non-embedding'"
     ):
         told = write(tmp_path, "N,D,loss,counting\n1e6,1e7,4,total\n2e6,1e7,3.9,total\n")
-        table.read(told, counting=Counting("non-embedding"))
-    assert table.read(told).counting == Counting("total", "6ND")
+        tables.read(told, counting=Counting("non-embedding"))
+    assert tables.read(told).counting == Counting("total", "6ND")
     (tmp_path / "runs.csv").write_bytes(b"N,D,loss\n\xff\xfe,1,2\n")
     with pytest.raises(ValueError, match="row 2: byte 0xff is not UTF-8"):
-        table.read(path)
+        tables.read(path)
     with pytest.raises(FileNotFoundError):
-        table.read(tmp_path / "none.csv")
+        tables.read(tmp_path / "none.csv")
 
 
 def test_compute_that_counts_more_is_taken_as_told(tmp_path):
     text = "N,D,C,loss\n1e6,2e7,1.4e14,4.0\n2e6,2e7,2.6e14,3.8\n"
     with pytest.raises(ValueError, match="mixed conventions"):
-        table.read(write(tmp_path, text))
-    t = table.read(write(tmp_path, text), counting=Counting("total", "exact causal"))
+        tables.read(write(tmp_path, text))
+    t = tables.read(write(tmp_path, text), counting=Counting("total", "exact causal"))
     assert t.counting.flops == "exact causal" and t.flops.tolist() == [1.4e14, 2.6e14]
     eight = write(tmp_path, "N,D,C,loss\n1e6,2e7,1.6e14,4.0\n2e6,2e7,3.2e14,3.8\n")
-    assert table.read(eight).counting.flops == "given"
+    assert tables.read(eight).counting.flops == "given"
 
 
 def test_rows_selected_repeats_dropped_and_runs_kept(tmp_path):
     text = "run,N,D,loss,set\na,1e6,1e7,4,x\na,1e6,2e7,3.9,x\nb,2e6,1e7,3.8,x\nb,2e6,1e7,3.8,y\n"
-    t = table.read(write(tmp_path, text), where={"set": "x"})
+    t = tables.read(write(tmp_path, text), where={"set": "x"})
     assert t.run.tolist() == ["a", "a", "b"] and t.row.tolist() == [2, 3, 4]
-    t = table.read(write(tmp_path, text), drop_repeats=True)
+    t = tables.read(write(tmp_path, text), drop_repeats=True)
     assert len(t.loss) == 3 and "row 5 (b) repeats row 4 (b)" in t.left_out[0]
     part = table.take(t, t.loss < 4)
     assert part.run.tolist() == ["a", "b"] and part.row.tolist() == [3, 4]
 
 
 def test_public_tables_are_read():
-    t = table.read(public.path("chinchilla_epoch_svg.csv"))
+    t = tables.read(public.path("chinchilla_epoch_svg.csv"))
     assert len(t.loss) == 245
     np.testing.assert_allclose(6 * t.params * t.tokens, t.flops)
-    t = table.read(public.path("datablations_runs_182.csv"))
+    t = tables.read(public.path("datablations_runs_182.csv"))
     assert len(t.loss) == 182 and t.unique is not None and (t.unique <= t.tokens).all()
     with pytest.raises(ValueError, match="row 339 .* repeats row 181"):
-        table.read(public.path("scalebench_farseer_train_404.csv"))
+        tables.read(public.path("scalebench_farseer_train_404.csv"))
     with pytest.raises(ValueError, match="row 109, column 'param_count'"):
-        table.read(public.path("porian_rw_isoflop_points.csv"))
+        tables.read(public.path("porian_rw_isoflop_points.csv"))
 
 
 # -- counting
@@ -150,12 +152,12 @@ def test_public_tables_are_read():
 def test_gpt2_small_counted_every_way():
     """The output matrix is 31 % of what multiplies a token, the attention another 13 %."""
     cfg = gpt.Config()
-    assert counting.params(cfg, "non-embedding") == 12 * 12 * 768**2 == 84_934_656
-    assert counting.params(cfg, "matmul-only") == 84_934_656 + 50257 * 768 == 123_532_032
-    assert counting.params(cfg, "total") == 124_439_808
+    assert conventions.params(cfg, "non-embedding") == 12 * 12 * 768**2 == 84_934_656
+    assert conventions.params(cfg, "matmul-only") == 84_934_656 + 50257 * 768 == 123_532_032
+    assert conventions.params(cfg, "total") == 124_439_808
 
     def each(params, c):
-        return counting.per_token(cfg, 1024, Counting(params, c))
+        return conventions.per_token(cfg, 1024, Counting(params, c))
 
     assert each("non-embedding", "6ND") == 509_607_936
     assert each("matmul-only", "6ND") == 741_192_192
@@ -164,12 +166,12 @@ def test_gpt2_small_counted_every_way():
     exact = each("matmul-only", "exact causal")
     assert exact == each("total", "exact causal") == 797_815_296 + 12 * 12 * 768 // 2
     with pytest.raises(ValueError, match="'given' does not say"):
-        counting.params(cfg, "given")
+        conventions.params(cfg, "given")
 
 
 def test_of_experts_those_count_that_a_token_meets():
     cfg = deepseek.PRESETS["deepseek-v3"]
-    assert counting.params(cfg, "total") == flops.active(cfg) < 40e9
+    assert conventions.params(cfg, "total") == flops.active(cfg) < 40e9
 
 
 # -- run directories
@@ -211,7 +213,7 @@ def test_run_directories_are_points(tmp_path):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text(json.dumps(config.to_dict(small)))
     how = Counting("matmul-only", "exact causal")
-    t = table.read(tmp_path, counting=how)
+    t = tables.read(tmp_path, counting=how)
     assert t.run.tolist() == ["large", "small"] and t.loss.tolist() == [2.9, 3.0]
     cost = flops.per_token(large.model, 8)
     assert t.params[0] == (cost.layers + cost.head) / 2
@@ -226,24 +228,24 @@ def test_run_directories_are_points(tmp_path):
         assert word in told
     assert "stopped: it stopped at step 5 of 10" in told
     assert "unfinished: it is not finished" in told and len(t.left_out) == 5
-    assert table.read(tmp_path).counting == Counting("total", "6ND")
+    assert tables.read(tmp_path).counting == Counting("total", "6ND")
 
 
 def test_losses_before_the_end_of_a_decay_are_refused(tmp_path):
     finish(tmp_path, "a")
     finish(tmp_path, "b", layers=3, nll=2.9)
     with pytest.raises(ValueError, match="a/config.json: optim.schedule 'cosine' decays"):
-        table.read(tmp_path, intermediate=True)
-    t = table.read(tmp_path, intermediate=True, decaying=True)
+        tables.read(tmp_path, intermediate=True)
+    t = tables.read(tmp_path, intermediate=True, decaying=True)
     assert t.run.tolist() == ["a", "a", "b", "b"] and t.tokens.tolist() == [160, 320] * 2
     assert t.loss.tolist() == [3.5, 3.0, 3.4, 2.9]
 
 
 def test_any_moment_of_a_constant_rate_counts(tmp_path):
     finish(tmp_path, "a", optim=Optim(schedule="constant"))
-    assert len(table.read(tmp_path, intermediate=True).loss) == 2
+    assert len(tables.read(tmp_path, intermediate=True).loss) == 2
     with pytest.raises(ValueError, match="1 point"):
-        table.read(tmp_path)
+        tables.read(tmp_path)
 
 
 def test_branches_of_one_trunk_are_one_run(tmp_path):
@@ -252,7 +254,7 @@ def test_branches_of_one_trunk_are_one_run(tmp_path):
     finish(tmp_path, "trunk", steps=20, nll=2.5, optim=wsd)
     finish(tmp_path, "branch", steps=10, optim=wsd, trunk=str(tmp_path / "trunk"))
     finish(tmp_path, "other", layers=3, optim=wsd)
-    t = table.read(tmp_path)
+    t = tables.read(tmp_path)
     assert sorted(zip(t.run, t.tokens)) == [("other", 320), ("trunk", 320), ("trunk", 640)]
 
 
@@ -260,17 +262,17 @@ def test_runs_of_other_tokens_or_twice_the_same_are_refused(tmp_path):
     run = finish(tmp_path, "a")
     finish(tmp_path, "b")
     with pytest.raises(ValueError, match=r"row 2 \(b\) repeats row 1 \(a\)"):
-        table.read(tmp_path)
+        tables.read(tmp_path)
     other = dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer="elsewhere"))
     directory.record(tmp_path / "b", other)
     with pytest.raises(ValueError, match="b has data.tokenizer = 'elsewhere', a has 'bytes'"):
-        table.read(tmp_path)
+        tables.read(tmp_path)
     longer = dataclasses.replace(run.data, curriculum=((0, 4), (5, 8)))
     directory.record(tmp_path / "b", dataclasses.replace(run, data=longer))
     with pytest.raises(ValueError, match="b/config.json: data.curriculum"):
-        table.read(tmp_path, counting=Counting("total", "exact causal"))
+        tables.read(tmp_path, counting=Counting("total", "exact causal"))
     with pytest.raises(ValueError, match="no columns to name"):
-        table.read(tmp_path, {"loss": "nll"})
+        tables.read(tmp_path, {"loss": "nll"})
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no run directory"):
-        table.read(tmp_path / "none")
+        tables.read(tmp_path / "none")

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.data import loader
+from jaxlm.data import pretraining
 from jaxlm.models import llama
-from jaxlm.train import checkpoint, loop, metrics, optim, signals, step
-from jaxlm.train import run as runs
+from jaxlm.train import loop, step
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import checkpoint, interrupts, metrics
+from jaxlm.train.run import run as runs
 
 WORDS = ("a", "model", "reads", "the", "text", "and", "learns", "what", "follows", "each", "word")
 
@@ -35,8 +37,8 @@ def base(home, out):
     return runs.Run(
         name="tiny",
         model=model,
-        data=loader.Data(source=str(home / "corpus.jsonl"), seq=32, batch=4, holdout=0.2),
-        optim=optim.Optim(lr=1e-2, warmup=2),
+        data=pretraining.Data(source=str(home / "corpus.jsonl"), seq=32, batch=4, holdout=0.2),
+        optim=optimizer.Optim(lr=1e-2, warmup=2),
         steps=12,
         log_every=2,
         eval_every=6,
@@ -67,7 +69,7 @@ def stopping():
             yield lambda: number if next(count) >= steps else 0
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(signals, "caught", caught)
+            patch.setattr(interrupts, "caught", caught)
             yield
 
     return arrive

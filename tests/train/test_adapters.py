@@ -8,14 +8,16 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxlm import cli
+from jaxlm.cli import main
 from jaxlm.convert import peft
 from jaxlm.core import param
 from jaxlm.eval import perplexity
-from jaxlm.objectives import adapter
+from jaxlm.objectives import lora
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import loop, optim, saved, signals, supply
-from jaxlm.train import run as runs
+from jaxlm.train import inputs, loop, trained_weights
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import interrupts
+from jaxlm.train.run import run as runs
 
 
 def equal(a, b):
@@ -33,8 +35,8 @@ def trained(whole, home, tmp_path_factory):
         name="lora",
         out=str(place),
         start=str(place / "base"),
-        adapter=adapter.Lora(rank=2, targets=("stack/*",), quantise="nf4"),
-        optim=optim.Optim(lr=1e-2, warmup=1),
+        adapter=lora.Lora(rank=2, targets=("stack/*",), quantise="nf4"),
+        optim=optimizer.Optim(lr=1e-2, warmup=1),
         steps=4,
         log_every=1,
         eval_every=4,
@@ -52,12 +54,12 @@ def trained(whole, home, tmp_path_factory):
 def test_a_run_begins_where_its_base_ended_and_keeps_adapters_alone(trained, whole, monkeypatch):
     run, result = trained
     monkeypatch.setenv("XDG_CACHE_HOME", str(pathlib.Path(run.data.source).parent))
-    kept = saved.trained(runs.folder(run))
-    assert kept.keys() == {adapter.ADAPTER}
+    kept = trained_weights.trained(runs.folder(run))
+    assert kept.keys() == {lora.ADAPTER}
     assert all(p.endswith(("/a", "/b")) for p in param.flatten(kept))
-    found = saved.load(runs.folder(run))
+    found = trained_weights.load(runs.folder(run))
     assert param.flatten(found.params).keys() == param.flatten(found.model.spec).keys()
-    text = supply.open_text(run.data, True, run.model.vocab)[1]
+    text = inputs.open_text(run.data, True, run.model.vocab)[1]
     score = perplexity.scorer(found.model, found.plan)
     told = perplexity.evaluate(score, found.params, run.data, text, found.plan)
     assert told.nll == pytest.approx(result.val["nll"], abs=1e-5)
@@ -76,7 +78,7 @@ def test_stopped_and_resumed_is_the_same_run(trained, monkeypatch, assert_same_r
         yield lambda: 15 if next(steps) >= 3 else 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "caught", caught)
+        patch.setattr(interrupts, "caught", caught)
         assert loop.run(other).step == 3
     assert loop.run(other).step == 4
     assert_same_run(trained[0], other)
@@ -86,27 +88,30 @@ def test_stopped_and_resumed_is_the_same_run(trained, monkeypatch, assert_same_r
 def test_merged_and_as_peft_s_files_and_back(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder, base = str(runs.folder(trained[0])), trained[0].start
-    assert cli.main(["adapter", "merge", folder, "merged"]) == 0
-    assert cli.main(["adapter", "export", folder, "theirs", "--base", "base"]) == 0
-    assert cli.main(["adapter", "import", "theirs", base, "again"]) == 0
+    assert main.main(["adapter", "merge", folder, "merged"]) == 0
+    assert main.main(["adapter", "export", folder, "theirs", "--base", "base"]) == 0
+    assert main.main(["adapter", "import", "theirs", base, "again"]) == 0
     assert "rank 2 on 7 weights" in capsys.readouterr().out
     assert (pathlib.Path("theirs") / peft.WEIGHTS).is_file()
-    assert equal(saved.trained(pathlib.Path("again")), saved.trained(pathlib.Path(folder)))
-    whole = saved.load(pathlib.Path(folder)).params
+    assert equal(
+        trained_weights.trained(pathlib.Path("again")),
+        trained_weights.trained(pathlib.Path(folder)),
+    )
+    whole = trained_weights.load(pathlib.Path(folder)).params
     # a base that went on: adapters stand on the weights of one step, and no other
     place = pathlib.Path(base) / "checkpoints"
     shutil.copytree(place / "12", place / "15")
-    assert equal(saved.load(pathlib.Path(folder)).params, whole)
+    assert equal(trained_weights.load(pathlib.Path(folder)).params, whole)
     (place / "12").rename(tmp_path / "12")
     with pytest.raises(FileNotFoundError, match=r"lora holds adapters on .*base.*of step 12"):
-        saved.load(pathlib.Path(folder))
+        trained_weights.load(pathlib.Path(folder))
     (tmp_path / "12").rename(place / "12")
     shutil.rmtree(place / "15")
     # what is merged needs no base
     pathlib.Path(base).rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="holds adapters on the weights of .*no run dir"):
-        saved.load(pathlib.Path(folder))
-    assert equal(saved.load(pathlib.Path("merged")).params, whole)
+        trained_weights.load(pathlib.Path(folder))
+    assert equal(trained_weights.load(pathlib.Path("merged")).params, whole)
     (tmp_path / "gone").rename(base)
 
 
@@ -115,7 +120,7 @@ def test_merged_and_as_peft_s_files_and_back(trained, tmp_path, monkeypatch, cap
     [
         ({"start": None}, "start: None given with an adapter"),
         (
-            {"adapter": adapter.Lora(targets=("stack/*/qq",))},
+            {"adapter": lora.Lora(targets=("stack/*/qq",))},
             r"adapter.targets: 'stack/\*/qq' matches no weight",
         ),
         (
@@ -125,7 +130,7 @@ def test_merged_and_as_peft_s_files_and_back(trained, tmp_path, monkeypatch, cap
     ],
 )
 def test_what_is_wrong_is_named_before_compute(tiny, change, message):
-    given = {"start": "base", "adapter": adapter.Lora(targets=("stack/*",), quantise="nf4")}
+    given = {"start": "base", "adapter": lora.Lora(targets=("stack/*",), quantise="nf4")}
     with pytest.raises(ValueError, match=message):
         loop.run(tiny(**(given | change)))
 
@@ -133,5 +138,5 @@ def test_what_is_wrong_is_named_before_compute(tiny, change, message):
 @pytest.mark.slow
 def test_a_run_without_adapters_has_none_to_export(whole, tmp_path, capsys):
     for action in ("export", "merge"):
-        assert cli.main(["adapter", action, str(runs.folder(whole[0])), str(tmp_path / "x")]) == 2
+        assert main.main(["adapter", action, str(runs.folder(whole[0])), str(tmp_path / "x")]) == 2
         assert "has no adapters" in capsys.readouterr().err

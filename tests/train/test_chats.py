@@ -7,12 +7,13 @@ import pathlib
 
 import pytest
 
-from jaxlm import cli
-from jaxlm.data.chat import Chats
+from jaxlm.cli import main
+from jaxlm.data.records.chats import Chats
 from jaxlm.models import llama
 from jaxlm.objectives import sft
-from jaxlm.train import loop, metrics
-from jaxlm.train import run as runs
+from jaxlm.train import loop
+from jaxlm.train.run import metrics
+from jaxlm.train.run import run as runs
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "sft"
 
@@ -48,12 +49,12 @@ def test_a_run_on_conversations(tiny, home, stopping, assert_same_run, capsys, m
     assert (folder / "samples" / "00000004.txt").read_text().startswith("--- 'say 3'\nsay 3")
     assert "data: 60 conversations read, " in capsys.readouterr().out
     limits = ["--max-new", "6", "--temperature", "0"]
-    assert cli.main(["sample", str(folder), "--prompt", "say 3", "say 3", *limits]) == 0
+    assert main.main(["sample", str(folder), "--prompt", "say 3", "say 3", *limits]) == 0
     out = capsys.readouterr().out
     first, second = out.split("> say 3\n")[1:]
     assert first == second and out.startswith("> say 3\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("say 4\n"))
-    assert cli.main(["sample", str(folder), "--talk", "--prompt", "say 3", *limits]) == 0
+    assert main.main(["sample", str(folder), "--talk", "--prompt", "say 3", *limits]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"> say 3\n{first}> say 4\n")
 

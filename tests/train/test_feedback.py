@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from jaxlm import cli
-from jaxlm.train import run as runs
+from jaxlm.cli import main
+from jaxlm.train.run import run as runs
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def read(name):
 def test_revise_and_label(place, capsys):
     revise = ["feedback", "revise", "tiny", "--prompts", "p.jsonl", "--out", "out.jsonl"]
     revise += ["--constitution", "c.json", "--unfinished", "keep", "--sampling.max-new", "2"]
-    assert cli.main(revise) == 0
+    assert main.main(revise) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["written"] + sum(told["dropped"].values()) == 2 and told["written"]
     found = read("out.jsonl")
@@ -42,13 +42,13 @@ def test_revise_and_label(place, capsys):
             "template": "plain",
         }  # fmt: skip
         assert made["files"] == {"run": "tiny", "prompts": "p.jsonl", "constitution": "c.json"}
-    assert cli.main(revise) == 0
+    assert main.main(revise) == 0
     assert json.loads(capsys.readouterr().out)["found"] == len(found)
-    assert cli.main([*revise, "--seed", "1"]) == 2
+    assert main.main([*revise, "--seed", "1"]) == 2
     assert "made with settings.seed=0, and now settings.seed=1" in capsys.readouterr().err
 
     label = ["feedback", "label", "tiny", "--pairs", "out.jsonl", "--out", "pref.jsonl"]
-    assert cli.main([*label, "--constitution", "c.json", "--each", "2"]) == 0
+    assert main.main([*label, "--constitution", "c.json", "--each", "2"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
     # a model of 12 steps on other text has never seen a choice
@@ -66,8 +66,8 @@ def test_what_a_user_gets_wrong(place, capsys):
         (["sample", "tiny", "--prompts", "p.jsonl", "--out", "o.jsonl", "--keep", "best"], "keep:"),
         (["instruct", "tiny", "--seeds", "p.jsonl", "--out", "o.jsonl"], "no field 'instruction'"),
     ):
-        assert cli.main(["feedback", *args]) == 2
+        assert main.main(["feedback", *args]) == 2
         assert told in capsys.readouterr().err
     assert not pathlib.Path("o.jsonl").exists()
-    assert cli.main(["feedback", "--help"]) == 0
+    assert main.main(["feedback", "--help"]) == 0
     assert capsys.readouterr().out.count("\n  ") == 4

@@ -13,17 +13,10 @@ from jaxlm.core import config, io
 from jaxlm.eval import perplexity
 from jaxlm.models import gpt
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import (
-    checkpoint,
-    directory,
-    events,
-    loop,
-    metrics,
-    optim,
-    saved,
-    supply,
-)
-from jaxlm.train import run as runs
+from jaxlm.train import inputs, loop, trained_weights
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import checkpoint, directory, metrics, tensorboard
+from jaxlm.train.run import run as runs
 
 
 def test_a_run_leaves_a_complete_directory(whole):
@@ -64,7 +57,7 @@ def test_a_finished_run_is_not_run_again(whole, capsys):
 
 def test_another_config_is_refused_and_the_field_named(whole):
     run, _, _ = whole
-    other = dataclasses.replace(run, optim=optim.Optim(lr=1e-3, warmup=2), seed=4)
+    other = dataclasses.replace(run, optim=optimizer.Optim(lr=1e-3, warmup=2), seed=4)
     with pytest.raises(ValueError, match=r"optim\.lr=0\.01, this one has optim\.lr=0\.001 \(and 1"):
         loop.run(other)
     moved = dataclasses.replace(run, checkpoint=runs.Checkpoint(every=1), plan=Plan(unroll=2))
@@ -129,24 +122,24 @@ def test_one_process_a_directory(tiny):
 def test_the_saved_weights_are_the_averaged_ones_and_score_as_the_run_said(tiny, final_state):
     run = tiny(
         steps=6,
-        optim=optim.Optim(lr=1e-2, warmup=2, ema=0.5),
+        optim=optimizer.Optim(lr=1e-2, warmup=2, ema=0.5),
         samples=("the", "what"),
         sample_tokens=4,
     )
     result = loop.run(run)
     samples = (runs.folder(run) / "samples" / "00000006.txt").read_text()
     assert samples.startswith("--- 'the'\nthe") and "\n--- 'what'\nwhat" in samples
-    found = saved.load(runs.folder(run))
+    found = trained_weights.load(runs.folder(run))
     assert found.step == 6 and found.run == run
     trained = final_state(run)
     assert np.array_equal(found.params["norm"], trained["average"].params["norm"])
     assert not np.array_equal(found.params["norm"], trained["params"]["norm"])
-    val = supply.open_text(run.data, True, run.model.vocab)[1]
+    val = inputs.open_text(run.data, True, run.model.vocab)[1]
     score = perplexity.scorer(found.model, found.plan)
     again = perplexity.evaluate(score, found.params, run.data, val, found.plan)
     assert dataclasses.asdict(again) == {k: result.val[k] for k in dataclasses.asdict(again)}
     with pytest.raises(FileNotFoundError, match=r"holds \['tiny'\]"):
-        saved.load(runs.folder(run).parent / "tini")
+        trained_weights.load(runs.folder(run).parent / "tini")
 
 
 def problem(run):
@@ -194,7 +187,10 @@ def data(run, **changes):
             lambda r: dataclasses.replace(r, plan=Plan(attention="splash")),
             "plan.attention: attention kernel 'splash' runs on tpu only, .* computes on cpu",
         ),
-        (lambda r: dataclasses.replace(r, optim=optim.Optim(warmup=50)), "optim.warmup: 50 given"),
+        (
+            lambda r: dataclasses.replace(r, optim=optimizer.Optim(warmup=50)),
+            "optim.warmup: 50 given",
+        ),
         (
             lambda r: dataclasses.replace(r, samples=("x",), eval_every=None),
             "samples: prompts given, and eval_every=None",
@@ -214,7 +210,7 @@ def test_a_wrong_number_of_steps_is_named_alone(tiny):
     """`--steps -5` was also told that a warm-up of 0 .. -6 steps would fit."""
     text = problem(tiny(steps=-5, profile=(2, 3)))
     assert text == "this run cannot start:\n  steps: -5 given; at least 1 is needed"
-    assert "optim.lr: -1.0" in problem(tiny(steps=-5, optim=optim.Optim(lr=-1.0)))
+    assert "optim.lr: -1.0" in problem(tiny(steps=-5, optim=optimizer.Optim(lr=-1.0)))
 
 
 def test_a_run_survives_json(tiny):
@@ -251,16 +247,16 @@ def test_event_files_are_tensorboards(tmp_path):
     """Read back with the protocol buffers of an independent library."""
     from tensorboardX.proto import event_pb2
 
-    assert events.crc32c(b"123456789") == 0xE3069283  # RFC 3720's polynomial, the check value
-    assert events.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
-    written = events.open(tmp_path)
+    assert tensorboard.crc32c(b"123456789") == 0xE3069283  # RFC 3720's polynomial, the check value
+    assert tensorboard.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    written = tensorboard.open(tmp_path)
     written.restart(6)
     written.write(300, {"train/loss": 1.5, "val/nll": -2.0})
     raw, found = written.path.read_bytes(), []
     while raw:
         (size,) = struct.unpack("<Q", raw[:8])
         found.append(event_pb2.Event.FromString(raw[12 : 12 + size]))
-        assert raw[: size + 16] == events.frame(raw[12 : 12 + size])
+        assert raw[: size + 16] == tensorboard.frame(raw[12 : 12 + size])
         raw = raw[size + 16 :]
     assert found[0].file_version == "brain.Event:2"
     assert (found[1].step, found[1].session_log.status) == (6, event_pb2.SessionLog.START)

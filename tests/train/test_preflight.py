@@ -4,17 +4,18 @@ import dataclasses
 
 import pytest
 
-from jaxlm import cli
-from jaxlm.data.loader import Data
-from jaxlm.data.prompts import Prompts
+from jaxlm.cli import main
+from jaxlm.data.pretraining import Data
+from jaxlm.data.records.prompts import Prompts
 from jaxlm.models import llama
-from jaxlm.objectives import clm, grpo
+from jaxlm.objectives import clm
+from jaxlm.objectives.rl import grpo
 from jaxlm.parallel import devices
 from jaxlm.parallel.devices import Space
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import loop, preflight, program
-from jaxlm.train.rollout import Rollout
-from jaxlm.train.run import Run
+from jaxlm.train.rl.rollout import Rollout
+from jaxlm.train.run.run import Run
 
 GIB = 2**30
 SMALL = llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=2, head=16, ffn=192)
@@ -103,12 +104,12 @@ def test_the_responses_of_a_rollout_have_to_fit(tmp_path):
 def test_plan_gives_the_same_verdict(capsys, machine):
     machine(GIB)
     args = ["plan", "llama3-8b", "--plan.fsdp", "8", "--data.batch", "8"]
-    assert cli.main([*args, "--memory", "80"]) == 0
+    assert main.main([*args, "--memory", "80"]) == 0
     out = capsys.readouterr().out
     assert "memory: such a device has 80.00 GiB" in out and "--plan.remat full" in out
-    assert cli.main([*args, "--memory", "80", "--plan.remat", "full"]) == 0
+    assert main.main([*args, "--memory", "80", "--plan.remat", "full"]) == 0
     assert "does it fit?                  it fits" in capsys.readouterr().out
-    assert cli.main(args) == 0
+    assert main.main(args) == 0
     assert "this machine has 1.00 GiB" in capsys.readouterr().out
-    assert cli.main([*args, "--memory", "big"]) == 2
+    assert main.main([*args, "--memory", "big"]) == 2
     assert "--memory: 'big' given" in capsys.readouterr().err

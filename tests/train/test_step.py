@@ -8,7 +8,8 @@ import pytest
 from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import optim, step
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 from tests import programs
 
 
@@ -67,10 +68,10 @@ def test_a_step_without_weight_moves_nothing(name):
         each = jnp.square(batch["x"] @ params["a"]).sum(-1) + batch["x"] @ params["b"]
         return jnp.sum(batch["weight"] * each), jnp.sum(batch["weight"]), {}
 
-    cfg = optim.Optim(
+    cfg = optimizer.Optim(
         name=name, lr=1e-2, schedule="linear", warmup=2, weight_decay=0.1, ema=0.9, skip=3.0
     )
-    tx = optim.build(cfg, spec, 10, fp16=True)
+    tx = optimizer.build(cfg, spec, 10, fp16=True)
     objective, plan = Objective(spec, loss), Plan(microbatches=2)
     run, state = step.make(objective, tx, plan), step.init(objective, tx, plan, 0)
     x = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)

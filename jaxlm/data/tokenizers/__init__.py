@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from jaxlm.core import json_file
-from jaxlm.data import atomic
+from jaxlm.core import atomic, json_file
 from jaxlm.data.tokenizers import bytelevel, hf, ranks, spm, tokenizer
 
 _META = "jaxlm_tokenizer.json"

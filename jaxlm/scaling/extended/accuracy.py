@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, downstream, laws, optimum, table
-from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling import table
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import bootstrap, downstream, fitting, loss_laws, optimum
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -65,8 +65,8 @@ class Fitted(NamedTuple):
     """One chain on one set of rows."""
 
     chain: str
-    law: laws.Law | None  # None: one step
-    loss: fits.Fit | None
+    law: loss_laws.Law | None  # None: one step
+    loss: fitting.Fit | None
     runs: table.Table  # rows of the law of loss
     curve: downstream.Curve
     x: tuple[Array, ...]  # the curve's inputs, the anchors' included
@@ -157,14 +157,14 @@ def _losses(
     law, loss, runs = fitted.law, fitted.loss, fitted.runs
     assert law is not None and loss is not None
     n, k = len(runs.loss), len(law.names)
-    values = optimum.loss(law.name, fits.values(loss), params, tokens)
+    values = optimum.loss(law.name, fitting.values(loss), params, tokens)
     spread = loss.residual * np.sqrt(n / max(n - k, 1))
     drawn = None
     if noisy:
         clean = np.log(runs.loss) - loss.residual
         drawn = np.exp(clean + spread[random.integers(0, n, (len(weights), n))])
     many = bootstrap.refit(law, runs, loss, weights[:, :n], drawn)
-    theta = np.where(many.failed[:, None], fits.values(loss), many.theta)
+    theta = np.where(many.failed[:, None], fitting.values(loss), many.theta)
     draws = optimum.loss(law.name, theta, params, tokens)
     return draws * np.exp(spread[random.integers(0, n, draws.shape)]), values
 
@@ -211,9 +211,9 @@ def _fit(
         own = error[used & ~request.anchor]
         curve = downstream.fit(form, x, own, request.chance)
         return Fitted(chain, None, None, rows, curve, x, own)
-    law = laws.LAWS[request.law]
+    law = loss_laws.LAWS[request.law]
     delta = setting.delta if request.log else np.inf
-    loss = fits.fit(law, rows, delta=delta, log=request.log)
+    loss = fitting.fit(law, rows, delta=delta, log=request.log)
     if loss.failed:
         raise ValueError(f"{law.name}: {loss.failed}")
     # the runs of the law first, then the anchors
@@ -289,7 +289,7 @@ def _prediction(
         "loss": None,
     }
     if fitted.law is not None and fitted.loss is not None:
-        value = optimum.loss(fitted.law.name, fits.values(fitted.loss), params, tokens)
+        value = optimum.loss(fitted.law.name, fitting.values(fitted.loss), params, tokens)
         ends = bootstrap.interval(losses[:, 0], setting.level)
         out["loss"] = [float(value), [float(v) for v in ends]]
     return out

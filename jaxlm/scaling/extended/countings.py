@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, isoflop, laws, optimum, table
-from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting, positive
+from jaxlm.scaling import table
+from jaxlm.scaling.approaches import isoflop
+from jaxlm.scaling.extended.context import Setting, positive
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -56,13 +57,13 @@ def columns(t: table.Table, names: Sequence[str]) -> None:
 
 def _counted(t: table.Table, setting: Setting) -> Record:
     """{theta, exponent, params, tokens, loss: [value, ends]}."""
-    law = laws.CHINCHILLA
+    law = loss_laws.CHINCHILLA
     per = float(np.median(t.flops / (t.params * t.tokens)))
-    result = fits.fit(law, t, delta=setting.delta)
+    result = fitting.fit(law, t, delta=setting.delta)
     resampled = bootstrap.clusters if setting.clusters else bootstrap.cases
     many = resampled(law, t, result, setting.replicates, setting.seed)
     draws = many.theta[~many.failed]
-    best = optimum.at(law.name, fits.values(result), setting.target, per)
+    best = optimum.at(law.name, fitting.values(result), setting.target, per)
     drawn = optimum.at(law.name, draws, setting.target, per)
     out: Record = {"theta": result.theta, "failed": result.failed}
     for name in ("exponent", "params", "tokens", "loss"):

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, laws, optimum, solve, table
-from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling import table
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum, solve
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -134,12 +134,13 @@ def _model(count: int) -> Callable[..., Any]:
 def alone(t: table.Table, member: Array, count: int, delta: float) -> Pooled:
     """Every group by itself. Raises: ValueError where a fit does not converge."""
     result = [
-        fits.fit(laws.CHINCHILLA, table.take(t, member == i), delta=delta) for i in range(count)
+        fitting.fit(loss_laws.CHINCHILLA, table.take(t, member == i), delta=delta)
+        for i in range(count)
     ]
     for one in result:
         if one.failed:
             raise ValueError(f"--pool: {one.failed}")
-    theta = np.stack([fits.values(one) for one in result])
+    theta = np.stack([fitting.values(one) for one in result])
     return Pooled(np.inf, theta, float(sum(one.objective for one in result)))
 
 
@@ -152,7 +153,7 @@ def fit(t: table.Table, member: Array, first: Pooled, spread: float, delta: floa
     if np.isinf(spread):
         return first
     problem, free = _problem(t, member, first, spread, delta)
-    one = fits.values(fits.fit(laws.CHINCHILLA, t, delta=delta))
+    one = fitting.values(fitting.fit(loss_laws.CHINCHILLA, t, delta=delta))
     mean = first.theta.copy()
     mean[:, 3:] = np.exp(np.log(first.theta[:, 3:]).mean(0))
     places = [first.theta if spread else mean, np.tile(one, (problem.count, 1))]
@@ -265,9 +266,11 @@ def _draws_alone(t: table.Table, member: Array, pooled: Pooled, setting: Setting
     out = []
     for i in range(len(pooled.theta)):
         own = table.take(t, member == i)
-        result = fits.fit(laws.CHINCHILLA, own, delta=setting.delta)
+        result = fitting.fit(loss_laws.CHINCHILLA, own, delta=setting.delta)
         seed = setting.seed + i
-        out.append(bootstrap.cases(laws.CHINCHILLA, own, result, setting.replicates, seed).theta)
+        out.append(
+            bootstrap.cases(loss_laws.CHINCHILLA, own, result, setting.replicates, seed).theta
+        )
     return np.stack(out, 1)
 
 

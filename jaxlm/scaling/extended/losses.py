@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, laws, least_squares, optimum, table
-from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting, positive
+from jaxlm.scaling import table
+from jaxlm.scaling.extended.context import Setting, positive
+from jaxlm.scaling.laws import bootstrap, fitting, least_squares, loss_laws, optimum
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -48,15 +48,15 @@ def run(t: table.Table, pattern: str, law: str, setting: Setting) -> Record:
     Raises: ValueError where no column matches, or a loss that matches cannot be one.
     """
     names = columns(t, pattern)
-    form = laws.LAWS[law]
+    form = loss_laws.LAWS[law]
     weights = _weights(t, setting)
     held = t.flops >= setting.holdout
     values = {OWN: t.loss} | {name: t.columns[name] for name in names}
     rows: Record = {}
-    fitted: dict[str, fits.Fit] = {}
+    fitted: dict[str, fitting.Fit] = {}
     for name, loss in values.items():
         own = t._replace(loss=loss)
-        fitted[name] = fits.fit(form, own, delta=setting.delta)
+        fitted[name] = fitting.fit(form, own, delta=setting.delta)
         many = bootstrap.refit(form, own, fitted[name], weights)
         rows[name] = _law(fitted[name], many.theta[~many.failed], law, setting)
     return {
@@ -141,9 +141,9 @@ def _weights(t: table.Table, setting: Setting) -> Array:
     return random.multinomial(len(kinds), share, setting.replicates)[:, which].astype(float)
 
 
-def _law(result: fits.Fit, draws: Array, law: str, setting: Setting) -> Record:
+def _law(result: fitting.Fit, draws: Array, law: str, setting: Setting) -> Record:
     """{theta: {name: [value, ends]}, params, tokens, loss, exponent: [value, ends]}."""
-    theta = fits.values(result)
+    theta = fitting.values(result)
     best = optimum.at(law, theta, setting.target, setting.per)
     many = optimum.at(law, draws, setting.target, setting.per)
     low, high = bootstrap.interval(draws, setting.level)
@@ -163,8 +163,8 @@ def _law(result: fits.Fit, draws: Array, law: str, setting: Setting) -> Record:
 def _pair(
     t: table.Table,
     name: str,
-    form: laws.Law,
-    own: fits.Fit,
+    form: loss_laws.Law,
+    own: fitting.Fit,
     weights: Array,
     held: Array,
     setting: Setting,
@@ -192,21 +192,21 @@ def _pair(
     return law._asdict() | {"intervals": ends, "backtest": _backtest(t, b, form, held, setting)}
 
 
-def _backtest(t: table.Table, b: Array, form: laws.Law, held: Array, setting: Setting) -> Any:
+def _backtest(t: table.Table, b: Array, form: loss_laws.Law, held: Array, setting: Setting) -> Any:
     """{prediction: {mean, mae, largest} in percent} on the budgets held out, or {skipped}."""
     if not held.any() or held.all():
         return {"skipped": f"no run on one side of {setting.holdout:.4g} FLOPs"}
     rest, test = table.take(t, ~held), table.take(t, held)
     try:
-        first = fits.fit(form, rest, delta=setting.delta)
-        second = fits.fit(form, rest._replace(loss=b[~held]), delta=setting.delta)
+        first = fitting.fit(form, rest, delta=setting.delta)
+        second = fitting.fit(form, rest._replace(loss=b[~held]), delta=setting.delta)
         law = fit(rest.loss, b[~held], first.theta.get("E", 0.0))
     except ValueError as reason:
         return {"skipped": str(reason)}
-    x = fits.inputs(form, test)
-    predicted_a = np.asarray(form.predict(fits.values(first), x))
+    x = fitting.inputs(form, test)
+    predicted_a = np.asarray(form.predict(fitting.values(first), x))
     predictions = {
-        "own law": np.asarray(form.predict(fits.values(second), x)),
+        "own law": np.asarray(form.predict(fitting.values(second), x)),
         "from measured loss": predict(law, test.loss),
         "from predicted loss": predict(law, predicted_a),
     }

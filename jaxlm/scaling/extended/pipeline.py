@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from jaxlm.core import io
-from jaxlm.scaling import backtest, laws, table
-from jaxlm.scaling.analysis import Options as StudyOptions
+from jaxlm.scaling import table
 from jaxlm.scaling.extended import (
     accuracy,
     architectures,
     countings,
-    files,
+    free_columns,
     groups,
     losses,
     observations,
@@ -27,9 +26,12 @@ from jaxlm.scaling.extended import (
     schedules,
     surfaces,
 )
+from jaxlm.scaling.extended.context import Setting
 from jaxlm.scaling.extended.options import Options
-from jaxlm.scaling.extended.setting import Setting
-from jaxlm.scaling.study import Record, plain
+from jaxlm.scaling.laws import loss_laws
+from jaxlm.scaling.planning import backtest
+from jaxlm.scaling.study.analysis import Options as StudyOptions
+from jaxlm.scaling.study_record import Record, plain
 
 
 def check(t: table.Table, options: Options) -> None:
@@ -119,8 +121,8 @@ def alone(
         raise ValueError("--form, --observe, --schedule: each replaces the study; one of them")
     again = (study.replicates, study.level, study.seed)
     if options.form is not None:
-        test = None if options.form_test is None else files.read(options.form_test)
-        result = architectures.run(options.form, files.read(path), test, *again, columns)
+        test = None if options.form_test is None else free_columns.read(options.form_test)
+        result = architectures.run(options.form, free_columns.read(path), test, *again, columns)
         return plain({"form": result | {"path": str(path)}})
     if options.observe is not None:
         request = observations.Request(
@@ -131,12 +133,12 @@ def alone(
             study.holdout,
             study.target,
         )
-        result = observations.run(files.read(path), request, *again)
+        result = observations.run(free_columns.read(path), request, *again)
         return plain({"observations": result | {"path": str(path)}})
     if options.schedule is not None:
         if not 0 < options.momentum < 1:
             raise ValueError(f"--momentum {options.momentum}: a share between 0 and 1 is needed")
-        curves = schedules.read(files.read(path), options.schedule)
+        curves = schedules.read(free_columns.read(path), options.schedule)
         result = schedules.run(curves, options.momentum, *again)
         return plain({"schedule": result | {"path": str(path)}})
     _unused(options, ("momentum",), "--schedule")
@@ -194,10 +196,10 @@ def _unused(options: Options, names: tuple[str, ...], needs: str) -> None:
 
 def _law(name: str | None, planner: str, flag: str) -> str:
     """The law of loss in N and D that an analysis uses: the one named, or the one that plans."""
-    if name is not None and name not in laws.LAWS:
-        raise ValueError(f"{flag} {name!r} is none of {', '.join(laws.LAWS)}")
+    if name is not None and name not in loss_laws.LAWS:
+        raise ValueError(f"{flag} {name!r} is none of {', '.join(loss_laws.LAWS)}")
     law = name or planner
-    known = law in laws.LAWS and laws.LAWS[law].inputs == ("params", "tokens")
+    known = law in loss_laws.LAWS and loss_laws.LAWS[law].inputs == ("params", "tokens")
     if name is not None and not known:
         raise ValueError(f"{flag} {name!r} is no law of parameters and tokens")
     return law if known else "chinchilla"

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, optimum, seeds, solve, table
-from jaxlm.scaling import fit as fits
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling import table
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import bootstrap, fitting, optimum, solve, starting_points
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -196,14 +196,14 @@ def _fit(
         value,
         start.shape[1],
         float(objective[best]),
-        float(np.mean(objective <= objective[best] * (1 + fits.SAME) + 1e-24)),
+        float(np.mean(objective <= objective[best] * (1 + fitting.SAME) + 1e-24)),
     )
 
 
 def _starts(x: Array, loss: Array, own: Array, exponents: bool, floor: bool) -> Array:
     """[S,k] starts: those of one law for all runs, for every recipe alike."""
     terms, count = len(x), len(own)
-    pooled = seeds.powers(x, loss, np.ones(len(loss)))  # log E, coefficients, exponents
+    pooled = starting_points.powers(x, loss, np.ones(len(loss)))  # log E, coefficients, exponents
     e, level, power = pooled[:, :1], pooled[:, 1 : 1 + terms], pooled[:, 1 + terms :]
     width = 1 if exponents else count
     parts = [np.repeat(power, width, 1), np.repeat(level, count, 1)]
@@ -268,7 +268,7 @@ def _likelihood(residual: Array, delta: float) -> float:
     if not residual.any():
         return np.inf
     if np.isfinite(delta):
-        return fits.likelihood(residual, delta)[0]
+        return fitting.likelihood(residual, delta)[0]
     n = len(residual)
     return -n / 2 * float(np.log(2 * np.pi * np.mean(residual**2)) + 1)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, least_squares
+from jaxlm.scaling.laws import bootstrap, least_squares
 
 Array = np.ndarray
 Record = dict[str, Any]

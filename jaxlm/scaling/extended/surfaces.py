@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import bootstrap, table
-from jaxlm.scaling.extended.setting import Setting, positive
+from jaxlm.scaling import table
+from jaxlm.scaling.extended.context import Setting, positive
+from jaxlm.scaling.laws import bootstrap
 
 Array = np.ndarray
 Record = dict[str, Any]

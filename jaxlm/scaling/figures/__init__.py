@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from jaxlm.scaling.figures import compute, curves, sizes
 from jaxlm.scaling.figures.values import Values
-from jaxlm.scaling.study import Record
+from jaxlm.scaling.study_record import Record
 
 DPI = 120
 # name: (its function, inches wide and high)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.scaling import isoflop as approach
+from jaxlm.scaling.approaches import isoflop as approach
 from jaxlm.scaling.figures import style
 from jaxlm.scaling.figures.values import Array, Values
 

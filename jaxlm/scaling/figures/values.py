@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import laws, optimum, plan
-from jaxlm.scaling.study import Record
+from jaxlm.scaling.laws import loss_laws, optimum
+from jaxlm.scaling.planning import allocation
+from jaxlm.scaling.study_record import Record
 
 Array = np.ndarray
 
@@ -72,7 +73,7 @@ class Values:
 
     def draws(self, form: str) -> Array:
         """[R, k] refits of a form."""
-        k = len(laws.LAWS[form].names)
+        k = len(loss_laws.LAWS[form].names)
         return np.array(self.record["forms"][form]["draws"], float).reshape(-1, k)
 
     @functools.cached_property
@@ -82,9 +83,9 @@ class Values:
 
     def _curve(self, name: str) -> Curve:
         low, high = self.flops[0], max(self.flops[1], self.target)
-        closed = laws.LAWS[name].terms is not None or name == "kaplan"
+        closed = loss_laws.LAWS[name].terms is not None or name == "kaplan"
         c = np.geomspace(low, high, SMOOTH if closed else PLACES)
-        theta = [self.record["forms"][name]["theta"][k] for k in laws.LAWS[name].names]
+        theta = [self.record["forms"][name]["theta"][k] for k in loss_laws.LAWS[name].names]
         draws = self.draws(name)
         if not closed and len(draws) > DRAWS:
             draws = draws[np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)]
@@ -114,6 +115,6 @@ class Values:
     def sizes(self) -> Iterator[tuple[str, Array]]:
         """(form or "plan", its draws [R] of N* at the target)."""
         if self.record.get("plan") is not None:
-            yield "plan", plan.at(plan.of(self.record), self.target).params[1:]
+            yield "plan", allocation.at(allocation.of(self.record), self.target).params[1:]
         for name, best in self.at_target.items():
             yield name, best.params

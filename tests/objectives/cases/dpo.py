@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxlm.core.batch import Choices
-from jaxlm.objectives import dpo
+from jaxlm.objectives.preference import dpo
 from tests.families.sizes import T, V
 
 CONFIGS = {

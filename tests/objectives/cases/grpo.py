@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxlm.core.batch import Rollout
-from jaxlm.objectives import grpo
+from jaxlm.objectives.rl import grpo
 from tests.objectives.cases import ppo
 
 CONFIGS = {

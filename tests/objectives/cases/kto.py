@@ -1,7 +1,7 @@
 """KTO: labelled responses, each with another prompt's in its place."""
 
 from jaxlm.core.batch import Choices
-from jaxlm.objectives import dpo
+from jaxlm.objectives.preference import dpo
 from tests.objectives.cases import dpo as pairs
 
 CONFIGS = {"kto": dpo.Config(loss="kto", desirable=1.2, undesirable=0.7)}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxlm.core.batch import Rollout
-from jaxlm.objectives import ppo
+from jaxlm.objectives.rl import ppo
 from tests.families.sizes import T, V
 
 CONFIGS = {

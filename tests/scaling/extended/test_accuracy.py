@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm import cli
-from jaxlm.scaling import downstream, figures, laws, table
+from jaxlm.cli import main
+from jaxlm.scaling import figures, table
 from jaxlm.scaling.extended import accuracy, pipeline
+from jaxlm.scaling.extended.context import Setting
 from jaxlm.scaling.extended.options import Options
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.laws import downstream, loss_laws
 from tests.scaling import public
 
 SETTING = Setting(
@@ -32,7 +33,7 @@ def runs(seed=0, noise=0.004):
     random = np.random.default_rng(seed)
     c = np.repeat([1e18, 1e19, 1e20, 1e21, 4e21], 6)
     n = np.sqrt(c / 120) * np.tile(np.geomspace(0.3, 3, 6), 5)
-    loss = laws.CHINCHILLA.predict(THETA, (n, c / (6 * n)))
+    loss = loss_laws.CHINCHILLA.predict(THETA, (n, c / (6 * n)))
     loss = loss * np.exp(0.002 * random.normal(size=len(n)))
     error = downstream.FORMS["exponential"].predict(np.array(CURVE), (loss,))
     t = table.make(n, c / (6 * n), loss, c)
@@ -101,7 +102,7 @@ def test_a_known_chain_is_predicted_and_its_interval_holds():
         )
         result = accuracy._prediction(chain, *asked[0], request(t), setting)
         random = np.random.default_rng(1000 + seed)
-        loss = laws.CHINCHILLA.predict(THETA, asked[0]) * np.exp(0.002 * random.normal())
+        loss = loss_laws.CHINCHILLA.predict(THETA, asked[0]) * np.exp(0.002 * random.normal())
         truth = 1 - downstream.FORMS["exponential"].predict(np.array(CURVE), (loss,))
         measured = truth + 0.004 * random.normal()
         value, (low, high) = result["accuracy"]
@@ -174,7 +175,7 @@ def test_the_command_predicts_accuracy(tmp_path, capsys, monkeypatch):
     write(tmp_path / "runs.csv", runs(), ["accuracy", "name"])
     args = ["fit", str(tmp_path / "runs.csv"), "--laws", "chinchilla", "--replicates", "20"]
     args += ["--holdout", "1e21", "--out", str(tmp_path / "out")]
-    assert cli.main([*args, "--accuracy", "accuracy", "--at", "1e10", "2e11"]) == 0
+    assert main.main([*args, "--accuracy", "accuracy", "--at", "1e10", "2e11"]) == 0
     out = capsys.readouterr().out
     assert "accuracy: accuracy, chance 0; law of loss chinchilla" in out
     assert "(wins)" in out and "N 1e+10, D 2e+11 (1.2e+22 FLOPs): " in out

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlm import cli
+from jaxlm.cli import main
 from jaxlm.scaling.extended import architectures
 from tests.scaling import public
 
@@ -105,11 +105,11 @@ def test_the_command_replaces_the_study(tmp_path, capsys):
     lines = [",".join(data), *(",".join(map(repr, map(float, r))) for r in zip(*data.values()))]
     (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
     args = ["fit", str(tmp_path / "runs.csv"), "--form", "sparsity", "--replicates", "20"]
-    assert cli.main([*args, "--out", str(tmp_path / "out")]) == 0
+    assert main.main([*args, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "sparsity: L = A P^-a" in out and "R2 1.0000" in out
     assert (tmp_path / "out" / "extended.json").stat().st_size > 500
     (tmp_path / "bad.csv").write_text("sparsity,active,loss\n1,2\n")
     args[1] = str(tmp_path / "bad.csv")
-    assert cli.main(args) == 2
+    assert main.main(args) == 2
     assert "bad.csv row 2: 2 cells, the header has 3" in capsys.readouterr().err

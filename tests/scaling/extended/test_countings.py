@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxlm.scaling import laws, table
+from jaxlm.scaling import table
 from jaxlm.scaling.extended import countings
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import loss_laws
 from tests.scaling import public
 
 SETTING = Setting(1e22, 6.0, 1e21, 1e-3, 30, 0.95, 0, False)
@@ -14,7 +15,7 @@ SETTING = Setting(1e22, 6.0, 1e21, 1e-3, 30, 0.95, 0, False)
 def runs():
     c = np.repeat(np.geomspace(1e18, 1e21, 4), 6)
     n = np.sqrt(c / 120) * np.tile(np.geomspace(0.2, 5, 6), 4)
-    loss = laws.CHINCHILLA.predict((1.7, 400.0, 900.0, 0.34, 0.3), (n, c / (6 * n)))
+    loss = loss_laws.CHINCHILLA.predict((1.7, 400.0, 900.0, 0.34, 0.3), (n, c / (6 * n)))
     t = table.make(n, c / (6 * n), loss, c)
     columns = {"half": n / 2, "power": 3 * n**0.8, "name": np.repeat("x", 24), "zero": 0 * n}
     return t._replace(columns=columns)

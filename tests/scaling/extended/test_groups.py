@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxlm.scaling import fit, laws, table
+from jaxlm.scaling import table
 from jaxlm.scaling.extended import groups, recipes
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import fitting, loss_laws
 from tests.scaling import public
 
 SETTING = Setting(1e22, 6.0, 1e21, 1e-3, 20, 0.95, 0, False)
@@ -18,7 +19,7 @@ def runs(noise=0.003, seed=0):
     n = np.sqrt(c / 120) * np.tile([0.4, 2.5], 5)
     losses = []
     for e, a, b in ((1.7, 400.0, 900.0), (1.9, 300.0, 1200.0), (1.5, 500.0, 800.0)):
-        loss = laws.CHINCHILLA.predict((e, a, b, 0.33, 0.31), (n, c / (6 * n)))
+        loss = loss_laws.CHINCHILLA.predict((e, a, b, 0.33, 0.31), (n, c / (6 * n)))
         losses.append(loss * np.exp(noise * random.normal(size=10)))
     t = table.make(np.tile(n, 3), np.tile(c / (6 * n), 3), np.concatenate(losses))
     return t._replace(columns={"set": np.repeat(["x", "y", "z"], 10), "one": np.zeros(30)})
@@ -30,7 +31,7 @@ def test_the_limits_are_separate_fits_and_common_exponents():
     names, member = groups.members(t, "set")
     first = groups.alone(t, member, 3, 1e-3)
     for i in range(3):
-        own = fit.fit(laws.CHINCHILLA, table.take(t, member == i))
+        own = fitting.fit(loss_laws.CHINCHILLA, table.take(t, member == i))
         assert first.theta[i] == pytest.approx(list(own.theta.values()), rel=1e-9)
     common = groups.fit(t, member, first, 0.0, 1e-3)
     joint = recipes._fit(t, member, names, "exponents", False, SETTING)

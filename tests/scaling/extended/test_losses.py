@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from jaxlm.scaling import laws, table
+from jaxlm.scaling import table
 from jaxlm.scaling.extended import losses
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import loss_laws
 from tests.scaling import public
 
 SETTING = Setting(1e22, 6.0, 1e21, 1e-3, 40, 0.95, 0, False)
@@ -17,7 +18,7 @@ def runs(noise=0.0):
     random = np.random.default_rng(2)
     c = np.repeat(np.geomspace(1e18, 1e21, 6), 4)
     n = np.sqrt(c / 120) * np.tile(np.geomspace(0.3, 3, 4), 6)
-    loss = laws.CHINCHILLA.predict((1.7, 400.0, 900.0, 0.33, 0.31), (n, c / (6 * n)))
+    loss = loss_laws.CHINCHILLA.predict((1.7, 400.0, 900.0, 0.33, 0.31), (n, c / (6 * n)))
     other = 0.8 * (loss - 1.7) ** 1.3 + 0.9
     loss, other = (v * np.exp(noise * random.normal(size=24)) for v in (loss, other))
     t = table.make(n, c / (6 * n), loss, c)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxlm import cli
-from jaxlm.scaling.extended import files, observations
+from jaxlm.cli import main
+from jaxlm.scaling.extended import free_columns, observations
 from tests.scaling import public
 
 
@@ -60,7 +60,7 @@ def test_missing_scores_and_components():
 def test_the_public_benchmarks():
     """Ruan et al. 2024: the first component explains about 80 % of the variance, three 97 %; within
     families it is linear in log compute with R2 above 0.9 in nearly all."""
-    data = files.read(public.path("obsscaling_base_llm_benchmark_eval.csv"))
+    data = free_columns.read(public.path("obsscaling_base_llm_benchmark_eval.csv"))
     result = observations.run(data, observations.Request("GSM8K", holdout=84.0), 20, 0.95, 0)
     assert 0.78 < result["shares"][0] < 0.88 and sum(result["shares"][:3]) > 0.96
     r2 = [f["r2"] for f in result["families"].values()]
@@ -91,7 +91,7 @@ def test_the_command(tmp_path, capsys):
     lines = [",".join(data), *(",".join(str(v) for v in r) for r in zip(*data.values()))]
     (tmp_path / "models.csv").write_text("\n".join(lines) + "\n")
     args = ["fit", str(tmp_path / "models.csv"), "--observe", "target", "--replicates", "20"]
-    assert cli.main([*args, "--target", "1e5", "--out", str(tmp_path / "out")]) == 0
+    assert main.main([*args, "--target", "1e5", "--out", str(tmp_path / "out")]) == 0
     assert "observations: 60 models" in capsys.readouterr().out
-    assert cli.main([*args, "--form", "moe"]) == 2
+    assert main.main([*args, "--form", "moe"]) == 2
     assert "each replaces the study; one of them" in capsys.readouterr().err

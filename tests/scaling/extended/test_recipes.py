@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxlm.scaling import fit, laws, table
+from jaxlm.scaling import table
 from jaxlm.scaling.extended import recipes
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.context import Setting
+from jaxlm.scaling.laws import fitting, loss_laws
 from tests.scaling import public
 
 SETTING = Setting(1e22, 6.0, 1e21, 1e-3, 100, 0.95, 0, False)
@@ -23,7 +24,7 @@ def runs(gain, noise=0.002, seed=0, one_ratio=False, alpha=0.3, beta=0.3):
     losses = []
     for scale in (1.0, gain ** (-alpha / 2)):
         theta = (1.7, 400 * scale, 400 * scale, alpha, beta)
-        loss = laws.CHINCHILLA.predict(theta, (n, c / (6 * n)))
+        loss = loss_laws.CHINCHILLA.predict(theta, (n, c / (6 * n)))
         losses.append(loss * np.exp(noise * random.normal(size=len(n))))
     t = table.make(np.tile(n, 2), np.tile(c / (6 * n), 2), np.concatenate(losses))
     names = np.repeat(["old", "new"], len(n))
@@ -60,7 +61,7 @@ def test_nothing_shared_is_each_recipe_alone():
     joint = recipes.run(t, "recipe", None, dataclasses.replace(SETTING, replicates=20))
     for name in ("old", "new"):
         own = table.take(t, t.columns["recipe"] == name)
-        result = fit.fit(laws.CHINCHILLA, own)
+        result = fitting.fit(loss_laws.CHINCHILLA, own)
         e, a, b, alpha, beta = result.theta.values()
         assert joint["fits"]["nothing"]["theta"][name] == pytest.approx(
             [e, a, b, alpha, beta], rel=1e-4

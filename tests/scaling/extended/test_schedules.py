@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlm import cli
+from jaxlm.cli import main
 from jaxlm.scaling.extended import schedules
 
 TRUTH = {"L_0": 2.6, "A": 1.2, "alpha": 0.5, "C": 3.0}
@@ -124,7 +124,7 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "curves.csv").write_text("\n".join(lines) + "\n")
     args = ["fit", str(tmp_path / "curves.csv"), "--schedule", "lr", "--replicates", "20"]
     args += ["--out", str(tmp_path / "out")]
-    assert cli.main([*args, "--momentum", "0.99"]) == 0
+    assert main.main([*args, "--momentum", "0.99"]) == 0
     assert "checkpoints as runs of their length" in capsys.readouterr().out
-    assert cli.main([*args, "--momentum", "1.5"]) == 2
+    assert main.main([*args, "--momentum", "1.5"]) == 2
     assert "--momentum 1.5: a share between 0 and 1" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from scipy import optimize
 
 from jaxlm.scaling import table
 from jaxlm.scaling.extended import surfaces
-from jaxlm.scaling.extended.setting import Setting
+from jaxlm.scaling.extended.context import Setting
 from tests.scaling import public
 
 SETTING = Setting(1e22, 6.0, 4e20, 1e-3, 200, 0.95, 0, False)

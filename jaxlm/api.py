@@ -1,0 +1,128 @@
+"""The whole life of a model in a few calls, from Python: what `import jaxlm` offers.
+
+result = jaxlm.train(run)
+saved = jaxlm.load("runs/first")
+jaxlm.generate(saved, ["Once upon"], jaxlm.Sampling(max_new=32))
+jaxlm.evaluate(saved)["bits_per_byte"]
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlm.core import cache
+from jaxlm.data import kinds, pretraining, tokenizers
+from jaxlm.data.records import examples
+from jaxlm.data.sources import source
+from jaxlm.data.templates.template import Message
+from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.decode import completions, prompt_tokens, reply
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.eval import heldout, perplexity
+from jaxlm.train import initial_weights, inputs, program, trained_weights
+from jaxlm.train.run import directory
+from jaxlm.train.trained_weights import Saved
+
+
+def generate(
+    saved: Saved,
+    prompts: Sequence[str],
+    sampling: Sampling = Sampling(),
+    template: str | None = None,
+) -> list[str]:
+    """The text that a trained model writes for each prompt.
+
+    A decoder continues the prompts, all in one batch. One that was trained on conversations, or any
+    with a `template`, answers each as the user's message and stops at the end of its turn. An
+    encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
+    source and its target, as `jaxlm sample` shows them.
+
+    Raises: ValueError for a model that cannot do so, or a template that is not its tokenizer's; as
+    `token_sampling.generate`.
+    """
+    trained_weights.refuse_template(saved.folder, saved.run, template)
+    tokenizer = directory.tokenizer(saved.folder, saved.run)
+    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
+    data, model = saved.run.data, saved.model
+    layout = prompt_tokens.written(data, template)
+    decoder = model.causal and model.encode is None
+    if not decoder:
+        if layout is not None:
+            raise ValueError("template: this model does not continue texts, so it cannot answer")
+        about = data.corrupt if isinstance(data, pretraining.Data) else None
+        return [
+            "".join(reply.reply(model, saved.params, tokenizer, prompt, settings, about))
+            for prompt in prompts
+        ]
+    turns = [
+        prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
+    ]
+    each = [prompt_tokens.stopping(settings, turn.stops) for turn in turns]
+    rows = completions.complete(
+        model, saved.params, tokenizer, [turn.tokens for turn in turns], each
+    )
+    return [row.text for row in rows]
+
+
+def evaluate(
+    saved: Saved, data: kinds.AnyData | None = None, split: source.Split = "val"
+) -> dict[str, Any]:
+    """The scores of a trained model on one split of its own data, or of other data.
+
+    Of text: nats per token and bits per byte. Of all else: the loss, and what the objective reports
+    with it, both over `rows`.
+
+    Raises: ValueError for data of another kind, or written otherwise than the model was trained to
+    read (tokenizer, template, corruption), or longer than its learned positions; for a split that
+    is empty; for a run that learnt from its own samples.
+    """
+    run, model = saved.run, saved.model
+    data = run.data if data is None else data
+    data.validate()
+    trained_weights.refuse_changes(saved.folder, run, data)
+    tokenizer = tokenizers.load(data.tokenizer)
+    if tokenizer.vocab > run.model.vocab and data.tokenizer != run.data.tokenizer:
+        raise ValueError(
+            f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
+            f"{run.model.vocab}"
+        )
+    if model.context is not None and data.seq > model.context:
+        raise ValueError(
+            f"data.seq: {data.seq} given, and the model's learned positions end at "
+            f"{model.context}; give that many or fewer"
+        )
+    if not isinstance(data, pretraining.Data):
+        return _examples(saved, data, split)
+    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
+    text = shards.open_shards(folder, split, tokenizer.hash, run.model.vocab)
+    score = perplexity.scorer(model, saved.plan)
+    return dataclasses.asdict(perplexity.evaluate(score, saved.params, data, text, saved.plan))
+
+
+def _examples(saved: Saved, data: kinds.AnyData, split: source.Split) -> dict[str, Any]:
+    """The objective's own evaluation, with whatever frozen weights it reads; adapters have been
+    merged with theirs."""
+    if saved.run.rollout is not None:
+        raise ValueError(
+            f"{saved.folder} learnt from its own samples: metrics.jsonl has their evaluations, and "
+            "`jaxlm sample` draws more"
+        )
+    # `split` chooses the split, and the held-out share matters for nothing else
+    run = dataclasses.replace(saved.run, data=data, plan=saved.plan, adapter=None, eval_every=None)
+    model, objective = program.build(run, run.plan)
+    rows = inputs.examples_of(run, model, objective)
+    chosen = rows.val if split == "val" else rows.train
+    if chosen is None:
+        raise ValueError(
+            f"data.holdout: {data.holdout} leaves nothing held out of {data.source}; give "
+            "`--split train` to score all of it"
+        )
+    result = heldout.evaluate(
+        heldout.scorer(objective, run.plan),
+        objective,
+        saved.params,
+        initial_weights.frozen(run, objective, trained_weights.begun(saved.folder)),
+        examples.val_batches(chosen, run.data.batch),
+        run.plan,
+    )
+    return result | {"rows": len(chosen)}

@@ -1,0 +1,1 @@
+"""Subcommands of `jaxlm`, imported when they are called."""

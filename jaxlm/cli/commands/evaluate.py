@@ -1,0 +1,111 @@
+"""`jaxlm eval` and `jaxlm score`: what a trained model is worth, and what a reward model says."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from jaxlm import api
+from jaxlm.core import cache, json_file
+from jaxlm.data import pretraining
+from jaxlm.data.records import preference_formats, records
+from jaxlm.data.sources import source
+from jaxlm.eval import reward_model
+from jaxlm.train import trained_weights
+from jaxlm.train.run import directory
+
+
+def evaluate(args: Sequence[str], target: str | None) -> int:
+    """jaxlm eval RUN [--data.source ...]; target is RUN, or None to explain the arguments."""
+    run = pathlib.Path("RUN" if target is None else target)
+    read = pretraining.Data() if target is None else directory.load(run).data
+    kind: Any = type(read)
+
+    def command(
+        checkpoint: trained_weights.Which = "last", split: source.Split = "val", data: kind = read
+    ) -> int:
+        """Score a trained model on held-out data, and print the scores as JSON.
+
+        Of a run that read text: nats and bits per byte. Of all others: the loss, and what its
+        objective reports beside it.
+
+        Args:
+            checkpoint: The last checkpoint, or the one with the best evaluation.
+            split: The held-out part, or the one trained on. To score a whole file, give
+                `--data.source FILE --data.holdout 0 --split train`.
+            data: What is read; the run's own data where nothing else is given. What the weights
+                were trained to predict (tokenizer, template, corrupt, learn, ...) stays as it was.
+        """
+        data.validate()
+        trained_weights.refuse_changes(run, directory.load(run), data)
+        cache.programs()
+        saved = trained_weights.load(run, checkpoint)
+        directory.warn_of_lost_records(run)
+        result = api.evaluate(saved, data, split)
+        facts = {"step": saved.step, "split": split, "source": data.source}
+        print(json.dumps(json_file.plain(facts | result), indent=1))
+        loss = directory.not_finite(result, "the")
+        if loss is not None:
+            directory.warn(f"{run}, step {saved.step}: {loss}")
+        return 0 if loss is None else directory.DIVERGED
+
+    return tyro.cli(
+        command, args=list(args), prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
+    )
+
+
+# --- Rewards of texts ------------------------------------------------------------------------
+
+
+def score(args: Sequence[str]) -> int:
+    """jaxlm score RUN --prompt TEXT --response TEXT ..."""
+
+    def command(
+        run: tyro.conf.Positional[pathlib.Path],
+        prompt: str = "",
+        response: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        source: str | None = None,
+        checkpoint: trained_weights.Which = "last",
+    ) -> int:
+        """Print the rewards that a reward model gives to responses, one JSON object a line.
+
+        Args:
+            run: The run directory of a reward model, such as runs/reward.
+            prompt: What is responded to.
+            response: A response; give it once for each.
+            source: In place of them: a file, directory or glob of records {prompt, response} or
+                {prompt, responses}, which are printed again with "score" or "scores".
+            checkpoint: The last checkpoint, or the one with the best evaluation.
+        """
+        if (source is None) != bool(response):
+            raise ValueError("--response or --source: one of them is needed, and not both")
+        cache.programs()
+        judge = trained_weights.judge(run, checkpoint)
+        if source is None:
+            for text, value in zip(
+                response, reward_model.score(judge, [(prompt, r) for r in response])
+            ):
+                _line({"prompt": prompt, "response": text, "score": float(value)})
+            return 0
+        for record in records.read(source):
+            _line(_scored(judge, record))
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm score")
+
+
+def _scored(judge: reward_model.Judge, record: records.Record) -> dict[str, Any]:
+    """The record with its scores."""
+    several = "responses" in record.value
+    asked = preference_formats.asked(record)
+    try:
+        found = [float(value) for value in reward_model.score(judge, asked)]
+    except ValueError as error:
+        raise ValueError(f"{record.origin}: {error}") from error
+    return record.value | ({"scores": found} if several else {"score": found[0]})
+
+
+def _line(record: dict[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)

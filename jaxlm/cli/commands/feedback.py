@@ -1,0 +1,83 @@
+"""`jaxlm feedback`: what a model has to say about answers, and to itself."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from jaxlm import feedback as feedbacks
+from jaxlm.core import cache
+from jaxlm.feedback import best_of_n, critique, output, preference_labels, self_instruct
+from jaxlm.train import trained_weights
+
+S = TypeVar("S")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call(Generic[S]):
+    """The arguments of an action: the model that speaks, and the action's own settings."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run directory, such as runs/chat."""
+    settings: Annotated[S, tyro.conf.arg(name="")]
+    """What is done, and how."""
+    checkpoint: trained_weights.Which = "last"
+    """The last checkpoint, or the one with the best evaluation."""
+    template: str | None = None
+    """How conversations become tokens, where it is not as the run was trained."""
+    rows: int = 64
+    """Conversations that are read at once; what is said does not depend on it."""
+
+
+def feedback(args: Sequence[str]) -> int:
+    """jaxlm feedback ACTION RUN ..."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: jaxlm feedback ACTION RUN [--name value ...]\n")
+        for name, module in ACTIONS.items():
+            print(f"  {name:<10}{_first(module)}")
+        print("\njaxlm feedback ACTION --help explains its arguments.")
+        return 0
+    if args[0] not in ACTIONS:
+        raise ValueError(f"jaxlm feedback: no action {args[0]!r}; there are {sorted(ACTIONS)}")
+    module = ACTIONS[args[0]]
+    kind: Any = Call[module.Settings]
+    call = tyro.cli(
+        kind,
+        args=list(args[1:]),
+        prog=f"jaxlm feedback {args[0]}",
+        description=module.__doc__,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    cache.programs()
+    voice = feedbacks.load(call.run, call.checkpoint, call.template, call.rows)
+    return _told(module.run(voice, call.settings))
+
+
+def _first(module: ModuleType) -> str:
+    assert module.__doc__ is not None
+    return module.__doc__.splitlines()[0]
+
+
+def _told(summary: output.Summary) -> int:
+    print(json.dumps(summary._asdict(), indent=1))
+    mass = summary.facts.get("mass", 1.0)
+    if mass < 0.1:
+        print(
+            f"warning: the model says one of the choices with probability {mass:.3f} only; the "
+            "form of the question may not suit it (constitution, `compare` and `choices`)",
+            file=sys.stderr,
+        )
+    return 0
+
+
+ACTIONS: dict[str, ModuleType] = {
+    "revise": critique,
+    "label": preference_labels,
+    "sample": best_of_n,
+    "instruct": self_instruct,
+}

@@ -1,0 +1,58 @@
+"""What there is to work with: configs, presets, corpora, tokenizer kinds, runs."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+from jaxlm import models
+from jaxlm.core import json_file, param
+from jaxlm.data import synthetic, tokenizers
+from jaxlm.data.sources import corpora
+from jaxlm.train.run import directory
+
+
+def text(folder: pathlib.Path) -> str:
+    """All of it as lines; configs and runs are those under `folder`."""
+    sections = {
+        "configs": list(configs(folder / "configs")),
+        "presets": [(n, f"{param.count(models.spec(c)):,}") for n, c in models.presets().items()],
+        "corpora": [(name, corpus.help) for name, corpus in corpora.CORPORA.items()],
+        "sources of known entropy": list(synthetic.listing()),
+        "tokenizers": [(name, kind.help) for name, kind in tokenizers.KINDS.items()],
+        "runs": list(runs(folder / "runs")),
+    }
+    lines: list[str] = []
+    for title, rows in sections.items():
+        width = max((len(name) for name, _ in rows), default=0) + 2
+        body = [f"  {name:<{width}}{fact}".rstrip() for name, fact in rows] or ["  none here"]
+        lines += [title, *body, ""]
+    return "\n".join(lines).rstrip()
+
+
+def configs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """(path, first line of the docstring) of every config file; nothing is imported."""
+    for file in sorted(folder.glob("*.py")):
+        told = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        yield str(file), told.partition("\n")[0]
+
+
+def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """(path, how far it is) of every run directory; of a damaged one, what is wrong with it."""
+    for file in sorted(folder.glob("*/config.json")):
+        try:
+            yield str(file.parent), _state(file)
+        except (ValueError, OSError) as error:
+            yield str(file.parent), f"damaged: {error}"
+
+
+def _state(file: pathlib.Path) -> str:
+    config = json_file.read_object(file)
+    result = directory.read_result(file.parent)
+    if result is None:
+        return f"not finished, {config.get('steps')} steps wanted"
+    fault = directory.lost_records(file.parent, result)
+    warning = "" if fault is None else f"; {fault}"
+    if result.diverged is not None:
+        return f"diverged at step {result.step} of {result.steps}: {result.diverged}{warning}"
+    score = directory.score_text(result.val).removeprefix("val ")
+    return f"finished, {result.step} steps, {score}{warning}"

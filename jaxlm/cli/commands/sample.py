@@ -1,0 +1,98 @@
+"""jaxlm sample: what a trained model says to prompts, as it says it."""
+
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import tyro
+
+from jaxlm.core import cache
+from jaxlm.data import pretraining, tokenizers
+from jaxlm.data.templates import template
+from jaxlm.data.templates.template import Message
+from jaxlm.decode import completions, prompt_tokens, reply
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.train import trained_weights
+from jaxlm.train.run import directory
+
+
+def sample(args: Sequence[str]) -> int:
+    """The exit code of `jaxlm sample` with these arguments."""
+    return tyro.cli(_command, args=list(args), prog="jaxlm sample")
+
+
+def _command(
+    run: tyro.conf.Positional[pathlib.Path],
+    prompt: tuple[str, ...] = ("",),
+    template: str | None = None,
+    talk: bool = False,
+    checkpoint: trained_weights.Which = "last",
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
+) -> int:
+    """Continue prompts with a trained model; the text appears as it is generated.
+
+    A model trained on conversations answers each prompt as the user's message, and stops at the end
+    of its turn. One that reads both ways (BERT) fills in every <mask> of a prompt; one that writes
+    a target (T5) reads the prompt as its source, <extra_id_0> and so on where spans are missing.
+
+    Args:
+        run: The run directory, such as runs/demo.
+        prompt: Texts to continue; an empty one starts a new document.
+        template: How conversations are written, such as chatml, a Jinja file, or `tokenizer` for
+            the template in the tokenizer's own files; the run's own where nothing is said.
+        talk: The prompts are one conversation, which goes on with lines from standard input.
+        checkpoint: The last checkpoint, or the one with the best evaluation.
+        sampling: How to continue.
+    """
+    cache.programs()
+    found = trained_weights.load(run, checkpoint)
+    tokenizer = directory.tokenizer(run, found.run)
+    trained_weights.refuse_template(run, found.run, template)
+    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(run))
+    made = prompt_tokens.written(found.run.data, template)
+    if made is None and talk:
+        raise ValueError(
+            f"--talk: {run} was trained on text, not on conversations; name a --template to talk in"
+        )
+    if made is not None and (found.model.encode is not None or not found.model.causal):
+        raise ValueError("--template: this model does not continue texts, so it cannot answer")
+    if made is None:
+        about = found.run.data.corrupt if isinstance(found.run.data, pretraining.Data) else None
+        for one in prompt:
+            pieces = reply.reply(found.model, found.params, tokenizer, one, settings, about)
+            _show(pieces)
+        return 0
+    said: list[Message] = []
+    for one in _turns(prompt, talk):
+        said = [*(said if talk else ()), Message("user", one)]
+        print(f"> {one}")
+        answer = _show(_answer(found, made, tokenizer, said, settings))
+        said.append(Message("assistant", answer.strip()))
+    return 0
+
+
+def _turns(prompt: Sequence[str], talk: bool) -> Iterator[str]:
+    yield from (one for one in prompt if one or not talk)
+    if talk:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+
+
+def _answer(
+    found: trained_weights.Saved,
+    made: template.Template,
+    tokenizer: tokenizers.tokenizer.Tokenizer,
+    said: Sequence[Message],
+    settings: Sampling,
+) -> Iterator[str]:
+    asked = prompt_tokens.asked(found.run.data, made, tokenizer, said)
+    ending = prompt_tokens.stopping(settings, asked.stops)
+    return completions.stream(found.model, found.params, tokenizer, asked.tokens, ending)
+
+
+def _show(pieces: Iterator[str]) -> str:
+    shown = ""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        shown += piece
+    print()
+    return shown

@@ -1,0 +1,332 @@
+"""`jaxlm sweep`: train a sweep's runs, fit the law, predict a larger run, then train it."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import tyro
+
+from jaxlm.cli import field_overrides, launch
+from jaxlm.core import config, io, json_file
+from jaxlm.data import pretraining
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling import figures, study_record
+from jaxlm.scaling.planning import forecast
+from jaxlm.scaling.reading import tables
+from jaxlm.scaling.study import analysis, report, report_formats
+from jaxlm.train import inputs
+from jaxlm.train.run import environment
+from jaxlm.train.run import run as runs
+from jaxlm.train.sweep import (
+    engines,
+    scheduler,
+    sweep_cells,  # the command bears the name
+)
+from jaxlm.train.sweep.sweep_cells import Sweep, Trial
+
+PREDICTION, OUTCOME = "prediction.json", "outcome.json"
+
+# A committed study.json keeps this many draws of the form that plans, and none of the others.
+KEPT_DRAWS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a sweep is run; the fields of its base Run may follow, as for jaxlm train."""
+
+    workers: int = 1
+    """Trials at once."""
+    engine: engines.Name = "local"
+    """Where they run: processes of this machine, this process, Ray, SLURM. `population` is this
+    process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
+    accelerator that one small model does not fill."""
+    retries: int = 1
+    """How often a trial that failed is tried again; one that diverged never is."""
+    estimate: bool = False
+    """Print the plan and what it will cost; train nothing."""
+    record: bool = False
+    """Keep the report, points, prediction and figures in results/ beside the sweep's file."""
+    cluster: engines.Resources = engines.Resources()
+    """What a trial asks Ray or SLURM for."""
+
+
+def sweep(args: Sequence[str]) -> int:
+    """jaxlm sweep TARGET [--workers N ...] [--data.source ...]"""
+    if not args or args[0].startswith("-"):
+        tyro.cli(Options, args=["--help"], prog="jaxlm sweep TARGET", description=__doc__)
+    options, overrides = tyro.cli(
+        Options,
+        args=list(args[1:]),
+        prog="jaxlm sweep TARGET",
+        description=__doc__,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if options.workers < 1 or options.retries < 0:
+        raise ValueError(
+            f"workers, retries: {options.workers}, {options.retries} given; at least 1 and 0"
+        )
+    return _run(args[0], options, overrides)
+
+
+def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
+    if options.engine not in engines.IN_PROCESS:
+        # an accelerator is the trials'; what is fitted here is small
+        jax.config.update("jax_platforms", "cpu")
+    found = sweep_cells.load(target)
+    base = field_overrides.apply(found.base, overrides, f"jaxlm sweep {target}")
+    found = dataclasses.replace(found, base=base)
+    wanted = sweep_cells.trials(found)
+    for trial in wanted:
+        # all but the mesh, which the hosts of the trials have
+        runs.validate(dataclasses.replace(trial.run, plan=Plan()))
+    facts = _facts(found) | {"target": target}
+    book = scheduler.opened(found, wanted, facts)
+    print(_plan(found, wanted, options.workers, book), flush=True)
+    if options.estimate:
+        return 0
+    points = [t for t in wanted if t.role == "point"]
+    with (
+        _stopping(),
+        io.lock(book.folder / "lock"),
+        engines.opened(options.engine, options.workers, book.folder, options.cluster) as engine,
+    ):
+        if options.engine == "population":
+            scheduler.populate(book, points, _say)
+        scheduler.conduct(book, points, engine, options.workers, options.retries, _say)
+        record = _study(found, book)
+        parts = [report.text(record)]
+        for held in wanted[len(points) :]:
+            _predict(book, held, record)
+            run = _spread(held, options)
+            scheduler.conduct(book, [run], engine, options.workers, options.retries, _say)
+            parts.append(_outcome(book, held))
+    parts.append(_account(book))
+    _keep(book, record, "\n\n".join(parts), _results(target) if options.record else None)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM ends the sweep as SIGINT does: its trials save what they have."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _facts(found: Sweep) -> dict[str, Any]:
+    """What is known of the text, which is tokenised now if it was not before."""
+    assert isinstance(found.base.data, pretraining.Data)
+    environment.quiet()
+    train, val = inputs.open_text(found.base.data, True, found.base.model.vocab)
+    assert val is not None
+    return {
+        "source": train.manifest.source,
+        "fingerprint": train.manifest.fingerprint,
+        "train_tokens": train.tokens,
+        "held_out_tokens": val.tokens - val.documents,
+    }
+
+
+# --- Before ----------------------------------------------------------------------------------
+
+
+def _plan(found: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book) -> str:
+    """The table of trials, and what they are going to cost."""
+    rows = []
+    for t in wanted:
+        data, optim = t.run.data, t.run.optim
+        batch = f"{data.batch} x {data.seq}"
+        shared = "" if t.own == t.run.steps else f"last {t.own}"
+        state = book.entries[t.digest].state
+        rows.append(
+            (
+                f"{t.params:,.0f}",
+                f"{t.tokens:,}",
+                f"{t.tokens / t.params:.1f}",
+                f"{t.flops:.3g}",
+                f"{optim.lr:.3g}",
+                batch,
+                f"{t.run.steps}",
+                shared,
+                f"{t.seed}",
+                "held out" if t.role == "held out" else "",
+                state,
+            )
+        )
+    header = ("N", "D", "D/N", "C", "lr", "batch", "steps", "own", "seed", "role", "state")
+    done, val = scheduler.done(book), book.facts["held_out_tokens"]
+    cost = sweep_cells.estimate(found, wanted, workers, done, val)
+    lines = [
+        f"{found.name}: {len(wanted)} runs in {book.folder}",
+        report_formats.table(header, rows),
+        f"{cost.alone:.3g} FLOPs, {cost.spent:.3g} with shared beginnings; about "
+        f"{cost.seconds / 60:.0f} minutes left, {workers} at once, at "
+        f"{found.speed.flops_per_second / 1e9:.3g} GFLOP/s each",
+    ]
+    epochs = cost.tokens / book.facts["train_tokens"]
+    if epochs > 1:
+        lines.append(f"warning: the longest run reads its text {epochs:.2f} times")
+    return "\n".join(lines)
+
+
+def _about(found: Sweep, book: scheduler.Book) -> study_record.About:
+    """What the study's checklist asks for."""
+    base, optim = found.base, found.base.optim
+    shapes = sorted({config.kind(type(c.model)) for c in found.cells})
+    return study_record.About(
+        architecture=f"{', '.join(shapes)}, {base.data.seq} tokens of context",
+        corpus=f"{book.facts['source']} ({book.facts['fingerprint'][:12]})",
+        tokenizer=base.data.tokenizer,
+        optimiser=f"{optim.name}, weight decay {optim.weight_decay}, clip {optim.clip}",
+        schedule=f"warm-up of {found.warmup:.0%} of a model's shortest run, constant, decay to 0 "
+        f"over the last {found.decay:.0%} of each run (wsd), branches of one trunk per model",
+        batch=f"{found.rule}, {found.batch_factor:g} times, the same for all runs of a model",
+        tuning=f"learning rate {found.lr_factor:g} times {found.rule}'s; {found.tuning}",
+        checkpoints="final",
+        smoothing="none",
+        loss_set=f"{book.facts['held_out_tokens']:,} held-out tokens",
+    )
+
+
+# --- After -----------------------------------------------------------------------------------
+
+
+def _study(found: Sweep, book: scheduler.Book) -> study_record.Record:
+    """The study of the finished points, saved."""
+    lost = [e for e in book.entries.values() if e.role == "point" and e.excluded]
+    for entry in lost:
+        _say(f"left out: {entry.name}: {entry.reason}")
+    if len(lost) > len([e for e in book.entries.values() if e.role == "point"]) - 2:
+        raise ValueError(
+            f"{found.name}: fewer than two of its runs have a loss, and a law needs several: "
+            f"{'; '.join(f'{e.name}: {e.reason or e.state}' for e in lost[:3])}"
+        )
+    points = tables.read(
+        book.folder / scheduler.POINTS,
+        counting=found.counting,
+        # its own units, of runs however small
+        units={"params": "1", "tokens": "1", "flops": "1", "loss": "nats"},
+        where={"role": "point"},
+    )
+    points = points._replace(left_out=tuple(f"{e.name}: {e.reason}" for e in lost))
+    noise, options = scheduler.seed_noise(book), found.options
+    if noise is not None and options.noise is None:
+        options = dataclasses.replace(options, noise=noise[0])
+    record = analysis.run(points, options, _about(found, book), found.name)
+    study_record.save(book.folder, record)
+    return record
+
+
+def _predict(book: scheduler.Book, held: Trial, record: study_record.Record) -> None:
+    """Write prediction.json, unless the run it is about has begun: then it stays as it is."""
+    place = book.folder / PREDICTION
+    begun = (runs.folder(held.run) / "config.json").is_file()
+    if begun and place.is_file():
+        _say(f"{place} was written before {held.run.name} began, and stays as it is")
+        return
+    if begun:
+        raise ValueError(
+            f"{place} is missing, and {held.run.name} has begun: remove its directory, so that "
+            "the prediction comes first"
+        )
+    told = {"run": held.digest, "name": held.run.name} | forecast.predict(
+        record, held.params, held.tokens
+    )
+    io.write(place, json.dumps(study_record.plain(told), indent=1) + "\n")
+    _say(forecast.text(told, None))
+
+
+def _spread(held: Trial, options: Options) -> Trial:
+    """The held-out trial over the cores of all workers: a device each, where it can be cut so."""
+    run = held.run
+    alone = options.engine == "local" and run.plan.devices == 1
+    if not alone or launch.accelerated(dict(os.environ)) or run.data.batch % options.workers:
+        return held
+    plan = dataclasses.replace(run.plan, data=options.workers)
+    return held._replace(run=dataclasses.replace(run, plan=plan))
+
+
+def _outcome(book: scheduler.Book, held: Trial) -> str:
+    """What came of the prediction, in words; outcome.json."""
+    told = json_file.read_object(book.folder / PREDICTION)
+    entry = book.entries[held.digest]
+    if told["run"] != held.digest:
+        raise ValueError(f"{book.folder / PREDICTION} is of run {told['run']}, not {held.digest}")
+    if entry.loss is None:
+        return forecast.text(told, None) + f": {entry.state}, {entry.reason}"
+    outcome = forecast.compare(told, entry.loss)
+    io.write(book.folder / OUTCOME, json.dumps(outcome, indent=1) + "\n")
+    return forecast.text(told, outcome)
+
+
+def _account(book: scheduler.Book) -> str:
+    """What the sweep took, and what it left out."""
+    every = list(book.entries.values())
+    alone, spent = sum(e.flops for e in every), sum(e.spent for e in every)
+    lines = [
+        f"{len(every)} runs: {alone:.3g} FLOPs charged to them, {spent:.3g} computed (branches "
+        f"share their trunks), {sum(e.seconds for e in every) / 60:.1f} minutes of workers' time"
+    ]
+    noise = scheduler.seed_noise(book)
+    if noise is not None:
+        lines.append(
+            f"between seeds the loss has a standard deviation of {noise[0]:.4f} nats per token "
+            f"({noise[1]} degrees of freedom)"
+        )
+    lost = [f"left out: {e.name}: {e.state}, {e.reason}" for e in every if e.excluded]
+    return "\n".join([*lines, *lost])
+
+
+def _results(target: str) -> pathlib.Path:
+    place, _, variant = target.partition(":")
+    path = pathlib.Path(place)
+    home = path.parent if path.suffix == ".py" else path
+    return home / "results" / variant if variant else home / "results"
+
+
+def _keep(
+    book: scheduler.Book, record: study_record.Record, report: str, results: pathlib.Path | None
+) -> None:
+    """Write the report and the figures; copy what is to be kept into `results`."""
+    io.write(book.folder / "report.txt", report + "\n")
+    drawn = figures.draw(record, book.folder / "figures")
+    print("\n" + report)
+    if results is None:
+        return
+    io.make_folder(results)
+    for name in ("report.txt", scheduler.POINTS, scheduler.FILE, PREDICTION, OUTCOME):
+        if (book.folder / name).is_file():
+            shutil.copy(book.folder / name, results / name)
+    study_record.save(results, _short(record))
+    for path in drawn:
+        if path.suffix == ".png":
+            shutil.copy(path, results / path.name)
+    print(f"kept in {results}")
+
+
+def _short(record: study_record.Record) -> study_record.Record:
+    """The record with few draws of the form that plans, and none of the others."""
+    forms = {
+        name: form | {"draws": form["draws"][: KEPT_DRAWS if name == record["law"] else 0]}
+        for name, form in record["forms"].items()
+    }
+    return record | {"forms": forms}

@@ -1,0 +1,1 @@
+"""One file a family: its `config.json` and its weights, both ways."""

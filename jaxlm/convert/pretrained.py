@@ -1,0 +1,176 @@
+"""Run directories from checkpoints of transformers, and back."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+import jaxlm
+from jaxlm import models, objectives
+from jaxlm.convert import classifier, read, tokenizer_files, write
+from jaxlm.convert.families import rope_parameters
+from jaxlm.core import atomic, io, json_file
+from jaxlm.data import pretraining, tokenizers
+from jaxlm.data.corrupt import mask, span
+from jaxlm.data.records import preferences
+from jaxlm.data.templates import template
+from jaxlm.objectives.preference import reward
+from jaxlm.parallel.plan import Plan
+from jaxlm.train import trained_weights
+from jaxlm.train.run import checkpoint, directory
+from jaxlm.train.run.directory import Result
+from jaxlm.train.run.run import Run
+
+
+def import_run(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    tokenizer_name: str | None = None,
+    plan: Plan = Plan(),
+    ignored: Sequence[str] = (),
+    context: int | None = None,
+) -> Run:
+    """The Run of a new run directory with a checkpoint's weights, at step 0 and finished: it is
+    sampled, evaluated, exported as any other, and another run starts from it (Run.start). A
+    sequence classification with one label becomes a reward model, whose template is that of its
+    tokenizer, or "plain".
+
+    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning tells
+    where it has more ids than the model, or fewer. plan: the devices that hold the weights
+    meanwhile. ignored: unknown fields of config.json that the caller answers for; env.json records
+    them with their values. context: the length of texts that angles which depend on it (LongRoPE,
+    dynamic NTK) are those of; None: up to the original context. The directory appears whole or not
+    at all.
+
+    Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
+    is read.
+    """
+    refuse_existing(target)
+    found = read.inspect(source, ignored)
+    if context is not None:
+        found = found._replace(cfg=rope_parameters.at_context(found.cfg, context))
+    generation = tokenizer_files.generation(source)
+    for text in tokenizer_files.warnings(source, tokenizer_name, found.cfg.vocab):
+        directory.warn(text)
+    with atomic.folder(target) as folder:
+        if tokenizer_name is None:
+            name = tokenizer_files.bring(source, folder / "tokenizer")
+            told = "bytes" if name is None else str(target / "tokenizer" / name)
+        else:
+            told = tokenizer_name
+        run = _run(found.cfg, target, told, plan)
+        at = told
+        if tokenizer_name is None and told != "bytes":  # not at its place yet
+            at = str(folder / pathlib.Path(told).relative_to(target))
+        if "score" in found.spec:
+            run = _judging(run, template.OWN if template.own(at) is not None else "plain")
+        (folder / "checkpoints").mkdir()
+        params = read.place(found, plan, jnp.float32)
+        facts: dict[str, Any] = {
+            "imported": str(source), "model_type": found.model_type, "val": None
+        }  # fmt: skip
+        if found.ignored:
+            facts["ignored"] = found.ignored
+        sealed = directory.identity(run, tokenizers.load(at).hash, {}) | facts
+        checkpoint.commit_weights(folder / "checkpoints", params, sealed)
+        directory.record(folder, run)
+        directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
+        _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
+        _json(folder / tokenizer_files.GENERATION, generation)
+    return run
+
+
+def _run(cfg: models.AnyConfig, target: pathlib.Path, told: str, plan: Plan) -> Run:
+    """A Run with the objective that pretrains such a model, and rows that it can read."""
+    model = models.build(cfg)
+    fitting = objectives.fitting(model)
+    corrupt = {"clm": None, "mlm": mask.Mask(), "seq2seq": span.Span()}[fitting]
+    if isinstance(corrupt, span.Span) and isinstance(cfg, models.t5.Config):
+        corrupt = dataclasses.replace(corrupt, start=cfg.start)
+    seq = min(pretraining.Data().seq, model.context or pretraining.Data().seq)
+    return Run(
+        name=target.name,
+        out=str(target.parent),
+        model=cfg,
+        data=pretraining.Data(tokenizer=told, seq=seq, corrupt=corrupt),
+        objective=objectives.OBJECTIVES[fitting].Config(),
+        plan=plan,
+    )
+
+
+def _judging(run: Run, layout: str) -> Run:
+    """The Run of a reward model with the same model and tokenizer. It has seen no preferences here:
+    training on some names their source."""
+    data = preferences.Preferences(
+        source="", tokenizer=run.data.tokenizer, template=layout, seq=run.data.seq
+    )
+    return dataclasses.replace(run, data=data, objective=reward.Config())
+
+
+def export_run(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+    model_type: str | None = None,
+    with_tokenizer: bool = True,
+    which: trained_weights.Which = "last",
+) -> str:
+    """Write a run directory as a checkpoint that transformers loads; the model_type it is. A run on
+    conversations brings their template and the ends of its turns.
+
+    Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
+    architecture can say, before the weights are read, and for a tokenizer without a file there.
+    """
+    refuse_existing(target)
+    run = directory.load(source)
+    kind, record = write.architecture(run.model, model_type or was(source))
+    generation = trained_weights.generation(source)
+    if not generation and with_tokenizer:
+        generation = tokenizer_files.special(run.data.tokenizer)
+    if isinstance(run.data, preferences.Preferences) and isinstance(run.objective, reward.Config):
+        written = template.load(run.data.template, run.data.tokenizer)
+        pad = classifier.pad(directory.tokenizer(source, run), written, run.model.vocab)
+        record = classifier.config(kind, record, pad)
+    layout = None
+    if with_tokenizer:
+        directory.tokenizer(source, run)  # still the one that the weights were trained with
+    if with_tokenizer and not isinstance(run.data, pretraining.Data):
+        layout = template.load(run.data.template, run.data.tokenizer)
+        ends = template.stops(layout, directory.tokenizer(source, run))
+        generation = generation | {"eos_token_id": list(ends)}
+    with atomic.folder(target) as folder:
+        if with_tokenizer:
+            tokenizer_files.give(run.data.tokenizer, folder)
+        if layout is not None:
+            io.write(folder / "chat_template.jinja", template.portable(layout))
+        found = trained_weights.load(source, which)
+        write.weights(folder, kind, run.model, found.params, dtype, shard_bytes)
+        write.configs(folder, record, generation, dtype)
+    return kind
+
+
+def was(folder: pathlib.Path) -> str | None:
+    """The model_type a run directory was imported as; None for one that was trained here. Its
+    checkpoint says it, or env.json. Raises: json_file.Damaged."""
+    sealed = directory.proof(folder)
+    if sealed is not None:
+        return sealed.get("model_type")
+    try:
+        return json_file.read_object(folder / "env.json").get("model_type")
+    except FileNotFoundError:
+        return None
+
+
+def refuse_existing(target: pathlib.Path) -> None:
+    """Raises: FileExistsError unless the target is absent or an empty directory."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not empty; name a new directory")
+
+
+def _json(path: pathlib.Path, record: dict) -> None:
+    io.write(path, json.dumps(record, indent=1) + "\n")

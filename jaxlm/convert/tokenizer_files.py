@@ -1,0 +1,171 @@
+"""The files beside the weights: tokenizer and generation settings, both ways."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from jaxlm.convert import tensor_files
+from jaxlm.core import json_file
+from jaxlm.data import tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
+
+# What a tokenizer may consist of. All are kept as they are.
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+GENERATION = "generation_config.json"
+# What two tokenizers are compared by: words, case, spaces, digits, marks, letters beyond ASCII.
+PROBE = 'The quick brown foxes\' 1,234.5 kg:\n\n  f(x_1) = "naïve" -> Übung; Привет, 你好'
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def named(folder: pathlib.Path) -> str | None:
+    """Which part of a folder `tokenizers.load` takes: "" for the folder itself (a tokenizer.json),
+    the name of a sentencepiece model, or None where there is no tokenizer.
+
+    Raises: ValueError for a tokenizer in files of another kind.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return ""
+    for name in MODELS:
+        if (folder / name).is_file():
+            return name
+    others = [
+        name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).exists()
+    ]
+    if others:
+        raise ValueError(
+            f"{folder}: its tokenizer is in {others}; a tokenizer.json or a sentencepiece model is "
+            "needed (transformers: AutoTokenizer.from_pretrained(...).save_pretrained), or name "
+            "another tokenizer"
+        )
+    return None
+
+
+def bring(folder: pathlib.Path, target: pathlib.Path) -> str | None:
+    """Copy a checkpoint's tokenizer to a new directory; what of it `tokenizers.load` takes, as
+    `named` says.
+    """
+    name = named(folder)
+    if name is None:
+        return None
+    target.mkdir()
+    for file in FILES:
+        if (folder / file).is_file():
+            shutil.copyfile(tensor_files.inside(folder, file), target / file)
+    return name
+
+
+def warnings(folder: pathlib.Path, name: str | None, vocab: int) -> list[str]:
+    """Warnings about the tokenizer that a checkpoint is imported with: `name`, as `tokenizers.load`
+    takes it, or the checkpoint's own.
+
+    Raises: ValueError for one that cannot be read, and for a model that lacks the ends of texts.
+    """
+    own = named(folder) if name is None else None
+    if name is None and own is None:
+        return [
+            f"{folder} has no tokenizer: `bytes` stands in for it, whose ids mean other things to "
+            "the model; name its own with --tokenizer"
+        ]
+    path = str(folder / (own or "")) if name is None else name
+    try:
+        found = tokenizers.load(path)
+        told = interface.mismatch(found, vocab)
+    except ValueError as error:
+        raise ValueError(f"tokenizer {path!r}: {error}") from error
+    return told if name is None else [*told, *_other(folder, path, found)]
+
+
+def _other(folder: pathlib.Path, name: str, given: interface.Tokenizer) -> list[str]:
+    """A warning where a tokenizer gives a text other ids than the checkpoint's own does, if it has
+    one that can be read."""
+    try:
+        own = named(folder)
+        right = None if own is None else tokenizers.load(str(folder / own)).encode(PROBE)
+    except (ValueError, OSError, ImportError):
+        return []  # another one is given because this one cannot be read
+    ids = given.encode(PROBE)
+    if right is None or ids == right:
+        return []
+    return [
+        f"tokenizer {name!r}: {PROBE[:15]!r}... has ids {ids[:4]}... by it and {right[:4]}... by "
+        f"{folder}'s own, on whose ids the weights were trained; leave --tokenizer out to use that"
+    ]
+
+
+def generation(folder: pathlib.Path) -> dict[str, Any]:
+    """The generation settings of a checkpoint: generation_config.json, and the special ids that
+    only its config.json has."""
+    record = _read(folder / GENERATION)
+    config = _read(folder / "config.json")
+    told = {name: config[name] for name in IDS if config.get(name) is not None}
+    return told | record
+
+
+def special(name: str) -> dict[str, Any]:
+    """The special ids of a tokenizer, as generation settings."""
+    found = tokenizers.load(name).special
+    return {f"{role}_token_id": found[role] for role in ("bos", "eos", "pad") if role in found}
+
+
+def give(name: str, folder: pathlib.Path) -> str:
+    """Write a run's tokenizer for transformers into a folder; what was written, in words.
+
+    Raises: ValueError for `bytes` and tiktoken files, which transformers has no file for.
+    """
+    path = pathlib.Path(name).expanduser()
+    whole = path if path.is_dir() else path.parent
+    found = tokenizers.load(name)
+    kept = [file for file in FILES if path.is_dir() and (path / file).is_file()]
+    if kept or (path.is_file() and path.name in FILES):
+        written = [file for file in FILES if (whole / file).is_file()]
+        for file in written:
+            shutil.copyfile(whole / file, folder / file)
+        if (whole / "tokenizer_config.json").is_file():
+            return ", ".join(written)
+    elif (path / "sentencepiece.model").is_file():
+        shutil.copyfile(path / "sentencepiece.model", folder / "tokenizer.model")
+        written = ["tokenizer.model"]
+    elif path.suffix in (".model", ".json"):
+        written = ["tokenizer.model" if path.suffix == ".model" else "tokenizer.json"]
+        shutil.copyfile(path, folder / written[0])
+    else:
+        raise ValueError(
+            f"data.tokenizer: {name!r} has no form that transformers reads; byte_bpe, wordpiece, "
+            "hf and sentencepiece tokenizers have one. Export without it: --no-tokenizer"
+        )
+    _describe(found, folder)
+    return ", ".join([*written, "tokenizer_config.json"])
+
+
+def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> None:
+    """Write tokenizer_config.json: which of transformers' classes, and the special tokens."""
+    record: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    if (folder / "tokenizer.json").is_file():
+        rules = json_file.read_object(folder / "tokenizer.json")
+        spelled = {t["id"]: t["content"] for t in rules["added_tokens"]}
+        record["tokenizer_class"] = "PreTrainedTokenizerFast"
+    else:
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        spelled = {i: model.id_to_piece(i) for i in found.special.values()}
+        record["tokenizer_class"] = "LlamaTokenizer"
+        first = model.id_to_piece(found.encode("a")[0])
+        prefix = first.startswith("\u2581")  # whether a text begins with a space of its own
+        record |= {"add_bos_token": False, "legacy": False, "add_prefix_space": prefix}
+    for role in ("bos", "eos", "pad", "unk"):
+        if found.special.get(role) in spelled:
+            record[f"{role}_token"] = spelled[found.special[role]]
+    (folder / "tokenizer_config.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    return json_file.read_object(tensor_files.inside(path.parent, path.name))

@@ -1,0 +1,1 @@
+"""Corruptions of text that a model learns to undo: masks, spans, infilling."""

@@ -1,0 +1,397 @@
+"""Rows to batches: a stateless function of (seed, step).
+
+Step s reads the global rows rows_before(s) .. rows_before(s + 1) of the shuffled, endlessly
+repeated rows. Nothing else decides: not the number of hosts, of workers, or where a run resumed.
+
+A stage may have another batch B' and a shorter sequence T'. Rows are always packed at T = data.seq;
+a step of the stage takes B' T' / T of them and cuts them into B' rows of T' (pack.shorten).
+"""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.core import batch
+from jaxlm.data import pack, tokenizers
+from jaxlm.data.corrupt import infill as infilling  # the field bears the name
+from jaxlm.data.corrupt import mask, span
+from jaxlm.data.tokenized import shards
+from jaxlm.data.tokenizers import tokenizer as interface
+
+ENDLESS = 1 << 40  # steps
+# What is drawn for training and for evaluation never meets.
+_TRAIN, _VAL = 0, 1
+_THREADS = 2  # batches read at once, and
+_AHEAD = 4  # ready before they are asked for, when workers = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read, and in which batches."""
+
+    source: str = "pydocs"
+    """A corpus (pydocs, pysrc, markov), a source of known entropy (`known:tree?seed=1`), a file,
+    directory or glob of text, .jsonl or .parquet (.gz and .zst too), local or remote; or a
+    directory of shards made by `jaxlm data tokenize`, which brings its own field and holdout."""
+    field: str = "text"
+    """The field of .jsonl or column of .parquet that holds the text."""
+    tokenizer: str = "bytes"
+    """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
+    packing: pack.Packing = "best_fit"
+    """How documents fill rows: `best_fit` never cuts one that fits, `concat` never pads."""
+    holdout: float = 0.05
+    """The fraction of documents held out for validation, chosen by each document's hash."""
+    seq: int = 256
+    """Tokens in a row (T)."""
+    batch: int = 32
+    """Rows in a step (B), over all processes."""
+    ramp: tuple[tuple[int, int], ...] = ()
+    """Changes of the batch: (first step, rows) pairs. Before the first pair it is `batch`."""
+    curriculum: tuple[tuple[int, int], ...] = ()
+    """Changes of the sequence length: (first step, tokens) pairs, each a divisor of `seq`. Before
+    the first pair it is `seq`; to start short, begin with step 0."""
+    seed: int = 0
+    """Decides the order of the rows, and what is hidden in them."""
+    corrupt: None | mask.Mask | span.Span = None
+    """What is asked of the model: None is the next token, `Mask` hidden tokens (BERT), `Span`
+    missing spans (T5), for which `seq` is the length of a source."""
+    infill: infilling.Infill | None = None
+    """Moves the middle of training documents to their end (FIM); None moves nothing."""
+    workers: int = 0
+    """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
+
+    def validate(self) -> None:
+        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
+        for name in ("source", "field", "tokenizer"):
+            _check(bool(getattr(self, name)), f"data.{name}=''", "a name or path")
+        _check(
+            self.packing in pack.PACKERS,
+            f"data.packing={self.packing!r}",
+            f"one of {list(pack.PACKERS)}",
+        )
+        _check(0 <= self.holdout < 1, f"data.holdout={self.holdout}", "a fraction in [0, 1)")
+        _check(self.seq >= 1, f"data.seq={self.seq}", "at least 1")
+        _check(self.batch >= 1, f"data.batch={self.batch}", "at least 1")
+        _check(0 <= self.seed < 1 << 32, f"data.seed={self.seed}", "0 .. 2**32 - 1")
+        _check(self.workers >= 0, f"data.workers={self.workers}", "0 or more")
+        if self.corrupt is not None:
+            self.corrupt.validate()
+        if isinstance(self.corrupt, span.Span):
+            span.piece(self.corrupt, self.seq)
+            self._keeps_rows("corrupt=Span")
+        if self.infill is not None:
+            self.infill.validate()
+            self._keeps_rows("infill")
+            _check(self.corrupt is None, f"data.corrupt={self.corrupt} with data.infill", "None")
+        _check_changes("ramp", self.ramp)
+        _check_changes("curriculum", self.curriculum)
+        for _, seq in self.curriculum:
+            _check(
+                self.seq % seq == 0,
+                f"data.curriculum={self.curriculum}",
+                f"lengths that divide data.seq={self.seq}; {seq} does not",
+            )
+        for stage in _bounds(self):
+            _check(
+                stage.batch * stage.seq % self.seq == 0,
+                f"data: from step {stage.first_step} on batch={stage.batch} and seq={stage.seq}",
+                f"a batch of whole rows of data.seq={self.seq}: a multiple of "
+                f"{self.seq // stage.seq}",
+            )
+
+    def _keeps_rows(self, why: str) -> None:
+        given = f"data.packing={self.packing!r} with data.{why}"
+        _check(self.packing == "best_fit", given, "best_fit: what belongs together keeps its row")
+        given = f"data.curriculum={self.curriculum} with data.{why}"
+        _check(not self.curriculum, given, "no changes: what belongs together keeps its row")
+
+
+def _check(right: bool, given: str, expected: str) -> None:
+    if not right:
+        raise ValueError(f"{given}: expected {expected}")
+
+
+def _check_changes(name: str, changes: tuple[tuple[int, int], ...]) -> None:
+    steps = [step for step, _ in changes]
+    _check(
+        steps == sorted(set(steps)) and all(s >= 0 and v >= 1 for s, v in changes),
+        f"data.{name}={changes}",
+        "(first step, value) pairs with rising steps from 0 and values of at least 1, such as "
+        "((0, 8), (100, 16))",
+    )
+
+
+# --- Which rows a step reads -----------------------------------------------------------------
+
+
+class Stage(NamedTuple):
+    """Steps of one shape: batch [batch, seq] from `first_step` on, `rows` packed rows a step."""
+
+    first_step: int
+    first_row: int
+    batch: int
+    seq: int
+    rows: int
+
+
+def stages(data: Data) -> list[Stage]:
+    """The stages in order; the last has no end."""
+    found: list[Stage] = []
+    for stage in _bounds(data):
+        if found:
+            last = found[-1]
+            first_row = last.first_row + (stage.first_step - last.first_step) * last.rows
+            stage = stage._replace(first_row=first_row)
+        found.append(stage)
+    return found
+
+
+def _bounds(data: Data) -> list[Stage]:
+    steps = sorted({0, *(s for s, _ in data.ramp), *(s for s, _ in data.curriculum)})
+    found = []
+    for step in steps:
+        rows = _in_force(data.ramp, step, data.batch)
+        seq = _in_force(data.curriculum, step, data.seq)
+        found.append(Stage(step, 0, rows, seq, rows * seq // data.seq))
+    return found
+
+
+def _in_force(changes: tuple[tuple[int, int], ...], step: int, before: int) -> int:
+    return ([before] + [value for first, value in changes if first <= step])[-1]
+
+
+def stage_at(data: Data, step: int) -> Stage:
+    """The stage that step belongs to."""
+    return [stage for stage in stages(data) if stage.first_step <= step][-1]
+
+
+def rows_before(data: Data, step: int) -> int:
+    """How many packed rows of `data.seq` all steps before `step` read."""
+    stage = stage_at(data, step)
+    return stage.first_row + (step - stage.first_step) * stage.rows
+
+
+def tokens_before(data: Data, step: int) -> int:
+    """How many positions all steps before `step` hold, padding included."""
+    return rows_before(data, step) * data.seq
+
+
+# --- Batches ---------------------------------------------------------------------------------
+
+
+class Steps:
+    """The batches of a run by step: `steps[s]`. What grain reads ahead, in threads or processes.
+
+    Of each global batch [B, T] it gives the rows of one process: the p-th of P equal slices.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        found: shards.Shards,
+        start_step: int,
+        process_index: int,
+        process_count: int,
+    ):
+        data.validate()
+        for stage in stages(data):
+            _check(
+                stage.batch % process_count == 0,
+                f"data: batch={stage.batch} from step {stage.first_step} on",
+                f"a multiple of the {process_count} processes",
+            )
+        self._data, self._start = data, start_step
+        self._process, self._processes = process_index, process_count
+        self._reader = reader(data, found)
+        pack.refuse_repeats(len(self._reader.rows), max(stage.rows for stage in stages(data)))
+        self._order = row_order(len(self._reader.rows), data.seed)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process: a worker, which must not outlive the run it reads for."""
+        self.__dict__.update(state)
+        end_with_parent()
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> batch.Batch | batch.Pairs:
+        step = self._start + int(index)
+        stage = stage_at(self._data, step)
+        each = stage.batch // self._processes
+        cut = self._data.seq // stage.seq  # short rows in a packed one
+        low, high = self._process * each, (self._process + 1) * each
+        first, last = low // cut, -(-high // cut)
+        at = rows_before(self._data, step)
+        rows = np.array([self._order[at + i] for i in range(first, last)])
+        draws: pack.Draws = [(self._data.seed, _TRAIN, at + i) for i in range(first, last)]
+        long = _read(self._reader, rows, draws)
+        short = pack.shorten(long, stage.seq) if isinstance(long, batch.Batch) else long
+        return type(short)(*(array[low - first * cut : high - first * cut] for array in short))
+
+
+def end_with_parent() -> None:
+    """In a worker, end the process when the one that started it is gone, however it went: a killed
+    run cannot stop its workers, and they would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def row_order(rows: int, seed: int) -> Any:
+    """The endless order of the rows, by index: each once an epoch, every epoch shuffled anew.
+
+    grain shuffles epoch e with seed + e. Seeds are hashed first, or the second epoch of seed 0
+    would be the first of seed 1.
+    """
+    import grain
+
+    spread = int.from_bytes(hashlib.sha256(f"rows:{seed}".encode()).digest()[:4], "big")
+    return grain.MapDataset.range(rows).shuffle(spread).repeat()
+
+
+# What gives a batch of any rows; all but the first also read what decides their draws.
+Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
+
+
+def reader(data: Data, found: shards.Shards) -> Reader:
+    """The packed training rows; an epoch is `len(reader.rows)` of them."""
+    if data.infill is None:
+        return _reader(data, found, data.packing)
+    marks = infilling.marks(data.infill, tokenizers.load(data.tokenizer))
+    return infilling.reader(found.lengths, found, data.seq, data.infill, marks)
+
+
+def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
+    if data.corrupt is None:
+        return pack.Reader(pack.pack(found.lengths, data.seq, packing), found)
+    tokenizer = tokenizers.load(data.tokenizer)
+    if isinstance(data.corrupt, mask.Mask):
+        ids = mask.ids(data.corrupt, tokenizer)
+        return mask.reader(found.lengths, found, data.seq, packing, data.corrupt, ids)
+    marks = span.sentinels(data.corrupt, data.seq, tokenizer)
+    eos = tokenizer.special["eos"]
+    return span.reader(found.lengths, found, data.seq, data.corrupt, marks, eos)
+
+
+def added_ids(data: Data, tokenizer: interface.Tokenizer) -> list[int]:
+    """The ids in the batches that are not of the texts: mask, sentinels and marks.
+
+    Raises: ValueError for a tokenizer that lacks what data.corrupt or data.infill needs.
+    """
+    if data.infill is not None:
+        return [*infilling.marks(data.infill, tokenizer)]
+    if isinstance(data.corrupt, mask.Mask):
+        return [mask.ids(data.corrupt, tokenizer).mask]
+    if isinstance(data.corrupt, span.Span):
+        sentinels = span.sentinels(data.corrupt, data.seq, tokenizer)
+        return [data.corrupt.start, *map(int, sentinels)]
+    return []
+
+
+def target_length(data: Data) -> int | None:
+    """Target tokens of a row of pairs, of which data.seq is the source; None for other rows."""
+    if not isinstance(data.corrupt, span.Span):
+        return None
+    return span.target_length(data.corrupt, data.seq)
+
+
+def _read(found: Reader, rows: np.ndarray, draws: pack.Draws) -> batch.Batch | batch.Pairs:
+    """The batch of these rows; draws: what decides each row's chance."""
+    return found.read(rows) if isinstance(found, pack.Reader) else found.read(rows, draws)
+
+
+def batches(
+    data: Data,
+    found: shards.Shards,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[batch.Batch | batch.Pairs]:
+    """The endless batches from `start_step` on, read ahead; this process' slice of each.
+
+    Law: the slices of all processes, one under the other, are the global batch, whatever the
+    number of processes and workers, and resuming at step s gives what an uninterrupted run has
+    there. Closing the iterator stops the workers.
+
+    With data.workers > 0 the main module must be importable (`if __name__ == "__main__":`).
+
+    Raises: ValueError from `Data.validate`, or if a batch does not divide over the processes.
+    """
+    steps = Steps(data, found, start_step, process_index, process_count)
+    return read_ahead(steps, data.workers)
+
+
+def read_ahead(steps: Any, workers: int) -> Generator[Any]:
+    """steps[0], steps[1], ... read ahead in threads, or in `workers` processes, by grain."""
+    import grain
+    from absl import flags
+
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    ahead: Any = grain.MapDataset.source(steps).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            # grain hands absl flags to its workers and fails unless someone parsed them.
+            flags.FLAGS.mark_as_parsed()
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(ahead)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def batch_at(
+    data: Data,
+    found: shards.Shards,
+    step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> batch.Batch | batch.Pairs:
+    """The batch of one step, read now. Packs anew at every call: for tests and a look."""
+    return Steps(data, found, step, process_index, process_count)[0]
+
+
+def val_batches(
+    data: Data, found: shards.Shards, process_index: int = 0, process_count: int = 1
+) -> Iterator[batch.Batch | batch.Pairs]:
+    """One pass over a split in order, in batches [data.batch, data.seq]; this process' slice.
+
+    Always packed by best fit, so that documents that fit a row are predicted whole and runs with
+    different packings are judged on the same rows. The last batch is filled up with rows of weight
+    zero. Bits per byte = sum of weighted nats / log(2) / found.bytes: every byte and every end of
+    a document is paid for. What data.corrupt hides is decided by data.seed: the same in every pass;
+    data.infill moves nothing here.
+
+    Raises: ValueError if data.batch does not divide over the processes.
+    """
+    _check(
+        data.batch % process_count == 0,
+        f"data.batch={data.batch}",
+        f"a multiple of the {process_count} processes",
+    )
+    each = data.batch // process_count
+    return _in_order(data, _reader(data, found, "best_fit"), process_index * each, each)
+
+
+def _in_order(
+    data: Data, found: Reader, offset: int, each: int
+) -> Iterator[batch.Batch | batch.Pairs]:
+    total = len(found.rows)
+    for start in range(0, total, data.batch):
+        wanted = np.arange(start + offset, start + offset + each)
+        wanted = wanted[wanted < total]
+        part = _read(found, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
+        missing = each - len(part.tokens)
+        yield type(part)(*(np.pad(array, ((0, missing), (0, 0))) for array in part))

@@ -1,0 +1,1 @@
+"""Records of JSON as examples: conversations, preferences, prompts."""

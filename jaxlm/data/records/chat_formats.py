@@ -1,0 +1,243 @@
+"""Records to conversations: the layouts in which instructions and dialogues are published.
+
+    alpaca              {"instruction": "...", "input": "...", "output": "..."}, or "instances" of
+                        input and output
+    dolly               {"instruction": "...", "context": "...", "response": "..."}
+    sharegpt            {"conversations": [{"from": "human", "value": "..."}, ...]}
+    messages            {"messages": [{"role": "user", "content": "..."}, ...]}
+    oasst               {"prompt": {"text": "...", "role": "prompter", "replies": [...]}}
+    prompt_completion   {"prompt": "...", "completion": "..."}, or FLAN's inputs and targets
+
+A record's layout is seen from its fields unless it is named. In each, `system` may hold the system
+message, `tools`, `documents` and `chat_template_kwargs` what the chat template is given besides
+messages (messages.py).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+from jaxlm.data.records import messages as reading
+from jaxlm.data.records import records
+from jaxlm.data.records.messages import Message
+from jaxlm.data.records.records import Record
+
+Format = Literal["alpaca", "dolly", "sharegpt", "messages", "oasst", "prompt_completion"]
+Tree = Literal["best", "all"]
+
+
+class Conversation(NamedTuple):
+    """Messages, which of them are learnt (only the assistant's can be), and where they are from.
+    variables: what the template is given besides messages."""
+
+    messages: tuple[Message, ...]
+    learnt: tuple[bool, ...]
+    origin: str
+    variables: dict[str, Any] = {}
+
+    def headed(self, messages: tuple[Message, ...]) -> "Conversation":
+        """The conversation with more messages at its head, which are not learnt."""
+        more = len(messages) - len(self.messages)
+        return self._replace(messages=messages, learnt=(*(more * (False,)), *self.learnt))
+
+
+def read(
+    record: Record, layout: Format | None, between: str, tree: Tree = "best"
+) -> Iterator[Conversation]:
+    """The conversations of a record; several where it is a tree or has several instances.
+
+    between: what stands between an instruction and its input. tree: of an OpenAssistant tree, the
+    path of the best-ranked replies, or every path, each message learnt once.
+
+    Raises: ValueError naming the record's place and the field that is missing or wrong.
+    """
+    found = detect(record) if layout is None else layout
+    variables = reading.variables(record)
+    for one in _READERS[found](record, between, tree):
+        whole = one.headed(reading.with_system(record, one.messages))
+        yield whole._replace(variables=variables) if variables else whole
+
+
+def detect(record: Record) -> Format:
+    """The layout of a record. Raises: ValueError if it is none of them."""
+    has = record.value.keys()
+    if "messages" in has:
+        return "messages"
+    if "conversations" in has:
+        return "sharegpt"
+    if isinstance(record.value.get("prompt"), dict):
+        return "oasst"
+    if "instruction" in has:
+        return "dolly" if "response" in has else "alpaca"
+    if has & {"prompt", "inputs"}:
+        return "prompt_completion"
+    raise ValueError(
+        f"{record.origin}: fields {sorted(has)} are of no known layout; there are "
+        f"{list(_READERS)} (see docs/sft.md)"
+    )
+
+
+def opening(conversation: Conversation) -> str:
+    """What is said before the first answer: by it conversations are held out."""
+    said = []
+    for message in conversation.messages:
+        if message.role == "assistant":
+            break
+        said.append(message.plain())
+    return records.key(said)
+
+
+def _whole(messages: list[Message], origin: str) -> Conversation:
+    return Conversation(tuple(messages), tuple(m.role == "assistant" for m in messages), origin)
+
+
+def _instructed(instruction: str, about: str, answer: str, between: str, origin: str) -> Any:
+    asked = f"{instruction}{between}{about}" if about else instruction
+    return _whole([Message("user", asked), Message("assistant", answer)], origin)
+
+
+def _optional(record: Record, name: str) -> str:
+    return "" if record.value.get(name) is None else records.text(record, name)
+
+
+def _alpaca(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    instruction = records.text(record, "instruction")
+    if "instances" not in record.value:
+        about, answer = _optional(record, "input"), records.text(record, "output")
+        yield _instructed(instruction, about, answer, between, record.origin)
+        return
+    for part in _parts(record, "instances"):
+        about, answer = _optional(part, "input"), records.text(part, "output")
+        yield _instructed(instruction, about, answer, between, part.origin)
+
+
+def _dolly(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    instruction, about = records.text(record, "instruction"), _optional(record, "context")
+    answer = records.text(record, "response")
+    yield _instructed(instruction, about, answer, between, record.origin)
+
+
+_SPEAKERS = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "bing": "assistant", "bard": "assistant",
+    "system": "system", "developer": "system", "tool": "tool",
+}  # fmt: skip
+
+
+def _sharegpt(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    yield _weighed(record, "conversations")
+
+
+def _messages(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    yield _weighed(record, "messages")
+
+
+def _weighed(record: Record, name: str) -> Conversation:
+    found, learnt = [], []
+    for part in _parts(record, name):
+        found.append(_message(part))
+        # OpenAI's files, and ShareGPT's, may mark an assistant's message with "weight": 0.
+        weight = part.value.get("weight")
+        if weight not in (None, 0, 1):
+            raise ValueError(f"{part.origin}: field 'weight' is {weight!r}; 0 or 1 is needed")
+        learnt.append(found[-1].role == "assistant" and weight != 0)
+    return Conversation(tuple(found), tuple(learnt), record.origin)
+
+
+def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    if any(isinstance(record.value.get(name), list) for name in ("prompt", "completion")):
+        prompt, response = (
+            tuple(_message(part) for part in _parts(record, name))
+            if isinstance(record.value.get(name), list)
+            else (Message(role, records.text(record, name)),)
+            for name, role in (("prompt", "user"), ("completion", "assistant"))
+        )
+        asked, answered = reading.joined(prompt, response, f"{record.origin}: completion")
+        learnt = (*(False for _ in asked), *(m.role == "assistant" for m in answered))
+        yield Conversation((*asked, *answered), learnt, record.origin)
+        return
+    asked = records.text(record, "prompt", "inputs")
+    answer = records.text(record, "completion", "response", "targets")
+    yield _whole([Message("user", asked), Message("assistant", answer)], record.origin)
+
+
+def _parts(record: Record, name: str) -> list[Record]:
+    if name not in record.value:
+        raise records.missing(record, name)
+    found = record.value[name]
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+        raise ValueError(f"{record.origin}: field {name!r} must be a list of objects")
+    return [Record(part, f"{record.origin}: {name}[{i}]") for i, part in enumerate(found)]
+
+
+def _role(part: Record, name: str) -> str:
+    said = records.text(part, name)
+    if said not in _SPEAKERS:
+        raise ValueError(
+            f"{part.origin}: field {name!r} is {said!r}; expected one of {sorted(_SPEAKERS)}"
+        )
+    return _SPEAKERS[said]
+
+
+def _message(part: Record) -> Message:
+    """A message under OpenAI's names, or ShareGPT's."""
+    who = "from" if "from" in part.value else "role"
+    what = "value" if "value" in part.value else "content"
+    role = _role(part, who)
+    return reading.read(part.value, part.origin, who, what)._replace(role=role)
+
+
+# --- Trees -----------------------------------------------------------------------------------
+
+
+def _oasst(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
+    """Köpf et al. 2023. Replies that were deleted or rejected in review are left out."""
+    root = record.value.get("prompt")
+    if not isinstance(root, dict):
+        raise ValueError(f"{record.origin}: field 'prompt' must be an object with 'replies'")
+    seen: set[tuple[int, ...]] = set()
+    for path in _paths(Record(root, f"{record.origin}: prompt"), (), tree):
+        said, learnt = [], []
+        for places, part in path:
+            said.append(Message(_role(part, "role"), records.text(part, "text")))
+            learnt.append(said[-1].role == "assistant" and places not in seen)
+            seen.add(places)
+        yield Conversation(tuple(said), tuple(learnt), path[-1][1].origin)
+
+
+_Path = list[tuple[tuple[int, ...], Record]]
+
+
+def _paths(node: Record, places: tuple[int, ...], tree: Tree) -> Iterator[_Path]:
+    """Paths from here to leaves: [(which reply at each depth, message), ...]."""
+    replies = _parts(node, "replies") if node.value.get("replies") else []
+    kept = [
+        (i, reply)
+        for i, reply in enumerate(replies)
+        if not reply.value.get("deleted") and reply.value.get("review_result") is not False
+    ]
+    kept.sort(key=lambda one: _rank(one[1]))  # stable: equals stay in the file's order
+    if not kept:
+        yield [(places, node)]
+    for i, reply in kept[: 1 if tree == "best" else len(kept)]:
+        for path in _paths(reply, (*places, i), tree):
+            yield [(places, node), *path]
+
+
+def _rank(reply: Record) -> float:
+    """0 is the best; what nobody ranked comes last."""
+    rank = reply.value.get("rank")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
+        raise ValueError(f"{reply.origin}: field 'rank' is {rank!r}; a number is needed")
+    return float("inf") if rank is None else float(rank)
+
+
+_READERS: dict[str, Callable[[Record, str, Tree], Iterator[Conversation]]] = {
+    "alpaca": _alpaca,
+    "dolly": _dolly,
+    "sharegpt": _sharegpt,
+    "messages": _messages,
+    "oasst": _oasst,
+    "prompt_completion": _prompt_completion,
+}
+FORMATS = tuple(_READERS)

@@ -1,0 +1,284 @@
+"""Conversations to batches: what instruction tuning (objectives/sft.py) reads.
+
+A conversation is written out by a template (template.py) and is one document: a segment of its own,
+in a row with others (`best_fit`) or alone. The weight is 1 on what the assistant writes, the end of
+its turn included, and 0 elsewhere:
+
+    tokens    begin user: Hi bot: Yes  .
+    targets   user: Hi bot: Yes  .  <end>
+    weight    0     0  0    1    1  1
+
+The first token of an answer is predicted from the last of its prompt, and is learnt.
+"""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxlm.core import batch
+from jaxlm.data import pack, tokenizers
+from jaxlm.data.records import chat_formats, examples, records
+from jaxlm.data.records.chat_formats import Conversation
+from jaxlm.data.records.messages import Message
+from jaxlm.data.sources import source
+from jaxlm.data.tally import Tally
+from jaxlm.data.templates import rendering, template
+from jaxlm.data.tokenizers import tokenizer as interface
+
+# What is prepared of equal records and settings is equal only while this is.
+_VERSION = 2
+
+Packing = Literal["best_fit", "single"]
+Learn = Literal["all", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chats:
+    """Conversations, of which the assistant's part is learnt."""
+
+    source: str
+    """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
+    format: chat_formats.Format | None = None
+    """How records are laid out: alpaca, dolly, sharegpt, messages, oasst, prompt_completion. None
+    sees it from each record's fields."""
+    tokenizer: str = "bytes"
+    """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
+    template: str = "plain"
+    """How a conversation is written: plain, alpaca, vicuna, zephyr, chatml, llama2, llama3,
+    mistral, gemma; a Jinja file; or `tokenizer` for the template in the tokenizer's own files.
+    Variables may follow: `tokenizer?enable_thinking=false`."""
+    system: str | None = None
+    """The system message of conversations that have none; None adds none."""
+    learn: Learn = "all"
+    """Which of the assistant's messages are learnt: all, or the last of each conversation."""
+    tree: chat_formats.Tree = "best"
+    """Of an OpenAssistant tree: the path of the best-ranked replies, or all paths, in which each
+    message is learnt once."""
+    holdout: float = 0.05
+    """The fraction held out for validation, by what is said before the first answer."""
+    seq: int = 512
+    """Tokens in a row (T). Of a longer conversation the end is kept: the last answer learnt, and
+    as much before it as fits. An answer too long itself loses its end."""
+    batch: int = 32
+    """Rows in a step (B), over all processes."""
+    packing: Packing = "best_fit"
+    """How conversations fill rows: `best_fit` puts several into one, none of which sees another;
+    `single` one into each."""
+    seed: int = 0
+    """Decides the order of the rows."""
+    workers: int = 0
+    """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
+
+    def validate(self) -> None:
+        """Check every field. Raises: ValueError naming the field, its value and what would fit; as
+        `template.load` and `tokenizers.load`."""
+        for name in ("source", "tokenizer", "template"):
+            _check(bool(getattr(self, name)), name, self, "a name or path")
+        choices = {
+            "format": (None, *chat_formats.FORMATS),
+            "learn": ("all", "last"),
+            "tree": ("best", "all"),
+            "packing": ("best_fit", "single"),
+        }
+        for name, right in choices.items():
+            _check(getattr(self, name) in right, name, self, f"one of {list(right)}")
+        _check(0 <= self.holdout < 1, "holdout", self, "a fraction in [0, 1)")
+        _check(self.seq >= 2, "seq", self, "at least 2")
+        _check(self.batch >= 1, "batch", self, "at least 1")
+        _check(0 <= self.seed < 1 << 32, "seed", self, "0 .. 2**32 - 1")
+        _check(self.workers >= 0, "workers", self, "0 or more")
+        try:
+            made = template.load(self.template, self.tokenizer)
+            template.stops(made, tokenizers.load(self.tokenizer))
+        except ValueError as error:
+            raise ValueError(f"data.template: {error}") from error
+
+
+def _check(right: bool, name: str, data: Chats, expected: str) -> None:
+    if not right:
+        raise ValueError(f"data.{name}={getattr(data, name)!r}: expected {expected}")
+
+
+class Example(NamedTuple):
+    """tokens int32[n], and learnt bool[n], True on those that are targets with weight. apart: why
+    answers do not follow their generation prompt, one each (`rendering.Span`)."""
+
+    tokens: np.ndarray
+    learnt: np.ndarray
+    apart: tuple[str, ...] = ()
+
+
+class Rows:
+    """The rows of packed examples; see examples.Rows."""
+
+    def __init__(self, found: list[Example], seq: int, packing: Packing):
+        sizes = np.array([len(one.tokens) for one in found], np.int64)
+        first = np.concatenate([[0], np.cumsum(sizes)])
+        if packing == "best_fit":
+            rows = pack.pack(sizes, seq, "best_fit")
+        else:
+            each = np.arange(len(sizes))
+            rows = pack.fitted(each, 0 * each, sizes - 1, np.full(len(sizes), seq), seq)
+        self._tokens = np.concatenate([one.tokens for one in found])
+        self._learnt = np.concatenate([one.learnt for one in found])
+        self._reader = pack.Reader(rows, _Places(first))
+
+    def __len__(self) -> int:
+        return len(self._reader.rows)
+
+    def read(self, rows: np.ndarray) -> batch.Batch:
+        """The batch of these rows."""
+        at = self._reader.read(rows)  # its tokens are places in self._tokens
+        held = at.segments > 0
+        return at._replace(
+            tokens=np.where(held, self._tokens[at.tokens], 0),
+            targets=np.where(held, self._tokens[at.targets], 0),
+            weight=(held & self._learnt[at.targets]).astype(np.float32),
+        )
+
+
+class _Places:
+    """The places of each example's tokens, as documents of a pack.Reader."""
+
+    def __init__(self, first: np.ndarray):
+        self._first = first
+
+    def docs(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """From where to where each example goes."""
+        return [np.arange(self._first[i], self._first[i + 1]) for i in numbers]
+
+
+def prepare(data: Chats) -> examples.Split:
+    """The rows to train on, those held out, and the facts that decide them, with the counts of what
+    was left out or shortened.
+
+    Raises: ValueError naming the file and line of a record that cannot be read or written out, and
+    if nothing is left to train on.
+    """
+    tokenizer = tokenizers.load(data.tokenizer)
+    made = template.load(data.template, data.tokenizer)
+    parts: dict[str, list[Example]] = {"train": [], "val": []}
+    counts = dict.fromkeys(("conversations", "unanswered", "prompts_cut", "answers_cut"), 0)
+    notes: collections.Counter[str] = collections.Counter()
+    for one in read(data, made):
+        counts["conversations"] += 1
+        texts = encode(one, made, tokenizer, data.learn)
+        counts["unanswered"] += not texts
+        notes["rewritten"] += max(len(texts) - 1, 0)
+        for whole in texts:
+            kept, cut = shorten(whole, data.seq)
+            if cut is not None:
+                counts[cut] += 1
+            notes.update(whole.apart)
+            parts[source.split(chat_formats.opening(one), data.holdout)].append(kept)
+    if not parts["train"]:
+        raise ValueError(
+            f"data.source: {data.source!r} leaves no conversation to train on ({counts}; "
+            f"{len(parts['val'])} are held out by data.holdout={data.holdout})"
+        )
+    rows = {k: Rows(v, data.seq, data.packing) if v else None for k, v in parts.items()}
+    facts = {
+        "fingerprint": records.fingerprint(data.source),
+        "tokenizer": tokenizer.hash,
+        "template": hashlib.sha256(made.identity.encode()).hexdigest(),
+        "version": _VERSION,
+        "train_tokens": sum(len(one.tokens) for one in parts["train"]),
+        "train_answer_tokens": int(sum(one.learnt.sum() for one in parts["train"])),
+    }
+    train = rows["train"]
+    assert train is not None
+    return examples.Split(train, rows["val"], facts | counts, _tally(data, parts, counts, notes))
+
+
+def _tally(
+    data: Chats,
+    parts: dict[str, list[Example]],
+    counts: dict[str, int],
+    notes: collections.Counter[str],
+) -> Tally:
+    more = f"{notes['rewritten']:,} texts end with an answer that the template later rewrites"
+    return Tally(
+        what="conversations",
+        read=counts["conversations"],
+        train=len(parts["train"]),
+        val=len(parts["val"]),
+        cut={
+            f"answers longer than data.seq={data.seq}, which lose their end": counts["answers_cut"],
+            f"prompts that data.seq={data.seq} has no room for": counts["prompts_cut"],
+        },
+        left={"no answer to learn": counts["unanswered"]},
+        apart={name: notes[name] for name in ("merged", "opened")},
+        more=more if notes["rewritten"] else "",
+    )
+
+
+def read(data: Chats, made: template.Template) -> Iterator[Conversation]:
+    """The conversations of the source, in order, with the system message they lack."""
+    for record in records.read(data.source):
+        for one in chat_formats.read(record, data.format, made.between, data.tree):
+            system = any(message.role == "system" for message in one.messages)
+            if data.system is not None and not system:
+                one = one.headed((Message("system", data.system), *one.messages))
+            yield one
+
+
+def encode(
+    one: Conversation, made: template.Template, tokenizer: interface.Tokenizer, learn: Learn
+) -> list[Example]:
+    """A conversation as tokens, up to the last answer that is learnt; [] if none is. Answers that
+    say nothing are not. Several where the template writes an answer otherwise once others follow
+    (`template.documents`): each answer is learnt once.
+
+    Raises: ValueError naming the conversation that the template refuses.
+    """
+    said = zip(one.messages, one.learnt, strict=True)
+    wanted = [i for i, (message, learnt) in enumerate(said) if learnt and message.says]
+    chosen = wanted[-1:] if learn == "last" else wanted
+    try:
+        texts = template.documents(
+            template.given(made, one.variables), tokenizer, one.messages, chosen
+        )
+    except ValueError as error:
+        raise ValueError(f"{one.origin}: {error}") from error
+    return [_example(text) for text in texts]
+
+
+def _example(text: rendering.Written) -> Example:
+    learnt = np.zeros(len(text.tokens), bool)
+    for span in text.spans:
+        learnt[span.start : span.end] = True
+    end = text.spans[-1].end
+    apart = tuple(span.apart for span in text.spans if span.apart)
+    return Example(text.tokens[:end], learnt[:end], apart)
+
+
+Cut = Literal["prompts_cut", "answers_cut"]
+
+
+def shorten(whole: Example, seq: int) -> tuple[Example, Cut | None]:
+    """(the example in seq + 1 tokens at most, what was cut of it).
+
+    The last answer stays, behind the first token (which stands before every document) and the end
+    of what is before the answer. Where the answer itself is too long, its beginning stays, without
+    an end of turn that it never had, behind as much of the prompt as a quarter of the row holds. An
+    earlier answer whose beginning is gone is not learnt.
+    """
+    room, size = seq + 1, len(whole.tokens)
+    if size <= room:
+        return whole, None
+    silent = np.flatnonzero(~whole.learnt)
+    start = int(silent[-1]) + 1  # of the last answer
+    answer = size - start
+    before = min(max(room - answer, room // 4, 1), start)
+    kept = np.arange(start - before, start - before + room)
+    kept = kept[kept < size]
+    learnt = whole.learnt[kept]
+    if before > 1:
+        kept[0] = 0
+        learnt[: int(np.argmin(learnt[1:])) + 1] = False
+    cut: Cut = "answers_cut" if before + answer > room else "prompts_cut"
+    return Example(whole.tokens[kept], learnt), cut

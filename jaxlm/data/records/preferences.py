@@ -1,0 +1,319 @@
+"""Preferences to batches: prompts with responses of which some are preferred.
+
+Every response is tokenised once, together with its prompt, by the template. All responses of a
+record follow the same tokens of its prompt: where the longest does not fit into `seq`, the prompt
+loses its oldest tokens (its first, the beginning of the text, stays), in all of them alike. A
+response is never cut; a record with one that does not fit is left out. What is left out, and why,
+is counted and named in the facts of the Split, which a run writes to env.json.
+"""
+
+import collections
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.core import batch
+from jaxlm.data import tokenizers
+from jaxlm.data.records import examples, preference_formats, records
+from jaxlm.data.sources import source
+from jaxlm.data.tally import Tally
+from jaxlm.data.templates import template
+from jaxlm.data.tokenizers import tokenizer as interface
+
+# What is prepared of equal records and settings is equal only while this is.
+_VERSION = 2
+_NAMED = 8  # records named for each reason
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Preferences between responses, and in which batches they are read."""
+
+    source: str
+    """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
+    format: preference_formats.Format | None = None
+    """What a record looks like (preference_formats.py); None detects it by each record's fields.
+    Labelled ones are read only where they are named: they compare nothing."""
+    tokenizer: str = "bytes"
+    """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
+    template: str = "plain"
+    """How messages become text: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
+    holdout: float = 0.05
+    """The fraction of prompts held out for evaluation, chosen by each prompt's hash."""
+    seq: int = 512
+    """Tokens in a row (T): a prompt and one response."""
+    batch: int = 16
+    """Prompts in a step (B), over all processes: a forward pass reads K rows for each."""
+    seed: int = 0
+    """Decides the order of the prompts."""
+    workers: int = 0
+    """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
+
+    def validate(self) -> None:
+        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
+        for name in ("source", "tokenizer", "template"):
+            _check(bool(getattr(self, name)), name, "", "a name or path")
+        formats = typing.get_args(preference_formats.Format)
+        _check(self.format in (None, *formats), "format", self.format, f"None or one of {formats}")
+        _check(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction in [0, 1)")
+        _check(self.seq >= 2, "seq", self.seq, "at least 2")
+        _check(self.batch >= 1, "batch", self.batch, "at least 1")
+        _check(0 <= self.seed < 1 << 32, "seed", self.seed, "0 .. 2**32 - 1")
+        _check(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+def _check(right: bool, field: str, given: object, expected: str) -> None:
+    if not right:
+        raise ValueError(f"data.{field}={given!r}: expected {expected}")
+
+
+class Text(NamedTuple):
+    """A prompt and one response: tokens int32[n], of which the first `start` are the prompt's, the
+    same before every response; learnt bool[n], True on the response's tokens that the assistant
+    writes, its end included. apart: why the response does not follow its generation prompt
+    (`rendering.Span`)."""
+
+    tokens: np.ndarray
+    learnt: np.ndarray
+    start: int
+    apart: str = ""
+
+
+class Example(NamedTuple):
+    """The texts of one record, as a row of `Choices` holds them."""
+
+    texts: tuple[Text, ...]
+    rank: tuple[int, ...]
+    preference: float
+    score: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rows of prompts with up to `responses` responses each."""
+
+    examples: Sequence[Example]
+    responses: int
+    seq: int
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self.examples)
+
+    def read(self, rows: np.ndarray) -> batch.Choices:
+        """The `Choices` [len(rows), K, T] of these prompts."""
+        return choices([self.examples[int(r)] for r in rows], self.responses, self.seq)
+
+
+def choices(given: Sequence[Example], responses: int, seq: int) -> batch.Choices:
+    """`Choices` [B, K, T] of B examples, K the `responses` of each, T = seq. Texts fit into seq."""
+    shape = (len(given), responses, seq)
+    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    weight = np.zeros(shape, np.float32)
+    rank, score = np.full(shape[:2], -1, np.int32), np.zeros(shape[:2], np.float32)
+    preference = np.array([e.preference for e in given], np.float32)
+    for b, example in enumerate(given):
+        rank[b, : len(example.rank)] = example.rank
+        score[b, : len(example.score)] = example.score
+        for k, text in enumerate(example.texts):
+            n = len(text.tokens)
+            tokens[b, k, :n] = text.tokens
+            targets[b, k, : n - 1] = text.tokens[1:]
+            weight[b, k, : n - 1] = text.learnt[1:]
+            segments[b, k, :n] = 1
+            positions[b, k, :n] = np.arange(n)
+    return batch.Choices(tokens, targets, weight, segments, positions, rank, preference, score)
+
+
+def prepare(data: Preferences) -> examples.Split:
+    """The examples of a source, split by prompt, and the facts that decide them.
+
+    Raises: ValueError naming the record's place for one that is no preference, and if no record is
+    left; FileNotFoundError as `records.read`.
+    """
+    data.validate()
+    tokenizer = tokenizers.load(data.tokenizer)
+    made = template.load(data.template, data.tokenizer)
+    kept: dict[str, list[_Read]] = {"train": [], "val": []}
+    left: dict[str, list[str]] = {}
+    read = 0
+    for record in records.read(data.source):
+        read += 1
+        try:
+            found = _read(record, made, tokenizer, data)
+        except preference_formats.Unusable as error:
+            left.setdefault(str(error), []).append(record.origin)
+            continue
+        key = records.key([message.plain() for message in found.ranking.prompt])
+        kept[source.split(key, data.holdout)].append(found)
+    if data.format == "labelled":
+        kept = {name: _mismatched(rows, made, tokenizer, data) for name, rows in kept.items()}
+    made_of = [*kept["train"], *kept["val"]]
+    most = max((len(found.example.texts) for found in made_of), default=0)
+    counts = {why: len(places) for why, places in left.items()}
+    if not most:
+        raise ValueError(f"data.source: no record of {data.source} can be learnt from: {counts}")
+    facts = _facts(data, tokenizer, made) | {
+        "prompts": {name: len(rows) for name, rows in kept.items()},
+        "responses": most,
+        "prompts_cut": sum(found.cut for found in made_of),
+        "left_out": counts,
+        "left_out_first": {
+            why: [place.rpartition("/")[2] for place in places[:_NAMED]]
+            for why, places in left.items()
+        },
+    }
+    train, val = (Ranked([found.example for found in kept[name]], most, data.seq) for name in kept)
+    apart = collections.Counter(why for found in made_of for why in found.apart)
+    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in made_of)}
+    tally = Tally(
+        "preferences", read, len(train), len(val), cut, counts, dict(sorted(apart.items()))
+    )
+    return examples.Split(train, val if len(val) else None, facts, tally)
+
+
+def encode(
+    prompt: Sequence[template.Message],
+    responses: Sequence[Sequence[template.Message]],
+    made: template.Template,
+    tokenizer: interface.Tokenizer,
+) -> list[Text]:
+    """The prompt with each response, tokenised once; what the prompt's own assistant turns say is
+    not learnt.
+
+    Raises: rankings.Unusable where a response has several answers of which the template writes the
+    earlier otherwise once others follow; ValueError as `template.documents`.
+    """
+    found = []
+    for response in responses:
+        whole = [*prompt, *response]
+        said = [i for i in range(len(prompt), len(whole)) if whole[i].role == "assistant"]
+        texts = template.documents(made, tokenizer, whole, said)
+        if len(texts) > 1:
+            raise preference_formats.Unusable(
+                "the template rewrites an earlier answer of a response"
+            )
+        (text,) = texts
+        learnt = np.zeros(len(text.tokens), bool)
+        for span in text.spans:
+            learnt[span.start : span.end] = True
+        found.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
+    start = _common(found)
+    return [text._replace(start=start) for text in found]
+
+
+def _common(texts: Sequence[Text]) -> int:
+    """How many tokens of their prompt all texts begin with."""
+    size = min(text.start for text in texts)
+    same = np.ones(size, bool)
+    for text in texts:
+        same &= text.tokens[:size] == texts[0].tokens[:size]
+    return size if same.all() else int(np.argmin(same))
+
+
+def fit(texts: Sequence[Text], seq: int) -> tuple[Text, ...]:
+    """The texts with the same, latest tokens of their prompt, so that all fit into seq tokens. The
+    first token stays.
+
+    Raises: rankings.Unusable if nothing of the prompt but its first token would be left.
+    """
+    over = max(len(text.tokens) for text in texts) - seq
+    if over <= 0:
+        return tuple(texts)
+    if over > texts[0].start - 2:
+        raise preference_formats.Unusable(f"a response is too long for data.seq={seq}")
+    keep = np.r_[0, np.arange(1 + over, max(len(text.tokens) for text in texts))]
+    return tuple(
+        Text(text.tokens[at], text.learnt[at], text.start - over, text.apart)
+        for text in texts
+        for at in [keep[keep < len(text.tokens)]]
+    )
+
+
+class _Read(NamedTuple):
+    ranking: preference_formats.Ranking
+    example: Example
+    cut: bool
+
+    @property
+    def apart(self) -> list[str]:
+        """Why responses do not follow their generation prompt, one for each that does not."""
+        return [text.apart for text in self.example.texts if text.apart]
+
+
+def _read(
+    record: records.Record,
+    made: template.Template,
+    tokenizer: interface.Tokenizer,
+    data: Preferences,
+) -> _Read:
+    ranking = preference_formats.read(record, data.format)
+    try:
+        return _Read(ranking, *_example(ranking, made, tokenizer, data.seq))
+    except preference_formats.Unusable:
+        raise
+    except ValueError as error:  # the template refuses the messages
+        raise ValueError(f"{record.origin}: {error}") from error
+
+
+def _example(
+    ranking: preference_formats.Ranking,
+    made: template.Template,
+    tokenizer: interface.Tokenizer,
+    seq: int,
+) -> tuple[Example, bool]:
+    """The example of a ranking, and whether its prompt was cut."""
+    made = template.given(made, ranking.variables)
+    whole = encode(ranking.prompt, ranking.responses, made, tokenizer)
+    if not all(text.learnt.any() for text in whole):
+        raise preference_formats.Unusable("a response has no token that the assistant writes")
+    texts = fit(whole, seq)
+    cut = len(texts[0].tokens) < len(whole[0].tokens)
+    return Example(texts, ranking.rank, ranking.preference, ranking.score), cut
+
+
+def _mismatched(
+    found: list[_Read],
+    made: template.Template,
+    tokenizer: interface.Tokenizer,
+    data: Preferences,
+) -> list[_Read]:
+    """Each labelled example with the next one's response after its own prompt as its second text,
+    of rank -1: what KTO estimates its baseline from (Ethayarajh et al. 2024, section 4.1). Who is
+    whose does not depend on the batch."""
+    out = []
+    for number, one in enumerate(found):
+        others = (found[(number + i) % len(found)].ranking for i in range(1, len(found)))
+        for other in others:
+            if other.responses == one.ranking.responses or other.prompt == one.ranking.prompt:
+                continue
+            both = one.ranking._replace(responses=(*one.ranking.responses, *other.responses))
+            try:
+                example, cut = _example(both, made, tokenizer, data.seq)
+            except preference_formats.Unusable:  # too long behind this prompt
+                continue
+            out.append(_Read(one.ranking, example, cut))
+            break
+        else:
+            raise ValueError(
+                f"data.source: the example with prompt {one.ranking.prompt[-1:]!r} finds no other "
+                "whose response fits behind it; labelled data needs several prompts"
+            )
+    return out
+
+
+def _facts(
+    data: Preferences, tokenizer: interface.Tokenizer, made: template.Template
+) -> dict[str, Any]:
+    return {
+        "fingerprint": records.fingerprint(data.source),
+        "tokenizer": tokenizer.hash,
+        "template": records.digest([made.identity]),
+        "holdout": data.holdout,
+        "format": data.format,
+        "seq": data.seq,
+        "version": _VERSION,
+    }

@@ -1,0 +1,231 @@
+"""Prompts to batches: what a policy is asked, and the record by which its response is judged.
+
+    {"prompt": "12 + 30 =", "answer": "42"}
+    {"messages": [{"role": "user", "content": "12 + 30 ="}], "answer": "42"}
+
+A prompt is a string or a list of messages, and ends where the assistant is to speak: an assistant's
+message at the end of `messages` is left out, so that records to imitate serve as prompts too. A
+field `system` holds the system message, if there is one; `tools`, `documents` and
+`chat_template_kwargs` go to the chat template. All other fields are the reward's business. Every
+prompt is tokenised once, by the template.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxlm.core import batch
+from jaxlm.data import tokenizers
+from jaxlm.data.records import examples, messages, records
+from jaxlm.data.records.messages import Message
+from jaxlm.data.sources import source
+from jaxlm.data.tally import Tally
+from jaxlm.data.templates import template
+from jaxlm.data.tokenizers import tokenizer as interface
+
+# What is prepared of equal records and settings is equal only while this is.
+_VERSION = 2
+_NAMED = 8  # records named that were left out
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts, and in which batches they are asked."""
+
+    source: str
+    """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
+    field: str | None = None
+    """The field that holds the prompt; None takes `prompt`, `messages` or `question`, the first
+    that a record has."""
+    before: str = ""
+    """Text in front of the user's last message: an instruction, e.g. to think step by step."""
+    after: str = ""
+    """Text behind the user's last message."""
+    tokenizer: str = "bytes"
+    """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
+    template: str = "plain"
+    """How messages become text: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
+    holdout: float = 0.05
+    """The fraction of prompts held out for evaluation, chosen by each prompt's hash."""
+    seq: int = 256
+    """Tokens of a prompt at most (P); the response has its own room behind them."""
+    long: Literal["drop", "refuse"] = "drop"
+    """What becomes of longer prompts: left out, counted and named; or the run does not start. None
+    is ever cut."""
+    batch: int = 16
+    """Prompts that are asked at a time (B), over all processes."""
+    seed: int = 0
+    """Decides the order of the prompts."""
+    workers: int = 0
+    """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
+
+    def validate(self) -> None:
+        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
+        for name in ("source", "tokenizer", "template"):
+            _check(bool(getattr(self, name)), name, "", "a name or path")
+        _check(self.field != "", "field", "", "the name of a field, or None")
+        _check(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction in [0, 1)")
+        _check(self.seq >= 1, "seq", self.seq, "at least 1")
+        _check(self.batch >= 1, "batch", self.batch, "at least 1")
+        _check(0 <= self.seed < 1 << 32, "seed", self.seed, "0 .. 2**32 - 1")
+        _check(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+def _check(right: bool, field: str, given: object, expected: str) -> None:
+    if not right:
+        raise ValueError(f"data.{field}={given!r}: expected {expected}")
+
+
+class Asked(NamedTuple):
+    """A prompt: its tokens int32[n], the text of its last message as the record has it, the record
+    and where that is from."""
+
+    tokens: np.ndarray
+    text: str
+    record: dict[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts with random access, all of at most `seq` tokens."""
+
+    asked: Sequence[Asked]
+    seq: int
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self.asked)
+
+    def read(self, rows: np.ndarray) -> batch.Prompts:
+        """The `Prompts` [n, P] of these rows, int64[n]; their `row` is their number here."""
+        found = packed([self.asked[int(r)].tokens for r in rows], self.seq)
+        return found._replace(row=np.asarray(rows, np.int32))
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The record that a prompt is of."""
+        return self.asked[row].record
+
+    def text(self, row: int) -> str:
+        """What the record asks, without the template and what stands before or after."""
+        return self.asked[row].text
+
+
+def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
+    """`Prompts` [B, P] of B prompts, P = seq, numbered from 0; each is at the left end of its row.
+
+    Raises: ValueError for a prompt that is empty or longer than seq.
+    """
+    shape = (len(tokens), seq)
+    ids, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    for i, prompt in enumerate(tokens):
+        n = len(prompt)
+        if not 0 < n <= seq:
+            raise ValueError(f"prompt {i} has {n} tokens; 1 to {seq} are needed")
+        ids[i, :n] = prompt
+        segments[i, :n] = 1
+        positions[i, :n] = np.arange(n)
+    return batch.Prompts(ids, segments, positions, np.arange(len(tokens), dtype=np.int32))
+
+
+def prepare(data: Prompts) -> examples.Split:
+    """The prompts of a source, split by what they ask, and the facts that decide them.
+
+    Raises: ValueError naming the record's place for one that asks nothing, for a prompt longer than
+    `seq` where long="refuse", and if no record is left; FileNotFoundError as `records.read`.
+    """
+    data.validate()
+    tokenizer = tokenizers.load(data.tokenizer)
+    layout = template.load(data.template, data.tokenizer)
+    kept: dict[str, list[Asked]] = {"train": [], "val": []}
+    long: list[str] = []
+    read = 0
+    for record in records.read(data.source):
+        read += 1
+        said = _said(data, record)
+        text = said[-1].text
+        tokens = _tokens(data, layout, tokenizer, record, said)
+        if len(tokens) > data.seq:
+            long.append(f"{record.origin} ({len(tokens)} tokens)")
+            continue
+        # as conversations are split, so that a prompt is held out of both or of neither
+        first = itertools.takewhile(lambda message: message.role != "assistant", said)
+        key = records.key([message.plain() for message in first])
+        found = Asked(np.asarray(tokens, np.int32), text, record.value, record.origin)
+        kept[source.split(key, data.holdout)].append(found)
+    if long and data.long == "refuse":
+        raise ValueError(
+            f"data.seq: {data.seq} given, but {len(long)} prompts are longer, the first at "
+            f"{long[0]}; raise data.seq, or set data.long='drop' to leave them out"
+        )
+    if not any(kept.values()):
+        raise ValueError(
+            f"data.source: no prompt of {data.source} is left: {len(long)} are longer than "
+            f"data.seq={data.seq}"
+        )
+    facts = {
+        "fingerprint": records.fingerprint(data.source),
+        "tokenizer": tokenizer.hash,
+        "template": records.digest([layout.identity]),
+        "field": data.field,
+        "before": data.before,
+        "after": data.after,
+        "holdout": data.holdout,
+        "seq": data.seq,
+        "version": _VERSION,
+        "prompts": {name: len(found) for name, found in kept.items()},
+        "too_long": len(long),
+        "too_long_first": long[:_NAMED],
+    }
+    train, val = (Rows(part, data.seq) for part in kept.values())
+    left = {f"longer than data.seq={data.seq}": len(long)}
+    tally = Tally("prompts", read, len(train), len(val), {}, left)
+    return examples.Split(train, val if len(val) else None, facts, tally)
+
+
+def _tokens(
+    data: Prompts,
+    layout: template.Template,
+    tokenizer: interface.Tokenizer,
+    record: records.Record,
+    said: Sequence[Message],
+) -> np.ndarray:
+    """The tokens of a prompt. Raises: ValueError naming the record that the template refuses."""
+    asked = said[-1]._replace(text=f"{data.before}{said[-1].text}{data.after}")
+    try:
+        layout = template.given(layout, messages.variables(record))
+        return template.prompt(layout, tokenizer, [*said[:-1], asked])
+    except ValueError as error:
+        where = "" if str(error).startswith(record.origin) else f"{record.origin}: "
+        raise ValueError(f"{where}{error}") from error
+
+
+def _said(data: Prompts, record: records.Record) -> tuple[Message, ...]:
+    """The messages that a record asks with, as it has them."""
+    names = ("prompt", "messages", "question") if data.field is None else (data.field,)
+    name = next((n for n in names if n in record.value), None)
+    if name is None:
+        raise records.missing(record, *names)
+    value = record.value[name]
+    if isinstance(value, str):
+        found = [Message("user", records.text(record, name))]
+    else:
+        found = _conversation(value, f"{record.origin}: field {name!r}")
+    if found[-1].role == "assistant":
+        found = found[:-1]
+    if not found or found[-1].role != "user":
+        raise ValueError(
+            f"{record.origin}: field {name!r} must end with what a user says; its roles are "
+            f"{[m.role for m in found]}"
+        )
+    return messages.with_system(record, found)
+
+
+def _conversation(value: Any, where: str) -> list[Message]:
+    """The messages of [{"role": ..., "content": ...}, ...]."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where} holds a {type(value).__name__}; a string or messages are needed")
+    return [messages.read(part, f"{where}, message {i}") for i, part in enumerate(value)]

@@ -1,0 +1,1 @@
+"""Chat templates: conversations as tokens, with the assistant's part marked."""

@@ -1,0 +1,112 @@
+"""Text in, text out: completions of prompts, and one completion as a stream."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.core import param
+from jaxlm.data.tokenizers import tokenizer as tokenizers
+from jaxlm.decode import sampling_loop, stop_strings, token_sampling
+from jaxlm.models.model import Model
+
+
+class Completion(NamedTuple):
+    """One continuation.
+
+    text: without the stop token's or stop string's own text. tokens: what was generated, those
+    included. log_probs, support_log_probs float32: as in `sampling_loop.Generation`, one per token.
+    finish: "stop_token", "stop_string" or "length".
+    """
+
+    text: str
+    tokens: list[int]
+    log_probs: np.ndarray
+    support_log_probs: np.ndarray
+    finish: str
+
+
+def complete(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
+) -> list[Completion]:
+    """A continuation of each prompt. A prompt is text behind the token that stands before every
+    document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the tokenizer's eos
+    ends a text as a stop token does.
+
+    Raises: as `token_sampling.generate`.
+    """
+    ids = [_ids(tokenizer, prompt) for prompt in prompts]
+    settings = [with_eos(tokenizer, s) for s in token_sampling.each(sampling, len(prompts))]
+    out = token_sampling.generate(model, params, ids, settings, tokenizer)
+    found = []
+    for r, (prompt, s) in enumerate(zip(ids, settings)):
+        length, finish = int(out.lengths[r]), int(out.finish[r])
+        tokens = out.tokens[r, :length].tolist()
+        row = stop_strings.Watch(tokenizer, prompt, s.stop_strings)
+        for token in tokens[: length - (finish == sampling_loop.STOP_TOKEN)]:
+            row.push(token)
+        row.finish()
+        found.append(
+            Completion(
+                row.text,
+                tokens,
+                np.asarray(out.log_probs[r, :length]),
+                np.asarray(out.support_log_probs[r, :length]),
+                token_sampling.FINISH[finish],
+            )
+        )
+    return found
+
+
+def stream(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str | Sequence[int],
+    sampling: token_sampling.Sampling,
+    every: int = 8,
+) -> Iterator[str]:
+    """Pieces of the continuation, each as soon as it is certain: never half a character, never the
+    beginning of a stop string. Joined they are the text that `complete` gives.
+
+    every: tokens between two looks at the text; the pieces depend on it, the text does not.
+
+    Raises: ValueError at the call for `every` below 1 and as `token_sampling.generate`.
+    """
+    if every < 1:
+        raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
+    ids = _ids(tokenizer, prompt)
+    settings = [with_eos(tokenizer, sampling)]
+    token_sampling.check(model, [ids], settings)
+    row = stop_strings.Watch(tokenizer, ids, sampling.stop_strings)
+
+    def pieces() -> Iterator[str]:
+        for _ in token_sampling.chunks(model, params, [ids], settings, [row], every):
+            if piece := row.take():
+                yield piece
+        if piece := row.finish():
+            yield piece
+
+    return pieces()
+
+
+def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
+    """The prompt's ids behind the token that stands before every document."""
+    return [tokenizers.begin(tokenizer), *tokenizer.encode(prompt)]
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    return encode(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+
+
+def with_eos(
+    tokenizer: tokenizers.Tokenizer, s: token_sampling.Sampling
+) -> token_sampling.Sampling:
+    """The settings with the tokenizer's eos among the stop tokens."""
+    eos = tokenizer.special["eos"]
+    return s if eos in s.stop_tokens else dataclasses.replace(s, stop_tokens=(*s.stop_tokens, eos))

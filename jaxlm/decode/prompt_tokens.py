@@ -1,0 +1,56 @@
+"""What a run's model is asked, as tokens: a text as its documents are, or a turn of a conversation
+as its template writes it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxlm.data import kinds, pretraining
+from jaxlm.data.records import chats
+from jaxlm.data.templates import template
+from jaxlm.data.templates.template import Message
+from jaxlm.data.tokenizers import tokenizer as tokenizers
+from jaxlm.decode import completions, token_sampling
+
+
+class Turn(NamedTuple):
+    """tokens: what stands before the answer. stops: the ids that end it, beside eos."""
+
+    tokens: list[int]
+    stops: tuple[int, ...]
+
+
+def written(data: kinds.AnyData, layout: str | None = None) -> template.Template | None:
+    """How a run's conversations are written, or those of another layout (`template.load`); None for
+    a run of text. Raises: as `template.load`."""
+    if layout is not None:
+        return template.load(layout, data.tokenizer)
+    if isinstance(data, pretraining.Data):
+        return None
+    return template.load(data.template, data.tokenizer)
+
+
+def asked(
+    data: kinds.AnyData,
+    made: template.Template | None,
+    tokenizer: tokenizers.Tokenizer,
+    said: Sequence[Message],
+) -> Turn:
+    """What stands before the model's next words: the text of the one message where `made` is None;
+    else the conversation so far, with the run's system message.
+
+    Raises: ValueError as `template.prompt`.
+    """
+    if made is None:
+        (only,) = said
+        return Turn(completions.encode(tokenizer, only.text), ())
+    if isinstance(data, chats.Chats) and data.system is not None:
+        said = [Message("system", data.system), *said]
+    tokens = template.prompt(made, tokenizer, said).tolist()
+    return Turn(tokens, template.stops(made, tokenizer))
+
+
+def stopping(sampling: token_sampling.Sampling, stops: Sequence[int]) -> token_sampling.Sampling:
+    """The settings with these ids among those that end a text."""
+    ends = tuple(dict.fromkeys((*sampling.stop_tokens, *stops)))
+    return dataclasses.replace(sampling, stop_tokens=ends)

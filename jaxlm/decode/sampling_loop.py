@@ -1,0 +1,212 @@
+"""The sampling loop: pure functions from weights, prompts and per-row settings to a Generation.
+
+    generate = start (prefill, first token) + advance (a while loop over one preallocated cache)
+
+All of it runs under jit, alone or inside a larger program (a rollout). A caller that must look at
+the text meanwhile (streaming, stop strings) calls `advance` for a few tokens at a time; the result
+is the same. Nothing in the loop depends on the host.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models.layers import stack
+from jaxlm.models.model import Cache, Model
+from jaxlm.ops import sampling
+from jaxlm.ops.attention import At
+
+# Why a row ended: codes of Generation.finish.
+RUNNING, STOP_TOKEN, STOP_STRING, LENGTH = range(4)
+
+
+class Rows(NamedTuple):
+    """What each of B rows asks for.
+
+    controls: the processors' settings. keys: random keys [B]; the token at position p of a row is
+    drawn with fold_in(key, p). stop int32[B, K]: tokens that end the row, -1 in unused places.
+    limit int32[B]: tokens to generate at most; a row at 0 only fills the batch.
+    """
+
+    controls: sampling.Controls
+    keys: jax.Array
+    stop: jax.Array
+    limit: jax.Array
+
+
+class Generation(NamedTuple):
+    """What was sampled: B rows, left-aligned, zero beyond each row's length.
+
+    tokens int32[B, max_new]: a stop token is the last of its row.
+    lengths int32[B]: tokens of each row.
+    log_probs float32[B, max_new]: under the model's own softmax (temperature 1, no processors).
+    support_log_probs float32[B, max_new]: under the distribution that was sampled from, after all
+        processors; 0 for greedy rows, which had no choice. Importance ratios need one or the
+        other on both sides, never a mixture.
+    finish int32[B]: RUNNING, STOP_TOKEN, STOP_STRING or LENGTH.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    log_probs: jax.Array
+    support_log_probs: jax.Array
+    finish: jax.Array
+
+
+class State(NamedTuple):
+    """The loop between two tokens. `last` [B] is sampled and recorded, but not yet in the cache.
+
+    position int32[B] and segment int32[B] are those of `last`; seen bool[B, V] holds the tokens of
+    prompt and generation; step is the number of tokens generated, int32 scalar.
+    """
+
+    cache: Cache
+    last: jax.Array
+    position: jax.Array
+    segment: jax.Array
+    seen: jax.Array
+    step: jax.Array
+    out: Generation
+
+
+def generate(
+    model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
+) -> Generation:
+    """At most max_new tokens after each prompt; ends early when every row has stopped.
+
+    tokens int32[B, P] at `at`: each row's prompt is one segment with rising positions, anywhere
+    among padding (segment 0). `rows` as `Rows` says.
+    """
+    params = unstacked(params)
+    state = start(model, params, tokens, at, rows, max_new)
+    return advance(model, params, state, rows, max_new).out
+
+
+def unstacked_already(params: param.Tree) -> bool:
+    """Whether every segment of the stack is one repeat."""
+    return all(w.shape[0] == 1 for w in jax.tree.leaves(params["stack"]))
+
+
+def unstacked(params: param.Tree) -> param.Tree:
+    """The weights with every layer's apart. The loop reads them as they are, where stacked ones
+    would be sliced, that is copied, at every token."""
+    if unstacked_already(params):
+        return params
+    return params | {"stack": stack.unstacked(params["stack"])}
+
+
+def start(
+    model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
+) -> State:
+    """The State after prefill, the first token of each row sampled."""
+    batch, width = tokens.shape
+    x, cache, _ = model.hidden(params, tokens, at, empty(model, batch))
+    assert cache is not None
+    # a row's end is its highest position, wherever its padding is
+    end = jnp.argmax(jnp.where(at.segments > 0, at.positions, -1), axis=1)
+    raw = model.unembed(model.head(params), jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
+    seen = jnp.zeros((batch, raw.shape[-1]), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], tokens].max(at.segments > 0)
+    zeros = jnp.zeros((batch, max_new))
+    state = State(
+        grow(model, cache, width + max_new - 1),
+        jnp.zeros(batch, jnp.int32),
+        jnp.take_along_axis(at.positions, end[:, None], 1)[:, 0],
+        jnp.take_along_axis(at.segments, end[:, None], 1)[:, 0],
+        seen,
+        jnp.zeros((), jnp.int32),
+        Generation(
+            zeros.astype(jnp.int32),
+            jnp.zeros(batch, jnp.int32),
+            zeros,
+            zeros,
+            jnp.where(rows.limit > 0, RUNNING, LENGTH).astype(jnp.int32),
+        ),
+    )
+    return _record(state, raw, rows)
+
+
+def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: int) -> State:
+    """The State up to `steps` tokens on; no further than the room that `start` made, and not at
+    all once every row has stopped."""
+    last = jnp.minimum(state.step + steps, state.out.tokens.shape[1])
+
+    def going(state: State) -> jax.Array:
+        return (state.step < last) & jnp.any(state.out.finish == RUNNING)
+
+    def body(state: State) -> State:
+        running = state.out.finish == RUNNING
+        # a stopped row becomes padding: no attention, and no position beyond the model's
+        at = At(
+            jnp.where(running, state.segment, 0)[:, None],
+            jnp.where(running, state.position, 0)[:, None],
+        )
+        x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
+        assert cache is not None
+        raw = model.unembed(model.head(params), x[:, 0])
+        return _record(state._replace(cache=cache), raw, rows)
+
+    return jax.lax.while_loop(going, body, state)
+
+
+def empty(model: Model, batch: int) -> Cache:
+    """A Cache without slots; it takes the size and dtype of what is first written to it."""
+
+    def leaf(p: param.Param) -> jax.Array:
+        shape = [0 if axis == "seq" else n for n, axis in zip(p.shape, p.axes, strict=True)]
+        return jnp.zeros(shape)
+
+    none = jnp.zeros((batch, 0), jnp.int32)
+    layers = param.map(leaf, model.cache(batch, 1))
+    return Cache(layers, At(none, none), jnp.zeros((), jnp.int32))
+
+
+def grow(model: Model, cache: Cache, slots: int) -> Cache:
+    """The cache with empty slots (segment 0) behind, `slots` in all."""
+
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        more = [(0, slots - n if i == axis else 0) for i, n in enumerate(x.shape)]
+        return jnp.pad(x, more)
+
+    spec = model.cache(1, 1)
+    layers = param.map(lambda p, x: pad(x, p.axes.index("seq")), spec, cache.layers)
+    return Cache(layers, At(*(pad(x, 1) for x in cache.at[:2])), cache.filled)
+
+
+def _record(state: State, raw: jax.Array, rows: Rows) -> State:
+    """The State with one more token per running row, sampled from logits float32[B, V]."""
+    controls, out = rows.controls, state.out
+    running = out.finish == RUNNING
+    position = state.position + 1
+    greedy = controls.temperature == 0
+    x = sampling.process(raw, state.seen, controls)
+    token = jnp.where(running, sampling.sample(x, rows.keys, position, greedy), 0)
+    support = jax.lax.cond(
+        jnp.all(greedy),
+        lambda x: jnp.zeros(len(token)),
+        lambda x: jnp.where(greedy, 0.0, sampling.log_prob(x, token)),
+        x,
+    )
+    lengths = out.lengths + running
+    stopped = jnp.any(token[:, None] == rows.stop, axis=1)
+    finish = jnp.where(stopped, STOP_TOKEN, jnp.where(lengths >= rows.limit, LENGTH, RUNNING))
+
+    def put(old: jax.Array, column: jax.Array) -> jax.Array:
+        column = jnp.where(running, column, 0).astype(old.dtype)[:, None]
+        return jax.lax.dynamic_update_slice(old, column, (jnp.zeros((), jnp.int32), state.step))
+
+    return state._replace(
+        last=token,
+        position=position,
+        seen=state.seen.at[jnp.arange(len(token)), token].max(running),
+        step=state.step + 1,
+        out=Generation(
+            put(out.tokens, token),
+            lengths,
+            put(out.log_probs, sampling.log_prob(raw, token)),
+            put(out.support_log_probs, support),
+            jnp.where(running, finish, out.finish).astype(jnp.int32),
+        ),
+    )

@@ -1,0 +1,214 @@
+"""Several responses to each prompt: all or each of them, the best of n, or those good enough.
+
+Best of n: its divergence from the model is at most log n - (n - 1) / n nats (Stiennon et al. 2020,
+appendix G.3). Good enough, "above": rejection sampling, as for Llama 2 or STaR. What a response is
+worth is said by reward functions (`train.reward`), a reward model's run, or both.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jaxlm.core import keyed_random
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.feedback import output, prompt_files, scorers
+from jaxlm.feedback.chat_model import Said, Voice
+from jaxlm.feedback.journal import Record
+from jaxlm.feedback.prompt_files import Ask
+from jaxlm.train.rl import reward_functions
+
+Keep = Literal["all", "each", "best", "above"]
+
+BELOW = "no response is good enough"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How many responses, and which of them are kept."""
+
+    prompts: str
+    """Records with prompts (asks.py): a file, directory or glob."""
+    out: str
+    """The .jsonl file that records are appended to; those that it has are not made again."""
+    count: int = 4
+    """Responses to each prompt."""
+    keep: Keep = "all"
+    """`all` in one record, with their scores if there are any; `each` as a pair to train on; the
+    `best` as such a pair; or each that is `above` the threshold, equal ones once."""
+    threshold: float = 0.0
+    """With keep="above": the least score that is good enough."""
+    rewards: tuple[str, ...] = ()
+    """Reward functions by name, "file.py:function" or "module:function"; scores are summed."""
+    weights: tuple[float, ...] = ()
+    """A factor for each reward function; () is 1 for all."""
+    reward_model: str | None = None
+    """A run directory of objective reward, whose score is added; None adds none."""
+    reward_seconds: float = 60.0
+    """How long one call of a reward function of your own may take."""
+    unfinished: output.Unfinished = "drop"
+    """What becomes of responses that were cut at sampling.max_new."""
+    seed: int = 0
+    """Decides the samples, each with its prompt's id: no other record matters."""
+    batch: int = 64
+    """Prompts that are responded to together, and then written."""
+    sampling: Sampling = Sampling(max_new=256)
+    """How responses are sampled; its own seed stays 0."""
+
+
+class _Response(NamedTuple):
+    """score: None where nothing says what a response is worth."""
+
+    said: Said
+    seed: int
+    score: float | None
+
+
+def run(voice: Voice, settings: Settings) -> output.Summary:
+    """Append records of every prompt that `out` lacks: {prompt, responses, seeds, finish, scores}
+    of all responses, or {prompt, completion, score, seed, finish} of those that are kept.
+
+    The summary's facts, where there are scores: their mean, and that of each prompt's best, over
+    the prompts of this run.
+
+    Raises: as `critique.run`; `train.reward.Failed` naming the sample that got no score.
+    """
+    _check(settings)
+    given = prompt_files.read(settings.prompts)
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(output.opened(settings.out, _provenance(voice, settings)))
+        scorer = stack.enter_context(_scorer(settings))
+        means: list[tuple[float, float]] = []
+        for part in out.parts(given, settings.batch):
+            for ask, found in _responded(voice, settings, part, scorer, out):
+                scores = [r.score for r in found if r.score is not None]
+                means += [(sum(scores) / len(scores), max(scores))] if scores else []
+                for record in _records(settings, ask, found, out):
+                    out.keep(record)
+            out.write()
+        return out.summary(_facts(means))
+
+
+def _check(settings: Settings) -> None:
+    output.at_least(1, count=settings.count, batch=settings.batch)
+    scored = bool(settings.rewards) or settings.reward_model is not None
+    if settings.keep in ("best", "above") and not scored:
+        raise ValueError(
+            f"keep: {settings.keep!r} given without rewards or reward_model, which say what a "
+            "response is worth"
+        )
+    if settings.keep != "above" and settings.threshold:
+        raise ValueError(f"threshold: {settings.threshold} given, which keep='above' alone reads")
+    if problems := reward_functions.problems(settings.rewards, settings.weights):
+        raise ValueError("rewards: " + "; ".join(problems))
+    if not settings.reward_seconds > 0:
+        raise ValueError(f"reward_seconds: {settings.reward_seconds} given; it must be above 0")
+
+
+def _provenance(voice: Voice, settings: Settings) -> Record:
+    made = output.provenance("sample", voice, settings)
+    del made["settings"]["reward_seconds"]
+    if settings.reward_model is not None:
+        made["settings"]["reward_model"] = scorers.about(settings.reward_model)
+    return made
+
+
+@contextlib.contextmanager
+def _scorer(settings: Settings) -> Iterator[scorers.Scorer | None]:
+    """What says what responses are worth; None if nothing does."""
+    with contextlib.ExitStack() as stack:
+        parts: list[scorers.Scorer] = []
+        if settings.rewards:
+            functions = stack.enter_context(
+                reward_functions.opened(settings.rewards, settings.weights, settings.reward_seconds)
+            )
+            parts.append(scorers.functions(functions))
+        if settings.reward_model is not None:
+            parts.append(scorers.model(settings.reward_model))
+        yield scorers.total(parts) if parts else None
+
+
+def _responded(
+    voice: Voice,
+    settings: Settings,
+    part: Sequence[Ask],
+    scorer: scorers.Scorer | None,
+    out: output.Output,
+) -> list[tuple[Ask, list[_Response]]]:
+    """The responses to each prompt, scored; prompts that there is no room for are left out."""
+    many = [ask for ask in part for _ in range(settings.count)]
+    seeds = [
+        keyed_random.seed(settings.seed, ask.id, "response", i)
+        for ask in part
+        for i in range(settings.count)
+    ]
+    talks = [list(ask.messages) for ask in many]
+    said = out.say(voice, settings.sampling, [ask.id for ask in many], talks, seeds)
+    made = [(a, s, n) for a, s, n in zip(many, said, seeds, strict=True) if s is not None]
+    scores: list[float | None] = [None] * len(made)
+    if scorer is not None:
+        scores = list(scorer([(a, s) for a, s, _ in made]))
+    found: dict[str, tuple[Ask, list[_Response]]] = {}
+    for (ask, one, seed), score in zip(made, scores, strict=True):
+        found.setdefault(ask.id, (ask, []))[1].append(_Response(one, seed, score))
+    return list(found.values())
+
+
+def _records(
+    settings: Settings, ask: Ask, found: Sequence[_Response], out: output.Output
+) -> Iterator[Record]:
+    """The records of one prompt; it is dropped, with the reason, if there are none."""
+    fit = [r for r in found if output.flaw(r.said, settings.unfinished) is None]
+    if not fit:
+        reasons = {output.flaw(r.said, settings.unfinished) for r in found}
+        out.drop(ask.id, min(r for r in reasons if r is not None))
+        return
+    if settings.keep == "all":
+        yield _all(ask, fit)
+        return
+    chosen = fit if settings.keep == "each" else _good(settings, fit)
+    for i, r in enumerate(chosen):
+        name = ask.id if i == 0 else f"{ask.id}+{i}"
+        told: dict[str, Any] = {"seed": r.seed, "finish": r.said.finish}
+        told |= {} if r.score is None else {"score": r.score}
+        yield {"id": name, **prompt_files.answered(ask.messages, r.said.text), **told}
+    if not chosen:
+        out.drop(ask.id, BELOW)
+
+
+def _good(settings: Settings, fit: Sequence[_Response]) -> list[_Response]:
+    """The best, or all above the threshold, the best first. One answer that is sampled twice is one
+    answer."""
+    ranked = sorted(fit, key=lambda r: -_score(r))
+    if settings.keep == "best":
+        return ranked[:1]
+    once: dict[str, _Response] = {}
+    for r in ranked:
+        if _score(r) >= settings.threshold:
+            once.setdefault(r.said.text, r)
+    return list(once.values())
+
+
+def _all(ask: Ask, found: Sequence[_Response]) -> Record:
+    record: Record = {
+        "id": ask.id,
+        "prompt": prompt_files.written(ask.messages),
+        "responses": [r.said.text for r in found],
+        "seeds": [r.seed for r in found],
+        "finish": [r.said.finish for r in found],
+    }
+    if found[0].score is not None:
+        record["scores"] = [_score(r) for r in found]
+    return record
+
+
+def _score(response: _Response) -> float:
+    assert response.score is not None
+    return response.score
+
+
+def _facts(means: Sequence[tuple[float, float]]) -> dict[str, float]:
+    if not means:
+        return {}
+    mean, best = (sum(column) / len(means) for column in zip(*means, strict=True))
+    return {"score": mean, "best_score": best}

@@ -1,0 +1,175 @@
+"""What came of a run of feedback: records, those left out with the reason, and a summary."""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from jaxlm.core import config
+from jaxlm.data.templates.template import Message
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.feedback import journal
+from jaxlm.feedback.chat_model import Conversation, Said, Voice
+from jaxlm.feedback.journal import Journal, Record
+
+Unfinished = Literal["drop", "keep"]
+
+# Fields of settings that change no record, and those that say where something is.
+_EXECUTION = ("out", "batch")
+_FILES = ("prompts", "pairs", "seeds", "constitution")
+
+NO_ROOM = "the conversation and sampling.max_new exceed the model's positions"
+UNFINISHED = "cut at sampling.max_new"
+EMPTY = "nothing was said"
+
+
+class Summary(NamedTuple):
+    """out: the file. written: records added now; found: those it had. dropped: how many inputs were
+    left out in all, by reason; their ids are in `.NAME.dropped` beside the file. facts: what else
+    was measured over all records."""
+
+    out: str
+    written: int
+    found: int
+    dropped: dict[str, int]
+    facts: dict[str, Any]
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+class Output:
+    """Records on their way to a file: kept or dropped, and written together, batch by batch."""
+
+    def __init__(self, kept: Journal, dropped: Journal):
+        self._kept, self._dropped = kept, dropped
+        self._keep: list[Record] = []
+        self._drop: dict[str, str] = {}
+
+    @property
+    def records(self) -> list[Record]:
+        """All records written so far, those of earlier runs first."""
+        return self._kept.records
+
+    def parts(self, given: Sequence[N], batch: int) -> Iterator[Sequence[N]]:
+        """The inputs that nothing is known of yet, `batch` at a time."""
+        done = self._kept.ids | self._dropped.ids
+        left = [x for x in given if x.id not in done]
+        for start in range(0, len(left), batch):
+            yield left[start : start + batch]
+
+    def keep(self, record: Record) -> None:
+        """Add a record to the next write."""
+        self._keep.append(record)
+
+    def drop(self, name: str, reason: str) -> None:
+        """Leave an input out, once and for all."""
+        self._drop.setdefault(name, reason)
+
+    def write(self) -> None:
+        """Put what was kept and dropped on the disk. Raises: io.WriteError."""
+        if self._keep:
+            self._kept.append(self._keep)
+        if self._drop:
+            self._dropped.append([{"id": i, "reason": why} for i, why in self._drop.items()])
+        self._keep, self._drop = [], {}
+
+    def say(
+        self,
+        voice: Voice,
+        sampling: Sampling,
+        names: Sequence[str],
+        talks: Sequence[Conversation],
+        seeds: Sequence[int],
+    ) -> list[Said | None]:
+        """What the voice says in each conversation, each with its own seed; None, and the input is
+        dropped, where there is no room for it."""
+        fit = [i for i, talk in enumerate(talks) if voice.fits(talk, sampling.max_new)]
+        for i in sorted(set(range(len(talks))) - set(fit)):
+            self.drop(names[i], NO_ROOM)
+        how = [dataclasses.replace(sampling, seed=seeds[i]) for i in fit]
+        said: list[Said | None] = [None] * len(talks)
+        for i, one in zip(fit, voice.say([talks[i] for i in fit], how) if fit else [], strict=True):
+            said[i] = one
+        return said
+
+    def passes(self, name: str, said: Said, unfinished: Unfinished) -> bool:
+        """Whether an answer is fit to be trained on; else it is dropped."""
+        reason = flaw(said, unfinished)
+        if reason is not None:
+            self.drop(name, reason)
+        return reason is None
+
+    def summary(self, facts: dict[str, Any] | None = None) -> Summary:
+        """What came of it."""
+        kept = self._kept
+        reasons = collections.Counter(r["reason"] for r in self._dropped.records)
+        return Summary(
+            str(kept.path), len(kept.records) - kept.found, kept.found, dict(reasons), facts or {}
+        )
+
+
+def flaw(said: Said, unfinished: Unfinished) -> str | None:
+    """Why an answer is not fit to be trained on: a cut one would teach to end in the middle. None
+    if it is."""
+    if not said.text.strip():
+        return EMPTY
+    return UNFINISHED if unfinished == "drop" and not said.whole else None
+
+
+@contextlib.contextmanager
+def opened(path: str, provenance: Record) -> Iterator[Output]:
+    """The Output of a file. Raises: as `journal.opened`; ValueError for a name without .jsonl."""
+    out = pathlib.Path(path).expanduser()
+    if out.suffix != ".jsonl":
+        raise ValueError(f"out: {path!r} given; a name that ends in .jsonl is needed")
+    # hidden, so that whoever trains on the folder does not read it
+    beside = out.with_name(f".{out.name}.dropped")
+    with journal.opened(out, provenance) as kept, journal.opened(beside, provenance) as dropped:
+        yield Output(kept, dropped)
+
+
+def provenance(by: str, voice: Voice, settings: Any) -> Record:
+    """What every record says of how it was made: the model, all settings that matter, and where
+    what was read is. That may move: a model is known by its run and step, a prompt by its id.
+
+    Raises: ValueError for a sampling.seed, which would do nothing.
+    """
+    if settings.sampling.seed:
+        raise ValueError(
+            f"sampling.seed: {settings.sampling.seed} given; every sample has a seed of its own, "
+            "which `seed` decides"
+        )
+    found = config.to_dict(settings)
+    del found["sampling"]["seed"]
+    places = {name: found[name] for name in _FILES if name in found}
+    return {
+        "by": by,
+        "model": config.without(voice.about, "folder"),
+        "settings": {k: v for k, v in found.items() if k not in (*_EXECUTION, *_FILES)},
+        journal.FILES: {"run": voice.about["folder"]} | places,
+    }
+
+
+def at_least(least: int, **values: int) -> None:
+    """Raises: ValueError naming the first value below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}: {value} given; at least {least} is needed")
+
+
+def assistant(text: str) -> Message:
+    """A message of the model."""
+    return Message("assistant", text)
+
+
+def user(text: str) -> Message:
+    """A message to the model."""
+    return Message("user", text)

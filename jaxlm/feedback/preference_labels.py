@@ -1,0 +1,291 @@
+"""AI preference labels: which of two responses follows a principle better, by the model's own odds.
+
+The model is asked twice, with either response first; each time the softmax of the log-probabilities
+of the two choices is its answer, and the mean of both is free of a liking for one place. Bai et al.
+2022 ("Constitutional AI"), section 4.1; Lee et al. 2023 ("RLAIF"), section 3.1 on the order.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.core import keyed_random
+from jaxlm.data.records import records
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.feedback import output, principles, prompt_files
+from jaxlm.feedback.chat_model import Conversation, Voice
+from jaxlm.feedback.journal import Record
+from jaxlm.feedback.principles import Constitution, Principle
+from jaxlm.feedback.prompt_files import Messages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is compared, and how."""
+
+    pairs: str
+    """Records: {prompt, response_a, response_b}; {prompt, responses}, of which every two different
+    ones are compared; or those of `revise`, whose response_a is the first answer and response_b the
+    last revision. A file, directory or glob."""
+    out: str
+    """The .jsonl file that records are appended to; those that it has are not made again."""
+    constitution: str = principles.DEFAULT
+    """A file of principles (principles.py), or "default"."""
+    each: int = 1
+    """Principles that each pair is compared by, drawn anew; their answers are averaged."""
+    thought: bool = False
+    """Whether the model thinks aloud before it chooses."""
+    clamp: tuple[float, float] | None = None
+    """Bounds of the preference, such as 0.4 0.6 with thoughts, whose choices are too sure."""
+    seed: int = 0
+    """Decides principles and thoughts, each with its pair's id: no other record matters."""
+    batch: int = 256
+    """Pairs that are compared together, and then written."""
+    sampling: Sampling = Sampling(max_new=256)
+    """How thoughts are sampled; its own seed stays 0."""
+
+
+class Pair(NamedTuple):
+    """Two responses to one prompt."""
+
+    id: str
+    messages: Messages
+    a: str
+    b: str
+
+
+class Judgement(NamedTuple):
+    """Of one principle: log_probs[order, choice], order 0 with response a first; and the thoughts
+    of both orders, "" without."""
+
+    principle: str
+    log_probs: np.ndarray
+    thoughts: tuple[str, str]
+
+    @property
+    def readings(self) -> tuple[float, float]:
+        """The probability that b is better, as read with a first and with b first."""
+        a_first, b_first = self.log_probs
+        return _softmax(a_first[1] - a_first[0]), _softmax(b_first[0] - b_first[1])
+
+
+def run(voice: Voice, settings: Settings) -> output.Summary:
+    """Append {prompt, response_a, response_b, preference, judgements} of every pair that `out`
+    lacks. preference is the probability that b is better; equal odds are 0.5.
+
+    The summary's facts: "position_bias", how much likelier than half the first place is chosen, in
+    the mean and with its sign; "flips", the share of readings that the order of the two turns
+    around; "mass", the probability that the model says one of the choices at all.
+
+    Raises: as `critique.run`.
+    """
+    constitution = principles.load(settings.constitution)
+    _check(settings, constitution)
+    given = read(settings.pairs)
+    provenance = output.provenance("label", voice, settings) | {
+        "constitution": principles.digest(constitution)
+    }
+    with output.opened(settings.out, provenance) as out:
+        for part in out.parts(given, settings.batch):
+            found = _judged(voice, settings, constitution, part, out)
+            for pair in part:
+                if pair.id in found:
+                    out.keep(_record(settings, pair, found[pair.id]))
+            out.write()
+        return out.summary(_facts(out.records))
+
+
+def _check(settings: Settings, constitution: Constitution) -> None:
+    output.at_least(1, each=settings.each, batch=settings.batch)
+    have = len(constitution.principles)
+    if settings.each > have:
+        raise ValueError(f"each: {settings.each} given; {settings.constitution} has {have}")
+    if not settings.thought and settings.sampling != Settings(pairs="", out="").sampling:
+        raise ValueError("sampling: given without thought=True; nothing else is sampled")
+    if settings.clamp is not None and not 0 <= settings.clamp[0] <= 0.5 <= settings.clamp[1] <= 1:
+        raise ValueError(f"clamp: {settings.clamp} given; 0 <= low <= 0.5 <= high <= 1 is needed")
+
+
+def read(name: str) -> list[Pair]:
+    """The pairs of a file, directory or glob, in order.
+
+    Raises: FileNotFoundError; ValueError naming the place for a record that has no two responses,
+    and if no pair is left.
+    """
+    found = []
+    name_of = prompt_files.Names()
+    for record in records.read(name):
+        messages = prompt_files.messages(record)
+        for a, b in _responses(record):
+            found.append(Pair(name_of([list(m) for m in messages], a, b), messages, a, b))
+    if not found:
+        raise ValueError(f"pairs: {name} holds no two different responses to a prompt")
+    return found
+
+
+def _responses(record: records.Record) -> Iterator[tuple[str, str]]:
+    value = record.value
+    if "responses" in value:
+        given = value["responses"]
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"{record.origin}: responses: a list of texts is needed")
+        said = list(dict.fromkeys(given))
+    elif "response_a" in value:
+        said = [records.text(record, "response_a"), records.text(record, "response_b")]
+    elif "rounds" in value:
+        last = "completion" if "completion" in value else "messages"
+        end = value[last] if last == "completion" else value[last][-1]["content"]
+        said = [records.text(record, "response"), end]
+    else:
+        raise records.missing(record, "responses", "response_a")
+    return (pair for pair in itertools.combinations(said, 2) if pair[0] != pair[1])
+
+
+# --- Judging ---------------------------------------------------------------------------------
+
+
+class _Question(NamedTuple):
+    """One principle and one order; a_first says which response is the first choice."""
+
+    pair: Pair
+    principle: Principle
+    a_first: bool
+
+
+def _judged(
+    voice: Voice,
+    settings: Settings,
+    constitution: Constitution,
+    part: Sequence[Pair],
+    out: output.Output,
+) -> dict[str, list[Judgement]]:
+    """{pair's id: a Judgement of each principle}; pairs that there is no room for are dropped."""
+    asked = [
+        _Question(pair, principle, a_first)
+        for pair in part
+        for principle in keyed_random.distinct(
+            constitution.principles, settings.each, settings.seed, pair.id, "principle"
+        )
+        for a_first in (True, False)
+    ]
+    talks = [[output.user(question(constitution, settings.thought, *q))] for q in asked]
+    thoughts = [""] * len(asked)
+    if settings.thought:
+        said = _thoughts(voice, settings, asked, talks, out)
+        thoughts = [s or "" for s in said]
+        talks = [
+            [*talk, output.assistant(thought), output.user(constitution.conclude)]
+            for talk, thought in zip(talks, thoughts, strict=True)
+        ]
+        lost = {q.pair.id for q, s in zip(asked, said, strict=True) if s is None}
+    else:
+        lost = set()
+    lost |= _without_room(voice, asked, talks, lost, out)
+    left = [i for i, q in enumerate(asked) if q.pair.id not in lost]
+    weighed = voice.weigh([talks[i] for i in left], constitution.choices) if left else []
+    found: dict[str, list[Judgement]] = {}
+    # both orders of a question stand side by side
+    for at in range(0, len(left), 2):
+        i, j = left[at : at + 2]
+        both = np.array(weighed[at : at + 2], np.float64)
+        made = Judgement(asked[i].principle.name, both, (thoughts[i], thoughts[j]))
+        found.setdefault(asked[i].pair.id, []).append(made)
+    return found
+
+
+def question(
+    constitution: Constitution, thought: bool, pair: Pair, principle: Principle, a_first: bool
+) -> str:
+    """What the model is asked about a pair."""
+    said = [
+        principles.fill(constitution.turn, {"role": m.role.capitalize(), "text": m.text})
+        for m in pair.messages
+    ]
+    first, second = (pair.a, pair.b) if a_first else (pair.b, pair.a)
+    parts = {"conversation": "".join(said), "question": principle.choice, "a": first, "b": second}
+    return principles.fill(constitution.think if thought else constitution.compare, parts)
+
+
+def _thoughts(
+    voice: Voice,
+    settings: Settings,
+    asked: Sequence[_Question],
+    talks: Sequence[Conversation],
+    out: output.Output,
+) -> list[str | None]:
+    seeds = [
+        keyed_random.seed(settings.seed, q.pair.id, "thought", q.principle.name, q.a_first)
+        for q in asked
+    ]
+    said = out.say(voice, settings.sampling, [q.pair.id for q in asked], talks, seeds)
+    return [None if s is None else s.text for s in said]
+
+
+def _without_room(
+    voice: Voice,
+    asked: Sequence[_Question],
+    talks: Sequence[Conversation],
+    lost: set[str],
+    out: output.Output,
+) -> set[str]:
+    """Ids of pairs whose question leaves no room for a choice, now dropped."""
+    found = {
+        q.pair.id
+        for q, talk in zip(asked, talks, strict=True)
+        if q.pair.id not in lost and not voice.fits(talk, _CHOICE)
+    }
+    for name in sorted(found):
+        out.drop(name, output.NO_ROOM)
+    return found
+
+
+_CHOICE = 16  # tokens that a choice may take, its end among them
+
+
+# --- What becomes of it ----------------------------------------------------------------------
+
+
+def preference(judgements: Sequence[Judgement], clamp: tuple[float, float] | None) -> float:
+    """The probability that b is better: the mean over principles and both orders, then clamped."""
+    mean = float(np.mean([j.readings for j in judgements]))
+    return mean if clamp is None else min(max(mean, clamp[0]), clamp[1])
+
+
+def _record(settings: Settings, pair: Pair, judgements: Sequence[Judgement]) -> Record:
+    told = []
+    for j in judgements:
+        one: Record = {"principle": j.principle, "log_probs": j.log_probs.tolist()}
+        if settings.thought:
+            one["thoughts"] = list(j.thoughts)
+        told.append(one)
+    return {
+        "id": pair.id,
+        "prompt": prompt_files.written(pair.messages),
+        "response_a": pair.a,
+        "response_b": pair.b,
+        "preference": preference(judgements, settings.clamp),
+        "judgements": told,
+    }
+
+
+def _facts(made: Sequence[Record]) -> dict[str, float]:
+    found = [np.array(j["log_probs"]) for record in made for j in record["judgements"]]
+    if not found:
+        return {}
+    every = np.stack(found)  # [n, order, choice]
+    first = 1 / (1 + np.exp(every[..., 1] - every[..., 0]))  # the first place is chosen
+    a_better = np.stack([first[:, 0], 1 - first[:, 1]], 1)
+    return {
+        "judgements": len(every),
+        "position_bias": float(first.mean() - 0.5),
+        "flips": float(np.mean((a_better[:, 0] - 0.5) * (a_better[:, 1] - 0.5) < 0)),
+        "mass": float(np.exp(every).sum(-1).mean()),
+    }
+
+
+def _softmax(difference: float) -> float:
+    """e^d / (1 + e^d)."""
+    return float(1 / (1 + np.exp(-difference)))

@@ -1,0 +1,109 @@
+"""What is to be responded to: the prompts of a file of records (data/records/records.py).
+
+{"prompt": "..."}                               or a list of {role, content} messages
+{"messages": [..., {"role": "user", ...}]}      a conversation; what the assistant says last is
+                                                left out, since that is what is asked for
+{"instruction": "...", "input": "..."}          Alpaca's; the input may be empty or absent
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxlm.data.records import messages as reading
+from jaxlm.data.records import records
+from jaxlm.data.records.messages import Message
+
+Messages = tuple[Message, ...]
+
+
+class Ask(NamedTuple):
+    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which says
+    nothing of where it stands; record: the whole of what was read."""
+
+    id: str
+    messages: Messages
+    record: records.Record
+
+
+def read(name: str) -> list[Ask]:
+    """The prompts of a file, directory or glob, in order.
+
+    Raises: FileNotFoundError; ValueError naming the place for a record that asks nothing, and if
+    there is no record.
+    """
+    name_of, found = Names(), []
+    for record in records.read(name):
+        said = messages(record)
+        found.append(Ask(name_of([m.plain() for m in said]), said, record))
+    if not found:
+        raise ValueError(f"prompts: {name} holds no record")
+    return found
+
+
+class Names:
+    """Names by what is named, JSON values: equal ones are numbered, so that each has its own."""
+
+    def __init__(self) -> None:
+        self._seen: collections.Counter[str] = collections.Counter()
+
+    def __call__(self, *parts: Any) -> str:
+        """The next name of these parts."""
+        digest = records.digest(parts)[:16]
+        self._seen[digest] += 1
+        seen = self._seen[digest]
+        return digest if seen == 1 else f"{digest}.{seen}"
+
+
+def messages(record: records.Record) -> Messages:
+    """The messages of a record up to the one that is asked for. Raises: ValueError, as `read`."""
+    value = record.value
+    if "prompt" in value:
+        found = _turns(record, "prompt")
+    elif "messages" in value:
+        found = _turns(record, "messages")
+        while found and found[-1].role == "assistant":
+            found = found[:-1]
+    elif "instruction" in value:
+        parts = [records.text(record, "instruction")]
+        parts += [records.text(record, "input")] if value.get("input") else []
+        found = (Message("user", "\n\n".join(parts)),)
+    else:
+        raise records.missing(record, "prompt", "messages", "instruction")
+    if not found or found[-1].role != "user":
+        raise ValueError(f"{record.origin}: the last message must be the user's")
+    if variables := reading.variables(record):
+        raise ValueError(
+            f"{record.origin}: field {[*variables][0]!r} is for chat templates, which are given "
+            "messages alone here; leave it out"
+        )
+    return reading.with_system(record, found)
+
+
+def written(said: Sequence[Message]) -> Any:
+    """The prompt as records have it: a string, or a list of messages where there are several."""
+    if len(said) == 1:
+        return said[0].text
+    return [{"role": m.role, "content": m.text} | m.fields() for m in said]
+
+
+def answered(said: Sequence[Message], answer: str) -> dict[str, Any]:
+    """Prompt and answer as a record to train on (data/records/chats.py): prompt and completion, or
+    messages where the prompt has several."""
+    if len(said) == 1:
+        return {"prompt": said[0].text, "completion": answer}
+    return {"messages": written([*said, Message("assistant", answer)])}
+
+
+def _turns(record: records.Record, field: str) -> Messages:
+    given = record.value[field]
+    if not isinstance(given, list):
+        return (Message("user", records.text(record, field)),)
+    return tuple(_message(f"{record.origin}: {field}[{i}]", m) for i, m in enumerate(given))
+
+
+def _message(where: str, given: Any) -> Message:
+    found = reading.read(given, where)
+    if found.role not in (*reading.ROLES, "tool"):
+        raise ValueError(f"{where}: role {found.role!r} is none of {[*reading.ROLES, 'tool']}")
+    return found

@@ -1,0 +1,202 @@
+"""Self-instruct: new instructions in the manner of given ones, each unlike all before it.
+
+Wang et al. 2023 ("Self-Instruct"), section 2.2, and the filters of its code. The model is shown
+numbered instructions, seeds and some of its own, and goes on with the list. What it says is cut at
+the numbers; an instruction is kept if it passes the filters and its ROUGE-L with every seed and
+with everything kept before it is at most `most_alike`.
+"""
+
+import dataclasses
+import pathlib
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxlm.core import keyed_random
+from jaxlm.data.records import records
+from jaxlm.decode.token_sampling import Sampling
+from jaxlm.feedback import journal, output, rouge
+from jaxlm.feedback.chat_model import Said, Voice
+from jaxlm.feedback.journal import Journal, Record
+
+# What a model of text alone cannot do or be shown, by the code's list.
+_KEYWORD = re.compile(
+    r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
+)
+_NUMBER = re.compile(r"(?:^|\n)[ \t]*\d+[ \t]*[.)][ \t]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How many instructions are wanted, in the manner of which, and how new they are to be."""
+
+    seeds: str
+    """Records with an `instruction`, such as Alpaca's: a file, directory or glob."""
+    out: str
+    """The .jsonl file that records are appended to; a later run goes on from there."""
+    count: int = 100
+    """Instructions wanted in all."""
+    rounds: int = 100
+    """Rounds at most, if there are not enough before."""
+    requests: int = 8
+    """Lists that are asked for in a round; all of them see what was kept before it."""
+    shown: int = 8
+    """Instructions in each request."""
+    own: int = 2
+    """Of those, the model's own, as soon as there are as many."""
+    most_alike: float = 0.7
+    """The largest ROUGE-L that an instruction may have with another."""
+    heading: str = "Here is a list of varied tasks that a writing assistant may be given:"
+    """What stands above the list."""
+    seed: int = 0
+    """Decides what is shown, and the samples."""
+    sampling: Sampling = Sampling(max_new=512, stop_strings=("\n\n",))
+    """How lists are continued; its own seed stays 0."""
+
+
+class Candidate(NamedTuple):
+    """An instruction that the model wrote: the place-th of a request."""
+
+    request: int
+    place: int
+    text: str
+
+
+def run(voice: Voice, settings: Settings) -> output.Summary:
+    """Append {instruction, round, shown, nearest, ...} until `out` has settings.count of them.
+
+    What was left out is counted by reason, over this run.
+
+    Raises: ValueError and FileNotFoundError, before the model says anything, for settings and
+    seeds that do not fit, and where the model has no room for a request.
+    """
+    _check(settings)
+    seeds = [records.text(r, "instruction") for r in records.read(settings.seeds)]
+    if settings.shown > len(seeds):
+        raise ValueError(
+            f"seeds: {settings.seeds} holds {len(seeds)} instructions; shown={settings.shown} "
+            "needs as many"
+        )
+    out = pathlib.Path(settings.out).expanduser()
+    left: Counter[str] = Counter()
+    with journal.opened(out, _provenance(voice, settings)) as made:
+        done = {record["id"]: record for record in made.records}
+        first = max((record["round"] for record in made.records), default=0)
+        for number in range(first, settings.rounds):
+            if len(made.records) >= settings.count:
+                break
+            _round(voice, settings, seeds, made, done, number, left)
+        written = len(made.records) - made.found
+        return output.Summary(str(out), written, made.found, dict(left), {})
+
+
+def _check(settings: Settings) -> None:
+    for name in ("count", "rounds", "requests", "shown"):
+        output.at_least(1, **{name: getattr(settings, name)})
+    if not 0 <= settings.own <= settings.shown:
+        raise ValueError(f"own: {settings.own} given; 0 .. shown={settings.shown} is needed")
+    if not 0 <= settings.most_alike <= 1:
+        raise ValueError(f"most_alike: {settings.most_alike} given; 0 .. 1 is needed")
+    if not settings.out.endswith(".jsonl"):
+        raise ValueError(f"out: {settings.out!r} given; a name that ends in .jsonl is needed")
+
+
+def _provenance(voice: Voice, settings: Settings) -> Record:
+    made = output.provenance("instruct", voice, settings)
+    # more of the same: a file may be gone on with
+    wanted = {k: v for k, v in made["settings"].items() if k not in ("count", "rounds")}
+    return made | {"settings": wanted, "seeds": records.fingerprint(settings.seeds)}
+
+
+def _round(
+    voice: Voice,
+    settings: Settings,
+    seeds: Sequence[str],
+    made: Journal,
+    done: dict[str, Record],
+    number: int,
+    left: Counter[str],
+) -> None:
+    """One round. It may be one that was cut short: what it had kept is kept again, so that what
+    follows is judged as if nothing had happened."""
+    own = [r["instruction"] for r in made.records if r["round"] < number]
+    shown = [_shown(settings, seeds, own, number, i) for i in range(settings.requests)]
+    talks = [[output.user(request(settings.heading, s))] for s in shown]
+    if not all(voice.fits(talk, settings.sampling.max_new) for talk in talks):
+        raise ValueError(
+            f"sampling.max_new: a request of shown={settings.shown} instructions and "
+            f"{settings.sampling.max_new} tokens exceed the model's positions; lower either"
+        )
+    drawn = [keyed_random.seed(settings.seed, "list", number, i) for i in range(settings.requests)]
+    how = [dataclasses.replace(settings.sampling, seed=s) for s in drawn]
+    pool, new = rouge.Pool([*seeds, *own]), []
+    for candidate in candidates(voice.say(talks, how)):
+        name = f"{number}.{candidate.request}.{candidate.place}"
+        near = pool.nearest(candidate.text)
+        reason = None if name in done else unfit(candidate.text, near, settings.most_alike)
+        if reason is not None:
+            left[reason] += 1
+            continue
+        pool.add(candidate.text)
+        if name not in done and len(made.records) + len(new) < settings.count:
+            new.append({
+                "id": name,
+                "instruction": candidate.text,
+                "round": number,
+                "seed": drawn[candidate.request],
+                "shown": shown[candidate.request],
+                "nearest": {"rouge_l": near.score, "instruction": near.text},
+            })  # fmt: skip
+    if new:
+        made.append(new)
+
+
+def _shown(
+    settings: Settings, seeds: Sequence[str], own: Sequence[str], number: int, place: int
+) -> list[str]:
+    """The instructions of one request, the model's own among them, in a drawn order."""
+    at = (settings.seed, "shown", number, place)
+    mine = min(settings.own, len(own))
+    picked = keyed_random.distinct(own, mine, *at, "own")
+    picked += keyed_random.distinct(seeds, settings.shown - mine, *at, "seeds")
+    return keyed_random.distinct(picked, len(picked), *at, "order")
+
+
+def request(heading: str, shown: Sequence[str]) -> str:
+    """The list that the model goes on with: it ends with the next number."""
+    lines = [f"{i}. {' '.join(text.split())}" for i, text in enumerate(shown, 1)]
+    return "\n".join([heading, *lines, f"{len(shown) + 1}."])
+
+
+def candidates(said: Sequence[Said]) -> list[Candidate]:
+    """The instructions in what was said, in order. The last of a list that was cut at the sampling
+    length is left out, as it may be half an instruction."""
+    found = []
+    for number, one in enumerate(said):
+        texts = [" ".join(part.split()) for part in _NUMBER.split(one.text)]
+        texts = [text for text in texts if text]
+        texts = texts if one.whole else texts[:-1]
+        found += [Candidate(number, i, text[0].upper() + text[1:]) for i, text in enumerate(texts)]
+    return found
+
+
+def unfit(text: str, near: rouge.Near, most_alike: float) -> str | None:
+    """Why an instruction is not kept; None if it is."""
+    count = len(text.split())
+    if count <= 3:
+        return "3 words or fewer"
+    if count > 150:
+        return "more than 150 words"
+    if _KEYWORD.search(text):
+        return "needs more than text"
+    if text.startswith("Write a program"):
+        return "begins with 'Write a program'"
+    if text[0] in string.punctuation:
+        return "begins with punctuation"
+    if not text[0].isascii():
+        return "begins with a letter that is not ASCII"
+    if near.score > most_alike:
+        return "like another"
+    return None

@@ -1,0 +1,155 @@
+"""Multi-head latent attention: keys and values of all heads from one small vector a token.
+DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C.
+
+A token's latent c [R] is what its keys and values are made of; beside it stands one rotary key
+[H_r], which all heads share, since a turned key could not be made from c by a constant matrix. The
+same function has two forms:
+
+    expanded   k = [c W_k, rope], v = c W_v, per head       training, prefill
+    absorbed   q W_k^T and the rotary query meet [c, rope]; what they take from it, times W_v
+
+The cache holds [c, rope] alone, R + H_r elements a token, and the absorbed form reads it as it
+lies: multi-query attention in which the cache is both the key and the value.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.models.layers import mha
+from jaxlm.ops import attention as ops_attention
+from jaxlm.ops import linear, norm, rope
+from jaxlm.ops.attention import At
+from jaxlm.parallel.plan import Plan
+
+
+def spec(
+    *,
+    embed: int,
+    heads: int,
+    q_rank: int | None,
+    rank: int,
+    nope: int,
+    rotary: int,
+    value: int,
+    out: param.Init,
+) -> param.Tree:
+    """The weights of one layer.
+
+    q_rank: size of the queries' own latent, None for queries made from the residual stream at
+    once. nope, rotary: the unturned and the turned dimensions of a head's query and key. value: a
+    head's value. out starts the matrix into the residual stream.
+    """
+    wide = {"embed": embed, "heads": heads, "rank": rank, "q_rank": q_rank or 1}
+    q, k, v, turned = (
+        param.shaper(**wide, head=size) for size in (nope + rotary, nope, value, rotary)
+    )
+    tree = {
+        "latent": q("embed -> rank"),
+        "latent_norm": q("rank", init=param.ones),
+        "rope": turned("embed -> head"),
+        # a matrix for each head, as the absorbed form reads them: [R, N, H] would be transposed,
+        # that is copied, at every token
+        "k": k("heads | rank -> head"),
+        "v": v("heads | rank -> head"),
+        "o": v("heads head -> embed", init=out),
+    }
+    if q_rank is None:
+        return tree | {"q": q("embed -> heads head")}
+    return tree | {
+        "q_latent": q("embed -> q_rank"),
+        "q_latent_norm": q("q_rank", init=param.ones),
+        "q": q("q_rank -> heads head"),
+    }
+
+
+def apply(
+    w: param.Tree,
+    h: jax.Array,
+    at: At,
+    memory: mha.Memory,
+    plan: Plan,
+    *,
+    rotary: rope.Rotary,
+    interleaved: bool,
+    scale: float,
+    eps: float,
+) -> tuple[jax.Array, mha.Out]:
+    """The layer's output [B, T, D] for h [B, T, D], and the cache entries, {} when training.
+
+    scale multiplies q.k; eps is that of the latents' norms.
+    """
+    q = h
+    if "q_latent" in w:
+        q = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["q_latent"]), w["q_latent_norm"], eps)
+    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])
+    nope = w["k"].shape[-1]
+    q, q_turned = q[..., :nope], q[..., nope:]
+    q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)
+    latent = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["latent"]), w["latent_norm"], eps)
+    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]
+    turned = rope.apply(turned, at.positions, rotary, interleaved)
+
+    if memory is None or not memory[1].segments.shape[1]:
+        y = _expanded(w, q, q_turned, latent, turned, at, plan, scale)
+    else:
+        y = _absorbed(w, q, q_turned, latent, turned, at, memory, scale)
+    entries = {} if memory is None else {"latent": _joined(latent, turned)}
+    return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+
+
+def _expanded(
+    w: param.Tree,
+    q: jax.Array,
+    q_turned: jax.Array,
+    latent: jax.Array,
+    turned: jax.Array,
+    at: At,
+    plan: Plan,
+    scale: float,
+) -> jax.Array:
+    """Every head's keys and values made from the latents; values [B, T, N, H_v]."""
+    k, v = (
+        linear.einsum("BTR,RNH->BTNH", latent, jnp.swapaxes(w[name], 0, 1)) for name in ("k", "v")
+    )
+    turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))
+    q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
+    return mha.attend(q, k, v, at, None, plan, scale=scale)[0]
+
+
+def _absorbed(
+    w: param.Tree,
+    q: jax.Array,
+    q_turned: jax.Array,
+    latent: jax.Array,
+    turned: jax.Array,
+    at: At,
+    memory: tuple[dict[str, jax.Array], At],
+    scale: float,
+) -> jax.Array:
+    """The same without a key or a value of any head: queries go down to the latents, and what they
+    take there comes up as values [B, T, N, H_v]."""
+    old, slots = memory
+    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))
+    q = jnp.concatenate([q, q_turned], -1)
+    new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
+    # The rotary part is weighted along with the values and left out after: to leave it out before
+    # would copy the cache.
+    y = ops_attention.attend_cached(q, new, new, at, cache, cache, slots, scale=scale)
+    return jnp.einsum("BTNR,NRH->BTNH", y[..., : latent.shape[-1]], w["v"].astype(y.dtype))
+
+
+def _joined(latent: jax.Array, turned: jax.Array) -> jax.Array:
+    """What the cache holds of each token, [B, T, R + H_r]."""
+    return jnp.concatenate([latent, turned[:, :, 0]], -1)
+
+
+def cache(batch: int, slots: int, rank: int, rotary: int) -> dict[str, param.Param]:
+    """The cache spec of one layer: latents and rotary keys side by side, [B, S, R + H_r]."""
+    p = param.shaper(batch=batch, seq=slots, rank=rank + rotary)
+    return {"latent": p("batch seq rank", init=param.zeros)}
+
+
+def reach(heads: int, nope: int, rotary: int, value: int) -> mha.Reach:
+    """What a layer's attention costs in the expanded form: a key's and a value's elements."""
+    return mha.Reach(None, 2 * heads * (nope + rotary + value))

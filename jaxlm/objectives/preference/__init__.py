@@ -1,0 +1,1 @@
+"""Objectives of preferred and rejected responses."""

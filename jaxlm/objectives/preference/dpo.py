@@ -1,0 +1,264 @@
+"""Learning from preferences without a reward model: DPO and its relatives.
+
+The losses are in ops/losses/preference.py, each with its source; here is what they are given. A
+batch is `Choices`. Every ordered pair of a prompt's responses is a pair, and pairs are averaged per
+prompt, so a ranking of K weighs as much as one of two (Ouyang et al. 2022, section 3.5, for
+rewards). Of a preference that holds with probability p, both orders are learnt from, with p and 1 -
+p.
+
+The policy is read without dropout, as the reference is, whatever the model's own rate.
+"""
+
+import dataclasses
+import inspect
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.core.batch import Choices
+from jaxlm.data.records import preferences
+from jaxlm.models.layers import moe
+from jaxlm.models.model import Model
+from jaxlm.objectives import load_balancing
+from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.preference import kto, responses
+from jaxlm.ops.losses import preference
+from jaxlm.parallel.plan import Plan
+
+Name = Literal[
+    "dpo", "dpo_mean", "cdpo", "robust", "hinge", "ipo_sum", "ipo_mean", "exo", "discopop", "rpo",
+    "nca", "bco", "sppo", "apo_zero", "apo_down", "cpo", "simpo", "orpo", "kto_pair", "aot",
+    "aot_unpaired", "kto",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Raise the preferred response over the other, held to a reference. A field that the loss does
+    not read must be left as it is."""
+
+    KIND = "dpo"
+
+    loss: Name = "dpo"
+    """Which loss (ops/losses/preference.py). kto reads labelled responses, all others read
+    preferences."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference: the weight of the KL term whose optimum DPO
+    finds (Rafailov et al. used 0.1 to 0.5). For simpo the scale of its averages (Meng et al. used
+    2 to 10), for orpo the weight lambda of the odds ratio (0.1)."""
+    reference: Literal["frozen", "stored"] = "frozen"
+    """`frozen` holds the weights that this run begins from and computes their log-probabilities at
+    every step; `stored` computes them once for all examples, before the first step, and keeps them
+    on the disk. cpo, simpo and orpo read none."""
+    divergence: preference.Divergence = "reverse_kl"
+    """From what the policy is held to the reference by (f-DPO)."""
+    alpha: float = 0.5
+    """Of divergence="alpha", which is the reverse KL at 1."""
+    smoothing: float = 0.1
+    """How probable it is that a preference is the wrong way round: cdpo, robust, exo."""
+    gamma: float = 1.0
+    """The margin that simpo wants, after beta (Meng et al. used 0.3 to 1.6 times beta)."""
+    tau: float = 0.05
+    """Temperature of discopop's mixture."""
+    nll: float = 1.0
+    """Weight of the chosen response's negative log-likelihood, nats per token: rpo, cpo, orpo."""
+    nll_over: Literal["response", "text"] = "response"
+    """Whether that is of the response alone, or of the prompt with it, as in ORPO's code."""
+    desirable: float = 1.0
+    """Weight of desirable responses: kto, kto_pair."""
+    undesirable: float = 1.0
+    """Weight of undesirable ones. Ethayarajh et al. 2024, eq. 9: desirable / undesirable times the
+    ratio of their numbers should be in [1, 4/3]."""
+    balance: float = 0.0
+    """Weight of the experts' load-balancing loss, as for clm."""
+    router_z: float = 0.0
+    """Weight of the routers' z-loss, as for clm."""
+    bias_speed: float = 0.0
+    """How far each step moves the bias by which a router selects, as for clm."""
+
+    def __post_init__(self) -> None:
+        _check(self.loss in LOSSES, "loss", self.loss, f"one of {sorted(LOSSES)}")
+        positive = ("beta", "tau", "nll", "desirable", "undesirable")
+        for name in positive:
+            value = getattr(self, name)
+            _check(0 < value < float("inf"), name, value, "positive")
+        _check(0 < self.smoothing < 0.5, "smoothing", self.smoothing, "in (0, 0.5)")
+        for name in ("gamma", "balance", "router_z", "bias_speed"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        read = fields(self.loss, self.divergence)
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if field.name not in read and given != field.default:
+                raise ValueError(
+                    f"objective.{field.name}: {given!r} given, but loss={self.loss!r} does not "
+                    f"read it; leave it at {field.default!r}"
+                )
+
+
+def _check(right: bool, field: str, given: object, fit: str) -> None:
+    if not right:
+        raise ValueError(f"objective.{field}: {given!r} given; it must be {fit}")
+
+
+LOSSES = preference.PAIRS | preference.BATCHES | {"kto": preference.kto}
+
+
+def fields(loss: Name, divergence: preference.Divergence) -> set[str]:
+    """The fields of a Config that a loss reads: its keyword arguments, and what all read."""
+    read = {"loss", "balance", "router_z", "bias_speed", *_settings(loss)}
+    read |= {"nll_over"} if "nll" in read else set()
+    read |= {"reference"} if loss not in preference.FREE else set()
+    return read if divergence == "alpha" else read - {"alpha"}
+
+
+def _settings(loss: Name) -> list[str]:
+    found = inspect.signature(LOSSES[loss]).parameters.values()
+    return [p.name for p in found if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
+    """The loss summed over prompts that have a pair (kto: over labelled responses). Its weight is
+    their number, so that a pair weighs the same in every batch.
+
+    Reported, of chosen and rejected responses (kto: of desirable and undesirable ones), each an
+    average over pairs, averaged per prompt: the log-probability, the implicit reward (beta times
+    the log-ratio to the reference; of cpo, simpo and orpo beta times the log-probability, for the
+    latter two per token), and tokens; margin, the difference of the rewards; accuracy, how often it
+    is positive, where a tie counts 1/2; nll, nats per token, where the loss has it. Both
+    log-probabilities may fall while the margin grows: that is usual. kto also: baseline.
+
+    Raises: ValueError for models that are no decoders, and as `clm.build` for fields of experts.
+    """
+    _check_model(cfg, model)
+    routed = moe.has(model.spec)
+    settings = {name: getattr(cfg, name) for name in _settings(cfg.loss)}
+    held = cfg.loss not in preference.FREE and cfg.reference == "frozen"
+
+    def loss(
+        params: param.Tree, frozen: param.Tree, batch: Choices, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        del key  # dropout stays off
+        reference = _reference(cfg, model, frozen, batch, plan)
+        if reference is not None and cfg.loss == "kto":
+            labelled = kto.read(model, params, reference, batch, plan)
+            stats = labelled.stats
+            total, weight, sums = kto.loss(labelled, settings)
+        else:
+            found = responses.read(model, params, batch, reference, plan, cfg.nll_over == "text")
+            stats = found.stats
+            total, weight, sums = _paired(cfg, settings, found, batch)
+        if cfg.balance or cfg.router_z:
+            total += weight * load_balancing.loss(stats, cfg.balance, cfg.router_z)
+        return total, weight, sums | (load_balancing.sums(stats) if routed else {})
+
+    def adjust(params: param.Tree, sums: dict[str, jax.Array]) -> param.Tree:
+        return moe.rebalance(params, sums["load"], cfg.bias_speed)
+
+    def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        told = kto.report(sums) if cfg.loss == "kto" else {}
+        return told | (load_balancing.report(sums) if routed else {})
+
+    return Objective(
+        model.spec,
+        loss,
+        report=report if routed or cfg.loss == "kto" else None,
+        adjust=adjust if cfg.bias_speed else None,
+        frozen={"reference": Frozen(model.spec)} if held else {},
+    )
+
+
+def _reference(
+    cfg: Config, model: Model, frozen: param.Tree, batch: Choices, plan: Plan
+) -> jax.Array | None:
+    """float32[B, K] of the responses under the reference; None for losses that read none."""
+    if cfg.loss in preference.FREE:
+        return None
+    if cfg.reference == "frozen":
+        return responses.summed(model, frozen["reference"], batch, plan)
+    if batch.reference is None:
+        raise ValueError(
+            "objective.reference: 'stored' given, and the batch has no log-probabilities of a "
+            "reference"
+        )
+    return batch.reference
+
+
+def _paired(
+    cfg: Config, settings: dict[str, Any], found: responses.Read, batch: Choices
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(sum over prompts, prompts that have a pair, sums) of losses of pairs."""
+    order, has = ordered(batch.rank, found.there)
+    # [B, K, K], and the same harmless numbers for both where there is no pair
+    first, second = (
+        preference.Response(*(jnp.where(order > 0, x, 1.0) for x in side))
+        for side in (
+            [x[:, :, None] for x in found.responses],
+            [x[:, None, :] for x in found.responses],
+        )
+    )
+
+    def each(chosen: preference.Response, rejected: preference.Response) -> jax.Array:
+        if cfg.loss in preference.PAIRS:
+            return preference.PAIRS[cfg.loss](chosen, rejected, **settings)
+        return preference.BATCHES[cfg.loss](chosen, rejected, order, **settings)
+
+    certain = batch.preference[:, None, None]
+    mixed = certain * each(first, second) + (1 - certain) * each(second, first)
+    total = jnp.sum(jnp.where(order > 0, order * mixed, 0.0))
+    return total, jnp.sum(has, dtype=jnp.float32), _sums(cfg, found.responses, order)
+
+
+def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(float32[B, K, K], bool[B]): how much the pair (i, j) counts, 1 / the prompt's pairs where i
+    is ranked before j, else 0; and which prompts have a pair."""
+    both = there[:, :, None] & there[:, None, :]
+    before = both & (rank[:, :, None] < rank[:, None, :])
+    pairs = jnp.sum(before, axis=(1, 2), dtype=jnp.float32)
+    return before / jnp.maximum(pairs, 1.0)[:, None, None], pairs > 0
+
+
+def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str, jax.Array]:
+    """What is reported of pairs, as `build` says; `order` is from `ordered`."""
+    found = jax.lax.stop_gradient(found)
+    reward = cfg.beta * preference.ratio(found)
+    if cfg.loss in ("simpo", "orpo"):
+        reward = reward / found.tokens
+    chosen, rejected = jnp.sum(order, axis=2), jnp.sum(order, axis=1)
+    columns = {"reward": reward, "log_prob": found.log_prob, "tokens": found.tokens}
+    sums = {}
+    for name, column in columns.items():
+        sums[f"{name}_chosen"] = jnp.sum(chosen * column)
+        sums[f"{name}_rejected"] = jnp.sum(rejected * column)
+    sums["margin"] = sums["reward_chosen"] - sums["reward_rejected"]
+    apart = jnp.sign(reward[:, :, None] - reward[:, None, :])
+    sums["accuracy"] = jnp.sum(order * (1 + apart) / 2)
+    return sums | ({"nll": jnp.sum(chosen * found.nll)} if "nll" in _settings(cfg.loss) else {})
+
+
+def problems(cfg: Config, data: preferences.Preferences) -> list[str]:
+    """What in a Run's objective and data does not go together, [] if all does."""
+    labelled = data.format == "labelled"
+    if labelled == (cfg.loss == "kto"):
+        return []
+    right = "read by kto" if labelled else "what kto learns from, with data.format='labelled'"
+    return [
+        f"objective.loss: {cfg.loss} given with data.format={data.format!r}; labelled responses "
+        f"are {right}"
+    ]
+
+
+def _check_model(cfg: Config, model: Model) -> None:
+    if model.encode is not None or not model.causal:
+        raise ValueError("objective: dpo is for decoders, and this model is none")
+    if model.ahead is not None:
+        raise ValueError(
+            "objective: dpo reads whole responses, which leaves the weights of a model that "
+            "predicts further ahead untrained; leave them out (model.ahead=0)"
+        )
+    routed = moe.has(model.spec)
+    for name in ("balance", "router_z"):
+        _check(routed or not getattr(cfg, name), name, getattr(cfg, name), "0 without experts")
+    biased = moe.has(model.spec, "select_bias")
+    _check(biased or not cfg.bias_speed, "bias_speed", cfg.bias_speed, "0 without select_bias")

@@ -1,0 +1,101 @@
+"""A reward model: one number for a text, learnt from which of several responses was preferred.
+
+Christiano et al. 2017, section 2.2.3; Stiennon et al. 2020, section 3.4; Ouyang et al. 2022,
+section 3.5, for ranked lists.
+"""
+
+import dataclasses
+
+import jax
+
+from jaxlm.core import param
+from jaxlm.core.batch import Choices
+from jaxlm.models.layers import value_head
+from jaxlm.models.model import Model
+from jaxlm.objectives import log_probs
+from jaxlm.objectives.objective import Objective
+from jaxlm.ops.losses import ranking
+from jaxlm.parallel.plan import Plan
+
+_BINS = 10  # of the calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Score responses so that the preferred one has more (Bradley and Terry 1952)."""
+
+    KIND = "reward"
+
+    margin: float = 0.0
+    """By how much a difference of ratings (`Choices.score`) is asked of the rewards: 1 is TRL's and
+    Llama 2's margin, 0 does not read the ratings."""
+    smoothing: float = 0.0
+    """The probability that a label is taken to be wrong, below one half."""
+    centre: float = 0.0
+    """Weight of the squared sum of a pair's rewards, which keeps them near 0: differences do not
+    say where 0 is (Eisenstein et al. 2023, section 2.1, and TRL used 1e-2)."""
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "centre"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"objective.{name}: {getattr(self, name)} given; it must not be negative"
+                )
+        if not 0 <= self.smoothing < 0.5:
+            raise ValueError(f"objective.smoothing: {self.smoothing} given; it is in [0, 0.5)")
+
+
+def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
+    """The cross-entropy, in nats, of all comparisons of a prompt's responses: the mean over its
+    pairs, summed over prompts; the weight is the number of prompts that compare anything. All
+    responses are read in one forward pass, each reward at the last token of its text.
+
+    Reported: nll (of the labels, without margin, smoothing and centring), accuracy (equal rewards
+    are half right), margin (better minus worse), brier, and over all: calibration (expected
+    calibration error), reward_mean, reward_std.
+
+    Raises: ValueError for an encoder-decoder.
+    """
+    if model.encode is not None:
+        raise ValueError("objective: reward reads one text a row, and the model reads pairs")
+
+    def loss(
+        params: param.Tree, frozen: param.Tree, batch: Choices, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        r = rewards(model, params, batch, key)
+        exists = (batch.segments > 0).any(-1) & (batch.rank >= 0)
+        pairs = ranking.comparisons(batch.rank, batch.preference, batch.score, exists)
+        apart = ranking.differences(r)
+        asked = apart - cfg.margin * pairs.margin
+        each = ranking.cross_entropy(asked, pairs.target, cfg.smoothing)
+        each += cfg.centre * (r[:, :, None] + r[:, None, :]) ** 2
+        told = {
+            "nll": ranking.cross_entropy(apart, pairs.target),
+            "accuracy": ranking.agreement(apart, pairs.target),
+            "margin": apart,
+            "brier": ranking.brier(apart, pairs.target),
+        }
+        sums = {name: ranking.mean(pairs, value) for name, value in told.items()}
+        sums["reliability"] = ranking.reliability(pairs, apart, _BINS)
+        sums["moments"] = ranking.moments(r, exists)
+        return ranking.mean(pairs, each), ranking.prompts(pairs), sums
+
+    return Objective(model.spec | {"score": value_head.spec(model)}, loss, report=_report)
+
+
+def rewards(
+    model: Model, params: param.Tree, batch: Choices, key: jax.Array | None = None
+) -> jax.Array:
+    """float32[B, K]: the reward of every text, read at its last token."""
+    rows = log_probs.flat(batch)
+    x = log_probs.forward(model, params, rows, key).x
+    return value_head.at_end(params["score"], x, rows.segments).reshape(batch.rank.shape)
+
+
+def _report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    average, deviation = ranking.spread(sums["moments"])
+    return {
+        "calibration": ranking.calibration(sums["reliability"]),
+        "reward_mean": average,
+        "reward_std": deviation,
+    }

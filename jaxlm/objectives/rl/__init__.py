@@ -1,0 +1,1 @@
+"""Objectives of a policy's own samples."""

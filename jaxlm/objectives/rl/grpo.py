@@ -1,0 +1,348 @@
+"""Policy gradients without a critic: a response is judged by the others of its group.
+
+Variants are values of one field; each is an advantage, a surrogate and a mean, with its source:
+
+    grpo          (r - mean) / deviation of the group; clip by token; mean by response, then over
+                  responses. Shao et al. 2024 (DeepSeekMath), eq. 3.
+    dr_grpo       r - mean; the sum of tokens by a constant: neither easy prompts nor short right
+                  and long wrong responses count for more. Liu et al. 2025, eq. 2.
+    dapo          as grpo, mean by token over the whole batch, clip further up than down; groups
+                  that scored alike are not counted. Yu et al. 2025, eq. 8 to 13. No penalty there.
+    gspo          one ratio for a response, the geometric mean of its tokens', and a narrow clip.
+                  Zheng et al. 2025, eq. 5 to 7.
+    cispo         as dapo, but the ratio is capped instead, and every token keeps its gradient.
+                  MiniMax 2025 (M1), eq. 4.
+    sapo          a soft gate in place of the clip. Gao et al. 2025, eq. 5.
+    luspo         gspo weighted by length. "Length-Unbiased Sequence Policy Optimization" 2026.
+    vespo         a smooth weight of the response's ratio in place of the clip. 2026.
+    rloo          r - mean of the others; the ratio of whole responses' probabilities. Kool et al.
+                  2019; Ahmadian et al. 2024. Its penalty is in the reward.
+    reinforce     r, less what later tokens cost, whitened over the whole batch; clip by token, mean
+                  by token. Hu 2025 (REINFORCE++), eq. 3 to 5. Its penalty is in the reward.
+    reinforce_baseline   as reinforce, with the group's mean subtracted first. Hu 2025, section 3.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import param
+from jaxlm.core.batch import Rollout
+from jaxlm.models.model import Model
+from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.rl import policy_terms
+from jaxlm.objectives.rl.policy_terms import Sampled
+from jaxlm.ops.losses import advantages, surrogate
+from jaxlm.parallel.plan import Plan
+
+Name = Literal[
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "sapo",
+    "luspo",
+    "vespo",
+    "rloo",
+    "reinforce",
+    "reinforce_baseline",
+]
+
+
+class Variant(NamedTuple):
+    """advantage: of a response in its group. surrogate: by token, of `level`: the ratio of a token,
+    of a response by mean or by sum of its tokens' logarithms. low, high: the clip of the source;
+    None where nothing is clipped that way. counts_ties: whether groups in which all responses
+    scored alike count; where they do not, `loss` knows them by an advantage of exactly 0."""
+
+    advantage: Literal["standardised", "centred", "left_out", "whitened", "whitened_centred"]
+    surrogate: Literal["clipped", "capped", "gated", "shaped"]
+    level: Literal["token", "mean", "sum"]
+    aggregate: surrogate.Aggregate
+    low: float | None = 0.2
+    high: float | None = 0.2
+    counts_ties: bool = True
+
+
+VARIANTS: dict[str, Variant] = {
+    "grpo": Variant("standardised", "clipped", "token", "sequence"),
+    "dr_grpo": Variant("centred", "clipped", "token", "constant"),
+    "dapo": Variant("standardised", "clipped", "token", "token", 0.2, 0.28, counts_ties=False),
+    "gspo": Variant("standardised", "clipped", "mean", "sequence", 3e-4, 4e-4),
+    "cispo": Variant("standardised", "capped", "token", "token", None, 5.0),
+    "sapo": Variant("standardised", "gated", "token", "sequence", None, None),
+    "luspo": Variant("standardised", "clipped", "mean", "sequence_sum", 3e-4, 4e-4),
+    "vespo": Variant("standardised", "shaped", "sum", "token", None, None),
+    "rloo": Variant("left_out", "clipped", "sum", "sequence"),
+    "reinforce": Variant("whitened", "clipped", "token", "token"),
+    "reinforce_baseline": Variant("whitened_centred", "clipped", "token", "token"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Group-relative policy optimisation, and its relatives."""
+
+    KIND = "grpo"
+
+    variant: Name = "grpo"
+    """Which, with its source, in the module's text."""
+    clip_low: float | None = None
+    """How far below 1 the ratio counts; None is the variant's own."""
+    clip_high: float | None = None
+    """How far above 1; for cispo the largest ratio itself. None is the variant's own."""
+    most: float | None = None
+    """The largest ratio that counts also with a negative advantage; None bounds none."""
+    dual: float | None = None
+    """With a negative advantage A, the loss is at most this times -A (Ye et al. 2020 use 3)."""
+    beta: float = 0.0
+    """Coefficient of the KL penalty to where the policy began; 0 needs no reference (GRPO used
+    0.04)."""
+    kl: Literal["loss", "reward"] = "loss"
+    """Where the penalty is: a term of the loss, or (its k1) taken off the reward."""
+    kl_estimator: Literal["k2", "k3", "k3_ratio"] = "k3"
+    """The penalty of a token in the loss. The gradient of k2, and of k3 times the ratio of policies
+    (DeepSeek V3.2, eq. 7), is that of KL(policy || reference); that of k3, which GRPO has, is that
+    of KL(reference || policy). k1's is 0, so it is not on offer."""
+    divisor: float = 64.0
+    """Of dr_grpo: the constant that a response's sum over tokens is divided by. It scales the whole
+    gradient; usual is the most tokens of a response, rollout.max_new."""
+    overlong: int = 0
+    """Of a response's room the last tokens, over which its reward falls by up to 1 (Yu et al.
+    2025, eq. 13); 0 does nothing."""
+    gamma: float = 1.0
+    """Discount of later rewards, by token: of reinforce."""
+    score_clip: float | None = None
+    """How far from 0 a response's score counts; None does not clip."""
+    unfinished: float | None = None
+    """The score of a response that did not end; None gives it its own."""
+    entropy: float = 0.0
+    """Weight of a bonus for entropy, in nats by token."""
+    temperature: float = 1.0
+    """The policy is softmax(logits / temperature): in sampling, and in every log-probability."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
+    """The variant's surrogate, plus beta times the KL penalty where that is in the loss, less
+    entropy times the entropy, in the variant's mean. Dropout is off. Reported:
+    `policy_terms.report`.
+
+    frozen: "reference", the weights that the run began from, where beta is above 0.
+
+    Raises: ValueError for a model that does not continue texts.
+    """
+    policy_terms.check(model, "grpo")
+    variant = VARIANTS[cfg.variant]
+
+    def loss(
+        params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        found = policy_terms.read(model, params, batch, plan, cfg.temperature)
+        here = batch.weight > 0
+        now = jnp.where(here, found.log_prob, 0.0)
+        before, reference = (jnp.where(here, x, 0.0) for x in (batch.behaviour, batch.reference))
+        policy, bound = policy_loss(cfg, now, before, batch.advantage, batch.weight)
+        each = policy
+        if cfg.beta and cfg.kl == "loss":
+            each = each + cfg.beta * _kl_loss(cfg, now, before, reference, batch.weight)
+        each = each - cfg.entropy * found.entropy if cfg.entropy else each
+        weight = batch.weight
+        if not variant.counts_ties:
+            # 0 where the whole group scored alike, and there alone (`judge`)
+            weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
+        total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
+        return total, count, policy_terms.watch(batch, found, now - before, policy, bound)
+
+    def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return policy_terms.report(sums, cfg.beta > 0)
+
+    frozen = {"reference": Frozen(model.spec)} if cfg.beta else {}
+    return Objective(model.spec, loss, report, frozen=frozen)
+
+
+def policy_loss(
+    cfg: Config, now: jax.Array, before: jax.Array, advantage: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, whether clipping bound it), which broadcast to [N, T], of log-probabilities [N, T]
+    under the policy now and the one that sampled."""
+    variant = VARIANTS[cfg.variant]
+    ratio = _log_ratio(variant.level, now - before, weight)
+    low = variant.low if cfg.clip_low is None else cfg.clip_low
+    high = variant.high if cfg.clip_high is None else cfg.clip_high
+    if variant.level == "mean":  # one advantage for a response, as there is one ratio
+        advantage = _of_response(advantage, weight)
+    if variant.surrogate == "clipped":
+        assert low is not None and high is not None
+        return surrogate.clipped(ratio, advantage, low, high, cfg.most, cfg.dual)
+    if variant.surrogate == "capped":
+        assert high is not None
+        return surrogate.capped(ratio, advantage, now, high)
+    if variant.surrogate == "gated":
+        return surrogate.gated(ratio, advantage)
+    return surrogate.shaped(ratio, advantage, now)
+
+
+def _log_ratio(level: str, log_ratio: jax.Array, weight: jax.Array) -> jax.Array:
+    if level == "token":
+        return log_ratio
+    return surrogate.of_response(log_ratio, weight, level == "mean")
+
+
+def _of_response(advantage: jax.Array, weight: jax.Array) -> jax.Array:
+    count = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
+    return jnp.sum(weight * advantage, axis=1, keepdims=True) / count
+
+
+def _kl_loss(
+    cfg: Config, now: jax.Array, before: jax.Array, reference: jax.Array, weight: jax.Array
+) -> jax.Array:
+    if cfg.kl_estimator == "k2":
+        return advantages.k2(now, reference)
+    penalty = advantages.k3(now, reference)
+    if cfg.kl_estimator == "k3":
+        return penalty
+    level = "mean" if VARIANTS[cfg.variant].level == "mean" else "token"  # as in TRL
+    return penalty * surrogate.ratio(_log_ratio(level, now - before, weight))
+
+
+def measure(
+    cfg: Config, model: Model, params: param.Tree, frozen: param.Tree, rows: Any, plan: Plan
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(behaviour, reference, value), float32[N, T] each: what a Sampled holds of rows just
+    sampled from these weights, by the same forward pass that learns from them; value is 0."""
+    found = policy_terms.read(model, params, rows, plan, cfg.temperature)
+    reference = policy_terms.reference(model, frozen, rows, plan, cfg.temperature)
+    return found.log_prob, reference, jnp.zeros_like(found.log_prob)
+
+
+def judge(
+    cfg: Config, of: Sampled, coefficient: jax.Array | float
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(advantage [N, T], returns [N, T], {name: float32 scalar}) of responses sampled together.
+
+    All tokens of a response have its advantage; in reinforce each has that of what comes after it,
+    too. returns are the response's reward: nothing is learnt from them. coefficient is beta.
+    Where groups that scored alike do not count (dapo), an advantage is 0 in those groups alone: a
+    response that scored its group's mean has the smallest float32 instead, so that its tokens and
+    its penalty stay. ties: the share of groups that scored alike, of those with any response.
+
+    Raises: ValueError for groups of one response, but for reinforce.
+    """
+    variant = VARIANTS[cfg.variant]
+    score = shaped_score(cfg, of)
+    here = of.weight > 0
+    told = policy_terms.lengths(of)
+    cost = jnp.zeros_like(of.weight)
+    if cfg.beta:
+        told |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
+    if cfg.beta and cfg.kl == "reward":
+        cost = jnp.where(here, coefficient * advantages.k1(of.behaviour, of.reference), 0.0)
+    whole = score - jnp.sum(cost, axis=1)
+    if of.group > 1:
+        told |= {"ties": _ties(score, jnp.any(here, axis=1), of.group)}
+    if variant.advantage in ("whitened", "whitened_centred"):
+        base = (
+            advantages.centred(score, of.group)
+            if variant.advantage == "whitened_centred"
+            else score
+        )
+        to_go = advantages.to_go(advantages.at_last(base, of.weight) - cost, of.weight, cfg.gamma)
+        advantage = advantages.whiten(to_go, of.weight)
+    else:
+        by_row = _ADVANTAGES[variant.advantage](whole, of.group)
+        if not variant.counts_ties:
+            by_row = jnp.where(
+                (by_row == 0) & ~advantages.alike(whole, of.group), _SMALLEST, by_row
+            )
+        advantage = jnp.where(here, by_row[:, None], 0.0)
+    return advantage, jnp.where(here, whole[:, None], 0.0), told
+
+
+def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
+    """float32[N]: what responses of a group are compared by, without a penalty: their scores with
+    `score_clip`, `unfinished` and `overlong`."""
+    score = policy_terms.scored(of, cfg.unfinished, cfg.score_clip)
+    if not cfg.overlong:
+        return score
+    length = jnp.sum((of.weight > 0).astype(jnp.int32), axis=1)
+    return score + advantages.overlong(length, of.longest, cfg.overlong)
+
+
+def _ties(score: jax.Array, there: jax.Array, group: int) -> jax.Array:
+    """The share of groups that scored alike, of those with a response (`there` bool[N])."""
+    there = jnp.repeat(jnp.any(there.reshape(-1, group), axis=1), group)
+    return jnp.sum(there & advantages.alike(score, group)) / jnp.maximum(jnp.sum(there), 1)
+
+
+# An advantage that moves nothing and is not 0: the smallest normal float32.
+_SMALLEST = 2.0**-126
+
+_ADVANTAGES = {
+    "standardised": advantages.standardised,
+    "centred": advantages.centred,
+    "left_out": advantages.left_out,
+}
+
+
+def coefficient(cfg: Config) -> float:
+    """The penalty's coefficient at the first step."""
+    return cfg.beta
+
+
+def adapt(
+    cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
+) -> jax.Array:
+    """The coefficient after `episodes` responses: as before."""
+    return coefficient
+
+
+def _check(cfg: Config) -> None:
+    names = ("clip_low", "clip_high", "most", "score_clip", "temperature", "divisor")
+    for name in names:
+        given = getattr(cfg, name)
+        if given is not None and given <= 0:
+            raise ValueError(f"objective.{name}: {given} given; it must be above 0")
+    for name in ("beta", "overlong", "entropy"):
+        if getattr(cfg, name) < 0:
+            raise ValueError(
+                f"objective.{name}: {getattr(cfg, name)} given; it must not be negative"
+            )
+    if not 0 <= cfg.gamma <= 1:
+        raise ValueError(f"objective.gamma: {cfg.gamma} given; it must be in [0, 1]")
+    if cfg.dual is not None and cfg.dual <= 1:
+        raise ValueError(f"objective.dual: {cfg.dual} given; it must be above 1, e.g. 3")
+    _check_variant(cfg)
+
+
+def _check_variant(cfg: Config) -> None:
+    """Raises: ValueError for a field that the variant does not read."""
+    variant = VARIANTS[cfg.variant]
+    unread = []
+    if variant.low is None:
+        unread += ["clip_low"]
+    if variant.high is None:
+        unread += ["clip_high"]
+    if variant.surrogate != "clipped":
+        unread += ["most", "dual"]
+    for name in unread:
+        if getattr(cfg, name) is not None:
+            raise ValueError(
+                f"objective.{name}: {getattr(cfg, name)} given, but {cfg.variant} has nothing that "
+                "it would bound; None is right"
+            )
+    if cfg.divisor != Config.divisor and variant.aggregate != "constant":
+        raise ValueError(
+            f"objective.divisor: {cfg.divisor} given, but {cfg.variant} divides by what is there, "
+            "only dr_grpo by a constant; leave it out"
+        )
+    if cfg.gamma != 1 and not variant.advantage.startswith("whitened"):
+        raise ValueError(
+            f"objective.gamma: {cfg.gamma} given, but {cfg.variant} rewards whole responses; 1 is "
+            "right"
+        )

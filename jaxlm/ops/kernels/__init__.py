@@ -1,0 +1,1 @@
+"""Kernels for one platform or one shape each."""

@@ -1,0 +1,1 @@
+"""Whether a change helps: paired runs, sequential tests, compute multipliers."""

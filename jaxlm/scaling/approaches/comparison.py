@@ -1,0 +1,204 @@
+"""The exponent of the optimum N*(C) by three approaches side by side, and by what is left out.
+
+first = approaches.front(t, replicates=1000, seed=0)
+second = approaches.isoflops(t, replicates=1000, seed=0)
+rows = approaches.outliers(t, laws.LAWS["chinchilla"], target=1e21, delta=1e-3)
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.scaling import table
+from jaxlm.scaling.approaches import frontier, isoflop
+from jaxlm.scaling.laws import fitting, loss_laws, optimum
+from jaxlm.scaling.study_record import Record
+
+# How many of the highest losses the outlier table leaves out.
+OUTLIERS = (0, 2, 3, 5, 10, 20)
+# Points of a frontier made of training curves: more of them say the same again.
+CURVE_POINTS = 50
+# Approach 2's names in a record, and how each finds a budget's minimum.
+ISOFLOPS: dict[str, isoflop.Method] = {
+    "isoflop parabola": "parabola7",
+    "isoflop akima": "akima",
+}
+
+Array = np.ndarray
+
+
+class Front(NamedTuple):
+    """Approach 1's result, or why there is none."""
+
+    found: frontier.Envelope | None
+    """The lower envelope."""
+    skipped: str
+    """Why it is None; "" if it is not."""
+
+    def points(self) -> table.Table | None:
+        """The frontier as a table of its own, for laws of compute; None without one."""
+        if self.found is None:
+            return None
+        f = self.found
+        at = np.arange(len(f.flops))
+        if f.curves and len(at) > CURVE_POINTS:
+            at = np.unique(np.linspace(0, len(at) - 1, CURVE_POINTS).round().astype(int))
+        return table.Table(
+            f.params[at],
+            f.tokens[at],
+            f.flops[at],
+            f.loss[at],
+            None,
+            f.run[at],
+            table.Counting(),
+            at,
+        )
+
+
+def front(t: table.Table, replicates: int, seed: int) -> Front:
+    """Approach 1 on a table, or the reason why it says nothing."""
+    try:
+        return Front(frontier.fit(t, replicates=replicates, seed=seed), "")
+    except ValueError as error:
+        return Front(None, str(error))
+
+
+def isoflops(
+    t: table.Table, replicates: int, seed: int, noise: float | None = None
+) -> dict[str, isoflop.IsoFlop | str]:
+    """{"isoflop parabola", "isoflop akima": approach 2's result, or why there is none}.
+
+    noise: sd of the loss between seeds, None measures it."""
+    groups = isoflop.budgets(t)
+    if len(groups) < 2:
+        why = (
+            f"not isoFLOP: {len(t.loss)} points have {len(groups)} budgets of {isoflop.SIZES} "
+            "sizes or more; approach 2 needs two"
+        )
+        return dict.fromkeys(ISOFLOPS, why)
+    out: dict[str, isoflop.IsoFlop | str] = {}
+    for name, method in ISOFLOPS.items():
+        try:
+            out[name] = isoflop.fit(t, method, noise=noise, replicates=replicates, seed=seed)
+        except ValueError as error:
+            out[name] = str(error)
+    return out
+
+
+def compare(
+    t: table.Table,
+    first: Front,
+    second: Mapping[str, isoflop.IsoFlop | str],
+    parametric: Mapping[str, tuple[Array, Array]],
+    target: float,
+    per: float,
+    level: float,
+) -> Record:
+    """{approach: {exponent, interval, ...} or {skipped: why}}.
+
+    first, second: results of approaches 1 and 2 on t. parametric: {law: (theta [k], draws [R, k])}
+    of laws with an optimum, whose exponent is taken at `target` FLOPs.
+    """
+    out: Record = {"envelope": _envelope(first, target, level)}
+    for name, found in second.items():
+        out[name] = _isoflop(t, found, target, level)
+    for law, (theta, draws) in parametric.items():
+        best = optimum.at(law, theta, target, per=per)
+        if not np.isfinite([best.exponent, best.params]).all():
+            # a term that does not fall, as of runs whose loss rises or is all one
+            out[f"parametric {law}"] = {"skipped": "the form as fitted has no optimum"}
+            continue
+        many = optimum.at(law, draws, target, per=per) if len(draws) else None
+        out[f"parametric {law}"] = {
+            "exponent": float(best.exponent),
+            "interval": None if many is None else interval(many.exponent, level),
+            "params": float(best.params),
+            "params_interval": None if many is None else interval(many.params, level),
+        }
+    return out
+
+
+def interval(draws: Array, level: float) -> list[float] | None:
+    """[low, high] percentiles of draws [R]; None if fewer than two are finite."""
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < 2:
+        return None
+    low, high = np.percentile(finite, (50 * (1 - level), 50 * (1 + level)))
+    return [float(low), float(high)]
+
+
+def _power(exponent: float, intercept: float, draws: Array, target: float, level: float) -> Record:
+    """What a power law N* = exp(intercept) C^exponent says."""
+    c = np.log(target)
+    return {
+        "exponent": exponent,
+        "intercept": intercept,
+        "interval": interval(draws[:, 0], level),
+        "params": float(np.exp(intercept + exponent * c)),
+        "params_interval": interval(np.exp(draws[:, 1] + draws[:, 0] * c), level),
+    }
+
+
+def _envelope(first: Front, target: float, level: float) -> Record:
+    f = first.found
+    if f is None:
+        return {"skipped": first.skipped}
+    return _power(f.exponent, f.intercept, f.draws, target, level) | {
+        "curves": f.curves,
+        "r2": f.r2,
+        "flops": f.flops,
+        "params_at": f.params,
+        "loss": f.loss,
+    }
+
+
+def _isoflop(t: table.Table, found: isoflop.IsoFlop | str, target: float, level: float) -> Record:
+    if isinstance(found, str):
+        return {"skipped": found}
+    return _power(found.exponent, found.intercept, found.draws, target, level) | {
+        "noise": found.noise,
+        "budgets": isoflop.budgets(t),
+        "minima": [{k: v for k, v in m._asdict().items() if k != "draws"} for m in found.minima],
+    }
+
+
+def outliers(
+    t: table.Table,
+    law: loss_laws.Law,
+    target: float,
+    delta: float,
+    per: float,
+    fixed: Mapping[str, float] = {},
+) -> list[Record]:
+    """One row for each count of highest losses left out: exponents, and D/N at the target.
+
+    How outliers are treated moves the optimum of Hoffmann et al. 2022's runs more than the
+    bootstrap's interval is wide. Counts that leave fewer points than parameters + 1 have no row.
+    fixed: parameters held at values.
+    """
+    order = np.argsort(-t.loss, kind="stable")
+    rows: list[Record] = []
+    near: fitting.Fit | None = None
+    for count in OUTLIERS:
+        rest = table.take(t, np.sort(order[count:]))
+        if len(rest.loss) <= len(law.names):
+            continue
+        found = fitting.fit(law, rest, delta=delta, fixed=fixed, near=near)
+        near = None if found.failed else found
+        best = optimum.at(law.name, fitting.values(found), target, per=per)
+        rows.append(
+            {
+                "dropped": count,
+                "points": len(rest.loss),
+                "law": law.name,
+                "theta": found.theta,
+                "objective": found.objective,
+                "failed": found.failed,
+                "exponent": float(best.exponent),
+                "params": float(best.params),
+                "tokens_per_parameter": float(best.tokens / best.params),
+                "loss": float(best.loss),
+            }
+        )
+    return rows

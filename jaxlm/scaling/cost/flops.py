@@ -1,0 +1,118 @@
+"""Floating-point operations of a model, from its weights' spec.
+
+A weight that contracts its input costs one multiplication and one addition per element and token;
+an embedding look-up costs nothing. Norms, activations and softmax are left out, as in Kaplan et al.
+2020 (table 1) and Chowdhery et al. 2022 (appendix B): they are below 1 % where matrices are large.
+Of a layer's experts those count that a token is sent to. XLA's own count agrees for the form with a
+capacity; of the dropless one on CPU, a loop over groups, it counts one turn.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.models.layers import mha, stack
+
+# A backward pass costs two forward passes: the gradients of inputs and of weights.
+TRAINING = 3
+# Where a spec's layers are; those that predict further ahead run in training alone.
+STACKS = ("encoder", "stack", "ahead")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Forward operations per token, in parts."""
+
+    layers: float
+    """Products with the layers' weights."""
+    head: float
+    """The product with the output matrix, tied or not, and with what prepares it."""
+    attention: float
+    """Scores q.k and the weighted sum of values."""
+
+    @property
+    def forward(self) -> float:
+        """All parts."""
+        return self.layers + self.head + self.attention
+
+    @property
+    def training(self) -> float:
+        """Forward and backward: three times the forward pass. Recomputation is not counted, so
+        that utilisation computed from it is model FLOP utilisation (MFU)."""
+        return TRAINING * self.forward
+
+
+def per_token(
+    cfg: models.AnyConfig, seq: int, *, causal: bool = True, targets: int | None = None
+) -> Flops:
+    """Forward FLOPs per token of a model's Config at `seq` tokens, on average over a full row.
+
+    causal=True counts the keys each query may see: (seq + 1) / 2 on average, fewer with a window;
+    of an encoder all seq, or those on both sides in the window. causal=False counts all seq keys
+    for every query, which is what PaLM's MFU counts and what a kernel that forms every score does.
+
+    Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
+    tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
+    output, once; the rest of the decoder and the output matrix targets / seq times. Of a model that
+    predicts further than the next token it is with that, as in training.
+
+    Raises: ValueError when seq is below 1, and for targets of a model without an encoder.
+    """
+    if seq < 1:
+        raise ValueError(f"seq: {seq} tokens given; at least 1 is needed")
+    spec = models.spec(cfg)
+    if targets is not None and "encoder" not in spec:
+        raise ValueError(f"targets: {targets} given; this model is no encoder-decoder")
+    own = seq if targets is None else targets
+    stacks = param.flatten({name: spec[name] for name in STACKS if name in spec})
+    layers = sum(
+        2 * math.prod(p.shape) * _used(cfg, p) * (1 if _of_source(path) else own / seq)
+        for path, p in stacks.items()
+        if p.inputs
+    )
+    scores = sum(_attention(r, seq, own, causal) for r in models.family(cfg).reaches(cfg))
+    times = 1 + (len(stack.layers(spec["ahead"])) if "ahead" in spec else 0)
+    return Flops(layers, times * _head(spec) * own / seq, scores)
+
+
+def _of_source(path: str) -> bool:
+    """Whether a weight is multiplied with the tokens of the source."""
+    return path.startswith("encoder/") or path.endswith(("/cross/k", "/cross/v"))
+
+
+def _attention(reach: mha.Reach, seq: int, own: int, causal: bool) -> float:
+    """FLOPs of one attention per token of `seq`; `own` is the length of a decoder's row."""
+    if reach.over == "source":
+        return reach.pair * own
+    if reach.over == "around":
+        return reach.pair * (2 * visible_keys(seq, reach.window) - 1 if causal else seq)
+    return reach.pair * (visible_keys(own, reach.window) if causal else own) * own / seq
+
+
+def active(cfg: models.AnyConfig) -> float:
+    """The parameters a token meets, embedding table and output matrix among them: of a layer's
+    experts only those it is sent to. All of them in a model without experts."""
+    flat = param.flatten(models.spec(cfg))
+    return sum(math.prod(p.shape) * _used(cfg, p) for p in flat.values())
+
+
+def _used(cfg: models.AnyConfig, p: param.Param) -> float:
+    """The share of a weight's copies that a token meets: of experts, those it is sent to."""
+    if "expert" not in p.axes[: p.copies]:
+        return 1
+    return models.family(cfg).experts_per_token(cfg) / p.shape[p.axes.index("expert")]
+
+
+def visible_keys(seq: int, window: int | None) -> float:
+    """Keys a query sees under a causal mask, averaged over a row: the mean of min(t, window)."""
+    w = seq if window is None else min(window, seq)
+    return (w * (w + 1) / 2 + (seq - w) * w) / seq
+
+
+def _head(spec: Any) -> float:
+    """FLOPs per token of the product with the output matrix, and of BERT's layer before it."""
+    out = spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
+    before = [p for p in param.flatten(spec.get("mlm", {})).values() if p.inputs]
+    return sum(2 * math.prod(p.shape) for p in [out, *before])

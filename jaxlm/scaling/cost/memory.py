@@ -1,0 +1,262 @@
+"""Bytes per device of a training step and of a cache, under a plan, without the devices.
+
+Weights, gradients and optimiser state are exact: shapes from the spec, cut by the sharding rules on
+an abstract mesh. Activations follow the formula in `activations`, which XLA's fusion and buffer
+reuse move by some ten per cent either way, and by a third at most: docs/memory.md compares.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.models.layers import moe
+from jaxlm.parallel import plan as parallel_plan
+from jaxlm.parallel import rules
+from jaxlm.parallel.plan import Plan
+
+Mesh = jax.sharding.AbstractMesh
+# Of the estimated activations and logits, what XLA surely holds: its own analysis is never below
+# 0.9 of an estimate in docs/memory.md, so a run that is refused at this share would not fit.
+SURE = 2 / 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device."""
+
+    weights: int
+    """The float32 weights that are trained."""
+    optimiser: int
+    """Moments and counters."""
+    gradients: int
+    """float32; twice under accumulation, where a sum and a summand are held."""
+    activations: int
+    """What the forward pass keeps for the backward pass, and one layer's recomputation."""
+    logits: int
+    """The cross-entropy's chunk: logits and their gradient in float32."""
+    frozen: int = 0
+    """Weights that are read only: a reference's, a teacher's, those under adapters."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, f.name) for f in dataclasses.fields(self))
+
+    @property
+    def least(self) -> int:
+        """Bytes below which the step cannot run: the exact parts, and what is sure of the rest."""
+        rest = self.activations + self.logits
+        return self.total - rest + int(SURE * rest)
+
+
+def training(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    *,
+    batch: int,
+    seq: int,
+    tx: optax.GradientTransformation,
+    dtype: Any,
+    targets: int | None = None,
+    trained: param.Tree | None = None,
+    frozen: int = 0,
+) -> Memory:
+    """Bytes per device of one step on `batch` rows of `seq` tokens, activations in `dtype`.
+
+    targets: of an encoder-decoder, the target tokens of a row; None is as many as source tokens.
+    trained: the spec of what is trained, None for the whole model. frozen: bytes of other weights.
+
+    Raises: ValueError naming the weight or the batch that does not divide over the plan's mesh.
+    """
+    spec, on = models.spec(cfg), mesh(plan)
+    trained = spec if trained is None else trained
+    copies = 2 if plan.microbatches > 1 else 1
+    weights = spec_bytes(trained, on, jnp.float32)
+    rows, left = divmod(batch, plan.microbatches)
+    if left:
+        raise ValueError(f"data.batch: {batch} rows do not divide by {plan.microbatches=}")
+    return Memory(
+        weights=weights,
+        optimiser=optimiser(tx, trained, on),
+        gradients=copies * weights,
+        activations=activations(cfg, plan, rows, seq, dtype, targets),
+        logits=_logits(spec, plan, rows, targets or seq),
+        frozen=frozen,
+    )
+
+
+def mesh(plan: Plan) -> Mesh:
+    """The plan's mesh without devices: shapes can be cut on it, nothing can run."""
+    return Mesh((plan.data, plan.fsdp, plan.tensor), parallel_plan.MESH_AXES)
+
+
+def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
+    """Bytes per device of a spec's arrays.
+
+    Raises: ValueError naming a weight that does not divide.
+    """
+    size = jnp.dtype(dtype).itemsize
+    return sum(
+        size * _elements(p.axes, p.shape, on, f"weight {path}")
+        for path, p in param.flatten(spec).items()
+    )
+
+
+def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
+    """Bytes per device of an optimiser's state: a moment lies where its weight lies."""
+
+    weights = param.flatten(spec)
+
+    def held(keys: tuple, leaf: jax.ShapeDtypeStruct) -> int:
+        # the moment of embed/table is at inner/0/mu/embed/table
+        tails = (param.path_of(keys[i:]) for i in range(len(keys)))
+        p = next((weights[t] for t in tails if t in weights), None)
+        if p is None or p.shape != leaf.shape:
+            return _nbytes(leaf)
+        return leaf.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state")
+
+    shapes = jax.eval_shape(tx.init, param.abstract(spec))
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(held, shapes)))
+
+
+def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: Any) -> int:
+    """Bytes per device of the decoding cache of `batch` rows of `slots` tokens.
+
+    Keys and values: 2 x layers x kv x head elements per token. Of an encoder-decoder as many again
+    for those of a source of `slots` tokens. An encoder has none: 0.
+    """
+    model = models.build(cfg, plan)
+    if not model.causal:
+        return 0
+    spec = model.cache(batch, slots) + (model.cache(batch, slots) if model.encode else ())
+    return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
+
+
+def activations(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    rows: int,
+    seq: int,
+    dtype: Any,
+    targets: int | None = None,
+) -> int:
+    """Bytes per device kept for the backward pass of `rows` x `seq` tokens.
+
+    Per layer and token, with widths from the weights' axis names and `size` bytes an element:
+
+        none  of each norm, those of queries, keys and latents too, its input and its normalised
+              input in float32, and its output: (8 + size) x its width; of the matrices q, k, v,
+              up, gate their outputs, of o and down their inputs, and three of the nonlinearity's
+              ffn wide terms: size each
+        dots  size x the outputs of all matrices; the last one's place is taken by the residual
+              stream, since it is only added to it
+        full  size x embed, the residual stream
+
+    and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
+    float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
+    Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
+    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`. A
+    token's experts count each for itself, with the token's copy among their inputs and outputs.
+    """
+    spec, on = models.spec(cfg), mesh(plan)
+    active = models.family(cfg).experts_per_token(cfg) if moe.has(spec) else 1
+    size = jnp.dtype(dtype).itemsize
+    embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
+    own = targets or seq
+    kept = 2 * size * embed * own // seq
+    for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
+        for segment in spec.get(name, {}).values():
+            for layer in segment.values():
+                kept += _layer(layer, plan, on, rows, length, size, active)
+    return kept
+
+
+def _layer(
+    layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int, size: int, active: int
+) -> int:
+    """Bytes per device that the layers of one kind keep: see `activations`."""
+    n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
+    widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
+    width = next(width for width in widths if width)
+    embed = _width(("embed",), (width,), on, rows, seq)
+    outputs, inner = _products(layer, on, rows, seq, active)
+    norms = max(2 * embed, _norms(layer, on, rows, seq))
+    whole = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
+    each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
+    return n * each + (0 if plan.remat == "none" else whole)
+
+
+def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
+    """Elements per device that one layer's norms read: the widths of their scales, by shape."""
+    weights = param.flatten(layer)
+    total = 0
+    for path, p in weights.items():
+        axes, shape = p.axes[p.copies :], p.shape[p.copies :]
+        if p.inputs or path.endswith(("bias", "sinks")):
+            continue
+        if axes == ("head",):  # one scale for all heads of `q` or `k`
+            matrix = weights[path.removesuffix("_norm")]
+            axes, shape = matrix.axes[-2:], matrix.shape[-2:]
+        total += _width(axes, shape, on, rows, seq)
+    return total
+
+
+def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> tuple[int, int]:
+    """Elements per device of the outputs of one layer's matrices; and of what sublayers keep
+    inside: their inner outputs and inputs, and three terms of the nonlinearity."""
+    outputs, inner = 0, 0
+    for p in param.flatten(layer).values():
+        if not p.inputs:
+            continue
+        begin, cut = p.copies, p.copies + p.inputs
+        into = _width(p.axes[begin:cut], p.shape[begin:cut], on, rows, seq)
+        # latent attention's matrices are one for each head, which all heads multiply
+        heads = [i for i in range(begin) if p.axes[i] == "heads"]
+        out = [*heads, *range(cut, len(p.axes))]
+        out = _width(tuple(p.axes[i] for i in out), tuple(p.shape[i] for i in out), on, rows, seq)
+        routed = "expert" in p.axes[:begin]
+        times = active if routed else 1
+        outputs += times * out
+        inner += 0 if p.axes[cut:] == ("embed",) else times * out
+        inner += 0 if p.axes[begin:cut] == ("embed",) else times * into
+        inner += 3 * times * into if p.axes[begin:cut] == ("ffn",) else 0
+        # gate and up share one sorted copy of x, and down's output is sorted back
+        inner += 2 * times * out if routed and p.axes[cut:] == ("embed",) else 0
+    return outputs, inner
+
+
+def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int:
+    """Bytes per device that one layer's attention keeps beside its inputs and output."""
+    heads = sum(
+        _width(("heads",), (p.shape[-2],), on, rows, seq)
+        for path, p in param.flatten(layer).items()
+        if path.endswith("/q")
+    )
+    return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
+
+
+def _logits(spec: param.Tree, plan: Plan, rows: int, seq: int) -> int:
+    """Bytes per device of one chunk's logits and of their gradient."""
+    vocab = spec["embed"]["table"].shape[0]
+    tokens = rows * min(seq, max(1, plan.loss_chunk // rows))
+    on = mesh(plan)
+    return 2 * 4 * _elements(("batch", "vocab"), (tokens, vocab), on, "logits")
+
+
+def _width(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, rows: int, seq: int) -> int:
+    """Elements per device of an activation [rows, seq, *shape]."""
+    return _elements(("batch", "seq", *axes), (rows, seq, *shape), on, "data.batch")
+
+
+def _elements(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, name: str) -> int:
+    return math.prod(rules.sharding(axes, shape, on, name).shard_shape(shape))
+
+
+def _nbytes(x: Any) -> int:
+    return x.size * x.dtype.itemsize

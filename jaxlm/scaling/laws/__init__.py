@@ -1,0 +1,1 @@
+"""Laws of loss: their forms, fits, bootstraps and optima."""

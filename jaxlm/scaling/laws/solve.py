@@ -1,0 +1,277 @@
+"""The exact solver of every law: damped Newton on Huber's loss, many problems at a time.
+
+Minimised is sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m of the
+law's value (Hoffmann et al. 2022, equation 3), or both as they are. With delta far below the
+residuals this is nearly least absolute deviations: only points within delta curve it, so that
+Gauss-Newton and L-BFGS stop before the optimum and the exact Hessian is needed, in float64.
+
+Problems (starts, bootstrap replicates, points of a profile) share the inputs. BLOCK of them take a
+step together, and what has arrived makes room for the next.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.scaling.laws import slopes
+from jaxlm.scaling.laws.slopes import Closed, Evaluate, Points, Slopes
+
+Array = np.ndarray
+
+# Problems that take a step together: enough that the arithmetic outweighs the calls, and few enough
+# that an array of one number a point, 250 KiB at 240 points, stays within a core's cache.
+BLOCK = 128
+# Newton steps; what has not arrived is then taken through wider deltas, from WIDEST down tenfold
+# with WIDER steps at each: where few points are within delta the objective is nearly piecewise
+# linear, and steps from afar end at the next kink. At last LAST steps.
+STEPS, WIDEST, WIDER, LAST = 160, 0.1, 100, 150
+# A problem has arrived when Newton promises less than this share of its objective.
+ARRIVED = 1e-14
+# So has one that AGAIN more steps lower by less than this share: at a kink, or at the rounding of
+# the objective, Newton promises what no step keeps.
+STALLED, AGAIN = 1e-8, 32
+# Objectives closer than this share are one optimum.
+SAME = 1e-8
+# Bytes of an array that a C library which has once freed as many keeps for the next (glibc's
+# largest): to map the memory of every array anew takes longer than the arithmetic.
+KEPT = 31 << 20
+# Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
+# objective and after one that did not.
+DAMPING, EASIER, HARDER = 1e-2, 0.15, 5.0
+
+
+class Solved(NamedTuple):
+    """P problems' optima, float64 NumPy."""
+
+    phi: Array  # [P,k] internal parameters
+    objective: Array  # [P] the sum of Huber losses
+    gradient: Array  # [P] largest absolute derivative by a free internal parameter
+    arrived: Array  # [P] bool: Newton promises less than ARRIVED of the objective, or stalled
+    steps: Array  # [P] int
+
+
+def minimise(
+    model: Callable,
+    closed: Closed,
+    start: Array,
+    y: Array,
+    weights: Array,
+    logs: Array,
+    centre: Array,
+    free: Array,
+    delta: float,
+    log: bool,
+    agree: int = 0,
+) -> Solved:
+    """P problems solved from their starts [P,k].
+
+    model(phi [k], logs, centre) -> log loss [n] of jnp; closed: the terms of
+    `slopes.of_three_terms`, the derivatives of `slopes.by_derivatives`, or None where there are
+    only automatic ones. y [P,n] or [n] log loss (log=False: loss); weights [P,n] or [n]; logs
+    [inputs,n] shared; free [k] bool. Parameters that are not free stay at the start's value.
+
+    agree: of starts of one problem, how many have to arrive at one objective, lower than where any
+    other is, for the others to be left where they are; 0: all go on to the end.
+    """
+    p, n = len(start), y.shape[-1]
+    np.empty(KEPT, np.uint8)  # freed at once, never written
+    out = Solved(
+        np.array(start, np.float64),
+        *(np.full(p, np.nan) for _ in range(2)),
+        np.zeros(p, bool),
+        np.zeros(p, np.int64),
+    )
+    problems = _Problems(
+        derived(model, closed),
+        np.broadcast_to(np.asarray(y, np.float64), (p, n)),
+        np.broadcast_to(np.asarray(weights, np.float64), (p, n)),
+        out,
+        np.full(p, DAMPING),
+    )
+    shared = (np.asarray(a, np.float64) for a in (logs, centre, free))
+    at = Points(*shared, float(delta), float(log))
+    if _blocks(problems, np.arange(p), at, STEPS, agree):
+        return out
+    lost = np.flatnonzero(~out.arrived)
+    if not len(lost):
+        return out
+    width = WIDEST
+    while width > delta:
+        problems.damping[lost] = DAMPING
+        _blocks(problems, lost, at._replace(delta=width), WIDER)
+        width /= 10
+    problems.damping[lost] = DAMPING
+    _blocks(problems, lost, at, LAST)
+    # what another try from the same place does not lower has arrived as far as rounding allows
+    lost = lost[~out.arrived[lost]]
+    before = out.objective[lost]
+    problems.damping[lost] = DAMPING
+    _blocks(problems, lost, at, AGAIN)
+    out.arrived[lost] |= before - out.objective[lost] <= STALLED * before
+    return out
+
+
+class _Problems(NamedTuple):
+    """Problems and where they have got to: `out` and `damping` are written in place."""
+
+    evaluate: Evaluate
+    y: Array  # [P,n]
+    weights: Array  # [P,n]
+    out: Solved
+    damping: Array  # [P]
+
+
+class _Block(NamedTuple):
+    """Problems under way, [S, ...] each; a step writes into the arrays."""
+
+    index: Array  # [S] which problem
+    y: Array  # [S,n]
+    w: Array  # [S,n]
+    steps: Array  # [S] int
+    phi: Array  # [S,k]
+    damping: Array  # [S]
+    move: Array  # [S,k] the step to try
+    solvable: Array  # [S] bool: there is one
+    value: Array  # [S] the objective and its Slopes, at phi
+    gradient: Array  # [S,k]
+    hessian: Array  # [S,k,k]
+    scale: Array  # [S,k]
+
+
+def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int = 0) -> bool:
+    """At most `limit` steps of the problems named by index; whether `agree` of them do."""
+    out, next = problems.out, BLOCK
+    block = _begin(problems, todo[:BLOCK])
+    with np.errstate(all="ignore"):  # a step too far is taken back
+        while len(block.index):
+            block, arrived = _step(problems.evaluate, block, at)
+            over = arrived | (block.steps >= limit)
+            if not over.any():
+                continue
+            _write(problems, _Block(*(a[over] for a in block)), arrived[over], at)
+            new = _begin(problems, todo[next : next + over.sum()])
+            next += over.sum()
+            block = _Block(*(np.concatenate([a[~over], b]) for a, b in zip(block, new)))
+            known = out.objective[out.arrived]
+            if agree and len(known) >= agree and len(block.index) and next >= len(todo):
+                least = known.min() * (1 + SAME)
+                if np.sum(known <= least) >= agree and (block.value > least).all():
+                    _write(problems, block, np.zeros(len(block.index), bool), at)
+                    return True
+    return False
+
+
+def _write(problems: _Problems, block: _Block, arrived: Array, at: Points) -> None:
+    """Where the problems of a block have got to."""
+    out, index = problems.out, block.index
+    out.phi[index], problems.damping[index] = block.phi, block.damping
+    out.objective[index], out.arrived[index] = block.value, arrived
+    out.gradient[index] = np.abs(block.gradient * at.free).max(1)
+    out.steps[index] += block.steps
+
+
+def _begin(problems: _Problems, index: Array) -> _Block:
+    """Problems before their first step, which is none: it evaluates the start."""
+    many, k = len(index), problems.out.phi.shape[1]
+    return _Block(
+        index,
+        problems.y[index],
+        problems.weights[index],
+        np.zeros(many, np.int64),
+        problems.out.phi[index],
+        problems.damping[index],
+        np.zeros((many, k)),
+        np.ones(many, bool),
+        np.full(many, np.inf),
+        np.zeros((many, k)),
+        np.tile(np.eye(k), (many, 1, 1)),
+        np.ones((many, k)),
+    )
+
+
+def _step(evaluate: Evaluate, block: _Block, at: Points) -> tuple[_Block, Array]:
+    """(the block a step on, [S] which problems have arrived)."""
+    trial = evaluate(block.phi + block.move, block.y, block.w, at)
+    better = block.solvable & (trial.value <= block.value)
+    rows = np.flatnonzero(better)
+    if len(rows):
+        new = trial.slopes(slice(None) if len(rows) == len(better) else rows)
+        better[rows] = fine = np.isfinite(new.hessian).all((1, 2))
+        rows = rows[fine]
+        block.phi[rows] += block.move[rows]
+        block.value[rows] = trial.value[rows]
+        for old, part in zip((block.gradient, block.hessian, block.scale), new):
+            old[rows] = part[fine]
+    factor = np.where(better, EASIER, HARDER)
+    damping = np.minimum(block.damping * factor, 1e12)
+    block = block._replace(damping=damping, steps=block.steps + 1)
+    move, solvable, exact = _newton(evaluate, block, at)
+    promised = -(move * block.gradient).sum(1)
+    enough = promised <= ARRIVED * block.value + 1e-28 * block.w.sum(1)
+    arrived = exact & enough & (damping <= 1) & np.isfinite(block.value)
+    # a step is kept short: exponents and logarithms far outside overflow
+    move *= np.minimum(1.0, 4.0 / np.maximum(np.abs(move).max(1, keepdims=True), 1e-300))
+    return block._replace(move=move, solvable=solvable), arrived
+
+
+def _newton(evaluate: Evaluate, block: _Block, at: Points) -> tuple[Array, Array, Array]:
+    """(step [S,k], solvable [S], by the exact Hessian [S]) of the damped Newton system.
+
+    Where the Hessian is not positive definite, the reweighted least squares is added to it, and
+    alone where the sum is not either: at a saddle, such as an exponent of a term that is still 0,
+    damping enough to make it so would hold every other parameter too.
+    """
+    s, damping = Slopes(block.gradient, block.hessian, block.scale), block.damping
+    step, exact = _eliminate(s.hessian, s, damping, at.free)
+    solvable = exact.copy()
+    rest = np.flatnonzero(~exact & np.isfinite(block.value))
+    if not len(rest):
+        return step, solvable, exact
+    bound = evaluate(block.phi[rest], block.y[rest], block.w[rest], at).bound()
+    part, damping = Slopes(*(a[rest] for a in s)), damping[rest]
+    step[rest], fine = _eliminate(part.hessian + bound, part, damping, at.free)
+    solvable[rest] = fine
+    if not fine.all():
+        rest, part = rest[~fine], Slopes(*(a[~fine] for a in part))
+        step[rest], solvable[rest] = _eliminate(bound[~fine], part, damping[~fine], at.free)
+    return step, solvable, exact
+
+
+def _eliminate(matrix: Array, s: Slopes, damping: Array, free: Array) -> tuple[Array, Array]:
+    """(step [S,k], positive definite [S]) of a damped matrix [S,k,k], by elimination.
+
+    All at once and no LAPACK, since the matrices are small and many; a symmetric matrix is positive
+    definite if all pivots are positive, and needs no exchange of rows then.
+    """
+    k = len(free)
+    scale = s.scale.T
+    scale = scale + 1e-12 * scale.max(0)
+    # [k, k + 1, S]: problems last, where NumPy is fast
+    system = np.empty((k, k + 1, len(matrix)))
+    np.multiply(matrix.transpose(1, 2, 0), np.outer(free, free)[:, :, None], out=system[:, :k])
+    np.multiply(s.gradient.T, -free[:, None], out=system[:, k])
+    diagonal = np.einsum("kks->ks", system[:, :k])
+    diagonal += damping * scale * free[:, None] + (1 - free)[:, None]
+    fine = np.ones(len(matrix), bool)
+    for i in range(k):
+        pivot = system[i, i]
+        good = pivot > 0
+        fine &= good
+        row = system[i, i + 1 :] / np.where(good, pivot, 1.0)
+        system[:, i + 1 :] -= system[:, i, None] * row
+        system[i, i + 1 :] = row
+    return np.ascontiguousarray(system[:, k].T), fine
+
+
+def derived(model: Callable, closed: slopes.Closed) -> slopes.Evaluate:
+    """(phi [S,k], y, w [S,n], at) -> Trial of a law, in closed form where it has one."""
+    if closed is None:
+        # JAX is started for automatic derivatives alone
+        from jaxlm.scaling.laws import differentiate
+
+        return functools.partial(differentiate.trial, model)
+    if callable(closed):
+        return functools.partial(slopes.by_derivatives, closed)
+    return functools.partial(slopes.of_three_terms, closed)

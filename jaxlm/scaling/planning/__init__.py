@@ -1,0 +1,1 @@
+"""Plans from a study: back-tests, the choice of a planner, forecasts, the next run."""

@@ -1,0 +1,253 @@
+"""The plan of a study: N*, D* and loss at a compute, from who was chosen, with their intervals.
+
+    p = plan.of(record)                       # of a study's record
+    plan.at(p, 5.76e23)                       # Draws: N*, D*, loss, the fit first, then R draws
+
+An interval holds what resampling the runs moves, which form every draw chooses, the form's own
+error (a `discrepancy` of the form from the runs; of approach 2 its error per decade beyond them, as
+the rolling back-test measured it), and, where the largest sizes look under-tuned, the law without
+that as the other half of the draws.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.scaling.laws import loss_laws, optimum
+from jaxlm.scaling.planning import discrepancy, model_selection
+from jaxlm.scaling.study_record import Record
+
+# Of log C, for the exponent that a discrepancy adds.
+STEP = 0.1
+
+Array = np.ndarray
+
+
+class Sizes(NamedTuple):
+    """One N*(C) and the draws that it plans."""
+
+    name: str
+    """A form, or `model_selection.ISOFLOP`."""
+    theta: Array
+    """[k] of the form, or (exponent, intercept) of log N* in log C."""
+    draws: Array
+    """[R, k]."""
+    rows: Array
+    """[R] bool, the draws that chose it."""
+
+
+class Planned(NamedTuple):
+    """All that a plan at any compute needs."""
+
+    sizes: tuple[Sizes, ...]
+    """Who plans N*: the planner, then others that some draws chose."""
+    surface: str
+    """The form of the loss."""
+    theta: Array
+    """[k] of it."""
+    draws: Array
+    """[R, k]."""
+    spread: tuple[float, float]
+    """Standard deviation of log N* and of log loss for each decade beyond the runs."""
+    flops: tuple[float, float]
+    """Least and largest C of the runs."""
+    per: float
+    """C / (N D)."""
+    seed: int
+    """Of the draws of `spread`."""
+    frontier: Sizes | None = None
+    """Loss on approach 2's minima, the law `offset`, of the draws that approach 2 plans; None: the
+    loss is the surface's everywhere."""
+    own: discrepancy.Curve | None = None
+    """The surface's own error; None: `spread` alone."""
+
+
+class Draws(NamedTuple):
+    """[1 + R] each: at the fit, then of every draw."""
+
+    params: Array
+    tokens: Array
+    loss: Array
+    exponent: Array
+
+
+def at(p: Planned, flops: float | Array) -> Draws:
+    """N*, D* and loss of every draw at `flops`: a number, or [1 + R] one for each draw."""
+    count = len(p.draws)
+    c = np.broadcast_to(np.asarray(flops, float), (1 + count,))
+    n, exponent = _params(p.sizes[0], c, p.per)
+    for other in p.sizes[1:]:
+        rows = np.append(False, other.rows)
+        own, slope = _params(other, c, p.per)
+        n[rows], exponent[rows] = own[rows], slope[rows]
+    thetas = np.concatenate([p.theta[None], p.draws])
+    loss = np.full(1 + count, np.nan)
+    has = np.isfinite(n) & (n > 0)
+    if has.any():
+        d = c[has] / (p.per * n[has])
+        loss[has] = optimum.loss(p.surface, thetas[has], n[has], d, paired=True)
+    if p.frontier is not None:
+        rows = np.append(True, p.frontier.rows)
+        own = np.concatenate([p.frontier.theta[None], p.frontier.draws])
+        loss[rows] = loss_laws.OFFSET.predict(own[rows].T, (c[rows],))
+    decades = np.maximum(0.0, np.log10(c[1:] / p.flops[1]))
+    noise = np.random.default_rng([p.seed, 1]).standard_normal((2, count)) * decades
+    n[1:] *= np.exp(p.spread[0] * noise[0])
+    loss[1:] *= np.exp(p.spread[1] * noise[1])
+    if p.own is not None:
+        size, level = discrepancy.draw(p.own, c[1:], p.seed)
+        further, _ = discrepancy.draw(p.own, c[1:] * np.exp(STEP), p.seed)
+        for s in p.sizes:
+            if s.name == p.surface:
+                n[1:][s.rows] *= np.exp(size[s.rows])
+                exponent[1:][s.rows] += (further - size)[s.rows] / STEP
+        rows = np.ones(count, bool) if p.frontier is None else ~p.frontier.rows
+        loss[1:][rows] *= np.exp(level[rows])
+    return Draws(n, c / (p.per * n), loss, exponent)
+
+
+def least(p: Planned, loss: float) -> Array:
+    """[1 + R] the least C at which every draw's plan reaches a loss; inf where it never does."""
+    places = optimum.decades(2)
+    reached = np.stack([at(p, np.exp(x)).loss <= loss for x in places], 1)
+    first = np.argmax(reached, 1)
+    low, high = places[np.maximum(first - 1, 0)], places[first]
+    for _ in range(optimum.HALVINGS):
+        middle = (low + high) / 2
+        there = at(p, np.exp(middle)).loss <= loss
+        low, high = np.where(there, low, middle), np.where(there, middle, high)
+    return np.where(reached.any(1), np.exp(high), np.inf)
+
+
+def _params(s: Sizes, flops: Array, per: float) -> tuple[Array, Array]:
+    """(N* [1 + R], d log N* / d log C [1 + R]) at compute [1 + R]; nan of draws that are none."""
+    thetas = np.concatenate([s.theta[None], s.draws])
+    if s.name == model_selection.ISOFLOP:
+        return np.exp(thetas[:, 1] + thetas[:, 0] * np.log(flops)), thetas[:, 0].copy()
+    n, exponent = np.full((2, len(thetas)), np.nan)
+    has = np.isfinite(thetas).all(1)
+    best = optimum.at(s.name, thetas[has], flops[has], per, paired=True)
+    n[has], exponent[has] = best.params, best.exponent
+    return n, exponent
+
+
+def of(record: Record) -> Planned:
+    """The Planned of a study's record."""
+    kept = record["plan"]
+    form = record["forms"][kept["surface"]]
+    names = loss_laws.LAWS[kept["surface"]].names
+    theta = np.array([form["theta"][name] for name in names], float)
+    draws = np.array(kept["draws"], float).reshape(-1, len(names))
+    sizes = []
+    for s in kept["sizes"]:
+        own = np.array(s["theta"], float)
+        # of the loss's own form the draws are kept once
+        many = draws if s["draws"] is None else np.array(s["draws"], float)
+        many = many.reshape(-1, len(own))
+        sizes.append(Sizes(s["name"], own, many, np.array(s["rows"], bool)))
+    low, high = record["flops"]
+    spread, edge = kept["spread"], kept["frontier"]
+    if edge is not None:
+        own = np.array(edge["theta"], float)
+        many = np.array(edge["draws"], float).reshape(-1, len(own))
+        edge = Sizes(loss_laws.OFFSET.name, own, many, sizes[0].rows)
+    return Planned(
+        tuple(sizes),
+        kept["surface"],
+        theta,
+        draws,
+        (float(spread["params"]), float(spread["loss"])),
+        (float(low), float(high)),
+        float(record["per"]),
+        int(record["options"]["seed"]),
+        edge,
+        _curve(kept.get("discrepancy")),
+    )
+
+
+def _curve(kept: Record | None) -> discrepancy.Curve | None:
+    if kept is None:
+        return None
+    return discrepancy.Curve(*(np.array(kept[k], float) for k in discrepancy.Curve._fields))
+
+
+def form(name: str, theta: Array, draws: Array, flops: tuple[float, float], per: float) -> Planned:
+    """The Planned of one form by its draws [R, k] alone."""
+    own = Sizes(name, theta, draws, np.ones(len(draws), bool))
+    return Planned((own,), name, theta, draws, (0.0, 0.0), flops, per, 0)
+
+
+def quality(p: Planned, params: float) -> float:
+    """The loss of the compute-optimal model of N parameters, at the fit.
+
+    Raises: ValueError where no compute makes N optimal.
+    """
+    first = p.sizes[0]
+    edge = p.frontier
+    fit = p._replace(
+        draws=p.draws[:0],
+        sizes=(first._replace(draws=first.draws[:0], rows=first.rows[:0]),),
+        frontier=edge and edge._replace(draws=edge.draws[:0], rows=edge.rows[:0]),
+    )
+    places = optimum.decades(2)
+    sizes = np.array([at(fit, np.exp(x)).params[0] for x in places])
+    between = np.flatnonzero((sizes[:-1] < params) & (params <= sizes[1:]))
+    if not between.size:
+        raise ValueError(f"params: {params:g} given; this law has no compute where that is optimal")
+    low, high = places[between[0]], places[between[0] + 1]
+    for _ in range(optimum.HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(fit, np.exp(middle)).params[0] < params else (low, middle)
+    return float(at(fit, np.exp(high)).loss[0])
+
+
+def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] | None]]:
+    """{form or approach: (its N* at `flops`, its own interval)}, of all that have one.
+
+    An approach's interval is as wide as at the study's target.
+    """
+    out: dict[str, tuple[float, list[float] | None]] = {}
+    ends = np.array([50 * (1 - record["options"]["level"]), 50 * (1 + record["options"]["level"])])
+    for name, form in record["forms"].items():
+        if "params" not in form["optimum"]:
+            continue
+        theta = [form["theta"][k] for k in loss_laws.LAWS[name].names]
+        draws = np.array(form["draws"], float).reshape(-1, len(theta))
+        n = float(optimum.at(name, theta, flops, record["per"]).params)
+        many = optimum.at(name, draws, flops, record["per"]).params if len(draws) else np.empty(0)
+        many = many[np.isfinite(many)]
+        out[name] = n, np.percentile(many, ends).tolist() if len(many) > 1 else None
+    for name, side in record["approaches"].items():
+        if "intercept" in side:
+            n = float(np.exp(side["intercept"] + side["exponent"] * np.log(flops)))
+            wide = side["params_interval"]
+            out[name] = n, None if wide is None else [n / side["params"] * v for v in wide]
+    return {name: pair for name, pair in out.items() if np.isfinite(pair[0])}
+
+
+def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
+    """Which forms and approaches contradict the plan's N* at `flops`, in a sentence; "" where none
+    does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's N*
+    outside theirs; interval: the plan's, None where it has none."""
+    every = rivals(record, flops)
+    if interval is None:
+        return ""
+    planned = of(record)
+    if planned.own is not None:
+        many = at(planned._replace(own=None), flops).params[1:]
+        many = many[np.isfinite(many)]
+        level = record["options"]["level"]
+        interval = np.percentile(many, [50 * (1 - level), 50 * (1 + level)]).tolist()
+
+    def against(n: float, own: list[float] | None) -> bool:
+        inside = own is not None and own[0] <= value <= own[1]
+        return not interval[0] <= n <= interval[1] and not inside
+
+    apart = {k: n for k, (n, own) in every.items() if against(n, own)}
+    if not apart:
+        return ""
+    listed = ", ".join(f"{n:.3g} by {k}" for k, n in sorted(apart.items(), key=lambda p: p[1]))
+    return (
+        f"{len(apart)} of {len(every)} forms and approaches put N* at {flops:.3g} FLOPs further "
+        f"off than resampling the runs explains: {listed}"
+    )

@@ -1,0 +1,334 @@
+"""The choice of who plans a study, by rolling back-tests, and the plan's entry in its record."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlm.scaling import table
+from jaxlm.scaling.approaches import comparison, isoflop
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum
+from jaxlm.scaling.planning import allocation, backtest, discrepancy, model_selection
+from jaxlm.scaling.planning.backtest import Errors
+from jaxlm.scaling.planning.model_selection import ISOFLOP
+from jaxlm.scaling.study import form_fits, tuning
+from jaxlm.scaling.study_record import Record
+
+AKIMA = "isoflop akima"
+# Refits at each cut-off for the standard deviation of its errors.
+REPLICATES = 60
+# Fixed exponents do not plan against the form that has them free: to be near it is no merit.
+NOT_RIVALS = tuple(form_fits.FIXED_EXPONENT)
+
+# Minima without which their losses make no law of their own.
+MINIMA = 5
+
+Array = np.ndarray
+IsoFlops = Mapping[str, "isoflop.IsoFlop | str"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """Rolling back-tests of a study."""
+
+    cutoffs: tuple[float, ...]
+    """FLOPs from which runs were held out, rising."""
+    tests: dict[str, list[backtest.Test]]
+    """By form, those that could be fitted below a cut-off."""
+    refused: dict[str, str]
+    """{form: why it has none}."""
+    sizes: dict[str, Errors]
+    """Errors of N* by form, and of approach 2; empty where no minimum was measured."""
+    losses: dict[str, Errors]
+    """Errors of the loss by form."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Who plans."""
+
+    sizes: model_selection.Choice
+    """Of N*."""
+    loss: model_selection.Choice
+    """Of the loss."""
+    surface: str
+    """The form of the loss."""
+    default: str
+    """The form that would plan without any back-test."""
+    sentence: str
+    """How it was chosen."""
+
+
+def test(
+    fitted: Mapping[str, form_fits.Fitted],
+    t: table.Table,
+    second: IsoFlops,
+    holdout: float | None,
+    how: form_fits.Settings,
+    per: float,
+) -> Tested:
+    """The rolling back-tests of every form; holdout: the one cut-off, None for `cutoffs`.
+
+    Raises: ValueError where a holdout was named and nothing can be tested on it.
+    """
+    cuts = backtest.cutoffs(t) if holdout is None else [holdout]
+    first = form_fits.default(fitted)
+    tests: dict[str, list[backtest.Test]] = {}
+    refused: dict[str, str] = {}
+    for name, one in fitted.items():
+        # sampling's share is wanted of who may plan
+        again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
+        for cut in cuts:
+            try:
+                held = how.fix.get(name, {})
+                done = backtest.run(one.law, one.t, cut, how.delta, held, again, one.fit)
+                tests.setdefault(name, []).append(done)
+            except ValueError as error:
+                refused[name] = str(error)
+    if not tests and holdout is not None:
+        raise ValueError(next(iter(refused.values())))
+    refused = {name: why for name, why in refused.items() if name not in tests}
+    sizes: dict[str, Errors] = {}
+    able = {n: tests[n] for n in tests if form_fits.plans(fitted[n].law)}
+    akima = second[AKIMA]
+    if not isinstance(akima, str):
+        for name, own in able.items():
+            sizes[name] = backtest.sizes(own, akima.minima, per)
+        sizes[ISOFLOP] = backtest.lines(next(iter(able.values()), []), akima.minima)
+        sizes = {name: e for name, e in sizes.items() if len(e.error)}
+    losses = {name: backtest.losses(own) for name, own in able.items()}
+    return Tested(tuple(cuts), tests, refused, sizes, losses)
+
+
+def choose(
+    fitted: Mapping[str, form_fits.Fitted],
+    second: IsoFlops,
+    tested: Tested,
+    named: str | None,
+    how: form_fits.Settings,
+) -> Chosen:
+    """Who plans; `named` by the user, or by the back-tests.
+
+    Raises: ValueError for a name that has no plan.
+    """
+    able = [name for name, one in fitted.items() if form_fits.plans(one.law)]
+    first = form_fits.default(fitted)
+    rivals = [name for name in able if name not in NOT_RIVALS or name == first]
+    loss = model_selection.choose(
+        first, {n: e for n, e in tested.losses.items() if n in rivals}, how.replicates, how.seed
+    )
+    if named == ISOFLOP:
+        if isinstance(second[AKIMA], str):
+            raise ValueError(f"--law isoflop: {second[AKIMA]}")
+    elif named is not None and named not in able:
+        raise ValueError(f"--law {named!r}: was not fitted; it plans with one of {able}")
+    if named is not None:
+        drawn = np.full(how.replicates, named)
+        surface = loss.name if named == ISOFLOP else named
+        sizes = model_selection.Choice(named, {}, drawn)
+        only = model_selection.Choice(surface, loss.scores, np.full(how.replicates, surface))
+        return Chosen(
+            sizes, only, surface, first, model_selection.sentence(named, sizes, only, True)
+        )
+    measured = {n: e for n, e in tested.sizes.items() if n in rivals or n == ISOFLOP}
+    if measured:
+        sizes = model_selection.choose(first, measured, how.replicates, how.seed)
+    else:
+        # no minimum to test on: N* is that of the form which predicts the loss
+        sizes = model_selection.Choice(loss.name, {}, loss.drawn)
+    surface, akima = loss.name, second[AKIMA]
+    edge = sizes.name == ISOFLOP and not isinstance(akima, str)
+    edge = edge and len(backtest.frontier(akima.minima).loss) >= MINIMA
+    return Chosen(
+        sizes, loss, surface, first, model_selection.sentence(first, sizes, loss, False, edge)
+    )
+
+
+def record(tested: Tested, chosen: Chosen, fitted: Mapping[str, form_fits.Fitted]) -> Record:
+    """The back-test's entry in a study's record: errors in percent by form and cut-off, of the
+    loss and of N*."""
+    out: Record = {
+        "threshold": tested.cutoffs[-1] if tested.tests else None,
+        "cutoffs": list(tested.cutoffs),
+        "wins": chosen.loss.name if chosen.loss.name in tested.tests else None,
+        "unit": "100 log(predicted / measured)",
+        "forms": {},
+        "sizes": {},
+        "skipped": dict(tested.refused),
+    }
+    for name, own in tested.tests.items():
+        error = np.concatenate([t.error for t in own])
+        last = own[-1]
+        out["forms"][name] = {
+            "fitted": last.fitted,
+            "tested": len(error),
+            "mean": float(np.mean(error)),
+            "mae": float(np.mean(np.abs(error))),
+            "largest": float(np.max(np.abs(error))),
+            "theta": last.theta,
+            "error": error,
+            "row": np.concatenate([t.row for t in own]),
+            "cutoffs": {f"{t.threshold:.4g}": t.mae for t in own},
+        }
+    for name, e in tested.sizes.items():
+        fine = np.isfinite(e.error)
+        out["sizes"][name] = {
+            "tested": len(e.error),
+            "mean": float(np.mean(e.error[fine])) if fine.any() else None,
+            "median": float(np.median(np.abs(e.error[fine]))) if fine.any() else None,
+            "error": e.error,
+            "decades": e.decades,
+            "case": e.case,
+        }
+    return out
+
+
+def entry(
+    record: Record,
+    chosen: Chosen,
+    fitted: Mapping[str, form_fits.Fitted],
+    second: IsoFlops,
+    tested: Tested,
+    how: form_fits.Settings,
+) -> Record:
+    """The plan's entry in a study's record; see plan.of."""
+    count = how.replicates
+    effect = form_fits.undertuned(fitted, how)
+
+    def drawn(name: str) -> Array:
+        many = _rows(_planner(name, fitted, second)[1], count)
+        if effect is not None and name == form_fits.TUNED:
+            # every second draw takes the largest sizes for under-tuned
+            many[1::2] = _rows(effect[1].draws, count // 2)
+        return many
+
+    names = [chosen.sizes.name, *sorted({*chosen.sizes.drawn.tolist()} - {chosen.sizes.name})]
+    sizes = []
+    for name in names:
+        rows = chosen.sizes.drawn == name
+        # of the loss's own form the draws are kept once
+        many = None if name == chosen.surface else drawn(name)
+        if form_fits.FIXED_EXPONENT.get(name, name) not in {*fitted, ISOFLOP}:
+            # nobody knows how wrong its exponent is: no interval, rather than one without width
+            many = np.full_like(drawn(name), np.nan)
+        theta = _planner(name, fitted, second)[0]
+        sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
+    edge = _frontier(chosen, second, tested, how)
+    curve = _discrepancy(fitted[chosen.surface], effect, record)
+    size, surface = _spreads(chosen, tested, curve)
+    out: Record = {
+        "chosen_by": chosen.sentence,
+        "default": chosen.default,
+        "surface": chosen.surface,
+        "form": chosen.sizes.name,
+        "sizes": sizes,
+        "draws": drawn(chosen.surface),
+        "spread": {
+            "params": max(size, form_fits.exponent_spread(chosen.sizes.name, fitted)),
+            "loss": surface if edge is None else edge[1],
+            # of the loss away from approach 2's minima, for forecasts
+            "surface": surface,
+        },
+        "frontier": None if edge is None else edge[0],
+        "discrepancy": curve and curve._asdict(),
+        "undertuned": None,
+    }
+    record = record | {"plan": out}
+    target = record["options"]["target"]
+    if effect is not None:
+        best = optimum.at(form_fits.TUNED, effect[1].theta, target, record["per"])
+        out["undertuned"] = effect[0]._asdict() | {
+            "params": float(best.params),
+            "loss": float(best.loss),
+        }
+    return out | _values(record, target, how.level)
+
+
+def _spreads(
+    chosen: Chosen, tested: Tested, curve: discrepancy.Curve | None
+) -> tuple[float, float]:
+    """(of log N*, of the surface's log loss) per decade; 0 where the form has a discrepancy, which
+    is its own error measured on more than the budgets held out."""
+    size = _spread(tested.sizes.get(chosen.sizes.name), half=True)
+    if curve is None:
+        return size, _spread(tested.losses.get(chosen.surface))
+    return 0.0 if chosen.sizes.name == chosen.surface else size, 0.0
+
+
+def _discrepancy(
+    one: form_fits.Fitted,
+    effect: tuple[tuning.Excess, tuning.Corrected] | None,
+    record: Record,
+) -> discrepancy.Curve | None:
+    knot = effect[0].knot if effect is not None and one.law.name == form_fits.TUNED else None
+    form = discrepancy.fit(
+        one.law,
+        one.theta,
+        one.fit.residual,
+        one.t.params,
+        one.t.tokens,
+        knot,
+        one.fit.fixed,
+    )
+    low, high = record["flops"]
+    return form and discrepancy.along(form, discrepancy.grid((low, high)), record["per"])
+
+
+def _frontier(
+    chosen: Chosen, second: IsoFlops, tested: Tested, how: form_fits.Settings
+) -> tuple[Record, float] | None:
+    """({theta, draws} of the law `offset` through approach 2's minima, its spread per decade),
+    where approach 2 plans and has minima enough: that a form's N* is refuted speaks against its
+    loss too."""
+    akima = second[AKIMA]
+    if chosen.sizes.name != ISOFLOP or isinstance(akima, str):
+        return None
+    t = backtest.frontier(akima.minima)
+    if len(t.loss) < MINIMA:
+        return None
+    found = fitting.fit(loss_laws.OFFSET, t, delta=how.delta)
+    if found.failed:
+        return None
+    many = bootstrap.noise(loss_laws.OFFSET, t, found, how.replicates, how.seed)
+    draws = _rows(many.theta[~many.failed], how.replicates)
+    errors = backtest.edges(tested.cutoffs, t, how.delta)
+    return {"theta": fitting.values(found), "draws": draws}, model_selection.spread(errors)
+
+
+def _values(record: Record, target: float, level: float) -> Record:
+    """{params, tokens, loss, tokens_per_parameter, exponent: {value, interval}, disagreement}."""
+    many = allocation.at(allocation.of(record), target)
+    rows: dict[str, Array] = many._asdict() | {"tokens_per_parameter": many.tokens / many.params}
+    out: dict[str, Any] = {
+        name: {"value": float(v[0]), "interval": comparison.interval(v[1:], level)}
+        for name, v in rows.items()
+    }
+    form = record["plan"]["form"]
+    if form in form_fits.FIXED_EXPONENT:
+        for name in ("params", "tokens", "tokens_per_parameter", "exponent"):
+            out[name]["interval"] = record["forms"][form]["optimum"][name][1]
+    out["disagreement"] = allocation.disagreement(record, target, **out["params"])
+    return out
+
+
+def _planner(
+    name: str, fitted: Mapping[str, form_fits.Fitted], second: IsoFlops
+) -> tuple[list[float], Array]:
+    """(theta, draws) of a planner of N*."""
+    if name != ISOFLOP:
+        return list(fitted[name].theta), fitted[name].draws
+    akima = second[AKIMA]
+    assert not isinstance(akima, str)
+    return [akima.exponent, akima.intercept], akima.draws
+
+
+def _rows(draws: Array, count: int) -> Array:
+    """[count, k] draws, again from the first where there are fewer; nan where there are none."""
+    if not len(draws):
+        return np.full((count, draws.shape[1]), np.nan)
+    return draws[np.arange(count) % len(draws)]
+
+
+def _spread(errors: Errors | None, half: bool = False) -> float:
+    return 0.0 if errors is None else model_selection.spread(errors, half)

@@ -1,0 +1,1 @@
+"""A study of a table of runs: points, fits, diagnostics, record, report."""

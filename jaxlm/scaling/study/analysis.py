@@ -1,0 +1,232 @@
+"""A whole study of a table of runs: every form, three approaches, back-tests, cautions, record.
+
+    t = tables.read("runs.csv")
+    record = analysis.run(t, analysis.Options(target=5.76e23))
+    study.save(pathlib.Path("runs/fit"), record)
+
+The record is all there is: `report.text` and `figures.draw` read nothing else.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+import jaxlm
+from jaxlm.scaling import study_record, table
+from jaxlm.scaling.approaches import comparison, isoflop
+from jaxlm.scaling.laws import bootstrap, fixed_parameters, loss_laws
+from jaxlm.scaling.planning import experiment_design, model_selection, selected_plan
+from jaxlm.scaling.reading import plausibility
+from jaxlm.scaling.study import cautions, diagnostics, form_fits, heterogeneity
+from jaxlm.scaling.study_record import Record
+
+# What of a table the record keeps.
+POINTS = ("params", "tokens", "flops", "loss", "unique", "run", "row")
+# The target when none is named: this many times the largest budget.
+AHEAD = 10.0
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a study is made."""
+
+    laws: tuple[str, ...] = ()
+    """Forms to fit; none named: every form that the runs identify."""
+    law: str | None = None
+    """The form that plans, or isoflop; not named: chinchilla, unless another predicts held-out
+    budgets better beyond noise."""
+    fix: tuple[str, ...] = ()
+    """NAME=VALUE, a parameter held in every form that has it (alpha=0.35), or LAW.NAME=VALUE."""
+    drop_highest: int = 0
+    """Points of highest loss left out of every fit."""
+    delta: float = 1e-3
+    """Huber's delta, of log loss. Hoffmann et al. 2022 take 1e-3."""
+    replicates: int = 1000
+    """Bootstrap refits of each form."""
+    bootstrap: Literal["auto", "case", "cluster"] = "auto"
+    """Resample points, or whole runs; auto: runs where any has several points, and
+    there are six or more."""
+    seed: int = 0
+    """Of all resampling."""
+    holdout: float | None = None
+    """Runs of this many FLOPs or more are the back-test's; not given: the largest budgets in turn,
+    or the largest half of the runs, four tenths, and so on to a tenth."""
+    target: float | None = None
+    """FLOPs that the report extrapolates to; not given: ten times the largest budget."""
+    noise: float | None = None
+    """Standard deviation of the loss between seeds, for the bootstrap of approach 2; not given: it
+    is measured from the points."""
+    level: float = 0.95
+    """Of all intervals."""
+
+
+def run(
+    t: table.Table,
+    options: Options = Options(),
+    about: study_record.About = study_record.About(),
+    name: str = "runs",
+    candidates: tuple[Array, Array, Array | None] | None = None,
+) -> Record:
+    """The record of a study of a table of runs, as study.json keeps it.
+
+    about: what the runs cannot tell. name: of the study, for titles. candidates: (params [m],
+    tokens [m], cost [m] or None) of runs to choose the next one from, for the target.
+
+    Raises: ValueError naming the option or the column that cannot be used.
+    """
+    options = dataclasses.replace(options, bootstrap=bootstrap.method(options.bootstrap, t))
+    used = _used(t, options)
+    kept = table.take(t, used)
+    per = float(np.median(kept.flops / (kept.params * kept.tokens)))
+    target = options.target or AHEAD * float(kept.flops.max())
+    first = comparison.front(kept, options.replicates, options.seed)
+    second = comparison.isoflops(kept, options.replicates, options.seed, options.noise)
+    how, level = _settings(options), options.level
+    fitted, skipped = form_fits.every(kept, first.points(), how)
+    tested = selected_plan.test(fitted, kept, second, options.holdout, how, per)
+    chosen = selected_plan.choose(fitted, second, tested, options.law, how)
+    law = chosen.surface
+    planned = fitted[law]
+    record: Record = {
+        "format": study_record.FORMAT,
+        "jaxlm": jaxlm.__version__,
+        "source": _source(t, used, name),
+        "counting": t.counting._asdict(),
+        "per": per,
+        "flops": [float(kept.flops.min()), float(kept.flops.max())],
+        "options": dataclasses.asdict(options) | {"target": target},
+        "law": law,
+        "theta": planned.fit.theta,
+        "forms": {f: form_fits.record(x, fitted, level, target, per) for f, x in fitted.items()},
+        "skipped": skipped,
+        "backtest": selected_plan.record(tested, chosen, fitted),
+        "approaches": comparison.compare(
+            kept,
+            first,
+            second,
+            {f: _pair(fitted[f]) for f in dict.fromkeys(("chinchilla", law)) if f in fitted},
+            target,
+            per,
+            level,
+        ),
+        "outliers": _outliers(t, planned, options, target, per),
+        "profiles": form_fits.profiles(planned, level),
+        "points": {f: t._asdict()[f] for f in POINTS} | {"used": used},
+    }
+    record["plan"] = selected_plan.entry(record, chosen, fitted, second, tested, how)
+    record["next"] = _next(planned, candidates, target, per)
+    record["checklist"] = study_record.checklist(about, kept, record)
+    record["cautions"] = [c._asdict() for c in cautions.study(record, _rows(kept, planned, record))]
+    return study_record.plain(record)
+
+
+def _rows(t: table.Table, planned: form_fits.Fitted, record: Record) -> list[diagnostics.Caution]:
+    """What the table's rows give reason to say."""
+    best = record["plan"]["params"]["value"]
+    return [
+        *heterogeneity.notices(t, planned.fit.residual),
+        *heterogeneity.cost(t, record["per"], best),
+    ]
+
+
+def _settings(options: Options) -> form_fits.Settings:
+    return form_fits.Settings(
+        options.laws,
+        fixed_parameters.parse(options.fix),
+        options.delta,
+        options.replicates,
+        options.bootstrap,
+        options.seed,
+        options.level,
+    )
+
+
+def _pair(one: form_fits.Fitted) -> tuple[Array, Array]:
+    return one.theta, one.draws
+
+
+def _outliers(
+    t: table.Table, planned: form_fits.Fitted, options: Options, target: float, per: float
+) -> list[Record]:
+    law = _outlier_law(planned)
+    held = fixed_parameters.parse(options.fix).get(law.name, {})
+    return comparison.outliers(t, law, target, options.delta, per, held)
+
+
+def _outlier_law(planned: form_fits.Fitted) -> loss_laws.Law:
+    """Chinchilla's form, in which outliers are usually told, unless repeated tokens matter."""
+    return planned.law if "unique" in planned.law.inputs else loss_laws.LAWS["chinchilla"]
+
+
+def _used(t: table.Table, options: Options) -> Array:
+    """[n] bool, the points that are fitted. Raises: ValueError for options that cannot be."""
+    for name in (*options.laws, *([options.law] if options.law else [])):
+        if name not in loss_laws.LAWS and not (name == options.law == model_selection.ISOFLOP):
+            raise ValueError(f"--laws: {name!r} is none of {', '.join(loss_laws.LAWS)}")
+    held = fixed_parameters.parse(options.fix)
+    if held and options.laws and not set(held) & set(options.laws):
+        raise ValueError(f"--fix {options.fix}: no law of {options.laws} has what is held")
+    named = options.law not in (None, model_selection.ISOFLOP)
+    if named and options.laws and options.law not in options.laws:
+        raise ValueError(f"--law: {options.law!r} is to plan, and laws {options.laws} leave it out")
+    if options.replicates < 20:
+        raise ValueError(f"--replicates: {options.replicates}; an interval needs 20 or more")
+    if not 0 < options.level < 1:
+        raise ValueError(f"--level: {options.level}; a share between 0 and 1 is needed")
+    for name, value in (("target", options.target), ("delta", options.delta)):
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name}: {value}; a number above 0 is needed")
+    n = len(t.loss)
+    places = [f"row {row}" for row in t.row]
+    plausibility.losses(t.loss, t.params, t.tokens, "loss", places, stated=True)
+    if not 0 <= options.drop_highest < n:
+        raise ValueError(f"--drop-highest: {options.drop_highest} of {n} points")
+    used = np.ones(n, bool)
+    used[np.argsort(-t.loss, kind="stable")[: options.drop_highest]] = False
+    flops = t.flops[used]
+    if flops.max() <= flops.min() * isoflop.TOLERANCE:
+        raise ValueError(
+            f"column flops: one budget, {flops.min():.4g} to {flops.max():.4g} in rows "
+            f"{t.row[used].min()} to {t.row[used].max()}; a law of scale needs two or more"
+        )
+    return used
+
+
+def _source(t: table.Table, used: Array, name: str) -> Record:
+    return {
+        "name": name,
+        "points": len(t.loss),
+        "dropped": [
+            {"row": int(t.row[i]), "run": str(t.run[i]), "loss": float(t.loss[i])}
+            for i in np.flatnonzero(~used)
+        ],
+        "left_out": list(t.left_out),
+        "notes": list(t.notes),
+    }
+
+
+def _next(
+    one: form_fits.Fitted,
+    candidates: tuple[Array, Array, Array | None] | None,
+    target: float,
+    per: float,
+) -> list[Record]:
+    """The candidates, the best first."""
+    if candidates is None:
+        return []
+    params, tokens, cost = candidates
+    found = experiment_design.choose(one.fit, one.t, params, tokens, target, cost, per, one.draws)
+    return [
+        {
+            "params": found.params[i],
+            "tokens": found.tokens[i],
+            "cost": found.cost[i],
+            "width_before": found.before,
+            "width_after": found.after[i],
+            "gain_per_flop": found.gain[i],
+        }
+        for i in found.order
+    ]

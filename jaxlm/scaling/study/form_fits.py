@@ -1,0 +1,222 @@
+"""Every form that a table identifies, fitted with its bootstrap, and what a record keeps of it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.scaling import table
+from jaxlm.scaling.approaches import comparison
+from jaxlm.scaling.laws import bootstrap, fitting, identifiability, loss_laws, optimum, profile
+from jaxlm.scaling.planning import experiment_design
+from jaxlm.scaling.study import diagnostics, tuning
+from jaxlm.scaling.study_record import Record
+
+# Points of a profile, over the bootstrap interval stretched by half on each side.
+GRID = 21
+# Forms that are another one in other letters: fitted where they are named.
+SAME_AS = {"overtraining": "tied"}
+# Forms whose exponent of N*(C) is no estimate, and the form that estimates it.
+FIXED_EXPONENT = {"tied": "chinchilla", "overtraining": "chinchilla"}
+# The form whose largest sizes are tested for being tuned like the rest.
+TUNED = "chinchilla"
+
+Array = np.ndarray
+
+
+class Fitted(NamedTuple):
+    """One form on its points."""
+
+    law: loss_laws.Law
+    t: table.Table
+    fit: fitting.Fit
+    draws: Array
+    """[R, k] refits that did not fail."""
+    failed: int
+    """Refits that did."""
+
+    @property
+    def theta(self) -> Array:
+        """[k] parameters in the law's order."""
+        return fitting.values(self.fit)
+
+
+class Settings(NamedTuple):
+    """How forms are fitted: see `analysis.Options`."""
+
+    laws: tuple[str, ...]
+    fix: Mapping[str, Mapping[str, float]]
+    """{form: {parameter: the value it is held at}}."""
+    delta: float
+    replicates: int
+    bootstrap: str
+    seed: int
+    level: float
+
+
+def every(
+    t: table.Table, front: table.Table | None, how: Settings
+) -> tuple[dict[str, Fitted], dict[str, str]]:
+    """(the forms fitted, {form: why it was not}); front: the points of approach 1, for laws of
+    compute.
+
+    Raises: ValueError with all reasons if there is no form with an optimum.
+    """
+    fitted: dict[str, Fitted] = {}
+    skipped: dict[str, str] = {}
+    for name, law in loss_laws.LAWS.items():
+        if how.laws and name not in how.laws:
+            continue
+        if not how.laws and name in SAME_AS:
+            continue
+        points = front if law.inputs == ("flops",) else t
+        if points is None:
+            skipped[name] = "there is no frontier (approach 1) to fit it on"
+            continue
+        why = identifiability.reason(law, points)
+        if not why:
+            found = fitting.fit(law, points, delta=how.delta, fixed=how.fix.get(name, {}))
+            why = found.failed or identifiability.rises(law, fitting.values(found), points)
+        if why:
+            skipped[name] = why
+            continue
+        many = bootstrap.resample(law, points, found, how.replicates, how.seed, how.bootstrap)
+        draws = many.theta[~many.failed]
+        fitted[name] = Fitted(law, points, found, draws, int(np.sum(many.failed)))
+    if not any(plans(f.law) for f in fitted.values()):
+        reasons = "; ".join(f"{k}: {v}" for k, v in skipped.items())
+        raise ValueError(
+            f"these {len(t.loss)} points hold no law of parameters and tokens: {reasons}"
+        )
+    return fitted, skipped
+
+
+def plans(law: loss_laws.Law) -> bool:
+    """Whether a law has an optimum between parameters and tokens."""
+    return {"params", "tokens"} <= set(law.inputs)
+
+
+def default(fitted: Mapping[str, Fitted]) -> str:
+    """The form that plans unless another predicts better: that of repeated tokens where there are
+    any, else chinchilla, else of the fewest parameters and then the closest fit."""
+    for name in ("data_constrained", "chinchilla"):
+        if name in fitted:
+            return name
+    able = [name for name, one in fitted.items() if plans(one.law)]
+    return min(able, key=lambda f: (len(fitted[f].law.names), fitted[f].fit.objective))
+
+
+def record(
+    one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
+) -> Record:
+    """What a study's record keeps of a form."""
+    law, found = one.law, one.fit
+    ends = {
+        name: None if name in found.fixed else comparison.interval(one.draws[:, i], level)
+        for i, name in enumerate(law.names)
+    }
+    return {
+        "source": law.source,
+        "inputs": law.inputs,
+        "theta": found.theta,
+        "fixed": list(found.fixed),
+        "intervals": ends,
+        "objective": found.objective,
+        "points": found.n,
+        "reached": found.reached,
+        "gradient": found.gradient,
+        "basins": [{"objective": value, "theta": theta} for value, theta in found.basins],
+        "condition": diagnostics.number(
+            experiment_design.gradients(law, one.theta, fitting.inputs(law, one.t))
+        ),
+        "residual": found.residual,
+        "residual_sd": float(np.std(found.residual)),
+        "optimum": _optimum(one, fitted, level, target, per),
+        "failed": one.failed,
+        "draws": one.draws,
+    }
+
+
+def _optimum(
+    one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
+) -> Record:
+    """{exponent, params, tokens, loss, tokens_per_parameter: [value, interval]} at the target.
+
+    An exponent that the form fixes has no interval, and N* and D* have the width that the exponent
+    gives them by the form that estimates it.
+    """
+    if not plans(one.law):
+        return {"skipped": f"a law of {', '.join(one.law.inputs)} has no optimum"}
+    best = optimum.at(one.law.name, one.theta, target, per=per)
+    many = optimum.at(one.law.name, one.draws, target, per=per)
+    freed = fitted.get(FIXED_EXPONENT.get(one.law.name, ""))
+    fixed = one.law.name in FIXED_EXPONENT
+    n, d = many.params, many.tokens
+    if freed is not None and len(n) and len(freed.draws):
+        tilt = _tilt(freed, target, per)[np.arange(len(n)) % len(freed.draws)]
+        n, d = n * np.exp(tilt), d * np.exp(-tilt)
+    rows = {
+        "params": (best.params, n),
+        "tokens": (best.tokens, d),
+        "loss": (best.loss, many.loss),
+        "exponent": (best.exponent, many.exponent),
+        "tokens_per_parameter": (best.tokens / best.params, d / n),
+    }
+    out = {k: [float(v), comparison.interval(draws, level)] for k, (v, draws) in rows.items()}
+    if fixed:
+        out["exponent"][1] = None
+        if freed is None:
+            for name in ("params", "tokens", "tokens_per_parameter"):
+                out[name][1] = None
+    return out
+
+
+def _tilt(freed: Fitted, target: float, per: float) -> Array:
+    """[R] what draws of the exponent move log N* by, from the middle of the runs to the target."""
+    exponent = optimum.at(freed.law.name, freed.draws, target, per=per).exponent
+    middle = float(np.mean(np.log(freed.t.flops)))
+    return (exponent - np.nanmean(exponent)) * (np.log(target) - middle)
+
+
+def exponent_spread(name: str, fitted: Mapping[str, Fitted]) -> float:
+    """Standard deviation of log N* for each decade of compute that the exponent's own gives, of a
+    form that fixes it; 0 of others, and where no form estimates it."""
+    freed = fitted.get(FIXED_EXPONENT.get(name, ""))
+    if freed is None or not len(freed.draws):
+        return 0.0
+    middle = float(np.exp(np.mean(np.log(freed.t.flops))))
+    exponent = optimum.at(freed.law.name, freed.draws, middle).exponent
+    return float(np.nanstd(exponent) * np.log(10))
+
+
+def profiles(one: Fitted, level: float) -> Record:
+    """{parameter: {grid, relative}}: the objective over its least value minus 1, percent."""
+    out: Record = {}
+    for i, name in enumerate(one.law.names):
+        ends = comparison.interval(one.draws[:, i], level)
+        if name not in one.law.held or name in one.fit.fixed or ends is None:
+            continue
+        low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
+        low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
+        grid = np.linspace(low, high, GRID)
+        grid = grid[profile.possible(one.law, name, grid)]
+        values = profile.profile(one.law, one.t, one.fit, name, grid)
+        out[name] = {"grid": grid, "relative": 100 * (values / one.fit.objective - 1)}
+    return out
+
+
+def undertuned(
+    fitted: Mapping[str, Fitted], how: Settings
+) -> tuple[tuning.Excess, tuning.Corrected] | None:
+    """What the largest sizes have above TUNED's law, and that law without it; None where it is not
+    fitted or nothing is beyond noise."""
+    if TUNED not in fitted:
+        return None
+    one = fitted[TUNED]
+    if one.fit.fixed:
+        return None
+    excess = tuning.test(one.t, one.fit)
+    # half of a plan's draws are of it
+    half = (how.replicates + 1) // 2
+    corrected = excess and tuning.correct(one.t, one.fit, excess, half, how.seed)
+    return (excess, corrected) if excess and corrected else None

@@ -1,0 +1,197 @@
+"""Weights that a run begins from, or reads frozen: those of other run directories."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxlm import models
+from jaxlm.core import config, param
+from jaxlm.data import pretraining, tokenizers
+from jaxlm.data.tokenizers import tokenizer as interface
+from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.train import program, trained_weights
+from jaxlm.train.run import directory
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.run import Run
+
+# What of a model may change between a run and the one it starts from: how far positions reach, and
+# what acts in training alone. All else that is no weight would make the weights another model.
+CHANGEABLE = ("context", "scaling", "theta", "local_theta", "window", "dropout", "capacity")
+
+
+def check(run: Run) -> list[str]:
+    """What is worth a warning about a run's start, in words.
+
+    Raises: ValueError, before weights are read, if `start` is no run directory, or its weights are
+    not those of the run's model, naming the first that differs; the same of a critic's.
+    """
+    told = [] if run.start is None else _check_model(run, run.start)
+    _check_parts(run)
+    return told
+
+
+def _check_model(run: Run, name: str) -> list[str]:
+    folder = pathlib.Path(name).expanduser()
+    try:
+        begun = directory.trained(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"start: {error}") from error
+    theirs, ours = _weights(begun), _weights(run)
+    for path in dict.fromkeys((*ours, *theirs)):
+        if theirs.get(path) != ours.get(path):
+            raise ValueError(
+                f"start: weight {path} is {_told(theirs.get(path))} in {name}, and "
+                f"{_told(ours.get(path))} in this run's model; the models must have the same "
+                "weights"
+            )
+    changes = config.differences(*(config.to_dict(r)["model"] for r in (begun, run)))
+    for path, there, here in changes:
+        if path.partition(".")[0] not in CHANGEABLE:
+            raise ValueError(
+                f"model.{path}: {here!r} given, and the weights of {name} were trained with "
+                f"{there!r}: they would compute something else; of a model's fields that are no "
+                f"shapes only {', '.join(CHANGEABLE)} may differ from those of `start`"
+            )
+    told = [f"model.{path}: {there} -> {here}" for path, there, here in changes]
+    theirs, ours = directory.tokenizer(folder, begun), tokenizers.load(run.data.tokenizer)
+    if theirs.hash != ours.hash:
+        _check_tokenizers(name, begun, run, theirs, ours)
+        told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
+    layouts = [r.data.template for r in (begun, run) if not isinstance(r.data, pretraining.Data)]
+    if len(layouts) == 2 and layouts[0] != layouts[1]:
+        told.append(f"data.template: {layouts[0]} -> {layouts[1]}")
+    told = [f"not as in {name}: {text}" for text in told]
+    if ours.vocab > run.model.vocab:
+        told += interface.mismatch(ours, run.model.vocab)
+    return told
+
+
+def _check_tokenizers(
+    name: str, begun: Run, run: Run, theirs: interface.Tokenizer, ours: interface.Tokenizer
+) -> None:
+    """Raises: ValueError unless every id that the weights know spells the same in both: tokens may
+    have been added."""
+    common = range(min(theirs.vocab, ours.vocab))
+    other = next((i for i in common if theirs.decode_bytes([i]) != ours.decode_bytes([i])), None)
+    if other is None and ours.vocab >= theirs.vocab:
+        return
+    told = f"only {ours.vocab} of its {theirs.vocab} ids"
+    if other is not None:
+        told = f"id {other} as {ours.decode_bytes([other])!r}, not {theirs.decode_bytes([other])!r}"
+    raise ValueError(
+        f"data.tokenizer: {run.data.tokenizer!r} given, and the weights of {name} were trained "
+        f"with {begun.data.tokenizer!r} (hash {theirs.hash[:12]}); this one has {told}: name that "
+        "one, or one that only adds tokens to it"
+    )
+
+
+def _check_parts(run: Run) -> None:
+    _, objective = program.training(run)
+    for name, part in objective.begun.items():
+        try:
+            begun = directory.trained(pathlib.Path(part.run).expanduser())
+            theirs = models.spec(begun.model)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error
+        read = [tokenizers.load(r.data.tokenizer).hash for r in (begun, run)]
+        if read[0] != read[1]:
+            raise ValueError(
+                f"the {name}'s weights, from {part.run}, read tokenizer {begun.data.tokenizer!r}, "
+                f"this run {run.data.tokenizer!r}; they must be the same"
+            )
+        ours = {key: p for key, p in objective.spec[name].items() if key not in part.renamed}
+        _check_shapes(name, part.run, ours, theirs)
+
+
+def _weights(run: Run) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's own weights, without an objective's heads."""
+    return {path: p.shape for path, p in param.flatten(models.spec(run.model)).items()}
+
+
+def _told(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
+
+
+def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]:
+    """The weights a run begins from, placed as its plan says, and what to record about them.
+
+    Those of the objective that no other run has (a head) are fresh.
+
+    Raises: as `trained_weights.load`.
+    """
+    params, facts = {}, {}
+    if run.start is not None:
+        params, facts = _loaded(run.start, run)
+    for name, part in objective.begun.items():
+        found, told = _loaded(part.run, run)
+        spec = objective.spec[name]
+        named = {key: found.get(part.renamed.get(key, key)) for key in spec}
+        named = {key: tree for key, tree in named.items() if tree is not None}
+        params[name] = _completed(named, spec, run)
+        facts[name] = told
+    return jax.block_until_ready(_completed(params, objective.spec, run)), facts
+
+
+def _loaded(folder: str, run: Run) -> tuple[param.Tree, dict[str, Any]]:
+    found = trained_weights.load(pathlib.Path(folder).expanduser(), "last", run.plan)
+    return found.params, {"folder": folder, "step": found.step, "run": runs.digest(found.run)}
+
+
+def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
+    """The weights of `spec`: those in params, and fresh ones for what is not there."""
+    new = {name: part for name, part in spec.items() if name not in params}
+    made = {}
+    if new:
+        shardings = run.plan.shard_params(new)
+        key = jax.random.fold_in(jax.random.key(run.seed), 0)
+        made = jax.jit(lambda: param.init(new, key), out_shardings=shardings)()
+    return {name: made[name] if name in made else params[name] for name in spec}
+
+
+def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, param.Tree]:
+    """The State's frozen weights, from their sources, placed as the run's plan says: those of other
+    runs, or what this run began from, also when it resumes. begun: what `weights` told then.
+
+    Raises: as `trained_weights.load`, naming the weights wanted.
+    """
+    return {name: _frozen(run, name, part, begun) for name, part in objective.frozen.items()}
+
+
+def _frozen(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
+    found = _read(run, name, part, begun)
+    if part.stored is None:
+        return found
+    places = run.plan.shard_params(part.stored.spec)
+    return jax.block_until_ready(jax.jit(part.stored.make, out_shardings=places)(found))
+
+
+def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
+    folder = run.start if part.run is None else part.run
+    if folder is None:
+        key = jax.random.fold_in(jax.random.key(run.seed), 0)
+        shardings = run.plan.shard_params(part.spec)
+        return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
+    try:
+        which = begun.get("step", "last") if part.run is None else "last"
+        found = trained_weights.load(pathlib.Path(folder).expanduser(), which, run.plan).params
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"the {name}'s weights, from {folder}: {error}") from error
+    _check_shapes(name, folder, part.spec, found)
+    return {key: found[key] for key in part.spec}
+
+
+def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -> None:
+    """found: weights, or their spec. Raises: ValueError for the first that is not as in spec."""
+    theirs = {path: x.shape for path, x in param.flatten(found).items()}
+    for path, p in param.flatten(spec).items():
+        if theirs.get(path) != p.shape:
+            raise ValueError(
+                f"the {name}'s weight {path} is {_told(theirs.get(path))} in {folder}, and "
+                f"{_told(p.shape)} is needed"
+            )
+
+
+def recorded(folder: pathlib.Path) -> dict[str, Any]:
+    """What `weights` told when the run in this directory began; {} if it began from random ones."""
+    return trained_weights.begun(folder)

@@ -1,0 +1,198 @@
+"""The batches of a run and its evaluation: of text, of examples, or (rl/collection.py) of the
+model's own samples. The loop knows these functions alone."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.core import cache, param
+from jaxlm.core.batch import Batch
+from jaxlm.data import kinds, pack, pretraining, tally, tokenizers
+from jaxlm.data.records import examples
+from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.eval import heldout, perplexity
+from jaxlm.models.model import Model
+from jaxlm.objectives import distill
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import transfer
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling.cost import flops
+from jaxlm.train import reference_log_probs, teacher_targets
+from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.optim import optimizer
+from jaxlm.train.rl import collection, on_policy_distillation
+from jaxlm.train.run.run import Run
+from jaxlm.train.step import State
+
+
+def of(run: Run, model: Model, objective: Objective) -> Supply:
+    """The Supply of a run; its data is tokenised now, if that was not done before."""
+    if isinstance(run.data, pretraining.Data):
+        return _text(run, model, objective)
+    if run.rollout is not None and isinstance(run.objective, distill.Config):
+        return on_policy_distillation.supply(run, model, objective)
+    if run.rollout is not None:
+        return collection.supply(run, model, objective)
+    return _examples(run, model, objective)
+
+
+# --- Text ------------------------------------------------------------------------------------
+
+
+def open_text(
+    data: pretraining.Data, val: bool, vocab: int
+) -> tuple[shards.Shards, shards.Shards | None]:
+    """(training split, held-out split or None) for a model of `vocab` ids, tokenised first if that
+    was not done before."""
+    tokenizer = tokenizers.load(data.tokenizer)
+    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
+    train = shards.open_shards(folder, "train", tokenizer.hash, vocab)
+    return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
+
+
+def _text(run: Run, model: Model, objective: Objective) -> Supply:
+    data = run.data
+    assert isinstance(data, pretraining.Data)
+    train, val = open_text(data, run.eval_every is not None, run.model.vocab)
+    facts = train.manifest
+    score = perplexity.scorer(model, run.plan)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        assert val is not None
+        params = objective.weights(optimizer.ema(state.opt, state.params), state.frozen)
+        found = perplexity.evaluate(score, params, data, val, run.plan, batches)
+        measure = found.nll if found.bits_per_byte is None else found.bits_per_byte
+        return Judged(dataclasses.asdict(found), measure)
+
+    stored = isinstance(run.objective, distill.Config) and run.objective.read == "stored"
+    return Supply(
+        facts={
+            "fingerprint": facts.fingerprint,
+            "tokenizer": facts.tokenizer,
+            "holdout": facts.holdout,
+            "documents": train.documents,
+            "tokens": train.tokens,
+        },
+        corpus={
+            "source": facts.source,
+            "fingerprint": facts.fingerprint,
+            "python": facts.python,
+            "tokenizer": facts.tokenizer,
+            "tokenizer_kind": facts.tokenizer_kind,
+            "train_tokens": train.tokens,
+            "train_bytes": train.bytes,
+        },
+        tally=tally.documents(train, val, data.seq),
+        open=_opener(
+            run.plan, _taught(run, train) if stored else partial(pretraining.batches, data, train)
+        ),
+        evaluate=None if val is None else evaluate,
+        positions=lambda step: pretraining.tokens_before(data, step),
+        flops=lambda step: (
+            {} if objective.frozen else _flops(run, pretraining.stage_at(data, step).seq)
+        ),
+    )
+
+
+def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
+    """The batches of text with a teacher's answers, of the rows and in the order of the loader."""
+    data, facts = run.data, train.manifest
+    assert isinstance(data, pretraining.Data)
+    plain = pretraining.reader(data, train)
+    assert isinstance(plain, pack.Reader)
+    rows = teacher_targets.rows(
+        run,
+        examples.Packed(plain),
+        [teacher_targets.facts_of(data), facts.fingerprint, facts.tokenizer, facts.holdout],
+    )
+
+    def stream(step: int, process: int, processes: int) -> Generator[Any]:
+        at = (data.batch, data.seed, step, process, processes, data.workers)
+        return examples.batches(rows, *at)
+
+    return stream
+
+
+# --- Examples --------------------------------------------------------------------------------
+
+
+def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
+    """The examples of a run, with what its objective wants stored beside them."""
+    data = run.data
+    found = kinds.prepare(data, run.eval_every is not None, run.model.vocab)
+    if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
+        about = [teacher_targets.facts_of(data), found.facts]
+        val = None if found.val is None else teacher_targets.rows(run, found.val, [*about, "val"])
+        found = found._replace(
+            train=teacher_targets.rows(run, found.train, [*about, "train"]), val=val
+        )
+    return reference_log_probs.attach(run, model, objective, found)
+
+
+def _examples(run: Run, model: Model, objective: Objective) -> Supply:
+    data = run.data
+    found = examples_of(run, model, objective)
+    one = found.train.read(np.zeros(1, np.int64))
+    width = int(np.prod(one.tokens.shape[1:]))
+    score = heldout.scorer(objective, run.plan)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        assert found.val is not None
+        params = optimizer.ema(state.opt, state.params)
+        local = examples.val_batches(
+            found.val, data.batch, jax.process_index(), jax.process_count()
+        )
+        record = heldout.evaluate(score, objective, params, state.frozen, local, run.plan, batches)
+        return Judged(record, record["loss"])
+
+    def stream(step: int, process: int, processes: int) -> Generator[Any]:
+        at = (data.batch, data.seed, step, process, processes, data.workers)
+        return examples.batches(found.train, *at)
+
+    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    plain = isinstance(one, Batch) and not objective.frozen
+    return Supply(
+        facts=found.facts,
+        corpus=found.facts | {"source": data.source} | rows,
+        tally=found.tally,
+        open=_opener(run.plan, stream),
+        evaluate=None if run.eval_every is None else evaluate,
+        positions=lambda step: step * data.batch * width,
+        flops=lambda step: _flops(run, data.seq) if plain else {},
+    )
+
+
+def _opener(
+    plan: Plan, batches: Callable[[int, int, int], Generator[Any]]
+) -> Callable[[int, param.Tree], contextlib.AbstractContextManager[Stream]]:
+    """`Supply.open` of batches(step, process index, processes) that depend on no state."""
+
+    @contextlib.contextmanager
+    def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
+        with contextlib.closing(batches(step, jax.process_index(), jax.process_count())) as local:
+
+            def following(number: int, state: State) -> Fed:
+                clock = time.perf_counter()
+                batch = next(local)
+                waited = time.perf_counter() - clock
+                return Fed(transfer.batch(plan, batch), {}, {"data_wait": waited})
+
+            yield Stream(following, dict)
+
+    return opened
+
+
+def _flops(run: Run, seq: int) -> dict[str, float]:
+    targets = (
+        pretraining.target_length(run.data) if isinstance(run.data, pretraining.Data) else None
+    )
+    return {
+        name: flops.per_token(run.model, seq, causal=causal, targets=targets).training
+        for name, causal in (("causal", True), ("full", False))
+    }

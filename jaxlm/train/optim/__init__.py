@@ -1,0 +1,1 @@
+"""The optimiser: transformation, schedule, muP."""

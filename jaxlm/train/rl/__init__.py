@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, rewards, and batches made of them."""

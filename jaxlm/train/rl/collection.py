@@ -1,0 +1,250 @@
+"""Rollouts as a run's batches: play episodes, judge them, then learn from them for some steps.
+
+    iteration i   prompts      a stateless function of (data.seed, i)
+                  episodes     responses and their scores (`episodes.Player`)
+                  judged       advantages and returns, over all of them at once
+    its steps     epochs * minibatches parts of them, shuffled by (seed, i, epoch)
+
+Between two steps of an iteration its rows, its numbers and the penalty's coefficient are part of
+every checkpoint: a run that was killed there goes on with the same ones.
+"""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlm.core import io, param
+from jaxlm.core.batch import Rollout
+from jaxlm.data import kinds, tokenizers
+from jaxlm.data.records import examples
+from jaxlm.data.records import prompts as prompting
+from jaxlm.data.templates import template
+from jaxlm.models.model import Model
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import transfer
+from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.optim import optimizer
+from jaxlm.train.rl import episodes, policy_sampling, reward_functions
+from jaxlm.train.rl.episodes import Episodes
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.run import Run
+from jaxlm.train.step import State
+
+# What a random number is for: nothing else draws with the same.
+_SAMPLE, _SHUFFLE, _EVALUATE = range(3)
+
+
+class Collected(NamedTuple):
+    """An iteration: its rows [N, P + max_new] (numpy), what is told of them, and the penalty's
+    coefficient from then on."""
+
+    rows: Rollout
+    told: dict[str, np.ndarray]
+    coefficient: np.ndarray
+
+
+def supply(run: Run, model: Model, objective: Objective) -> Supply:
+    """The Supply of a run with a rollout. Raises: ValueError for several processes."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"rollout: {jax.process_count()} processes are running; a rollout is played by one, on "
+            "all its devices"
+        )
+    assert isinstance(run.data, prompting.Prompts)
+    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
+    tokenizer = tokenizers.load(run.data.tokenizer)
+    stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
+    player = episodes.Player(run, episodes.phases(run, model, objective, stop), found)
+    collector = _Collector(run, player, found)
+    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    return Supply(
+        facts=found.facts,
+        corpus=found.facts | {"source": run.data.source} | rows,
+        tally=found.tally,
+        open=collector.open,
+        evaluate=None if run.eval_every is None else collector.evaluate,
+        positions=lambda step: step * collector.minibatch * collector.width,
+        flops=lambda step: {},
+        carry=collector.carried(),
+    )
+
+
+class _Collector:
+    """What `Supply` needs, over one Player."""
+
+    def __init__(self, run: Run, player: episodes.Player, found: examples.Split) -> None:
+        assert run.rollout is not None
+        self.run, self.rollout, self.player, self.found = run, run.rollout, player, found
+        self.rows = run.data.batch * run.rollout.samples
+        self.minibatch = self.rows // run.rollout.minibatches
+        self.width = run.data.seq + run.rollout.max_new
+        self.order = examples.Steps(found.train, run.data.batch, run.data.seed, 0, 0, 1)
+        self.referred = "kl" in player.told()
+        self.clock = time.perf_counter()
+        self.rewards: reward_functions.Rewards | None = None
+
+    @contextlib.contextmanager
+    def open(self, step: int, carry: param.Tree) -> Iterator[Stream]:
+        """`Supply.open`. The reward functions' processes end with the context."""
+        at = _received(carry) if carry else self.nothing()
+        self.clock = time.perf_counter()
+
+        def following(number: int, state: State) -> Fed:
+            nonlocal at
+            iteration, part = divmod(number - 1, self.rollout.steps)
+            spent = {}
+            if part == 0:
+                jax.block_until_ready(state.step)  # so that no phase is billed for the step before
+            # the first step of a process compiles, which is not learning
+            learnt = time.perf_counter() - self.clock if number > step + 2 else 0.0
+            if part == 0:
+                at, spent = self.collect(state, iteration, at.coefficient)
+            batch = transfer.batch(self.run.plan, self.part(at.rows, iteration, part))
+            self.clock = time.perf_counter()
+            return Fed(batch, at.told, {"learn": learnt, **spent})
+
+        with self._rewarding():
+            yield Stream(following, lambda: _sent(at))
+
+    @contextlib.contextmanager
+    def _rewarding(self) -> Iterator[reward_functions.Rewards]:
+        """The reward functions, those in use or others that end with the context."""
+        if self.rewards is not None:
+            yield self.rewards
+            return
+        cfg, folder = self.rollout, runs.folder(self.run)
+        at = (cfg.rewards, cfg.weights, cfg.reward_seconds, cfg.reward_retries, folder)
+        with reward_functions.opened(*at) as self.rewards:
+            try:
+                yield self.rewards
+            finally:
+                self.rewards = None
+
+    def collect(
+        self, state: State, iteration: int, coefficient: np.ndarray
+    ) -> tuple[Collected, dict[str, float]]:
+        """(what an iteration learns from, seconds by phase)."""
+        played, told, seconds = self._played(state, iteration)
+        clock = time.perf_counter()
+        judged = jax.device_get(self.player.judge(played, coefficient))
+        rows = Rollout(
+            *played.rows[:6], played.reference, played.value, judged.advantage, judged.returns
+        )
+        whole = Rollout(*(policy_sampling.fitted(x, self.width) for x in rows))
+        numbers = {name: np.asarray(x, np.float32) for name, x in (judged.told | told).items()}
+        if iteration % self.rollout.save_every == 0:
+            self._save(f"{int(state.step) + 1:08}.jsonl", played, False)
+        return Collected(whole, numbers, judged.coefficient), seconds | {
+            "judge": time.perf_counter() - clock
+        }
+
+    def _played(
+        self, state: State, iteration: int
+    ) -> tuple[Episodes, dict[str, float], dict[str, float]]:
+        """(the episodes of an iteration, filled up with empty rows where too few are of use; what
+        is told beside them; seconds by phase, over all rounds)."""
+        rounds, group = 1 + self.rollout.resample, self.rollout.samples
+        kept, seconds, asked = [], {}, 0
+        for attempt in range(rounds):
+            prompts = policy_sampling.repeated(self.order[iteration * rounds + attempt], group)
+            key = _seed(self.run.seed, _SAMPLE, iteration, attempt).generate_state(2)
+            temperature = episodes.temperature(self.run)
+            with self._rewarding() as rewards:
+                found, spent = self.player.play(state, prompts, key, temperature, rewards)
+            seconds = {name: seconds.get(name, 0.0) + x for name, x in spent.items()}
+            asked += len(found.score)
+            if self.rollout.resample:
+                differ = self.player.uneven(found)
+                found = jax.tree.map(lambda x, differ=differ: x[differ], found)
+            kept.append(found)
+            if sum(len(part.score) for part in kept) >= self.rows:
+                break
+        whole = episodes.joined(kept, self.rows)
+        here = whole.record >= 0
+        told = {"sampled": asked, "used": here.sum(), "sampler_gap": episodes.gap(whole)}
+        told |= {
+            f"reward_{n}": x[here].mean() if here.any() else 0.0 for n, x in whole.parts.items()
+        }
+        return whole, told, seconds
+
+    def part(self, rows: Rollout, iteration: int, part: int) -> Rollout:
+        """The minibatch of a step: its rows, as wide as the iteration's longest needs."""
+        epoch, place_ = divmod(part, self.rollout.minibatches)
+        draw = np.random.default_rng(_seed(self.run.seed, _SHUFFLE, iteration, epoch))
+        mine = draw.permutation(self.rows)[place_ * self.minibatch :][: self.minibatch]
+        columns = policy_sampling.width(rows.segments)
+        return Rollout(*(policy_sampling.fitted(x[mine], columns) for x in rows))
+
+    def nothing(self) -> Collected:
+        """What is there before the first iteration; of the shapes of all others."""
+        shape = (self.rows, self.width)
+        ids = np.zeros(shape, np.int32)
+        real = np.zeros(shape, np.float32)
+        rows = Rollout(ids, ids, real, ids, ids, *[real] * 5)
+        names = [*self.player.told(), "sampled", "used", "sampler_gap"]
+        first = episodes.module(self.run).coefficient(self.run.objective)
+        told = {name: np.zeros((), np.float32) for name in names}
+        return Collected(rows, told, np.asarray(first, np.float32))
+
+    def carried(self) -> param.Tree:
+        """`Supply.carry`."""
+        where = self.run.plan.replicated
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), _sent(self.nothing())
+        )
+
+    def evaluate(self, state: State, batches: int | None) -> Judged:
+        """`Supply.evaluate`: a response to every held-out prompt, as good as its score."""
+        assert self.found.val is not None
+        state = state._replace(params=optimizer.ema(state.opt, state.params))
+        parts = []
+        local = itertools.islice(examples.val_batches(self.found.val, self.rows), batches)
+        for number, prompts in enumerate(local):
+            filling = np.where(prompts.segments[:, 0] > 0, prompts.row, -1)
+            key = _seed(self.run.seed, _EVALUATE, number).generate_state(2)
+            asked = prompts._replace(row=filling)
+            temperature = self.rollout.eval_temperature
+            with self._rewarding() as rewards:
+                at = (state, asked, key, temperature, rewards, True)
+                parts.append(self.player.play(*at)[0])
+        self.clock = time.perf_counter()
+        whole = episodes.joined(parts, None)
+        self._save(f"{int(state.step):08}.val.jsonl", whole, True)
+        record = episodes.summary(whole, self.referred)
+        return Judged(record, -record["reward"])
+
+    def _save(self, name: str, played: Episodes, held_out: bool) -> None:
+        """Write the first episodes into samples/, a JSON object a line."""
+        first = jax.tree.map(lambda x: x[: self.rollout.save], played)
+        lines = []
+        kl = episodes.divergence(first)
+        here = np.flatnonzero(first.record >= 0)
+        for r, one in zip(here, self.player.samples(first.rows, first.record, held_out)):
+            told = {"prompt": one.prompt, "response": one.response, "score": float(first.score[r])}
+            told |= {f"reward_{n}": float(x[r]) for n, x in first.parts.items()}
+            told |= {"kl": float(kl[r])} if self.referred else {}
+            told |= {"tokens": int(first.rows.weight[r].sum())}
+            lines.append(json.dumps(told | {"finished": one.finished}, ensure_ascii=False) + "\n")
+        if lines:
+            folder = runs.folder(self.run) / "samples"
+            io.make_folder(folder)
+            io.write(folder / name, "".join(lines))
+
+
+def _seed(*numbers: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(numbers)
+
+
+def _sent(at: Collected) -> param.Tree:
+    return {"rows": at.rows._asdict(), "told": at.told, "coefficient": at.coefficient}
+
+
+def _received(carry: param.Tree) -> Collected:
+    found = jax.tree.map(np.asarray, jax.device_get(carry))
+    return Collected(Rollout(**found["rows"]), found["told"], found["coefficient"])

@@ -1,0 +1,95 @@
+"""A student's own responses as a run's batches: on-policy distillation (GKD).
+
+Every step samples responses to data.batch prompts from the student as it is then, and the teacher's
+distributions are what they are compared with: the student learns where it goes itself, not only
+where the data goes (Agarwal et al. 2024, algorithm 1 with lambda = 1; the data's own responses,
+lambda = 0, are a run on chats). No gradient passes through the sampling.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from jaxlm.core import param
+from jaxlm.core.batch import Batch, Prompts
+from jaxlm.data import kinds, tokenizers
+from jaxlm.data.records import examples
+from jaxlm.data.records import prompts as prompting
+from jaxlm.data.templates import template
+from jaxlm.eval import heldout
+from jaxlm.models.model import Model
+from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import transfer
+from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.optim import optimizer
+from jaxlm.train.rl import policy_sampling
+from jaxlm.train.run.run import Run
+from jaxlm.train.step import State
+
+# What a random number is for: nothing else draws with the same.
+_SAMPLE, _EVALUATE = range(2)
+
+
+def supply(run: Run, model: Model, objective: Objective) -> Supply:
+    """The Supply of an on-policy distillation. Nothing is carried from step to step: a step's
+    responses are a function of the state before it and the seed.
+
+    Raises: ValueError for several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"rollout: {jax.process_count()} processes are running; responses are sampled by one, "
+            "on all its devices"
+        )
+    assert run.rollout is not None
+    assert isinstance(run.data, prompting.Prompts)
+    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
+    layout = template.load(run.data.template, run.data.tokenizer)
+    stop = template.stops(layout, tokenizers.load(run.data.tokenizer))
+    new, samples = run.rollout.max_new, run.rollout.samples
+    sampler = policy_sampling.program(model, objective, max_new=new, stop=stop)
+    score = heldout.scorer(objective, run.plan)
+    order = examples.Steps(found.train, run.data.batch, run.data.seed, 0, 0, 1)
+
+    def respond(state: State, prompts: Prompts, *draw: int) -> Batch:
+        key = np.random.SeedSequence((run.seed, *draw)).generate_state(2)
+        asked = policy_sampling.narrowed(policy_sampling.repeated(prompts, samples))
+        given = transfer.batch(run.plan, asked)
+        out = jax.device_get(sampler(state.params, state.frozen, given, key, 1.0))
+        columns, rows = policy_sampling.width(out.segments), out[: len(Batch._fields)]
+        return Batch(*(policy_sampling.fitted(np.asarray(x), columns) for x in rows))
+
+    def following(number: int, state: State) -> Fed:
+        jax.block_until_ready(state.step)  # so that sampling is not billed for the step before
+        clock = time.perf_counter()
+        batch = respond(state, order[number - 1], _SAMPLE, number)
+        spent = {"generate": time.perf_counter() - clock}
+        length = {"length": np.float32(batch.weight.sum() / len(batch.weight))}
+        return Fed(transfer.batch(run.plan, batch), length, spent)
+
+    @contextlib.contextmanager
+    def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
+        yield Stream(following, dict)
+
+    def evaluate(state: State, batches: int | None) -> Judged:
+        assert found.val is not None
+        state = state._replace(params=optimizer.ema(state.opt, state.params))
+        asked = itertools.islice(examples.val_batches(found.val, run.data.batch), batches)
+        local = (respond(state, p, _EVALUATE, n) for n, p in enumerate(asked))
+        record = heldout.evaluate(score, objective, state.params, state.frozen, local, run.plan)
+        return Judged(record, record["loss"])
+
+    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    return Supply(
+        facts=found.facts,
+        corpus=found.facts | {"source": run.data.source} | rows,
+        tally=found.tally,
+        open=opened,
+        evaluate=None if run.eval_every is None else evaluate,
+        positions=lambda step: step * run.data.batch * samples * (run.data.seq + new),
+        flops=lambda step: {},
+    )

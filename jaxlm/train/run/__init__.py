@@ -1,0 +1,1 @@
+"""The Run, and the directory it leaves."""

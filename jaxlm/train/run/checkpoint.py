@@ -1,0 +1,274 @@
+"""Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
+
+    checkpoints/400/            params, average, train (step, optimiser, key), carry, manifest.json
+    checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
+
+A checkpoint is committed by one rename, after all its files and its manifest are on the disk.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.core import io
+from jaxlm.train.run import integrity
+from jaxlm.train.run.run import Checkpoint
+from jaxlm.train.step import State
+
+if TYPE_CHECKING:
+    # Loading orbax takes a fifth of the time to the first step, which needs no checkpoint.
+    import orbax.checkpoint as ocp
+
+Facts = dict[str, Any]
+
+
+class Store:
+    """The checkpoints of a run that is training. All processes call every method alike."""
+
+    def __init__(self, folder: pathlib.Path, cfg: Checkpoint, primary: bool):
+        self._folder, self._cfg, self._primary = folder, cfg, primary
+        self._saving: int | None = None
+        self._facts: Facts = {}
+
+    @functools.cached_property
+    def _manager(self) -> "ocp.CheckpointManager":
+        """orbax's writer, which starts with the first checkpoint."""
+        import orbax.checkpoint as ocp
+
+        asynchronous = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+        options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
+        return ocp.CheckpointManager(self._folder.absolute(), options=options)
+
+    def save(self, state: State, facts: Facts, carry: Any) -> None:
+        """Start writing a State; returns once it is copied, so that the step may reuse its memory.
+
+        facts: JSON; facts["val"] is what the best checkpoint has least of, or None. carry: arrays
+        that the source of the batches needs to go on, {} for none.
+
+        Raises: io.WriteError if this or the previous checkpoint could not be written.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        step = int(state.step)
+        self._saving, self._facts = step, facts
+        parts = items(state) | ({"carry": carry} if carry else {})
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**saved))
+
+    def poll(self) -> None:
+        """Finish a save whose writing has ended. Raises: io.WriteError if it failed."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in progress, then remove what need not be kept.
+
+        Raises: io.WriteError if it failed; the earlier checkpoints are as they were.
+        """
+        if self._saving is None:
+            return
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        self._saving = None
+        if self._primary:
+            for step in surplus(self._folder, self._cfg):
+                _remove(self._folder / str(step))
+
+    def close(self) -> None:
+        """Wait for the save in progress and end the writer's threads."""
+        self.wait()
+        if "_manager" in self.__dict__:
+            self._manager.close()
+
+    def _seal(self) -> None:
+        """Called by orbax, in its thread, when all files are written and before the rename."""
+        if self._primary:
+            for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                integrity.seal(folder, self._facts)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            reason = _reason(error)
+            if self._primary:
+                _sweep_up(self._folder)
+            if reason:
+                told = f"{reason} (earlier checkpoints are intact)"
+                raise io.refused(self._folder / str(step), told) from error
+            raise
+
+
+# What a file system says when it refuses to write. tensorstore passes it on as text.
+REFUSALS = tuple(
+    os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+)
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why the file system refused to write, None if the error is of another kind."""
+    for text in REFUSALS:
+        if text in str(error):
+            return text
+    return str(error) if isinstance(error, OSError) else None
+
+
+def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
+    """Write weights alone as the checkpoint of step 0, sealed, in a folder that nobody reads yet.
+
+    facts: as in `Store.save`. Raises: io.WriteError if it could not be written.
+    """
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+    try:
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        integrity.seal(folder / "0", facts)
+    except Exception as error:
+        if reason := _reason(error):
+            raise io.refused(folder / "0", reason) from error
+        raise
+
+
+def items(state: State) -> dict[str, Any]:
+    """What is saved, in parts that can be restored alone: `params`, the `average` of the weights if
+    one is kept, and all else as `train`. Frozen weights come from their own source.
+
+    Of a State of arrays or of an abstract one, whose shardings say where to restore to.
+    """
+    opt = state.opt._replace(average=None)
+    parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": state.key}}
+    return parts if state.opt.average is None else parts | {"average": state.opt.average}
+
+
+def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
+    """(the State of a checkpoint, its carry), placed as the abstract ones say: on any mesh. The
+    State's frozen weights are {}: they come from their own source."""
+    found = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
+    train = found["train"]
+    opt = train["opt"]._replace(average=found.get("average"))
+    state = State(train["step"], found["params"], opt, {}, train["key"])
+    return state, found.get("carry", {})
+
+
+def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+    """Some of the `items` of a checkpoint, placed as these abstract ones say."""
+    import orbax.checkpoint as ocp
+
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        found = manager.restore(step, args=ocp.args.Composite(**args))
+    return {name: found[name] for name in parts}
+
+
+def facts(folder: pathlib.Path, step: int) -> Facts:
+    """What was noted with a checkpoint. Raises: ValueError if it has no readable manifest."""
+    found = integrity.facts(folder / str(step))
+    if found is None:
+        raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")
+    return found
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps of all committed checkpoints, rising; not whether they are whole."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdecimal())
+
+
+def good(
+    folder: pathlib.Path,
+    warn: Callable[[str], None],
+    wanted: list[int],
+    parts: tuple[str, ...] = (),
+) -> int | None:
+    """The last of the `wanted` steps whose checkpoint verifies; None if none is wanted.
+
+    parts: which items must be whole, all by default. Each checkpoint that is not is named in a
+    warning.
+
+    Raises: ValueError naming all of them if there are checkpoints and none is whole.
+    """
+    faults = []
+    for step in reversed(wanted):
+        fault = integrity.fault(folder / str(step), parts)
+        if fault is None:
+            return step
+        faults.append(f"checkpoint {folder / str(step)} is unusable: {fault}")
+        warn(faults[-1])
+    if faults:
+        raise ValueError(
+            f"{folder}: no usable checkpoint among {wanted}; restore one from a copy, or remove "
+            "the run directory to start again\n  " + "\n  ".join(faults)
+        )
+    return None
+
+
+def set_aside(folder: pathlib.Path, after: int) -> list[str]:
+    """Rename the checkpoints after a step, none of which verified, to N.corrupt; the new names."""
+    moved = []
+    for step in steps(folder):
+        if step > after:
+            target = folder / f"{step}.corrupt"
+            shutil.rmtree(target, ignore_errors=True)
+            (folder / str(step)).rename(target)
+            moved.append(target.name)
+    return moved
+
+
+def surplus(folder: pathlib.Path, cfg: Checkpoint) -> list[int]:
+    """The steps that need not be kept: not among the last, nor every n-th, nor asked
+    for by number, nor the best."""
+    have = steps(folder)
+    keep = set(have[-cfg.keep_last :])
+    if cfg.keep_every is not None:
+        keep |= {step for step in have if step % cfg.keep_every == 0}
+    keep |= set(cfg.at)
+    if cfg.keep_best and (top := best(folder)) is not None:
+        keep.add(top)
+    return [step for step in have if step not in keep]
+
+
+def best(folder: pathlib.Path) -> int | None:
+    """The step with the fewest validation bits per byte, the first of equals; None without any."""
+    scores = {}
+    for step in steps(folder):
+        noted = integrity.facts(folder / str(step))
+        if noted is not None and noted["val"] is not None:
+            scores[step] = noted["val"]
+    return min(scores, key=lambda step: (scores[step], step)) if scores else None
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    for path in folder.glob("*"):
+        if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removed"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep_up(folder: pathlib.Path) -> None:
+    """`sweep` after a save that failed. Where one of orbax's threads failed, the others may still
+    write into the directory while it is removed; they end by themselves soon."""
+    for _ in range(50):
+        sweep(folder)
+        if not list(folder.glob("*.orbax-checkpoint-tmp*")):
+            return
+        time.sleep(0.1)
+
+
+def _remove(path: pathlib.Path) -> None:
+    # Renamed first: a checkpoint is there whole or not at all, also for one who reads meanwhile.
+    gone = path.with_name(f"{path.name}.removed")
+    path.rename(gone)
+    shutil.rmtree(gone)

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, their scheduler and engines, populations, paired runs."""

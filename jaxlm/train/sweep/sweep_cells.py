@@ -1,0 +1,305 @@
+"""A sweep: cells of (model, compute) and a held-out run, as a list of ordinary Runs.
+
+    cells     sizes x budgets      one Run each, its length from C, its lr and batch from a rule
+    trunk     of one model's cells the longest run; the others branch off it where they decay
+    held out  a larger run, predicted before it is trained
+
+Nothing here trains: scheduler.py does, and engines.py says where.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from jaxlm import models
+from jaxlm.core import config
+from jaxlm.data import pretraining
+from jaxlm.scaling.cost import conventions, flops, hyperparameter_rules
+from jaxlm.scaling.study import analysis
+from jaxlm.scaling.table import Counting
+from jaxlm.train.run import branching
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.run import Checkpoint, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point that is wanted."""
+
+    model: models.AnyConfig
+    """Its size."""
+    flops: float
+    """Its training FLOPs C, as the sweep counts them; they decide how long it trains."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data; cells that differ in it alone are
+    repeats, which show the noise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What one worker does in a second, for the estimate: a token of a model of F training FLOPs
+    takes (F + flops_overhead) / flops_per_second."""
+
+    flops_per_second: float
+    """Of large models."""
+    flops_overhead: float
+    """Per token: what is not matrix products, in FLOPs."""
+    seconds_per_run: float
+    """Start, compilation and the last checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is trained, how N and C are counted, and what is fitted to it."""
+
+    name: str
+    """The sweep's directory is base.out/name."""
+    base: Run
+    """What all runs share: data, optimiser, plan. The model, the length, the learning rate, its
+    schedule, the warm-up, the batch, seeds and evaluations are set for each cell."""
+    cells: tuple[Cell, ...]
+    """The points that the law is fitted to."""
+    speed: Speed
+    """For the estimate of the time it takes."""
+    held_out: Cell | None = None
+    """A larger run, predicted from the law before it is trained; None trains none."""
+    counting: Counting = Counting("matmul-only", "6ND")
+    """What N and C count."""
+    rule: Literal["step law", "deepseek"] = "step law"
+    """Learning rate and batch by size: scaling/cost/hyperparameter_rules.py."""
+    lr_factor: float = 1.0
+    """On the rule's learning rate; one number for all sizes, tuned on one of them."""
+    batch_factor: float = 1.0
+    """On the rule's batch."""
+    multiple: int = 1
+    """Rows of a batch are a multiple of this: the devices of the plan."""
+    warmup: float = 0.1
+    """Warm-up as a fraction of the shortest run of a model."""
+    decay: float = 0.2
+    """Fraction of each run over which its learning rate falls."""
+    tuning: str = "not tuned"
+    """How lr_factor and batch_factor were found, for the study's record."""
+    options: analysis.Options = analysis.Options(bootstrap="cluster")
+    """How the law is fitted; by default runs are resampled with all branches of their trunk."""
+
+
+class Trial(NamedTuple):
+    """A cell as a Run."""
+
+    run: Run
+    digest: str  # identifies the run: runs.digest
+    role: Literal["point", "held out"]
+    params: float  # N
+    tokens: int  # D
+    flops: float  # C, of all D tokens
+    seed: int
+    trunk: str | None  # digest of the trial it branches off
+    own: int  # steps it trains itself; the others are its trunk's
+    cluster: str  # name of the run whose beginning and noise it shares, itself where it has none
+
+
+class Hyper(NamedTuple):
+    """What a rule decides for all runs of a model."""
+
+    lr: float
+    rows: int
+    warmup: int
+
+
+def isoflop(budgets: Mapping[float, Sequence[models.AnyConfig]], seed: int = 0) -> tuple[Cell, ...]:
+    """The cells of {C: models trained for C}."""
+    return tuple(Cell(m, c, seed) for c, sizes in budgets.items() for m in sizes)
+
+
+def load(target: str) -> Sweep:
+    """The Sweep of a file with `def sweep()`, or of a folder that holds such a sweep.py;
+    `target:variant` takes another of its functions.
+
+    Raises: FileNotFoundError; ValueError for another thing than a Sweep.
+    """
+    place, _, variant = target.partition(":")
+    path = pathlib.Path(place)
+    file = path if path.suffix == ".py" else path / "sweep.py"
+    found = config.load(f"{file}:{variant or 'sweep'}")
+    if not isinstance(found, Sweep):
+        raise ValueError(
+            f"{target}: {type(found).__name__} returned; a train.sweep.Sweep is needed"
+        )
+    return found
+
+
+def folder(sweep: Sweep) -> pathlib.Path:
+    """The sweep's directory: sweep.json, runs.csv, study.json, the runs in runs/."""
+    return pathlib.Path(sweep.base.out).expanduser() / sweep.name
+
+
+def trials(sweep: Sweep) -> list[Trial]:
+    """Every run of the sweep once, trunks before their branches, the held-out run last.
+
+    Raises: ValueError naming the cell or field that cannot be.
+    """
+    validate(sweep)
+    groups: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        groups.setdefault(config.digest(config.to_dict(cell.model)), []).append(cell)
+    found = [t for cells in groups.values() for t in _group(sweep, cells)]
+    if sweep.held_out is not None:
+        found += [t._replace(role="held out") for t in _group(sweep, [sweep.held_out])]
+    once = {t.digest: t for t in reversed(found)}
+    return [t for t in found if once.pop(t.digest, None) is t]
+
+
+def _group(sweep: Sweep, cells: list[Cell]) -> list[Trial]:
+    """The trials of one model's cells: hyper-parameters are common, trunks one to a seed."""
+    hyper = hyperparameters(sweep, cells)
+    out = []
+    for seed in dict.fromkeys(cell.seed for cell in cells):
+        own = {c.flops: _trial(sweep, c, hyper) for c in cells if c.seed == seed}
+        longest, *others = sorted(own.values(), key=lambda t: -t.run.steps)
+        at = tuple(sorted({branching.length(t.run) for t in others}))
+        kept = dataclasses.replace(longest.run.checkpoint, at=at)
+        out.append(longest._replace(run=dataclasses.replace(longest.run, checkpoint=kept)))
+        out += [_branch(t, longest) for t in others]
+    return out
+
+
+def _branch(trial: Trial, trunk: Trial) -> Trial:
+    run = dataclasses.replace(trial.run, trunk=str(runs.folder(trunk.run)))
+    own = run.steps - branching.length(run)
+    return trial._replace(run=run, trunk=trunk.digest, own=own, cluster=trunk.cluster)
+
+
+def hyperparameters(sweep: Sweep, cells: Sequence[Cell]) -> Hyper:
+    """The learning rate, batch and warm-up of one model's cells: those of the rule at the geometric
+    mean of its budgets' lengths, because branches of a trunk have them in common. Repeats do not
+    count, so that more of them change no run that is there."""
+    cfg = cells[0].model
+    each = conventions.per_token(cfg, _seq(sweep), sweep.counting)
+    tokens = [c / each for c in sorted({cell.flops for cell in cells})]
+    mean = math.exp(sum(map(math.log, tokens)) / len(tokens))
+    if sweep.rule == "step law":
+        rule = hyperparameter_rules.step_law(conventions.params(cfg, "non-embedding"), mean)
+    else:
+        part = flops.per_token(cfg, _seq(sweep), causal=False)
+        rule = hyperparameter_rules.deepseek(flops.TRAINING * (part.layers + part.attention) * mean)
+    rows = hyperparameter_rules.rows(sweep.batch_factor * rule.batch, _seq(sweep), sweep.multiple)
+    shortest = min(tokens) / rows / _seq(sweep)
+    return Hyper(sweep.lr_factor * rule.lr, rows, max(round(sweep.warmup * shortest), 1))
+
+
+def _trial(sweep: Sweep, cell: Cell, hyper: Hyper) -> Trial:
+    base, n = sweep.base, conventions.params(cell.model, sweep.counting.params)
+    each = conventions.per_token(cell.model, _seq(sweep), sweep.counting)
+    steps = round(cell.flops / each / (hyper.rows * _seq(sweep)))
+    if steps < 2 * hyper.warmup + 2:
+        raise ValueError(
+            f"cells: {n:,.0f} parameters for {cell.flops:.3g} FLOPs train {steps} steps of "
+            f"{hyper.rows} x {_seq(sweep)} tokens, too few with {hyper.warmup} of warm-up; give "
+            "this model a larger budget, or none"
+        )
+    optim = dataclasses.replace(
+        base.optim,
+        lr=float(f"{hyper.lr:.3g}"),
+        warmup=hyper.warmup,
+        schedule="wsd",
+        decay=sweep.decay,
+        final=0.0,
+    )
+    assert isinstance(base.data, pretraining.Data)
+    run = dataclasses.replace(
+        base,
+        model=cell.model,
+        data=dataclasses.replace(base.data, batch=hyper.rows, seed=cell.seed),
+        optim=optim,
+        steps=steps,
+        seed=cell.seed,
+        eval_every=steps,
+        checkpoint=Checkpoint(every=base.checkpoint.every, keep_last=1, keep_best=False),
+        out=str(folder(sweep) / "runs"),
+    )
+    digest = runs.digest(run)
+    name = f"{n:.0f}-{steps}-s{cell.seed}-{digest}"
+    run = dataclasses.replace(run, name=name)
+    tokens = steps * hyper.rows * _seq(sweep)
+    at = (n, tokens, each * tokens, cell.seed)
+    return Trial(run, digest, "point", *at, None, steps, name)
+
+
+def _seq(sweep: Sweep) -> int:
+    return sweep.base.data.seq
+
+
+def validate(sweep: Sweep) -> None:
+    """Raises: ValueError listing every field that cannot be, its value and what would fit."""
+    data = sweep.base.data
+    found = []
+    if not isinstance(data, pretraining.Data) or data.ramp or data.curriculum:
+        found.append("base.data: plain text is needed, of one batch and length for a run")
+    elif not data.holdout and not pathlib.Path(data.source).is_dir():
+        found.append("base.data.holdout: 0 given; the law is of a held-out loss")
+    for name in ("start", "trunk", "adapter", "rollout"):
+        if getattr(sweep.base, name) is not None:
+            found.append(f"base.{name}: given; every run begins from random weights")
+    if "given" in sweep.counting:
+        found.append(f"counting: {sweep.counting} does not say how to count a Config")
+    if len(sweep.cells) < 2:
+        found.append(f"cells: {len(sweep.cells)} given; a law needs several")
+    for cell in (*sweep.cells, *([] if sweep.held_out is None else [sweep.held_out])):
+        if not cell.flops > 0:
+            found.append(f"cells: flops={cell.flops} given; a number above 0 is needed")
+    for name, low, high in (("lr_factor", 0, math.inf), ("batch_factor", 0, math.inf)):
+        if not low < getattr(sweep, name) < high:
+            found.append(f"{name}: {getattr(sweep, name)} given; a number above 0 is needed")
+    for name in ("warmup", "decay"):
+        if not 0 < getattr(sweep, name) < 0.5:
+            found.append(f"{name}: {getattr(sweep, name)} given; a fraction below 0.5 is needed")
+    if found:
+        raise ValueError("\n".join([f"sweep {sweep.name}:", *(f"  {text}" for text in found)]))
+
+
+class Estimate(NamedTuple):
+    """What a sweep is going to cost."""
+
+    alone: float  # FLOPs of all runs if each trained all its steps: what the law is charged
+    spent: float  # FLOPs with branches sharing their trunks: what is computed
+    seconds: float  # wall time of what is left to do, `workers` at once
+    tokens: int  # of the longest run
+
+
+def estimate(
+    sweep: Sweep, wanted: Sequence[Trial], workers: int, done: frozenset[str], held_out_tokens: int
+) -> Estimate:
+    """The Estimate of trials of a sweep. done: digests of those that are finished. held_out_tokens:
+    what every run is evaluated on at its end."""
+    alone = sum(t.flops for t in wanted)
+    spent = sum(t.flops * t.own / t.run.steps for t in wanted)
+    ready: dict[str, float] = {}
+    free = [0.0] * workers
+    for trial in in_order(wanted):
+        begin = max(min(free), ready.get(trial.trunk or "", 0.0))
+        end = begin + (0.0 if trial.digest in done else _seconds(sweep, trial, held_out_tokens))
+        if trial.role == "held out":  # after all others, on all workers' cores
+            end = max(free) + (end - begin) / workers
+            free = [end] * workers
+        free[free.index(min(free))] = ready[trial.digest] = end
+    return Estimate(alone, spent, max(free), max(t.tokens for t in wanted))
+
+
+def _seconds(sweep: Sweep, trial: Trial, held_out_tokens: int) -> float:
+    each = flops.per_token(trial.run.model, _seq(sweep)).training
+    tokens = trial.tokens * trial.own / trial.run.steps + held_out_tokens / flops.TRAINING
+    speed = sweep.speed
+    took = tokens * (each + speed.flops_overhead) / speed.flops_per_second
+    return speed.seconds_per_run + took
+
+
+def in_order(wanted: Sequence[Trial]) -> list[Trial]:
+    """Trials in the order in which they are started: trunks first, the most costly first, so that
+    the workers end together; held-out runs last."""
+    at = ("point", "held out")
+    return sorted(
+        wanted,
+        key=lambda t: (at.index(t.role), t.trunk is not None, -t.flops * t.own / t.run.steps),
+    )

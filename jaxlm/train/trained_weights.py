@@ -1,0 +1,248 @@
+"""The weights of a run directory, for sampling and evaluation: nothing in it is changed."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core import config, json_file, param
+from jaxlm.data import kinds, pretraining, tokenizers
+from jaxlm.data.records import preferences
+from jaxlm.data.templates import template
+from jaxlm.eval import reward_model
+from jaxlm.models.model import Model
+from jaxlm.objectives import lora
+from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.preference import reward
+from jaxlm.ops import attention, linear
+from jaxlm.parallel import devices
+from jaxlm.parallel.plan import Plan
+from jaxlm.scaling.cost import memory
+from jaxlm.train import program, step
+from jaxlm.train.optim import optimizer
+from jaxlm.train.run import checkpoint, directory
+from jaxlm.train.run import run as runs
+from jaxlm.train.run.run import Run
+
+Which = Literal["last", "best"]
+
+
+class Saved(NamedTuple):
+    """A trained model: its run directory and Run, the model under `plan`, float32 weights (the
+    averaged ones where the run keeps an average; heads of its objective along with the model's
+    own), and the step they are from."""
+
+    folder: pathlib.Path
+    run: Run
+    model: Model
+    params: param.Tree
+    plan: Plan
+    step: int
+
+
+def load(
+    folder: str | os.PathLike[str],
+    which: Which | int = "last",
+    plan: Plan | None = None,
+    warn: Callable[[str], None] = directory.warn,
+) -> Saved:
+    """The trained model of a run directory, finished or not.
+
+    which: the last checkpoint, or the one with the fewest validation bits per byte; where it is
+    not whole, a warning names it and the last whole one is used. A number is the checkpoint of
+    that step and no other. Weights with adapters on them are brought together. plan: how to
+    execute the model; None is the run's own plan on one device, with "xla" for a kernel of other
+    hardware.
+
+    Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
+    without that of this step; ValueError if none is whole. The same of what adapters stand on.
+    """
+    devices.correct()
+    folder = pathlib.Path(folder).expanduser()
+    run, model, objective, plan, params, number = _found(folder, which, plan, warn)
+    if run.adapter is not None:
+        params = _joined(run, folder, objective, params, plan, warn)
+    return Saved(folder, run, model, jax.block_until_ready(params), plan, number)
+
+
+def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model.Judge:
+    """The reward model of a run directory, with the tokenizer, template and length of its data.
+
+    Raises: ValueError for a run of another objective; else as `load`.
+    """
+    saved = load(folder, which)
+    data = saved.run.data
+    if not isinstance(saved.run.objective, reward.Config) or not isinstance(
+        data, preferences.Preferences
+    ):
+        name = config.kind(type(saved.run.objective))
+        raise ValueError(f"{folder}: objective {name}; a run with objective reward scores texts")
+    tokenizer = directory.tokenizer(saved.folder, saved.run)
+    return reward_model.judge(saved.model, saved.params, saved.run.model.vocab, data, tokenizer)
+
+
+def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
+    """What a run trained, as it is in its checkpoint: of a run with adapters, them alone. Raises:
+    as `load`."""
+    return _found(folder, which, None, directory.warn).params
+
+
+class _Found(NamedTuple):
+    """A checkpoint's weights, and what they are of."""
+
+    run: Run
+    model: Model
+    objective: Objective
+    plan: Plan
+    params: param.Tree
+    step: int
+
+
+def _found(
+    folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
+) -> _Found:
+    run, result = directory.load(folder), directory.ended(folder)
+    if result is not None and result.diverged is not None:
+        warn(f"{folder} diverged at step {result.step} ({result.diverged})")
+    if plan is None:
+        kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
+        one = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
+        plan = dataclasses.replace(run.plan, attention=kernel, **one)
+    place = folder / "checkpoints"
+    wanted = checkpoint.steps(place)
+    if which == "best" and (top := checkpoint.best(place)) is not None:
+        wanted = [*(s for s in wanted if s != top), top]
+    if isinstance(which, int):
+        if which not in wanted:
+            raise FileNotFoundError(
+                f"{folder} no longer has the checkpoint of step {which}, only those of {wanted}"
+            )
+        wanted = [which]
+    name = "params" if run.optim.ema is None else "average"
+    number = checkpoint.good(place, warn, wanted, (name,))
+    if number is None:
+        raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
+    model, objective = program.build(run, plan)
+    tx = optimizer.build(run.optim, objective.spec, run.steps, fp16=False)
+    like = checkpoint.items(step.abstract(objective, tx, plan))
+    need = memory.spec_bytes(objective.spec, memory.mesh(plan), jnp.float32)
+    devices.check(f"the weights of {folder}", need)
+    found = checkpoint.read(place, number, {name: like[name]})[name]
+    params = found if name == "params" else found.params
+    return _Found(run, model, objective, plan, params, number)
+
+
+def _joined(
+    run: Run,
+    folder: pathlib.Path,
+    objective: Objective,
+    params: param.Tree,
+    plan: Plan,
+    warn: Callable[[str], None],
+) -> param.Tree:
+    """The weights that adapters and what they stand on make together, as plain arrays."""
+    base, told = objective.frozen[lora.BASE], begun(folder)
+    if run.start is None:
+        raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
+    try:
+        found = load(pathlib.Path(run.start).expanduser(), told.get("step", "last"), plan, warn)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(
+            f"{folder} holds adapters on the weights of {run.start}: {error}"
+        ) from error
+    if told and told["run"] != runs.digest(found.run):
+        warn(f"{run.start} holds another run now than when the adapters of {folder} began")
+
+    def join(params: param.Tree, below: param.Tree) -> param.Tree:
+        below = below if base.stored is None else base.stored.make(below)
+        return linear.merged(objective.weights(params, {lora.BASE: below}))
+
+    heads = {name: part for name, part in objective.spec.items() if name != lora.ADAPTER}
+    places = plan.shard_params(base.spec | heads)
+    below = {name: found.params[name] for name in base.spec}
+    return jax.jit(join, out_shardings=places)(params, below)
+
+
+def begun(folder: pathlib.Path) -> dict[str, Any]:
+    """What the run in this directory began from ("folder", "step", "run"); {} if from random
+    weights. Its checkpoints say it, or env.json where none is there yet. Raises:
+    json_file.Damaged."""
+    sealed = directory.proof(folder)
+    if sealed is not None:
+        return sealed["start"]
+    try:
+        return json_file.read_object(folder / "env.json").get("start", {})
+    except FileNotFoundError:
+        return {}
+    except json_file.Damaged:
+        if not checkpoint.steps(folder / "checkpoints"):
+            return {}  # nothing was saved: the run begins anew
+        raise
+
+
+def generation(folder: pathlib.Path) -> dict[str, Any]:
+    """The generation settings that an imported model came with; {} for one that was trained.
+    Raises: json_file.Damaged."""
+    try:
+        return json_file.read_object(folder / "generation_config.json")
+    except FileNotFoundError:
+        return {}
+
+
+def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
+    """Raises: ValueError if conversations in this layout, a template's name or file, are not what
+    the run was trained on. A run of text knows none, and takes any; None is the run's own."""
+    if layout is None or isinstance(run.data, pretraining.Data):
+        return
+    given, own = (template.load(n, run.data.tokenizer) for n in (layout, run.data.template))
+    if given.source != own.source:
+        raise ValueError(
+            f"template: {layout!r} given, and {folder} was trained on conversations written with "
+            f"{run.data.template!r}; it knows no other, leave it out"
+        )
+
+
+# What `jaxlm eval` may be given: what is read, and in which rows.
+READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", "packing", "seed")
+READ += ("workers",)
+
+
+def refuse_changes(folder: pathlib.Path, run: Run, data: kinds.AnyData) -> None:
+    """Raises: ValueError naming the first field of `data`, which the run's weights are to be scored
+    on, that would make the score one of something else; all but `READ` may not differ. Another path
+    to the same tokenizer or template is no difference."""
+    if type(data) is not type(run.data):
+        raise ValueError(f"data: {type(data).__name__} given, {folder} read {type(run.data)}")
+    theirs, ours = tokenizers.load(data.tokenizer).hash, directory.tokenizer(folder, run).hash
+    if theirs != ours:
+        raise ValueError(
+            f"data.tokenizer: {data.tokenizer!r} given (hash {theirs[:12]}), and {folder} was "
+            f"trained with {run.data.tokenizer!r} (hash {ours[:12]}); leave it out"
+        )
+    if not isinstance(data, pretraining.Data):
+        refuse_template(folder, run, data.template)
+    for field in dataclasses.fields(data):
+        given, own = getattr(data, field.name), getattr(run.data, field.name)
+        if field.name not in (*READ, "tokenizer", "template") and given != own:
+            raise ValueError(
+                f"data.{field.name}: {given!r} given, and {folder} was trained with {own!r}: the "
+                f"score would be of something else; leave it out (what may be given: data."
+                f"{', data.'.join(n for n in READ if n in _names(data))})"
+            )
+
+
+def _names(data: kinds.AnyData) -> list[str]:
+    return [field.name for field in dataclasses.fields(data)]
+
+
+def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
+    """The ids that end a text, by the generation settings of an imported model; there may be
+    several, beside the tokenizer's own."""
+    found = generation(folder).get("eos_token_id")
+    if found is None:
+        return ()
+    return (found,) if isinstance(found, int) else tuple(found)

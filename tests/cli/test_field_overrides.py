@@ -1,0 +1,44 @@
+"""Overrides inside unions of dataclasses: what a config has is changed, what it lacks chosen."""
+
+import dataclasses
+
+import pytest
+
+from jaxlm.cli import field_overrides
+from jaxlm.core import config
+from jaxlm.models import llama
+from jaxlm.ops import rope
+from jaxlm.train.run.run import Run
+
+PLAIN = Run(name="x", model=llama.Config())
+YARN = Run(name="x", model=llama.Config(scaling=rope.Yarn(4.0, 64)))
+CHOSEN = ["model.scaling:yarn", "--model.scaling.factor", "8", "--model.scaling.original", "64"]
+
+
+@pytest.mark.parametrize(
+    ("run", "args"),
+    [
+        (YARN, ["--model.scaling.factor", "8", "--steps", "7"]),
+        (PLAIN, ["--steps", "7", *CHOSEN]),
+    ],
+)
+def test_scaling(run, args):
+    found = field_overrides.apply(run, args, "jaxlm train x.py")
+    model = dataclasses.replace(run.model, scaling=rope.Yarn(8.0, 64))
+    assert found == dataclasses.replace(run, steps=7, model=model)
+    assert type(found) is Run and type(found.model) is llama.Config
+    assert config.from_dict(Run, config.to_dict(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "said"),
+    [
+        (YARN, ["--model.scaling.factor", "0.5"], "factor: 0.5 given; at least 1 is needed"),
+        (YARN, ["--model.scaling.low", "1"], "--model.scaling.low"),
+        (PLAIN, ["model.scaling:yarm"], "model.scaling:yarn"),
+    ],
+)
+def test_errors(run, args, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        field_overrides.apply(run, args, "jaxlm train x.py")
+    assert exit_.value.code == 2 and said in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""What `import jaxlm` offers is what the modules do, and costs nothing before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.decode import completions
+from jaxlm.train.run import directory
+from jaxlm.train.run import run as runs
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        model = jaxlm.models.llama.Config(
+            vocab=259, embed=8, layers=1, heads=2, kv=1, head=4, ffn=16
+        )
+        data = jaxlm.Data(source="markov", seq=16, batch=4, holdout=0.001)
+        optim = jaxlm.Optim(lr=3e-3, warmup=1)
+        run = jaxlm.Run(name="first", model=model, data=data, optim=optim, steps=2)
+        result = jaxlm.train(run)
+        yield result, jaxlm.load("runs/first")
+
+
+def test_the_names_are_the_modules_own(saved):
+    assert jaxlm.Run is runs.Run and jaxlm.train.run is sys.modules["jaxlm.train.run"]
+    assert set(jaxlm.__all__) <= set(dir(jaxlm))
+    with pytest.raises(AttributeError, match="'jaxlm' has no attribute 'trian'"):
+        jaxlm.trian  # noqa: B018
+
+
+def test_scores_and_texts_are_those_of_the_modules(saved, capsys):
+    result, model = saved
+    assert jaxlm.evaluate(model)["bits_per_byte"] == pytest.approx(result.val["bits_per_byte"])
+    with pytest.raises(ValueError, match="data.corrupt"):
+        jaxlm.evaluate(model, jaxlm.Data(source="markov", corrupt=jaxlm.data.corrupt.mask.Mask()))
+    greedy = jaxlm.Sampling(max_new=5, temperature=0)
+    texts = jaxlm.generate(model, ["ab", ""], greedy)
+    tokenizer = directory.tokenizer(model.folder, model.run)
+    want = completions.complete(model.model, model.params, tokenizer, ["ab", ""], greedy)
+    assert texts == [row.text for row in want]
+    shown = "sample", str(model.folder.resolve()), "--prompt", "ab", "--max-new", "5"
+    assert main.main([*shown, "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == f"ab{texts[0]}\n"
+    with pytest.raises(ValueError, match="no such template|nonesuch"):
+        jaxlm.generate(model, ["ab"], greedy, template="nonesuch")
+
+
+def test_importing_loads_nothing_slow():
+    code = "import sys, jaxlm; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.returncode == 0 and "jaxlm" in loaded.stdout.split()
+    assert not {"jax", "numpy", "optax", "tyro", "orbax"} & set(loaded.stdout.split())
