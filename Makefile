@@ -54,10 +54,10 @@ lint: $(VENV)/.dev
 
 # What depends on the versions of Python, JAX and NumPy: everything compiled or differentiated, a
 # checkpoint, an import and an export, a fit. What only reads and writes text runs in `make test`.
-NEWEST := core ops models objectives parallel test_laws.py test_override.py test_schema.py \
-	decode/test_loop.py decode/test_sample.py eval \
-	train/test_step.py train/test_optim.py train/test_loop.py train/test_checkpoint.py \
-	convert/test_golden.py convert/test_directory.py scaling/test_fit.py
+NEWEST := core ops models objectives parallel test_api.py test_laws.py cli/test_field_overrides.py \
+	cli/test_schema.py data/test_pack.py decode/test_sampling_loop.py decode/test_token_sampling.py \
+	eval train/test_step.py train/test_loop.py train/optim train/run/test_checkpoint.py \
+	convert/test_golden.py convert/test_pretrained.py scaling/laws/test_fitting.py
 
 # The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to.
 test-newest:

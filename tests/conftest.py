@@ -75,3 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = item.path.relative_to(ROOT).as_posix()
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: place(item.path))
+
+
+def pytest_sessionfinish() -> None:
+    """pytest then looks five times through all that lives: the programs of a whole worker."""
+    gc.freeze()

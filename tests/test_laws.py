@@ -241,9 +241,33 @@ def test_9_with_dropout():
         assert np.isfinite(g).all() and (path.endswith("k_bias") or np.mean(g != 0) > 0.9), path
 
 
-@product
+@pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in programs.FULL]
+)
 def test_10_the_start_is_the_same_on_every_mesh(family):
     programs.same(programs.start(family, Plan()), programs.start(family, programs.MESH))
+
+
+@pytest.mark.slow
+def test_10_every_weight_of_every_family_is_drawn_alike_on_every_mesh():
+    """All families at once: an init compiles weight by weight, and what zeros, a scale or a number
+    of layers is has nothing to do with a mesh."""
+    every = {
+        (p.axes, p.shape[p.axes[0] == "layer" :]): p
+        for family in programs.FAMILIES
+        for p in param.flatten(programs.shape(family).spec).values()
+        if isinstance(p.init, param.Normal)
+    }
+    spec = {str(i): p for i, p in enumerate(every.values())}
+    one, mesh = (
+        jax.jit(
+            lambda: param.init(spec, jax.random.key(3)), out_shardings=plan.shard_params(spec)
+        )()
+        for plan in (Plan(), programs.MESH)
+    )
+    split = [len({str(part.index) for part in x.addressable_shards}) > 1 for x in mesh.values()]
+    assert len(split) > 30 and np.mean(split) > 0.8
+    programs.same(one, mesh)
 
 
 def test_10_adding_a_weight_moves_no_other():

@@ -1,5 +1,6 @@
 """One step for every objective: accumulate sums over micro-batches, divide once, update."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,8 +70,12 @@ def _fresh(params: param.Tree, tx: optimizer.Transform, key: jax.Array) -> State
 
 def _once() -> dict[str, int] | None:
     """Compiler options for a program that runs once: LLVM's first level makes the same code of an
-    init as its third, bit for bit and as fast, in a quarter of the time."""
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init as its third, bit for bit and as fast, in a quarter of the time. A level in XLA_FLAGS
+    stands."""
+    level = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {level: 1}
 
 
 def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:

@@ -98,7 +98,8 @@ def test_a_reward_model_is_imported_and_scores(written, tmp_path, monkeypatch, c
     judge = trained_weights.judge("runs/judge")
     said = [template.Message("user", "ab"), template.Message("assistant", "c")]
     ids = template.encode(judge.written, judge.tokenizer, said).tokens[None]
-    x = found.model.hidden(params, ids, At(np.ones_like(ids), np.arange(ids.size)[None])).x
+    at = At(np.ones_like(ids), np.arange(ids.size)[None])
+    x = jax.jit(found.model.hidden)(params, ids, at).x
     want = float(x[0, -1] @ params["score"])
     assert reward_model.score(judge, [("ab", "c")]) == pytest.approx(want, abs=1e-5)
     told = Rollout(rewards=(), reward_model="runs/judge", max_new=4)

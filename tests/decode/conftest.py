@@ -1,11 +1,11 @@
 """One tiny model of each family for all decode tests, with decisive random weights."""
 
+import jax
 import pytest
 
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import gpt, llama
-from tests import programs
 
 CONFIGS = {
     "llama": llama.Config(
@@ -20,7 +20,7 @@ CONFIGS = {
 
 def _build(name):
     model = models.build(CONFIGS[name])
-    params = programs.drawn(model.spec, 1)
+    params = jax.jit(lambda key: param.init(model.spec, key))(jax.random.key(1))
     # GPT-2's initial 0.02 makes nearly uniform logits; with larger weights tokens matter
     scale = 10 if name == "gpt" else 1
     return model, param.map(lambda p, w: w * scale if len(p.shape) > 1 else w, model.spec, params)

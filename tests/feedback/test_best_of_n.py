@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -122,9 +122,9 @@ def test_a_reward_models_score(judge, write):
     given = [(asked[0], Said("Yo", "stop_token")), (asked[1], Said("Fine.", "stop_token"))]
     scores = scorers.model("runs/judge")(given)
     for found, text in zip(scores, (b"HiYo", b"How are you?Fine."), strict=True):
-        ids = jnp.array([[257, *text, 258]])
-        at = At(jnp.ones_like(ids), jnp.arange(ids.shape[1])[None])
-        x = np.asarray(judge.model.hidden(judge.params, ids, at).x[0, -1], np.float64)
+        ids = np.array([[257, *text, 258]], np.int32)
+        at = At(np.ones_like(ids), np.arange(ids.shape[1], dtype=np.int32)[None])
+        x = np.float64(jax.jit(judge.model.hidden)(judge.params, ids, at).x[0, -1])
         assert found == pytest.approx(float(x @ judge.params["score"]), abs=2e-5)
     both = scorers.total([scorers.model("runs/judge"), lambda given: [1.0] * len(given)])(given)
     assert both == pytest.approx([s + 1 for s in scores])

@@ -20,8 +20,11 @@ def inputs(spec, dtype=jnp.float32):
 
 
 def value_and_gradients(function, x, w, g):
-    out, pull = jax.vjp(function, x, w)
-    return out, *pull(g)
+    def run(x, w, g):
+        out, pull = jax.vjp(function, x, w)
+        return out, *pull(g)
+
+    return jax.jit(run)(x, w, g)
 
 
 @pytest.mark.parametrize("spec", SPECS)

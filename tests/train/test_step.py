@@ -98,3 +98,11 @@ def test_a_step_without_weight_moves_nothing(name):
     without = after(jax.tree.map(jnp.array, state), [0, 2])[-1]
     programs.same(last[0].params, without[0].params)
     assert last[1]["lr"] == without[1]["lr"]
+
+
+@pytest.mark.parametrize("flags, level", [("", 1), ("--xla_backend_optimization_level=0", None)])
+def test_an_init_compiles_at_the_first_level_unless_the_flags_name_one(flags, level, monkeypatch):
+    """The tests ask for level 0, and every init was compiled at level 1 all the same."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    options = step._once()
+    assert (options and options["xla_backend_optimization_level"]) == level

@@ -106,7 +106,7 @@ def test_a_prompt_counts_as_one_however_many_responses_it_has():
 
 def test_the_gradient_is_the_probability_of_the_other_order():
     """d loss / d better = -sigmoid(worse - better); finite however far the rewards are apart."""
-    grad = jax.grad(lambda r: loss_of(r, [[0, 1]])[0])
+    grad = jax.jit(jax.grad(lambda r: loss_of(r, [[0, 1]])[0]))
     np.testing.assert_allclose(grad(jnp.array([[1.0, 3.0]])), [[-0.880797, 0.880797]], rtol=1e-5)
     for far in (1e4, -1e4):
         assert np.all(np.isfinite(grad(jnp.array([[far, -far]]))))
@@ -248,7 +248,7 @@ def test_trl_agrees_in_value_and_gradient():
             total, weight = loss_of(r, rank, score=rated, margin=1.0, centre=0.05)
             return total / weight
 
-        value, grad = jax.value_and_grad(mean)(jnp.asarray(r))
+        value, grad = jax.jit(jax.value_and_grad(mean))(jnp.asarray(r))
     np.testing.assert_allclose(value, want.item(), rtol=1e-6)
     np.testing.assert_allclose(grad.T.reshape(-1), given.grad[:, 0].numpy(), rtol=1e-5, atol=1e-8)
     apart = r[:, 0] - r[:, 1]

@@ -13,6 +13,7 @@ import pytest
 from jaxlm import models
 from jaxlm.models import llama, t5
 from jaxlm.objectives.rl import grpo, policy_terms
+from tests import programs
 from tests.objectives import free
 
 FIXTURE = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
@@ -93,7 +94,7 @@ def test_advantages_of_every_variant_sum_to_0_in_a_group():
     right = {"standardised": 0.8660239, "centred": 0.5, "left_out": 2 / 3}
     for name, variant in grpo.VARIANTS.items():
         cfg = grpo.Config(variant=name)
-        advantage, _, told = grpo.judge(cfg, whole, grpo.coefficient(cfg))
+        advantage, _, told = programs.Whole(grpo).judge(cfg, whole, grpo.coefficient(cfg))
         assert not np.any(np.asarray(advantage)[whole.weight == 0])
         first = np.asarray(advantage)[:, 0]
         if variant.advantage in right:
@@ -113,14 +114,16 @@ def test_reinforce_gives_a_token_what_later_ones_cost():
     behaviour, reference = (r.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
     whole = of([1, 0, 2, 0], [5, 2, 3, 4], 2, behaviour=behaviour, reference=reference)
     cfg = grpo.Config(variant="reinforce", beta=0.1, kl="reward")
-    advantage, _, told = grpo.judge(cfg, whole, 0.1)
+    advantage, _, told = programs.Whole(grpo).judge(cfg, whole, 0.1)
     cost = 0.1 * (behaviour - reference) * whole.weight
     to_go = whole.score[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
     kept = to_go[whole.weight > 0]
     right = (to_go - kept.mean()) / kept.std(ddof=1) * whole.weight
     np.testing.assert_allclose(advantage, right, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(told["kl"], cost.sum() / 0.1 / 4, rtol=1e-5)
-    based, _, _ = grpo.judge(dataclasses.replace(cfg, variant="reinforce_baseline"), whole, 0.1)
+    based, _, _ = programs.Whole(grpo).judge(
+        dataclasses.replace(cfg, variant="reinforce_baseline"), whole, 0.1
+    )
     to_go = to_go - np.array([0.5, 0.5, 1, 1])[:, None]
     kept = to_go[whole.weight > 0]
     right = (to_go - kept.mean()) / kept.std(ddof=1) * whole.weight
@@ -130,7 +133,7 @@ def test_reinforce_gives_a_token_what_later_ones_cost():
 def test_scores_are_shaped_before_they_are_compared():
     whole = of([9, 0, 1, 1], [5, 2, 3, 4], 2, finished=np.array([True, True, False, True]))
     cfg = grpo.Config(variant="dr_grpo", score_clip=2.0, unfinished=-1.0, overlong=2)
-    _, reward, _ = grpo.judge(cfg, whole, 0.0)
+    _, reward, _ = programs.Whole(grpo).judge(cfg, whole, 0.0)
     # clipped and at full length; short; did not end; halfway over
     np.testing.assert_allclose(reward[:, 0], [2 - 1, 0, -1, 1 - 0.5])
 

@@ -174,7 +174,7 @@ def judged(cfg, whole, coefficient):
 )
 def test_judging_is_that_of_a_plain_reference(cfg):
     whole = of()
-    advantage, returns, told = jax.jit(lambda c: ppo.judge(cfg, whole, c))(0.2)
+    advantage, returns, told = jax.jit(lambda c: programs.Whole(ppo).judge(cfg, whole, c))(0.2)
     right = judged(cfg, whole, 0.2)
     np.testing.assert_allclose(advantage, right[0], atol=1e-5)
     np.testing.assert_allclose(returns, right[1], atol=1e-5)
@@ -190,8 +190,12 @@ def test_judging_is_that_of_a_plain_reference(cfg):
 def test_whitened_rewards_keep_their_mean():
     whole = of(value=np.zeros(WEIGHT.shape, np.float32))
     cfg = ppo.Config(whiten_rewards=True, whiten_advantages=False, gamma=0.0)
-    advantage, _, _ = ppo.judge(cfg, whole, 0.2)  # gamma=0: of each token its own reward
-    plain, _, _ = ppo.judge(dataclasses.replace(cfg, whiten_rewards=False), whole, 0.2)
+    advantage, _, _ = programs.Whole(ppo).judge(
+        cfg, whole, 0.2
+    )  # gamma=0: of each token its own reward
+    plain, _, _ = programs.Whole(ppo).judge(
+        dataclasses.replace(cfg, whiten_rewards=False), whole, 0.2
+    )
     one, other = (np.asarray(x)[WEIGHT > 0] for x in (advantage, plain))
     np.testing.assert_allclose(one.mean(), other.mean(), rtol=1e-5)
     np.testing.assert_allclose(one.std(ddof=1), 1, rtol=1e-5)
@@ -201,7 +205,7 @@ def test_without_a_penalty_nothing_reads_a_reference():
     cfg = ppo.Config(kl=ppo.Fixed(0.0))
     assert ppo.build(cfg, free.model(1, 1, V)).frozen == {}
     bad = of(reference=np.full(WEIGHT.shape, np.nan, np.float32))
-    advantage, returns, told = ppo.judge(cfg, bad, ppo.coefficient(cfg))
+    advantage, returns, told = programs.Whole(ppo).judge(cfg, bad, ppo.coefficient(cfg))
     assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in told
 
 

@@ -16,6 +16,7 @@ import pytest
 from jaxlm.objectives.rl import grpo, policy_terms, ppo
 from jaxlm.ops.losses import advantages, preference, surrogate
 from jaxlm.train.rl import episodes
+from tests import programs
 from tests.objectives import free
 
 V = 5
@@ -155,8 +156,8 @@ def test_dapo_leaves_out_groups_that_scored_alike_and_no_response_besides():
     scores = [0, 0.5, 1, 1, 1, 1, 2, 1, 0]
     of = _of(scores, 3)
     cfg = grpo.Config(variant="dapo", beta=0.1)
-    advantage, _, told = grpo.judge(cfg, of, 0.0)
-    plain, _, _ = grpo.judge(dataclasses.replace(cfg, variant="grpo"), of, 0.0)
+    advantage, _, told = programs.Whole(grpo).judge(cfg, of, 0.0)
+    plain, _, _ = programs.Whole(grpo).judge(dataclasses.replace(cfg, variant="grpo"), of, 0.0)
     np.testing.assert_allclose(advantage, plain, atol=1e-30)
     np.testing.assert_allclose(told["ties"], 1 / 3, rtol=1e-6)
     batch = free.rollout(of.weight, of.behaviour, reference=of.reference, advantage=advantage)
@@ -181,9 +182,9 @@ def test_filling_is_no_group_that_scored_alike():
     """Rows that only fill a batch have score 0, all alike: `ties` counted their groups."""
     of = _of([0, 1, 0, 0, 0, 0], 2)
     of = of._replace(weight=of.weight * (np.arange(6) < 4)[:, None])
-    assert grpo.judge(grpo.Config(), of, 0.0)[2]["ties"] == 0.5
+    assert programs.Whole(grpo).judge(grpo.Config(), of, 0.0)[2]["ties"] == 0.5
     empty = of._replace(weight=0 * of.weight)
-    advantage, _, told = grpo.judge(grpo.Config(variant="dapo"), empty, 0.0)
+    advantage, _, told = programs.Whole(grpo).judge(grpo.Config(variant="dapo"), empty, 0.0)
     assert not np.any(advantage) and all(np.isfinite(x) for x in told.values())
 
 

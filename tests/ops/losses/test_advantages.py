@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.ops.losses import advantages, surrogate
+from jaxlm.ops.losses import advantages as advantages_
+from jaxlm.ops.losses import surrogate as surrogate_
+from tests import programs
 
+advantages, surrogate = programs.Whole(advantages_), programs.Whole(surrogate_)
 FIXTURE = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 RAGGED = np.array(
     [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0], [0] * 6, [1] + [0] * 5]
@@ -83,13 +86,13 @@ def test_gradients_of_kl_estimators_over_four_categories():
             now = jax.nn.log_softmax(z)
             return jnp.sum(jnp.exp(before) * estimate(now, before))
 
-        return jax.grad(f)(z)
+        return jax.jit(jax.grad(f))(z)
 
     def kl(p, q):
         return jnp.sum(jnp.exp(p) * (p - q))
 
-    reverse = jax.grad(lambda z: kl(jax.nn.log_softmax(z), reference))(z)
-    forward = jax.grad(lambda z: kl(reference, jax.nn.log_softmax(z)))(z)
+    reverse = jax.jit(jax.grad(lambda z: kl(jax.nn.log_softmax(z), reference)))(z)
+    forward = jax.jit(jax.grad(lambda z: kl(reference, jax.nn.log_softmax(z))))(z)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12)  # noqa: E731
     close(expected(lambda now, _: advantages.k1(now, reference)), np.zeros(4))
     close(expected(lambda now, _: advantages.k2(now, reference)), reverse)
@@ -212,7 +215,7 @@ def test_known_values_of_controller_overlong_penalty_and_entropy():
 
 def both(f, at):
     """(value, gradient) of f at a float64 array."""
-    return jax.value_and_grad(f)(jnp.asarray(at))
+    return jax.jit(jax.value_and_grad(f))(jnp.asarray(at))
 
 
 def test_gspos_gradient_is_the_published_one(anchors):
