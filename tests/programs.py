@@ -198,12 +198,12 @@ def drawn(spec, seed):
 
 
 @functools.cache
-def weights(family):
+def weights(family, seed=3):
     """Weights away from their start, where biases are 0 and scales 1."""
     r = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(np.asarray(x) + 0.1 * r.standard_normal(x.shape, np.float32)),
-        drawn(models.spec(FAMILIES[family]), 3),
+        drawn(models.spec(FAMILIES[family]), seed),
     )
 
 

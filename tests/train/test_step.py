@@ -15,17 +15,23 @@ from tests import programs
 
 @pytest.mark.parametrize("family", ["gpt", "llama-all"])
 def test_bfloat16_is_close_to_float32(family):
-    w, batch = programs.weights(family), programs.rows(7, programs.UNEVEN)
-    want, got = (
-        programs.prober(family, plan)(w, batch) for plan in (Plan(), Plan(compute="bfloat16"))
-    )
-    # bfloat16 keeps 8 bits: 0.4 % each rounding
-    np.testing.assert_allclose(got.loss, want.loss, rtol=0.01)
-    for path, a in param.flatten(want.grads).items():
-        b = param.flatten(got.grads)[path]
-        assert b.dtype == jnp.float32, path
-        if not path.endswith(programs.VOID.get(family, ())):
-            assert np.linalg.norm(a - b) < 0.06 * np.linalg.norm(a), path
+    """bfloat16 keeps 8 bits, 0.4 % each rounding. How far they add up depends on the weights, so a
+    gradient's error is the root mean square over six draws of them."""
+    batch, errors = programs.rows(7, programs.UNEVEN), {}
+    for seed in range(6):
+        w = programs.weights(family, seed)
+        want, got = (
+            programs.prober(family, plan)(w, batch) for plan in (Plan(), Plan(compute="bfloat16"))
+        )
+        np.testing.assert_allclose(got.loss, want.loss, rtol=0.01)
+        rounded = param.flatten(got.grads)
+        for path, a in param.flatten(want.grads).items():
+            assert rounded[path].dtype == jnp.float32, path
+            if not path.endswith(programs.VOID.get(family, ())):
+                error = np.linalg.norm(a - rounded[path]) / np.linalg.norm(a)
+                errors.setdefault(path, []).append(error)
+    typical = {path: np.sqrt(np.mean(np.square(e))) for path, e in errors.items()}
+    assert max(typical.values()) < 0.06, max(typical.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])

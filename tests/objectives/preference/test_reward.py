@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import itertools
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +21,9 @@ from jaxlm.ops.losses import ranking
 from tests import programs
 from tests.families import t5 as t5_cases
 from tests.families.sizes import T, V
+from tests.objectives import published
 from tests.objectives.cases import reward as cases
 
-FIXTURES = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 MODEL = llama.Config(vocab=V, embed=16, layers=2, heads=4, kv=2, head=4, ffn=24, context=T)
 
 
@@ -69,9 +67,7 @@ def reference(r, rank, preference, score, margin, smoothing, centre):
     ],
 )
 def test_the_loss_is_the_anchors(name, settings):
-    if not FIXTURES.is_file():
-        pytest.skip("../shared/fixtures/objectives.json is not there")
-    block = json.loads(FIXTURES.read_text())["reward_model"]
+    block = published.blocks()["reward_model"]
     given = {k: np.array(v) for k, v in block["inputs"].items()}
     with jax.enable_x64(True):
         r = np.stack([given["chosen"], given["rejected"]], 1)

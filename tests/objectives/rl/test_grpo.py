@@ -2,8 +2,6 @@
 `judge` makes, and what is refused."""
 
 import dataclasses
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,8 @@ from jaxlm import models
 from jaxlm.models import llama, t5
 from jaxlm.objectives.rl import grpo, policy_terms
 from tests import programs
-from tests.objectives import free
+from tests.objectives import free, published
 
-FIXTURE = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 V = 7
 # TRL 1.16 weighs its KL penalty by the ratio unless told not to
 WITH_KL = {"beta": 0.04, "kl_estimator": "k3_ratio"}
@@ -42,9 +39,7 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def anchors():
-    if not FIXTURE.is_file():
-        pytest.skip("no ../shared/fixtures/objectives.json beside the project")
-    return json.loads(FIXTURE.read_text("utf-8"))
+    return published.blocks()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Rewards to advantages, and losses by token: against definitions in float64, published numbers and
-tests/../shared/fixtures/objectives.json, in value and gradient."""
-
-import json
-import pathlib
+tests/objectives/published.json, in value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +9,9 @@ import pytest
 from jaxlm.ops.losses import advantages as advantages_
 from jaxlm.ops.losses import surrogate as surrogate_
 from tests import programs
+from tests.objectives import published
 
 advantages, surrogate = programs.Whole(advantages_), programs.Whole(surrogate_)
-FIXTURE = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 RAGGED = np.array(
     [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0], [0] * 6, [1] + [0] * 5]
 )
@@ -23,9 +20,7 @@ RAGGED = np.array(
 @pytest.fixture(scope="module")
 def anchors():
     """{block: (inputs, outputs)} as float64 arrays where they are lists."""
-    if not FIXTURE.is_file():
-        pytest.skip("no ../shared/fixtures/objectives.json beside the project")
-    found = json.loads(FIXTURE.read_text("utf-8"))
+    found = published.blocks()
     return {
         block: [
             {k: np.array(v) if isinstance(v, list) else v for k, v in found[block][side].items()}

@@ -1,8 +1,5 @@
 """Chunked cross-entropy against closed forms in float64."""
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlm.ops import linear
 from jaxlm.ops.losses import cross_entropy
+from tests.objectives import published
 
-ANCHORS = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 B, T, D, V = 4, 7, 6, 11
 Z = 0.1
 
@@ -166,10 +163,9 @@ def test_token_logprobs(chunk):
     assert (np.asarray(dx)[weight == 0] == 0).all()
 
 
-@pytest.mark.skipif(not ANCHORS.exists(), reason="fixtures/objectives.json is not here")
 def test_responses_log_probabilities_are_the_published_ones():
     """Logits of one token predict the label of the next; labels of -100 are none."""
-    block = json.loads(ANCHORS.read_text())["seq_logps"]
+    block = published.blocks()["seq_logps"]
     logits, labels = (np.array(block["inputs"][n]) for n in ("logits", "labels"))
     targets, there = np.maximum(labels[:, 1:], 0), labels[:, 1:] != -100
     x = jnp.float32(logits[:, :-1])

@@ -1,8 +1,5 @@
 """Divergences of a student from its teacher, against TRL's numbers and closed forms in float64."""
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +7,9 @@ import pytest
 
 from jaxlm.ops.losses import divergence as divergence_
 from tests import programs
+from tests.objectives import published
 
 divergence = programs.Whole(divergence_)
-ANCHORS = pathlib.Path(__file__).parents[4] / "shared" / "fixtures" / "objectives.json"
 BETAS = (0.0, 0.25, 0.5, 1.0)
 
 
@@ -72,10 +69,9 @@ def test_an_outcome_that_a_distribution_excludes_counts_as_nothing(beta):
     np.testing.assert_allclose(divergence.divergence(*logs, beta), [want], rtol=1e-6)
 
 
-@pytest.mark.skipif(not ANCHORS.exists(), reason="fixtures/objectives.json is not here")
 def test_trls_numbers():
     """TRL takes the mean over the tokens with a label."""
-    block = json.loads(ANCHORS.read_text())["distill_gjsd"]
+    block = published.blocks()["distill_gjsd"]
     given = block["inputs"]
     student, teacher, labels = (np.array(given[n]) for n in ("student", "teacher", "labels"))
     for name, want in block["outputs"].items():  # beta0.25_T2.0

@@ -5,9 +5,7 @@ lines of NumPy are the reference.
 """
 
 import functools
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +14,8 @@ import pytest
 
 from jaxlm.ops.losses import preference
 from jaxlm.ops.losses.preference import Response
+from tests.objectives import published
 
-FIXTURE = pathlib.Path(__file__).parents[4] / "shared/fixtures/objectives.json"
 PLAIN = {"divergence": "reverse_kl", "alpha": 0.5}
 
 # TRL's name in the fixture: (ours, settings beside beta)
@@ -43,9 +41,7 @@ TRL = {
 
 
 def block(name):
-    if not FIXTURE.is_file():
-        pytest.skip(f"{FIXTURE} is absent")
-    found = json.loads(FIXTURE.read_text())[name]
+    found = published.blocks()[name]
     return found["inputs"], found["outputs"]
 
 
