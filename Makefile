@@ -21,7 +21,7 @@ export MPLBACKEND := Agg
 # caller's shell says (importing the training loop: 2.6 s of CPU in place of 7.8).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint slow parity test-newest lock clean
+.PHONY: check demo test lint slow parity test-newest lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
@@ -46,6 +46,9 @@ slow: $(VENV)/.dev
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity
 endif
+
+# What a change has to pass before it is sent.
+check: lint test
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
