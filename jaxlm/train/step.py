@@ -1,6 +1,5 @@
 """One step for every objective: accumulate sums over micro-batches, divide once, update."""
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.train.optim import optimizer
 
@@ -47,7 +47,7 @@ def init(objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int) -
         return _fresh(param.init(objective.spec, first), tx, key)
 
     key = jax.random.key_data(jax.random.key(seed))
-    return jax.jit(make, out_shardings=shardings, compiler_options=_once())(key)
+    return jax.jit(make, out_shardings=shardings, compiler_options=devices.compile_once())(key)
 
 
 def begin(
@@ -59,23 +59,13 @@ def begin(
         lambda params, key: _fresh(params, tx, key),
         out_shardings=shardings,
         donate_argnums=0,
-        compiler_options=_once(),
+        compiler_options=devices.compile_once(),
     )
     return make(params, jax.random.key_data(jax.random.key(seed)))
 
 
 def _fresh(params: param.Tree, tx: optimizer.Transform, key: jax.Array) -> State:
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), {}, key)
-
-
-def _once() -> dict[str, int] | None:
-    """Compiler options for a program that runs once: LLVM's first level makes the same code of an
-    init as its third, bit for bit and as fast, in a quarter of the time. A level in XLA_FLAGS
-    stands."""
-    level = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
-        return None
-    return {level: 1}
 
 
 def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:

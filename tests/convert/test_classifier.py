@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from jaxlm import models
 from jaxlm.cli import main
-from jaxlm.convert import classifier, read, write
+from jaxlm.convert import classifier, read, tensor_files, write
 from jaxlm.data import tokenizers
 from jaxlm.data.records import prompts
 from jaxlm.data.templates import template
@@ -66,9 +66,9 @@ def test_a_head_is_written_in_place_of_the_output_matrix(tmp_path):
     write.weights(tmp_path, kind, cfg, params)
     told = classifier.config(kind, record, 0)
     assert told["architectures"] == ["LlamaForSequenceClassification"] and told["pad_token_id"] == 0
-    found = read.files.find(tmp_path)
+    found = tensor_files.find(tmp_path)
     assert found["score.weight"].shape == (1, 8) and "lm_head.weight" not in found
-    assert np.array_equal(read.files.read(found["score.weight"])[0], params["score"])
+    assert np.array_equal(tensor_files.read(found["score.weight"])[0], params["score"])
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_a_reward_model_is_imported_and_scores(written, tmp_path, monkeypatch, c
 
 def test_a_classifier_of_two_labels_or_another_kind_is_refused(written, tmp_path):
     source, params = written
-    files = read.files.find(source)
-    two = {n: read.files.read(t) for n, t in files.items()}
+    files = tensor_files.find(source)
+    two = {n: tensor_files.read(t) for n, t in files.items()}
     two["score.weight"] = np.repeat(two["score.weight"], 2, 0)
     save_file(two, source / "model.safetensors")
     with pytest.raises(ValueError, match=r"score.weight is \[2, 8\], .* \[1, 8\]"):

@@ -22,6 +22,7 @@ from jaxlm.data.records import prompts
 from jaxlm.decode import completions, token_sampling
 from jaxlm.models import llama
 from jaxlm.train import loop, trained_weights
+from jaxlm.train.optim import optimizer
 from jaxlm.train.run import checkpoint, integrity
 from jaxlm.train.run import run as runs
 from tests.convert.test_checkpoint import equal, save
@@ -239,7 +240,7 @@ def tuned(hf, place, **changes):
         name="tuned",
         model=dataclasses.replace(CFG, window=8, context=64),
         data=pretraining.Data(source=source, tokenizer=words, seq=32, batch=4, holdout=0.3),
-        optim=runs.optimisers.Optim(lr=1e-3, warmup=1),
+        optim=optimizer.Optim(lr=1e-3, warmup=1),
         start="runs/given",
         steps=3,
         log_every=1,

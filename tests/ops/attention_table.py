@@ -113,7 +113,7 @@ def call(kernel, real, cell, x, q_at, k_at, options):
             q, k, v, q_at, k_at, kernel=kernel, bias=added, sinks=sinks, **options
         )
     names = ("window", "softcap", "scale")
-    rule = attention.score.rule(q, k, v, causal, *(options.get(name) for name in names))
+    rule = attention.masks.rule(q, k, v, causal, *(options.get(name) for name in names))
     run = {
         "splash": functools.partial(splash.attend, interpret=True),
         "cudnn": functools.partial(cudnn.attend, implementation="xla"),

@@ -279,7 +279,7 @@ def test_errors_name_what_is_wrong():
         attention.attend(q, k, v, at, at, softcap=0.0)
     with pytest.raises(ValueError, match="do not fit"):
         attention.attend(q, k[:1], v[:1], at, at)
-    rule = attention.score.rule(q, k, v, True, None, None, None)
+    rule = attention.masks.rule(q, k, v, True, None, None, None)
     half = [jnp.asarray(a[:, :9], jnp.bfloat16) for a in (q, k, v)]
     odd = At(*(a[:, :9] for a in at[:2]))
     with pytest.raises(ValueError, match="even length for its gradient, got T=9"):
@@ -298,7 +298,7 @@ def test_cudnns_call_passes_jaxs_own_checks(monkeypatch):
             x, q_at, k_at, options = table.inputs("cudnn", cell)
             causal = options.pop("causal", True)
             args = (causal, options.get("window"), None, options.get("scale"))
-            rule = attention.score.rule(x["q"], x["k"], x["v"], *args)
+            rule = attention.masks.rule(x["q"], x["k"], x["v"], *args)
 
             def loss(q, k, v, rule=rule, at=(At(*q_at), At(*k_at))):
                 return jnp.sum(cudnn.attend(q, k, v, *at, rule, None, None))

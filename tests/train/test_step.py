@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import step
 from jaxlm.train.optim import optimizer
@@ -110,5 +111,5 @@ def test_a_step_without_weight_moves_nothing(name):
 def test_an_init_compiles_at_the_first_level_unless_the_flags_name_one(flags, level, monkeypatch):
     """The tests ask for level 0, and every init was compiled at level 1 all the same."""
     monkeypatch.setenv("XLA_FLAGS", flags)
-    options = step._once()
+    options = devices.compile_once()
     assert (options and options["xla_backend_optimization_level"]) == level

@@ -215,7 +215,7 @@ class Player:
         score = spread(scored.score)
         if "score" in whole:
             parts["model"] = np.where(here, whole["score"], 0).astype(np.float32)
-            score = value_head + np.float32(self._rollout.reward_model_weight) * parts["model"]
+            score = score + np.float32(self._rollout.reward_model_weight) * parts["model"]
         measured = (whole[name] for name in ("policy", "reference", "value"))
         return Episodes(rows, *measured, score, parts, records)
 

@@ -23,7 +23,7 @@ def test_a_kernel_that_cannot_be_cut_runs_on_each_devices_rows_and_heads():
     sinks = rng.normal(size=heads).astype(np.float32)
     segments = np.repeat([[1, 2, 0]], [15, 20, 5], axis=1).repeat(rows, axis=0)
     at = kernels.At(jnp.asarray(segments), jnp.tile(jnp.arange(length), (rows, 1)))
-    rule = kernels.score.rule(q, k, v, True, 7, None, None)
+    rule = kernels.masks.rule(q, k, v, True, 7, None, None)
 
     def interpreted(q, k, v, q_at, k_at, sinks):
         return splash.attend(q, k, v, q_at, k_at, rule, None, sinks, interpret=True)

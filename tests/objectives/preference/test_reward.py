@@ -32,7 +32,7 @@ def loss_of(r, rank, preference=None, score=None, margin=0.0, smoothing=0.0, cen
     """(loss sum, weight) of rewards [B, K], by the functions of the objective."""
     r, rank = jnp.asarray(r), jnp.asarray(rank)
     preference = jnp.ones(len(r)) if preference is None else jnp.asarray(preference)
-    score = jnp.zeros(r.shape) if value_head is None else jnp.asarray(value_head)
+    score = jnp.zeros(r.shape) if score is None else jnp.asarray(score)
     pairs = ranking.comparisons(rank, preference, score, jnp.ones(r.shape, bool))
     logit = ranking.differences(r) - margin * pairs.margin
     each = ranking.cross_entropy(logit, pairs.target, smoothing)

@@ -312,7 +312,7 @@ def test_what_cannot_work_is_refused_by_field(base, field, value, message):
 def test_what_does_not_go_together_is_refused(base, tiny):
     assert "rollout: None given with prompts" in problem(dataclasses.replace(base, rollout=None))
     with_text = tiny(rollout=base.rollout)
-    assert "rollout: given with data of kind loader" in problem(with_text)
+    assert "rollout: given with data of kind data" in problem(with_text)
     short = gpt.Config(vocab=259, embed=16, layers=1, heads=2, context=13)
     told = problem(dataclasses.replace(base, model=short))
     assert "rollout.max_new: 6 given, but with data.seq=8 a text has more than" in told

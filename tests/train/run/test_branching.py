@@ -58,7 +58,7 @@ def test_a_branch_ends_as_the_same_run_trained_whole(tiny, trunk, assert_same_ru
     ],
 )
 def test_another_runs_trunk_is_refused(tiny, trunk, changes, said, monkeypatch):
-    monkeypatch.setattr(loop.start, "check", lambda run: [])
+    monkeypatch.setattr(loop.initial_weights, "check", lambda run: [])
     given = {"optim": wsd(), "trunk": str(runs.folder(trunk))} | changes
     with pytest.raises(ValueError, match=said):
         loop.run(tiny(name="branch", **given))
