@@ -63,6 +63,20 @@ class Normal:
         return self.std(p) * jax.random.normal(key, p.shape, jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """An initialiser of a weight that is drawn along with others, by one function of one key:
+    draw(key) -> {path: array}. `init` calls it once for all weights that share it, with its own
+    key, and not with one folded from a path."""
+
+    draw: Callable[[jax.Array], dict[str, jax.Array]]
+    path: str
+
+    def __call__(self, key: jax.Array, p: Param) -> jax.Array:
+        """The weight's own part of what is drawn."""
+        return self.draw(key)[self.path]
+
+
 def zeros(key: jax.Array, p: Param) -> jax.Array:
     """float32 zeros of the weight's shape."""
     return jnp.zeros(p.shape, jnp.float32)
@@ -158,7 +172,13 @@ def init(spec: Tree, key: jax.Array) -> Tree:
     """float32 weights for a spec. Each key is folded from the leaf's path, so that adding a weight
     never changes another's initial value; the values do not depend on the mesh."""
 
+    drawn: dict[Any, dict[str, jax.Array]] = {}
+
     def leaf(keys: tuple, p: Param) -> jax.Array:
+        if isinstance(p.init, Together):
+            if p.init.draw not in drawn:
+                drawn[p.init.draw] = p.init.draw(key)
+            return drawn[p.init.draw][p.init.path]
         return p.init(jax.random.fold_in(key, zlib.crc32(path_of(keys).encode())), p)
 
     return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
