@@ -32,7 +32,7 @@ CLAIMS = {
     "add_family": lambda v, out: (
         v["changed"] == [3, 4, 5]
         and v["own_text"] == v["flax_text"] == [10, 13, 0, 3, 6, 9]
-        and 0.08 < min(v["own_loss"], v["flax_loss"])
+        and min(v["own_loss"], v["flax_loss"]) > 0.08
         and max(v["own_loss"], v["flax_loss"]) < 0.12
     ),
 }

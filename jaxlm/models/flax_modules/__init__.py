@@ -31,8 +31,8 @@ class Config:
     `rngs` receives nnx.Rngs; what takes none returns a linen module."""
     vocab: int = 256
     """Token ids the module knows: the last axis of its logits."""
-    context: int | None = None
-    """Longest sequence the module can read; None where any length runs."""
+    context: int = 1024
+    """Longest sequence the module can read."""
     arguments: tuple[tuple[str, Scalar], ...] = ()
     """Keyword arguments of the factory, as (name, value) pairs."""
     reads: tuple[str, ...] = ()
@@ -46,9 +46,7 @@ class Config:
     names that have no sharding rule here."""
 
     def __post_init__(self) -> None:
-        check.positive(self, "vocab")
-        if self.context is not None:
-            check.positive(self, "context")
+        check.positive(self, "vocab", "context")
 
     @property
     def embed(self) -> NoReturn:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxlm.core import param
+from jaxlm.core import joint, param
+from jaxlm.models.flax_modules import recompute
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops.attention import At
@@ -103,10 +104,10 @@ def model(
         key: jax.Array | None = None,
     ) -> Hidden:
         if cache is None:
-            return Hidden(_in_order(logits, params, tokens, at, key), None)
-        cache, first = _append(cache, tokens, at)
+            return Hidden(recompute.in_order(logits, params, tokens, at, key), None)
+        cache, first = recompute.append(cache, tokens, at)
         everything = cache.layers[0]["tokens"].astype(jnp.int32)  # [B, S]
-        out = _in_order(logits, params, everything, cache.at, None)
+        out = recompute.in_order(logits, params, everything, cache.at, None)
         return Hidden(jax.lax.dynamic_slice_in_dim(out, first, tokens.shape[1], 1), cache)
 
     return Model(
@@ -115,7 +116,7 @@ def model(
         hidden,
         head=lambda params: {},
         unembed=lambda head, x: x.astype(jnp.float32),
-        cache=_slots,
+        cache=recompute.slots,
         context=context,
     )
 
@@ -341,53 +342,7 @@ def _weight(
     # weight decay and Muon need to know which weights are matrices, not how they contract
     vector = table or len(axes) < 2 or name in ("bias", "scale")
     inputs = 0 if vector else len(axes) - 1
-    return param.Param(shape.shape, axes, param.Together(parts.draw, path), inputs=inputs)
-
-
-def _in_order(
-    logits: Callable[..., jax.Array],
-    params: param.Tree,
-    tokens: jax.Array,
-    at: At,
-    key: jax.Array | None,
-) -> jax.Array:
-    """Logits [B, T, V] where padding stands at any place of a row: tokens are moved to the front,
-    in their order, and their logits back, since a module may count positions by itself."""
-    order = jnp.argsort(at.segments == 0, axis=1, stable=True)
-
-    def moved(x: jax.Array, places: jax.Array) -> jax.Array:
-        index = places.reshape(*places.shape, *[1] * (x.ndim - 2))
-        return jnp.take_along_axis(x, index, axis=1)
-
-    front = At(moved(at.segments, order), moved(at.positions, order))
-    out = logits(params, moved(tokens, order), front, key)
-    return moved(out, jnp.argsort(order, axis=1))
-
-
-def _slots(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
-    return ({"tokens": param.Param((batch, slots), ("batch", "seq"), param.zeros)},)
-
-
-def _append(cache: Cache, tokens: jax.Array, at: At) -> tuple[Cache, jax.Array]:
-    """The cache with these tokens after the filled slots, and the first slot they take. A cache
-    without slots (prefill) takes their number.
-
-    Raises: ValueError for more tokens than slots.
-    """
-    slots, width = cache.at.segments.shape[1], tokens.shape[1]
-    if not slots:
-        new = Cache(({"tokens": tokens},), At(at.segments, at.positions), cache.filled + width)
-        return new, cache.filled
-    if slots < width:
-        raise ValueError(f"cache: {width} tokens do not fit in {slots} slots")
-    first = cache.filled
-
-    def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), first, 1)
-
-    layers = ({"tokens": put(cache.layers[0]["tokens"], tokens)},)
-    seen = At(put(cache.at.segments, at.segments), put(cache.at.positions, at.positions))
-    return Cache(layers, seen, first + width), first
+    return param.Param(shape.shape, axes, joint.Joint(parts.draw, path), inputs=inputs)
 
 
 def _path(keys: tuple) -> str:
