@@ -79,7 +79,8 @@ def whole(tokens):
     return At(jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("nnx", marks=pytest.mark.slow), "linen"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_logits_gradients_and_training_are_the_modules_own(kind):
     module, model, params = stranger(kind)
     batches = [programs.rows(seed) for seed in range(3)]
