@@ -16,7 +16,7 @@ from jaxlm.data.records import examples
 from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import shard_cache, shards
-from jaxlm.decode import completions, prompt_tokens, reply
+from jaxlm.decode import completions, prompt_tokens, reply, token_sampling
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
 from jaxlm.train import initial_weights, inputs, program, trained_weights
@@ -43,6 +43,7 @@ def generate(
     trained_weights.refuse_template(saved.folder, saved.run, template)
     tokenizer = directory.tokenizer(saved.folder, saved.run)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
+    rows = token_sampling.each(settings, len(prompts))  # row r with seed + r
     data, model = saved.run.data, saved.model
     layout = prompt_tokens.written(data, template)
     decoder = model.causal and model.encode is None
@@ -51,17 +52,17 @@ def generate(
             raise ValueError("template: this model does not continue texts, so it cannot answer")
         about = data.corrupt if isinstance(data, pretraining.Data) else None
         return [
-            "".join(reply.reply(model, saved.params, tokenizer, prompt, settings, about))
-            for prompt in prompts
+            "".join(reply.reply(model, saved.params, tokenizer, prompt, row, about))
+            for prompt, row in zip(prompts, rows, strict=True)
         ]
     turns = [
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
     ]
-    each = [prompt_tokens.stopping(settings, turn.stops) for turn in turns]
-    rows = completions.complete(
-        model, saved.params, tokenizer, [turn.tokens for turn in turns], each
+    rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(rows, turns, strict=True)]
+    written = completions.complete(
+        model, saved.params, tokenizer, [turn.tokens for turn in turns], rows
     )
-    return [row.text for row in rows]
+    return [row.text for row in written]
 
 
 def evaluate(

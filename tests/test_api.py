@@ -51,6 +51,15 @@ def test_scores_and_texts_are_those_of_the_modules(saved, capsys):
         jaxlm.generate(model, ["ab"], greedy, template="nonesuch")
 
 
+def test_equal_prompts_are_continued_differently(saved):
+    """All rows of a call had the same seed: one prompt given three times gave one text thrice."""
+    settings = jaxlm.Sampling(max_new=12, seed=4)
+    texts = jaxlm.generate(saved[1], ["ab", "ab", "ab"], settings)
+    assert len({*texts}) == 3
+    later = jaxlm.Sampling(max_new=12, seed=5)
+    assert jaxlm.generate(saved[1], ["ab"], later) == texts[1:2], "row r has seed + r"
+
+
 def test_importing_loads_nothing_slow():
     code = "import sys, jaxlm; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

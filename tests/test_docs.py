@@ -119,14 +119,6 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert abs(measured - float(told[1])) <= float(told[2])
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda f: f.name)
-def test_a_notebook_runs(file):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(file.read_text("utf-8"), str(file), "exec"), {})
-    assert out.getvalue().endswith("changed: [3, 4, 5]\n")
-
-
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_a_config_is_a_lab_record(file):
     told = ast.get_docstring(ast.parse(file.read_text("utf-8")))

@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import joint
+
 Tree = Any  # a nested dict with one kind of leaf
 Init = Callable[[jax.Array, "Param"], jax.Array]
 
@@ -42,9 +44,7 @@ class Param:
     @property
     def fan_in(self) -> int:
         """The number of inputs each output sums over; 0 for weights that contract nothing."""
-        if not self.inputs:
-            return 0
-        return math.prod(self.shape[self.copies : self.copies + self.inputs])
+        return math.prod(self.shape[self.copies : self.copies + self.inputs]) if self.inputs else 0
 
     @property
     def fan_out(self) -> int:
@@ -102,8 +102,7 @@ def shaper(**sizes: int) -> Callable[..., Param]:
             raise ValueError(f"weight {text!r}: an arrow stands between inputs and outputs")
         inputs = len(ins.split()) if arrow else 0
         axes = tuple((copies + " " + ins + " " + outs).split())
-        unknown = [a for a in axes if a not in sizes]
-        if unknown:
+        if unknown := [a for a in axes if a not in sizes]:
             raise ValueError(f"weight {text!r}: unknown axis {unknown[0]!r}; have {sorted(sizes)}")
         shape = tuple(sizes[a] for a in axes)
         return Param(shape, axes, init or fan_in(), len(copies.split()), inputs)
@@ -128,8 +127,7 @@ def path_of(keys: tuple) -> str:
 
 def flatten(spec: Tree) -> dict[str, Any]:
     """{path: leaf} in tree order, for a spec or for arrays of the same structure."""
-    leaves = jax.tree_util.tree_flatten_with_path(spec, is_leaf=is_param)[0]
-    return {path_of(keys): leaf for keys, leaf in leaves}
+    return {path_of(k): leaf for k, leaf in jax.tree.flatten_with_path(spec, is_leaf=is_param)[0]}
 
 
 def nested(flat: dict[str, Any]) -> Tree:
@@ -158,8 +156,11 @@ def init(spec: Tree, key: jax.Array) -> Tree:
     """float32 weights for a spec. Each key is folded from the leaf's path, so that adding a weight
     never changes another's initial value; the values do not depend on the mesh."""
 
+    drawn: dict[Any, dict[str, jax.Array]] = {}
+
     def leaf(keys: tuple, p: Param) -> jax.Array:
-        return p.init(jax.random.fold_in(key, zlib.crc32(path_of(keys).encode())), p)
+        own = jax.random.fold_in(key, zlib.crc32(path_of(keys).encode()))
+        return p.init.part(key, drawn) if isinstance(p.init, joint.Joint) else p.init(own, p)
 
     return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
 

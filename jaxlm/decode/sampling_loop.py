@@ -85,8 +85,8 @@ def generate(
 
 
 def unstacked_already(params: param.Tree) -> bool:
-    """Whether every segment of the stack is one repeat."""
-    return all(w.shape[0] == 1 for w in jax.tree.leaves(params["stack"]))
+    """Whether every segment of the stack is one repeat, or there is no stack (a Flax module)."""
+    return "stack" not in params or all(w.shape[0] == 1 for w in jax.tree.leaves(params["stack"]))
 
 
 def unstacked(params: param.Tree) -> param.Tree:

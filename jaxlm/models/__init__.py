@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import bert, deepseek, gemma, gpt, llama, mistral, palm, qwen, t5
+from jaxlm.models import bert, deepseek, flax_modules, gemma, gpt, llama, mistral, palm, qwen, t5
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
@@ -23,6 +23,7 @@ FAMILIES: dict[str, ModuleType] = {
 AnyConfig = (
     bert.Config
     | deepseek.Config
+    | flax_modules.Config
     | gemma.Config
     | gpt.Config
     | llama.Config
@@ -45,7 +46,7 @@ def spec(cfg: AnyConfig) -> Any:
 
 def family(cfg: AnyConfig) -> ModuleType:
     """The module a Config belongs to. Raises: ValueError for a class of no family."""
-    for module in FAMILIES.values():
+    for module in (*FAMILIES.values(), flax_modules):
         if type(cfg) is module.Config:
             return module
     raise ValueError(f"model: {type(cfg)} is no family's Config; families: {sorted(FAMILIES)}")

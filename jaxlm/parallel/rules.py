@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "block": ("fsdp", "tensor"),
     "code": (),
     "group": (),
+    "whole": (),
 }
 
 

@@ -72,8 +72,7 @@ def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State
     """The State's shapes, dtypes and shardings, for restoring and compiling without memory."""
     key = jax.random.key_data(jax.random.key(0))
     shapes = jax.eval_shape(lambda p: _fresh(p, tx, key), param.abstract(objective.spec))
-    frozen = {name: part.abstract() for name, part in objective.frozen.items()}
-    shapes = shapes._replace(frozen=frozen)
+    shapes = shapes._replace(frozen={n: part.abstract() for n, part in objective.frozen.items()})
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         shapes,

@@ -51,8 +51,7 @@ def build(
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, entries: Any, layer_key: Any) -> tuple:
-            seen = None if cache is None else (entries, cache.at)
-            return block(kind, w, x, at, seen, layer_key)
+            return block(kind, w, x, at, None if cache is None else (entries, cache.at), layer_key)
 
         def last(x: jax.Array) -> jax.Array:
             return norm(params["norm"], x) if "norm" in params else x

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.models import flax_modules
 from jaxlm.models.layers import mha, stack
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
@@ -56,7 +57,8 @@ def per_token(
     Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
     tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
     output, once; the rest of the decoder and the output matrix targets / seq times. Of a model that
-    predicts further than the next token it is with that, as in training.
+    predicts further than the next token it is with that, as in training. Of a Flax module, whose
+    layers are not known, it is its matrices alone, without scores.
 
     Raises: ValueError when seq is below 1, and for targets of a model without an encoder.
     """
@@ -65,6 +67,9 @@ def per_token(
     spec = models.spec(cfg)
     if targets is not None and "encoder" not in spec:
         raise ValueError(f"targets: {targets} given; this model is no encoder-decoder")
+    if isinstance(cfg, flax_modules.Config):
+        matrices = [p for p in param.flatten(spec).values() if p.inputs]
+        return Flops(sum(2.0 * math.prod(p.shape) for p in matrices), 0.0, 0.0)
     own = seq if targets is None else targets
     stacks = param.flatten({name: spec[name] for name in STACKS if name in spec})
     layers = sum(

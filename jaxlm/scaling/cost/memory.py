@@ -15,6 +15,7 @@ import optax
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.models import flax_modules
 from jaxlm.models.layers import moe
 from jaxlm.parallel import plan as parallel_plan
 from jaxlm.parallel import rules
@@ -86,7 +87,7 @@ def training(
         optimiser=optimiser(tx, trained, on),
         gradients=copies * weights,
         activations=activations(cfg, plan, rows, seq, dtype, targets),
-        logits=_logits(spec, plan, rows, targets or seq),
+        logits=_logits(cfg.vocab, plan, rows, targets or seq),
         frozen=frozen,
     )
 
@@ -163,8 +164,12 @@ def activations(
     Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
     encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`. A
     token's experts count each for itself, with the token's copy among their inputs and outputs.
+
+    Of a Flax module, whose layers are not known, the logits of the whole batch and their gradient.
     """
     spec, on = models.spec(cfg), mesh(plan)
+    if isinstance(cfg, flax_modules.Config):
+        return 2 * 4 * _width(("vocab",), (cfg.vocab,), on, rows, seq)
     active = models.family(cfg).experts_per_token(cfg) if moe.has(spec) else 1
     size = jnp.dtype(dtype).itemsize
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
@@ -241,9 +246,8 @@ def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int
     return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
 
 
-def _logits(spec: param.Tree, plan: Plan, rows: int, seq: int) -> int:
+def _logits(vocab: int, plan: Plan, rows: int, seq: int) -> int:
     """Bytes per device of one chunk's logits and of their gradient."""
-    vocab = spec["embed"]["table"].shape[0]
     tokens = rows * min(seq, max(1, plan.loss_chunk // rows))
     on = mesh(plan)
     return 2 * 4 * _elements(("batch", "vocab"), (tokens, vocab), on, "logits")
