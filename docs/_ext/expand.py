@@ -82,6 +82,11 @@ def setup(app: Any) -> dict[str, bool]:
                 short = [n for n in node.children if n.get("condition") == "resolved"]
                 node.replace_self(short[0].children if short else node.children)
 
+    def shorten(app: Any, env: Any, node: Any, shown: Any) -> Any:
+        """Names of types that have no entry, such as `param.Tree`, by their last part."""
+        return shown if node.get("reftarget", "").startswith("jaxlm.") else None
+
+    app.connect("missing-reference", shorten)
     app.connect("source-read", read)
     app.connect("doctree-read", unlink)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
