@@ -65,11 +65,11 @@ def test_the_readme_shows_what_it_promises():
     assert concepts == ["Param", "Config", "Plan", "Model", "Objective", "State", "Run"]
 
 
-def test_the_files_to_read_first_are_under_a_thousand_lines():
+def test_the_files_to_read_first_are_a_thousand_lines_at_most():
     paragraph = next(p for p in README.split("\n\n") if p.startswith("**Read first**"))
     files = re.findall(r"\((jaxlm/[\w/]+\.py)\)", paragraph)
     assert len(files) >= 5
-    assert sum(len((ROOT / f).read_text("utf-8").splitlines()) for f in files) < 1000
+    assert sum(len((ROOT / f).read_text("utf-8").splitlines()) for f in files) <= 1000
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -96,7 +96,7 @@ def test_make_targets_exist():
 def test_ci_uses_the_readmes_own_commands():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     used = {t for targets in re.findall(r"\bmake ([\w -]+)", script) for t in targets.split()}
-    assert used == {c[1] for c in SHELL if c[0] == "make"} - {"docs"}
+    assert used == {c[1] for c in SHELL if c[0] == "make"}
 
 
 @pytest.mark.parametrize("line", [c for c in SHELL if c[0] == "jaxlm"], ids=" ".join)
@@ -165,11 +165,9 @@ def test_the_floors_are_those_that_the_imports_keep(site, monkeypatch):
     assert site.floors.stated() == levels
     assert "[ objectives ]  [ decode ]" in site.floors.figure()
     assert "core" in site.floors.imports()["train"] and site.floors.imports()["core"] == []
-    site.floors.imports.cache_clear()
     monkeypatch.setattr(site.floors, "stated", lambda: levels | {"core": 9})
     with pytest.raises(ValueError, match=r"imports jaxlm/core \(floor 9\)"):
         site.floors.figure()
-    site.floors.imports.cache_clear()
 
 
 def test_every_preset_has_a_figure(site):
@@ -181,6 +179,7 @@ def test_every_preset_has_a_figure(site):
         site.blocks.path(spec | {"gate": None}, "post", "gpt")
 
 
+ORDERED = programs.FIRST | {case for case in programs.FAMILIES if case.endswith("-post")}
 # Operations that move a weight without computing with it.
 MOVES = {"broadcast_in_dim", "convert_element_type", "dynamic_slice", "gather", "reshape", "slice"}
 MOVES |= {"squeeze", "split", "transpose", "copy", "sharding_constraint"}
@@ -200,7 +199,7 @@ def reads(jaxpr, names, seen):
             seen += [n for n in given if n is not None]
 
 
-@pytest.mark.parametrize("family", sorted(programs.FAMILIES))
+@pytest.mark.parametrize("family", sorted(ORDERED))
 def test_a_figure_has_the_order_of_the_program(site, family):
     """The figure of a layer names its weights in the order in which the compiled program does."""
     model = programs.shape(family)

@@ -23,36 +23,41 @@ def stated() -> dict[str, int]:
 
 
 @functools.cache
-def imports() -> dict[str, list[str]]:
-    """{package: the other packages it imports}, from every import statement of its files.
-
-    Raises: ValueError for a package without a floor, and for an import of a higher floor.
-    """
-    levels, edges = stated(), {}
+def edges() -> dict[str, set[str]]:
+    """{package: packages it imports, itself among them}, from every import of its files."""
+    packages = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
+    found: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if own in ("__init__", "__main__"):  # the front door imports its names on first use
             continue
+        names = []
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = []
             if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+                names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            for name in names:
-                parts = name.split(".")
-                if parts[0] == "jaxlm" and len(parts) > 1 and parts[1] in levels:
-                    edges.setdefault(own, set()).add(parts[1])
-    for own, others in edges.items():
-        if own not in levels:
-            raise ValueError(f"jaxlm/{own}: no floor in CONTRIBUTING.md")
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        parts = [name.split(".") for name in names if name.startswith("jaxlm.")]
+        found.setdefault(own, set()).update(p[1] for p in parts if p[1] in packages)
+    return found
+
+
+def imports() -> dict[str, list[str]]:
+    """{package: the other packages it imports}, checked against the floors.
+
+    Raises: ValueError for a package without a floor, and for an import of a higher floor.
+    """
+    levels = stated()
+    for own, others in edges().items():
+        for name in {own, *others} - set(levels):
+            raise ValueError(f"jaxlm/{name}: no floor in CONTRIBUTING.md")
         for other in others:
             if levels[other] > levels[own]:
                 raise ValueError(
                     f"jaxlm/{own} (floor {levels[own]}) imports jaxlm/{other} (floor "
                     f"{levels[other]})"
                 )
-    return {name: sorted(edges.get(name, set()) - {name}) for name in levels}
+    return {name: sorted(edges().get(name, set()) - {name}) for name in levels}
 
 
 def figure() -> str:
@@ -71,8 +76,8 @@ def figure() -> str:
 
 def table() -> str:
     """A Markdown table of what each package imports, the highest floor first."""
-    levels, edges = stated(), imports()
+    levels, imported = stated(), imports()
     lines = ["| package | floor | imports |", "|---|---|---|"]
     for name in sorted(levels, key=lambda n: (-levels[n], n)):
-        lines.append(f"| `{name}` | {levels[name]} | {', '.join(edges[name]) or 'nothing'} |")
+        lines.append(f"| `{name}` | {levels[name]} | {', '.join(imported[name]) or 'nothing'} |")
     return "\n".join(lines)
