@@ -223,6 +223,17 @@ def test_a_figure_has_the_order_of_the_program(site, family):
             ]
 
 
+def test_every_page_and_every_package_has_its_place():
+    """A page that no table of contents names is on the site, and nobody finds it."""
+    folder = ROOT / "docs"
+    index = (folder / "index.md").read_text("utf-8").splitlines()
+    assert {p.stem for p in PAGES} - {"index"} <= set(index)
+    packages = set(FLOORS) - {"__main__", "cli"}  # `jaxlm --help` describes the command line
+    pages = [p.read_text("utf-8") for p in (folder / "api").glob("*.md")]
+    shown = [name for text in pages for name in re.findall(r"generated: api (\w+) ", text)]
+    assert sorted(shown) == sorted(packages)
+
+
 def test_docstrings_become_markdown(site):
     text = site.docstrings.markdown(
         """Returns x [B, T] of <mask> and `a*b`.

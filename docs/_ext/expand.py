@@ -37,19 +37,19 @@ def expand(text: str, folder: pathlib.Path) -> str:
     Raises: ValueError for an unknown generator; FileNotFoundError for a link that leads nowhere.
     """
 
-    def generated(found: re.Match) -> str:
-        name, argument = found.groups()
+    def generated(match: re.Match) -> str:
+        name, argument = match.groups()
         if name not in GENERATORS:
             raise ValueError(f"generated: {name!r} given; expected one of {sorted(GENERATORS)}")
         return GENERATORS[name](argument) if argument else GENERATORS[name]()
 
-    def outside(found: re.Match) -> str:
-        label, target = found.groups()
+    def outside(match: re.Match) -> str:
+        label, target = match.groups()
         path = (folder / target.split("#")[0]).resolve()
         if not path.exists():
             raise FileNotFoundError(f"{folder}: link to {target}, which does not exist")
         if path.is_relative_to(DOCS):
-            return found[0]
+            return match[0]
         shown = path.relative_to(DOCS.parent)
         return f"`{shown}`" if label.strip("`") in str(shown) else f"{label} (`{shown}`)"
 

@@ -26,7 +26,7 @@ def stated() -> dict[str, int]:
 def edges() -> dict[str, set[str]]:
     """{package: packages it imports, itself among them}, from every import of its files."""
     packages = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
-    found: dict[str, set[str]] = {}
+    packages_of: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if own in ("__init__", "__main__"):  # the front door imports its names on first use
@@ -38,8 +38,8 @@ def edges() -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom):
                 names += [f"{node.module}.{alias.name}" for alias in node.names]
         parts = [name.split(".") for name in names if name.startswith("jaxlm.")]
-        found.setdefault(own, set()).update(p[1] for p in parts if p[1] in packages)
-    return found
+        packages_of.setdefault(own, set()).update(p[1] for p in parts if p[1] in packages)
+    return packages_of
 
 
 def imports() -> dict[str, list[str]]:
