@@ -15,13 +15,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?=
-SOURCES := jaxlm configs experiments notebooks tests setup.py
+SOURCES := jaxlm configs docs/conf.py docs/_ext experiments notebooks tests setup.py
 export MPLBACKEND := Agg
 # Tests start many processes: what is compiled for the first is read by the others, whatever the
 # caller's shell says (importing the training loop: 2.6 s of CPU in place of 7.8).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: check demo test lint slow parity test-newest lock clean
+.PHONY: check demo test lint slow parity test-newest docs lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
@@ -68,6 +68,10 @@ test-newest:
 	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 here"; exit 0; fi; \
 	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest TESTS="$(NEWEST:%=tests/%)"
 
+# The site, from docs/ and the docstrings, into build/docs; warnings are errors.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
 # --- environments: one stamp per extra, redone when setup.py or the lock changes ---------------
 
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
@@ -86,6 +90,10 @@ $(VENV)/.installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) $(PINS) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) $(PINS) -e '.[docs]'
 	touch $@
 
 # torch first: from an index that has them, its CPU wheels are the small ones.

@@ -34,6 +34,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=20"],
     "zstd": ["zstandard>=0.23"],
     "tiktoken": ["tiktoken>=0.9"],
+    # The documentation: `make docs`.
+    "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.
     "cluster": ["ray>=2.40", "submitit>=1.5"],
     # Live comparisons; install torch first. TRL's losses are those of its version.
