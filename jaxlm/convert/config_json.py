@@ -20,14 +20,15 @@ def activation(ours: str) -> str:
 
 
 def fixed(cfg: Any, **values: Any) -> None:
-    """Nothing, if these fields of a Config are what an architecture always has.
+    """Checks that these fields of a Config are what an architecture always has.
 
-    Raises: ValueError naming the first that is not: a config.json cannot say it.
+    Raises: ValueError naming the first that is not, which has no counterpart in a config.json.
     """
     for name, value in values.items():
         if getattr(cfg, name) != value:
             raise ValueError(
-                f"model.{name}={getattr(cfg, name)!r} cannot be said; it is always {value!r}"
+                f"model.{name}={getattr(cfg, name)!r} has no counterpart in this config.json "
+                f"(always {value!r})"
             )
 
 

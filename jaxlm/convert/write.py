@@ -1,5 +1,6 @@
 """Our Config and weights as a transformers checkpoint, written row after row."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxlm import convert, models
 from jaxlm.convert import classifier, read, tensor_files
+from jaxlm.convert.config_json import Fields
 from jaxlm.core import config, param
 from jaxlm.models.layers import value_head
 
@@ -30,11 +32,30 @@ def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[
     reasons = []
     for kind in [model_type] if model_type else known:
         try:
-            return kind, known[kind].write(cfg)
+            record = known[kind].write(cfg)
+            _refuse_lost(kind, cfg, record)
+            return kind, record
         except ValueError as error:
             reasons.append(f"  {kind}: {error}")
     told = "\n".join(reasons) or "  no architecture of transformers is known for this family"
     raise ValueError(f"this model cannot be exported:\n{told}")
+
+
+# Fields of a Config that only training reads, and no config.json has to hold.
+TRAINING = {"dropout"}
+
+
+def _refuse_lost(kind: str, cfg: models.AnyConfig, record: dict[str, Any]) -> None:
+    """Raises: ValueError naming a field of the Config that an import of this config.json would not
+    give back: whoever adds a field to a Config need not remember exports."""
+    again = read.understood(Fields(record, kind), kind)
+    for field in dataclasses.fields(cfg):
+        value, back = getattr(cfg, field.name), getattr(again, field.name)
+        if value != back and field.name not in TRAINING:
+            raise ValueError(
+                f"model.{field.name}={value!r} has no counterpart in this config.json, which is "
+                f"read as {back!r}"
+            )
 
 
 def weights(

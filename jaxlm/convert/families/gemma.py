@@ -181,7 +181,7 @@ def write1(cfg: gemma.Config) -> dict[str, Any]:
     )  # fmt: skip
     if cfg.query_scalar not in (None, cfg.head):
         raise ValueError(
-            f"model.query_scalar={cfg.query_scalar} cannot be said; it is always model.head"
+            f"model.query_scalar={cfg.query_scalar} has no counterpart (always model.head)"
         )
     return {
         "architectures": ["GemmaForCausalLM"],

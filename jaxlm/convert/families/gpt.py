@@ -139,7 +139,9 @@ def gpt1_write(cfg: gpt.Config) -> dict[str, Any]:
     )  # fmt: skip
     known = {ours: theirs for theirs, ours in reversed(AFN.items())}
     if cfg.activation not in known:
-        raise ValueError(f"model.activation={cfg.activation!r} cannot be said; there is {known}")
+        raise ValueError(
+            f"model.activation={cfg.activation!r} has no counterpart; there is {known}"
+        )
     return _gpt_sizes(cfg) | {
         "architectures": ["OpenAIGPTLMHeadModel"],
         "model_type": "openai-gpt",

@@ -158,7 +158,7 @@ def phi3_write(cfg: llama.Config) -> dict[str, Any]:
     rope_type = said["rope_parameters"]["rope_type"]
     if rope_type not in ("default", "longrope"):
         raise ValueError(
-            f"model.scaling={cfg.scaling!r} cannot be said; it is always None or LongRope"
+            f"model.scaling={cfg.scaling!r} has no counterpart (always None or LongRope)"
         )
     if rope_type == "longrope":
         # there this field wins over the record's

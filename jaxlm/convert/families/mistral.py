@@ -215,7 +215,7 @@ def _record(
     cfg: mistral.Config, architecture: str, model_type: str, mixed: bool = False
 ) -> dict[str, Any]:
     if not mixed and cfg.window is not None and {*cfg.kinds} != {"local"}:
-        raise ValueError(f"model.pattern: {cfg.pattern} cannot be said, only ('local',)")
+        raise ValueError(f"model.pattern: {cfg.pattern} has no counterpart, only ('local',) has")
     return {
         "architectures": [architecture],
         "model_type": model_type,

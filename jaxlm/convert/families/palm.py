@@ -37,7 +37,7 @@ def _turned(cfg: palm.Config, ours: str, theirs: str) -> list[Row]:
 def _turns(cfg: palm.Config) -> int:
     """The dimensions of a head that positions turn. Raises: ValueError where none are."""
     if cfg.rotary is None:
-        raise ValueError("model.rotary=None cannot be said; positions turn at least 2 dimensions")
+        raise ValueError("model.rotary=None has no counterpart (at least 2 dimensions are rotated)")
     return cfg.rotary
 
 
@@ -274,7 +274,7 @@ def falcon_write(cfg: palm.Config) -> dict[str, Any]:
     one_or_all = cfg.kv in (1, cfg.heads)
     if cfg.block == "sequential" and not one_or_all:
         raise ValueError(
-            f"model.kv={cfg.kv} cannot be said of a sequential block; 1 or model.heads"
+            f"model.kv={cfg.kv} has no counterpart with a sequential block; use 1 or model.heads"
         )
     grouped = cfg.block == "parallel" and not (cfg.shared_norm and one_or_all)
     return rope_parameters.write(cfg.head, cfg.theta, cfg.scaling, cfg.context) | {

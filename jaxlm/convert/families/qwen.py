@@ -171,7 +171,9 @@ def write3_moe(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen3_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
     config_json.fixed(cfg, out_bias=cfg.bias, qk_norm=True, shared_ffn=None)
     if len(set(layer_types.write(cfg.kinds))) > 1:
-        raise ValueError(f"model.pattern={cfg.pattern} cannot be said; all layers see the same")
+        raise ValueError(
+            f"model.pattern={cfg.pattern} has no counterpart (all layers see the same)"
+        )
     said = _said(cfg, "qwen3_moe", "Qwen3MoeForCausalLM") | _said_experts(cfg)
     return said | {"attention_bias": cfg.bias, **_said_window(cfg)}
 
@@ -180,7 +182,7 @@ def write2_moe(cfg: qwen.Config) -> dict[str, Any]:
     """The `qwen2_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
     config_json.fixed(cfg, out_bias=False, qk_norm=False)
     if cfg.shared_ffn is None:
-        raise ValueError("model.shared_ffn=None cannot be said; there is always a shared expert")
+        raise ValueError("model.shared_ffn=None has no counterpart (always a shared expert)")
     said = _said(cfg, "qwen2_moe", "Qwen2MoeForCausalLM") | _said_experts(cfg) | _said_reach(cfg)
     own = {"qkv_bias": cfg.bias, "shared_expert_intermediate_size": cfg.shared_ffn}
     return said | own
@@ -217,7 +219,7 @@ def _said_reach(cfg: qwen.Config) -> dict[str, Any]:
 def _said_experts(cfg: qwen.Config) -> dict[str, Any]:
     config_json.fixed(cfg, capacity=None)
     if cfg.experts is None:
-        raise ValueError("model.experts=None cannot be said; there are always experts")
+        raise ValueError("model.experts=None has no counterpart (always experts)")
     return {
         "num_experts": cfg.experts,
         "num_experts_per_tok": cfg.active,
