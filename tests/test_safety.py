@@ -27,6 +27,9 @@ PICKLES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torc
 ALLOWED = {
     "jaxlm/__init__.py": {"import_module"},  # of names in its own tables
     "jaxlm/core/config.py": {"exec_module", "spec_from_file_location"},
+    # of what the user gave in Python, or named in JAXLM_FACTORIES
+    "jaxlm/models/flax_modules/__init__.py": {"import_module"},
+    "jaxlm/models/flax_modules/from_flax.py": {"eval"},  # an nnx.Module's method
     "jaxlm/train/rl/sandbox.py": {"exec_module", "spec_from_file_location", "import_module"},
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +247,7 @@ def test_dropout_follows_the_key():
         np.testing.assert_allclose(forward(None), compiled(kind)[1](plain, tokens), atol=1e-5)
 
 
-def test_what_cannot_be_a_model_says_why():
+def test_what_cannot_be_a_model_says_why(monkeypatch):
     with pytest.raises(ValueError, match="norm/mean is a BatchStat"):
         from_flax.model(Batched(nnx.Rngs(0)), vocab=V, documents="joined")
     with pytest.raises(ValueError, match="reads: 'masks' given"):
@@ -266,10 +267,11 @@ def test_what_cannot_be_a_model_says_why():
     half.norm.scale = nnx.Param(jax.ShapeDtypeStruct((8,), jnp.bfloat16))
     with pytest.raises(ValueError, match="norm/scale is bfloat16; trained weights are float32"):
         from_flax.model(half, vocab=V, reads=READS)
-    for factory, problem in (("", "cannot be imported"), ("tests.nowhere:f", "No module")):
+    monkeypatch.setenv(flax_modules.TRUSTED, "other,tests.nowhere")
+    for factory, problem in (("", "would run code of module ''"), ("tests.nowhere:f", "No module")):
         with pytest.raises(ValueError, match=f"model.factory: {factory!r}.*{problem}"):
             models.build(flax_modules.Config(factory=factory))
-    cfg = flax_modules.Config("tests.flax_transformers:NnxTransformer", 259, reads=READS)
+    cfg = flax_modules.config(NnxTransformer, 259, reads=READS)
     with pytest.raises(ValueError, match="model.factory: .* a scalar head on hidden states"):
         objectives.build(objectives.reward.Config(), models.build(cfg))
     bad = dataclasses.replace(cfg, arguments=(("wide", 3),))
@@ -277,13 +279,24 @@ def test_what_cannot_be_a_model_says_why():
         models.build(bad)
 
 
+def test_a_config_file_alone_runs_no_code(monkeypatch):
+    """docs/safety.md: a config.json may name code; being importable is not being trusted."""
+    for factory in ("os:getcwd", "antigravity:geohash", "tests.flax_transformers:LinenTransformer"):
+        with pytest.raises(ValueError, match="which would run code of module .*JAXLM_FACTORIES="):
+            models.build(flax_modules.Config(factory))
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match="a function or class of a module is needed"):
+        flax_modules.config(lambda: None, 9)
+    monkeypatch.setenv(flax_modules.TRUSTED, "tests.flax_transformers")
+    cfg = flax_modules.Config("tests.flax_transformers:NnxTransformer", V, reads=READS)
+    assert param.count(models.spec(cfg)) > 0
+
+
 @pytest.mark.slow
 def test_a_run_names_a_module_by_its_factory(tmp_path, monkeypatch):
     """Trained, evaluated, sampled and resumed as any family's model."""
     monkeypatch.chdir(tmp_path)
-    cfg = flax_modules.Config(
-        "tests.flax_transformers:NnxTransformer", 259, 32, (("vocab", 259), ("layers", 1)), READS
-    )
+    cfg = flax_modules.config(NnxTransformer, 259, 32, (("vocab", 259), ("layers", 1)), READS)
     data = jaxlm.Data(source="markov", seq=16, batch=4, holdout=0.001)
     run = jaxlm.Run(
         name="a", model=cfg, data=data, optim=jaxlm.Optim(lr=1e-2, warmup=1), steps=4, log_every=1,

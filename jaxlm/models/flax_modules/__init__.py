@@ -9,7 +9,10 @@ cannot be written into config.json. It does not import Flax.
 import dataclasses
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Literal, NoReturn
 
 from jaxlm.core import check, param
@@ -18,6 +21,10 @@ from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
 Scalar = bool | int | float | str
+# Modules, separated by commas, whose functions a run's config.json may name.
+TRUSTED = "JAXLM_FACTORIES"
+# The attribute of a factory that `config` was given.
+_GIVEN = "__jaxlm_factory__"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Config:
     KIND = "flax"
 
     factory: str = ""
-    """The function or class that returns the module, as `package.module:name`. An argument named
-    `rngs` receives nnx.Rngs; what takes none returns a linen module."""
+    """The function or class that returns the module, as `package.module:name`: one that `config`
+    was given in this process, or of a module that JAXLM_FACTORIES names. An argument named `rngs`
+    receives nnx.Rngs; a factory without it returns a linen module."""
     vocab: int = 256
     """Token ids the module knows: the last axis of its logits."""
     context: int = 1024
@@ -58,6 +66,27 @@ class Config:
 
 
 PRESETS: dict[str, Config] = {}
+
+
+def config(
+    factory: FunctionType | type,
+    vocab: int,
+    context: int = 1024,
+    arguments: tuple[tuple[str, Scalar], ...] = (),
+    reads: tuple[str, ...] = (),
+    documents: Literal["apart", "joined"] = "apart",
+    axes: tuple[tuple[str, str], ...] = (),
+) -> Config:
+    """The Config of a function or class at the top level of a module, which may be built from then
+    on in this process: a config.json alone is not trusted to name code. Fields as in `Config`.
+
+    Raises: ValueError for a factory that a config.json could not name.
+    """
+    name = f"{factory.__module__}:{factory.__qualname__}"
+    if getattr(sys.modules.get(factory.__module__), factory.__qualname__, None) is not factory:
+        raise ValueError(f"factory: {name} given; a function or class of a module is needed")
+    setattr(factory, _GIVEN, True)
+    return Config(name, vocab, context, arguments, reads, documents, axes)
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -93,7 +122,17 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 
 
 def _factory(cfg: Config) -> Callable[..., Any]:
+    """The factory that a Config names. A run directory of someone else's may name any function of
+    any module, so that no module is imported, and none called, that the user has not named."""
     name, _, attribute = cfg.factory.partition(":")
+    if name not in os.environ.get(TRUSTED, "").split(","):
+        given = getattr(sys.modules.get(name), attribute, None)
+        if not getattr(given, _GIVEN, False):
+            raise ValueError(
+                f"model.factory: {cfg.factory!r} given, which would run code of module {name!r}; "
+                f"make the Config by `flax_modules.config(function, ...)`, or trust the module: "
+                f"{TRUSTED}={name or 'MODULE'}"
+            )
     try:
         return getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
