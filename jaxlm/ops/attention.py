@@ -1,7 +1,7 @@
 """Softmax attention: packed rows, grouped key/value heads, a cache read before it is written.
 
 Several kernels compute the same thing, each as far as it goes (docs/attention.md has the table).
-"xla", here, forms all scores [B,K,G,T,S] and knows everything. "blockwise" walks over blocks of
+"xla", here, forms all scores [B,K,G,T,S] and supports everything. "blockwise" walks over blocks of
 queries and leaves out the keys no query of the block may see. "cudnn" and "splash" are libraries'
 kernels for NVIDIA GPUs and for TPUs.
 """
@@ -69,7 +69,7 @@ def attend(
     a window, keys are the queries' own row, and each segment is contiguous with rising positions.
 
     Raises: ValueError for shapes that do not fit, an unknown kernel, a kernel that this platform
-    does not have, or anything the kernel does not know, by name.
+    does not have, or anything the kernel does not support, by name.
     """
     if kernel not in ("xla", "blockwise", "cudnn", "splash"):
         raise ValueError(f"kernel must be 'xla', 'blockwise', 'cudnn' or 'splash', got {kernel!r}")
@@ -102,8 +102,8 @@ def attend_cached(
     written afterwards: a write before the read makes XLA copy the cache. q [B,T,N,H], k_new
     [B,T,K,H], v_new [B,T,K,H'] at q_at; k_cache [B,K,S,H], v_cache [B,K,S,H'] at k_at, where
     segment 0 marks an empty slot.
-    A cache lies head by head, the order in which the products read it; any other is transposed,
-    that is copied, at every call.
+    A cache is stored head by head, the order in which the products read it; any other layout would
+    be transposed, that is copied, at every call.
 
     Raises: ValueError for shapes that do not fit.
     """

@@ -21,8 +21,9 @@ FEW_ROWS = 32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Turned:
-    """A matrix that lies with its outputs first, [copies..., outputs..., inputs...]: how decoding
-    on a CPU wants it. `einsum` takes it in place of the matrix; elsewhere it turns back."""
+    """A matrix stored with its outputs first, [copies..., outputs..., inputs...]: the faster layout
+    for decoding on a CPU. `einsum` takes it in place of the matrix; elsewhere it is transposed
+    back."""
 
     data: jax.Array
     inputs: int = dataclasses.field(metadata={"static": True})
@@ -61,7 +62,7 @@ class Lora:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
+        """The shape of the weight it represents."""
         return self.w.shape
 
 
@@ -69,7 +70,7 @@ Leaf = jax.Array | Turned | Lora | quant.Nf4
 
 
 def is_leaf(x: object) -> bool:
-    """Whether a tree node stands for one weight, whatever it is stored as."""
+    """Whether a tree node represents one weight, whatever it is stored as."""
     return isinstance(x, Turned | Lora | quant.Nf4)
 
 
@@ -90,7 +91,7 @@ def merged(params: Any) -> Any:
 
 
 def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
-    """x times w as the spec says: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
+    """Computes x times w by an einsum spec: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
 
     The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
     the rest of x followed by the rest of w, in `dtype` (None: x.dtype). w (float32 master weights)
@@ -136,7 +137,7 @@ def batched(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
-    """How many axes are summed, and whether they are w's first ones (else its last)."""
+    """Returns the number of summed axes, and whether they are w's first ones (else its last)."""
     form = f"einsum spec {spec!r} with x {x_shape} and w {w_shape}"
     inputs, arrow, out = spec.partition("->")
     xs, comma, ws = inputs.partition(",")

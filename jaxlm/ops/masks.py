@@ -12,7 +12,7 @@ Bias = Callable[[jax.Array], jax.Array]
 
 
 class At(NamedTuple):
-    """Where each token stands.
+    """The place of each token.
 
     segments int32[B,T]: the document, 0 for padding or an empty slot. positions int32[B,T] within
     it. shared bool[B,T], or None for none: tokens that all of their segment see, whatever the
@@ -77,7 +77,7 @@ def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
 
 
 def ahead(q_at: At, k_at: At) -> jax.Array:
-    """How many positions a key is ahead of a query, int32[B,T,S]; negative for the past."""
+    """Number of positions a key is ahead of a query, int32[B,T,S]; negative for the past."""
     return k_at.positions[:, None, :] - q_at.positions[:, :, None]
 
 

@@ -1,7 +1,7 @@
 """Biases of attention scores by distance alone: ALiBi's slopes, T5's buckets.
 
 Each is a `masks.Bias`: a function of how many positions a key is ahead of its query (negative
-for the past), so that packing, padding and a cache need no word about it.
+for the past), so that packing, padding and a cache need no special case.
 """
 
 import math

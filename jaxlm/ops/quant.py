@@ -1,7 +1,7 @@
 """Matrices in 4 bits: NF4 in blocks of 64, as bitsandbytes stores it, bit for bit. Dettmers et al.
 2023 (QLoRA), sections 2 and 3.
 
-A matrix lies with its outputs first, flat, as torch keeps a linear layer: [outputs..., inputs...].
+A matrix is stored flat, outputs first, as torch stores a linear layer: [outputs..., inputs...].
 Every 64 numbers share one float32, the largest of their magnitudes, and each is the nearest of 16
 fixed levels times it. Double quantisation keeps those float32 in 8 bits, 256 of them to a float32.
 """
@@ -51,11 +51,11 @@ class Nf4:
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     """The shape of one matrix, [inputs..., outputs...]."""
     inputs: int = dataclasses.field(metadata={"static": True})
-    """How many of these are inputs."""
+    """Number of these that are inputs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for, [copies..., inputs..., outputs...]."""
+        """The shape of the weight it represents, [copies..., inputs..., outputs...]."""
         return (*self.codes.shape[:-2], *self.sizes)
 
 
@@ -72,7 +72,7 @@ def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
 
 
 def dense(w: Nf4) -> jax.Array:
-    """The weight float32[copies..., inputs..., outputs...] that an Nf4 stands for."""
+    """The weight float32[copies..., inputs..., outputs...] that an Nf4 represents."""
     copies = w.codes.ndim - 2
     scales = of_scales8(w.scales) if isinstance(w.scales, Scales8) else w.scales
     flat = decode(w.codes, scales)[..., : math.prod(w.sizes)]

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a router chooses. Everything here is static in the compiled program."""
+    """The choice rule of a router. Everything here is static in the compiled program."""
 
     count: int
     """Experts a token goes to."""
     score: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes scores of the router's logits: over all experts, or each by itself."""
+    """Function from the router's logits to scores: over all experts, or each by itself."""
     renormalise: bool = False
     """Whether the chosen experts' scores are divided by their sum."""
     scale: float = 1.0
-    """What the weights are multiplied by at last."""
+    """Factor on the final weights."""
     groups: int = 1
     """Groups of neighbouring experts, of equal size."""
     groups_chosen: int = 1
@@ -34,7 +34,7 @@ class Rule:
 
 class Routes(NamedTuple):
     """weights float32[..., k], of the experts int32[..., k], largest selection score first.
-    scores float32[..., E]: before selection, what the balance loss is made of."""
+    scores float32[..., E]: before selection, as the balance loss reads them."""
 
     weights: jax.Array
     experts: jax.Array

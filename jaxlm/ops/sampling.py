@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 class Controls(NamedTuple):
-    """How each of B rows is sampled; every field is an array [B].
+    """Sampling settings of B rows; every field is an array [B].
 
     temperature float32: 0 is greedy. top_k int32: 0 keeps all. top_p float32: 1 keeps all.
     min_p float32: 0 keeps all. repetition float32: 1 changes nothing.
@@ -74,7 +74,7 @@ def min_p(x: jax.Array, p: jax.Array) -> jax.Array:
 def process(x: jax.Array, seen: jax.Array, controls: Controls) -> jax.Array:
     """Logits float32[B,V] of the distribution each row samples from: all processors in order.
 
-    A processor that no row asks for costs nothing. Rows with temperature 0 are penalised for
+    A processor that no row requires costs nothing. Rows with temperature 0 are penalised for
     repetition and otherwise kept whole, for their argmax.
     """
     c = controls
@@ -123,7 +123,7 @@ def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def _where_any(rows: jax.Array, f, x: jax.Array) -> jax.Array:
-    """f(x) if any row asks for it; f must leave the other rows as they are."""
+    """f(x) if any row requires it; f must leave the other rows as they are."""
     return jax.lax.cond(jnp.any(rows), f, lambda x: x, x)
 
 
@@ -145,6 +145,6 @@ def _keep_below(x: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
 
 
 def _rank(x: jax.Array) -> jax.Array:
-    """int32 in the order of float32 x: the bits, with those of negative numbers turned round."""
+    """int32 in the order of float32 x: its bits, inverted but for the sign where negative."""
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)

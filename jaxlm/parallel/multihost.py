@@ -1,7 +1,7 @@
 """Processes that train one run together: joining them, and one line where one of them is lost.
 
 JAX ends the survivors of a lost process by abort(), after a page from C++ that names no file and no
-way on. Here what C++ prints goes to a file, and abort() says in one line who is lost, that
+way on. Here what C++ prints goes to a file, and abort() reports in one line who is lost, that
 everything up to the last checkpoint is saved, and ends with exit code `LOST`.
 
 A process that is killed closes its connections: a collective of the others fails at once. One that
@@ -35,7 +35,7 @@ _BROKEN = re.compile(
 
 
 def join(environ: dict[str, str]) -> int | None:
-    """Join the other processes of this run, as JAXLM_DISTRIBUTED says; how many there are.
+    """Joins the other processes of this run by JAXLM_DISTRIBUTED; returns their number.
 
         unset               this process is alone: 1
         cluster             JAX asks the TPU pod, SLURM or MPI it runs on: None, not known yet

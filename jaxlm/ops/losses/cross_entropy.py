@@ -100,7 +100,7 @@ def per_token(
     """f of every token: a tree of [B,T,...] from arrays [B,T,...], differentiable in both.
 
     f(params, *pieces [C,...]) -> a tree of [C,...]. About `chunk` tokens are done at a time, as in
-    `cross_entropy`; what f makes of a chunk is recomputed in the backward pass.
+    `cross_entropy`; f of a chunk is recomputed in the backward pass.
     """
     batch, time = arrays[0].shape[:2]
     run = jax.checkpoint(f)

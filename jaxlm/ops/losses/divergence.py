@@ -1,4 +1,4 @@
-"""How far a student's distribution is from its teacher's, token by token.
+"""Divergences of a student's distribution from its teacher's, token by token.
 
 One number, beta, goes from the forward KL divergence to the reverse one (Agarwal et al. 2024,
 "On-Policy Distillation of Language Models", eq. 1). For teacher t, student s and their mixture
