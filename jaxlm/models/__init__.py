@@ -35,7 +35,7 @@ AnyConfig = (
 
 
 def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:
-    """The model of any family's Config, executed as the plan says."""
+    """The model of any family's Config, executed by the plan."""
     return family(cfg).build(cfg, plan)
 
 

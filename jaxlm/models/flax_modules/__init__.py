@@ -30,7 +30,7 @@ class Config:
     """The function or class that returns the module, as `package.module:name`. An argument named
     `rngs` receives nnx.Rngs; what takes none returns a linen module."""
     vocab: int = 256
-    """Token ids the module knows: the last axis of its logits."""
+    """Number of token ids: the last axis of its logits."""
     context: int = 1024
     """Longest sequence the module can read."""
     arguments: tuple[tuple[str, Scalar], ...] = ()

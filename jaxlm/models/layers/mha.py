@@ -23,7 +23,7 @@ Out = dict[str, jax.Array]
 
 
 class Reach(NamedTuple):
-    """What one layer's attention costs: window, the keys a query sees on a side (None: all), pair,
+    """Cost of one layer's attention: window, the keys a query sees on a side (None: all), pair,
     the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v; and over,
     which keys these are: those of its own past, those around it (an encoder's), or of an
     encoder-decoder the source's."""
@@ -60,7 +60,7 @@ def attend(
     The rest is as `ops.attention.attend` has it.
 
     Raises: ValueError for a memory without a causal mask, or with shared tokens and a window: the
-    cache does not know which of its slots are shared.
+    cache does not record which of its slots are shared.
     """
     bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias}
     if memory is not None and not causal:

@@ -54,7 +54,7 @@ def spec(
 ) -> param.Tree:
     """The weights of one layer: router [D, E]; gate, up [E, D, F] and down [E, F, D].
 
-    p is a shaper that knows `embed`, `ffn` (of one expert) and `expert`, and `shared` = 1 where
+    p is a shaper of `embed`, `ffn` (of one expert) and `expert`, and `shared` = 1 where
     there is a shared_gate. out starts the matrices into the residual stream. bias: of the router
     and of all experts' matrices. select_bias [E]: what `routing.choose` takes; it gets no gradient
     and no decay, and `rebalance` moves it. shared: the `ffn.spec` of an expert that sees every
@@ -174,8 +174,8 @@ def _shared(w: param.Tree, h: jax.Array) -> jax.Array:
 def _dropless(
     w: param.Tree, h: jax.Array, weights: jax.Array, experts: jax.Array, gated: Gated
 ) -> jax.Array:
-    """The weighted sum of the experts' outputs [B, T, D], by sorting: choices [M = B T k] stand in
-    order of their expert, those of no expert at the end."""
+    """The weighted sum of the experts' outputs [B, T, D], by sorting: choices [M = B T k] are
+    put in order of their expert, those of no expert at the end."""
     count, k = w["gate"].shape[0], experts.shape[-1]
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
@@ -220,7 +220,7 @@ def _places(experts: jax.Array, count: int, capacity: float) -> tuple[jax.Array,
 
 
 def _rank(experts: jax.Array, count: int) -> jax.Array:
-    """How many earlier choices of the row fell on the same expert, int32[B, T, k]."""
+    """Number of earlier choices of the row that fell on the same expert, int32[B, T, k]."""
     flat = experts.reshape(experts.shape[0], -1)
     hit = (flat[..., None] == jnp.arange(count)).astype(jnp.int32)
     before = jnp.cumsum(hit, axis=1) - hit
