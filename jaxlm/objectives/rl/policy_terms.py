@@ -1,5 +1,5 @@
-"""What PPO and GRPO share: responses as they were sampled and scored, what the policy and its
-reference make of them, and what is measured on the way.
+"""Terms that PPO and GRPO share: responses as they were sampled and scored, their
+log-probabilities under the policy and its reference, and measurements on the way.
 
     sampled and scored    Sampled(tokens.., score)
     judged, once          ppo.judge, grpo.judge: advantages, over all responses of the step at once
@@ -47,7 +47,7 @@ class Sampled(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a policy makes of responses: log_prob and entropy float32[N, T] at every target, with
+    """A policy's reading of responses: log_prob and entropy float32[N, T] at every target, with
     logits divided by the temperature; x [N, T, D], from which a head may read more."""
 
     log_prob: jax.Array
