@@ -1,9 +1,9 @@
-"""The kinds of data a run may read, and what each gives. To add one: a file, and a line here.
+"""The kinds of data a run may read. To add one: a file, and a line here.
 
 loader      text: the next token of documents, hidden tokens, missing spans
 chat        conversations, of which the assistant's part is learnt
 prefer      preferences between responses
-prompts     what a policy is asked (`train.rollout`)
+prompts     prompts of a policy (`train.rollout`)
 
 All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
 with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method

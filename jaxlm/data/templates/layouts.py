@@ -1,7 +1,7 @@
-"""How conversations are written: the published layouts, as Jinja templates (see template.py).
+"""Layouts of conversations: the published ones, as Jinja templates (see template.py).
 
-`begin` is the token that stands before every document (bos, or eos where a tokenizer has no bos).
-Where a template asks whether to write a generation prompt, that prompt is exactly what stands
+`begin` is the token that precedes every document (bos, or eos where a tokenizer has no bos).
+Where a template checks whether to write a generation prompt, that prompt is exactly the text
 before the assistant's message otherwise.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """source: Jinja. needs: special tokens that the tokenizer must have. between: what stands
+    """source: Jinja. needs: special tokens that the tokenizer must have. between: the text
     between an instruction and the text that it is about, where a record has both."""
 
     source: str

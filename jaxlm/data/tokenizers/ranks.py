@@ -101,7 +101,7 @@ def load(folder: str, special: dict[str, int]) -> Tiktoken:
 
 
 def load_file(path: str) -> Tiktoken:
-    """A .tiktoken file; rules by its well-known name, or from the .json of its name beside it.
+    """A .tiktoken file; rules by its well-known name, or from the .json of its name next to it.
 
     Raises: ValueError naming the line that is not `base64 rank`, missing single bytes, or missing
     rules.
