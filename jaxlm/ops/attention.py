@@ -111,34 +111,34 @@ def attend_cached(
     old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))
     masks.rule(q, *old, True, window, softcap, scale)
     slots, f32 = k_cache.shape[2], {"preferred_element_type": jnp.float32}
-    grouped = masks.group(q, k_new.shape[2])
+    grouped = masks.group(q, k_new.shape[2])  # [B,T,K,G,H]
     batch, kv = k_cache.shape[:2]
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
     old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
-    old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
+    old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)  # [B,K,G,T,S]
     # one softmax over both parts: only scores are joined, never keys
-    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)
+    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)  # [B,K,G,T,S+T]
     if bias is not None:
         ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
         scores = scores + masks.grouped_heads(bias(ahead), kv)
     allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]
-    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]
+    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]  # [B,1,1,T,S+T]
     p = _softmax(scores, allowed, sinks)
     p_old, p_new = p[..., :slots], p[..., slots:]
-    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)
+    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
     out = jax.lax.dot_general(p_old, v_cache, (((3,), (2,)), ((0, 1), (0, 1))), **f32)
-    out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])
+    out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])  # [B,K,G,T,H']
     out = jnp.moveaxis(out, 3, 1) + _mix(p_new, v_new)  # [B,T,K,G,H']
-    return out.reshape(*q.shape[:3], -1).astype(q.dtype)
+    return out.reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
-    allowed = masks.allowed(q_at, k_at, rule)[:, None, None]
-    scores = _scores(masks.group(q, k.shape[2]), k, rule)
+    allowed = masks.allowed(q_at, k_at, rule)[:, None, None]  # [B,1,1,T,S]
+    scores = _scores(masks.group(q, k.shape[2]), k, rule)  # [B,K,G,T,S]
     if bias is not None:
         scores = scores + masks.grouped_heads(bias(masks.ahead(q_at, k_at)), k.shape[2])
     p = _softmax(scores, allowed, sinks)
-    return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)
+    return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
 def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
@@ -153,7 +153,7 @@ def _softmax(scores, allowed, sinks):
     if sinks is None:
         mass = masks.mass(scores, allowed, peak)
         return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
+    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)  # [K,G,1,1]
     peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
     mass = masks.mass(scores, allowed, peak)
     return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))

@@ -78,8 +78,8 @@ def dense(w: Leaf) -> jax.Array:
     """The weight as one array [copies..., inputs..., outputs...]; dropout aside."""
     if isinstance(w, Lora):
         copies = w.a.ndim + w.b.ndim - 2 - len(w.shape)
-        a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])
-        b = w.b.reshape(*w.b.shape[: copies + 1], -1)
+        a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])  # [copies..., inputs, rank]
+        b = w.b.reshape(*w.b.shape[: copies + 1], -1)  # [copies..., rank, outputs]
         product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
         return dense(w.w) + w.scale * product.reshape(w.shape)
     return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)

@@ -62,8 +62,8 @@ def rule(
 
 def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
     """Whether a query may see a key, bool[B,T,S]."""
-    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]
-    together, gap = (query == key) & (query != 0), ahead(q_at, k_at)
+    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]  # [B,T,1], [B,1,S]
+    together, gap = (query == key) & (query != 0), ahead(q_at, k_at)  # [B,T,S]
     near = jnp.ones_like(together)
     if rule.causal:
         near &= gap <= 0

@@ -39,7 +39,7 @@ def alibi(slope: np.ndarray) -> masks.Bias:
 
     def bias(ahead: jax.Array) -> jax.Array:
         distance = jnp.abs(ahead).astype(jnp.float32)
-        return -jnp.asarray(slope, jnp.float32)[:, None, None] * distance[:, None]
+        return -jnp.asarray(slope, jnp.float32)[:, None, None] * distance[:, None]  # [B,N,T,S]
 
     return bias
 
@@ -74,7 +74,7 @@ def bucketed(table: jax.Array, farthest: int, causal: bool) -> masks.Bias:
     """T5's learnt bias: table [count, N] read at the bucket of each distance. It has a gradient."""
 
     def bias(ahead: jax.Array) -> jax.Array:
-        rows = buckets(ahead, table.shape[0], farthest, causal)
-        return jnp.moveaxis(table.astype(jnp.float32)[rows], -1, -3)
+        rows = buckets(ahead, table.shape[0], farthest, causal)  # [B,T,S]
+        return jnp.moveaxis(table.astype(jnp.float32)[rows], -1, -3)  # [B,N,T,S]
 
     return bias

@@ -294,16 +294,16 @@ def apply(
     turned = 2 * len(rotary.freqs)
     if x.shape[-1] < turned:
         raise ValueError(f"x: heads of {x.shape[-1]} given; {turned} dimensions are to be turned")
-    angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs
+    angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs  # [B,T,1,R/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rotary.attention != 1.0:
         cos, sin = cos * rotary.attention, sin * rotary.attention
-    head = x[..., :turned].astype(jnp.float32)
+    head = x[..., :turned].astype(jnp.float32)  # [B,T,N,R]
     if interleaved:
-        a, b = head[..., ::2], head[..., 1::2]
+        a, b = head[..., ::2], head[..., 1::2]  # [B,T,N,R/2]
         y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(head.shape)
     else:
-        a, b = jnp.split(head, 2, axis=-1)
+        a, b = jnp.split(head, 2, axis=-1)  # [B,T,N,R/2]
         y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     y = y.astype(x.dtype)
     return y if x.shape[-1] == turned else jnp.concatenate([y, x[..., turned:]], axis=-1)

@@ -67,7 +67,7 @@ def min_p(x: jax.Array, p: jax.Array) -> jax.Array:
 
     p float32[B] in [0, 1]; 0 keeps all. Nguyen et al. 2024.
     """
-    edge = jnp.max(x, axis=-1, keepdims=True) + jnp.log(p)[:, None]
+    edge = jnp.max(x, axis=-1, keepdims=True) + jnp.log(p)[:, None]  # [B,1]
     return jnp.where(x >= edge, x, -jnp.inf)
 
 
@@ -118,7 +118,7 @@ def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:
     """Log-probability float32[B] of token int32[B] under the softmax of logits float32[B,V]."""
     peak = jnp.max(x, axis=-1, keepdims=True)
     total = jnp.sum(jnp.exp(x - peak), axis=-1)
-    chosen = jnp.take_along_axis(x, token[:, None], axis=-1)
+    chosen = jnp.take_along_axis(x, token[:, None], axis=-1)  # [B,1]
     return (chosen - peak)[:, 0] - jnp.log(total)
 
 
@@ -134,12 +134,12 @@ def _keep_below(x: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
     def halve(_: int, edges: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = edges
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, which cannot overflow
-        above = jnp.sum(jnp.where(rank > middle[:, None], mass, 0.0), axis=-1)
+        above = jnp.sum(jnp.where(rank > middle[:, None], mass, 0.0), axis=-1)  # [B]
         fits = above < bound
         return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
 
     # The smallest rank that stays lies between the smallest rank and the largest of each row.
-    edges = jnp.min(rank, axis=-1), jnp.max(rank, axis=-1)
+    edges = jnp.min(rank, axis=-1), jnp.max(rank, axis=-1)  # [B], [B]
     low, _ = jax.lax.fori_loop(0, 32, halve, edges)
     return jnp.where(rank >= low[:, None], x, -jnp.inf)
 

@@ -67,7 +67,7 @@ def attend(
         raise ValueError("a model that reads both ways has no cache")
     if memory is not None and at.shared is not None and window is not None:
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
-    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
         run = functools.partial(attention.attend, causal=causal, kernel=plan.attention, **bends)

@@ -82,12 +82,12 @@ def apply(
     q = h
     if "q_latent" in w:
         q = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["q_latent"]), w["q_latent_norm"], eps)
-    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])
+    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])  # [B, T, N, H_n + H_r]
     nope = w["k"].shape[-1]
     q, q_turned = q[..., :nope], q[..., nope:]
     q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)
     latent = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["latent"]), w["latent_norm"], eps)
-    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]
+    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]  # [B, T, 1, H_r]
     turned = rope.apply(turned, at.positions, rotary, interleaved)
 
     if memory is None or not memory[1].segments.shape[1]:
@@ -112,7 +112,7 @@ def _expanded(
     k, v = (
         linear.einsum("BTR,RNH->BTNH", latent, jnp.swapaxes(w[name], 0, 1)) for name in ("k", "v")
     )
-    turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))
+    turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))  # [B, T, N, H_r]
     q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
     return mha.attend(q, k, v, at, None, plan, scale=scale)[0]
 
@@ -130,8 +130,8 @@ def _absorbed(
     """The same without a key or a value of any head: queries go down to the latents, and what they
     take there comes up as values [B, T, N, H_v]."""
     old, slots = memory
-    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))
-    q = jnp.concatenate([q, q_turned], -1)
+    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))  # [B, T, N, R]
+    q = jnp.concatenate([q, q_turned], -1)  # [B, T, N, R + H_r]
     new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
     # The rotary part is weighted along with the values and left out after: to leave it out before
     # would copy the cache.

@@ -63,7 +63,7 @@ def _backward(dtype, saved, g):
     x_tiles, g_tiles = jnp.pad(x, padding), jnp.pad(g, padding)
 
     def visit(dw, at):
-        y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))
+        y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))  # [D, F]
         return dw.at[at.group].add(y), None
 
     dw = jnp.zeros(w.shape, jnp.float32)
