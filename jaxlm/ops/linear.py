@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxlm.ops import dropout, quant
 from jaxlm.ops.kernels import ragged
 
-# Rows of x up to which a product on CPU is faster with the weight on the left, which must then lie
+# Rows of x up to which a product on CPU is faster with the weight on the left, then stored
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
 # [16,1024] by 24 matrices [1024,1024] on 2 cores: 27 -> 11 ms; [1,1024]: 5.6 -> 4.5.
 FEW_ROWS = 32
@@ -118,7 +118,7 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
 def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
 
-    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows behind the
+    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
     last group give 0 and get no gradient. sizes int32[E].
     """
     if jax.default_backend() == "cpu":
@@ -178,7 +178,7 @@ def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w:
 
 
 # The product with a weight that is read and never moved. What the backward pass keeps is the weight
-# as it is stored, not the array made of it.
+# as it is stored, not the array computed from it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> jax.Array:
     return _read(spec, dtype, x, w)

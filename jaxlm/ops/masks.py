@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# What is added to the scaled scores, from how far ahead of the query the key is: ALiBi, T5's
+# A term added to the scaled scores, from how far ahead of the query the key is: ALiBi, T5's
 # buckets. int32[B,T,S] -> float32, broadcast to [B,N,T,S].
 Bias = Callable[[jax.Array], jax.Array]
 

@@ -52,7 +52,7 @@ def buckets(ahead: jax.Array, count: int, farthest: int, causal: bool) -> jax.Ar
     half holds one distance each, the rest grow as powers up to `farthest`, and all farther ones
     share the last.
 
-    Raises: ValueError if there are too few buckets, or none lies between the exact and the last.
+    Raises: ValueError if there are too few buckets, or none between the exact and the last.
     """
     own = count if causal else count // 2  # buckets of one direction
     exact = own // 2

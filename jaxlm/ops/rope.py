@@ -69,9 +69,9 @@ class Dynamic:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-    """LLaMA 3.1: pairs that turn at least `high` times in the original context stay, those that
-    turn at most `low` times are slowed by factor, and between the two it is blended linearly in the
-    number of turns. Grattafiori et al. 2024, section 3.4.1, and the code released with it."""
+    """LLaMA 3.1: pairs that rotate at least `high` times in the original context stay, those
+    that rotate at most `low` times are slowed by factor, and between the two it is blended linearly
+    in the number of turns. Grattafiori et al. 2024, section 3.4.1, and its released code."""
 
     factor: float = 8.0
     """Factor by which the context grows."""
@@ -90,9 +90,9 @@ class Llama3:
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
-    """YaRN: pairs that turn `beta_fast` times or more in the original context stay, those that turn
-    at most `beta_slow` times are slowed by factor, between the two it is blended linearly in the
-    index of the pair; and scores are sharpened. Peng et al. 2023, eqs. 17 to 22."""
+    """YaRN: pairs that rotate `beta_fast` times or more in the original context stay, those that
+    rotate at most `beta_slow` times are slowed by factor, between the two it is blended linearly in
+    the index of the pair; and scores are sharpened. Peng et al. 2023, eqs. 17 to 22."""
 
     factor: float
     """Factor by which the context grows."""

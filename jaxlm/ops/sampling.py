@@ -138,7 +138,7 @@ def _keep_below(x: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
         fits = above < bound
         return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
 
-    # The smallest rank that stays lies between the smallest rank and the largest of each row.
+    # The smallest rank that stays is between the smallest rank and the largest of each row.
     edges = jnp.min(rank, axis=-1), jnp.max(rank, axis=-1)  # [B], [B]
     low, _ = jax.lax.fori_loop(0, 32, halve, edges)
     return jnp.where(rank >= low[:, None], x, -jnp.inf)

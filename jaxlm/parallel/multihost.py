@@ -28,7 +28,7 @@ VERDICT = HEARTBEAT + 10
 # The exit code of a process whose run lost another one.
 LOST = 4
 
-# How the errors of a collective begin: a status of XLA's, and none of our own.
+# Beginnings of the errors of a collective: a status of XLA's, and none of our own.
 _BROKEN = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b"
 )
@@ -38,7 +38,7 @@ def join(environ: dict[str, str]) -> int | None:
     """Joins the other processes of this run by JAXLM_DISTRIBUTED; returns their number.
 
         unset               this process is alone: 1
-        cluster             JAX asks the TPU pod, SLURM or MPI it runs on: None, not known yet
+        cluster             JAX reads it from the TPU pod, SLURM or MPI: None, not known yet
         HOST:PORT/4/0       4 processes, this is number 0; number 0 listens at HOST:PORT
 
     Call it before JAX's first device call. Raises: ValueError for any other value.
@@ -125,7 +125,7 @@ def _end(python: IO[str], log: IO[str]) -> None:
 
 
 def _who(told: str) -> str:
-    """The processes that are lost, by what the coordinator says of them."""
+    """The lost processes, by the coordinator's report."""
     named = re.findall(r"stopped sending heartbeats\):\n([\d, \n]*\d)", told)
     named += re.findall(r"task:(\d+)[^\n]*(?:heartbeat|unhealthy|disconnect)", told)
     numbers = sorted({int(n) for text in named for n in re.findall(r"\d+", text)})

@@ -144,7 +144,7 @@ def _backward(rule, biases, saved, g):
     size, blocks = _blocks(q.shape[1], k.shape[1], rule)
     dq, dk, dv, dweights = [], [], [], jax.tree.map(jnp.zeros_like, weights)
     # everything is [B,K,S,G,T], keys first: two of the three products that follow then read p and
-    # ds as they lie, and only that of dq a transpose
+    # ds as they are stored, and only that of dq a transpose
     for i, (rows, keys) in enumerate(blocks):
         q_rows, g_rows = heads[:, :, :, rows], g_heads[:, :, :, rows]
         scores = masks.bent(_dot(k_heads[:, :, keys], q_rows, (3,), (4,)), rule)

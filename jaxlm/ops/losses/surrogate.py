@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-# Of a sum over tokens, what it is divided by:
+# Divisors of a sum over tokens:
 #   token          the tokens of the batch (DAPO, PPO in TRL)
 #   sequence       its response's tokens, then the responses of the batch (GRPO)
 #   sequence_sum   the responses of the batch
