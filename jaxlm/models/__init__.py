@@ -19,7 +19,7 @@ FAMILIES: dict[str, ModuleType] = {
     "t5": t5,
 }
 
-# What a Run's `model` field may be.
+# Types of a Run's `model` field.
 AnyConfig = (
     bert.Config
     | deepseek.Config

@@ -21,8 +21,8 @@ from jaxlm.ops.attention import At
 from jaxlm.ops.dropout import dropout
 from jaxlm.parallel.plan import Plan
 
-# What the decoder reads: the encoder's x [B, S, D] (None where `cross` has put its keys and values
-# into the weights), and where its tokens stand.
+# Input of the decoder: the encoder's x [B, S, D] (None where `cross` has put its keys and values
+# into the weights), and the places of its tokens.
 Source = tuple[jax.Array | None, At]
 
 

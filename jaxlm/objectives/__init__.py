@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, ModuleType] = {
     "sft": sft,
 }
 
-# What a Run's `objective` field may be.
+# Types of a Run's `objective` field.
 AnyConfig = (
     clm.Config
     | distill.Config
@@ -52,7 +52,7 @@ READS: dict[str, tuple[type, ...]] = {
     "sft": (chats.Chats,),
 }
 
-# What data.corrupt of text has to be for each.
+# The type that each requires of data.corrupt.
 CORRUPT: dict[str, type] = {"mlm": mask.Mask, "seq2seq": span.Span}
 
 

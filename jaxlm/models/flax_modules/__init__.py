@@ -39,8 +39,8 @@ class Config:
     """Keyword arguments that the module's call takes along with tokens int32[B, T], among
     `from_flax.READS`: mask, segment_ids, positions, deterministic."""
     documents: Literal["apart", "joined"] = "apart"
-    """Whether documents packed into one row are kept apart, for which the module must read `mask`
-    or `segment_ids`, or a row is read as one text."""
+    """Treatment of documents packed into one row: kept apart, for which the module must read `mask`
+    or `segment_ids`, or read as one text."""
     axes: tuple[tuple[str, str], ...] = ()
     """(axis name in the module's metadata, axis name of jaxlm) pairs, such as ("mlp", "ffn"), for
     names that have no sharding rule here."""

@@ -13,11 +13,11 @@ from jaxlm.ops.attention import At
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
-# What a block is given of the cache: its layer's entries and where every slot stands; None when
-# training.
+# The part of the cache that a block reads: its layer's entries and the place of every slot; None
+# when training.
 Memory = tuple[dict[str, jax.Array], At] | None
 
-# What a block returns beside x: with a memory, the entries to append to the cache; without, the
+# Second output of a block, after x: with a memory, the entries to append to the cache; without, the
 # layer's statistics (a mixture of experts has some, a dense layer none: {}).
 Out = dict[str, jax.Array]
 
