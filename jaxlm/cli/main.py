@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from jaxlm.train.run.run import Run
 
-# What a user can mend: a value, a file, a missing extra. Anything else is shown with its traceback.
+# Errors that a user can mend: value, file, missing extra. Any other is shown with its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 

@@ -18,7 +18,7 @@ from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.records import chats, examples, preferences, prompts
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What a Run's `data` field may be.
+# Types of a Run's `data` field.
 AnyData = chats.Chats | pretraining.Data | preferences.Preferences | prompts.Prompts
 
 _ROWS = 1024  # examples looked at together

@@ -21,7 +21,7 @@ import numpy as np
 from jaxlm.core import batch
 
 Packing = Literal["concat", "best_fit"]
-# What decides the chance of each row: numbers from which its random generator starts.
+# Randomness of each row: numbers from which its random generator starts.
 Draws = list[tuple[int, ...]]
 
 

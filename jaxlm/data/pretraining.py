@@ -25,10 +25,10 @@ from jaxlm.data.tokenized import shards
 from jaxlm.data.tokenizers import tokenizer as interface
 
 ENDLESS = 1 << 40  # steps
-# What is drawn for training and for evaluation never meets.
+# Draws for training and for evaluation never meet.
 _TRAIN, _VAL = 0, 1
 _THREADS = 2  # batches read at once, and
-_AHEAD = 4  # ready before they are asked for, when workers = 0
+_AHEAD = 4  # read ahead of use, when workers = 0
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def row_order(rows: int, seed: int) -> Any:
     return grain.MapDataset.range(rows).shuffle(spread).repeat()
 
 
-# What gives a batch of any rows; all but the first also read what decides their draws.
+# Readers of batches of any rows; all but the first also read the numbers that decide their draws.
 Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
 
 

@@ -18,7 +18,7 @@ from jaxlm.scaling.planning import experiment_design
 from jaxlm.scaling.reading import run_metadata, tables
 from jaxlm.scaling.study import analysis, report, report_formats
 
-# What `--by` writes next to the studies.
+# File that `--by` writes next to the studies.
 BY = "by.json"
 
 

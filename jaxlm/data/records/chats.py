@@ -29,7 +29,7 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import rendering, template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 
 Packing = Literal["best_fit", "single"]

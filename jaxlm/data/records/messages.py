@@ -30,7 +30,7 @@ INERT = frozenset(
 
 _ANSWERING = frozenset(
     ("name", "tool_call_id")
-)  # inert in a tool's message: order says whose it is
+)  # inert in a tool's message: order determines whose it is
 _TOOLS = frozenset(("tool", "function"))
 # Types of the parts of a content that hold a text, by OpenAI's names.
 TEXT_PARTS = ("text", "input_text", "output_text")

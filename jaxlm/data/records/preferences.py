@@ -23,7 +23,7 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 _NAMED = 8  # records named for each reason
 
@@ -293,7 +293,7 @@ def _mismatched(
             both = one.ranking._replace(responses=(*one.ranking.responses, *other.responses))
             try:
                 example, cut = _example(both, made, tokenizer, data.seq)
-            except preference_formats.Unusable:  # too long behind this prompt
+            except preference_formats.Unusable:  # too long after this prompt
                 continue
             out.append(_Read(one.ranking, example, cut))
             break

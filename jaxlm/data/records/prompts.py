@@ -26,7 +26,7 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 _NAMED = 8  # records named that were left out
 

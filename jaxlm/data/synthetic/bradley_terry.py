@@ -94,7 +94,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-# Of Python's generator only `random` is promised to give the same numbers in every version.
+# Only `random` of Python's generator is promised to give the same numbers in every version.
 def _choose(draw: random.Random, among: str) -> str:
     return among[int(draw.random() * len(among))]
 

@@ -122,7 +122,7 @@ def sample(machine: Machine, label: str, block: int, length: int) -> np.ndarray:
 
 def score(machine: Machine, symbols: np.ndarray) -> np.ndarray:
     """[n] nats of documents, symbols [n, L], under the source itself: the ideal predictor."""
-    with np.errstate(divide="ignore"):  # what the source never says costs infinitely much
+    with np.errstate(divide="ignore"):  # what the source never writes costs infinitely much
         cost = -np.log(machine.weights / TOTAL)
     state = np.zeros(len(symbols), np.int64)
     total = np.zeros(len(symbols))

@@ -94,7 +94,7 @@ def tree(cfg: Tree) -> machine.Machine:
     rank = np.arange(size)[None]
     ranks = [rank]
     for d in range(1, cfg.depth + 1):
-        # y0 y1 .. yd stands at y0 * (contexts of d symbols) + (y1 .. yd): copies of all of these
+        # y0 y1 .. yd is at y0 * (contexts of d symbols) + (y1 .. yd): copies of all of these
         rank = np.tile(rank, (cfg.fan if d > 1 else size, 1))
         drawn = machine.bits(f"tree/{cfg.seed}/{d}", rank.size).reshape(rank.shape)
         key = (rank + 1) * (256 + cfg.change * drawn.astype(np.int64))
@@ -125,7 +125,7 @@ def _following(alphabet: int, deepest: int, fan: int) -> np.ndarray:
     for d in range(deepest + 1):
         place = np.arange(counts[d])
         last, before = (place % alphabet, place // alphabet) if d else (place, place)
-        # how many of the newest symbols may stay beside the next one
+        # how many of the newest symbols may stay along with the next one
         kept = np.where(last < fan, d, 0) if d else np.zeros(1, np.int64)
         kept = np.minimum(kept, deepest - 1)
         value = np.where(kept > 0, before * fan + last, 0)

@@ -94,7 +94,7 @@ _LLAMA3 = """{{ begin }}
 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}"""
 
-# Gemma Team 2024, section 5 (table 4). A system message stands before the first user's.
+# Gemma Team 2024, section 5 (table 4). A system message comes before the first user's.
 _GEMMA = """{{ begin }}{%- set sys = '' %}{%- set turns = messages %}
 {%- if messages[0].role == 'system' %}
 {%- set sys = messages[0].content + '\n\n' %}{%- set turns = messages[1:] %}

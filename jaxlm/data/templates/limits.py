@@ -26,7 +26,7 @@ SIZE = 20_000_000
 SOURCE = 1_000_000
 _NUMBER, _PARTS = 1_000_000, 200_000
 _BITS = 10_000
-_WIDTH = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|\{[^{}]*\{")  # in a format: wide, or as wide as told
+_WIDTH = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|\{[^{}]*\{")  # in a format: wide, or by an argument
 
 
 class _Spent(threading.local):

@@ -11,7 +11,7 @@ from jaxlm.core import json_file
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "tokenizer.json"
-# What the usual tokenizer.json call their ends, for files without a tokenizer_config.json.
+# Names of the ends in the usual tokenizer.json, for files without a tokenizer_config.json.
 _EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
 _BOS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[CLS]")
 _PAD = ("<pad>", "<|pad|>", "[PAD]")
@@ -123,7 +123,7 @@ class HuggingFace:
             return tokenizer.Located(found.ids, *_columns(found.offsets, 0))
         if _BEFORE in text:
             raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
-        # Behind a token, even one that is not special, a text is encoded as behind every other.
+        # After a token, even one that is not special, a text is encoded as after every other.
         if self._inner is None:
             self._inner = _with_token(self._tokenizer.to_str(), _BEFORE)
         found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)

@@ -14,7 +14,7 @@ _FILE = "ranks.tiktoken"
 _RULES = "ranks.json"
 
 # A rank file holds neither its splitting pattern nor its special tokens. These are what OpenAI
-# published for the file names below; any other file needs a .json of the same shape beside it.
+# published for the file names below; any other file needs a .json of the same shape next to it.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
