@@ -14,7 +14,7 @@ import sys
 THREADS = "--xla_cpu_multi_thread_eigen=false"
 PAGES = "glibc.malloc.hugetlb=1"
 NODES = pathlib.Path("/dev")
-# Entries of /dev on a machine that has one: a TPU's chips, NVIDIA's and AMD's GPUs, those of WSL.
+# Accelerators' entries in /dev: a TPU's chips, NVIDIA's and AMD's GPUs, those of WSL.
 DEVICES = {
     "tpu": ("accel[0-9]*", "vfio/[0-9]*"),
     "cuda": ("nvidia[0-9]*", "dxg"),

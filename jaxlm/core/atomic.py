@@ -13,8 +13,8 @@ from jaxlm.core import io
 def folder(target: pathlib.Path) -> Generator[pathlib.Path, None, None]:
     """A temporary directory next to `target`, renamed to `target` when the block ends well.
 
-    Its files are on the disk before it gets that name. An exception removes it; a
-    kill leaves it, hidden, and the next one to be made in the same place removes it.
+    Its files are on the disk before it gets that name. An exception removes it; a kill
+    leaves it, hidden, and the next one to be made in the same place removes it.
 
     Raises: FileExistsError, or another OSError from the rename, if the target appeared meanwhile.
     """

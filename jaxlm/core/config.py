@@ -206,8 +206,8 @@ def load(target: str) -> Any:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns any exception from a config into one line that names the config's line. Raises:
-    ImportError for a missing module; ValueError for all else."""
+    """Turns exceptions of a config, OSError aside, into one line that names the config's line.
+    Raises: ImportError for a missing module; ValueError for all else."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""The kinds of data a run may read. To add one: a file, and a line here.
+"""The kinds of data a run may read, with their contents. To add one: a file, and a line here.
 
 loader      text: the next token of documents, hidden tokens, missing spans
 chat        conversations, of which the assistant's part is learnt

@@ -9,8 +9,8 @@ from jaxlm.data.tokenized import shards
 
 class Tally(NamedTuple):
     """Counts of a source: how many of `what` were read, and texts for training and evaluation. By
-    reason: texts cut, and those of `what` left out. apart: answers that do not
-    follow their generation prompt (`rendering.Span`). more: further remarks."""
+    reason: texts cut, and those of `what` left out. apart: answers that do not follow
+    their generation prompt (`rendering.Span`). more: further remarks."""
 
     what: str
     read: int
@@ -32,8 +32,8 @@ class Tally(NamedTuple):
         return "data: " + "; ".join([*parts, *([self.more] if self.more else [])])
 
     def warnings(self) -> list[str]:
-        """Warnings: more than a tenth of the texts cut, or of what was read left
-        out; answers that sampling would begin otherwise than training does."""
+        """Warnings: more than a tenth of the texts cut, or of what was read left out;
+        answers that sampling would not begin as training does."""
         kept, lost = self.train + self.val, sum(self.left.values())
         found = [
             f"data: {n:,} of {kept:,} texts ({n / kept:.0%}) are cut: {why}"

@@ -48,7 +48,7 @@ class Config:
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     local_theta: float | None = None
-    """Base in local layers, without `scaling`; None: the same as in global ones."""
+    """Base in local layers, without `scaling`; None: rotation as in global layers."""
     scaling: rope.Scaling | None = None
     """Rule that stretches the rotary frequencies to a longer context; None leaves them."""
     eps: float = 1e-6

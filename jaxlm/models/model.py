@@ -51,9 +51,9 @@ class Model(NamedTuple):
         has no cache.
     encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
         `hidden` then takes source=(x, at), what the decoder reads. None in all others.
-    cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights with the keys and values
-        of x along with those weights, so that `hidden` takes source=(None, at) and computes them no
-        more (decoding). None in all others.
+    cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights, the keys and values of
+        x among them, so that `hidden` takes source=(None, at) and computes them no more
+        (decoding). None in all others.
     ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
         at) -> ([x of depth 1, ...], statistics), each x [B, T, D] to unembed. None in all others.
     """

@@ -29,7 +29,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         """Score a trained model on held-out data, and print the scores as JSON.
 
         For a run that read text: nats and bits per byte. For all others: the loss, and the other
-        sums its objective reports.
+        metrics of its objective.
 
         Args:
             checkpoint: The last checkpoint, or the one with the best evaluation.

@@ -42,7 +42,7 @@ def _command(
             the template in the tokenizer's own files; the run's own where none is given.
         talk: The prompts are one conversation, which goes on with lines from standard input.
         checkpoint: The last checkpoint, or the one with the best evaluation.
-        sampling: The settings of sampling.
+        sampling: Sampling settings.
     """
     cache.programs()
     found = trained_weights.load(run, checkpoint)

@@ -266,7 +266,7 @@ def _spread(held: Trial, options: Options) -> Trial:
 
 
 def _outcome(book: scheduler.Book, held: Trial) -> str:
-    """The outcome of the prediction in words, also written to outcome.json."""
+    """The outcome of the prediction in words; with a loss, written to outcome.json too."""
     told = json_file.read_object(book.folder / PREDICTION)
     entry = book.entries[held.digest]
     if told["run"] != held.digest:

@@ -27,7 +27,7 @@ Tree = Literal["best", "all"]
 
 class Conversation(NamedTuple):
     """Messages, which of them are learnt (only the assistant's can be), and where they are from.
-    variables: other inputs of the template."""
+    variables: inputs of the template other than messages."""
 
     messages: tuple[Message, ...]
     learnt: tuple[bool, ...]

@@ -132,7 +132,7 @@ def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
 
 
 def prepare(data: Prompts) -> examples.Split:
-    """The prompts of a source, split by their text, and the facts that decide them.
+    """The prompts of a source, split by their contents, and the facts that decide them.
 
     Raises: ValueError naming the record's place for one without a prompt, for a prompt longer than
     `seq` where long="refuse", and if no record is left; FileNotFoundError as `records.read`.

@@ -1,9 +1,9 @@
 """Preferences of exactly known truth: how near to what can be known does a reward model come?
 
 A prompt begins with one of four letters, a response has one to eight of them. The prompt's letter
-is liked, the others are not; two responses are compared by Bradley and Terry, lists are ranked
-by Luce 1959, of which every pair is compared the same way. So the reward of every label, and the
-best that any model can reach, are known numbers.
+is liked, the others are not; two responses are compared as in Bradley and Terry, lists are
+ranked as in Luce 1959, of which every pair is compared the same way. So the reward behind every
+label, and the best that any model can reach, are known numbers.
 
     {"prompt": "cyw:", "chosen": "cacbc", "rejected": "bdca"}
     {"prompt": "cyw:", "responses": ["bdca", "cc", "ccda", "bbb"], "ranks": [3, 1, 2, 4]}

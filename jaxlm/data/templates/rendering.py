@@ -94,8 +94,8 @@ class Writer:
         return value
 
     def text(self, count: int, ask: bool) -> tuple[str, list[tuple[int, int]] | None]:
-        """(the text of the first `count` messages, its {% generation %} blocks or
-        None if it has none). ask: with the generation prompt."""
+        """(the text of the first `count` messages, its {% generation %} blocks or None
+        if it has none). ask: with the generation prompt."""
         if (count, ask) not in self._texts:
             self._texts[count, ask] = self._rendered(self._messages[:count], ask)
         return self._texts[count, ask]
