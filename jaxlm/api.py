@@ -1,4 +1,4 @@
-"""The whole life of a model in a few calls, from Python: what `import jaxlm` offers.
+"""The whole life of a model in a few calls, from Python: the interface of `import jaxlm`.
 
 result = jaxlm.train(run)
 saved = jaxlm.load("runs/first")

@@ -4,6 +4,6 @@ main            commands, their usage, exit codes
 arguments       options, numbers and choices, checked from the source before JAX is imported
 schema          the fields of configs, read from the source
 field_overrides `--optim.lr 1e-3` and its like, typed
-launch          what a process needs before JAX starts
+launch          the environment of a process before JAX starts
 commands        one module per subcommand, imported when it is called
 """

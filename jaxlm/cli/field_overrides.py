@@ -12,7 +12,7 @@ def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     """cfg, a frozen dataclass, with `--field.leaf value` overrides.
 
     Where a field is a union (a run's model), the config's own member is what can be changed; where
-    it is None, a member is chosen by `field:member`, behind all other overrides and before its own
+    it is None, a member is chosen by `field:member`, after all other overrides and before its own
     (`model.scaling:yarn --model.scaling.factor 4 --model.scaling.original 2048`).
     `--help` prints every leaf with its meaning and default, and exits with 0. An unknown name, a
     wrong type and a value that the dataclass refuses are printed with the nearest name or the

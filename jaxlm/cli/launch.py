@@ -1,4 +1,4 @@
-"""What a process needs before JAX starts: devices on the CPU, and large pages.
+"""Set-up of a process before JAX starts: devices on the CPU, and large pages.
 
 On a CPU the devices of a plan are threads of this machine, so `--plan.data 2` splits a batch over
 two cores with the same sharding code as a pod.
@@ -14,7 +14,7 @@ import sys
 THREADS = "--xla_cpu_multi_thread_eigen=false"
 PAGES = "glibc.malloc.hugetlb=1"
 NODES = pathlib.Path("/dev")
-# What a machine that has one has under /dev: a TPU's chips, NVIDIA's and AMD's GPUs, those of WSL.
+# Accelerators' entries in /dev: a TPU's chips, NVIDIA's and AMD's GPUs, those of WSL.
 DEVICES = {
     "tpu": ("accel[0-9]*", "vfio/[0-9]*"),
     "cuda": ("nvidia[0-9]*", "dxg"),
@@ -26,7 +26,7 @@ def restart(environ: dict[str, str]) -> dict[str, str] | None:
     """The environment in which this process should be started once more; None if it need not.
 
     XLA's CPU client takes its buffers from malloc, and most of a small step is the page faults of
-    fresh ones. glibc hands out large pages when told so before the process starts. Only on Linux,
+    fresh ones. glibc hands out large pages when set so before the process starts. Only on Linux,
     without an accelerator. JAXLM_HUGEPAGES=0, or any own choice of glibc.malloc.hugetlb in
     GLIBC_TUNABLES, leaves the process as it is.
     """
@@ -66,7 +66,7 @@ def prepare() -> None:
 
 def devices(count: int) -> None:
     """Let the CPU client have `count` devices, a thread each. Call it before JAX's first device
-    call; it has no effect on other platforms, or where XLA_FLAGS already says how many."""
+    call; it has no effect on other platforms, or where XLA_FLAGS already sets their number."""
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from jaxlm.train.run.run import Run
 
-# What a user can mend: a value, a file, a missing extra. Anything else is shown with its traceback.
+# Errors that a user can mend: value, file, missing extra. Any other is shown with its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 
@@ -324,7 +324,7 @@ def _target(command: str, args: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _action(command: str, action: str, args: Sequence[str]) -> list[str]:
-    """The arguments behind a command's one action."""
+    """The arguments after a command's one action."""
     if args and args[0] not in (action, "-h", "--help"):
         raise ValueError(f"jaxlm {command}: no action {args[0]!r}; there is {action!r}")
     return list(args[1:]) if args and args[0] == action else ["--help"]
@@ -362,7 +362,7 @@ def _run(target: str) -> "Run":
 
 
 def _loaded(found: object, target: str) -> "Run":
-    """What a config file returned, if it is a Run."""
+    """The result of a config file, if it is a Run. Raises: ValueError if not."""
     from jaxlm.train.run.run import Run
 
     if not isinstance(found, Run):

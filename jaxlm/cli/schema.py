@@ -109,7 +109,7 @@ def dataclasses_of(notes: Iterable[Annotation]) -> list[Class]:
 
 
 def kinds(note: Annotation) -> list[str] | None:
-    """What fits an annotation: "int", "float", "bool", and texts; None where anything may."""
+    """Kinds that fit an annotation: "int", "float", "bool", and texts; None where anything may."""
     node, tree, module = note
     if isinstance(node, ast.BinOp):
         left, right = (kinds(note._replace(node=side)) for side in (node.left, node.right))
@@ -141,13 +141,13 @@ def source(module: str) -> ast.Module | None:
 
 @functools.lru_cache
 def _bindings(module: str) -> dict[str, ast.AST]:
-    """What a module's top level binds: classes, assigned values, imports (as text)."""
+    """Bindings of a module's top level: classes, assigned values, imports (as text)."""
     tree = source(module)
     return {} if tree is None else names(tree)
 
 
 def names(tree: ast.Module) -> dict[str, ast.AST]:
-    """What a tree's top level binds; see `_bindings`."""
+    """Bindings of a tree's top level; see `_bindings`."""
     found: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):

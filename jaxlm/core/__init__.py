@@ -1,1 +1,1 @@
-"""Floor 0: parameters, configs, batches, trees, logs, files. Knows no model, data or mesh."""
+"""Floor 0: parameters, configs, batches, trees, logs, files. No model, data or mesh."""

@@ -11,12 +11,12 @@ from jaxlm.core import io
 
 @contextlib.contextmanager
 def folder(target: pathlib.Path) -> Generator[pathlib.Path, None, None]:
-    """A temporary directory beside `target` that becomes `target` when the block ends well.
+    """A temporary directory next to `target`, renamed to `target` when the block ends well.
 
-    Its files are on the disk before the name says that they are there. An exception removes it; a
-    kill leaves it, hidden, and the next one to be made in the same place removes it.
+    Its files are on the disk before it gets that name. An exception removes it; a kill
+    leaves it, hidden, and the next one to be made in the same place removes it.
 
-    Raises: FileExistsError, or another OSError from the rename, if the target came to be meanwhile.
+    Raises: FileExistsError, or another OSError from the rename, if the target appeared meanwhile.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     io.sweep(target.parent)

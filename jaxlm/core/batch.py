@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """A `Batch` and what a teacher made of it: at every position its k likeliest next tokens.
+    """A `Batch` and its teacher's targets: at every position the k likeliest next tokens.
 
     ids int32[B, T, k]; log_probs float32[B, T, k + 1], the last that of all other tokens together
     (k = V: of none, and it is left out). The others are as in `Batch`.

@@ -9,7 +9,7 @@ LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def folder() -> pathlib.Path:
-    """Where they live: $XDG_CACHE_HOME/jaxlm, or ~/.cache/jaxlm."""
+    """The directory of these files: $XDG_CACHE_HOME/jaxlm, or ~/.cache/jaxlm."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxlm"
 
 

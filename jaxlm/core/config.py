@@ -1,7 +1,7 @@
 """Frozen dataclasses to and from JSON, and configs from Python files. No jax import.
 
 A config is a tree of frozen dataclasses with typed leaves. Where a field is a union of dataclasses
-(a model is any family's Config), the JSON says under "kind" which member it is.
+(a model is any family's Config), "kind" in the JSON names the member.
 """
 
 import contextlib
@@ -183,7 +183,7 @@ def file(target: str) -> tuple[pathlib.Path, str]:
 
 
 def load(target: str) -> Any:
-    """What `config()` returns in a Python file; `path.py:variant` calls `variant()` instead.
+    """Returns the result of `config()` in a Python file; of `variant()` for `path.py:variant`.
 
     Raises: FileNotFoundError for a missing file; ValueError naming file and line for a syntax error
     or a dataclass that is called with a field it does not have, and naming the functions there are
@@ -206,8 +206,8 @@ def load(target: str) -> Any:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
-    """What a config raises, as one line that names its own line. Raises: ImportError for a module
-    that is not there; ValueError for all else."""
+    """Turns exceptions of a config, OSError aside, into one line that names the config's line.
+    Raises: ImportError for a missing module; ValueError for all else."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checksums, a lock, and what a full disk says."""
+"""Files that are whole or absent: atomic writes, checksums, a lock, and errors of a full disk."""
 
 import contextlib
 import hashlib
@@ -60,7 +60,7 @@ def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
 
 
 def unfinished(target: Path) -> Path:
-    """A hidden name beside `target`, of this process alone, under which to prepare it."""
+    """A hidden name next to `target`, unique to this process, under which to prepare it."""
     owner = f"{platform.node()}.{os.getpid()}.{_started(os.getpid())}"
     return target.with_name(f".{target.name}.{owner}.{uuid.uuid4().hex}.part")
 
@@ -121,7 +121,7 @@ def _runs(process: int, started: int) -> bool:
 
 
 def _started(process: int) -> int:
-    """When a process began, in ticks of the system's clock; 0 where the system does not tell."""
+    """Start time of a process in ticks of the system's clock; 0 where it is not available."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
         return int(fields.rpartition(")")[2].split()[19])

@@ -1,7 +1,7 @@
 """JSON on the disk: errors that name the file, numbers that are not finite, checksums.
 
-JSON has no NaN and no infinity. Such a number is stored as null, and the record that holds it says
-which it was, so that it is never mistaken for one that is absent:
+JSON has no NaN and no infinity. Such a number is stored as null, and its record names
+the value it had, so that it is never mistaken for one that is absent:
 
     {"nll": null, "tokens": 64, "not_finite": {"nll": "nan"}}
 """

@@ -1,4 +1,4 @@
-"""What a run tells its user: a progress bar on a terminal, plain lines anywhere else."""
+"""Progress of a run: a progress bar on a terminal, plain lines anywhere else."""
 
 import contextlib
 import shlex

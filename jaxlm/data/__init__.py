@@ -9,6 +9,6 @@ corrupt      rows with tokens hidden, texts with holes, middles moved to the end
 pretraining  rows -> batches of text: a stateless function of (seed, step)
 records      JSON objects and Parquet rows -> batches of conversations, preferences, prompts
 templates    chat templates: conversations as tokens, with the assistant's part marked
-kinds        the kinds of data that a run may read besides text
+kinds        the kinds of data that a run may read, other than text
 tally        counts of what was read, cut and left out
 """

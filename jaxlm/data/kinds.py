@@ -1,9 +1,9 @@
-"""The kinds of data a run may read, and what each gives. To add one: a file, and a line here.
+"""The kinds of data a run may read, with their contents. To add one: a file, and a line here.
 
 loader      text: the next token of documents, hidden tokens, missing spans
 chat        conversations, of which the assistant's part is learnt
 prefer      preferences between responses
-prompts     what a policy is asked (`train.rollout`)
+prompts     prompts of a policy (`train.rollout`)
 
 All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
 with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method
@@ -18,7 +18,7 @@ from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.records import chats, examples, preferences, prompts
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What a Run's `data` field may be.
+# Types of a Run's `data` field.
 AnyData = chats.Chats | pretraining.Data | preferences.Preferences | prompts.Prompts
 
 _ROWS = 1024  # examples looked at together

@@ -21,13 +21,13 @@ import numpy as np
 from jaxlm.core import batch
 
 Packing = Literal["concat", "best_fit"]
-# What decides the chance of each row: numbers from which its random generator starts.
+# Randomness of each row: numbers from which its random generator starts.
 Draws = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where every row's pieces are: piece p covers pairs start[p] .. start[p] + size[p] of doc[p].
+    """Places of every row's pieces: piece p covers pairs start[p] .. start[p] + size[p] of doc[p].
 
     Row r holds the pieces first[r] .. first[r + 1]. doc, start, size [pieces] int64; first
     [rows + 1] int64.
@@ -149,21 +149,21 @@ PACKERS = {"concat": concat, "best_fit": best_fit}
 
 
 class Documents(Protocol):
-    """What holds the tokens: shards.Shards, or a list in a test."""
+    """A source of tokens: shards.Shards, or a list in a test."""
 
     def docs(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The tokens of these documents, in the order asked."""
+        """The tokens of these documents, in the order given."""
         ...
 
 
 class Reader(NamedTuple):
-    """Rows and the documents they are made of: a batch of any rows, at random."""
+    """Rows and the documents that fill them: a batch of any rows, at random."""
 
     rows: Rows
     source: Documents
 
     def read(self, numbers: np.ndarray) -> batch.Batch:
-        """The batch [len(numbers), seq] of these rows, in the order asked; see core/batch.py."""
+        """The batch [len(numbers), seq] of these rows, in the order given; see core/batch.py."""
         shape = (len(numbers), self.rows.seq)
         tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
         column = np.zeros(len(numbers), np.int64)

@@ -25,15 +25,15 @@ from jaxlm.data.tokenized import shards
 from jaxlm.data.tokenizers import tokenizer as interface
 
 ENDLESS = 1 << 40  # steps
-# What is drawn for training and for evaluation never meets.
+# Draws for training and for evaluation never meet.
 _TRAIN, _VAL = 0, 1
 _THREADS = 2  # batches read at once, and
-_AHEAD = 4  # ready before they are asked for, when workers = 0
+_AHEAD = 4  # read ahead of use, when workers = 0
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is read, and in which batches."""
+    """Text to train on, and its batches."""
 
     source: str = "pydocs"
     """A corpus (pydocs, pysrc, markov), a source of known entropy (`known:tree?seed=1`), a file,
@@ -44,7 +44,7 @@ class Data:
     tokenizer: str = "bytes"
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     packing: pack.Packing = "best_fit"
-    """How documents fill rows: `best_fit` never cuts one that fits, `concat` never pads."""
+    """Packing of documents into rows: `best_fit` never cuts one that fits, `concat` never pads."""
     holdout: float = 0.05
     """The fraction of documents held out for validation, chosen by each document's hash."""
     seq: int = 256
@@ -59,8 +59,8 @@ class Data:
     seed: int = 0
     """Decides the order of the rows, and what is hidden in them."""
     corrupt: None | mask.Mask | span.Span = None
-    """What is asked of the model: None is the next token, `Mask` hidden tokens (BERT), `Span`
-    missing spans (T5), for which `seq` is the length of a source."""
+    """Task of the model: None predicts the next token, `Mask` hidden tokens (BERT), `Span` missing
+    spans (T5), for which `seq` is the length of a source."""
     infill: infilling.Infill | None = None
     """Moves the middle of training documents to their end (FIM); None moves nothing."""
     workers: int = 0
@@ -172,13 +172,13 @@ def stage_at(data: Data, step: int) -> Stage:
 
 
 def rows_before(data: Data, step: int) -> int:
-    """How many packed rows of `data.seq` all steps before `step` read."""
+    """Number of packed rows of `data.seq` that all steps before `step` read."""
     stage = stage_at(data, step)
     return stage.first_row + (step - stage.first_step) * stage.rows
 
 
 def tokens_before(data: Data, step: int) -> int:
-    """How many positions all steps before `step` hold, padding included."""
+    """Number of positions in all steps before `step`, padding included."""
     return rows_before(data, step) * data.seq
 
 
@@ -261,7 +261,7 @@ def row_order(rows: int, seed: int) -> Any:
     return grain.MapDataset.range(rows).shuffle(spread).repeat()
 
 
-# What gives a batch of any rows; all but the first also read what decides their draws.
+# Readers of batches of any rows; all but the first also read the numbers that decide their draws.
 Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
 
 

@@ -1,4 +1,4 @@
-"""What became of a run's data: counts of what was read, cut and left out, and why."""
+"""Counts of a run's data: what was read, cut and left out, with reasons."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from jaxlm.data.tokenized import shards
 
 
 class Tally(NamedTuple):
-    """What became of a source: how many there were of `what`, and how many texts training and
-    evaluation have. By reason: how many were cut, and how many left out. apart: answers that do not
-    follow their generation prompt (`rendering.Span`). more: what else is to be said of them."""
+    """Counts of a source: how many of `what` were read, and texts for training and evaluation. By
+    reason: texts cut, and those of `what` left out. apart: answers that do not follow
+    their generation prompt (`rendering.Span`). more: further remarks."""
 
     what: str
     read: int
@@ -32,8 +32,8 @@ class Tally(NamedTuple):
         return "data: " + "; ".join([*parts, *([self.more] if self.more else [])])
 
     def warnings(self) -> list[str]:
-        """What is worth a warning: more than a tenth of the texts cut, or of what was read left
-        out; answers that sampling would not begin as training does."""
+        """Warnings: more than a tenth of the texts cut, or of what was read left out;
+        answers that sampling would not begin as training does."""
         kept, lost = self.train + self.val, sum(self.left.values())
         found = [
             f"data: {n:,} of {kept:,} texts ({n / kept:.0%}) are cut: {why}"

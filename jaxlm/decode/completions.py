@@ -34,7 +34,7 @@ def complete(
     prompts: Sequence[str | Sequence[int]],
     sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
 ) -> list[Completion]:
-    """A continuation of each prompt. A prompt is text behind the token that stands before every
+    """A continuation of each prompt. A prompt is text after the token that precedes every
     document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the tokenizer's eos
     ends a text as a stop token does.
 
@@ -96,7 +96,7 @@ def stream(
 
 
 def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids behind the token that stands before every document."""
+    """The prompt's ids after the token that precedes every document."""
     return [tokenizers.begin(tokenizer), *tokenizer.encode(prompt)]
 
 

@@ -1,4 +1,4 @@
-"""What an encoder puts where a text has a mask: the k likeliest tokens of every hole.
+"""Predictions of an encoder for the masks of a text: the k likeliest tokens of every hole.
 
 found = saved.load(pathlib.Path("runs/bert_tiny"))
 for hole in fill.fill(found.model, found.params, tokenizer, "the <mask> of a list", marks):
@@ -23,7 +23,7 @@ from jaxlm.ops.attention import At
 
 
 class Guess(NamedTuple):
-    """One token that may stand in a hole."""
+    """One candidate token of a hole."""
 
     token: int
     text: str
@@ -49,8 +49,8 @@ def encode(
 
 
 def spelled(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    """How a user may spell the tokenizer's special tokens: their names in brackets, and the mask as
-    "<mask>" and "[MASK]" both."""
+    """Spellings of the tokenizer's special tokens in a prompt, with their ids: names in brackets,
+    and the mask as "<mask>" and "[MASK]" both."""
     found = {
         name: i for name, i in tokenizer.special.items() if name[:1] + name[-1:] in ("<>", "[]")
     }

@@ -1,5 +1,5 @@
-"""What a run's model is asked, as tokens: a text as its documents are, or a turn of a conversation
-as its template writes it."""
+"""Prompts of a run's model as tokens: a text as its documents are, or a turn of a conversation as
+its template writes it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from jaxlm.decode import completions, token_sampling
 
 
 class Turn(NamedTuple):
-    """tokens: what stands before the answer. stops: the ids that end it, beside eos."""
+    """tokens: the prompt of the answer. stops: the ids that end it, other than eos."""
 
     tokens: list[int]
     stops: tuple[int, ...]
 
 
 def written(data: kinds.AnyData, layout: str | None = None) -> template.Template | None:
-    """How a run's conversations are written, or those of another layout (`template.load`); None for
+    """The template of a run's conversations, or that of another layout (`template.load`); None for
     a run of text. Raises: as `template.load`."""
     if layout is not None:
         return template.load(layout, data.tokenizer)
@@ -36,7 +36,7 @@ def asked(
     tokenizer: tokenizers.Tokenizer,
     said: Sequence[Message],
 ) -> Turn:
-    """What stands before the model's next words: the text of the one message where `made` is None;
+    """The Turn before the model's next words: the text of the one message where `made` is None;
     else the conversation so far, with the run's system message.
 
     Raises: ValueError as `template.prompt`.

@@ -1,4 +1,4 @@
-"""What a model of any kind says to a prompt: it continues it, fills its holes, or answers it."""
+"""Replies of a model of any kind to a prompt: it continues it, fills its holes, or answers it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,7 +21,7 @@ def reply(
 
     A decoder continues the prompt, which comes first. An encoder gives the likeliest tokens of
     every mask in it, a line each. An encoder-decoder reads it as a source and writes the target.
-    corrupt: what the model was trained on, which says how masks and sentinels are written: as the
+    corrupt: the corruption in training, which decides how masks and sentinels are written: as the
     tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
 
     Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`.
@@ -36,7 +36,7 @@ def reply(
 
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
-    """{how a special token is written in a prompt: its id}."""
+    """{spelling of a special token in a prompt: its id}."""
     found = fill_mask.spelled(tokenizer)
     if isinstance(corrupt, mask.Mask) and corrupt.token is not None:
         found |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)

@@ -23,7 +23,7 @@ RUNNING, STOP_TOKEN, STOP_STRING, LENGTH = range(4)
 
 
 class Rows(NamedTuple):
-    """What each of B rows asks for.
+    """Settings of each of B rows.
 
     controls: the processors' settings. keys: random keys [B]; the token at position p of a row is
     drawn with fold_in(key, p). stop int32[B, K]: tokens that end the row, -1 in unused places.
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """What was sampled: B rows, left-aligned, zero beyond each row's length.
+    """Sampled tokens: B rows, left-aligned, zero beyond each row's length.
 
     tokens int32[B, max_new]: a stop token is the last of its row.
     lengths int32[B]: tokens of each row.
@@ -77,7 +77,7 @@ def generate(
     """At most max_new tokens after each prompt; ends early when every row has stopped.
 
     tokens int32[B, P] at `at`: each row's prompt is one segment with rising positions, anywhere
-    among padding (segment 0). `rows` as `Rows` says.
+    among padding (segment 0). `rows` as in `Rows`.
     """
     params = unstacked(params)
     state = start(model, params, tokens, at, rows, max_new)
@@ -164,7 +164,7 @@ def empty(model: Model, batch: int) -> Cache:
 
 
 def grow(model: Model, cache: Cache, slots: int) -> Cache:
-    """The cache with empty slots (segment 0) behind, `slots` in all."""
+    """The cache with empty slots (segment 0) appended, `slots` in all."""
 
     def pad(x: jax.Array, axis: int) -> jax.Array:
         more = [(0, slots - n if i == axis else 0) for i, n in enumerate(x.shape)]

@@ -32,7 +32,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to continue a prompt."""
+    """Settings for the continuation of a prompt."""
 
     max_new: int = 128
     """Tokens to generate at most."""
@@ -319,8 +319,8 @@ def _static(model: Model) -> Model:
 
 
 class _Product(NamedTuple):
-    """Of a weight: its copies and inputs, and whether they are one matrix a layer. A weight with
-    one for each expert or head has products of its own, that want it as it lies."""
+    """A weight's copies and inputs, and whether it is one matrix a layer. A weight with one for
+    each expert or head has products of its own, which read it as it is stored."""
 
     copies: int
     inputs: int

@@ -1,4 +1,4 @@
-"""How well a model does on held-out examples: its objective's own loss and sums, exactly."""
+"""Evaluation of a model on held-out examples: its objective's own loss and sums, exactly."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -37,7 +37,7 @@ def evaluate(
     batches: int | None = None,
 ) -> dict[str, float]:
     """{"loss", every scalar sum of the objective divided by the weight, "weight", and what
-    `Objective.report` makes of the sums} over held-out batches, or the first `batches` of them.
+    `Objective.report` computes of the sums} over held-out batches, or the first `batches` of them.
 
     Sums run in float64, so the size of a batch changes nothing but rounding; a statistic that the
     objective takes of a batch is of each of these batches.

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: nats per token, bits per byte.
+"""Perplexity of held-out text: nats per token, bits per byte.
 
 A model that fills in hidden tokens or spans is scored on these alone, and has no bits per byte.
 """
@@ -47,8 +47,8 @@ class Score:
     """Bytes of text they spell. Estimated from the share of tokens if not the whole split; the
     bytes of the whole split with data.corrupt."""
     unigram: float
-    """Nats per token of the best guess that knows only how often each target comes: the entropy of
-    the targets scored. A model that has learnt nothing but frequencies ends there."""
+    """Nats per token of the best guess from the frequency of each target alone: the entropy of the
+    targets scored. A model that has learnt nothing but frequencies ends there."""
 
 
 def scorer(model: Model, plan: Plan) -> Scorer:

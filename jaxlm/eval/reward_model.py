@@ -20,7 +20,7 @@ from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.models.model import Model
 from jaxlm.objectives.preference import reward
 
-# What was said, and a response to it; a string is the user's or the assistant's one message.
+# A prompt, and a response to it; a string is the user's or the assistant's one message.
 Asked = tuple[str | Sequence[Message], str | Sequence[Message]]
 
 _ROWS = 16  # texts in a forward pass

@@ -19,7 +19,7 @@ FAMILIES: dict[str, ModuleType] = {
     "t5": t5,
 }
 
-# What a Run's `model` field may be.
+# Types of a Run's `model` field.
 AnyConfig = (
     bert.Config
     | deepseek.Config
@@ -35,7 +35,7 @@ AnyConfig = (
 
 
 def build(cfg: AnyConfig, plan: Plan = Plan()) -> Model:
-    """The model of any family's Config, executed as the plan says."""
+    """The model of any family's Config, executed by the plan."""
     return family(cfg).build(cfg, plan)
 
 

@@ -29,7 +29,7 @@ class Config:
     KIND = "bert"
 
     vocab: int = 30522
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 768
     """Width of the residual stream; a multiple of `heads`."""
     layers: int = 12
@@ -52,10 +52,10 @@ class Config:
     eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     window: tuple[int, ...] = ()
-    """Of each layer: only keys nearer than this on either side are seen, and global tokens
+    """Window of each layer: only keys nearer than this on either side are seen, and global tokens
     (Longformer, whose attention_window is 2 (window - 1)). Empty: all layers see everything."""
     pooler: bool = False
-    """Whether there is a layer for what the first token says of the whole text (`pool`)."""
+    """Whether there is a layer that summarises the text from its first token (`pool`)."""
     dropout: float = 0.0
     """Rate of dropout on embeddings and sublayer outputs while training."""
 
@@ -131,7 +131,7 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs, without global tokens."""
+    """Cost of each layer's attention, without global tokens."""
     pair = 4 * cfg.heads * cfg.head
     return [mha.Reach(w, pair, "around") for w in (cfg.window or cfg.layers * (None,))]
 
@@ -216,7 +216,7 @@ def _attend(plan: Plan, w: param.Tree, h: jax.Array, at: At, window: int | None)
 
 
 def pool(w: param.Tree, x: jax.Array) -> jax.Array:
-    """float[B, D]: what the first token of each row says of the row, tanh(x W + b).
+    """float[B, D]: a summary of each row from its first token, tanh(x W + b).
 
     w: params["pooler"]; x [B, T, D], `hidden`'s output. Devlin et al. 2019, section 4.1: what
     sentence-level tasks are trained on.

@@ -1,5 +1,5 @@
 """DeepSeek V2 and V2-Lite (DeepSeek-AI 2024, arXiv:2405.04434), V3 and R1 (arXiv:2412.19437):
-latent attention, a few dense layers, then mixtures of many small experts beside shared ones.
+latent attention, a few dense layers, then mixtures of many small experts along with shared ones.
 
 Multi-token prediction (V3, section 2.2) is the weights under "ahead": one more layer for each token
 further ahead, fed with that token's predecessor, sharing embedding and output matrix.
@@ -27,19 +27,19 @@ class Config:
     KIND = "deepseek"
 
     vocab: int = 129280
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 7168
     """Width of the residual stream."""
     layers: int = 61
     """Transformer blocks."""
     dense: int = 3
-    """How many of them, from the first, have a plain feed-forward layer."""
+    """Number of them, from the first, with a plain feed-forward layer."""
     heads: int = 128
     """Attention heads."""
     q_rank: int | None = 1536
     """Size of the queries' latent; None makes queries from the residual stream (V2-Lite)."""
     rank: int = 512
-    """Size of the latent that keys and values are made of, and that the cache holds."""
+    """Size of the latent from which keys and values are computed, and that the cache holds."""
     nope: int = 128
     """Dimensions of a head's query and key without positions."""
     rotary: int = 64
@@ -57,7 +57,7 @@ class Config:
     expert_ffn: int = 2048
     """Width of one expert."""
     score: Literal["softmax", "sigmoid"] = "sigmoid"
-    """What makes scores of the router's logits: over all experts (V2), or each by itself (V3)."""
+    """Function from router logits to scores: over all experts (V2), or each by itself (V3)."""
     select_bias: bool = True
     """Whether a bias without gradient, moved by the experts' loads, is added for the selection."""
     renormalise: bool = True
@@ -69,15 +69,15 @@ class Config:
     group_best: int = 2
     """A group's score is the sum of this many of its largest: 2 in V3, 1 in V2."""
     routed_scale: float = 2.5
-    """What the routed experts' weights are multiplied by."""
+    """Factor on the routed experts' weights."""
     capacity: float | None = None
     """Places of an expert, in multiples of its even share; None drops no token."""
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     scaling: rope.Scaling | None = None
-    """How they are stretched; YaRN's mscale_all also sharpens the softmax (`softmax_scale`)."""
+    """Rule that stretches them; YaRN's mscale_all also sharpens the softmax (`softmax_scale`)."""
     interleaved: bool = True
-    """Whether neighbouring dimensions are turned as a pair, or those half a head apart."""
+    """Whether neighbouring dimensions rotate as a pair, or those half a head apart."""
     eps: float = 1e-6
     """Added to the mean square in the blocks' RMSNorm."""
     latent_eps: float = 1e-6
@@ -103,7 +103,7 @@ class Config:
 
 
 def rule(cfg: Config) -> routing.Rule:
-    """How a token's experts are chosen."""
+    """The routing rule that chooses a token's experts."""
     return routing.Rule(
         count=cfg.active,
         score=cfg.score,
@@ -116,8 +116,8 @@ def rule(cfg: Config) -> routing.Rule:
 
 
 def softmax_scale(cfg: Config) -> float:
-    """What q.k is multiplied by: (nope + rotary) ** -0.5, sharpened by YaRN's mscale_all as the
-    released models do it (the paper gives the formula of Peng et al. 2023, eq. 22)."""
+    """The factor on q.k: (nope + rotary) ** -0.5, sharpened by YaRN's mscale_all as in the
+    released models (the paper gives the formula of Peng et al. 2023, eq. 22)."""
     scale = (cfg.nope + cfg.rotary) ** -0.5
     if isinstance(cfg.scaling, rope.Yarn) and cfg.scaling.mscale_all:
         scale *= rope.sharpness(cfg.scaling.factor, cfg.scaling.mscale_all) ** 2
@@ -176,12 +176,12 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs, those that predict further ahead behind the others."""
+    """Cost of each layer's attention; layers that predict further ahead come last."""
     return (cfg.layers + cfg.ahead) * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
 
 
 def experts_per_token(cfg: Config) -> int:
-    """How many of a layer's routed experts a token goes to."""
+    """Number of a layer's routed experts that a token goes to."""
     return cfg.active
 
 

@@ -28,7 +28,7 @@ class Config:
     KIND = "gemma"
 
     vocab: int = 256000
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 2048
     """Width of the residual stream; embeddings are multiplied by its root."""
     layers: int = 18
@@ -42,15 +42,15 @@ class Config:
     ffn: int = 16384
     """Width of the feed-forward layer."""
     pattern: tuple[Reach, ...] = ("global",)
-    """What layers see, repeated over all of them: "local" the last `window` keys, "global" all."""
+    """Kinds of layers, repeated: "local" sees the last `window` keys, "global" all of them."""
     window: int | None = None
     """Keys a query of a local layer sees, itself included."""
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     local_theta: float | None = None
-    """Base in local layers, without `scaling`; None: they turn as global ones do."""
+    """Base in local layers, without `scaling`; None: rotation as in global layers."""
     scaling: rope.Scaling | None = None
-    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    """Rule that stretches the rotary frequencies to a longer context; None leaves them."""
     eps: float = 1e-6
     """Added to the mean square in RMSNorm."""
     context: int = 8192
@@ -76,7 +76,7 @@ class Config:
 
     @property
     def kinds(self) -> tuple[Reach, ...]:
-        """What each layer sees."""
+        """The kind of each layer: "local" or "global"."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
 
@@ -116,7 +116,7 @@ def _window(cfg: Config, kind: str) -> int | None:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
 
 

@@ -31,7 +31,7 @@ class Config:
     KIND = "gpt"
 
     vocab: int = 50257
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 768
     """Width of the residual stream; a multiple of `heads`."""
     layers: int = 12
@@ -126,7 +126,7 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
 
 

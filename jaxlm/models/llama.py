@@ -29,7 +29,7 @@ class Config:
     KIND = "llama"
 
     vocab: int = 32000
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 4096
     """Width of the residual stream."""
     layers: int = 32
@@ -45,9 +45,9 @@ class Config:
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     scaling: rope.Scaling | None = None
-    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    """Rule that stretches the rotary frequencies to a longer context; None leaves them."""
     rotary_share: float = 1.0
-    """Of each head, the part that positions turn, its first dimensions; 1 turns all."""
+    """Fraction of each head's dimensions, from the first, that RoPE rotates; 1 rotates all."""
     eps: float = 1e-5
     """Added to the mean square in RMSNorm."""
     context: int = 2048
@@ -62,7 +62,7 @@ class Config:
     gated: bool = True
     """Whether the feed-forward layer has a gate (SwiGLU) or is a plain two-layer one."""
     norm: Literal["pre", "post"] = "pre"
-    """Whether the norms stand before the sublayers, or between them and the residual stream."""
+    """Place of the norms: before the sublayers, or between them and the residual stream."""
     bias: bool = False
     """Whether query, key and value projections have biases (as in Qwen 2)."""
     out_bias: bool = False
@@ -90,7 +90,7 @@ class Config:
 
     @property
     def rotary(self) -> int:
-        """Dimensions of a head that positions turn."""
+        """Dimensions of a head that positions rotate."""
         return int(self.head * self.rotary_share)
 
 
@@ -141,7 +141,7 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     return [mha.reach(cfg.window, cfg.heads, cfg.head)] * cfg.layers
 
 

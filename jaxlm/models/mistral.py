@@ -29,7 +29,7 @@ class Config:
     KIND = "mistral"
 
     vocab: int = 32000
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 4096
     """Width of the residual stream."""
     layers: int = 32
@@ -56,7 +56,7 @@ class Config:
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     scaling: rope.Scaling | None = None
-    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    """Rule that stretches the rotary frequencies to a longer context; None leaves them."""
     context: int = 32768
     """Sequence length the model is run at. It decides Dynamic and LongRope scaling; RoPE itself has
     no limit."""
@@ -100,7 +100,7 @@ class Config:
 
 
 def rule(cfg: Config) -> routing.Rule:
-    """How a router chooses: a softmax over the chosen experts' logits."""
+    """The routing rule: a softmax over the chosen experts' logits."""
     return routing.Rule(cfg.active, renormalise=True)
 
 
@@ -148,13 +148,13 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     windows = {"local": cfg.window, "global": None}
     return [mha.reach(windows[kind], cfg.heads, cfg.head) for kind in cfg.kinds]
 
 
 def experts_per_token(cfg: Config) -> int:
-    """Of a layer's experts, those a token meets."""
+    """Number of a layer's experts that a token goes to."""
     return cfg.active
 
 

@@ -1,4 +1,4 @@
-"""What a model is: a config, a spec of its weights, and pure functions over them."""
+"""The interface of a model: a config, a spec of its weights, and pure functions over them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ Params = param.Tree
 
 
 class Cache(NamedTuple):
-    """What decoding remembers. A slot is one time step of the batch, whatever each row holds there.
+    """The memory of decoding. A slot is one time step of the batch, whatever each row holds there.
 
     layers: one dict per layer, in order; "k" and "v" [B, K, S, H] here. Which axis of a leaf holds
         the slots is in the spec: the one called "seq".
@@ -29,7 +29,7 @@ class Cache(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a forward pass returns: x [B, T, D] after the last norm, the cache if one came, and
+    """The result of a forward pass: x [B, T, D] after the last norm, the cache if one came, and
     otherwise what the layers report: {name: array [layers that have it, ...]}, {} if nothing."""
 
     x: jax.Array
@@ -51,9 +51,9 @@ class Model(NamedTuple):
         has no cache.
     encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
         `hidden` then takes source=(x, at), what the decoder reads. None in all others.
-    cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights with the keys and values
-        of x beside those that make them, so that `hidden` takes source=(None, at) and computes them
-        no more (decoding). None in all others.
+    cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights, the keys and values of
+        x among them, so that `hidden` takes source=(None, at) and computes them no more
+        (decoding). None in all others.
     ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
         at) -> ([x of depth 1, ...], statistics), each x [B, T, D] to unembed. None in all others.
     """

@@ -31,7 +31,7 @@ class Config:
     KIND = "palm"
 
     vocab: int = 256000
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 4096
     """Width of the residual stream."""
     layers: int = 32
@@ -49,7 +49,7 @@ class Config:
     block: Literal["parallel", "sequential"] = "parallel"
     """Attention and feed-forward side by side, or one after the other."""
     shared_norm: bool = True
-    """Whether both of a parallel block read one LayerNorm, or each its own."""
+    """Whether both sublayers of a parallel block read one LayerNorm, or each its own."""
     norm_bias: bool = False
     """Whether LayerNorms have a bias."""
     attn_bias: bool = False
@@ -57,13 +57,13 @@ class Config:
     qk_norm: bool = False
     """Whether queries and keys pass a LayerNorm of their own, each head with its own scales."""
     rotary: int | None = 256
-    """Dimensions of each head that positions turn, its first ones; None turns none."""
+    """Leading dimensions of each head that positions rotate; None rotates none."""
     theta: float = 10000.0
     """Base of the rotary frequencies."""
     scaling: rope.Scaling | None = None
-    """How the rotary frequencies are stretched to a longer context."""
+    """Rule that stretches the rotary frequencies to a longer context."""
     alibi: float | None = None
-    """What ALiBi's slopes are multiplied by; None adds no bias to the scores."""
+    """Factor on ALiBi's slopes; None adds no bias to the scores."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
     """Feed-forward nonlinearity."""
     gated: bool = True
@@ -149,7 +149,7 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
 
 
@@ -220,7 +220,7 @@ def _palm(embed: int, layers: int, heads: int) -> Config:
 
 
 def _neox(embed: int, layers: int, heads: int, vocab: int = 50304) -> Config:
-    """GPT-NeoX's block. A quarter of each head is turned."""
+    """GPT-NeoX's block. A quarter of each head is rotated."""
     head = embed // heads
     return Config(
         vocab=vocab, embed=embed, layers=layers, heads=heads, kv=heads, head=head, ffn=4 * embed,

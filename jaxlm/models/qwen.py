@@ -1,7 +1,7 @@
 """The Qwen family: LLaMA's block with biases on queries, keys and values (Qwen 2 and 2.5: Yang et
 al. 2024a, 2024b) or with queries and keys normalised per head (Qwen 3: Yang et al. 2025); and with
-many small experts (Qwen 3 MoE), beside a shared one behind a gate (Qwen 1.5 and 2 MoE). Configs of
-Qwen 3 may ask for biases too, then on the output of attention as well.
+many small experts (Qwen 3 MoE), along with a gated shared one (Qwen 1.5 and 2 MoE). Configs of
+Qwen 3 may have biases too, then on the output of attention as well.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Config:
     KIND = "qwen"
 
     vocab: int = 151936
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 4096
     """Width of the residual stream."""
     layers: int = 36
@@ -39,13 +39,13 @@ class Config:
     ffn: int = 12288
     """Width of a dense feed-forward layer."""
     pattern: tuple[Literal["local", "global"], ...] = ("global",)
-    """What layers see, repeated over all of them: "local" the last `window` keys, "global" all."""
+    """Kinds of layers, repeated: "local" sees the last `window` keys, "global" all of them."""
     window: int | None = None
     """Keys a query of a local layer sees, itself included."""
     theta: float = 1e6
     """Base of the rotary frequencies."""
     scaling: rope.Scaling | None = None
-    """How the rotary frequencies are stretched to a longer context; None leaves them."""
+    """Rule that stretches the rotary frequencies to a longer context; None leaves them."""
     eps: float = 1e-6
     """Added to the mean square in RMSNorm."""
     context: int = 32768
@@ -65,7 +65,7 @@ class Config:
     expert_ffn: int = 768
     """Width of one expert."""
     shared_ffn: int | None = None
-    """Width of the expert that sees every token, behind a sigmoid gate; None: there is none."""
+    """Width of the expert that sees every token, with a sigmoid gate; None: there is none."""
     renormalise: bool = True
     """Whether the chosen experts' weights are divided by their sum."""
     dense: tuple[int, ...] = ()
@@ -95,7 +95,7 @@ class Config:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What each layer is: "local" or "global", with "_moe" where it has experts."""
+        """The kind of each layer: "local" or "global", with "_moe" where it has experts."""
         dense = range(self.layers) if self.experts is None else self.dense
         reach = (self.pattern[i % len(self.pattern)] for i in range(self.layers))
         return tuple(r if i in dense else f"{r}_moe" for i, r in enumerate(reach))
@@ -154,7 +154,7 @@ def _window(cfg: Config, kind: str) -> int | None:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each layer's attention costs."""
+    """Cost of each layer's attention."""
     return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
 
 

@@ -21,8 +21,8 @@ from jaxlm.ops.attention import At
 from jaxlm.ops.dropout import dropout
 from jaxlm.parallel.plan import Plan
 
-# What the decoder reads: the encoder's x [B, S, D] (None where `cross` has put its keys and values
-# into the weights), and where its tokens stand.
+# Input of the decoder: the encoder's x [B, S, D] (None where `cross` has put its keys and values
+# into the weights), and the places of its tokens.
 Source = tuple[jax.Array | None, At]
 
 
@@ -33,7 +33,7 @@ class Config:
     KIND = "t5"
 
     vocab: int = 32128
-    """Token ids the model knows."""
+    """Number of token ids."""
     embed: int = 512
     """Width of the residual stream."""
     encoder: int = 6
@@ -125,7 +125,7 @@ def spec(cfg: Config) -> param.Tree:
 
 
 def reaches(cfg: Config) -> list[mha.Reach]:
-    """What each attention costs: of the encoder's layers, and the two of each decoder layer."""
+    """Cost of each attention: of the encoder's layers, and the two of each decoder layer."""
     pair = 4 * cfg.heads * cfg.head
     one, own, other = (mha.Reach(None, pair, o) for o in ("around", "past", "source"))
     return cfg.encoder * [one] + cfg.layers * [own, other]
@@ -250,7 +250,7 @@ def _attend(
 
 
 def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
-    """What the decoder takes from the source: no bias, no order."""
+    """Cross-attention of the decoder over the source: no bias, no order."""
     x, source_at = source
     read = w if x is None else _project(w, x)
     q = linear.einsum("BTD,DNH->BTNH", h, w["q"])

@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, ModuleType] = {
     "sft": sft,
 }
 
-# What a Run's `objective` field may be.
+# Types of a Run's `objective` field.
 AnyConfig = (
     clm.Config
     | distill.Config
@@ -52,7 +52,7 @@ READS: dict[str, tuple[type, ...]] = {
     "sft": (chats.Chats,),
 }
 
-# What data.corrupt of text has to be for each.
+# The type that each requires of data.corrupt.
 CORRUPT: dict[str, type] = {"mlm": mask.Mask, "seq2seq": span.Span}
 
 
@@ -81,7 +81,7 @@ def fitting(model: Model) -> str:
 
 
 def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
-    """What in a Run's objective, model and data does not go together, [] if all does."""
+    """Problems of a Run's objective, model and data in combination, [] if there are none."""
     given = next(name for name, module in OBJECTIVES.items() if type(cfg) is module.Config)
     reads = READS.get(given, (pretraining.Data,))
     if not isinstance(data, reads):
@@ -121,7 +121,7 @@ def _text_problems(given: str, model: Model, data: pretraining.Data) -> list[str
 
 
 def _stored_problems(data: pretraining.Data) -> list[str]:
-    """What in the data keeps a teacher's answers from being stored row by row."""
+    """Settings of the data that prevent storing a teacher's distributions row by row."""
     plain = pretraining.Data()
     return [
         f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which knows "

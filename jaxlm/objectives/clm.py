@@ -31,8 +31,8 @@ class Config:
     router_z: float = 0.0
     """Weight of the routers' z-loss (ST-MoE used 1e-3)."""
     bias_speed: float = 0.0
-    """How far each step moves the bias by which a router selects, towards even loads, without a
-    loss (DeepSeek V3 used 1e-3)."""
+    """Step of the bias by which a router selects, towards even loads, without a loss (DeepSeek V3
+    used 1e-3)."""
     ahead: float = 0.3
     """Weight of the loss of tokens further ahead than the next, in models that predict them
     (DeepSeek V3 used 0.3, in the last third of its training 0.1)."""

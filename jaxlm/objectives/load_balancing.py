@@ -1,4 +1,4 @@
-"""What keeps a mixture's experts in use, and what shows whether they are."""
+"""Losses that keep a mixture's experts in use, and metrics of their loads."""
 
 import jax
 import jax.numpy as jnp

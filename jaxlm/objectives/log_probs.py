@@ -1,4 +1,4 @@
-"""What a model makes of rows: the hidden states and log-probabilities that objectives share."""
+"""Hidden states and log-probabilities of rows, which objectives share."""
 
 from typing import Any
 

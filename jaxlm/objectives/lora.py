@@ -1,10 +1,10 @@
-"""Low-rank adapters: any objective, trained on a few weights beside frozen ones. Hu et al. 2021
+"""Low-rank adapters: any objective, trained on a few weights along with frozen ones. Hu et al. 2021
 (LoRA); Dettmers et al. 2023 (QLoRA).
 
     x w          becomes          x w + scale * (x a) b          w frozen, a and b trained
 
 b starts at 0, so that the first step is that of the weights themselves. A reference policy among
-the frozen weights ("the weights this run begins from") is what the adapters stand on, and is held
+the frozen weights ("the weights this run begins from") is the base of the adapters, and is held
 once. An objective's own heads are trained whole.
 """
 
@@ -33,9 +33,9 @@ class Lora:
     rank: int = 8
     """Numbers between `a` and `b`: the rank of what is added to a matrix."""
     alpha: float = 16.0
-    """What is added is multiplied by alpha / rank, or alpha / sqrt(rank)."""
+    """Scale of the added product: alpha / rank, or alpha / sqrt(rank)."""
     targets: tuple[str, ...] = ("stack/*/q", "stack/*/v")
-    """Paths of matrices; `*` stands for anything, "/" too. "stack/*" is every matrix of the
+    """Paths of matrices; `*` matches anything, "/" too. "stack/*" is every matrix of the
     layers."""
     scaling: Literal["rank", "root"] = "rank"
     """Divide alpha by the rank (LoRA), or by its square root (Kalajdzievski 2023, rsLoRA)."""
@@ -43,8 +43,8 @@ class Lora:
     """Probability with which a number that `a` multiplies is 0 while training. It is drawn in every
     pass, those of a policy in reinforcement learning too."""
     quantise: Literal["nf4", "nf4_double"] | None = None
-    """How the frozen matrices of the layers are kept: in 4 bits, also with scales of 8 bits, or
-    (None) as they are."""
+    """Storage of the layers' frozen matrices: in 4 bits, also with scales of 8 bits, or (None) as
+    they are."""
 
     def __post_init__(self) -> None:
         _check(self.rank >= 1, "rank", self.rank, "at least 1")
@@ -54,7 +54,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of `a` and `b` is multiplied by."""
+        """The factor on the product of `a` and `b`."""
         return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
 
@@ -67,8 +67,8 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
     """The objective with adapters in place of the model's weights.
 
     spec: {"adapter": {path of a target: {"a", "b"}}}, and the objective's heads, whole. frozen: the
-    model's weights as "base", and what the objective reads beside them; what it wants from where
-    the run begins, it finds there.
+    model's weights as "base", and what else the objective reads; weights that it reads from where
+    the run begins are those of the base.
 
     Raises: ValueError for targets that match no matrix, or one that holds several (experts), and
     for an objective that moves weights by a rule of its own.
@@ -172,8 +172,8 @@ def uniform(key: jax.Array, p: param.Param) -> jax.Array:
 
 
 def joined(cfg: Lora, base: param.Tree, adapters: param.Tree, key: jax.Array | None) -> param.Tree:
-    """The base with `linear.Lora` where there are adapters: nothing is computed. key turns dropout
-    on."""
+    """The base with `linear.Lora` where there are adapters: nothing is computed. A key turns
+    dropout on."""
 
     def join(path: str, w: Any) -> Any:
         if f"{path}/a" not in flat:
@@ -200,8 +200,8 @@ def _over(tree: param.Tree, f: Callable[[str, Any], Any], where: str = "") -> pa
 
 
 def stored(weights: param.Tree, cfg: Lora) -> Stored | None:
-    """How the base is kept. In 4 bits: the layers' matrices; embeddings, output matrix, routers,
-    experts, norms and biases as they are."""
+    """Storage of the base. In 4 bits: the layers' matrices; embeddings, output matrix, routers,
+    experts, norms and biases as they are. None without quantisation."""
     if cfg.quantise is None:
         return None
     double, flat = cfg.quantise == "nf4_double", param.flatten(weights)
@@ -226,7 +226,7 @@ def quantised(p: param.Param) -> bool:
 
 
 def _places(p: param.Param, double: bool) -> quant.Nf4:
-    """An Nf4 of Params: where its parts lie on a mesh."""
+    """An Nf4 of Params: the places of its parts on a mesh."""
     lead, layer = p.shape[: p.copies], p.axes[: p.copies]
     sizes = p.shape[p.copies :]
     blocks = -(-math.prod(sizes) // quant.BLOCK)

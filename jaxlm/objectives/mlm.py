@@ -1,7 +1,7 @@
 """Masked language modelling: fill in the hidden tokens. Devlin et al. 2019, section 3.1.
 
 Which tokens are hidden is in the batch (`data.mask`): its tokens have the holes, its targets are
-the text, and its weight is 1 at the holes. The loss knows no mask token.
+the text, and its weight is 1 at the holes. The loss does not depend on a mask token.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxlm.parallel.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hidden tokens, from all that stands around them."""
+    """Prediction of hidden tokens from the tokens around them."""
 
     KIND = "mlm"
 

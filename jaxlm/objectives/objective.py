@@ -1,4 +1,4 @@
-"""What an objective is: the weights it trains, and a loss as a sum with its weight."""
+"""The interface of an objective: the weights it trains, and a loss as a sum with its weight."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ Sums = dict[str, jax.Array]
 
 
 class Stored(NamedTuple):
-    """How frozen weights lie in memory where it is not as they are: make(weights of `Frozen.spec`)
-    -> the tree that the loss finds, whose places are those of spec, a tree of `Param`."""
+    """Storage of frozen weights in another form than their own: make(weights of `Frozen.spec`) ->
+    the tree that the loss reads, whose places are those of spec, a tree of `Param`."""
 
     spec: param.Tree
     make: Callable[[param.Tree], param.Tree]
@@ -41,7 +41,7 @@ class Frozen(NamedTuple):
 
     @property
     def places(self) -> param.Tree:
-        """The spec of the weights as they lie in memory."""
+        """The spec of the weights as they are stored in memory."""
         return self.spec if self.stored is None else self.stored.spec
 
     def abstract(self) -> param.Tree:
@@ -66,15 +66,15 @@ def _trained(params: param.Tree, frozen: param.Tree) -> param.Tree:
 
 
 class Objective(NamedTuple):
-    """What is trained, and for what.
+    """The weights trained, and the loss.
 
     spec: the weights trained (a tree of `Param`). loss: see `Loss`. Sums that are scalars are
     reported divided by the step's weight; those that are arrays are for the other two:
-    report(sums) -> further metrics, float32 scalars. adjust(params, sums) -> params: what moves by
-    a rule of its own rather than by a gradient, after the optimiser, where it took the step.
-    frozen: the weights that `loss` finds in its second argument, by name.
-    weights(params, frozen) -> the weights as `Model.hidden` takes them, heads beside them: what
-    decoding and evaluation read. begun: the parts of spec, by name, that begin from other runs.
+    report(sums) -> further metrics, float32 scalars. adjust(params, sums) -> params: moves weights
+    by a rule of their own rather than by a gradient, after the optimiser, where it took the step.
+    frozen: the weights that `loss` reads in its second argument, by name.
+    weights(params, frozen) -> the weights as `Model.hidden` takes them, along with the heads, for
+    decoding and evaluation. begun: the parts of spec, by name, initialised from other runs.
     """
 
     spec: param.Tree

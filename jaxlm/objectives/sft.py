@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: predict the assistant's tokens of conversations, noise added if asked."""
+"""Supervised fine-tuning: predict the assistant's tokens of conversations, with optional noise."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from jaxlm.parallel.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Next-token prediction where a batch's weight says so: of data.chat, on what the assistant
+    """Next-token prediction where a batch's weight is not 0: for data.chat, on what the assistant
     writes. The mean is over those tokens, all alike, whatever conversation they are of."""
 
     KIND = "sft"

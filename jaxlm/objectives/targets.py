@@ -1,4 +1,4 @@
-"""The loss that objectives of plain targets share: how unlikely the targets are."""
+"""The loss that objectives of plain targets share: the targets' negative log-likelihood."""
 
 import jax
 import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""Floor 1: norm, rope, linear, attention, loss. Arrays in, arrays out; knows no model or mesh."""
+"""Floor 1: norm, rope, linear, attention, loss. Arrays in, arrays out; no model or mesh."""

@@ -1,7 +1,7 @@
 """Softmax attention: packed rows, grouped key/value heads, a cache read before it is written.
 
 Several kernels compute the same thing, each as far as it goes (docs/attention.md has the table).
-"xla", here, forms all scores [B,K,G,T,S] and knows everything. "blockwise" walks over blocks of
+"xla", here, forms all scores [B,K,G,T,S] and supports everything. "blockwise" walks over blocks of
 queries and leaves out the keys no query of the block may see. "cudnn" and "splash" are libraries'
 kernels for NVIDIA GPUs and for TPUs.
 """
@@ -69,7 +69,7 @@ def attend(
     a window, keys are the queries' own row, and each segment is contiguous with rising positions.
 
     Raises: ValueError for shapes that do not fit, an unknown kernel, a kernel that this platform
-    does not have, or anything the kernel does not know, by name.
+    does not have, or anything the kernel does not support, by name.
     """
     if kernel not in ("xla", "blockwise", "cudnn", "splash"):
         raise ValueError(f"kernel must be 'xla', 'blockwise', 'cudnn' or 'splash', got {kernel!r}")
@@ -102,8 +102,8 @@ def attend_cached(
     written afterwards: a write before the read makes XLA copy the cache. q [B,T,N,H], k_new
     [B,T,K,H], v_new [B,T,K,H'] at q_at; k_cache [B,K,S,H], v_cache [B,K,S,H'] at k_at, where
     segment 0 marks an empty slot.
-    A cache lies head by head, the order in which the products read it; any other is transposed,
-    that is copied, at every call.
+    A cache is stored head by head, the order in which the products read it; any other layout would
+    be transposed, that is copied, at every call.
 
     Raises: ValueError for shapes that do not fit.
     """
@@ -111,34 +111,34 @@ def attend_cached(
     old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))
     masks.rule(q, *old, True, window, softcap, scale)
     slots, f32 = k_cache.shape[2], {"preferred_element_type": jnp.float32}
-    grouped = masks.group(q, k_new.shape[2])
+    grouped = masks.group(q, k_new.shape[2])  # [B,T,K,G,H]
     batch, kv = k_cache.shape[:2]
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
     old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
-    old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)
+    old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)  # [B,K,G,T,S]
     # one softmax over both parts: only scores are joined, never keys
-    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)
+    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)  # [B,K,G,T,S+T]
     if bias is not None:
         ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
         scores = scores + masks.grouped_heads(bias(ahead), kv)
     allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]
-    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]
+    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]  # [B,1,1,T,S+T]
     p = _softmax(scores, allowed, sinks)
     p_old, p_new = p[..., :slots], p[..., slots:]
-    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)
+    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
     out = jax.lax.dot_general(p_old, v_cache, (((3,), (2,)), ((0, 1), (0, 1))), **f32)
-    out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])
+    out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])  # [B,K,G,T,H']
     out = jnp.moveaxis(out, 3, 1) + _mix(p_new, v_new)  # [B,T,K,G,H']
-    return out.reshape(*q.shape[:3], -1).astype(q.dtype)
+    return out.reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
-    allowed = masks.allowed(q_at, k_at, rule)[:, None, None]
-    scores = _scores(masks.group(q, k.shape[2]), k, rule)
+    allowed = masks.allowed(q_at, k_at, rule)[:, None, None]  # [B,1,1,T,S]
+    scores = _scores(masks.group(q, k.shape[2]), k, rule)  # [B,K,G,T,S]
     if bias is not None:
         scores = scores + masks.grouped_heads(bias(masks.ahead(q_at, k_at)), k.shape[2])
     p = _softmax(scores, allowed, sinks)
-    return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)
+    return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
 def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
@@ -153,7 +153,7 @@ def _softmax(scores, allowed, sinks):
     if sinks is None:
         mass = masks.mass(scores, allowed, peak)
         return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
+    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)  # [K,G,1,1]
     peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
     mass = masks.mass(scores, allowed, peak)
     return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))

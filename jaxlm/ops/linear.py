@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxlm.ops import dropout, quant
 from jaxlm.ops.kernels import ragged
 
-# Rows of x up to which a product on CPU is faster with the weight on the left, which must then lie
+# Rows of x up to which a product on CPU is faster with the weight on the left, then stored
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
 # [16,1024] by 24 matrices [1024,1024] on 2 cores: 27 -> 11 ms; [1,1024]: 5.6 -> 4.5.
 FEW_ROWS = 32
@@ -21,8 +21,9 @@ FEW_ROWS = 32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Turned:
-    """A matrix that lies with its outputs first, [copies..., outputs..., inputs...]: how decoding
-    on a CPU wants it. `einsum` takes it in place of the matrix; elsewhere it turns back."""
+    """A matrix stored with its outputs first, [copies..., outputs..., inputs...]: the faster layout
+    for decoding on a CPU. `einsum` takes it in place of the matrix; elsewhere it is transposed
+    back."""
 
     data: jax.Array
     inputs: int = dataclasses.field(metadata={"static": True})
@@ -61,7 +62,7 @@ class Lora:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
+        """The shape of the weight it represents."""
         return self.w.shape
 
 
@@ -69,7 +70,7 @@ Leaf = jax.Array | Turned | Lora | quant.Nf4
 
 
 def is_leaf(x: object) -> bool:
-    """Whether a tree node stands for one weight, whatever it is stored as."""
+    """Whether a tree node represents one weight, whatever it is stored as."""
     return isinstance(x, Turned | Lora | quant.Nf4)
 
 
@@ -77,8 +78,8 @@ def dense(w: Leaf) -> jax.Array:
     """The weight as one array [copies..., inputs..., outputs...]; dropout aside."""
     if isinstance(w, Lora):
         copies = w.a.ndim + w.b.ndim - 2 - len(w.shape)
-        a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])
-        b = w.b.reshape(*w.b.shape[: copies + 1], -1)
+        a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])  # [copies..., inputs, rank]
+        b = w.b.reshape(*w.b.shape[: copies + 1], -1)  # [copies..., rank, outputs]
         product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
         return dense(w.w) + w.scale * product.reshape(w.shape)
     return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)
@@ -90,7 +91,7 @@ def merged(params: Any) -> Any:
 
 
 def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
-    """x times w as the spec says: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
+    """Computes x times w by an einsum spec: "BTD,DNH->BTNH", "BTNH,NHD->BTD", "...D,VD->...V".
 
     The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
     the rest of x followed by the rest of w, in `dtype` (None: x.dtype). w (float32 master weights)
@@ -117,7 +118,7 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
 def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
 
-    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows behind the
+    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
     last group give 0 and get no gradient. sizes int32[E].
     """
     if jax.default_backend() == "cpu":
@@ -136,7 +137,7 @@ def batched(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
-    """How many axes are summed, and whether they are w's first ones (else its last)."""
+    """Returns the number of summed axes, and whether they are w's first ones (else its last)."""
     form = f"einsum spec {spec!r} with x {x_shape} and w {w_shape}"
     inputs, arrow, out = spec.partition("->")
     xs, comma, ws = inputs.partition(",")
@@ -177,7 +178,7 @@ def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w:
 
 
 # The product with a weight that is read and never moved. What the backward pass keeps is the weight
-# as it is stored, not the array made of it.
+# as it is stored, not the array computed from it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> jax.Array:
     return _read(spec, dtype, x, w)

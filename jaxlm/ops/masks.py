@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# What is added to the scaled scores, from how far ahead of the query the key is: ALiBi, T5's
+# A term added to the scaled scores, from how far ahead of the query the key is: ALiBi, T5's
 # buckets. int32[B,T,S] -> float32, broadcast to [B,N,T,S].
 Bias = Callable[[jax.Array], jax.Array]
 
 
 class At(NamedTuple):
-    """Where each token stands.
+    """The place of each token.
 
     segments int32[B,T]: the document, 0 for padding or an empty slot. positions int32[B,T] within
     it. shared bool[B,T], or None for none: tokens that all of their segment see, whatever the
@@ -62,8 +62,8 @@ def rule(
 
 def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
     """Whether a query may see a key, bool[B,T,S]."""
-    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]
-    together, gap = (query == key) & (query != 0), ahead(q_at, k_at)
+    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]  # [B,T,1], [B,1,S]
+    together, gap = (query == key) & (query != 0), ahead(q_at, k_at)  # [B,T,S]
     near = jnp.ones_like(together)
     if rule.causal:
         near &= gap <= 0
@@ -77,7 +77,7 @@ def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
 
 
 def ahead(q_at: At, k_at: At) -> jax.Array:
-    """How many positions a key is ahead of a query, int32[B,T,S]; negative for the past."""
+    """Number of positions a key is ahead of a query, int32[B,T,S]; negative for the past."""
     return k_at.positions[:, None, :] - q_at.positions[:, :, None]
 
 

@@ -1,7 +1,7 @@
 """Biases of attention scores by distance alone: ALiBi's slopes, T5's buckets.
 
 Each is a `masks.Bias`: a function of how many positions a key is ahead of its query (negative
-for the past), so that packing, padding and a cache need no word about it.
+for the past), so that packing, padding and a cache need no special case.
 """
 
 import math
@@ -39,7 +39,7 @@ def alibi(slope: np.ndarray) -> masks.Bias:
 
     def bias(ahead: jax.Array) -> jax.Array:
         distance = jnp.abs(ahead).astype(jnp.float32)
-        return -jnp.asarray(slope, jnp.float32)[:, None, None] * distance[:, None]
+        return -jnp.asarray(slope, jnp.float32)[:, None, None] * distance[:, None]  # [B,N,T,S]
 
     return bias
 
@@ -52,7 +52,7 @@ def buckets(ahead: jax.Array, count: int, farthest: int, causal: bool) -> jax.Ar
     half holds one distance each, the rest grow as powers up to `farthest`, and all farther ones
     share the last.
 
-    Raises: ValueError if there are too few buckets, or none lies between the exact and the last.
+    Raises: ValueError if there are too few buckets, or none between the exact and the last.
     """
     own = count if causal else count // 2  # buckets of one direction
     exact = own // 2
@@ -74,7 +74,7 @@ def bucketed(table: jax.Array, farthest: int, causal: bool) -> masks.Bias:
     """T5's learnt bias: table [count, N] read at the bucket of each distance. It has a gradient."""
 
     def bias(ahead: jax.Array) -> jax.Array:
-        rows = buckets(ahead, table.shape[0], farthest, causal)
-        return jnp.moveaxis(table.astype(jnp.float32)[rows], -1, -3)
+        rows = buckets(ahead, table.shape[0], farthest, causal)  # [B,T,S]
+        return jnp.moveaxis(table.astype(jnp.float32)[rows], -1, -3)  # [B,N,T,S]
 
     return bias

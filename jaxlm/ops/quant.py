@@ -1,7 +1,7 @@
 """Matrices in 4 bits: NF4 in blocks of 64, as bitsandbytes stores it, bit for bit. Dettmers et al.
 2023 (QLoRA), sections 2 and 3.
 
-A matrix lies with its outputs first, flat, as torch keeps a linear layer: [outputs..., inputs...].
+A matrix is stored flat, outputs first, as torch stores a linear layer: [outputs..., inputs...].
 Every 64 numbers share one float32, the largest of their magnitudes, and each is the nearest of 16
 fixed levels times it. Double quantisation keeps those float32 in 8 bits, 256 of them to a float32.
 """
@@ -51,11 +51,11 @@ class Nf4:
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     """The shape of one matrix, [inputs..., outputs...]."""
     inputs: int = dataclasses.field(metadata={"static": True})
-    """How many of these are inputs."""
+    """Number of these that are inputs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for, [copies..., inputs..., outputs...]."""
+        """The shape of the weight it represents, [copies..., inputs..., outputs...]."""
         return (*self.codes.shape[:-2], *self.sizes)
 
 
@@ -64,7 +64,7 @@ def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
     with zeros. double: whether its scales are kept in 8 bits."""
     lead, sizes = w.shape[:copies], w.shape[copies:]
     last = jnp.moveaxis(w, range(copies, copies + inputs), range(-inputs, 0))
-    flat = last.reshape(*lead, math.prod(sizes)).astype(jnp.float32)
+    flat = last.reshape(*lead, math.prod(sizes)).astype(jnp.float32)  # [copies..., n]
     rest = -flat.shape[-1] % BLOCK
     flat = jnp.pad(flat, [(0, 0)] * copies + [(0, rest)])
     codes, scales = encode(flat)
@@ -72,29 +72,29 @@ def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
 
 
 def dense(w: Nf4) -> jax.Array:
-    """The weight float32[copies..., inputs..., outputs...] that an Nf4 stands for."""
+    """The weight float32[copies..., inputs..., outputs...] that an Nf4 represents."""
     copies = w.codes.ndim - 2
     scales = of_scales8(w.scales) if isinstance(w.scales, Scales8) else w.scales
-    flat = decode(w.codes, scales)[..., : math.prod(w.sizes)]
+    flat = decode(w.codes, scales)[..., : math.prod(w.sizes)]  # [copies..., n]
     last = flat.reshape(*w.codes.shape[:-2], *w.sizes[w.inputs :], *w.sizes[: w.inputs])
     return jnp.moveaxis(last, range(-w.inputs, 0), range(copies, copies + w.inputs))
 
 
 def encode(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(codes uint8[..., n / 64, 32], scales float32[..., n / 64]) of numbers [..., n]."""
-    blocks = flat.reshape(*flat.shape[:-1], -1, BLOCK)
-    scales = jnp.max(jnp.abs(blocks), axis=-1)
+    blocks = flat.reshape(*flat.shape[:-1], -1, BLOCK)  # [..., n/64, 64]
+    scales = jnp.max(jnp.abs(blocks), axis=-1)  # [..., n/64]
     # a block of zeros has scale 0
     unit = blocks / jnp.where(scales > 0, scales, 1.0)[..., None]
-    codes = _nearest(unit, np.array(LEVELS, np.float32))
+    codes = _nearest(unit, np.array(LEVELS, np.float32))  # [..., n/64, 64]
     return (codes[..., 0::2] << 4) | codes[..., 1::2], scales
 
 
 def decode(codes: jax.Array, scales: jax.Array) -> jax.Array:
     """The numbers float32[..., n] of `encode`'s codes and scales."""
-    pairs = jnp.stack([codes >> 4, codes & 15], axis=-1)
+    pairs = jnp.stack([codes >> 4, codes & 15], axis=-1)  # [..., n/64, 32, 2]
     unit = jnp.asarray(np.array(LEVELS, np.float32))[pairs]
-    unit = unit.reshape(*codes.shape[:-1], BLOCK)
+    unit = unit.reshape(*codes.shape[:-1], BLOCK)  # [..., n/64, 64]
     return (unit * scales[..., None]).reshape(*codes.shape[:-2], -1)
 
 
@@ -104,8 +104,8 @@ def scales8(scales: jax.Array) -> Scales8:
     count = scales.shape[-1]
     rest = [(0, 0)] * (scales.ndim - 1) + [(0, -count % GROUP)]
     groups = jnp.pad(scales - offset[..., None], rest)
-    groups = groups.reshape(*scales.shape[:-1], -1, GROUP)
-    largest = jnp.max(jnp.abs(groups), axis=-1)
+    groups = groups.reshape(*scales.shape[:-1], -1, GROUP)  # [..., groups, 256]
+    largest = jnp.max(jnp.abs(groups), axis=-1)  # [..., groups]
     unit = groups / jnp.where(largest > 0, largest, 1.0)[..., None]
     codes = _nearest(unit, dynamic_levels()).reshape(*scales.shape[:-1], -1)
     return Scales8(codes[..., :count], largest, offset)

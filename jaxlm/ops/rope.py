@@ -8,7 +8,7 @@ LongRope, have other angles for other lengths: they are decided once, by the con
 that padding, packing and caching change nothing, and texts longer than that are refused (`limit`).
 transformers decides them anew at every call, by its longest position: a call agrees with ours when
 its length equals `context`, or when neither exceeds the original context; what it decodes across
-the boundary, with keys turned by old angles, is not reproduced.
+the boundary, with keys rotated by old angles, is not reproduced.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ import numpy as np
 
 
 class Rotary(NamedTuple):
-    """freqs float32[R/2]: the angle of each pair per position. attention: what the turned vectors
-    are multiplied by, so that scores are by its square."""
+    """freqs float32[R/2]: the angle of each pair per position. attention: the factor on
+    rotated vectors, so that scores are multiplied by its square."""
 
     freqs: np.ndarray
     attention: float
@@ -33,7 +33,7 @@ class Linear:
     """Position interpolation: every angle divided by factor. Chen et al. 2023, eq. 4."""
 
     factor: float
-    """How many times longer the context becomes."""
+    """Factor by which the context grows."""
 
     def __post_init__(self) -> None:
         _least(self, factor=1)
@@ -46,7 +46,7 @@ class Ntk:
     16."""
 
     factor: float
-    """How many times slower the slowest pair turns."""
+    """Factor by which the slowest pair is slowed."""
 
     def __post_init__(self) -> None:
         _least(self, factor=1)
@@ -54,7 +54,7 @@ class Ntk:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """Ntk with the factor that the length asks for: factor * context / original - (factor - 1), and
+    """Ntk with a factor that follows the length: factor * context / original - (factor - 1), and
     1 up to the original context. emozilla 2023; Peng et al. 2023, section 3.3. See the module's
     docstring for what decides the length."""
 
@@ -69,12 +69,12 @@ class Dynamic:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-    """LLaMA 3.1: pairs that turn at least `high` times in the original context stay, those that
-    turn at most `low` times are slowed by factor, and between the two it is blended linearly in the
-    number of turns. Grattafiori et al. 2024, section 3.4.1, and the code released with it."""
+    """LLaMA 3.1: pairs that rotate at least `high` times in the original context stay, those
+    that rotate at most `low` times are slowed by factor, and between the two it is blended linearly
+    in the number of turns. Grattafiori et al. 2024, section 3.4.1, and its released code."""
 
     factor: float = 8.0
-    """How many times longer the context becomes."""
+    """Factor by which the context grows."""
     low: float = 1.0
     """Turns in the original context up to which a pair is slowed in full."""
     high: float = 4.0
@@ -90,12 +90,12 @@ class Llama3:
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
-    """YaRN: pairs that turn `beta_fast` times or more in the original context stay, those that turn
-    at most `beta_slow` times are slowed by factor, between the two it is blended linearly in the
-    index of the pair; and scores are sharpened. Peng et al. 2023, eqs. 17 to 22."""
+    """YaRN: pairs that rotate `beta_fast` times or more in the original context stay, those that
+    rotate at most `beta_slow` times are slowed by factor, between the two it is blended linearly in
+    the index of the pair; and scores are sharpened. Peng et al. 2023, eqs. 17 to 22."""
 
     factor: float
-    """How many times longer the context becomes."""
+    """Factor by which the context grows."""
     original: int
     """Context the model was trained at."""
     beta_fast: float = 32.0
@@ -103,7 +103,7 @@ class Yarn:
     beta_slow: float = 1.0
     """Turns in the original context up to which a pair is slowed in full."""
     attention: float | None = None
-    """What queries and keys are multiplied by; None takes the paper's, of the next two fields."""
+    """Factor on queries and keys; None computes the paper's from the next two fields."""
     mscale: float | None = None
     """With mscale_all: queries and keys are multiplied by
     sharpness(factor, mscale) / sharpness(factor, mscale_all), not by sharpness(factor).
@@ -134,10 +134,9 @@ class LongRope:
     original: int
     """Context the model was trained at."""
     factor: float
-    """How many times longer the context becomes; it decides the sharpening alone."""
+    """Factor by which the context grows; it decides the sharpening alone."""
     attention: float | None = None
-    """What queries and keys are multiplied by; None takes
-    sqrt(1 + log(factor) / log(original))."""
+    """Factor on queries and keys; None takes sqrt(1 + log(factor) / log(original))."""
 
     def __post_init__(self) -> None:
         _least(self, factor=1, original=2, attention=0)
@@ -163,7 +162,7 @@ def limit(scaling: Scaling | None, context: int) -> int | None:
 def frequencies(
     rotary_dim: int, theta: float, scaling: Scaling | None = None, context: int | None = None
 ) -> Rotary:
-    """The Rotary of R = rotary_dim turned dimensions: theta ** (-2i/R) for the i-th pair, scaled.
+    """The Rotary of R = rotary_dim rotated dimensions: theta ** (-2i/R) for the i-th pair, scaled.
 
     context: the length the model is run at, which Dynamic and LongRope need.
 
@@ -207,7 +206,7 @@ def _plain(dim: int, theta: float) -> np.ndarray:
 
 
 def stretched(dim: int, theta: float, factor: float) -> float:
-    """The base that Ntk(factor) turns dim dimensions by: theta * factor ** (dim / (dim - 2)).
+    """The base of dim dimensions under Ntk(factor): theta * factor ** (dim / (dim - 2)).
 
     Raises: ValueError for fewer than 4 dimensions: the fastest pair is the slowest one.
     """
@@ -226,7 +225,7 @@ def _yarn(plain: np.ndarray, theta: float, scaling: Yarn) -> np.ndarray:
     dim = 2 * len(plain)
 
     def pair(turns: float) -> float:
-        """The (fractional) pair that turns so often in the original context."""
+        """The (fractional) index of the pair with this many turns in the original context."""
         return dim * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
@@ -282,29 +281,29 @@ def _least(scaling: Scaling, **least: float) -> None:
 def apply(
     x: jax.Array, positions: jax.Array, rotary: Rotary, interleaved: bool = False
 ) -> jax.Array:
-    """x with each pair turned by positions * freqs, [B,T,N,H] in x.dtype.
+    """Rotates each pair of x by positions * freqs, [B,T,N,H] in x.dtype.
 
-    x [B,T,N,H]; positions int32[B,T]. The first R = 2 * len(freqs) dimensions of a head are turned,
+    x [B,T,N,H]; positions int32[B,T]. The first R = 2 * len(freqs) dimensions of a head rotate,
     the rest passes through (partial rotary, Black et al. 2022). Pair i is (i, i + R/2), as in LLaMA
     checkpoints; interleaved, it is (2i, 2i + 1), as in Su et al. 2021, GPT-J, Cohere and DeepSeek.
-    The rotation is done in float32. The dot product of two turned vectors depends on the difference
-    of their positions alone.
+    The rotation is done in float32. The dot product of two rotated vectors depends on the
+    difference of their positions alone.
 
     Raises: ValueError if a head is smaller than R.
     """
     turned = 2 * len(rotary.freqs)
     if x.shape[-1] < turned:
         raise ValueError(f"x: heads of {x.shape[-1]} given; {turned} dimensions are to be turned")
-    angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs
+    angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs  # [B,T,1,R/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rotary.attention != 1.0:
         cos, sin = cos * rotary.attention, sin * rotary.attention
-    head = x[..., :turned].astype(jnp.float32)
+    head = x[..., :turned].astype(jnp.float32)  # [B,T,N,R]
     if interleaved:
-        a, b = head[..., ::2], head[..., 1::2]
+        a, b = head[..., ::2], head[..., 1::2]  # [B,T,N,R/2]
         y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(head.shape)
     else:
-        a, b = jnp.split(head, 2, axis=-1)
+        a, b = jnp.split(head, 2, axis=-1)  # [B,T,N,R/2]
         y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     y = y.astype(x.dtype)
     return y if x.shape[-1] == turned else jnp.concatenate([y, x[..., turned:]], axis=-1)

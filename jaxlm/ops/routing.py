@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a router chooses. Everything here is static in the compiled program."""
+    """The choice rule of a router. Everything here is static in the compiled program."""
 
     count: int
     """Experts a token goes to."""
     score: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes scores of the router's logits: over all experts, or each by itself."""
+    """Function from the router's logits to scores: over all experts, or each by itself."""
     renormalise: bool = False
     """Whether the chosen experts' scores are divided by their sum."""
     scale: float = 1.0
-    """What the weights are multiplied by at last."""
+    """Factor on the final weights."""
     groups: int = 1
     """Groups of neighbouring experts, of equal size."""
     groups_chosen: int = 1
@@ -34,7 +34,7 @@ class Rule:
 
 class Routes(NamedTuple):
     """weights float32[..., k], of the experts int32[..., k], largest selection score first.
-    scores float32[..., E]: before selection, what the balance loss is made of."""
+    scores float32[..., E]: before selection, as the balance loss reads them."""
 
     weights: jax.Array
     experts: jax.Array
@@ -87,17 +87,17 @@ def check(rule: Rule, experts: int) -> None:
 
 def _in_best_groups(ranked: jax.Array, rule: Rule) -> jax.Array:
     """Whether each expert is in one of its token's best groups, bool[..., E]."""
-    parts = ranked.reshape(*ranked.shape[:-1], rule.groups, -1)
-    best = jnp.sum(jax.lax.top_k(parts, rule.group_best)[0], axis=-1)
+    parts = ranked.reshape(*ranked.shape[:-1], rule.groups, -1)  # [..., groups, E / groups]
+    best = jnp.sum(jax.lax.top_k(parts, rule.group_best)[0], axis=-1)  # [..., groups]
     chosen = jax.lax.top_k(best, rule.groups_chosen)[1]
-    hit = jnp.any(chosen[..., None] == jnp.arange(rule.groups), axis=-2)
+    hit = jnp.any(chosen[..., None] == jnp.arange(rule.groups), axis=-2)  # [..., groups]
     return jnp.repeat(hit, parts.shape[-1], axis=-1)
 
 
 def load(experts: jax.Array, keep: jax.Array, total: int) -> jax.Array:
     """float32[E]: how many tokens each of `total` experts got. experts int32[..., k]; keep
     bool[...] is False for padding, which is not counted."""
-    hit = (experts[..., None] == jnp.arange(total)) & keep[..., None, None]
+    hit = (experts[..., None] == jnp.arange(total)) & keep[..., None, None]  # [..., k, E]
     return jnp.sum(hit, axis=tuple(range(hit.ndim - 1)), dtype=jnp.float32)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 class Controls(NamedTuple):
-    """How each of B rows is sampled; every field is an array [B].
+    """Sampling settings of B rows; every field is an array [B].
 
     temperature float32: 0 is greedy. top_k int32: 0 keeps all. top_p float32: 1 keeps all.
     min_p float32: 0 keeps all. repetition float32: 1 changes nothing.
@@ -67,14 +67,14 @@ def min_p(x: jax.Array, p: jax.Array) -> jax.Array:
 
     p float32[B] in [0, 1]; 0 keeps all. Nguyen et al. 2024.
     """
-    edge = jnp.max(x, axis=-1, keepdims=True) + jnp.log(p)[:, None]
+    edge = jnp.max(x, axis=-1, keepdims=True) + jnp.log(p)[:, None]  # [B,1]
     return jnp.where(x >= edge, x, -jnp.inf)
 
 
 def process(x: jax.Array, seen: jax.Array, controls: Controls) -> jax.Array:
     """Logits float32[B,V] of the distribution each row samples from: all processors in order.
 
-    A processor that no row asks for costs nothing. Rows with temperature 0 are penalised for
+    A processor that no row requires costs nothing. Rows with temperature 0 are penalised for
     repetition and otherwise kept whole, for their argmax.
     """
     c = controls
@@ -118,12 +118,12 @@ def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:
     """Log-probability float32[B] of token int32[B] under the softmax of logits float32[B,V]."""
     peak = jnp.max(x, axis=-1, keepdims=True)
     total = jnp.sum(jnp.exp(x - peak), axis=-1)
-    chosen = jnp.take_along_axis(x, token[:, None], axis=-1)
+    chosen = jnp.take_along_axis(x, token[:, None], axis=-1)  # [B,1]
     return (chosen - peak)[:, 0] - jnp.log(total)
 
 
 def _where_any(rows: jax.Array, f, x: jax.Array) -> jax.Array:
-    """f(x) if any row asks for it; f must leave the other rows as they are."""
+    """f(x) if any row requires it; f must leave the other rows as they are."""
     return jax.lax.cond(jnp.any(rows), f, lambda x: x, x)
 
 
@@ -134,17 +134,17 @@ def _keep_below(x: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
     def halve(_: int, edges: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = edges
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, which cannot overflow
-        above = jnp.sum(jnp.where(rank > middle[:, None], mass, 0.0), axis=-1)
+        above = jnp.sum(jnp.where(rank > middle[:, None], mass, 0.0), axis=-1)  # [B]
         fits = above < bound
         return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
 
-    # The smallest rank that stays lies between the smallest rank and the largest of each row.
-    edges = jnp.min(rank, axis=-1), jnp.max(rank, axis=-1)
+    # The smallest rank that stays is between the smallest rank and the largest of each row.
+    edges = jnp.min(rank, axis=-1), jnp.max(rank, axis=-1)  # [B], [B]
     low, _ = jax.lax.fori_loop(0, 32, halve, edges)
     return jnp.where(rank >= low[:, None], x, -jnp.inf)
 
 
 def _rank(x: jax.Array) -> jax.Array:
-    """int32 in the order of float32 x: the bits, with those of negative numbers turned round."""
+    """int32 in the order of float32 x: its bits, inverted but for the sign where negative."""
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)

@@ -1,1 +1,1 @@
-"""Floor 1: the only code that knows the mesh."""
+"""Floor 1: the only code that depends on the mesh."""

@@ -1,4 +1,4 @@
-"""What several processes must decide alike. With one process every function returns its input."""
+"""Decisions that all processes share. With one process every function returns its input."""
 
 import jax
 import numpy as np

@@ -75,9 +75,9 @@ class Space(NamedTuple):
 
 
 def compile_once() -> dict[str, int] | None:
-    """Compiler options for a program that runs once: LLVM's first level makes the same code of an
-    init as its third, bit for bit and as fast, in a quarter of the time. A level in XLA_FLAGS
-    stands; None off the CPU."""
+    """Compiler options for a program that runs once: LLVM's first level compiles an init to
+    code with the same results and speed as its third, bit for bit, in a quarter of the time. A
+    level in XLA_FLAGS is kept; None off the CPU."""
     import jax
 
     level = "xla_backend_optimization_level"

@@ -1,7 +1,7 @@
 """Processes that train one run together: joining them, and one line where one of them is lost.
 
 JAX ends the survivors of a lost process by abort(), after a page from C++ that names no file and no
-way on. Here what C++ prints goes to a file, and abort() says in one line who is lost, that
+way on. Here what C++ prints goes to a file, and abort() reports in one line who is lost, that
 everything up to the last checkpoint is saved, and ends with exit code `LOST`.
 
 A process that is killed closes its connections: a collective of the others fails at once. One that
@@ -28,17 +28,17 @@ VERDICT = HEARTBEAT + 10
 # The exit code of a process whose run lost another one.
 LOST = 4
 
-# How the errors of a collective begin: a status of XLA's, and none of our own.
+# Beginnings of the errors of a collective: a status of XLA's, and none of our own.
 _BROKEN = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b"
 )
 
 
 def join(environ: dict[str, str]) -> int | None:
-    """Join the other processes of this run, as JAXLM_DISTRIBUTED says; how many there are.
+    """Joins the other processes of this run by JAXLM_DISTRIBUTED; returns their number.
 
         unset               this process is alone: 1
-        cluster             JAX asks the TPU pod, SLURM or MPI it runs on: None, not known yet
+        cluster             JAX reads it from the TPU pod, SLURM or MPI: None, not known yet
         HOST:PORT/4/0       4 processes, this is number 0; number 0 listens at HOST:PORT
 
     Call it before JAX's first device call. Raises: ValueError for any other value.
@@ -125,7 +125,7 @@ def _end(python: IO[str], log: IO[str]) -> None:
 
 
 def _who(told: str) -> str:
-    """The processes that are lost, by what the coordinator says of them."""
+    """The lost processes, by the coordinator's report."""
     named = re.findall(r"stopped sending heartbeats\):\n([\d, \n]*\d)", told)
     named += re.findall(r"task:(\d+)[^\n]*(?:heartbeat|unhealthy|disconnect)", told)
     numbers = sorted({int(n) for text in named for n in re.findall(r"\d+", text)})

@@ -18,7 +18,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to execute a run: mesh, precision, memory and kernels."""
+    """Execution of a run: mesh, precision, memory and kernels."""
 
     data: int = 1
     """Devices over which the batch is split and the weights are copied."""
@@ -32,12 +32,12 @@ class Plan:
     """Dtype of activations. `platform` is bfloat16 on TPU and GPU and float32 on CPU. Weights and
     optimiser state are always float32; float16 trains with dynamic loss scaling."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes per layer: nothing, all but matrix products, everything."""
+    """Recomputed per layer in the backward pass: nothing, all but matrix products, everything."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; at least the number of layers means no scan."""
     attention: Literal["xla", "blockwise", "cudnn", "splash"] = "xla"
     """Training attention kernel: the whole score matrix; blocks that keep only log-sum-exp; cuDNN's
-    for NVIDIA GPUs; splash for TPUs. Each refuses what it does not know: docs/attention.md. On a
+    for NVIDIA GPUs; splash for TPUs. Each refuses what it does not support: docs/attention.md. On a
     CPU blockwise is the faster one from rows of some 128 tokens."""
     loss_chunk: int = 4096
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""

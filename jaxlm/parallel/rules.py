@@ -1,9 +1,9 @@
-"""Which mesh axis each named dimension is split over: one table for weights and activations.
+"""The mesh axis that splits each named dimension: one table for weights and activations.
 
     weight      "embed heads head"   -> (fsdp, tensor, None)
     activation  "batch seq embed"    -> ((data, fsdp), None, None)
 
-A mesh axis goes to the leftmost dimension that asks for it, so `embed` takes `fsdp` in a weight and
+A mesh axis goes to the leftmost dimension that requires it, so `embed` takes `fsdp` in a weight and
 yields it to `batch` in an activation. A dimension that does not divide is an error naming it, never
 a silent replication.
 """

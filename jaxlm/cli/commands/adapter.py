@@ -32,7 +32,7 @@ def _export(
         run: The run directory, such as runs/lora.
         target: The directory to make; it must not exist.
         base: What the files call the model underneath: a directory of transformers (which `jaxlm
-            export` makes of the run it started from), or a name on a hub.
+            export` writes from the run it started from), or a name on a hub.
         model_type: Which architecture of transformers, as for `jaxlm export`.
         checkpoint: The last checkpoint, or the one with the best evaluation.
     """
@@ -42,7 +42,7 @@ def _export(
 
 
 def _import(source: Path, base: Path, run: Path) -> int:
-    """Make a run directory of peft's adapters and the run whose weights they stand on.
+    """Make a run directory of peft's adapters and the run whose weights they adapt.
 
     Args:
         source: The directory that holds adapter_config.json and adapter_model.safetensors.
@@ -56,7 +56,7 @@ def _import(source: Path, base: Path, run: Path) -> int:
 
 
 def _merge(run: Path, target: Path, checkpoint: trained_weights.Which = "last") -> int:
-    """Make a run directory of plain weights, which needs neither adapters nor what they stood on.
+    """Make a run directory of plain weights, which needs neither adapters nor their base.
 
     Args:
         run: The run directory, such as runs/lora.

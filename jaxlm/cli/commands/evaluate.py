@@ -1,4 +1,4 @@
-"""`jaxlm eval` and `jaxlm score`: what a trained model is worth, and what a reward model says."""
+"""`jaxlm eval` and `jaxlm score`: scores of a trained model, and scores by a reward model."""
 
 import json
 import pathlib
@@ -28,8 +28,8 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
     ) -> int:
         """Score a trained model on held-out data, and print the scores as JSON.
 
-        Of a run that read text: nats and bits per byte. Of all others: the loss, and what its
-        objective reports beside it.
+        For a run that read text: nats and bits per byte. For all others: the loss, and the other
+        metrics of its objective.
 
         Args:
             checkpoint: The last checkpoint, or the one with the best evaluation.

@@ -1,4 +1,4 @@
-"""`jaxlm feedback`: what a model has to say about answers, and to itself."""
+"""`jaxlm feedback`: a model's judgements of answers, its own or others', as data."""
 
 import dataclasses
 import json
@@ -20,18 +20,18 @@ S = TypeVar("S")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call(Generic[S]):
-    """The arguments of an action: the model that speaks, and the action's own settings."""
+    """The arguments of an action: the model that answers, and the action's own settings."""
 
     run: tyro.conf.Positional[pathlib.Path]
     """The run directory, such as runs/chat."""
     settings: Annotated[S, tyro.conf.arg(name="")]
-    """What is done, and how."""
+    """Settings of the action."""
     checkpoint: trained_weights.Which = "last"
     """The last checkpoint, or the one with the best evaluation."""
     template: str | None = None
-    """How conversations become tokens, where it is not as the run was trained."""
+    """Template of conversations, where it is not the run's own."""
     rows: int = 64
-    """Conversations that are read at once; what is said does not depend on it."""
+    """Conversations that are read at once; the answers do not depend on it."""
 
 
 def feedback(args: Sequence[str]) -> int:

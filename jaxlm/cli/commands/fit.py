@@ -1,4 +1,4 @@
-"""`jaxlm fit`: scaling laws of a table of runs, with what keeps one from trusting them."""
+"""`jaxlm fit`: scaling laws of a table of runs, with reasons to distrust them."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from jaxlm.scaling.planning import experiment_design
 from jaxlm.scaling.reading import run_metadata, tables
 from jaxlm.scaling.study import analysis, report, report_formats
 
-# What `--by` writes next to the studies.
+# File that `--by` writes next to the studies.
 BY = "by.json"
 
 
@@ -31,7 +31,7 @@ class Reading:
     tokens, flops, loss, loss_se, unique, run."""
     unit: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FIELD=UNIT of a column whose header does not say it, such as params=M, tokens=B,
-    flops=GFLOP, loss=bits; a number is what 1 stands for: tokens=524288 of steps."""
+    flops=GFLOP, loss=bits; a number is the value of 1: tokens=524288 of steps."""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """COLUMN=TEXT, only rows that have that text there; once for each column."""
     best_by: tuple[str, ...] = ()
@@ -40,10 +40,10 @@ class Reading:
     run_columns: tuple[str, ...] = ()
     """Columns that together name a training run, where there is no column run."""
     counting: tuple[str, str] | None = None
-    """What N and C count: total, non-embedding, matmul-only or given; and 6ND, 6ND+attention,
+    """Counting of N and of C: total, non-embedding, matmul-only or given; and 6ND, 6ND+attention,
     "exact causal" or given."""
     intermediate: bool = False
-    """Of run directories and curves: every evaluation, not only the last."""
+    """Every evaluation of run directories and curves, not only the last."""
     decaying: bool = False
     """With intermediate: also of run directories whose learning rate decays."""
     drop_repeats: bool = False
@@ -138,7 +138,7 @@ def fit(args: Sequence[str]) -> int:
 def _about(
     about: study_record.About, runs: pathlib.Path, t: table.Table, intermediate: bool
 ) -> study_record.About:
-    """What the runs themselves tell, where nobody stated it."""
+    """The study's metadata, with what was not stated read from the runs themselves."""
     if about.loss_unit == study_record.About().loss_unit:
         about = dataclasses.replace(about, loss_unit=t.loss_unit)
     return run_metadata.fill(about, runs, intermediate) if runs.is_dir() else about

@@ -33,7 +33,7 @@ def import_(args: Sequence[str]) -> int:
                 nothing; may be given several times. A field that is understood is never ignored.
             context: For LongRoPE and dynamic NTK, whose angles depend on the length of a text: the
                 length that they are wanted for, in place of the original context.
-            plan: The devices over which the weights lie meanwhile.
+            plan: The devices over which the weights are split meanwhile.
         """
         launch.devices(plan.devices)
         from jaxlm.convert import pretrained

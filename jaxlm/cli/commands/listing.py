@@ -1,4 +1,4 @@
-"""What there is to work with: configs, presets, corpora, tokenizer kinds, runs."""
+"""Lists of configs, presets, corpora, tokenizer kinds and runs."""
 
 import ast
 import pathlib

@@ -1,4 +1,4 @@
-"""`jaxlm plan-ahead`: what a fitted law says of a run that nobody has paid for."""
+"""`jaxlm plan-ahead`: a plan, from a fitted law, of a run not yet trained."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def plan_ahead(args: Sequence[str]) -> int:
         """Plan a training run from a study of smaller ones.
 
         With --flops the compute-optimal run; with --loss the cheapest that reaches it. The study
-        says who plans, and its intervals hold resampled runs, the choice of planner and the form's
+        names its planner; its intervals hold resampled runs, the choice of planner and the form's
         own error beyond the runs; with --form they are of that form's bootstrap draws alone.
 
         Args:
@@ -77,7 +77,7 @@ def _plans(
     unique: float | None,
     level: float,
 ) -> dict[str, Any]:
-    """{what was asked: its plan}, the run to train first.
+    """{the question: its plan}, the run to train first.
 
     Raises: ValueError for a question that lacks a part, or has one too many.
     """
@@ -151,7 +151,7 @@ def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
 
 
 def _study(law: Law, plan: Plan, level: float) -> list[Row]:
-    """How the study chose its planner, and what speaks against it; none of another form."""
+    """Rows on the choice of the study's planner, and cautions; [] for a law of another form."""
     if law.plan is None or law.record is None:
         return []
     rows = [Row("plan", ""), Row("chosen", law.record["plan"]["chosen_by"])]

@@ -1,4 +1,4 @@
-"""jaxlm sample: what a trained model says to prompts, as it says it."""
+"""jaxlm sample: a trained model's replies to prompts, as they are generated."""
 
 import pathlib
 import sys
@@ -38,11 +38,11 @@ def _command(
     Args:
         run: The run directory, such as runs/demo.
         prompt: Texts to continue; an empty one starts a new document.
-        template: How conversations are written, such as chatml, a Jinja file, or `tokenizer` for
-            the template in the tokenizer's own files; the run's own where nothing is said.
+        template: The template of conversations, such as chatml, a Jinja file, or `tokenizer` for
+            the template in the tokenizer's own files; the run's own where none is given.
         talk: The prompts are one conversation, which goes on with lines from standard input.
         checkpoint: The last checkpoint, or the one with the best evaluation.
-        sampling: How to continue.
+        sampling: Sampling settings.
     """
     cache.programs()
     found = trained_weights.load(run, checkpoint)

@@ -40,22 +40,22 @@ KEPT_DRAWS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a sweep is run; the fields of its base Run may follow, as for jaxlm train."""
+    """Execution of a sweep; the fields of its base Run may follow, as for jaxlm train."""
 
     workers: int = 1
     """Trials at once."""
     engine: engines.Name = "local"
-    """Where they run: processes of this machine, this process, Ray, SLURM. `population` is this
+    """Place of trials: processes of this machine, this process, Ray, SLURM. `population` is this
     process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
     accelerator that one small model does not fill."""
     retries: int = 1
-    """How often a trial that failed is tried again; one that diverged never is."""
+    """Retries of a trial that failed; one that diverged is never tried again."""
     estimate: bool = False
     """Print the plan and what it will cost; train nothing."""
     record: bool = False
-    """Keep the report, points, prediction and figures in results/ beside the sweep's file."""
+    """Keep the report, points, prediction and figures in results/ next to the sweep's file."""
     cluster: engines.Resources = engines.Resources()
-    """What a trial asks Ray or SLURM for."""
+    """Resources of a trial under Ray or SLURM."""
 
 
 def sweep(args: Sequence[str]) -> int:
@@ -133,7 +133,7 @@ def _stopping() -> Iterator[None]:
 
 
 def _facts(found: Sweep) -> dict[str, Any]:
-    """What is known of the text, which is tokenised now if it was not before."""
+    """Facts of the text, which is tokenised now if it was not before."""
     assert isinstance(found.base.data, pretraining.Data)
     environment.quiet()
     train, val = inputs.open_text(found.base.data, True, found.base.model.vocab)
@@ -189,7 +189,7 @@ def _plan(found: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book)
 
 
 def _about(found: Sweep, book: scheduler.Book) -> study_record.About:
-    """What the study's checklist asks for."""
+    """Answers to the study's checklist."""
     base, optim = found.base, found.base.optim
     shapes = sorted({config.kind(type(c.model)) for c in found.cells})
     return study_record.About(
@@ -237,7 +237,7 @@ def _study(found: Sweep, book: scheduler.Book) -> study_record.Record:
 
 
 def _predict(book: scheduler.Book, held: Trial, record: study_record.Record) -> None:
-    """Write prediction.json, unless the run it is about has begun: then it stays as it is."""
+    """Write prediction.json, unless the run it is about has started: then it stays as it is."""
     place = book.folder / PREDICTION
     begun = (runs.folder(held.run) / "config.json").is_file()
     if begun and place.is_file():
@@ -266,7 +266,7 @@ def _spread(held: Trial, options: Options) -> Trial:
 
 
 def _outcome(book: scheduler.Book, held: Trial) -> str:
-    """What came of the prediction, in words; outcome.json."""
+    """The outcome of the prediction in words; with a loss, written to outcome.json too."""
     told = json_file.read_object(book.folder / PREDICTION)
     entry = book.entries[held.digest]
     if told["run"] != held.digest:
@@ -279,7 +279,7 @@ def _outcome(book: scheduler.Book, held: Trial) -> str:
 
 
 def _account(book: scheduler.Book) -> str:
-    """What the sweep took, and what it left out."""
+    """The cost of the sweep, and the runs left out."""
     every = list(book.entries.values())
     alone, spent = sum(e.flops for e in every), sum(e.spent for e in every)
     lines = [

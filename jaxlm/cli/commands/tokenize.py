@@ -1,4 +1,4 @@
-"""`jaxlm tokenizer train` and `jaxlm data tokenize`: what becomes of text before a run."""
+"""`jaxlm tokenizer train` and `jaxlm data tokenize`: the preparation of text before a run."""
 
 from collections.abc import Sequence
 

@@ -32,7 +32,7 @@ class Infill:
     rate: float = 0.9
     """The fraction of documents that are changed."""
     spm: float = 0.5
-    """The fraction of those in which the suffix stands before the prefix."""
+    """The fraction of those in which the suffix comes before the prefix."""
     prefix: str = "<PRE>"
     """The mark before the prefix."""
     suffix: str = "<SUF>"
@@ -40,7 +40,7 @@ class Infill:
     middle: str = "<MID>"
     """The mark before the middle."""
     end: str | None = None
-    """What ends the middle; None is the tokenizer's eos, as in Bavarian et al. 2022."""
+    """The mark after the middle; None is the tokenizer's eos, as in Bavarian et al. 2022."""
 
     def validate(self) -> None:
         """Check every field. Raises: ValueError naming the field, its value and what would fit."""
@@ -157,8 +157,8 @@ def reader(
 
 
 def prompt(infill: Infill, tokenizer: tokenizers.Tokenizer, prefix: str, suffix: str) -> list[int]:
-    """The ids, begin included, that a model trained so continues with what stands between the two
-    texts, until it says Marks.end (PSM). Raises: ValueError as `marks`."""
+    """The ids, begin included, that a model trained so continues with the text between these two,
+    until it writes Marks.end (PSM). Raises: ValueError as `marks`."""
     at = marks(infill, tokenizer)
     return [
         tokenizers.begin(tokenizer), at.prefix, *tokenizer.encode(prefix), at.suffix,

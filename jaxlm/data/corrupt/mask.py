@@ -46,8 +46,8 @@ class Mask:
 
 
 class Ids(NamedTuple):
-    """mask: the mask's id. ordinary int[N]: the ids that text yields: what may be hidden, and what
-    may stand in for it."""
+    """mask: the mask's id. ordinary int[N]: the ids that text yields: those that may be hidden,
+    and that may replace hidden ones."""
 
     mask: int
     ordinary: np.ndarray
@@ -112,7 +112,7 @@ class Reader(NamedTuple):
     def _hide(
         self, row: np.ndarray, may: np.ndarray, draw: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(the places chosen, what stands there now)."""
+        """Returns (the places chosen, the tokens there now)."""
         rng = np.random.default_rng(draw)
         count = max(1, round(self.mask.rate * len(may))) if len(may) else 0
         chosen = np.sort(rng.permutation(may)[:count])

@@ -6,7 +6,7 @@
 
 A piece of n tokens loses round(rate * n) of them in round(missing / mean) spans, each of one token
 at least, of random lengths that any division of the missing tokens is as likely for; so are the
-lengths of what stands between. As in the paper's own code a piece ends with a span, and sentinels
+lengths of the text between them. As in the paper's own code a piece ends with a span, and sentinels
 count from the first in every piece.
 """
 
@@ -31,7 +31,7 @@ class Span:
     """The first sentinel's id, those that follow counting down (T5: 32099); ids that text never
     yields. None takes the tokenizer's <extra_id_0>, <extra_id_1>, ..."""
     start: int = 0
-    """What the decoder reads first: `start` of the model."""
+    """First token of the decoder: `start` of the model."""
 
     def validate(self) -> None:
         """Check every field. Raises: ValueError naming the field, its value and what would fit."""
@@ -70,7 +70,7 @@ def piece(span: Span, seq: int) -> int:
 
 
 def target_length(span: Span, seq: int) -> int:
-    """Tokens of a target row beside source rows of `seq`: what the longest piece needs."""
+    """Tokens of a target row for source rows of `seq`: as the longest piece needs."""
     return int(lengths(span, np.array(piece(span, seq)))[1])
 
 
@@ -165,7 +165,7 @@ class _Rows:
         self._filled = [0] * rows
 
     def add(self, r: int, segment: int, tokens: list) -> None:
-        """Put a segment behind what row r holds."""
+        """Appends a segment to row r."""
         place = slice(self._filled[r], self._filled[r] + len(tokens))
         self.tokens[r, place] = tokens
         self.segments[r, place] = segment

@@ -9,7 +9,7 @@
     prompt_completion   {"prompt": "...", "completion": "..."}, or FLAN's inputs and targets
 
 A record's layout is seen from its fields unless it is named. In each, `system` may hold the system
-message, `tools`, `documents` and `chat_template_kwargs` what the chat template is given besides
+message; `tools`, `documents` and `chat_template_kwargs` go to the chat template along with the
 messages (messages.py).
 """
 
@@ -27,7 +27,7 @@ Tree = Literal["best", "all"]
 
 class Conversation(NamedTuple):
     """Messages, which of them are learnt (only the assistant's can be), and where they are from.
-    variables: what the template is given besides messages."""
+    variables: inputs of the template other than messages."""
 
     messages: tuple[Message, ...]
     learnt: tuple[bool, ...]
@@ -45,7 +45,7 @@ def read(
 ) -> Iterator[Conversation]:
     """The conversations of a record; several where it is a tree or has several instances.
 
-    between: what stands between an instruction and its input. tree: of an OpenAssistant tree, the
+    between: the text between an instruction and its input. tree: of an OpenAssistant tree, the
     path of the best-ranked replies, or every path, each message learnt once.
 
     Raises: ValueError naming the record's place and the field that is missing or wrong.
@@ -77,7 +77,7 @@ def detect(record: Record) -> Format:
 
 
 def opening(conversation: Conversation) -> str:
-    """What is said before the first answer: by it conversations are held out."""
+    """The messages before the first answer, by which conversations are held out."""
     said = []
     for message in conversation.messages:
         if message.role == "assistant":

@@ -1,4 +1,4 @@
-"""Conversations to batches: what instruction tuning (objectives/sft.py) reads.
+"""Conversations to batches, for instruction tuning (objectives/sft.py).
 
 A conversation is written out by a template (template.py) and is one document: a segment of its own,
 in a row with others (`best_fit`) or alone. The weight is 1 on what the assistant writes, the end of
@@ -29,7 +29,7 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import rendering, template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 
 Packing = Literal["best_fit", "single"]
@@ -43,12 +43,12 @@ class Chats:
     source: str
     """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
     format: chat_formats.Format | None = None
-    """How records are laid out: alpaca, dolly, sharegpt, messages, oasst, prompt_completion. None
-    sees it from each record's fields."""
+    """Layout of records: alpaca, dolly, sharegpt, messages, oasst, prompt_completion. None detects
+    it from each record's fields."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     template: str = "plain"
-    """How a conversation is written: plain, alpaca, vicuna, zephyr, chatml, llama2, llama3,
+    """Template of conversations: plain, alpaca, vicuna, zephyr, chatml, llama2, llama3,
     mistral, gemma; a Jinja file; or `tokenizer` for the template in the tokenizer's own files.
     Variables may follow: `tokenizer?enable_thinking=false`."""
     system: str | None = None
@@ -56,18 +56,18 @@ class Chats:
     learn: Learn = "all"
     """Which of the assistant's messages are learnt: all, or the last of each conversation."""
     tree: chat_formats.Tree = "best"
-    """Of an OpenAssistant tree: the path of the best-ranked replies, or all paths, in which each
+    """Paths of an OpenAssistant tree: that of the best-ranked replies, or all, in which each
     message is learnt once."""
     holdout: float = 0.05
-    """The fraction held out for validation, by what is said before the first answer."""
+    """The fraction held out for validation, by the messages before the first answer."""
     seq: int = 512
     """Tokens in a row (T). Of a longer conversation the end is kept: the last answer learnt, and
     as much before it as fits. An answer too long itself loses its end."""
     batch: int = 32
     """Rows in a step (B), over all processes."""
     packing: Packing = "best_fit"
-    """How conversations fill rows: `best_fit` puts several into one, none of which sees another;
-    `single` one into each."""
+    """Packing of conversations: `best_fit` puts several into a row, none of which sees another;
+    `single` puts one into each."""
     seed: int = 0
     """Decides the order of the rows."""
     workers: int = 0
@@ -262,9 +262,9 @@ Cut = Literal["prompts_cut", "answers_cut"]
 def shorten(whole: Example, seq: int) -> tuple[Example, Cut | None]:
     """(the example in seq + 1 tokens at most, what was cut of it).
 
-    The last answer stays, behind the first token (which stands before every document) and the end
-    of what is before the answer. Where the answer itself is too long, its beginning stays, without
-    an end of turn that it never had, behind as much of the prompt as a quarter of the row holds. An
+    The last answer stays, after the first token (which precedes every document) and the end of
+    what is before the answer. Where the answer itself is too long, its beginning stays, without
+    an end of turn that it never had, after as much of the prompt as a quarter of the row holds. An
     earlier answer whose beginning is gone is not learnt.
     """
     room, size = seq + 1, len(whole.tokens)

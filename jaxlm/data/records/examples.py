@@ -18,7 +18,7 @@ class Rows(Protocol):
     None), of which a row of zeros has no weight. Instances can be pickled."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         ...
 
     def read(self, rows: np.ndarray) -> Any:
@@ -41,8 +41,8 @@ class Packed:
 
 
 class Split(NamedTuple):
-    """What is trained on, what is held out (None if nothing is), and the facts that decide both:
-    with (seed, step) they decide every batch. facts are JSON. tally: what became of the source."""
+    """Rows trained on, rows held out (None if there are none), and the facts that decide both:
+    with (seed, step) they decide every batch. facts are JSON. tally: counts of the source."""
 
     train: Rows
     val: Rows | None
@@ -111,7 +111,7 @@ def val_batches(
 
 
 def filled(part: Any, rows: int) -> Any:
-    """The batch with rows of zeros behind its own, `rows` in all."""
+    """The batch with rows of zeros after its own, `rows` in all."""
 
     def fill(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1))

@@ -5,8 +5,8 @@
     {"role": "tool", "content": "...", "name": "get_time", "tool_call_id": "c1"}
 
 Fields other than role and content travel with the message to the chat template, which is refused
-where it does not read them (template.py). Null fields count as absent. Metadata that says nothing
-of the conversation (`INERT`) is left out.
+where it does not read them (template.py). Null fields count as absent. Metadata without meaning
+for the conversation (`INERT`) is left out.
 """
 
 import json
@@ -30,14 +30,14 @@ INERT = frozenset(
 
 _ANSWERING = frozenset(
     ("name", "tool_call_id")
-)  # inert in a tool's message: order says whose it is
+)  # inert in a tool's message: order determines whose it is
 _TOOLS = frozenset(("tool", "function"))
 # Types of the parts of a content that hold a text, by OpenAI's names.
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Message(NamedTuple):
-    """What one role says. more: the message's other fields as a JSON object, "" if it has none."""
+    """One role's message. more: the message's other fields as a JSON object, "" if it has none."""
 
     role: str
     text: str
@@ -116,7 +116,7 @@ def unread(message: Message, known: frozenset[str]) -> list[str]:
 
 
 def variables(record: Record) -> dict[str, Any]:
-    """What a record gives its chat template beside messages: `tools`, `documents`, and each of
+    """Inputs of a record's chat template other than messages: `tools`, `documents`, and each of
     `chat_template_kwargs`. Null and empty ones count as absent.
 
     Raises: ValueError naming the record's place for a field of a wrong type, and for `functions`
@@ -149,7 +149,7 @@ def variables(record: Record) -> dict[str, Any]:
 
 
 def with_system(record: Record, said: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages behind the system message in the record's field `system` or `system_prompt`.
+    """The messages after the system message in the record's field `system` or `system_prompt`.
 
     Raises: ValueError where they have another one.
     """
@@ -175,7 +175,7 @@ class Apart(NamedTuple):
 
 def joined(prompt: Sequence[Message], response: Sequence[Message], where: str) -> Apart:
     """The prompt and its response, where the response may be the whole conversation: it repeats
-    the prompt's messages, perhaps behind a system message or earlier turns, which are the prompt's.
+    the prompt's messages, perhaps after a system message or earlier turns, which are the prompt's.
 
     Raises: ValueError where the response begins with another message than the assistant's and does
     not repeat the prompt, and where both have a system message, and not the same.

@@ -1,4 +1,4 @@
-"""What a record of preferences says, in the formats that people have.
+"""Records of preferences, in the formats in common use.
 
     pair       {prompt, chosen, rejected}            TRL's; with margin, or score_chosen and
                                                      score_rejected (UltraFeedback)
@@ -32,8 +32,8 @@ class Ranking(NamedTuple):
     """prompt: what is responded to. responses: what follows it, each ending with an assistant's
     message. rank: 0 is the best, equals a tie. preference: the probability that the ranking holds.
     score: a rating of each response, 0 where there is none. labelled: whether rank is instead
-    whether the one response is undesirable. variables: what the template is given besides
-    messages."""
+    whether the one response is undesirable. variables: inputs of the template other
+    than messages."""
 
     prompt: Turns
     responses: tuple[Turns, ...]
@@ -50,7 +50,7 @@ class Unusable(ValueError):
 
 
 def read(record: records.Record, format: Format | None) -> Ranking:
-    """What the record says; format None detects its format by its fields.
+    """The ranking in a record; format None detects its format by its fields.
 
     Raises: Unusable for a record that compares nothing; ValueError naming the record's place for a
     missing field or a value that means nothing.
@@ -265,7 +265,7 @@ def _apart(
 
 def _parted(record: records.Record, a: Turns, b: Turns) -> tuple[Turns, Turns, Turns]:
     """The turns that both begin with, and how each goes on. Where they part in the user's turn, the
-    assistant's before it is of both responses: it then says nothing of which is better."""
+    assistant's before it is of both responses: it then does not show which is better."""
     same = 0
     while same < min(len(a), len(b)) and a[same] == b[same]:
         same += 1

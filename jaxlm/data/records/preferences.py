@@ -23,7 +23,7 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 _NAMED = 8  # records named for each reason
 
@@ -35,12 +35,12 @@ class Preferences:
     source: str
     """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
     format: preference_formats.Format | None = None
-    """What a record looks like (preference_formats.py); None detects it by each record's fields.
+    """Format of a record (preference_formats.py); None detects it by each record's fields.
     Labelled ones are read only where they are named: they compare nothing."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     template: str = "plain"
-    """How messages become text: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
+    """Template of messages: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
     holdout: float = 0.05
     """The fraction of prompts held out for evaluation, chosen by each prompt's hash."""
     seq: int = 512
@@ -100,7 +100,7 @@ class Ranked:
     seq: int
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.examples)
 
     def read(self, rows: np.ndarray) -> batch.Choices:
@@ -181,8 +181,8 @@ def encode(
     made: template.Template,
     tokenizer: interface.Tokenizer,
 ) -> list[Text]:
-    """The prompt with each response, tokenised once; what the prompt's own assistant turns say is
-    not learnt.
+    """The prompt with each response, tokenised once; the prompt's own assistant turns are not
+    learnt.
 
     Raises: rankings.Unusable where a response has several answers of which the template writes the
     earlier otherwise once others follow; ValueError as `template.documents`.
@@ -206,7 +206,7 @@ def encode(
 
 
 def _common(texts: Sequence[Text]) -> int:
-    """How many tokens of their prompt all texts begin with."""
+    """Number of tokens of the prompt that all texts share at their beginning."""
     size = min(text.start for text in texts)
     same = np.ones(size, bool)
     for text in texts:
@@ -293,7 +293,7 @@ def _mismatched(
             both = one.ranking._replace(responses=(*one.ranking.responses, *other.responses))
             try:
                 example, cut = _example(both, made, tokenizer, data.seq)
-            except preference_formats.Unusable:  # too long behind this prompt
+            except preference_formats.Unusable:  # too long after this prompt
                 continue
             out.append(_Read(one.ranking, example, cut))
             break

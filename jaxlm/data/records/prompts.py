@@ -1,9 +1,9 @@
-"""Prompts to batches: what a policy is asked, and the record by which its response is judged.
+"""Prompts to batches: prompts of a policy, and the records by which its responses are judged.
 
     {"prompt": "12 + 30 =", "answer": "42"}
     {"messages": [{"role": "user", "content": "12 + 30 ="}], "answer": "42"}
 
-A prompt is a string or a list of messages, and ends where the assistant is to speak: an assistant's
+A prompt is a string or a list of messages, and ends where the assistant answers: an assistant's
 message at the end of `messages` is left out, so that records to imitate serve as prompts too. A
 field `system` holds the system message, if there is one; `tools`, `documents` and
 `chat_template_kwargs` go to the chat template. All other fields are the reward's business. Every
@@ -26,14 +26,14 @@ from jaxlm.data.tally import Tally
 from jaxlm.data.templates import template
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What is prepared of equal records and settings is equal only while this is.
+# Examples prepared from equal records and settings are equal only while this is.
 _VERSION = 2
 _NAMED = 8  # records named that were left out
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, and in which batches they are asked."""
+    """Prompts, and their batches."""
 
     source: str
     """A file, directory or glob of .jsonl, .json or .parquet (.gz and .zst too)."""
@@ -43,20 +43,20 @@ class Prompts:
     before: str = ""
     """Text in front of the user's last message: an instruction, e.g. to think step by step."""
     after: str = ""
-    """Text behind the user's last message."""
+    """Text after the user's last message."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     template: str = "plain"
-    """How messages become text: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
+    """Template of messages: a name, a .jinja file, or `tokenizer` for the tokenizer's own."""
     holdout: float = 0.05
     """The fraction of prompts held out for evaluation, chosen by each prompt's hash."""
     seq: int = 256
-    """Tokens of a prompt at most (P); the response has its own room behind them."""
+    """Tokens of a prompt at most (P); the response has its own room after them."""
     long: Literal["drop", "refuse"] = "drop"
-    """What becomes of longer prompts: left out, counted and named; or the run does not start. None
+    """Treatment of longer prompts: left out, counted and named; or the run does not start. None
     is ever cut."""
     batch: int = 16
-    """Prompts that are asked at a time (B), over all processes."""
+    """Prompts in a step (B), over all processes."""
     seed: int = 0
     """Decides the order of the prompts."""
     workers: int = 0
@@ -97,7 +97,7 @@ class Rows:
     seq: int
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.asked)
 
     def read(self, rows: np.ndarray) -> batch.Prompts:
@@ -110,7 +110,7 @@ class Rows:
         return self.asked[row].record
 
     def text(self, row: int) -> str:
-        """What the record asks, without the template and what stands before or after."""
+        """The prompt of the record, without the template and the texts before and after it."""
         return self.asked[row].text
 
 
@@ -132,9 +132,9 @@ def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
 
 
 def prepare(data: Prompts) -> examples.Split:
-    """The prompts of a source, split by what they ask, and the facts that decide them.
+    """The prompts of a source, split by their contents, and the facts that decide them.
 
-    Raises: ValueError naming the record's place for one that asks nothing, for a prompt longer than
+    Raises: ValueError naming the record's place for one without a prompt, for a prompt longer than
     `seq` where long="refuse", and if no record is left; FileNotFoundError as `records.read`.
     """
     data.validate()
@@ -204,7 +204,7 @@ def _tokens(
 
 
 def _said(data: Prompts, record: records.Record) -> tuple[Message, ...]:
-    """The messages that a record asks with, as it has them."""
+    """The messages of a record's prompt, as stored in it."""
     names = ("prompt", "messages", "question") if data.field is None else (data.field,)
     name = next((n for n in names if n in record.value), None)
     if name is None:

@@ -70,7 +70,7 @@ def key(value: Any) -> str:
 
 
 def digest(parts: Sequence[Any]) -> str:
-    """A sha256 over JSON values: the identity of what was made of records and settings."""
+    """A sha256 over JSON values: the identity of data prepared from records and settings."""
     return hashlib.sha256(key(list(parts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""Where documents come from: files, corpora of this machine, and their splits."""
+"""Sources of documents: files, corpora of this machine, and their splits."""

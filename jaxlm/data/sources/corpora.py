@@ -34,7 +34,7 @@ class Corpus(NamedTuple):
     help: str
 
 
-# Not prose, generated, or other people's packages: excluded wherever they stand in a path.
+# Not prose, generated, or other people's packages: excluded wherever they are in a path.
 _EXCLUDED = {
     "test",
     "tests",

@@ -82,7 +82,7 @@ def _listing_fsspec(source: str, wild: bool) -> tuple[str, list[str]]:
     scheme = source.split("://")[0] + "://"
     fs, path = _fsspec(source)
     if wild:
-        # What glob returns has lost its scheme; so does the root it is compared with.
+        # Paths from glob have lost their scheme; so does the root they are compared with.
         found, root = fs.glob(path), _fixed(path)
     elif fs.isfile(path):
         return source.rsplit("/", 1)[0], [source]

@@ -7,10 +7,10 @@ length + 1 (`Data(seq=128)` for the default 127) a row is one document, whole, w
 the end of the document. That one is certain, since the length is fixed, so the best possible loss
 is the entropy of the document over length + 1 tokens: `entropy(source).nats_per_token`.
 
-machine   sources with a state that can be told: exact
+machine   sources with a state that the text determines: exact
 tree      chains of fixed order, context trees of variable order
 hidden    hidden Markov chains: bounds from both sides; automata
-learner   what an ideal learner of a machine would lose, in closed form
+learner   the loss of an ideal learner of a machine, in closed form
 """
 
 import dataclasses
@@ -169,7 +169,7 @@ def _texts(cfg: Config, built: Built) -> Iterator[str]:
 
 
 def _label(cfg: Config) -> str:
-    """What decides the documents: every field but how many there are."""
+    """The identity of the documents: every field but their number."""
     facts = dataclasses.asdict(cfg)
     del facts["documents"]
     return f"known/1/{type(cfg).__name__}/{sorted(facts.items())}"

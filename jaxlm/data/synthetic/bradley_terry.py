@@ -1,9 +1,9 @@
 """Preferences of exactly known truth: how near to what can be known does a reward model come?
 
 A prompt begins with one of four letters, a response has one to eight of them. The prompt's letter
-is liked, the others are not; two responses are compared as Bradley and Terry say, lists are ranked
-as Luce 1959 says, of which every pair is compared the same way. So the reward behind every label,
-and the best that any model can reach, are known numbers.
+is liked, the others are not; two responses are compared as in Bradley and Terry, lists are
+ranked as in Luce 1959, of which every pair is compared the same way. So the reward behind every
+label, and the best that any model can reach, are known numbers.
 
     {"prompt": "cyw:", "chosen": "cacbc", "rejected": "bdca"}
     {"prompt": "cyw:", "responses": ["bdca", "cc", "ccda", "bbb"], "ranks": [3, 1, 2, 4]}
@@ -33,7 +33,7 @@ class Limit(NamedTuple):
 
 
 def reward(prompt: str, response: str) -> float:
-    """What the labels of `pairs` and `lists` follow."""
+    """The true reward, which the labels of `pairs` and `lists` follow."""
     return sum(LIKED if letter in prompt else OTHER for letter in response)
 
 
@@ -61,8 +61,8 @@ def lists() -> Iterator[dict[str, Any]]:
 
 
 def answers() -> Iterator[dict[str, Any]]:
-    """Records {prompt, completion} with responses as `pairs` compares, liked or not: what a policy
-    that knows no taste writes. The same on every machine."""
+    """Records {prompt, completion} with responses as `pairs` compares, liked or not: what an
+    indifferent policy writes. The same on every machine."""
     draw = random.Random(SEED + 2)
     for _ in range(PROMPTS):
         yield {"prompt": _prompt(draw), "completion": _responses(draw, 1)[0]}
@@ -94,7 +94,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-# Of Python's generator only `random` is promised to give the same numbers in every version.
+# Only `random` of Python's generator is promised to give the same numbers in every version.
 def _choose(draw: random.Random, among: str) -> str:
     return among[int(draw.random() * len(among))]
 

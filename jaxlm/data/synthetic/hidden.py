@@ -1,6 +1,6 @@
-"""Sources with a state that is not said: hidden Markov chains, and automata whose state follows.
+"""Sources with a hidden state: hidden Markov chains, and automata whose state follows.
 
-Of a hidden Markov chain the entropy has no closed form. It lies between two sequences that meet:
+Of a hidden Markov chain the entropy has no closed form. It is bounded by two sequences that meet:
 
     H(X_n | X_1 .. X_n-1, S_1)  <=  H(X_m | X_1 .. X_m-1)  <=  H(X_n | X_1 .. X_n-1),   m >= n
 
@@ -43,8 +43,8 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Unifilar:
-    """An automaton: state and symbol decide the next state, so that who has read the document from
-    its beginning knows it, though no number of last symbols may tell it."""
+    """An automaton: state and symbol decide the next state, so that the whole document up to a
+    symbol determines it, though no number of last symbols may do so."""
 
     states: int = 8
     """States, 2 .. 256."""

@@ -1,8 +1,8 @@
-"""What an ideal learner of a known source would lose: a law's ground truth without training.
+"""The loss of an ideal learner of a known source: a law's ground truth without training.
 
 The learner keeps N of the source's contexts, those that come oftest, and has read D symbols. In a
-context that it keeps it predicts by what it counted there, mixed with what the source says on
-average of all contexts, worth `prior` symbols; elsewhere by that average alone:
+context that it keeps it predicts by what it counted there, mixed with the source's average
+over all contexts, worth `prior` symbols; elsewhere by that average alone:
 
     L(N, D) = sum over kept s of visits_s E[-log (k_x + prior q_x) / (n + prior)]
             + sum over others of visits_s sum_x p(x|s) (-log q_x)

@@ -1,7 +1,7 @@
-"""Finite-state sources whose entropy is exact: what state s may say, and where each symbol leads.
+"""Finite-state sources whose entropy is exact: the symbols of state s, and where each leads.
 
 The next state follows from the state and the symbol (the source is unifilar), and a document begins
-in state 0. So whoever has read a document from its beginning knows the state, and the best possible
+in state 0. So a document read from its beginning determines the state, and the best possible
 prediction of the next symbol is that state's row: the entropy of a document is the expected sum of
 its states' entropies. Shannon 1948, section 7; Cover & Thomas 2006, section 4.2.
 
@@ -18,7 +18,7 @@ _BLOCK = 2048  # documents whose bits are drawn at once
 
 
 class Machine(NamedTuple):
-    """weights [S, A] int64, rows that sum to TOTAL; following [S, A] int32, the state behind each
+    """weights [S, A] int64, rows that sum to TOTAL; following [S, A] int32, the state after each
     symbol. A document begins in state 0."""
 
     weights: np.ndarray
@@ -75,7 +75,7 @@ def forward(machine: Machine, share: np.ndarray) -> np.ndarray:
 
 
 def visits(machine: Machine, length: int) -> np.ndarray:
-    """[S]: how often a document of `length` symbols is expected to speak in each state."""
+    """[S]: the expected number of visits to each state in a document of `length` symbols."""
     share = np.zeros(len(machine.weights))
     share[0] = 1.0
     total = np.zeros_like(share)
@@ -94,7 +94,7 @@ def rate(machine: Machine, width: float = 1e-12, most: int = 20_000) -> tuple[fl
     """(entropy rate in nats a symbol, bound on its error) of the endless source.
 
     With h the states' entropies and P the states' transitions, the rate is pi P^n h for every n, so
-    it lies between the least and the largest element of P^n h: bounds that hold at every n, and
+    it is between the least and the largest element of P^n h: bounds that hold at every n, and
     that meet where there is one class of states. P is made lazy, (P + 1) / 2, for periodic sources:
     pi stays. Stops at `width` nats or after `most` rounds.
     """
@@ -122,7 +122,7 @@ def sample(machine: Machine, label: str, block: int, length: int) -> np.ndarray:
 
 def score(machine: Machine, symbols: np.ndarray) -> np.ndarray:
     """[n] nats of documents, symbols [n, L], under the source itself: the ideal predictor."""
-    with np.errstate(divide="ignore"):  # what the source never says costs infinitely much
+    with np.errstate(divide="ignore"):  # what the source never writes costs infinitely much
         cost = -np.log(machine.weights / TOTAL)
     state = np.zeros(len(symbols), np.int64)
     total = np.zeros(len(symbols))

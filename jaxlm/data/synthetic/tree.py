@@ -1,6 +1,6 @@
 """Markov sources of fixed and of variable order, with Zipf's law in every context.
 
-A context is what was said last, the newest symbol last. Symbol 0 is the commonest everywhere, so
+A context is the last symbols, the newest last. Symbol 0 is the commonest everywhere, so
 contexts come with frequencies that fall over many decades, as words and phrases do: a learner meets
 a few all the time and most hardly ever, which is what makes its loss a power law of the data it has
 read and of what it can keep (Hutter 2021, "Learning curve theory"; Michaud et al. 2023, "The
@@ -50,11 +50,11 @@ class Tree:
     depth: int = 2
     """Symbols of the longest context."""
     fan: int = 64
-    """How many of the symbols, from the commonest down, extend a context."""
+    """Number of symbols, from the commonest down, that extend a context."""
     zipf: float = 1.2
     """Probabilities in every context fall as rank ** -zipf."""
     change: int = 6
-    """How far a context's ranking is from that of the shorter one in it: a symbol's rank is
+    """Distance of a context's ranking from that of the shorter one in it: a symbol's rank is
     multiplied by a factor from 1 to 1 + change, and the products are ranked anew. 0: not at all."""
     seed: int = 0
     """Decides rankings and documents."""
@@ -94,7 +94,7 @@ def tree(cfg: Tree) -> machine.Machine:
     rank = np.arange(size)[None]
     ranks = [rank]
     for d in range(1, cfg.depth + 1):
-        # y0 y1 .. yd stands at y0 * (contexts of d symbols) + (y1 .. yd): copies of all of these
+        # y0 y1 .. yd is at y0 * (contexts of d symbols) + (y1 .. yd): copies of all of these
         rank = np.tile(rank, (cfg.fan if d > 1 else size, 1))
         drawn = machine.bits(f"tree/{cfg.seed}/{d}", rank.size).reshape(rank.shape)
         key = (rank + 1) * (256 + cfg.change * drawn.astype(np.int64))
@@ -114,9 +114,9 @@ def _check(name: str, deepest: int, alphabet: int, fan: int) -> None:
 
 
 def _following(alphabet: int, deepest: int, fan: int) -> np.ndarray:
-    """[S, alphabet] int32: the longest context of the tree that ends what was said.
+    """[S, alphabet] int32: the longest context of the tree that ends the document so far.
 
-    Contexts of d symbols y1 .. yd, of which all but yd are below `fan`, stand behind all shorter
+    Contexts of d symbols y1 .. yd, of which all but yd are below `fan`, come after all shorter
     ones at place (y1 fan^(d-2) + .. + y(d-1)) alphabet + yd.
     """
     counts = [1] + [alphabet * fan ** (d - 1) for d in range(1, deepest + 1)]
@@ -125,7 +125,7 @@ def _following(alphabet: int, deepest: int, fan: int) -> np.ndarray:
     for d in range(deepest + 1):
         place = np.arange(counts[d])
         last, before = (place % alphabet, place // alphabet) if d else (place, place)
-        # how many of the newest symbols may stay beside the next one
+        # how many of the newest symbols may stay along with the next one
         kept = np.where(last < fan, d, 0) if d else np.zeros(1, np.int64)
         kept = np.minimum(kept, deepest - 1)
         value = np.where(kept > 0, before * fan + last, 0)

@@ -1,7 +1,7 @@
-"""How conversations are written: the published layouts, as Jinja templates (see template.py).
+"""Layouts of conversations: the published ones, as Jinja templates (see template.py).
 
-`begin` is the token that stands before every document (bos, or eos where a tokenizer has no bos).
-Where a template asks whether to write a generation prompt, that prompt is exactly what stands
+`begin` is the token that precedes every document (bos, or eos where a tokenizer has no bos).
+Where a template checks whether to write a generation prompt, that prompt is exactly the text
 before the assistant's message otherwise.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """source: Jinja. needs: special tokens that the tokenizer must have. between: what stands
+    """source: Jinja. needs: special tokens that the tokenizer must have. between: the text
     between an instruction and the text that it is about, where a record has both."""
 
     source: str
@@ -94,7 +94,7 @@ _LLAMA3 = """{{ begin }}
 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}"""
 
-# Gemma Team 2024, section 5 (table 4). A system message stands before the first user's.
+# Gemma Team 2024, section 5 (table 4). A system message comes before the first user's.
 _GEMMA = """{{ begin }}{%- set sys = '' %}{%- set turns = messages %}
 {%- if messages[0].role == 'system' %}
 {%- set sys = messages[0].content + '\n\n' %}{%- set turns = messages[1:] %}

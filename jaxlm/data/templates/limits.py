@@ -1,4 +1,4 @@
-"""Limits of what a chat template may spend: it comes with a checkpoint, and so from anywhere.
+"""Limits of a chat template in time and output: it comes with a checkpoint, and so from anywhere.
 
 Jinja's sandbox keeps a template from the files and functions of this process, and lets it compute
 for ever. Here it ends after SECONDS, and nothing that it makes has more than SIZE characters:
@@ -26,11 +26,11 @@ SIZE = 20_000_000
 SOURCE = 1_000_000
 _NUMBER, _PARTS = 1_000_000, 200_000
 _BITS = 10_000
-_WIDTH = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|\{[^{}]*\{")  # in a format: wide, or as wide as told
+_WIDTH = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|\{[^{}]*\{")  # in a format: wide, or by an argument
 
 
 class _Spent(threading.local):
-    """What the render of this thread has spent: until when it may run, and what it has made."""
+    """Budget of this thread's render: until when it may run, and the size of its output so far."""
 
     until = float("inf")
     size = 0
@@ -125,14 +125,14 @@ def _weight(*values: Any) -> int:
 
 
 def _finalised(value: Any) -> Any:
-    """What an expression writes."""
+    """Counts and returns the value that an expression writes."""
     _SPENT.size += len(value) if isinstance(value, str) else _weight(value)
     _fits(_SPENT.size)
     return value
 
 
 def _joined(parts: list[Any]) -> str:
-    """What the operator ~ makes."""
+    """The result of the operator ~."""
     texts = [part if isinstance(part, str) else str(_weighed(part)) for part in parts]
     _fits(sum(map(len, texts)))
     return "".join(texts)

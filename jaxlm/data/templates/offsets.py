@@ -1,10 +1,10 @@
-"""Rendered text to tokens, with the characters that each token stands for.
+"""Rendered text to tokens, with the characters of each token.
 
     text      <|im_start|>assistant\\n"Yes<|im_end|>\\n
     segments  <|im_start|> | assistant\\n"Yes | <|im_end|> | \\n
 
 A special token that a template wrote is one id. The text between two of them is encoded as a whole,
-as every tokenizer does: what an answer begins with is encoded behind the end of its prompt. Where
+as every tokenizer does: the beginning of an answer is encoded after the end of its prompt. Where
 the answer begins is a place among characters, and decides no id.
 """
 
@@ -33,11 +33,11 @@ class Text(NamedTuple):
     ends: list[int]
 
     def before(self, place: int) -> int:
-        """How many tokens end at a character or before it."""
+        """Number of tokens that end at a character or before it."""
         return bisect.bisect_right(self.ends, place)
 
     def begun(self, place: int) -> int:
-        """How many tokens begin before a character."""
+        """Number of tokens that begin before a character."""
         return bisect.bisect_left(self.starts, place)
 
 

@@ -1,4 +1,4 @@
-"""Conversations under one template: their text, their tokens, and where the assistant speaks."""
+"""Conversations under one template: their text, their tokens, and the assistant's parts."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -94,8 +94,8 @@ class Writer:
         return value
 
     def text(self, count: int, ask: bool) -> tuple[str, list[tuple[int, int]] | None]:
-        """(what the template makes of the first `count` messages, its {% generation %} blocks or
-        None if it has none). ask: with the generation prompt."""
+        """(the text of the first `count` messages, its {% generation %} blocks or None
+        if it has none). ask: with the generation prompt."""
         if (count, ask) not in self._texts:
             self._texts[count, ask] = self._rendered(self._messages[:count], ask)
         return self._texts[count, ask]
@@ -153,8 +153,8 @@ class Writer:
         return self.text(number, False)[0] if number else ""
 
     def _start(self, number: int, text: str, asked: str) -> int:
-        """Where the answer begins: behind the generation prompt, or behind as much of it as stands
-        before every answer."""
+        """The place where the answer begins: after the generation prompt, or after as much of it as
+        precedes every answer."""
         if text.startswith(asked):
             return len(asked)
         anything = {"role": "assistant", "content": self._probe}
@@ -186,7 +186,7 @@ class Writer:
         return text[:end] == turn.text[:end]
 
     def check_complete(self, number: int) -> None:
-        """Raises: ValueError where the template leaves out part of what this message says."""
+        """Raises: ValueError where the template leaves out part of this message."""
         turn, message = self.turn(number), self._messages[number]
         before = len(_shared(self._before(number), turn.text))
         written = turn.text[before : turn.spans[-1][1]]
@@ -239,7 +239,7 @@ _NAMES = ("role", "name")
 
 
 def _shared(a: str, b: str) -> str:
-    """What two texts both begin with."""
+    """The longest common beginning of two texts."""
     size = min(len(a), len(b))
     if a[:size] == b[:size]:
         return a[:size]

@@ -11,9 +11,9 @@
 A template renders text, and the text is encoded as a whole (segments.py): the ids of a conversation
 are those that transformers gives it. Then
 
-- an answer begins behind the template's own generation prompt and ends with the last special token
-  of its turn, which is learnt too; a template with {% generation %} blocks says both itself;
-- a token with a character of the answer is the answer's, those on its edges too. What stands before
+- an answer begins after the template's own generation prompt and ends with the last special token
+  of its turn, which is learnt too; a template with {% generation %} blocks marks both itself;
+- a token with a character of the answer is the answer's, those on its edges too. What comes before
   it is the prompt that generation starts from, token for token, unless the tokenizer joins the end
   of the prompt with the beginning of the answer (`rendering.Span.apart`);
 - a special token's name that somebody typed is text: only the template can write special tokens.
@@ -50,9 +50,9 @@ _BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class Template(NamedTuple):
-    """name: as it was asked for. source: Jinja. needs: special tokens that a tokenizer must have.
-    between: what stands between an instruction and the text that it is about. variables: what it
-    is given besides messages."""
+    """name: as given to `load`. source: Jinja. needs: special tokens that a tokenizer must have.
+    between: the text between an instruction and the text that it is about. variables: its inputs
+    other than messages."""
 
     name: str
     source: str
@@ -62,7 +62,7 @@ class Template(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What decides the text that it makes of messages."""
+        """The source and variables, which decide the text rendered from messages."""
         said = json.dumps(self.variables, sort_keys=True) if self.variables else ""
         return f"{self.source}{said}"
 
@@ -192,14 +192,14 @@ def documents(
 def prompt(
     template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
 ) -> np.ndarray:
-    """int32[n]: what stands before the assistant's next message. `encode` of the conversation with
+    """int32[n]: the tokens before the assistant's next message. `encode` of the conversation with
     that message begins with it, unless its `Span` is apart. Raises: ValueError as `encode`."""
     text, _ = (writer := _writer(template, tokenizer, messages)).text(len(messages), True)
     return np.array(writer.tokens(text).ids, np.int32)
 
 
 def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """The ids that end an assistant's turn: what the template writes there, and eos."""
+    """The ids that end an assistant's turn: the template's last token there, and eos."""
     found = encode(template, tokenizer, [Message("user", "a"), Message("assistant", "b")])
     last = int(found.tokens[found.answer][-1])
     return tuple(dict.fromkeys((last, tokenizer.special["eos"])))
@@ -296,7 +296,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _render(template: Template, context: dict[str, Any]) -> str:
-    """The text that a template makes of a context. Raises: ValueError where it refuses it."""
+    """The text of a context under a template. Raises: ValueError where it refuses it."""
     more = {"tools": None, "documents": None, "raise_exception": _refuse} | _clock(template)
     try:
         return _compiled(template.source).render(more | context)
@@ -305,9 +305,8 @@ def _render(template: Template, context: dict[str, Any]) -> str:
 
 
 def _clock(template: Template) -> dict[str, Any]:
-    """`strftime_now` at a date that stands still: what is trained on must not depend on the day. A
-    template that asks whether there is a clock is told that there is none, unless a date is
-    given."""
+    """`strftime_now` at a fixed date: training data must not depend on the day. A template that
+    checks whether there is a clock finds none, unless a date is given."""
     if CLOCK not in template.variables and "strftime_now" in _read_by(template).guarded:
         return {}
     today = datetime.datetime.fromisoformat(template.variables.get(CLOCK, _TODAY))
@@ -321,7 +320,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def _read_by(template: Template) -> variables.Reads:
-    """What a template reads. Raises: ValueError for one that is no Jinja."""
+    """The Reads of a template. Raises: ValueError for one that is no Jinja."""
     try:
         return _read_by_source(template.source)
     except jinja2.TemplateError as error:

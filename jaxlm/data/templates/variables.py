@@ -1,4 +1,4 @@
-"""What a chat template reads, from its syntax: nothing is rendered."""
+"""Variables and fields that a chat template reads, from its syntax: nothing is rendered."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from jinja2 import nodes
 class Reads(NamedTuple):
     """variables: names that the template looks up. fields: those of a message that it reads; every
     field where `whole`: it writes messages as they are. roles: it writes the names of roles.
-    words: its string constants. searched: those that it looks for in texts. guarded: variables of
-    which it asks whether they are defined. nullable: fields of a message of which it asks whether
-    they are null."""
+    words: its string constants. searched: those that it looks for in texts. guarded: variables
+    that it tests for being defined. nullable: fields of a message that it tests for being
+    null."""
 
     variables: frozenset[str]
     fields: frozenset[str]
@@ -27,7 +27,7 @@ _DUMPS = frozenset(("tojson", "string", "dictsort", "items", "pprint"))
 
 
 def of(tree: nodes.Template) -> Reads:
-    """What a parsed template reads. A message is an element of `messages`, under any name that a
+    """The Reads of a parsed template. A message is an element of `messages`, under any name that a
     loop, an assignment or a macro's argument gives it."""
     names = _messages(tree)
     fields: set[str] = set()

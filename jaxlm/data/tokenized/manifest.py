@@ -39,7 +39,7 @@ class Split(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Everything a run must know before it reads a token.
+    """Everything a run needs before it reads a token.
 
     `tokens` count what the records hold: begin, text, eos. `python` is the interpreter's release
     for a corpus of the standard library, whose text depends on it, else None.

@@ -24,8 +24,8 @@ def _verify(folder: pathlib.Path) -> None:
 def prepare(data: pretraining.Data, cache_dir: str, workers: int = 0) -> str:
     """The shards directory of a run's data: the source itself if it is one, else a cached copy.
 
-    A raw source is tokenised once into `cache_dir`, under a name made of its fingerprint, field,
-    tokenizer and holdout, and found there by every later run. Several processes may ask at once:
+    A raw source is tokenised once into `cache_dir`, under a name of its fingerprint, field,
+    tokenizer and holdout, and found there by every later run. Several processes may do so at once:
     each works in a directory of its own and the first to finish names it. A copy of which a file
     is damaged or missing is named in a warning and made again.
 

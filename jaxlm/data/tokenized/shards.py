@@ -83,7 +83,7 @@ def tokenize(
 
 
 class Facts(NamedTuple):
-    """What decides the content of shards."""
+    """Facts that decide the content of shards."""
 
     source: str
     field: str
@@ -255,10 +255,10 @@ class Shards:
         return self.docs([number])[0]
 
     def docs(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The tokens of several documents, in the order asked; one read a shard.
+        """The tokens of several documents, in the order given; one read a shard.
 
         Raises: IndexError for a number outside 0..documents-1; ValueError naming a shard whose
-        record does not have the length that the index says, and an id that the model lacks.
+        record does not have the length in the index, and an id that the model lacks.
         """
         wanted = np.asarray(numbers, np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.documents:

@@ -47,7 +47,7 @@ class Bytes:
         return tokenizer.ByteStream(_PIECES)
 
     def save(self, folder: str) -> None:
-        """Nothing to write: the kind's name says it all."""
+        """Writes nothing: the kind's name is all there is to store."""
 
 
 def load(folder: str, special: dict[str, int]) -> Bytes:

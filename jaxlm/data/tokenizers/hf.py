@@ -11,7 +11,7 @@ from jaxlm.core import json_file
 from jaxlm.data.tokenizers import tokenizer
 
 _FILE = "tokenizer.json"
-# What the usual tokenizer.json call their ends, for files without a tokenizer_config.json.
+# Names of the ends in the usual tokenizer.json, for files without a tokenizer_config.json.
 _EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
 _BOS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[CLS]")
 _PAD = ("<pad>", "<|pad|>", "[PAD]")
@@ -26,7 +26,7 @@ _NAMED = re.compile(
 class HuggingFace:
     """A tokenizer.json. The interface is tokenizer.Tokenizer's.
 
-    Only what the file says decides the ids; text is encoded without the file's own bos and eos,
+    Only the file's contents decide the ids; text is encoded without the file's own bos and eos,
     and special tokens spelled in the text are text. `lossless` holds for byte-level models without
     a normaliser.
     """
@@ -123,7 +123,7 @@ class HuggingFace:
             return tokenizer.Located(found.ids, *_columns(found.offsets, 0))
         if _BEFORE in text:
             raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
-        # Behind a token, even one that is not special, a text is encoded as behind every other.
+        # After a token, even one that is not special, a text is encoded as after every other.
         if self._inner is None:
             self._inner = _with_token(self._tokenizer.to_str(), _BEFORE)
         found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
@@ -218,7 +218,7 @@ def _columns(offsets: Sequence[tuple[int, int]], shift: int) -> tuple[list[int],
 
 
 def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], bool]:
-    """(special tokens by spelling, whether text behind one is encoded as at the beginning)."""
+    """(special tokens by spelling, whether text after one is encoded as at the beginning)."""
     added = t.get_added_tokens_decoder()
     found = {
         token.content: tokenizer.Mark(i, token.lstrip, token.rstrip)
@@ -235,9 +235,9 @@ def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], 
 
 
 def byte_letters() -> list[str]:
-    """The visible letter that stands for each byte in byte-level vocabularies. GPT-2's rule.
+    """The visible letter of each byte in byte-level vocabularies. GPT-2's rule.
 
-    Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 onwards.
+    Printable Latin-1 is itself; the other 68 bytes, in order, are U+0100 onwards.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in visible]
@@ -317,9 +317,9 @@ def load(kind: str, folder: str, special: dict[str, int]) -> HuggingFace:
 
 
 def load_file(path: str) -> HuggingFace:
-    """A tokenizer.json from anywhere; its ends come from tokenizer_config.json beside it, if any.
+    """A tokenizer.json from anywhere; its ends come from tokenizer_config.json next to it, if any.
 
-    Raises: ValueError if the file is not one, or if no token can be told to be eos.
+    Raises: ValueError if the file is not one, or if no token can be identified as eos.
     """
     rules = json_file.read_object(pathlib.Path(path))
     text = pathlib.Path(path).read_text("utf-8")

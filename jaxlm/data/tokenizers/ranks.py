@@ -14,7 +14,7 @@ _FILE = "ranks.tiktoken"
 _RULES = "ranks.json"
 
 # A rank file holds neither its splitting pattern nor its special tokens. These are what OpenAI
-# published for the file names below; any other file needs a .json of the same shape beside it.
+# published for the file names below; any other file needs a .json of the same shape next to it.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -101,7 +101,7 @@ def load(folder: str, special: dict[str, int]) -> Tiktoken:
 
 
 def load_file(path: str) -> Tiktoken:
-    """A .tiktoken file; rules by its well-known name, or from the .json of its name beside it.
+    """A .tiktoken file; rules by its well-known name, or from the .json of its name next to it.
 
     Raises: ValueError naming the line that is not `base64 rank`, missing single bytes, or missing
     rules.

@@ -1,4 +1,4 @@
-"""The one interface of every tokenizer, and what follows from it."""
+"""The one interface of every tokenizer, and functions that follow from it."""
 
 import codecs
 import re
@@ -16,12 +16,12 @@ class Stream(Protocol):
         ...
 
     def finish(self) -> str:
-        """What was still held back; an unfinished character becomes U+FFFD."""
+        """The text still held back; an unfinished character becomes U+FFFD."""
         ...
 
 
 class Located(NamedTuple):
-    """The ids of a text, and [start, end): the characters that each of them stands for."""
+    """The ids of a text, and [start, end): the characters of each."""
 
     ids: list[int]
     starts: list[int]
@@ -30,7 +30,7 @@ class Located(NamedTuple):
 
 class Mark(NamedTuple):
     """A special token as a chat template writes it: its id, and whether it takes up the white space
-    before (left) and behind it (right)."""
+    before (left) and after it (right)."""
 
     id: int
     left: bool = False
@@ -38,10 +38,10 @@ class Mark(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What every kind does. Laws, tested for each:
+    """The interface of every kind. Laws, tested for each:
 
     - Encoding plain text never yields a special id: a document that contains "<eos>" is text.
-      (WordPiece's [UNK] is the exception: it is how that kind says "no such word".)
+      (WordPiece's [UNK] is the exception: it is how that kind marks "no such word".)
     - If `lossless`, `decode_bytes(encode(text))` is the text's UTF-8 for every text, and for every
       byte string given as `data.decode("utf-8", "surrogateescape")`.
     - `hash` depends on what decides the ids and on nothing else; equal hashes, equal ids.
@@ -88,7 +88,7 @@ class Tokenizer(Protocol):
 
 
 def begin(tokenizer: Tokenizer) -> int:
-    """The id that stands before every document: bos, or eos for a kind without bos (as GPT-2).
+    """The id that precedes every document: bos, or eos for a kind without bos (as GPT-2).
 
     With it a model predicts a document's first token too: bits per byte count every byte, and a
     sample may start from nothing. A prompt is `[begin(t), *t.encode(text)]`.
@@ -106,7 +106,7 @@ def named(special: dict[str, int]) -> dict[str, Mark]:
 
 
 class ByteStream:
-    """Stream of a kind whose ids each stand for fixed bytes."""
+    """Stream of a kind whose ids are fixed bytes each."""
 
     def __init__(self, pieces: Sequence[bytes]):
         self._pieces = pieces
@@ -117,14 +117,14 @@ class ByteStream:
         return self._decoder.decode(join(self._pieces, [token]))
 
     def finish(self) -> str:
-        """What was still held back."""
+        """The text still held back."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
 
 class TextStream:
-    """Stream of a kind whose ids mean something only beside their neighbours.
+    """Stream of a kind whose ids mean something only next to their neighbours.
 
     Decodes a short window twice, with and without the new id, and emits the difference; it holds
     back while the end is U+FFFD, a character that is not complete.
@@ -145,7 +145,7 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """What was still held back."""
+        """The text still held back."""
         text = self._new()
         self._context, self._pending = [], []
         return text
@@ -203,8 +203,8 @@ def locate_around(
 
 
 def spread(text: str, ids: Sequence[int], sizes: Sequence[int]) -> Located:
-    """The characters that each id stands for, where the ids' bytes, `sizes` many each, are those of
-    the text one after another."""
+    """The characters of each id, where the ids' bytes, `sizes` many each, are those of the text one
+    after another."""
     widths = [len(letter.encode("utf-8", "surrogateescape")) for letter in text]
     owner = np.repeat(np.arange(len(text)), widths)  # the character of each byte
     stops = np.cumsum(sizes, dtype=np.int64)

@@ -38,7 +38,7 @@ class Config:
     was given in this process, or of a module that JAXLM_FACTORIES names. An argument named `rngs`
     receives nnx.Rngs; a factory without it returns a linen module."""
     vocab: int = 256
-    """Token ids the module knows: the last axis of its logits."""
+    """Number of token ids: the last axis of its logits."""
     context: int = 1024
     """Longest sequence the module can read."""
     arguments: tuple[tuple[str, Scalar], ...] = ()
@@ -47,8 +47,8 @@ class Config:
     """Keyword arguments that the module's call takes along with tokens int32[B, T], among
     `from_flax.READS`: mask, segment_ids, positions, deterministic."""
     documents: Literal["apart", "joined"] = "apart"
-    """Whether documents packed into one row are kept apart, for which the module must read `mask`
-    or `segment_ids`, or a row is read as one text."""
+    """Treatment of documents packed into one row: kept apart, for which the module must read `mask`
+    or `segment_ids`, or read as one text."""
     axes: tuple[tuple[str, str], ...] = ()
     """(axis name in the module's metadata, axis name of jaxlm) pairs, such as ("mlp", "ffn"), for
     names that have no sharding rule here."""

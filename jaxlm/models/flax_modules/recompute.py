@@ -17,7 +17,7 @@ def in_order(
     at: At,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Logits [B, T, V] where padding stands at any place of a row: tokens are moved to the front,
+    """Logits [B, T, V] where padding may be at any place of a row: tokens are moved to the front,
     in their order, and their logits back, since a module may count positions by itself."""
     order = jnp.argsort(at.segments == 0, axis=1, stable=True)
 

@@ -83,7 +83,7 @@ def head(params: param.Tree) -> param.Tree:
 def logits(
     head: param.Tree, x: jax.Array, softcap: float | None = None, scale: float | None = None
 ) -> jax.Array:
-    """float32[..., V] logits of x [..., D], scaled and then capped as `build` says."""
+    """float32[..., V] logits of x [..., D], scaled and then capped, as in `build`."""
     if "unembed" in head:
         z = linear.einsum("...D,DV->...V", x, head["unembed"], jnp.float32)
     else:
@@ -101,7 +101,7 @@ def _append(
     x: jax.Array,
     spec: tuple[dict[str, param.Param], ...],
 ) -> Cache:
-    """The cache after writing T new slots behind the filled ones; each write is in place. A cache
+    """The cache after writing T new slots after the filled ones; each write is in place. A cache
     without slots (prefill) takes the size and dtype of what is written.
 
     Raises: ValueError for more tokens than slots.

@@ -38,7 +38,7 @@ def spec(
 ) -> param.Tree:
     """The weights of one layer: up, down, and with a gate gate [embed, ffn]; biases of each.
 
-    p is a shaper that knows `embed` and `ffn`. out starts the matrix into the residual stream and
+    p is a shaper of `embed` and `ffn`. out starts the matrix into the residual stream and
     init the others (by their fan-in if None).
     """
     ups = ("gate", "up") if gated else ("up",)

@@ -13,17 +13,17 @@ from jaxlm.ops.attention import At
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
-# What a block is given of the cache: its layer's entries and where every slot stands; None when
-# training.
+# The part of the cache that a block reads: its layer's entries and the place of every slot; None
+# when training.
 Memory = tuple[dict[str, jax.Array], At] | None
 
-# What a block returns beside x: with a memory, the entries to append to the cache; without, the
+# Second output of a block, after x: with a memory, the entries to append to the cache; without, the
 # layer's statistics (a mixture of experts has some, a dense layer none: {}).
 Out = dict[str, jax.Array]
 
 
 class Reach(NamedTuple):
-    """What one layer's attention costs: window, the keys a query sees on a side (None: all), pair,
+    """Cost of one layer's attention: window, the keys a query sees on a side (None: all), pair,
     the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v; and over,
     which keys these are: those of its own past, those around it (an encoder's), or of an
     encoder-decoder the source's."""
@@ -60,14 +60,14 @@ def attend(
     The rest is as `ops.attention.attend` has it.
 
     Raises: ValueError for a memory without a causal mask, or with shared tokens and a window: the
-    cache does not know which of its slots are shared.
+    cache does not record which of its slots are shared.
     """
     bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias}
     if memory is not None and not causal:
         raise ValueError("a model that reads both ways has no cache")
     if memory is not None and at.shared is not None and window is not None:
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
-    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
         run = functools.partial(attention.attend, causal=causal, kernel=plan.attention, **bends)

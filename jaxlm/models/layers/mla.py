@@ -1,15 +1,15 @@
 """Multi-head latent attention: keys and values of all heads from one small vector a token.
 DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C.
 
-A token's latent c [R] is what its keys and values are made of; beside it stands one rotary key
-[H_r], which all heads share, since a turned key could not be made from c by a constant matrix. The
-same function has two forms:
+A token's keys and values are computed from its latent c [R]; along with it there is one rotary key
+[H_r], which all heads share, since no constant matrix computes a rotated key from c. The same
+function has two forms:
 
     expanded   k = [c W_k, rope], v = c W_v, per head       training, prefill
     absorbed   q W_k^T and the rotary query meet [c, rope]; what they take from it, times W_v
 
-The cache holds [c, rope] alone, R + H_r elements a token, and the absorbed form reads it as it
-lies: multi-query attention in which the cache is both the key and the value.
+The cache holds [c, rope] alone, R + H_r elements a token, and the absorbed form reads it as
+stored: multi-query attention in which the cache is both the key and the value.
 """
 
 import jax
@@ -36,9 +36,9 @@ def spec(
 ) -> param.Tree:
     """The weights of one layer.
 
-    q_rank: size of the queries' own latent, None for queries made from the residual stream at
-    once. nope, rotary: the unturned and the turned dimensions of a head's query and key. value: a
-    head's value. out starts the matrix into the residual stream.
+    q_rank: size of the queries' own latent, None for queries computed directly from the residual
+    stream. nope, rotary: the unrotated and the rotated dimensions of a head's query and key.
+    value: a head's value. out starts the matrix into the residual stream.
     """
     wide = {"embed": embed, "heads": heads, "rank": rank, "q_rank": q_rank or 1}
     q, k, v, turned = (
@@ -82,12 +82,12 @@ def apply(
     q = h
     if "q_latent" in w:
         q = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["q_latent"]), w["q_latent_norm"], eps)
-    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])
+    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])  # [B, T, N, H_n + H_r]
     nope = w["k"].shape[-1]
     q, q_turned = q[..., :nope], q[..., nope:]
     q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)
     latent = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["latent"]), w["latent_norm"], eps)
-    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]
+    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]  # [B, T, 1, H_r]
     turned = rope.apply(turned, at.positions, rotary, interleaved)
 
     if memory is None or not memory[1].segments.shape[1]:
@@ -108,11 +108,11 @@ def _expanded(
     plan: Plan,
     scale: float,
 ) -> jax.Array:
-    """Every head's keys and values made from the latents; values [B, T, N, H_v]."""
+    """Attention with every head's keys and values computed from the latents; [B, T, N, H_v]."""
     k, v = (
         linear.einsum("BTR,RNH->BTNH", latent, jnp.swapaxes(w[name], 0, 1)) for name in ("k", "v")
     )
-    turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))
+    turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))  # [B, T, N, H_r]
     q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
     return mha.attend(q, k, v, at, None, plan, scale=scale)[0]
 
@@ -130,8 +130,8 @@ def _absorbed(
     """The same without a key or a value of any head: queries go down to the latents, and what they
     take there comes up as values [B, T, N, H_v]."""
     old, slots = memory
-    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))
-    q = jnp.concatenate([q, q_turned], -1)
+    q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))  # [B, T, N, R]
+    q = jnp.concatenate([q, q_turned], -1)  # [B, T, N, R + H_r]
     new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
     # The rotary part is weighted along with the values and left out after: to leave it out before
     # would copy the cache.
@@ -140,7 +140,7 @@ def _absorbed(
 
 
 def _joined(latent: jax.Array, turned: jax.Array) -> jax.Array:
-    """What the cache holds of each token, [B, T, R + H_r]."""
+    """The cache entry of each token, [B, T, R + H_r]."""
     return jnp.concatenate([latent, turned[:, :, 0]], -1)
 
 
@@ -151,5 +151,5 @@ def cache(batch: int, slots: int, rank: int, rotary: int) -> dict[str, param.Par
 
 
 def reach(heads: int, nope: int, rotary: int, value: int) -> mha.Reach:
-    """What a layer's attention costs in the expanded form: a key's and a value's elements."""
+    """Cost of a layer's attention in the expanded form: a key's and a value's elements."""
     return mha.Reach(None, 2 * heads * (nope + rotary + value))

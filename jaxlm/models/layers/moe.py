@@ -54,7 +54,7 @@ def spec(
 ) -> param.Tree:
     """The weights of one layer: router [D, E]; gate, up [E, D, F] and down [E, F, D].
 
-    p is a shaper that knows `embed`, `ffn` (of one expert) and `expert`, and `shared` = 1 where
+    p is a shaper of `embed`, `ffn` (of one expert) and `expert`, and `shared` = 1 where
     there is a shared_gate. out starts the matrices into the residual stream. bias: of the router
     and of all experts' matrices. select_bias [E]: what `routing.choose` takes; it gets no gradient
     and no decay, and `rebalance` moves it. shared: the `ffn.spec` of an expert that sees every
@@ -102,7 +102,7 @@ def apply(
     that found no place.
     """
     real = at.segments > 0
-    logits = linear.einsum("BTD,DE->BTE", h.astype(jnp.float32), w["router"])
+    logits = linear.einsum("BTD,DE->BTE", h.astype(jnp.float32), w["router"])  # [B, T, E]
     if "router_bias" in w:
         logits = logits + w["router_bias"]
     routes = routing.choose(logits, rule, w.get("select_bias"))
@@ -115,7 +115,7 @@ def apply(
         "dropped": jnp.zeros(()),
     }
     # no expert has this number: padding goes to none
-    experts = jnp.where(real[..., None], routes.experts, logits.shape[-1])
+    experts = jnp.where(real[..., None], routes.experts, logits.shape[-1])  # [B, T, k]
     weights = routes.weights * real[..., None]
     if capacity is not None:
         experts, stats["dropped"] = _places(experts, logits.shape[-1], capacity)
@@ -130,7 +130,7 @@ def apply(
 
         y = expert_parallel.by_rows(run, plan, matrices, AXES, h, weights, experts)
     if "down_bias" in w:
-        hit = experts[..., None] == jnp.arange(logits.shape[-1])
+        hit = experts[..., None] == jnp.arange(logits.shape[-1])  # [B, T, k, E]
         share = jnp.sum(jnp.where(hit, weights[..., None], 0.0), axis=-2).astype(h.dtype)
         y = y + linear.einsum("BTE,ED->BTD", share, w["down_bias"])
     return y + _shared(w, h) if "shared" in w else y, stats
@@ -150,7 +150,7 @@ def rebalance(params: param.Tree, load: jax.Array, speed: float) -> param.Tree:
 
     Raises: ValueError where not every layer with experts has a select_bias.
     """
-    toward = speed * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
+    toward = speed * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)  # [layers, E]
     flat = param.flatten(params)
     paths = {tuple(p.split("/")[:3]): p for p in flat if p.endswith("/select_bias")}
     trees = [name for name in ("stack", "ahead") if name in params]
@@ -174,14 +174,14 @@ def _shared(w: param.Tree, h: jax.Array) -> jax.Array:
 def _dropless(
     w: param.Tree, h: jax.Array, weights: jax.Array, experts: jax.Array, gated: Gated
 ) -> jax.Array:
-    """The weighted sum of the experts' outputs [B, T, D], by sorting: choices [M = B T k] stand in
-    order of their expert, those of no expert at the end."""
+    """The weighted sum of the experts' outputs [B, T, D], by sorting: choices [M = B T k] are
+    put in order of their expert, those of no expert at the end."""
     count, k = w["gate"].shape[0], experts.shape[-1]
-    flat = experts.reshape(-1)
+    flat = experts.reshape(-1)  # [M]
     order = jnp.argsort(flat, stable=True)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    sizes = jnp.zeros(count + 1, jnp.int32).at[flat].add(1)[:count]
-    each = jnp.repeat(h.reshape(-1, h.shape[-1]), k, axis=0)
+    sizes = jnp.zeros(count + 1, jnp.int32).at[flat].add(1)[:count]  # [E]
+    each = jnp.repeat(h.reshape(-1, h.shape[-1]), k, axis=0)  # [M, D]
     x = _permute(each, order, back)
     chosen = jnp.minimum(flat[order], count - 1)
 
@@ -190,7 +190,7 @@ def _dropless(
         return y + w[f"{name}_bias"][chosen].astype(y.dtype) if f"{name}_bias" in w else y
 
     y = linear.grouped(gated(project(x, "gate"), project(x, "up")), w["down"], sizes)
-    y = _permute(y, back, order).reshape(*experts.shape, -1)
+    y = _permute(y, back, order).reshape(*experts.shape, -1)  # [B, T, k, D]
     return jnp.einsum("BTKD,BTK->BTD", y, weights.astype(y.dtype))
 
 
@@ -220,9 +220,9 @@ def _places(experts: jax.Array, count: int, capacity: float) -> tuple[jax.Array,
 
 
 def _rank(experts: jax.Array, count: int) -> jax.Array:
-    """How many earlier choices of the row fell on the same expert, int32[B, T, k]."""
-    flat = experts.reshape(experts.shape[0], -1)
-    hit = (flat[..., None] == jnp.arange(count)).astype(jnp.int32)
+    """Number of earlier choices of the row that fell on the same expert, int32[B, T, k]."""
+    flat = experts.reshape(experts.shape[0], -1)  # [B, T k]
+    hit = (flat[..., None] == jnp.arange(count)).astype(jnp.int32)  # [B, T k, E]
     before = jnp.cumsum(hit, axis=1) - hit
     return jnp.sum(before * hit, axis=-1).reshape(experts.shape)
 
@@ -239,7 +239,7 @@ def _limited(
     count, rows = w["gate"].shape[0], jnp.arange(h.shape[0])[:, None, None]
     # of those with a place the rank among all and among those is the same; count: dropped below
     at = (rows, experts, jnp.minimum(_rank(experts, count), limit - 1))
-    x = jnp.zeros((h.shape[0], count, limit, h.shape[-1]), h.dtype)
+    x = jnp.zeros((h.shape[0], count, limit, h.shape[-1]), h.dtype)  # [B, E, C, D]
     x = x.at[at].set(jnp.broadcast_to(h[:, :, None], (*experts.shape, h.shape[-1])), mode="drop")
 
     def project(x: jax.Array, name: str) -> jax.Array:
@@ -247,5 +247,5 @@ def _limited(
         return y + w[f"{name}_bias"][:, None].astype(y.dtype) if f"{name}_bias" in w else y
 
     y = linear.batched(gated(project(x, "gate"), project(x, "up")), w["down"])
-    found = y.at[at].get(mode="fill", fill_value=0)
+    found = y.at[at].get(mode="fill", fill_value=0)  # [B, T, k, D]
     return jnp.einsum("BTKD,BTK->BTD", found, weights.astype(y.dtype))

@@ -7,7 +7,7 @@ Weights of a segment are stacked over its repeats, so that training scans over t
 
     params["stack"] = {"0": {"0_local": {... [10, ...]}, ..., "5_global": {...}}, "1": {...}}
 
-The kinds are in the keys, so the tree says by itself which blocks to run; `unstacked` gives the
+The kinds are in the keys, so the tree itself determines which blocks run; `unstacked` gives the
 same tree with one segment per repeat, which decoding uses (scanning while decoding would copy every
 layer's weights at every token).
 """
@@ -53,7 +53,7 @@ def segments(kinds: Sequence[str]) -> Segments:
 
 
 def _repeated(kinds: tuple[str, ...], size: int) -> int:
-    """How often the first `size` kinds come one after the other at the start."""
+    """Number of times that the first `size` kinds are repeated at the start."""
     count = 1
     while kinds[count * size : (count + 1) * size] == kinds[:size]:
         count += 1
@@ -105,7 +105,7 @@ def apply(
 ) -> tuple[jax.Array, Layer]:
     """x [B, T, D] after every layer, and the layers' statistics {name: [layers that have it, ...]}.
 
-    Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as the plan says.
+    Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as in the plan.
     """
     first, stats = 0, []
     for segment in _ordered(stack):
@@ -138,7 +138,7 @@ def apply(
 
 
 def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree] | None) -> param.Tree:
-    """The stack with constants(number of the layer) beside every layer's weights.
+    """The stack with constants(number of the layer) along with every layer's weights.
 
     The numbers count layers in order of execution, from 0, in a stack and in an `unstacked` one.
     """

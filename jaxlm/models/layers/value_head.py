@@ -9,7 +9,7 @@ from jaxlm.models.model import Model
 
 def spec(model: Model) -> param.Param:
     """The weight of a scalar head, drawn from N(0, 1 / (D + 1)) (Stiennon et al. 2020, appendix
-    B). It stands beside the model's own weights: `model.spec | {"score": spec(model)}`."""
+    B). It is stored along with the model's own weights: `model.spec | {"score": spec(model)}`."""
     embed = model.cfg.embed
     return param.shaper(embed=embed)("embed", init=param.normal((embed + 1) ** -0.5))
 

@@ -1,6 +1,6 @@
 """Learning from preferences without a reward model: DPO and its relatives.
 
-The losses are in ops/losses/preference.py, each with its source; here is what they are given. A
+The losses are in ops/losses/preference.py, each with its source; here are their inputs. A
 batch is `Choices`. Every ordered pair of a prompt's responses is a pair, and pairs are averaged per
 prompt, so a ranking of K weighs as much as one of two (Ouyang et al. 2022, section 3.5, for
 rewards). Of a preference that holds with probability p, both orders are learnt from, with p and 1 -
@@ -45,8 +45,8 @@ class Config:
     """Which loss (ops/losses/preference.py). kto reads labelled responses, all others read
     preferences."""
     beta: float = 0.1
-    """How strongly the policy is held to the reference: the weight of the KL term whose optimum DPO
-    finds (Rafailov et al. used 0.1 to 0.5). For simpo the scale of its averages (Meng et al. used
+    """Strength of the tie to the reference: the weight of the KL term whose optimum DPO finds
+    (Rafailov et al. used 0.1 to 0.5). For simpo the scale of its averages (Meng et al. used
     2 to 10), for orpo the weight lambda of the odds ratio (0.1)."""
     reference: Literal["frozen", "stored"] = "frozen"
     """`frozen` holds the weights that this run begins from and computes their log-probabilities at
@@ -55,17 +55,17 @@ class Config:
     divergence: preference.Divergence = "reverse_kl"
     """From what the policy is held to the reference by (f-DPO)."""
     alpha: float = 0.5
-    """Of divergence="alpha", which is the reverse KL at 1."""
+    """Parameter of divergence="alpha", which is the reverse KL at 1."""
     smoothing: float = 0.1
-    """How probable it is that a preference is the wrong way round: cdpo, robust, exo."""
+    """Probability that a preference is the wrong way round: cdpo, robust, exo."""
     gamma: float = 1.0
-    """The margin that simpo wants, after beta (Meng et al. used 0.3 to 1.6 times beta)."""
+    """The margin that simpo requires, after beta (Meng et al. used 0.3 to 1.6 times beta)."""
     tau: float = 0.05
     """Temperature of discopop's mixture."""
     nll: float = 1.0
     """Weight of the chosen response's negative log-likelihood, nats per token: rpo, cpo, orpo."""
     nll_over: Literal["response", "text"] = "response"
-    """Whether that is of the response alone, or of the prompt with it, as in ORPO's code."""
+    """Tokens of that term: the response alone, or the prompt with it, as in ORPO's code."""
     desirable: float = 1.0
     """Weight of desirable responses: kto, kto_pair."""
     undesirable: float = 1.0
@@ -76,7 +76,7 @@ class Config:
     router_z: float = 0.0
     """Weight of the routers' z-loss, as for clm."""
     bias_speed: float = 0.0
-    """How far each step moves the bias by which a router selects, as for clm."""
+    """Step of the bias by which a router selects, as for clm."""
 
     def __post_init__(self) -> None:
         _check(self.loss in LOSSES, "loss", self.loss, f"one of {sorted(LOSSES)}")
@@ -220,7 +220,7 @@ def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str, jax.Array]:
-    """What is reported of pairs, as `build` says; `order` is from `ordered`."""
+    """Reported sums of pairs, as listed in `build`; `order` is from `ordered`."""
     found = jax.lax.stop_gradient(found)
     reward = cfg.beta * preference.ratio(found)
     if cfg.loss in ("simpo", "orpo"):
@@ -238,7 +238,7 @@ def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str
 
 
 def problems(cfg: Config, data: preferences.Preferences) -> list[str]:
-    """What in a Run's objective and data does not go together, [] if all does."""
+    """Problems of a Run's objective and data in combination, [] if there are none."""
     labelled = data.format == "labelled"
     if labelled == (cfg.loss == "kto"):
         return []

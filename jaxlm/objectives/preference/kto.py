@@ -18,8 +18,9 @@ from jaxlm.parallel.plan import Plan
 
 
 class Read(NamedTuple):
-    """Of B labelled responses: log_prob and log_ratio to the reference [B]; desirable and there
-    bool[B]; baseline, a scalar without gradient; the experts' statistics of the own responses."""
+    """Terms of B labelled responses: log_prob and log_ratio to the reference [B]; desirable and
+    there bool[B]; baseline, a scalar without gradient; stats, the experts' statistics of the own
+    responses."""
 
     log_prob: jax.Array
     log_ratio: jax.Array
@@ -32,7 +33,7 @@ class Read(NamedTuple):
 def read(
     model: Model, params: param.Tree, reference: jax.Array, batch: Choices, plan: Plan
 ) -> Read:
-    """What the policy says of a batch; reference [B, 2] is from `responses.summed`. The other
+    """The policy's Read of a batch; reference [B, 2] is from `responses.summed`. The other
     prompts' responses are read without a gradient.
 
     Raises: ValueError for a batch of other than 2 responses a prompt.

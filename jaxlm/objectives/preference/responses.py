@@ -1,4 +1,4 @@
-"""Log-probabilities of whole responses, under a policy and under what it is held to."""
+"""Log-probabilities of whole responses, under a policy and under its reference."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def read(
 
 def summed(model: Model, params: param.Tree, batch: Choices, plan: Plan) -> jax.Array:
     """float32[B, K]: each response's log-probability, summed over its tokens; no gradient comes
-    through. What a reference says, now or stored before."""
+    through. Used for a reference, now or stored before."""
     found = log_probs.responses(model, jax.lax.stop_gradient(params), batch, plan)
     return jnp.sum(found, axis=-1)
 

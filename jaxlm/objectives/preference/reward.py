@@ -27,13 +27,13 @@ class Config:
     KIND = "reward"
 
     margin: float = 0.0
-    """By how much a difference of ratings (`Choices.score`) is asked of the rewards: 1 is TRL's and
+    """Factor on a difference of ratings (`Choices.score`) for the margin of rewards: 1 is TRL's and
     Llama 2's margin, 0 does not read the ratings."""
     smoothing: float = 0.0
     """The probability that a label is taken to be wrong, below one half."""
     centre: float = 0.0
     """Weight of the squared sum of a pair's rewards, which keeps them near 0: differences do not
-    say where 0 is (Eisenstein et al. 2023, section 2.1, and TRL used 1e-2)."""
+    determine where 0 is (Eisenstein et al. 2023, section 2.1, and TRL used 1e-2)."""
 
     def __post_init__(self) -> None:
         for name in ("margin", "centre"):

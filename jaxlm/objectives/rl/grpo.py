@@ -56,7 +56,7 @@ class Variant(NamedTuple):
     """advantage: of a response in its group. surrogate: by token, of `level`: the ratio of a token,
     of a response by mean or by sum of its tokens' logarithms. low, high: the clip of the source;
     None where nothing is clipped that way. counts_ties: whether groups in which all responses
-    scored alike count; where they do not, `loss` knows them by an advantage of exactly 0."""
+    scored alike count; where they do not, `loss` detects them by an advantage of exactly 0."""
 
     advantage: Literal["standardised", "centred", "left_out", "whitened", "whitened_centred"]
     surrogate: Literal["clipped", "capped", "gated", "shaped"]
@@ -91,9 +91,9 @@ class Config:
     variant: Name = "grpo"
     """Which, with its source, in the module's text."""
     clip_low: float | None = None
-    """How far below 1 the ratio counts; None is the variant's own."""
+    """Distance below 1 up to which the ratio counts; None is the variant's own."""
     clip_high: float | None = None
-    """How far above 1; for cispo the largest ratio itself. None is the variant's own."""
+    """Distance above 1; for cispo the largest ratio itself. None is the variant's own."""
     most: float | None = None
     """The largest ratio that counts also with a negative advantage; None bounds none."""
     dual: float | None = None
@@ -102,21 +102,21 @@ class Config:
     """Coefficient of the KL penalty to where the policy began; 0 needs no reference (GRPO used
     0.04)."""
     kl: Literal["loss", "reward"] = "loss"
-    """Where the penalty is: a term of the loss, or (its k1) taken off the reward."""
+    """Place of the penalty: a term of the loss, or (its k1) taken off the reward."""
     kl_estimator: Literal["k2", "k3", "k3_ratio"] = "k3"
     """The penalty of a token in the loss. The gradient of k2, and of k3 times the ratio of policies
     (DeepSeek V3.2, eq. 7), is that of KL(policy || reference); that of k3, which GRPO has, is that
     of KL(reference || policy). k1's is 0, so it is not on offer."""
     divisor: float = 64.0
-    """Of dr_grpo: the constant that a response's sum over tokens is divided by. It scales the whole
-    gradient; usual is the most tokens of a response, rollout.max_new."""
+    """Constant by which dr_grpo divides a response's sum over tokens. It scales the whole gradient;
+    usual is the most tokens of a response, rollout.max_new."""
     overlong: int = 0
-    """Of a response's room the last tokens, over which its reward falls by up to 1 (Yu et al.
-    2025, eq. 13); 0 does nothing."""
+    """Last tokens of a response's room, over which its reward falls by up to 1 (Yu et al. 2025,
+    eq. 13); 0 does nothing."""
     gamma: float = 1.0
     """Discount of later rewards, by token: of reinforce."""
     score_clip: float | None = None
-    """How far from 0 a response's score counts; None does not clip."""
+    """Distance from 0 at which a response's score is clipped; None does not clip."""
     unfinished: float | None = None
     """The score of a response that did not end; None gives it its own."""
     entropy: float = 0.0

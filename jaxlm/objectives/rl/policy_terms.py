@@ -1,5 +1,5 @@
-"""What PPO and GRPO share: responses as they were sampled and scored, what the policy and its
-reference make of them, and what is measured on the way.
+"""Terms that PPO and GRPO share: responses as they were sampled and scored, their
+log-probabilities under the policy and its reference, and measurements on the way.
 
     sampled and scored    Sampled(tokens.., score)
     judged, once          ppo.judge, grpo.judge: advantages, over all responses of the step at once
@@ -47,7 +47,7 @@ class Sampled(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a policy makes of responses: log_prob and entropy float32[N, T] at every target, with
+    """A policy's reading of responses: log_prob and entropy float32[N, T] at every target, with
     logits divided by the temperature; x [N, T, D], from which a head may read more."""
 
     log_prob: jax.Array
@@ -72,7 +72,7 @@ def read(model: Model, params: param.Tree, rows: Any, plan: Plan, temperature: f
     return Read(found["log_prob"], found["entropy"], x)
 
 
-# What `report` gives, and the sums over tokens of weight 1 that each is the mean of.
+# Metrics of `report`, and names of the sums over tokens of weight 1 whose means they are.
 MEANS = (
     "policy_loss",  # the surrogate, by token, however the objective's own mean is taken
     "entropy",
@@ -85,7 +85,7 @@ MEANS = (
 REFERENCE = ("reference_kl1", "reference_kl2", "reference_kl3")  # KL(policy || reference)
 
 # |log ratio| in bins whose upper edges are 2^-24, 2^-23.75, ..., 2^7: a largest value is no sum,
-# but how many values lie in each bin is.
+# but the number of values in each bin is.
 _LOW, _PER_OCTAVE, _BINS = -24, 4, 125
 
 

@@ -28,7 +28,7 @@ class Fixed:
     """A KL penalty that stays as it is."""
 
     coefficient: float = 0.05
-    """What a nat of divergence costs, in units of the reward; 0 needs no reference."""
+    """Cost of a nat of divergence, in units of the reward; 0 needs no reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Adaptive:
     """A KL penalty that keeps the divergence near a target. Ziegler et al. 2019, section 2.2."""
 
     coefficient: float = 0.2
-    """What a nat costs at first, in units of the reward."""
+    """Cost of a nat at first, in units of the reward."""
     target: float = 6.0
     """The divergence to stay near, in nats of a whole response."""
     horizon: float = 10000.0
@@ -54,16 +54,16 @@ class Config:
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """The penalty of a token. k1 makes the reward of a whole response unbiased."""
     clip: float = 0.2
-    """How far from 1 the ratio of policies counts."""
+    """Distance from 1 up to which the ratio of policies counts."""
     dual: float | None = None
     """With a negative advantage A, the loss is at most this times -A (Ye et al. 2020 use 3)."""
     value_clip: float | None = 0.2
-    """How far from its former value the new one counts; None does not clip."""
+    """Distance from the former value at which the new one is clipped; None does not clip."""
     value_weight: float = 0.1
-    """Weight of the value's loss beside the policy's (0.1 in Ziegler et al. 2019)."""
+    """Weight of the value's loss relative to the policy's (0.1 in Ziegler et al. 2019)."""
     critic: Literal["shared", "own"] = "shared"
-    """What the value head reads: the policy's own last layer, or a second model of the same kind,
-    which begins from random weights or from those of `critic_start`."""
+    """Input of the value head: the policy's own last layer, or a second model of the same kind,
+    initialised with random weights or with those of `critic_start`."""
     critic_start: str | None = None
     """The run directory whose weights an own critic begins from: a reward model's, whose score then
     is the first value (Stiennon et al. 2020; Ouyang et al. 2022), or a language model's of the same
@@ -77,7 +77,7 @@ class Config:
     whiten_rewards: bool = False
     """Scale rewards, penalty included, to variance 1, as Ziegler et al. 2019's code does."""
     score_clip: float | None = None
-    """How far from 0 a response's score counts; None does not clip."""
+    """Distance from 0 at which a response's score is clipped; None does not clip."""
     unfinished: float | None = None
     """The score of a response that did not end (Stiennon et al. 2020: -1); None gives its own."""
     entropy: float = 0.0
@@ -140,8 +140,8 @@ def spec(cfg: Config, model: Model) -> param.Tree:
 
 
 def values(cfg: Config, model: Model, params: param.Tree, rows: Any, x: jax.Array) -> jax.Array:
-    """float32[N, T]: what is expected of the rest of each response before every target. x [N, T, D]
-    is what the policy's last layer makes of these rows."""
+    """float32[N, T]: the value of the rest of each response before every target. x [N, T, D]
+    is the output of the policy's last layer for these rows."""
     if cfg.critic == "shared":
         return value_head.read(params["value"], x)
     own = params["critic"]
@@ -164,7 +164,7 @@ def judge(
     """(advantage [N, T], returns [N, T], {name: float32 scalar}) of responses sampled together.
 
     A token earns -coefficient times its divergence from the reference; a response's last token
-    earns its score beside that (not one position later, as in old TRL). Then `advantages.gae`, and
+    also earns its score (not one position later, as in old TRL). Then `advantages.gae`, and
     advantages whitened over all tokens of all responses; returns are not.
     """
     score_ = shaped_score(cfg, of)
@@ -201,7 +201,7 @@ def coefficient(cfg: Config) -> float:
 def adapt(
     cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
 ) -> jax.Array:
-    """The coefficient after `episodes` responses of which `judge` told this."""
+    """The coefficient after `episodes` responses for which `judge` reported `told`."""
     if isinstance(cfg.kl, Fixed):
         return coefficient
     return advantages.adapted(coefficient, told["kl"], cfg.kl.target, cfg.kl.horizon, episodes)

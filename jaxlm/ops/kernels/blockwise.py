@@ -112,7 +112,7 @@ def _blockwise(rule, biases, q, k, v, q_at, k_at, sinks, weights):
 
 def _forward(rule, biases, q, k, v, q_at, k_at, sinks, weights):
     kv = k.shape[2]
-    heads = _rows_first(q, kv)
+    heads = _rows_first(q, kv)  # [B,K,G,T,H]
     k_heads, v_heads = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     outs, logs = [], []
     for i, (rows, keys) in enumerate(_blocks(q.shape[1], k.shape[1], rule)[1]):
@@ -125,7 +125,7 @@ def _forward(rule, biases, q, k, v, q_at, k_at, sinks, weights):
         if sinks is not None:
             peak = jnp.maximum(peak, _per_head(sinks, kv))
         mass = masks.mass(scores, allowed, peak)
-        total = jnp.sum(mass, axis=-1, keepdims=True)
+        total = jnp.sum(mass, axis=-1, keepdims=True)  # [B,K,G,T,1]
         if sinks is not None:
             total = total + jnp.exp(_per_head(sinks, kv) - peak)
         total = masks.nonzero(total)
@@ -138,17 +138,17 @@ def _forward(rule, biases, q, k, v, q_at, k_at, sinks, weights):
 
 def _backward(rule, biases, saved, g):
     q, k, v, q_at, k_at, sinks, weights, out, log_total = saved
-    heads, g_heads = (_rows_first(a, k.shape[2]) for a in (q, g))
+    heads, g_heads = (_rows_first(a, k.shape[2]) for a in (q, g))  # [B,K,G,T,H]
     k_heads, v_heads = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    inner = _rows_first(_inner(out, g), k.shape[2])
+    inner = _rows_first(_inner(out, g), k.shape[2])  # [B,K,G,T,1]
     size, blocks = _blocks(q.shape[1], k.shape[1], rule)
     dq, dk, dv, dweights = [], [], [], jax.tree.map(jnp.zeros_like, weights)
     # everything is [B,K,S,G,T], keys first: two of the three products that follow then read p and
-    # ds as they lie, and only that of dq a transpose
+    # ds as they are stored, and only that of dq a transpose
     for i, (rows, keys) in enumerate(blocks):
         q_rows, g_rows = heads[:, :, :, rows], g_heads[:, :, :, rows]
         scores = masks.bent(_dot(k_heads[:, :, keys], q_rows, (3,), (4,)), rule)
-        seen = jnp.moveaxis(_seen(q_at, k_at, rows, keys, rule), -1, 2)
+        seen = jnp.moveaxis(_seen(q_at, k_at, rows, keys, rule), -1, 2)  # [B,1,S,1,T]
         log_rows, inner_rows = (a[:, :, None, :, rows, 0] for a in (log_total, inner))
         biased = scores
         if biases is not None:
@@ -164,8 +164,8 @@ def _backward(rule, biases, saved, g):
         if rule.softcap is not None:
             ds = ds * (1 - jnp.square(scores / rule.softcap))
         ds = ds.astype(q.dtype)
-        dq.append(_dot(ds, k_heads[:, :, keys], (2,), (2,)) * rule.scale)
-        dk.append((keys, _dot(ds, q_rows, (3, 4), (2, 3)) * rule.scale))
+        dq.append(_dot(ds, k_heads[:, :, keys], (2,), (2,)) * rule.scale)  # [B,K,G,T,H]
+        dk.append((keys, _dot(ds, q_rows, (3, 4), (2, 3)) * rule.scale))  # [B,K,S,H]
         dv.append((keys, _dot(p.astype(g.dtype), g_rows, (3, 4), (2, 3))))
     dk, dv = _sum_blocks(dk, size, k), _sum_blocks(dv, size, v)
     return _rows_back(dq, q), dk, dv, None, None, _of_sinks(sinks, log_total, inner), dweights

@@ -29,7 +29,7 @@ class _Visits(NamedTuple):
 def product(x: jax.Array, w: jax.Array, sizes: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """[M, F] in `dtype`: the rows x [M, D] times the matrices w [E, D, F] of their groups.
 
-    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows behind
+    The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after
     the last group give 0 and get no gradient. Equal to `jax.lax.ragged_dot`. sizes int32[E].
     """
     return _multiply(x, w, sizes, dtype, 0)
@@ -63,7 +63,7 @@ def _backward(dtype, saved, g):
     x_tiles, g_tiles = jnp.pad(x, padding), jnp.pad(g, padding)
 
     def visit(dw, at):
-        y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))
+        y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))  # [D, F]
         return dw.at[at.group].add(y), None
 
     dw = jnp.zeros(w.shape, jnp.float32)

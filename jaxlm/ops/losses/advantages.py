@@ -69,7 +69,7 @@ def gae(
         return (jnp.where(now, found, later), jnp.where(now, v, expected)), found
 
     nothing = jnp.zeros_like(reward[:, 0])
-    columns = (reward.T, value.T, there.T)
+    columns = (reward.T, value.T, there.T)  # [T, B] each
     _, found = jax.lax.scan(back, (nothing, nothing), columns, reverse=True)
     advantage = jnp.where(there, found.T, 0.0)
     return advantage, jnp.where(there, advantage + value, 0.0)

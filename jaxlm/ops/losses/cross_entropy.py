@@ -100,7 +100,7 @@ def per_token(
     """f of every token: a tree of [B,T,...] from arrays [B,T,...], differentiable in both.
 
     f(params, *pieces [C,...]) -> a tree of [C,...]. About `chunk` tokens are done at a time, as in
-    `cross_entropy`; what f makes of a chunk is recomputed in the backward pass.
+    `cross_entropy`; f of a chunk is recomputed in the backward pass.
     """
     batch, time = arrays[0].shape[:2]
     run = jax.checkpoint(f)
@@ -112,7 +112,7 @@ def per_token(
 
     def whole(x):
         tail = x.shape[2:]
-        x = x.reshape(x.shape[0], batch, -1, *tail).swapaxes(0, 1)
+        x = x.reshape(x.shape[0], batch, -1, *tail).swapaxes(0, 1)  # [B, pieces, columns, ...]
         return x.reshape(batch, -1, *tail)[:, :time]
 
     return jax.tree.map(whole, out)
@@ -167,8 +167,8 @@ def _at_target(logits, target):
 def _value_and_slope(logits, target, weight, z_loss):
     """The sums over tokens, and d(weight * (nll + z_loss * logZ^2)) / d logits [C,V]."""
     weight = weight.astype(jnp.float32)
-    peak = jnp.max(logits, axis=-1)
-    mass = jnp.exp(logits - peak[:, None])
+    peak = jnp.max(logits, axis=-1)  # [C]
+    mass = jnp.exp(logits - peak[:, None])  # [C,V]
     total = jnp.sum(mass, axis=-1)
     log_z = peak + jnp.log(total)
     at_target = _at_target(logits, target)
@@ -178,5 +178,5 @@ def _value_and_slope(logits, target, weight, z_loss):
         "correct": jnp.sum(weight * (at_target >= peak)),
     }
     hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
-    pull = (weight * (1 + 2 * z_loss * log_z) / total)[:, None]
+    pull = (weight * (1 + 2 * z_loss * log_z) / total)[:, None]  # [C,1]
     return sums, mass * pull - jnp.where(hit, weight[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""How far a student's distribution is from its teacher's, token by token.
+"""Divergences of a student's distribution from its teacher's, token by token.
 
 One number, beta, goes from the forward KL divergence to the reverse one (Agarwal et al. 2024,
 "On-Policy Distillation of Language Models", eq. 1). For teacher t, student s and their mixture
@@ -61,11 +61,11 @@ def coarse(log_probs: jax.Array, ids: jax.Array) -> jax.Array:
     alike is at most that of the distributions, and is theirs where k = V - 1 or V; a sum cut off
     after k outcomes would be biased, and could be negative.
     """
-    kept = jnp.take_along_axis(log_probs, ids, axis=-1)
+    kept = jnp.take_along_axis(log_probs, ids, axis=-1)  # [..., k]
     vocab, k = log_probs.shape[-1], ids.shape[-1]
     if k == vocab:
         return kept
     rows = log_probs.reshape(-1, vocab)
     without = rows.at[jnp.arange(len(rows))[:, None], ids.reshape(-1, k)].set(-jnp.inf)
-    rest = jax.nn.logsumexp(without, axis=-1).reshape(*kept.shape[:-1], 1)
+    rest = jax.nn.logsumexp(without, axis=-1).reshape(*kept.shape[:-1], 1)  # [..., 1]
     return jnp.concatenate([kept, rest], axis=-1)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 log_sigmoid = jax.nn.log_sigmoid
 
-# Of policy and reference; the reverse KL is that of reinforcement learning and of plain DPO.
+# Divergences of policy and reference; reinforcement learning and plain DPO have the reverse KL.
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 # The largest exponent taken: the square of exp(40) = 2e17 is still a float32.
@@ -29,7 +29,7 @@ LARGEST = 40.0
 
 class Response(NamedTuple):
     """Responses, float32[...] each: log_prob under the policy and under the reference, summed over
-    tokens; tokens: how many; nll: nats per token that are to be learnt besides."""
+    tokens; tokens: how many; nll: nats per token, for losses that add them."""
 
     log_prob: jax.Array
     reference: jax.Array
@@ -330,13 +330,13 @@ def kto_baseline(log_ratio: jax.Array, there: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
 
 
-# Of one pair each.
+# Losses of one pair each.
 PAIRS: dict[str, Callable[..., jax.Array]] = {
     f.__name__: f
     for f in (dpo, dpo_mean, cdpo, robust, hinge, ipo_sum, ipo_mean, exo, discopop, rpo, nca, bco,
               sppo, apo_zero, apo_down, cpo, simpo, orpo)
 }  # fmt: skip
-# Of one pair, given all pairs of the batch and their weights.
+# Losses of one pair, given all pairs of the batch and their weights.
 BATCHES: dict[str, Callable[..., jax.Array]] = {
     f.__name__: f for f in (kto_pair, aot, aot_unpaired)
 }

@@ -73,7 +73,7 @@ def agreement(difference: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def brier(difference: jax.Array, target: jax.Array) -> jax.Array:
-    """float32: the expected (sigmoid(difference) - label)^2. Brier 1950; 0.25 says nothing."""
+    """float32: the expected (sigmoid(difference) - label)^2. Brier 1950; 0.25 at 0."""
     p = jax.nn.sigmoid(difference)
     return target * jnp.square(1 - p) + (1 - target) * jnp.square(p)
 
