@@ -1,4 +1,4 @@
-"""Run directories of adapters: to peft's files, from them, and as plain weights."""
+"""Conversion of adapter run directories: to peft's files, from them, and to plain weights."""
 
 import dataclasses
 import json

@@ -89,7 +89,7 @@ class Fields:
         return value
 
     def among(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
-        """What `known` holds for a field's value."""
+        """The entry of `known` for a field's value. Raises: ValueError if there is none."""
         value = self.get(name, default)
         if value not in known:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Run directories from checkpoints of transformers, and back."""
+"""Conversion of transformers checkpoints to run directories, and back."""
 
 import dataclasses
 import json

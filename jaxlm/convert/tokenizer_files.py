@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer and generation settings, both ways."""
+"""Files stored along with the weights: tokenizer and generation settings, both ways."""
 
 import json
 import pathlib

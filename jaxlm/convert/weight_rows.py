@@ -1,15 +1,15 @@
-"""Which of our weights are which of theirs: rows that convert both ways.
+"""Correspondence of our weights to theirs: rows that convert both ways.
 
     linear("attn/q", "self_attn.q_proj.weight")      torch [out, in]  <->  ours [in..., out...]
     conv1d("ffn/up", "mlp.c_fc.weight")              GPT-2's [in, out]
     same("attn_norm", "input_layernorm.weight")      reshaped at most
     fused(linear, ("attn/q", "attn/k", "attn/v"), "qkv_proj.weight")   one after the other
 
-A row is the unit of conversion: it reads a few of their tensors and makes a few of ours, or back.
-Rows of weights that the spec does not have are left out, so that biases, norms and tied tables
-need no flag. Where several rows make the same weight, the first is read whose tensors are there,
-and the first is written: files of an older layout need one more row. In a stack's rows `{i}` is
-the number of the layer.
+A row is the unit of conversion: it reads a few of their tensors and produces a few of ours, or the
+reverse. Rows of weights that the spec does not have are left out, so that biases, norms and tied
+tables need no flag. Where several rows produce the same weight, the first whose tensors are present
+is read, and the first is written: files of an older layout need one more row. In a stack's rows
+`{i}` is the number of the layer.
 """
 
 import re

@@ -1,7 +1,7 @@
 """BERT, RoBERTa and Longformer checkpoints with the masked-language-model head.
 
-Their output matrix is the embedding table; the bias of the output is there twice under older names
-(`cls.predictions.decoder.bias`, `lm_head.decoder.bias`).
+Their output matrix is the embedding table; the output bias is stored a second time under older
+names (`cls.predictions.decoder.bias`, `lm_head.decoder.bias`).
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """DeepSeek checkpoints: `deepseek_v2` (V2, V2-Lite) and `deepseek_v3` (V3, R1).
 
-Released V3 checkpoints hold multi-token prediction as a layer behind the last, with its own copies
-of embedding and output matrix, which are those of the model. transformers neither reads nor writes
-it, though its config.json goes on counting it. So the tensors decide: `settle` leaves it out where
-they are not there.
+Released V3 checkpoints hold multi-token prediction as a layer after the last one, with copies of
+the model's embedding and output matrix. transformers neither reads nor writes it, although its
+config.json still counts it. So the tensors decide: `settle` leaves it out where they are absent.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""Rows for tensors whose heads lie otherwise than ours: queries, keys and values fused head by
-head, rotary pairs side by side, norms of single heads."""
+"""Rows for tensors whose heads are laid out differently from ours: queries, keys and values fused
+head by head, rotary pairs side by side, norms of single heads."""
 
 from collections.abc import Sequence
 

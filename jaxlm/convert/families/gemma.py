@@ -1,5 +1,5 @@
-"""Gemma checkpoints: `gemma`, `gemma2`, `gemma3_text`, and of `gemma3`, which reads images too, the
-part that reads text.
+"""Gemma checkpoints: `gemma`, `gemma2`, `gemma3_text`, and the text part of `gemma3`, which also
+reads images.
 
 Gemma 3 has a record of rotary positions for each type of layer; before transformers 5 it had
 `rope_theta` and `rope_scaling` for the global layers and `rope_local_base_freq` for the local ones.
@@ -129,7 +129,7 @@ def _sizes(
 
 
 def _sandwich(f: Fields, sizes: dict[str, Any], every: int) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; by default every so many layers one is global."""
+    """Config fields that Gemma 2 and 3 share; by default every `every`-th layer is global."""
     default: list[layer_types.Reach] = [*(every - 1) * ["local"], "global"] * sizes["layers"]
     pattern = layer_types.read(f, sizes["layers"], default)
     window = f.maybe("sliding_window", 4096)

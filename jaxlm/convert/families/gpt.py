@@ -1,7 +1,7 @@
 """GPT-1, GPT-2, OPT and BLOOM checkpoints.
 
-Dropout of residuals is `Config.dropout`; that of attention's probabilities, which is training's
-alone, is not kept.
+Dropout of residuals is `Config.dropout`; dropout of attention probabilities, which only training
+uses, is not kept.
 """
 
 from collections.abc import Sequence

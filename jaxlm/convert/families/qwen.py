@@ -93,7 +93,7 @@ def read2_moe(f: Fields) -> qwen.Config:
 
 
 def _sizes(f: Fields, kv: int) -> dict[str, Any]:
-    """What all four have. kv: the default of the model_type; null is as many as heads."""
+    """Config fields of all four. kv: the model_type's default; null means as many as heads."""
     f.only("hidden_act", "silu", "swish")
     heads, context = f.take("num_attention_heads"), f.get("max_position_embeddings", 32768)
     turns = rope_parameters.read(f, context)

@@ -1,9 +1,9 @@
 """Rotary positions in a config.json: `rope_parameters` of transformers 5, and `rope_scaling`,
-`rope_theta` and `partial_rotary_factor` of those before.
+`rope_theta` and `partial_rotary_factor` of earlier versions.
 
 Under LongRoPE and dynamic NTK transformers chooses angles by the length of each call; here the
-Config's `context` does. An import takes the original context, within which both agree on every
-text, and its model refuses longer ones; `at_context` is the Config for those.
+Config's `context` decides. An import takes the original context, within which both agree on every
+text, and its model refuses longer texts; `at_context` returns the Config for those.
 """
 
 import dataclasses
@@ -177,7 +177,7 @@ def at_context(cfg: AnyConfig, context: int) -> AnyConfig:
 
 
 def notice(cfg: AnyConfig) -> str | None:
-    """What a user must know of a Config whose angles depend on the length; None for another."""
+    """Notice to users of a Config whose angles depend on the length; None for any other Config."""
     match _by_length(cfg):
         case rope.LongRope(original=original) if cfg.context > original:
             return (

@@ -1,4 +1,4 @@
-"""T5 checkpoints: the table once as `shared.weight`, the distances' biases in block 0 alone."""
+"""T5 checkpoints: the table once as `shared.weight`, relative-position biases in block 0 alone."""
 
 import dataclasses
 from collections.abc import Collection
