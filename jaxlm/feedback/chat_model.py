@@ -1,4 +1,4 @@
-"""A model that is spoken to: what it says in conversations, and how likely it would say a thing."""
+"""A chat model: its replies in conversations, and the log-probabilities of given replies."""
 
 import dataclasses
 import functools
@@ -42,12 +42,12 @@ class Said(NamedTuple):
 
 
 class Voice(NamedTuple):
-    """What the modules of this folder know of a model; a test may script one.
+    """Interface of a model to the modules of this folder; a test may script one.
 
     say(conversations, settings) -> the model's next message in each. weigh(conversations, choices)
     -> float64[n, k]: the log-probability that its next message begins with each of k texts.
     fits(conversation, new) -> whether the model has room for it and `new` tokens more.
-    about: what records say about the model, JSON.
+    about: JSON that records store about the model.
     """
 
     say: Callable[[Sequence[Conversation], Sequence[token_sampling.Sampling]], list[Said]]

@@ -1,8 +1,9 @@
 """AI preference labels: which of two responses follows a principle better, by the model's own odds.
 
-The model is asked twice, with either response first; each time the softmax of the log-probabilities
-of the two choices is its answer, and the mean of both is free of a liking for one place. Bai et al.
-2022 ("Constitutional AI"), section 4.1; Lee et al. 2023 ("RLAIF"), section 3.1 on the order.
+The model is queried twice, with either response first; each time the softmax of the
+log-probabilities of the two choices is its answer, and the mean of both has no bias for one
+position. Bai et al. 2022 ("Constitutional AI"), section 4.1; Lee et al. 2023 ("RLAIF"), section 3.1
+on the order.
 """
 
 import dataclasses
@@ -24,14 +25,14 @@ from jaxlm.feedback.prompt_files import Messages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is compared, and how."""
+    """Settings: which responses are compared, and how."""
 
     pairs: str
     """Records: {prompt, response_a, response_b}; {prompt, responses}, of which every two different
     ones are compared; or those of `revise`, whose response_a is the first answer and response_b the
     last revision. A file, directory or glob."""
     out: str
-    """The .jsonl file that records are appended to; those that it has are not made again."""
+    """The .jsonl file that records are appended to; those already in it are not made again."""
     constitution: str = principles.DEFAULT
     """A file of principles (principles.py), or "default"."""
     each: int = 1
@@ -41,11 +42,12 @@ class Settings:
     clamp: tuple[float, float] | None = None
     """Bounds of the preference, such as 0.4 0.6 with thoughts, whose choices are too sure."""
     seed: int = 0
-    """Decides principles and thoughts, each with its pair's id: no other record matters."""
+    """Seed of principles and thoughts; with its pair's id it decides each: no other record
+    matters."""
     batch: int = 256
     """Pairs that are compared together, and then written."""
     sampling: Sampling = Sampling(max_new=256)
-    """How thoughts are sampled; its own seed stays 0."""
+    """Sampling of thoughts; its own seed must stay 0."""
 
 
 class Pair(NamedTuple):
@@ -58,8 +60,8 @@ class Pair(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Of one principle: log_probs[order, choice], order 0 with response a first; and the thoughts
-    of both orders, "" without."""
+    """Judgement by one principle: log_probs[order, choice], order 0 with response a first; and the
+    thoughts of both orders, "" without."""
 
     principle: str
     log_probs: np.ndarray
@@ -199,7 +201,7 @@ def _judged(
 def question(
     constitution: Constitution, thought: bool, pair: Pair, principle: Principle, a_first: bool
 ) -> str:
-    """What the model is asked about a pair."""
+    """Text that asks the model to compare the responses of a pair."""
     said = [
         principles.fill(constitution.turn, {"role": m.role.capitalize(), "text": m.text})
         for m in pair.messages

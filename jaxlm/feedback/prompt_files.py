@@ -1,8 +1,8 @@
-"""What is to be responded to: the prompts of a file of records (data/records/records.py).
+"""Prompts to respond to, from a file of records (data/records/records.py).
 
 {"prompt": "..."}                               or a list of {role, content} messages
-{"messages": [..., {"role": "user", ...}]}      a conversation; what the assistant says last is
-                                                left out, since that is what is asked for
+{"messages": [..., {"role": "user", ...}]}      a conversation; a last message of the assistant is
+                                                left out, since the model is to write it
 {"instruction": "...", "input": "..."}          Alpaca's; the input may be empty or absent
 """
 
