@@ -19,7 +19,7 @@ FIELDS = ("params", "tokens", "flops", "loss", "unique", "run")
 
 
 class Counting(NamedTuple):
-    """What N and C count. `params` is one of PARAMS, `flops` one of FLOPS; cost/conventions.py."""
+    """Counting of N and C. `params` is one of PARAMS, `flops` one of FLOPS; cost/conventions.py."""
 
     params: str = "given"
     flops: str = "6ND"

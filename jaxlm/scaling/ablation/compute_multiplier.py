@@ -1,10 +1,10 @@
-"""What a difference in loss is worth in compute.
+"""Compute multipliers: the worth in compute of a difference in loss.
 
     multiplier = C(loss of the variant) / C(loss of the baseline)
 
-where C(L) is the compute at which the baseline comes to a loss of L: 1.2 says that the change does
+where C(L) is the compute at which the baseline reaches a loss of L: 1.2 means that the change does
 what a fifth more compute would do without it. C(L) is read off a fitted law, along its optimum, or
-off the baseline's own runs of several lengths. What the variant itself costs more is divided out.
+off the baseline's own runs of several lengths. The variant's own extra cost is divided out.
 """
 
 import math

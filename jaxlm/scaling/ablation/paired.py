@@ -1,9 +1,9 @@
-"""Does a change help, by how much loss, and what is that worth in compute? Paired runs, tested.
+"""Paired tests of a change: whether it helps, and by how much loss.
 
 A pair is two runs of one seed and one data order, with the change and without: what seed and order
 do to both cancels in the difference of their losses. The differences d_i = variant - baseline are
-tested by Student's t (1908), looked at as often as was planned before, and no oftener (sequential
-below); what a difference is worth is read off the baseline's loss against compute (worth below).
+tested by Student's t (1908), at the looks that were planned before and no others (sequential.py);
+the worth of a difference is read off the baseline's loss against compute (compute_multiplier.py).
 """
 
 import math
@@ -18,20 +18,20 @@ _NODES = 200  # of the integral over sd: power is then right to 1e-10
 
 
 class Effect(NamedTuple):
-    """Nats per token; negative is better."""
+    """Effect of a change, in nats per token; negative is better."""
 
     mean: float
-    """Of variant - baseline over pairs."""
+    """Mean of variant - baseline over pairs."""
     low: float
     """The interval's lower end."""
     high: float
-    """And its upper end."""
+    """The interval's upper end."""
     sd: float
-    """Of one pair's difference."""
+    """Standard deviation of one pair's difference."""
     p: float
     """Two-sided p-value of "no effect", as if this were the only look."""
     pairs: int
-    """How many."""
+    """Number of pairs."""
 
 
 def effect(baseline: np.ndarray, variant: np.ndarray, alpha: float = 0.05) -> Effect:
@@ -125,7 +125,7 @@ def pairs_for(size: float, sd: float, alpha: float = 0.05, wanted: float = 0.8) 
 
 
 class Look(NamedTuple):
-    """What was seen after `effect.pairs` pairs. `effect`'s interval is a repeated confidence
+    """Result of the test after `effect.pairs` pairs. `effect`'s interval is a repeated confidence
     interval: all looks' intervals hold the truth together with probability 1 - alpha."""
 
     effect: Effect

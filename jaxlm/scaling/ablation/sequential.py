@@ -1,13 +1,13 @@
 """Testing while data come in, without more false alarms: group-sequential boundaries.
 
 Whoever tests at 5 % after each of five batches of data and stops at the first success is wrong in
-14 % of the cases without an effect. A spending function says how much of alpha may be used up by
-which share t of the data; here that of O'Brien & Fleming's kind,
+14 % of the cases without an effect. A spending function limits how much of alpha is used up by each
+share t of the data; here that of O'Brien & Fleming's kind,
 
     spent(t) = 2 (2 - 2 Phi(z_(alpha/4) / sqrt(t)))      Lan & DeMets 1983, alpha_1*, for each side
 
 which spends next to nothing early and keeps the last look near the test that looks once. The
-boundaries follow by integrating over what did not stop before (Armitage, McPherson & Rowe 1969).
+boundaries follow by integrating over trials not stopped before (Armitage, McPherson & Rowe 1969).
 """
 
 import functools
@@ -21,7 +21,7 @@ _SEQUENCES = 1 << 19  # simulated for the last level: alpha is right to 3e-4
 
 
 def spent(share: float, alpha: float) -> float:
-    """How much of a two-sided alpha may be spent by a share in (0, 1] of the data."""
+    """Amount of a two-sided alpha that may be spent by a share in (0, 1] of the data."""
     return float(4 * stats.norm.sf(stats.norm.isf(alpha / 4) / math.sqrt(share)))
 
 

@@ -1,8 +1,8 @@
-"""The exponent of the optimum N*(C) by three approaches side by side, and by what is left out.
+"""The exponent of the optimum N*(C) by three approaches side by side, and without outliers.
 
-first = approaches.front(t, replicates=1000, seed=0)
-second = approaches.isoflops(t, replicates=1000, seed=0)
-rows = approaches.outliers(t, laws.LAWS["chinchilla"], target=1e21, delta=1e-3)
+first = comparison.front(t, replicates=1000, seed=0)
+second = comparison.isoflops(t, replicates=1000, seed=0)
+rows = comparison.outliers(t, loss_laws.CHINCHILLA, target=1e21, delta=1e-3, per=6.0)
 """
 
 from collections.abc import Mapping
@@ -129,7 +129,7 @@ def interval(draws: Array, level: float) -> list[float] | None:
 
 
 def _power(exponent: float, intercept: float, draws: Array, target: float, level: float) -> Record:
-    """What a power law N* = exp(intercept) C^exponent says."""
+    """Predictions of a power law N* = exp(intercept) C^exponent, with intervals."""
     c = np.log(target)
     return {
         "exponent": exponent,

@@ -1,9 +1,9 @@
 """Approach 1: the lowest loss that any run had reached at each compute, and N*(C) = k C^a of it.
 
 Hoffmann et al. 2022, section 3.1: of all training curves the one that is lowest at each of 1,500
-values of C. Where every run has one point there are no curves; then the runs count that are on the
-frontier, below whose loss no run with less compute came. Where the smallest or the largest size is
-the lowest, a still smaller or larger one might be lower, so that such places are left out.
+values of C. Where every run has one point there are no curves; then the runs on the frontier count,
+those whose loss no run with less compute undercuts. Where the smallest or the largest size is the
+lowest, a still smaller or larger one might be lower, so that such places are left out.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What N and C are of a Config, under a named counting.
+"""N and C of a Config, under a named counting.
 
     params         total           every weight; of experts those a token is sent to
                    non-embedding   the layers' matrices: 12 L d^2 of GPT-2 (Kaplan et al. 2020,

@@ -1,4 +1,4 @@
-"""What a run will cost, as lines of text: parameters, FLOPs, bytes, tokens."""
+"""The cost of a planned run, as lines of text: parameters, FLOPs, bytes, tokens."""
 
 import math
 from typing import Any, NamedTuple

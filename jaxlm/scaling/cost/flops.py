@@ -3,8 +3,8 @@
 A weight that contracts its input costs one multiplication and one addition per element and token;
 an embedding look-up costs nothing. Norms, activations and softmax are left out, as in Kaplan et al.
 2020 (table 1) and Chowdhery et al. 2022 (appendix B): they are below 1 % where matrices are large.
-Of a layer's experts those count that a token is sent to. XLA's own count agrees for the form with a
-capacity; of the dropless one on CPU, a loop over groups, it counts one turn.
+Of a layer's experts only those that a token is sent to count. XLA's own count agrees for the form
+with a capacity; of the dropless one on CPU, a loop over groups, it counts one iteration.
 """
 
 import dataclasses

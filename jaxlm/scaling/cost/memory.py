@@ -38,7 +38,7 @@ class Memory:
     gradients: int
     """float32; twice under accumulation, where a sum and a summand are held."""
     activations: int
-    """What the forward pass keeps for the backward pass, and one layer's recomputation."""
+    """Arrays that the forward pass keeps for the backward pass, and one layer's recomputation."""
     logits: int
     """The cross-entropy's chunk: logits and their gradient in float32."""
     frozen: int = 0

@@ -43,10 +43,10 @@ RUNS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which accuracies, and how."""
+    """Request for accuracies: which are predicted, and how."""
 
     column: str
-    """Of the table."""
+    """Column of the table."""
     errors: bool
     """The column holds errors, 1 - accuracy."""
     chance: float
@@ -58,7 +58,7 @@ class Request:
     law: str
     """The law of loss."""
     log: bool
-    """Whether its residuals are of the logarithm of the loss, or of the loss itself."""
+    """Whether its residuals are of the logarithm of the loss, rather than of the loss itself."""
 
 
 class Fitted(NamedTuple):

@@ -3,7 +3,7 @@
     record = groups.run(t, "dataset_name", setting)
 
 Each group has its own E, A and B of E + A/N^alpha + B/D^beta, and exponents that are drawn towards
-a common mean: minimised is
+a common mean. The objective is
 
     sum of Huber(log L - log fit) / h + sum_g |(log alpha_g, log beta_g) - mean|^2 / (2 spread^2)
 

@@ -50,7 +50,7 @@ class Curve(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """What the law reads, at the rows of a curve."""
+    """Inputs of the law at the rows of a curve."""
 
     forward: Array  # [n] S_1
     annealed: Array  # [n] S_2

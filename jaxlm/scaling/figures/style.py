@@ -1,4 +1,4 @@
-"""How the figures look: colours, ticks that read well, numbers in words."""
+"""Appearance of the figures: colours, ticks that read well, numbers in words."""
 
 from typing import Any
 

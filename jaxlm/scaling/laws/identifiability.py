@@ -1,4 +1,4 @@
-"""Which laws a table of runs can tell the parameters of."""
+"""Identifiability: the laws whose parameters a table of runs determines."""
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def rises(law: loss_laws.Law, theta: np.ndarray, t: table.Table) -> str:
 
 
 def different(values: np.ndarray) -> int:
-    """How many values [n] differ by more than SAME."""
+    """Number of distinct values among [n], those that differ by more than SAME."""
     steps = np.diff(np.sort(np.log(values)))
     return int(np.sum(steps > SAME)) + 1
 

@@ -1,4 +1,4 @@
-"""A law's objective with its gradient and Hessian, of many parameter vectors at a time, in NumPy.
+"""A law's objective with its gradient and Hessian, for many parameter vectors at a time, in NumPy.
 
 The objective is the sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m
 of the law's value, or both as they are. `of_three_terms` and `by_derivatives` are for laws whose
@@ -17,7 +17,7 @@ Closed = tuple[tuple[float, ...], ...] | Callable | None
 
 
 class Points(NamedTuple):
-    """What problems share."""
+    """Points and settings that all problems share."""
 
     logs: Array  # [inputs,n] logarithms of the law's inputs
     centre: Array  # [inputs] where the law's internal parameters have their origin

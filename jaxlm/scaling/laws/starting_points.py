@@ -1,8 +1,8 @@
-"""Where the solver starts: variable projection over a grid of each law's exponents.
+"""Starting points of the solver: variable projection over a grid of each law's exponents.
 
 For given exponents the laws are linear in the rest, which non-negative least squares of the
 relative residual finds at once (Golub and Pereyra 1973), so that few starts cover what a grid of
-all parameters would need thousands for. All return internal parameters [S,k], see laws.py.
+all parameters would need thousands for. All return internal parameters [S,k], see loss_laws.py.
 """
 
 import itertools

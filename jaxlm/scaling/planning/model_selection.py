@@ -1,13 +1,14 @@
-"""Who plans: which form's N*(C), or approach 2's, and which form's loss; and how far to trust both.
+"""Choice of a planner: one form's N*(C), or approach 2's, and one form's loss, with their errors.
 
-    choice = planner.choose("chinchilla", {"chinchilla": errors, "isoflop": errors}, draws=1000)
-    choice.name, choice.scores["isoflop"].t      # "isoflop", 21.3: it predicts N* better
-    planner.spread(errors["isoflop"])            # of log N* for each decade beyond the runs
+    tests = {"chinchilla": errors, "isoflop": errors}
+    choice = model_selection.choose("chinchilla", tests, draws=1000)
+    choice.name, choice.scores["isoflop"].t            # "isoflop", 21.3: it predicts N* better
+    model_selection.spread(tests["isoflop"])           # of log N* for each decade beyond the runs
 
-Chosen is by rolling back-tests of what is wanted: of N* on the minima of budgets that were held
+The choice is by rolling back-tests of what is wanted: of N* on the minima of budgets that were held
 out, of the loss on their runs. The form that theory and practice start from plans unless another
 one predicts better beyond noise; a choice among near equals would be noise itself, and an interval
-that does not know of it too narrow. So every bootstrap draw chooses anew.
+that ignores it would be too narrow. So every bootstrap draw chooses anew.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class Score(NamedTuple):
     default: float
     """The default's."""
     t: float
-    """Of the paired difference; above 0 the challenger is better."""
+    """t statistic of the paired difference; above 0 the challenger is better."""
     needed: float
     """The t that replaces the default; inf where too few budgets were held out."""
     cases: int
@@ -168,7 +169,7 @@ def _median(values: Array, weights: Array) -> float:
 
 
 def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool = False) -> str:
-    """How the plan was chosen, in a sentence. named: by the user (--law); edge: whether
+    """Explains the choice of the plan in a sentence. named: by the user (--law); edge: whether
     approach 2's minima have a law of loss of their own."""
     if named:
         return f"{default} plans, as --law asks."

@@ -1,4 +1,4 @@
-"""The choice of who plans a study, by rolling back-tests, and the plan's entry in its record."""
+"""The choice of a study's planner, by rolling back-tests, and the plan's entry in its record."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,18 +46,18 @@ class Tested:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Who plans."""
+    """The chosen planners."""
 
     sizes: model_selection.Choice
-    """Of N*."""
+    """The choice for N*."""
     loss: model_selection.Choice
-    """Of the loss."""
+    """The choice for the loss."""
     surface: str
     """The form of the loss."""
     default: str
     """The form that would plan without any back-test."""
     sentence: str
-    """How it was chosen."""
+    """Explanation of the choice."""
 
 
 def test(

@@ -251,7 +251,7 @@ def flag(field: str, column: str) -> str:
 
 
 def counts(name: str) -> str:
-    """What a header says that parameters count: "non-embedding" or "given"."""
+    """The counting of parameters that a header names: "non-embedding", else "given"."""
     return "non-embedding" if _NON_EMBEDDING.search(units.plain(name)) else "given"
 
 

@@ -1,4 +1,4 @@
-"""The points of a file or a folder of curves as arrays: columns sheet, units taken, rows chosen."""
+"""The points of a file or folder of curves as arrays: columns found, units taken, rows chosen."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Array = np.ndarray
 
 
 class Selection(NamedTuple):
-    """What the columns of a file are and which of its rows are points: see `tables.read`."""
+    """Names and units of a file's columns, and the rows that are points: see `tables.read`."""
 
     columns: Mapping[str, str] = {}
     units: Mapping[str, str] = {}
@@ -222,7 +222,7 @@ def _incomplete(
 
 
 def _one_counting(sheet: grid.Grid, column: str) -> str:
-    """What the file's counting column says. Raises: ValueError where rows differ."""
+    """The value of the file's counting column. Raises: ValueError where rows differ."""
     cells = sheet.column(column)
     for row, cell in zip(sheet.rows, cells):
         if cell != cells[0]:

@@ -23,7 +23,7 @@ WITHOUT_END = ("constant", "inverse_sqrt")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What of a config.json decides N and C."""
+    """The part of a config.json that decides N and C."""
 
     model: models.AnyConfig
     """The model's Config."""

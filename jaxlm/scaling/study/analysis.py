@@ -2,9 +2,9 @@
 
     t = tables.read("runs.csv")
     record = analysis.run(t, analysis.Options(target=5.76e23))
-    study.save(pathlib.Path("runs/fit"), record)
+    study_record.save(pathlib.Path("runs/fit"), record)
 
-The record is all there is: `report.text` and `figures.draw` read nothing else.
+The record is complete: `report.text` and `figures.draw` read nothing else.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a study is made."""
+    """Options of a study."""
 
     laws: tuple[str, ...] = ()
     """Forms to fit; none named: every form that the runs identify."""
@@ -50,7 +50,7 @@ class Options:
     """Resample points, or whole runs; auto: runs where any has several points, and
     there are six or more."""
     seed: int = 0
-    """Of all resampling."""
+    """Seed of all resampling."""
     holdout: float | None = None
     """Runs of this many FLOPs or more are the back-test's; not given: the largest budgets in turn,
     or the largest half of the runs, four tenths, and so on to a tenth."""
@@ -60,7 +60,7 @@ class Options:
     """Standard deviation of the loss between seeds, for the bootstrap of approach 2; not given: it
     is measured from the points."""
     level: float = 0.95
-    """Of all intervals."""
+    """Level of all intervals."""
 
 
 def run(
@@ -124,7 +124,7 @@ def run(
 
 
 def _rows(t: table.Table, planned: form_fits.Fitted, record: Record) -> list[diagnostics.Caution]:
-    """What the table's rows give reason to say."""
+    """Cautions that the table's rows give reason for."""
     best = record["plan"]["params"]["value"]
     return [
         *heterogeneity.notices(t, planned.fit.residual),

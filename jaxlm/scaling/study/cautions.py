@@ -1,4 +1,4 @@
-"""Every caution of a study, the one that matters most first."""
+"""Every caution of a study, the most important first."""
 
 from collections.abc import Sequence
 

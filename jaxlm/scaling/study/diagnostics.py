@@ -1,6 +1,6 @@
-"""What should keep a reader from trusting a fit: each check returns cautions, none if all is well.
+"""Diagnostics: reasons to distrust a fit. Each check returns cautions, none if all is well.
 
-Every caution has been seen in a published study; the source stands at its check.
+Every caution has been seen in a published study; the source is given at its check.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Notices about the rows of a table, from a fit's residuals: mixed experiments, sweeps, outliers.
 
-    notices = experiments.notices(t, fit.residual)       # [] if all is well
-    notices += experiments.cost(t, per, params)          # C/(N D) that depends on N
+    notices = heterogeneity.notices(t, fit.residual)     # [] if all is well
+    notices += heterogeneity.cost(t, per, params)        # C/(N D) that depends on N
 
 A form that fits one experiment leaves residuals that no column of the file explains.
 """
@@ -53,7 +53,7 @@ def mixed(t: table.Table, residual: Array) -> list[Caution]:
     cell, clipped = _cells(t), _clipped(residual)
 
     def share(group: Array) -> float:
-        """What groups explain; 0 if that may be chance."""
+        """Share of the variance that groups explain; 0 if that may be chance."""
         shares = [_explained(clipped, group, cell)]
         if not _is_size(t, group):
             shares.append(_explained(clipped, group, np.zeros(len(group), np.int64)))

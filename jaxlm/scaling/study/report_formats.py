@@ -1,7 +1,8 @@
 """Reports as aligned text, Markdown or LaTeX: the same parts in each.
 
-    out = [render.heading("optimum", "markdown"), render.table(header, rows, "markdown")]
-    render.join(out, "markdown")
+    parts = [report_formats.heading("optimum", "markdown")]
+    parts.append(report_formats.table(header, rows, "markdown"))
+    report_formats.join(parts, "markdown")
 
 LaTeX's tables need the booktabs package; `escaped` makes any text fit for it.
 """
