@@ -129,6 +129,7 @@ def understood(fields: Fields, kind: str) -> models.AnyConfig:
 def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     """Plans the conversion of a checkpoint to our weights. Reads headers, and of weights only an
     output matrix and the table that it may be tied to.
+
     Where several rows produce the same weight, the first one whose tensors are present is used. An
     output matrix that is present counts, whatever config.json says about tying, unless it equals
     the embedding table; a sequence classification model has none.
