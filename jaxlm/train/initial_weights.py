@@ -21,7 +21,7 @@ CHANGEABLE = ("context", "scaling", "theta", "local_theta", "window", "dropout",
 
 
 def check(run: Run) -> list[str]:
-    """What is worth a warning about a run's start, in words.
+    """Warnings about a run's start, in words.
 
     Raises: ValueError, before weights are read, if `start` is no run directory, or its weights are
     not those of the run's model, naming the first that differs; the same of a critic's.
@@ -193,5 +193,5 @@ def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -
 
 
 def recorded(folder: pathlib.Path) -> dict[str, Any]:
-    """What `weights` told when the run in this directory began; {} if it began from random ones."""
+    """Source of this directory's initial weights, as `weights` reported it; {} if random."""
     return trained_weights.begun(folder)

@@ -1,4 +1,4 @@
-"""What the loop is fed: the batches of a run, from whatever source, and what judges it."""
+"""Inputs of the loop: the batches of a run, from whatever source, and its evaluation."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxlm.train.step import State
 
 
 class Fed(NamedTuple):
-    """What one step is given: the batch on its devices; metrics beside the step's own; and seconds
+    """Input of one step: the batch on its devices; metrics along with the step's own; and seconds
     by name that the batch took, the time waited for it ("data_wait") among them."""
 
     batch: Any

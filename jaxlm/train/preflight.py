@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory there is, before anything is computed.
+"""Check that a run fits into the available memory, before anything is computed.
 
 A run is refused if even the least that it needs (`Memory.least`) is more than there is, so one that
 would have fitted is not. JAXLM_MEMORY_CHECK=0 (`devices.UNCHECKED`) starts it all the same.

@@ -1,14 +1,14 @@
-"""What a reference policy says of every response, computed once and kept on the disk.
+"""A reference policy's log-probability of every response, computed once and cached on disk.
 
 In $XDG_CACHE_HOME/jaxlm/references, one directory for each reference, data and arithmetic:
 
     train-<first>.npz, val-<first>.npz   float32[rows, K]: the summed log-probability of each
                                          response of the rows from `first` on, 1,024 or fewer, with
                                          a checksum: what is damaged is computed again
-    facts.json                           what they are of
+    facts.json                           what they belong to
 
-4K bytes a prompt. A pass that was interrupted goes on behind its last whole file; runs with the
-same reference and data, such as a sweep over beta, share one pass.
+4K bytes a prompt. A pass that was interrupted resumes after its last whole file; runs with the same
+reference and data, such as a sweep over beta, share one pass.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Rows:
     """float32[rows, K]."""
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.plain)
 
     def read(self, rows: np.ndarray) -> Choices:
@@ -95,7 +95,7 @@ def attach(run: Run, model: Model, objective: Objective, split: examples.Split) 
 
 
 def _identity(run: Run, begun: dict[str, Any]) -> Any:
-    """What decides the reference's weights: the hashes of the checkpoint they are from, or the seed
+    """Identity of the reference's weights: the hash of their checkpoint's manifest, or the seed
     they are drawn by."""
     if run.start is None:
         return ["seed", run.seed]

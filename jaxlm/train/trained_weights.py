@@ -86,8 +86,8 @@ def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model
 
 
 def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
-    """What a run trained, as it is in its checkpoint: of a run with adapters, them alone. Raises:
-    as `load`."""
+    """Weights that a run trained, as in its checkpoint: of a run with adapters, only the adapters.
+    Raises: as `load`."""
     return _found(folder, which, None, directory.warn).params
 
 
@@ -168,9 +168,8 @@ def _joined(
 
 
 def begun(folder: pathlib.Path) -> dict[str, Any]:
-    """What the run in this directory began from ("folder", "step", "run"); {} if from random
-    weights. Its checkpoints say it, or env.json where none is there yet. Raises:
-    json_file.Damaged."""
+    """Source of this run's initial weights ("folder", "step", "run"); {} if they were random. It is
+    recorded in its checkpoints, or in env.json before there are any. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed["start"]

@@ -1,13 +1,13 @@
 """The optimiser as one optax transformation, with a skip, averaged weights and a loss scale.
 
-Every optimiser of optax used here is asked for a direction d at learning rate 1; then, for all
-alike, with lr from the schedule and the decay decoupled (Loshchilov & Hutter 2019, algorithm 2,
-with the decay multiplied by lr as in every library):
+Every optimiser of optax used here computes a direction d at learning rate 1; then, for all alike,
+with lr from the schedule and the decay decoupled (Loshchilov & Hutter 2019, algorithm 2, with the
+decay multiplied by lr as in every library):
 
     clip -> d -> params + lr * (rate * d - weight_decay * params)
 
-Nothing is decayed but what `param.decayed` says: matrices and embedding tables. A weight's `rate`
-(Param.rate: 1 but under muP) is not in its decay, which therefore is the same at every width.
+Only the weights that `param.decayed` selects are decayed: matrices and embedding tables. A weight's
+`rate` (Param.rate: 1 except under muP) is not in its decay, which is thus the same at every width.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Schedule = schedule.Name  # in the class below, `schedule` is a field
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """The optimiser, its schedule, and what guards it."""
+    """The optimiser, its schedule, and its safeguards."""
 
     name: Name = "adamw"
     """The optimiser. muon orthogonalises the momentum of the layers' matrices, and is AdamW for the
@@ -41,7 +41,7 @@ class Optim:
     lr: float = 3e-4
     """Peak learning rate."""
     schedule: Schedule = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     warmup: int = 100
     """Steps of linear warm-up; fewer than the run's steps."""
     final: float | None = None
@@ -345,7 +345,7 @@ def _rescaled(scale: Scale, finite: jax.Array) -> Scale:
 
 
 def loss_scale(opt: State) -> jax.Array:
-    """What to multiply the loss by before differentiating, float32 scalar; 1 but for float16."""
+    """Factor on the loss before differentiating, float32 scalar; 1 except for float16."""
     return jnp.ones((), jnp.float32) if opt.scale is None else opt.scale.value
 
 

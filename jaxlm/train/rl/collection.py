@@ -76,7 +76,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
 
 
 class _Collector:
-    """What `Supply` needs, over one Player."""
+    """Implements `Supply` over one Player."""
 
     def __init__(self, run: Run, player: episodes.Player, found: examples.Split) -> None:
         assert run.rollout is not None
@@ -182,7 +182,7 @@ class _Collector:
         return Rollout(*(policy_sampling.fitted(x[mine], columns) for x in rows))
 
     def nothing(self) -> Collected:
-        """What is there before the first iteration; of the shapes of all others."""
+        """Collection before the first iteration: zeros, in the shapes of all others."""
         shape = (self.rows, self.width)
         ids = np.zeros(shape, np.int32)
         real = np.zeros(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
+"""Checkpoints: orbax writes them in the background; a manifest seals each; good ones are kept.
 
     checkpoints/400/            params, average, train (step, optimiser, key), carry, manifest.json
     checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
@@ -143,10 +143,10 @@ def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
 
 
 def items(state: State) -> dict[str, Any]:
-    """What is saved, in parts that can be restored alone: `params`, the `average` of the weights if
-    one is kept, and all else as `train`. Frozen weights come from their own source.
+    """The saved parts of a State, each of which can be restored alone: `params`, the `average` of
+    the weights if one is kept, and all else as `train`. Frozen weights come from their own source.
 
-    Of a State of arrays or of an abstract one, whose shardings say where to restore to.
+    state: of arrays, or an abstract one, whose shardings decide where to restore to.
     """
     opt = state.opt._replace(average=None)
     parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": state.key}}
@@ -175,7 +175,7 @@ def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, An
 
 
 def facts(folder: pathlib.Path, step: int) -> Facts:
-    """What was noted with a checkpoint. Raises: ValueError if it has no readable manifest."""
+    """Facts recorded with a checkpoint. Raises: ValueError if it has no readable manifest."""
     found = integrity.facts(folder / str(step))
     if found is None:
         raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")

@@ -5,8 +5,8 @@ metrics.jsonl    one record a logged step      events.*   the same for TensorBoa
 checkpoints/     orbax                         samples/   continued prompts by step
 result.json      written last: the run is finished
 
-Every checkpoint repeats in its sealed manifest which run it is of, so that a file of the first two
-that was damaged or lost is noticed, and read from there.
+Every checkpoint repeats in its sealed manifest which run it belongs to, so that damage to or loss
+of one of the first two files is noticed, and the file is read from there.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ MEASURES = ("nll", "loss", "reward")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """Outcome of a run."""
 
     folder: str
     """The run directory."""
@@ -98,7 +98,7 @@ def score_text(val: metrics.Record | None) -> str:
 
 
 def diverged_text(run: Run, result: Result) -> str:
-    """What happened to a run that diverged, and the ways on."""
+    """Message on a run that diverged: what happened, and how to go on."""
     folder = runs.folder(run)
     kept = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdecimal())
     sampled = f"its checkpoints ({', '.join(map(str, kept))}) can be sampled; " if kept else ""
@@ -132,7 +132,7 @@ def finished(run: Run) -> Result | None:
 
 
 def read_result(folder: pathlib.Path) -> Result | None:
-    """How the run in a directory ended; None if it has not. Raises: json_file.Damaged."""
+    """Outcome of the run in a directory; None if it has not ended. Raises: json_file.Damaged."""
     file = folder / "result.json"
     try:
         result = Result(**json_file.read_object(file))
@@ -155,8 +155,8 @@ def ended(folder: pathlib.Path) -> Result | None:
 
 
 def lost_records(folder: pathlib.Path, result: Result) -> str | None:
-    """What is missing of a finished run's metrics.jsonl, in words; None if nothing is, or if the
-    directory does not say which records there were."""
+    """Describes what is missing from a finished run's metrics.jsonl; None if nothing is, or if the
+    directory does not record which records there were."""
     sealed = proof(folder)
     try:
         run = _parsed(folder / "config.json") if sealed is None else _trained(sealed)
@@ -180,8 +180,8 @@ def warn_of_lost_records(folder: pathlib.Path) -> None:
 
 
 def check(folder: pathlib.Path, run: Run) -> str | None:
-    """What is wrong with a directory's config.json, in words, where its checkpoints prove that it
-    holds this run all the same; None if nothing is.
+    """Describes damage to a directory's config.json, where its checkpoints prove that it holds this
+    run all the same; None if there is none.
 
     Raises: ValueError if the directory's config is not this run's, naming the first field that
     differs and both values; fields in `run.EXECUTION` may differ.
@@ -266,8 +266,8 @@ ROUNDING = ("revision", "packages", "backend", "devices", "cpus", "dtype")
 
 
 def changed(folder: pathlib.Path, run: Run, described: dict[str, Any]) -> list[str]:
-    """What differs from the last start, as "field: old -> new": in fields that a run may change,
-    and in the machine and the code, as `environment.describe` describes them now. A damaged file is
+    """Differences from the last start, as "field: old -> new": in fields that a run may change, and
+    in the machine and the code, as `environment.describe` describes them now. A damaged file is
     named, for it is about to be written again."""
     changes, faults = [], []
     for name, now in (("config.json", config.to_dict(run)), ("env.json", described)):

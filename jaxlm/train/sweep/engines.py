@@ -1,4 +1,4 @@
-"""Where the trials of a sweep run. An engine starts `jaxlm train SPEC` and says when it has ended.
+"""Engines that run the trials of a sweep: one starts `jaxlm train SPEC` and reports its end.
 
     local       processes of this machine, each with its share of the cores
     inline      this process, one after the other
@@ -61,14 +61,14 @@ class Job(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """What starts trials."""
+    """A named way to start trials."""
 
     name: Name
     submit: Callable[[Task], Job]
 
 
 class Resources(NamedTuple):
-    """What a trial asks a cluster for; `local` and `inline` read none of it."""
+    """Resources that a trial requests from a cluster; `local` and `inline` read none of them."""
 
     cpus: int = 1
     """Cores of a trial."""

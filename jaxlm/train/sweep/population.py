@@ -1,16 +1,16 @@
 """Many runs of one shape as one compiled program: seeds, learning rates, schedules, decays.
 
-The members' states are stacked, [members, ...], and one call moves them all, so that what has to be
-compiled is compiled once. Elsewhere than on a CPU they move side by side (jax.vmap), which fills a
+The members' states are stacked, [members, ...], and one call updates them all, so that what has to
+be compiled is compiled once. Except on a CPU they are updated in parallel (jax.vmap), which fills a
 device too large for one small model; a CPU, which one model fills, takes them in turn
-(jax.lax.map). Either way a member is its own `loop.run` but for rounding: a stacked product sums in
-another order, and in turn the compiler may still fuse otherwise.
+(jax.lax.map). Either way a member equals its own `loop.run` up to rounding: a stacked product sums
+in another order, and in turn the compiler may still fuse differently.
 
 Each member is otherwise an ordinary run. It has its own seed, order of rows and learning rate, its
-own directory with metrics, evaluations and checkpoints. One that diverges moves no other. Stopped
-or killed, each directory holds an unfinished run that goes on alone or, from equal steps, in a
-population. In metrics.jsonl the timing of a member is its share of the time of all: its tokens in
-the seconds that all took.
+own directory with metrics, evaluations and checkpoints. One that diverges does not affect others.
+Stopped or killed, each directory holds an unfinished run that resumes alone or, from equal steps,
+in a population. In metrics.jsonl the timing of a member is its share of the time of all: its tokens
+in the seconds that all took.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def groups(wanted: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shape(run: Run) -> dict[str, Any]:
-    """What members have in common. Without any decay the optimiser is another program."""
+    """Fields that members have in common. Without any decay the optimiser is another program."""
     record = config.without(config.to_dict(run), *DATA, *FREE)
     return record | {"optim.weight_decay > 0": run.optim.weight_decay > 0}
 
@@ -107,7 +107,7 @@ def check(members: Sequence[Run]) -> None:
 
 
 def run(members: Sequence[Run]) -> list[Result]:
-    """How each member ended, in order: all are trained, from their last good checkpoints on.
+    """Trains all members, from their last good checkpoints on; returns their outcomes in order.
 
     Finished members are not run again. A signal ends all early, with everything saved, as in
     `loop.run`; an error of one (a full disk) ends all.

@@ -1,11 +1,11 @@
-"""The trials of a sweep, run: what is started when, what became of each, and the record of it.
+"""Execution of a sweep's trials: their order, their outcomes, and the record of them.
 
     sweep.json     every trial, its state, attempts, seconds, loss, and why it is no point
     runs.csv       the points: run (cluster), params, tokens, flops, loss and what they were set to
     runs/NAME      ordinary run directories; failed.json in those that failed for good
     specs/, logs/  the Run of each as JSON, and what it printed
 
-A sweep that is started again goes on where it stopped: finished trials are not run again, the
+A sweep that is started again resumes where it stopped: finished trials are not run again, the
 others resume from their checkpoints.
 """
 
@@ -40,7 +40,7 @@ SETTLED = ("finished", "failed", "diverged")
 
 @dataclasses.dataclass
 class Entry:
-    """What became of a trial; sweep.json has one of each."""
+    """State and outcome of a trial; sweep.json has one of each."""
 
     name: str
     digest: str
