@@ -39,7 +39,7 @@ NO_HEAD = (
 
 class Job(NamedTuple):
     """One row at one place: names of their tensors, paths of our weights, on the layer axis at
-    `layer` (None for weights beside the layers), and these weights' Params without that axis."""
+    `layer` (None for weights outside the layers), and these weights' Params without that axis."""
 
     row: Row
     theirs: tuple[str, ...]
@@ -50,8 +50,8 @@ class Job(NamedTuple):
 
 class Checkpoint(NamedTuple):
     """A checkpoint that can be imported: every weight of `spec`, those of `cfg` and the head of a
-    reward model ("score"), has the tensors it is made of. ignored: unknown fields of its
-    config.json that were skipped as the user wished."""
+    reward model ("score"), has the tensors it is built from. ignored: unknown fields of its
+    config.json that were skipped on request."""
 
     folder: pathlib.Path
     model_type: str

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 class Stack(NamedTuple):
     """The rows of one stack of layers. prefix holds `{i}`, counted from `first`; a row of which a
-    name begins with "/" stands beside the layers, without the prefix."""
+    name begins with "/" is outside the layers, without the prefix."""
 
     prefix: str
     rows: list[Row]
@@ -48,7 +48,7 @@ class Stack(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All rows of a model: `outer` beside the layers, `stacks` by the path of the stack ("stack").
+    """All rows of a model: `outer` outside the layers, `stacks` by the path of the stack ("stack").
 
     ignored: names (regular expressions) of tensors that hold no weight: buffers, and parts the
     model here does not have by design. renames: (regular expression, replacement), older names
@@ -94,7 +94,7 @@ def _numberless(name: str) -> str:
     return re.sub(r"(?<=\.)(\d+|\{i\})(?=\.)", "#", name)
 
 
-# A layout: how a matrix lies in their file. (to ours, to theirs, their shape).
+# A layout: how a matrix is stored in their file. (to ours, to theirs, their shape).
 Layout = tuple[
     Callable[[np.ndarray, param.Param], np.ndarray],
     Callable[[np.ndarray, param.Param], np.ndarray],
@@ -124,7 +124,7 @@ PLAIN: Layout = (
     lambda a, p: a.reshape(_sizes(p)) if p.inputs else a.reshape(_flat(p)),
     lambda p: _sizes(p) if p.inputs else _flat(p),
 )
-"""As ours lies: vectors, tables, GPT-2's Conv1D [in, out]. A bias [heads, head] is one vector."""
+"""Stored as ours: vectors, tables, GPT-2's Conv1D [in, out]. A bias [heads, head] is one vector."""
 
 
 def _flat(p: param.Param) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ OUTER = [
     same("norm", "model.norm.weight"),
     linear("unembed", "lm_head.weight"),
 ]
-# what stands around the layer that looks further ahead
+# weights around the layer that predicts further ahead
 FURTHER = [
     same("token_norm", "enorm.weight"),
     same("hidden_norm", "hnorm.weight"),
@@ -178,7 +178,7 @@ def read_v3(f: Fields) -> deepseek.Config:
 
 
 def _sizes(f: Fields, heads: int, keys: int, context: int) -> dict[str, Any]:
-    """The fields that both have. keys: heads of keys where the file does not say."""
+    """The fields that both have. keys: heads of keys where the file has no field for it."""
     f.only("hidden_act", "silu", "swish")
     f.only("attention_bias", False)
     if (keys := f.get("num_key_value_heads", keys)) != heads:
@@ -211,7 +211,7 @@ def _sizes(f: Fields, heads: int, keys: int, context: int) -> dict[str, Any]:
 
 
 def write_v2(cfg: deepseek.Config) -> dict[str, Any]:
-    """The `deepseek_v2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `deepseek_v2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, score="softmax", select_bias=False, renormalise=False, interleaved=True, ahead=0
     )
@@ -225,7 +225,7 @@ def write_v2(cfg: deepseek.Config) -> dict[str, Any]:
 
 
 def write_v3(cfg: deepseek.Config) -> dict[str, Any]:
-    """The `deepseek_v3` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `deepseek_v3` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, score="sigmoid", select_bias=True)
     if cfg.groups > 1:
         config_json.fixed(cfg, group_best=2)

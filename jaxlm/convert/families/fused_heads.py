@@ -42,7 +42,7 @@ def grouped(ours: tuple[str, str, str], theirs: str) -> Row:
 
 
 def interleaved(row: Row, rotary: int) -> Row:
-    """A row of weights that end in the head's dimension, of a file that turns the pairs
+    """A row of weights that end in the head's dimension, of a file that rotates the pairs
     (2i, 2i + 1) of its first `rotary` dimensions: here they are (i, i + rotary / 2), which
     changes no product of a query and a key.
     """
