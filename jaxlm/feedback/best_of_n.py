@@ -57,7 +57,7 @@ class Settings:
 
 
 class _Response(NamedTuple):
-    """score: None where nothing says what a response is worth."""
+    """score: None where nothing scores responses."""
 
     said: Said
     seed: int

@@ -48,7 +48,7 @@ class Settings:
 
 
 class _Draft(NamedTuple):
-    """An answer in the making. first: the Said it began from; log: what records keep of rounds."""
+    """A draft of an answer. first: the Said it began from; log: the record of its rounds."""
 
     ask: Ask
     first: Said
@@ -62,7 +62,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     completion is the last revision, what the model is to be trained on; response is the first
     answer. A conversation is written as messages, with the last revision as its end.
 
-    Raises: ValueError and FileNotFoundError, before the model says anything, for settings, prompts,
+    Raises: ValueError and FileNotFoundError, before anything is sampled, for settings, prompts,
     principles and records that do not fit.
     """
     constitution = principles.load(settings.constitution)
@@ -144,7 +144,7 @@ def _principle(settings: Settings, constitution: Constitution, name: str, number
 
 
 def examples(constitution: Constitution, count: int, critique: bool = True) -> list[Message]:
-    """The first worked examples as the conversation that a revision is asked for in."""
+    """The first worked examples as the conversation in which a revision is requested."""
     by_name = {p.name: p for p in constitution.principles}
     turns: list[Message] = []
     for shown in constitution.examples[:count]:

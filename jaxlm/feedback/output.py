@@ -16,7 +16,7 @@ from jaxlm.feedback.journal import Journal, Record
 
 Unfinished = Literal["drop", "keep"]
 
-# Fields of settings that change no record, and those that say where something is.
+# Fields of settings that change no record, and those that are paths.
 _EXECUTION = ("out", "batch")
 _FILES = ("prompts", "pairs", "seeds", "constitution")
 
@@ -27,8 +27,8 @@ EMPTY = "nothing was said"
 
 class Summary(NamedTuple):
     """out: the file. written: records added now; found: those it had. dropped: how many inputs were
-    left out in all, by reason; their ids are in `.NAME.dropped` beside the file. facts: what else
-    was measured over all records."""
+    left out in all, by reason; their ids are in `.NAME.dropped` next to the file. facts: other
+    measurements over all records."""
 
     out: str
     written: int

@@ -79,8 +79,8 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     lacks. preference is the probability that b is better; equal odds are 0.5.
 
     The summary's facts: "position_bias", how much likelier than half the first place is chosen, in
-    the mean and with its sign; "flips", the share of readings that the order of the two turns
-    around; "mass", the probability that the model says one of the choices at all.
+    the mean and with its sign; "flips", the share of readings that the order of the two reverses;
+    "mass", the probability that the model replies with one of the choices at all.
 
     Raises: as `critique.run`.
     """
@@ -150,7 +150,7 @@ def _responses(record: records.Record) -> Iterator[tuple[str, str]]:
 
 
 class _Question(NamedTuple):
-    """One principle and one order; a_first says which response is the first choice."""
+    """One principle and one order; a_first: whether response a is the first choice."""
 
     pair: Pair
     principle: Principle
@@ -189,7 +189,7 @@ def _judged(
     left = [i for i, q in enumerate(asked) if q.pair.id not in lost]
     weighed = voice.weigh([talks[i] for i in left], constitution.choices) if left else []
     found: dict[str, list[Judgement]] = {}
-    # both orders of a question stand side by side
+    # both orders of a question are side by side
     for at in range(0, len(left), 2):
         i, j = left[at : at + 2]
         both = np.array(weighed[at : at + 2], np.float64)

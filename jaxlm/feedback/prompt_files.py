@@ -18,8 +18,8 @@ Messages = tuple[Message, ...]
 
 
 class Ask(NamedTuple):
-    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which says
-    nothing of where it stands; record: the whole of what was read."""
+    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which does
+    not depend on its place in the file; record: the whole of what was read."""
 
     id: str
     messages: Messages
@@ -56,7 +56,7 @@ class Names:
 
 
 def messages(record: records.Record) -> Messages:
-    """The messages of a record up to the one that is asked for. Raises: ValueError, as `read`."""
+    """The messages of a record up to the user's last. Raises: ValueError, as `read`."""
     value = record.value
     if "prompt" in value:
         found = _turns(record, "prompt")

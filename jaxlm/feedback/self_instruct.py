@@ -69,7 +69,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
 
     What was left out is counted by reason, over this run.
 
-    Raises: ValueError and FileNotFoundError, before the model says anything, for settings and
+    Raises: ValueError and FileNotFoundError, before anything is sampled, for settings and
     seeds that do not fit, and where the model has no room for a request.
     """
     _check(settings)
@@ -165,13 +165,13 @@ def _shown(
 
 
 def request(heading: str, shown: Sequence[str]) -> str:
-    """The list that the model goes on with: it ends with the next number."""
+    """The list that the model continues: it ends with the next number."""
     lines = [f"{i}. {' '.join(text.split())}" for i, text in enumerate(shown, 1)]
     return "\n".join([heading, *lines, f"{len(shown) + 1}."])
 
 
 def candidates(said: Sequence[Said]) -> list[Candidate]:
-    """The instructions in what was said, in order. The last of a list that was cut at the sampling
+    """The instructions in a reply, in order. The last of a list that was cut at the sampling
     length is left out, as it may be half an instruction."""
     found = []
     for number, one in enumerate(said):
