@@ -21,7 +21,7 @@ from jaxlm.scaling import table
 
 FILE = "study.json"
 FORMAT = 1
-# What a field holds until somebody says it.
+# Value of a field that is not given.
 UNTOLD = "not stated"
 
 Record = dict[str, Any]
@@ -183,7 +183,7 @@ def checklist(about: About, t: table.Table, record: Record) -> Record:
 
 
 def untold(found: Record) -> list[str]:
-    """The items of a checklist that nobody told, as heading.item."""
+    """The items of a checklist that are not stated, as heading.item."""
     return [
         f"{heading}.{item}"
         for heading, items in found.items()

@@ -116,7 +116,7 @@ def of_runs(flops: np.ndarray, losses: np.ndarray, pair: np.ndarray, seed: int =
         raise ValueError(f"loss does not fall with compute: slope {slope:.3g} nats per e-fold")
     error = math.sqrt(float(((fall - slope * near) ** 2).sum()) / free / float(near @ near))
     drawn = slope + error * np.random.default_rng(seed).standard_t(free, _DRAWS)
-    # a slope of 0 or more comes to no other loss at any compute
+    # a slope of 0 or more reaches no other loss at any compute
     slopes = np.concatenate([[slope], np.where(drawn < 0, drawn, np.nan)])
 
     def curve(at: np.ndarray) -> np.ndarray:

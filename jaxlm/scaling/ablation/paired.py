@@ -96,7 +96,7 @@ def power(size: float, sd: float, pairs: int, alpha: float = 0.05) -> float:
 
 
 def detectable(sd: float, pairs: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
-    """The smallest effect in nats that is found with probability `wanted`. Raises: as `power`."""
+    """The smallest effect in nats detected with probability `wanted`. Raises: as `power`."""
     _share("wanted", wanted)
     if wanted <= alpha:
         raise ValueError(f"wanted={wanted}: more than alpha={alpha} is needed")
@@ -148,7 +148,7 @@ def look(
     """The verdict on losses [n], n one of the planned `looks` (numbers of pairs, rising).
 
     Decided when the p-value is at most the look's nominal level (sequential.nominal), or, with
-    `matters`, when the interval lies within +- matters nats. Intervals at the nominal levels cover
+    `matters`, when the interval is within +- matters nats. Intervals at the nominal levels cover
     together (Jennison & Turnbull 1989), so the second rule costs no error of the first kind.
 
     Raises: ValueError for a number of pairs that was not planned, and as `effect`.

@@ -69,7 +69,7 @@ def nominal(looks: tuple[int, ...], alpha: float = 0.05) -> tuple[float, ...]:
 
     The p-values of t-tests are compared with levels that are derived for a known variance, the
     significance level approach (Jennison & Turnbull 2000, section 3.8). With a handful of pairs
-    that would stop in 5.2 to 5.4 % of the cases without an effect where 5 % were asked for: so the
+    that would stop in 5.2 to 5.4 % of the cases without an effect where 5 % were requested: so the
     last level is lowered to what a simulation of half a million sequences leaves of alpha.
 
     Raises: ValueError for looks that do not rise from 2 or more, and as `boundaries`.

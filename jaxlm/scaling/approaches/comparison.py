@@ -17,7 +17,7 @@ from jaxlm.scaling.study_record import Record
 
 # How many of the highest losses the outlier table leaves out.
 OUTLIERS = (0, 2, 3, 5, 10, 20)
-# Points of a frontier made of training curves: more of them say the same again.
+# Points of a frontier of training curves: more of them add no information.
 CURVE_POINTS = 50
 # Approach 2's names in a record, and how each finds a budget's minimum.
 ISOFLOPS: dict[str, isoflop.Method] = {
@@ -57,7 +57,7 @@ class Front(NamedTuple):
 
 
 def front(t: table.Table, replicates: int, seed: int) -> Front:
-    """Approach 1 on a table, or the reason why it says nothing."""
+    """Approach 1 on a table, or the reason why it has no result."""
     try:
         return Front(frontier.fit(t, replicates=replicates, seed=seed), "")
     except ValueError as error:

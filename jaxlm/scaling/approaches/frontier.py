@@ -45,7 +45,7 @@ def fit(t: Table, *, replicates: int = 1000, seed: int = 0, grid: int = GRID) ->
     """Approach 1 on a table; runs are resampled whole for the interval.
 
     Points of one run are its training curve, log loss between them linear in log C. A run of one
-    point among curves is left out: it says nothing about its loss at other C.
+    point among curves is left out: its loss at other C is unknown.
 
     Raises: ValueError where fewer than two sizes are on the frontier, naming what is there.
     """

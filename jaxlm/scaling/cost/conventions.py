@@ -22,7 +22,7 @@ from jaxlm.scaling.table import Counting, known
 def params(cfg: models.AnyConfig, how: str) -> float:
     """N of a Config under a counting of `table.PARAMS`.
 
-    Raises: ValueError for "given", which no Config tells, and for any other name.
+    Raises: ValueError for "given", which no Config determines, and for any other name.
     """
     _told("params", how)
     if how == "total":

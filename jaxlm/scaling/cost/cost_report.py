@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def groups(spec: param.Tree) -> dict[str, int]:
-    """{group: parameters}: what stands outside the layers by name, the layers by sublayer."""
+    """{group: parameters}: weights outside the layers by name, the layers by sublayer."""
     out: dict[str, int] = {}
     for path, p in traverse_util.flatten_dict(spec).items():
         # ("stack", segment, kind, sublayer, ...) or ("embed", "table")

@@ -55,7 +55,7 @@ def per_token(
     for every query, which is what PaLM's MFU counts and what a kernel that forms every score does.
 
     Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
-    tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
+    tokens (None: as many): the encoder, and the keys and values that the decoder computes from its
     output, once; the rest of the decoder and the output matrix targets / seq times. Of a model that
     predicts further than the next token it is with that, as in training. Of a Flax module, whose
     layers are not known, it is its matrices alone, without scores.

@@ -110,7 +110,7 @@ def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
 
 
 def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
-    """Bytes per device of an optimiser's state: a moment lies where its weight lies."""
+    """Bytes per device of an optimiser's state: a moment is stored where its weight is."""
 
     weights = param.flatten(spec)
 
@@ -161,8 +161,8 @@ def activations(
 
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
     float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
-    Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
-    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`. A
+    Around the layers are the last hidden state and its gradient, 2 x size x embed. Of an
+    encoder-decoder the encoder's layers have `seq` tokens and the decoder's have `targets`. A
     token's experts count each for itself, with the token's copy among their inputs and outputs.
 
     Of a Flax module, whose layers are not known, the logits of the whole batch and their gradient.
@@ -237,7 +237,7 @@ def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> 
 
 
 def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int:
-    """Bytes per device that one layer's attention keeps beside its inputs and output."""
+    """Bytes per device that one layer's attention keeps along with its inputs and output."""
     heads = sum(
         _width(("heads",), (p.shape[-2],), on, rows, seq)
         for path, p in param.flatten(layer).items()

@@ -37,7 +37,7 @@ CHAINS: dict[str, tuple[str, bool]] = {
 # With fewer points than this per parameter a resample often lacks what holds a parameter: residuals
 # are resampled instead of points.
 FEW = 3
-# With fewer runs held out the report says that the winner may be chance.
+# With fewer runs held out the report warns that the winner may be chance.
 RUNS = 5
 
 

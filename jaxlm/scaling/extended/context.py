@@ -33,7 +33,7 @@ def positive(t: table.Table, name: str, flag: str, what: str) -> np.ndarray:
     """[n] float64 of the table's column `name`.
 
     Raises: ValueError naming the flag, the column and the row where it is absent, has text, or is
-    not above 0; `what` says what it should be.
+    not above 0; `what` describes what it should be.
     """
     if name not in t.columns:
         raise ValueError(f"{flag}: no column {name!r}; the file has {', '.join(t.columns)}")

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 # Which parameters recipes share -> (exponents are shared, the floor is shared).
 SHARED = {"exponents and E": (True, True), "exponents": (True, False), "nothing": (False, False)}
-# D/N that differs by less than this factor between runs tells N and D not apart.
+# D/N that differs by less than this factor between runs does not separate N from D.
 RATIO = 1.3
 # A difference of the criterion that is strong evidence (Kass and Raftery 1995).
 STRONG = 6.0

@@ -173,7 +173,7 @@ def _kernel(x: Array, at: Array) -> Array:
     """Density of x at places, with normal kernels of Silverman's width (1986, equation 3.31)."""
     spread = min(float(np.std(x)), float(np.subtract(*np.percentile(x, (75, 25)))) / 1.34)
     width = 0.9 * max(spread, 1e-9) * len(x) ** -0.2
-    # a histogram much finer than the kernel stands for the draws
+    # a histogram much finer than the kernel represents the draws
     step = at[1] - at[0]
     near = np.exp(-0.5 * ((at[:, None] - x) / max(width, step / 2)) ** 2)
     return near.mean(1) / (max(width, step / 2) * np.sqrt(2 * np.pi))

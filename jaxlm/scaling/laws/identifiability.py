@@ -16,7 +16,7 @@ FEW = {"farseer": 5}
 
 
 def reason(law: loss_laws.Law, t: table.Table) -> str:
-    """Why the runs cannot tell this law's parameters; "" where they can.
+    """The reason why the runs do not determine this law's parameters; "" where they do.
 
     A law of compute alone describes the frontier: t is then to be the frontier's points.
     """

@@ -56,7 +56,7 @@ def huber(residual: Array, delta: float) -> tuple[Array, Array]:
 
 
 def _bound(residual: Array, delta: float) -> Array:
-    """Weights of the least squares that lies above Huber's loss and touches it at the residual."""
+    """Weights of the least squares that is above Huber's loss and touches it at the residual."""
     if np.isinf(delta):
         return np.ones_like(residual)
     return np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))

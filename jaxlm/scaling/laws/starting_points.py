@@ -9,9 +9,9 @@ import itertools
 
 import numpy as np
 
-# Exponents of N and of D; published ones lie between .05 (Kaplan) and .6.
+# Exponents of N and of D; published ones are between .05 (Kaplan) and .6.
 EXPONENTS = (0.03, 0.08, 0.15, 0.25, 0.35, 0.5, 0.75, 1.1)
-# Starts of two powers that are taken, of 64: the rest come to the same optimum in thrice the steps.
+# Starts of two powers that are taken, of 64: the rest reach the same optimum in thrice the steps.
 CLOSEST = 32
 # Of a power that no data point to, the share of the loss that it starts with.
 LEAST = 1e-3

@@ -63,7 +63,7 @@ def choose(
     found: a fit of t by a law of parameters and tokens. draws [R, k]: its bootstrap; None takes
     the asymptote. cost [m]: FLOPs, `per` N D when not given.
 
-    Raises: ValueError naming the candidate, the law, or what the runs say nothing about.
+    Raises: ValueError naming the candidate, the law, or what the runs do not determine.
     """
     law = loss_laws.LAWS[found.law]
     if law.inputs != ("params", "tokens"):

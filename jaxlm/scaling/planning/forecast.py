@@ -110,7 +110,7 @@ def _form(
 
 def compare(told: Record, measured: float) -> Record:
     """{"measured", "error", "inside", "forms": {form: error}}: errors are 100 log(predicted /
-    measured), inside says whether the run's loss is in the planning form's interval."""
+    measured), inside: whether the run's loss is in the planning form's interval."""
     low, high = told["interval"]
     return {
         "measured": measured,

@@ -25,13 +25,13 @@ ISOFLOP = "isoflop"
 CERTAIN = 0.99
 # Held-out budgets without which nobody is replaced.
 CASES = 3
-# |log error| counts up to this: a refit that found no optimum is no worse than a factor of 20.
+# |log error| counts up to this: a refit without an optimum is no worse than a factor of 20.
 WORST = 3.0
 # Errors show that a form is wrong, and not only its fit uncertain, at this confidence.
 MISFIT = 0.95
 # An error counts for at most so many of its standard deviations in that test.
 OUTLIER = 3.0
-# Errors this few decades beyond the runs say more of the measurement than of the form.
+# Errors this few decades beyond the runs are more of the measurement than of the form.
 NEAR = 0.05
 # Half of a normal distribution is within so many standard deviations.
 HALF = 0.6745
@@ -138,7 +138,7 @@ def spread(errors: Errors, half: bool = False) -> float:
     beyond the runs, 0 where sampling explains the errors.
 
     An error e at d decades has the variance s^2 of sampling and (spread d)^2. First a chi-square
-    test over the held-out budgets says whether sampling is enough. Where it is not, the spread is
+    test over the held-out budgets shows whether sampling is enough. Where it is not, the spread is
     that at which the mean square of e over its standard deviation is 1, the far errors counting
     more (d^2) and each at most OUTLIER. half: at which half of them, so counted, are within 0.6745
     standard deviations: for minima, of which one read off four runs is easily wrong by a factor.

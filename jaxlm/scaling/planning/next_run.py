@@ -132,7 +132,7 @@ class Capped(NamedTuple):
 
 
 def law(found: study_record.Study) -> Law:
-    """The Law of a study: its plan, or the fitted form that was asked for instead.
+    """The Law of a study: its plan, or the fitted form that was requested instead.
 
     Raises: ValueError for a form without an optimum between N and D, and missing parameters.
     """
@@ -276,8 +276,8 @@ def choice(
 def capped(law: Law, flops: float, unique: float, level: float = LEVEL) -> Capped:
     """The best run of `flops` with at most `unique` different tokens.
 
-    By the data-constrained law tokens are repeated for what it says they are worth (Muennighoff et
-    al. 2023); every other law knows of no repetition, so that D is at most U and the rest of the
+    The data-constrained law repeats tokens as far as it finds them worthwhile (Muennighoff et al.
+    2023); every other law has no term for repetition, so that D is at most U and the rest of the
     compute goes into parameters.
 
     Raises: ValueError for compute or tokens not above 0.
@@ -352,7 +352,7 @@ def _tokens(law: Law, thetas: Array, n: Array, loss: float) -> Array:
 
 def _lowest(total: Callable[[Array], Array], centre: Array) -> Array:
     """[P] the N of least total, [P, m] -> [P, m], about sizes centre [P]: the lowest of PLACES,
-    then golden sections of the bracket beside it."""
+    then golden sections of the bracket around it."""
     x = np.log(centre)[:, None] + np.linspace(np.log(SMALLER), np.log(LARGER), PLACES)
     at = np.clip(np.argmin(total(np.exp(x)), 1), 1, PLACES - 2)
     each = np.arange(len(x))

@@ -210,7 +210,7 @@ def entry(
         # of the loss's own form the draws are kept once
         many = None if name == chosen.surface else drawn(name)
         if form_fits.FIXED_EXPONENT.get(name, name) not in {*fitted, ISOFLOP}:
-            # nobody knows how wrong its exponent is: no interval, rather than one without width
+            # the error of its exponent is unknown: no interval, rather than one without width
             many = np.full_like(drawn(name), np.nan)
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})

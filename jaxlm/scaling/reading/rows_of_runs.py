@@ -35,7 +35,7 @@ class Points(NamedTuple):
     places: list[str]  # [n] file and row, for messages
     names: dict[str, str]  # field -> its column
     stated: tuple[str, ...]  # fields whose unit was stated
-    counted: str  # what N counts, as the file says; "given" where it does not
+    counted: str  # what N counts, as the file states it; "given" where it does not
     columns: dict[str, Array]  # the columns that no field holds
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
@@ -70,7 +70,7 @@ def read(path: pathlib.Path, how: Selection) -> Points:
     """The points of a file, or of a folder of curves.
 
     Raises: FileNotFoundError; ImportError for Parquet without its extra; ValueError naming the
-    row, the column and the flag that mends it.
+    row, the column and the flag that corrects it.
     """
     sheet = exports.sizes(exports.read(grid.load(path)), how.columns)
     if how.intermediate and not sheet.curves:

@@ -17,7 +17,7 @@ from jaxlm.core import config, json_file
 from jaxlm.scaling.cost import conventions
 from jaxlm.scaling.table import Counting, Table
 
-# Learning rates that do not know the run's length, so that any moment is the end of a run.
+# Schedules that do not depend on the run's length, so that any moment is the end of a run.
 WITHOUT_END = ("constant", "inverse_sqrt")
 
 
@@ -40,7 +40,7 @@ class _Found(NamedTuple):
 def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) -> Table:
     """The Table of all finished runs under a directory: see `tables.read`.
 
-    Runs that are unfinished, not evaluated, or begun from other weights are named in `left_out`.
+    Runs that are unfinished, not evaluated, or started from other weights are named in `left_out`.
 
     Raises: ValueError naming the run directory and the field.
     """

@@ -72,7 +72,7 @@ def run(
 ) -> Record:
     """The record of a study of a table of runs, as study.json keeps it.
 
-    about: what the runs cannot tell. name: of the study, for titles. candidates: (params [m],
+    about: what the runs do not record. name: of the study, for titles. candidates: (params [m],
     tokens [m], cost [m] or None) of runs to choose the next one from, for the target.
 
     Raises: ValueError naming the option or the column that cannot be used.
@@ -157,7 +157,7 @@ def _outliers(
 
 
 def _outlier_law(planned: form_fits.Fitted) -> loss_laws.Law:
-    """Chinchilla's form, in which outliers are usually told, unless repeated tokens matter."""
+    """Chinchilla's form, in which outliers are usually reported, unless repeated tokens matter."""
     return planned.law if "unique" in planned.law.inputs else loss_laws.LAWS["chinchilla"]
 
 
