@@ -114,7 +114,7 @@ def _told(shape: tuple[int, ...] | None) -> str:
 
 
 def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]:
-    """The weights a run begins from, placed as its plan says, and what to record about them.
+    """The weights a run begins from, placed by its plan, and what to record about them.
 
     Those of the objective that no other run has (a head) are fresh.
 
@@ -150,8 +150,8 @@ def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
 
 
 def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, param.Tree]:
-    """The State's frozen weights, from their sources, placed as the run's plan says: those of other
-    runs, or what this run began from, also when it resumes. begun: what `weights` told then.
+    """The State's frozen weights, from their sources, placed by the run's plan: those of other
+    runs, or what this run began from, also when it resumes. begun: what `weights` reported then.
 
     Raises: as `trained_weights.load`, naming the weights wanted.
     """

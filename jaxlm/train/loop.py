@@ -96,7 +96,7 @@ def run(run: Run) -> Result:
             return finish(session, *_train(session, at, arrived))
         except Exception:
             with contextlib.suppress(Exception):
-                session.store.wait()  # a save under way is whole, whatever failed beside it
+                session.store.wait()  # a save under way is whole, whatever else failed
             raise
 
 
@@ -178,7 +178,7 @@ def begin(
 def _written(
     run: Run, folder: pathlib.Path, begun: int
 ) -> tuple[metrics.Mark | None, set[tuple[str, int]]]:
-    """(what the checkpoint resumed from says of metrics.jsonl, the records due there)."""
+    """(the metrics.jsonl mark of the checkpoint resumed from, the records due there)."""
     if not begun:
         return None, set()
     mark = checkpoint.facts(folder / "checkpoints", begun).get("metrics")

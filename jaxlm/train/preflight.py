@@ -43,7 +43,7 @@ def check(run: Run) -> None:
 
 
 def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
-    """The lines of a report that say whether a run fits: into devices of so many GiB each, or where
+    """The lines of a report on whether a run fits: into devices of so many GiB each, or where
     that is None into this machine's."""
     from jaxlm.scaling.cost import cost_report  # and with it flax, which no run needs
 

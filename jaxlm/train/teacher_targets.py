@@ -32,7 +32,7 @@ from jaxlm.train.run.run import Run
 
 
 class Rows:
-    """Examples with what the teacher makes of them beside: `read` gives a `Taught`."""
+    """Examples along with the teacher's distributions: `read` gives a `Taught`."""
 
     def __init__(self, plain: examples.Rows, folder: pathlib.Path):
         self._plain, self._folder = plain, folder
@@ -51,7 +51,7 @@ class Rows:
             ids, log_probs = (np.load(self._folder / name, mmap_mode="r") for name in FILES)
             self._kept = ids, log_probs
         plain = self._plain.read(rows)
-        # a conversation knows more than a row of text: which numbers are an answer, say
+        # a conversation holds more than a row of text: which numbers are an answer, for one
         fields = (getattr(plain, name) for name in Batch._fields)
         return Taught(*fields, *(kept[rows] for kept in self._kept))
 
@@ -60,7 +60,7 @@ FILES, FACTS = ("ids.npy", "log_probs.npy"), "facts.json"
 
 
 def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
-    """The rows with what the run's teacher makes of them, computed now if that was not done before.
+    """The rows with the run's teacher's distributions, computed now if that was not done before.
 
     identity: JSON that decides the rows.
 

@@ -85,7 +85,7 @@ MUON_RMS = 0.2
 # The running mean of gradient norms spans about 100 steps and is believed after 20.
 MEAN_RATE, MEAN_AFTER = 0.99, 20
 # Micikevicius et al. 2018, section 3.2: halve on overflow, double after 2000 steps without. The
-# step differentiates a sum over tokens, whose gradients lie a factor `tokens` above those of a
+# step differentiates a sum over tokens, whose gradients are a factor `tokens` above those of a
 # mean, so the scale starts lower than is usual and may fall below 1.
 SCALE_START, SCALE_LEAST, SCALE_MOST, SCALE_STEPS = 2.0**10, 2.0**-14, 2.0**24, 2000
 
@@ -98,7 +98,7 @@ class Mean(NamedTuple):
 
 
 class Average(NamedTuple):
-    """Exponential average of the weights, and the total weight 1 - decay ** count behind it."""
+    """Exponential average of the weights, of total weight 1 - decay ** count."""
 
     params: param.Tree
     mass: jax.Array
@@ -116,7 +116,7 @@ class State(NamedTuple):
     step from which nothing was learnt changes grad_norm, lr and skipped only.
 
     inner: optax's state. count: int32 updates done. skipped: int32 steps not done. grad_norm, lr:
-    those of the last step, float32. mean, average, scale: None where the config asks for none.
+    those of the last step, float32. mean, average, scale: None where the config requests none.
     """
 
     inner: Any
@@ -206,8 +206,8 @@ def assemble(
     decay: float | jax.Array,
 ) -> Transform:
     """`build` with the learning rate and the decay given: numbers that a compiled program may take
-    as data. rate(updates done) stands for lr, schedule, warmup, final and decay of cfg; decay for
-    its weight_decay, which says only whether there is any."""
+    as data. rate(updates done) replaces lr, schedule, warmup, final and decay of cfg; decay its
+    weight_decay, which decides only whether there is any."""
     direct = _direction(cfg, spec, decay)
 
     def init(params: param.Tree) -> State:

@@ -41,8 +41,8 @@ _SAMPLE, _SHUFFLE, _EVALUATE = range(3)
 
 
 class Collected(NamedTuple):
-    """An iteration: its rows [N, P + max_new] (numpy), what is told of them, and the penalty's
-    coefficient from then on."""
+    """An iteration: its rows [N, P + max_new] (numpy), their metrics, and the penalty's coefficient
+    from then on."""
 
     rows: Rollout
     told: dict[str, np.ndarray]
@@ -148,7 +148,7 @@ class _Collector:
         self, state: State, iteration: int
     ) -> tuple[Episodes, dict[str, float], dict[str, float]]:
         """(the episodes of an iteration, filled up with empty rows where too few are of use; what
-        is told beside them; seconds by phase, over all rounds)."""
+        is reported along with them; seconds by phase, over all rounds)."""
         rounds, group = 1 + self.rollout.resample, self.rollout.samples
         kept, seconds, asked = [], {}, 0
         for attempt in range(rounds):

@@ -51,8 +51,8 @@ class Episodes(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """advantage and returns float32[N, T], what is told of the responses, and the coefficient of
-    the penalty from then on."""
+    """advantage and returns float32[N, T], metrics of the responses, and the coefficient of the
+    penalty from then on."""
 
     advantage: jax.Array
     returns: jax.Array
@@ -99,7 +99,7 @@ def _measure(
 
     def measure(params: param.Tree, frozen: param.Tree, rows: Responses) -> dict[str, jax.Array]:
         weights = objective.weights(params, frozen)
-        # what an adapter stands on is where the run began
+        # an adapter's base is where the run began
         others = {
             name: {k: frozen[lora.BASE][k] for k in part.spec}
             if name not in frozen
@@ -262,7 +262,7 @@ def _short(name: str) -> str:
 
 def joined(parts: Sequence[Episodes], rows: int | None) -> Episodes:
     """Episodes one after the other, all as wide as the widest; with `rows`, the first so many, or
-    empty ones behind them."""
+    empty ones after them."""
     columns = max(part.rows.tokens.shape[1] for part in parts)
 
     def join(*xs: np.ndarray) -> np.ndarray:

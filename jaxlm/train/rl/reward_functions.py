@@ -127,7 +127,7 @@ class Rewards:
     """A weighted sum of reward functions; `opened` makes one.
 
     seconds: how long one call may take. retries: how often a call that failed is made again, before
-    the samples are asked one by one. folder: where a failure is written, None for nowhere.
+    the samples are judged one by one. folder: where a failure is written, None for nowhere.
     """
 
     parts: tuple[Part, ...]

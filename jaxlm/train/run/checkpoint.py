@@ -110,7 +110,7 @@ class Store:
             raise
 
 
-# What a file system says when it refuses to write. tensorstore passes it on as text.
+# Messages of a file system that refuses to write. tensorstore passes them on as text.
 REFUSALS = tuple(
     os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 )
@@ -154,7 +154,7 @@ def items(state: State) -> dict[str, Any]:
 
 
 def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
-    """(the State of a checkpoint, its carry), placed as the abstract ones say: on any mesh. The
+    """(the State of a checkpoint, its carry), placed like the abstract ones: on any mesh. The
     State's frozen weights are {}: they come from their own source."""
     found = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
     train = found["train"]
@@ -164,7 +164,7 @@ def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[S
 
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """Some of the `items` of a checkpoint, placed as these abstract ones say."""
+    """Some of the `items` of a checkpoint, placed like these abstract ones."""
     import orbax.checkpoint as ocp
 
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}

@@ -26,7 +26,7 @@ from jaxlm.train.run.run import Run
 
 # The exit code of a run whose loss is not finite.
 DIVERGED = 3
-# Fields that say where something is: it may move, and what is there has checks of its own.
+# Fields that are paths: what they name may move, and has checks of its own.
 PLACES = ("start", "data.source", "data.tokenizer")
 # Of an evaluation the number that judges it, the first that is there.
 MEASURES = ("nll", "loss", "reward")
@@ -170,7 +170,7 @@ def lost_records(folder: pathlib.Path, result: Result) -> str | None:
 
 
 def warn_of_lost_records(folder: pathlib.Path) -> None:
-    """Print a warning where `lost_records` has something to say."""
+    """Prints a warning where `lost_records` reports a loss."""
     try:
         result = read_result(folder)
     except json_file.Damaged:
@@ -235,7 +235,7 @@ def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) 
 
 
 def proof(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The facts of the newest checkpoint that has a whole manifest and says which run it is of:
+    """The facts of the newest checkpoint that has a whole manifest and records which run it is of:
     "run" (its digest), "config", "start", "tokenizer"; None if there is none."""
     places = [p for p in (folder / "checkpoints").glob("*") if p.name.isdecimal()]
     for place in sorted(places, key=lambda p: -int(p.name)):
@@ -246,7 +246,7 @@ def proof(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def identity(run: Run, tokenizer: str, start: dict[str, Any]) -> dict[str, Any]:
-    """The facts by which a checkpoint says which run it is of. tokenizer: its hash; start: what
+    """The facts by which a checkpoint records which run it is of. tokenizer: its hash; start: what
     `initial_weights.weights` noted, {} for random weights."""
     return {
         "run": runs.digest(run),
@@ -261,7 +261,7 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-# What env.json says that may change a run's last bits.
+# Fields of env.json that may change a run's last bits.
 ROUNDING = ("revision", "packages", "backend", "devices", "cpus", "dtype")
 
 
@@ -291,7 +291,7 @@ def record(folder: pathlib.Path, run: Run) -> None:
 
 
 def load(folder: pathlib.Path) -> Run:
-    """The Run of a run directory. Where config.json cannot be read, a warning says so and the Run
+    """The Run of a run directory. Where config.json cannot be read, a warning is given and the Run
     is the one that the newest checkpoint repeats.
 
     Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read, or

@@ -10,7 +10,7 @@ FILE = "manifest.json"
 
 def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     """Put every file of a folder on the disk, then write the manifest that vouches for those in
-    its subfolders; what stands beside these is the writer's own notes, rewritten when it renames.
+    its subfolders; files next to these are the writer's own notes, rewritten when it renames.
 
     Raises: io.WriteError on a full disk.
     """

@@ -47,9 +47,9 @@ class Writer:
     ) -> None:
         """Continue after a step: later records, and a torn last line, are cut off.
 
-        mark: what the checkpoint of this step says of the file; None if it says nothing. due:
+        mark: what the checkpoint of this step records of the file; None if nothing. due:
         (split, step) of the records that belong there. Where the file is not what was written,
-        a warning says what is missing, and the damaged file is kept as metrics.jsonl.damaged.
+        a warning lists what is missing, and the damaged file is kept as metrics.jsonl.damaged.
 
         Raises: io.WriteError.
         """
@@ -95,7 +95,7 @@ class Writer:
     def _append(self) -> None:
         if not self._waiting:
             return
-        # A write that failed half-way left a torn line behind: begin at the last whole one.
+        # A write that failed half-way left a torn line: begin at the last whole one.
         text = "".join(self._waiting).encode()
         with self._path.open("r+b") as file:
             file.truncate(self._good)

@@ -96,7 +96,7 @@ class Run:
     """The local directory that holds run directories."""
 
 
-# Fields that say where and how, not what is computed: a run may resume with others. A new mesh or
+# Fields that set where and how, not what is computed: a run may resume with others. A new mesh or
 # kernel rounds otherwise; all other fields here leave every bit alone.
 EXECUTION = (
     "name",
@@ -279,7 +279,7 @@ def _mesh(run: Run) -> Iterator[str]:
     try:
         stages = kinds.stages(run.data)
     except (ValueError, ZeroDivisionError):
-        return  # data.validate has said so
+        return  # data.validate has reported it
     for stage in stages:
         parts = plan.microbatches * plan.data * plan.fsdp
         if stage.batch % parts:

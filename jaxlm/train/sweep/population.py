@@ -141,7 +141,7 @@ def _abreast(begun: list[Begun]) -> list[list[Begun]]:
 
 
 def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list[Result]:
-    """Members that stand at one step, to their ends or to the step in which a signal arrived."""
+    """Trains members that are at one step, to their ends or the step in which a signal arrived."""
     begun = int(group[0][1].state.step)
     sessions = _quiet([session for session, _ in group], begun)
     first = sessions[0].run
@@ -180,7 +180,7 @@ def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list
     except Exception:
         for session in sessions:
             with contextlib.suppress(Exception):
-                session.store.wait()  # a save under way is whole, whatever failed beside it
+                session.store.wait()  # a save under way is whole, whatever else failed
         raise
 
 

@@ -88,7 +88,7 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
             listed = json_file.read_object(place / FILE)["trials"]
             before = {entry["digest"]: Entry(**entry) for entry in listed}
         except (ValueError, KeyError, TypeError) as error:
-            # the run directories say what became of each trial; only the seconds are lost
+            # the run directories record the outcome of each trial; only the seconds are lost
             (place / FILE).replace(place / f"{FILE}.damaged")
             directory.warn(f"{place / FILE} is no record of a sweep ({error}); it is written again")
     entries = {}
@@ -133,7 +133,7 @@ def _look(book: Book, trial: Trial) -> Result | None:
 
 
 def _branched(trial: Trial) -> bool:
-    """Whether a finished run was begun from its trunk."""
+    """Whether a finished run was started from its trunk."""
     return trial.trunk is not None and directory.load(runs.folder(trial.run)).trunk is not None
 
 
