@@ -25,7 +25,7 @@ class Architecture(NamedTuple):
     settle: Callable[[Any, Collection[str]], Any] | None = None
 
 
-# Of a family's architectures, export takes the first whose `write` can express the Config.
+# Among a family's architectures, export takes the first whose `write` can express the Config.
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(models.bert.Config, *bert.BERT),
     "roberta": Architecture(models.bert.Config, *bert.ROBERTA),

@@ -52,7 +52,7 @@ COMMON = TRAINING | FACTS | REMNANTS
 _PADDING = frozenset({"pad_token_id"})
 _DECODER = _PADDING | {"is_encoder_decoder", "is_decoder"}
 
-# What is harmless in one architecture and not in another, by model_type.
+# Fields that are harmless in one architecture and not in another, by model_type.
 BY_MODEL_TYPE: dict[str, frozenset[str]] = {
     "bert": _PADDING | {"is_causal", "is_encoder_decoder"},
     "roberta": frozenset({"is_causal", "is_encoder_decoder"}),

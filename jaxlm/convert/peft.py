@@ -295,7 +295,7 @@ def _read(
 
 
 def _slots(module: Module, b: np.ndarray) -> list[slice]:
-    """Which ranks are of which matrix: blocks, where every matrix has one of its own; else all."""
+    """The ranks that belong to each matrix: blocks, where every matrix has its own; else all."""
     count, rank = len(module.ours), b.shape[1]
     size = rank // count
     blocks = [slice(i * size, (i + 1) * size) for i in range(count)]

@@ -48,7 +48,7 @@ def interleaved(row: Row, rotary: int) -> Row:
     """
 
     def order(size: int) -> np.ndarray:
-        """Which of their dimensions each of ours is."""
+        """Their dimension that corresponds to each of ours."""
         pairs = np.arange(rotary).reshape(-1, 2).T.ravel()  # 0 2 4 ... 1 3 5 ...
         return np.concatenate([pairs, np.arange(rotary, size)])
 
