@@ -117,8 +117,8 @@ class Output:
 
 
 def flaw(said: Said, unfinished: Unfinished) -> str | None:
-    """Why an answer is not fit to be trained on: a cut one would teach to end in the middle. None
-    if it is."""
+    """Reason not to train on an answer: a cut one would teach to end in the middle. None if there
+    is none."""
     if not said.text.strip():
         return EMPTY
     return UNFINISHED if unfinished == "drop" and not said.whole else None

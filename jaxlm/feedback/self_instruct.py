@@ -21,7 +21,7 @@ from jaxlm.feedback import journal, output, rouge
 from jaxlm.feedback.chat_model import Said, Voice
 from jaxlm.feedback.journal import Journal, Record
 
-# What a model of text alone cannot do or be shown, by the code's list.
+# Things that a model of text alone cannot do or be shown, by the code's list.
 _KEYWORD = re.compile(
     r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
 )
@@ -183,7 +183,7 @@ def candidates(said: Sequence[Said]) -> list[Candidate]:
 
 
 def unfit(text: str, near: rouge.Near, most_alike: float) -> str | None:
-    """Why an instruction is not kept; None if it is."""
+    """Reason why an instruction is not kept; None if it is."""
     count = len(text.split())
     if count <= 3:
         return "3 words or fewer"
