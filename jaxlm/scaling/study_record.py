@@ -44,7 +44,7 @@ class About:
     batch: str = UNTOLD
     """Tokens per update, and how they depend on size."""
     tuning: str = UNTOLD
-    """Which hyper-parameters were tuned or set by rule at each size."""
+    """Hyper-parameters that were tuned or set by rule at each size."""
     checkpoints: str = UNTOLD
     """Kind of checkpoints that the points are: "final", "intermediate"."""
     smoothing: str = UNTOLD

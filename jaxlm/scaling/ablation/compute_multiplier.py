@@ -30,7 +30,7 @@ class Worth(NamedTuple):
     low: float
     """The interval's lower end."""
     high: float
-    """And its upper end; inf where the loss is out of the baseline's reach."""
+    """The interval's upper end; inf where the loss is out of the baseline's reach."""
     cost: float
     """FLOPs of the variant over those of the baseline, as they were run."""
 

@@ -15,7 +15,7 @@ from jaxlm.scaling.approaches import frontier, isoflop
 from jaxlm.scaling.laws import fitting, loss_laws, optimum
 from jaxlm.scaling.study_record import Record
 
-# How many of the highest losses the outlier table leaves out.
+# Numbers of the highest losses that the outlier table leaves out.
 OUTLIERS = (0, 2, 3, 5, 10, 20)
 # Points of a frontier of training curves: more of them add no information.
 CURVE_POINTS = 50
@@ -34,7 +34,7 @@ class Front(NamedTuple):
     found: frontier.Envelope | None
     """The lower envelope."""
     skipped: str
-    """Why it is None; "" if it is not."""
+    """Reason why it is None; "" if it is not."""
 
     def points(self) -> table.Table | None:
         """The frontier as a table of its own, for laws of compute; None without one."""

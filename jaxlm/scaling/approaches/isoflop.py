@@ -52,7 +52,7 @@ class Minimum(NamedTuple):
     sizes: int
     """Different N."""
     left_out: str
-    """Why the power law is fitted without this budget; "" where it is not."""
+    """Reason why the power law is fitted without this budget; "" where it is not."""
 
 
 class Power(NamedTuple):
@@ -69,7 +69,7 @@ class IsoFlop(NamedTuple):
 
     method: str
     minima: tuple[Minimum, ...]
-    """By budget, those left out among them."""
+    """Minima by budget, those left out among them."""
     stray: int
     """Points in no budget."""
     exponent: float

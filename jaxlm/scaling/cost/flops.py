@@ -18,7 +18,7 @@ from jaxlm.models.layers import mha, stack
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
 TRAINING = 3
-# Where a spec's layers are; those that predict further ahead run in training alone.
+# Places of a spec's layers; those that predict further ahead run in training alone.
 STACKS = ("encoder", "stack", "ahead")
 
 

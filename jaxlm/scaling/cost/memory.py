@@ -22,7 +22,7 @@ from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 Mesh = jax.sharding.AbstractMesh
-# Of the estimated activations and logits, what XLA surely holds: its own analysis is never below
+# Share of the estimated activations and logits that XLA surely holds: its analysis is never below
 # 0.9 of an estimate in docs/memory.md, so a run that is refused at this share would not fit.
 SURE = 2 / 3
 

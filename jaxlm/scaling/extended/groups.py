@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 # Standard deviations of log exponents between groups that are tried: alone, ..., common.
 SPREADS = (np.inf, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0)
-# Of each group the share of the runs with the most compute that the choice predicts, at least 1.
+# Share of each group's runs, those with the most compute, that the choice predicts, at least 1.
 HELD_OUT = 0.2
 # A group's own parameters: log E, log A, log B and, about their mean, log alpha and log beta.
 OWN = 5

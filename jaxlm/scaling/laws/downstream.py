@@ -28,7 +28,7 @@ class Form(NamedTuple):
     inputs: tuple[str, ...]
     """Entries of x, in order: loss, flops, params, tokens."""
     positive: tuple[bool, ...]
-    """Which parameters are above 0 (they are fitted as logarithms)."""
+    """Whether each parameter is above 0 (such ones are fitted as logarithms)."""
     high: tuple[float, ...]
     """The largest value of each parameter that is still an accuracy."""
     source: str

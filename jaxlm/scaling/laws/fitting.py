@@ -236,7 +236,7 @@ def _failure(
     theta: np.ndarray,
     centre: np.ndarray,
 ) -> str | None:
-    """Why the lowest start, theta [k], is no optimum; None where it is one.
+    """Reason why the lowest start, theta [k], is no optimum; None where it is one.
 
     known: whether a start that is as low has arrived.
     """

@@ -48,7 +48,7 @@ def reason(law: loss_laws.Law, t: table.Table) -> str:
 
 
 def rises(law: loss_laws.Law, theta: np.ndarray, t: table.Table) -> str:
-    """Why a fit, theta [k], has no optimum: its loss does not fall with N or D; "" where it does.
+    """Reason why a fit, theta [k], has no optimum: its loss does not fall with N or D; else "".
 
     Twice the parameters, or twice the tokens, at the middle of the runs.
     """

@@ -150,7 +150,7 @@ def of_three_terms(
     return Trial((w * rho).sum(1), slopes, lambda: sums(slice(None))[2])
 
 
-# Of log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,
+# For log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,
 # times log N and log D to powers. d(loss)/d(alpha) = -A/N^alpha log N.
 PARTS = ((2, 0, (0, 0)), (0, 0, (0, 0)), (1, 0, (0, 0)), (0, 1, (1, 0)), (1, 1, (0, 1)))
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

@@ -13,7 +13,7 @@ import numpy as np
 EXPONENTS = (0.03, 0.08, 0.15, 0.25, 0.35, 0.5, 0.75, 1.1)
 # Starts of two powers that are taken, of 64: the rest reach the same optimum in thrice the steps.
 CLOSEST = 32
-# Of a power that no data point to, the share of the loss that it starts with.
+# Share of the loss that a power starts with if no data point to it.
 LEAST = 1e-3
 # Added to the squares of columns of length 1 in the starts' least squares.
 RIDGE = 1e-13

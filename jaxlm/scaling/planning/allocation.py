@@ -17,7 +17,7 @@ from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import discrepancy, model_selection
 from jaxlm.scaling.study_record import Record
 
-# Of log C, for the exponent that a discrepancy adds.
+# Step of log C, for the exponent that a discrepancy adds.
 STEP = 0.1
 
 Array = np.ndarray
@@ -226,9 +226,9 @@ def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] |
 
 
 def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
-    """Which forms and approaches contradict the plan's N* at `flops`, in a sentence; "" where none
-    does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's N*
-    outside theirs; interval: the plan's, None where it has none."""
+    """The forms and approaches that contradict the plan's N* at `flops`, in a sentence; "" where
+    none does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's
+    N* outside theirs; interval: the plan's, None where it has none."""
     every = rivals(record, flops)
     if interval is None:
         return ""

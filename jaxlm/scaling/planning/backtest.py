@@ -18,7 +18,7 @@ from jaxlm.scaling import table
 from jaxlm.scaling.approaches import isoflop
 from jaxlm.scaling.laws import bootstrap, fitting, identifiability, loss_laws, optimum
 
-# Of runs that have no common budgets, the shares with the most compute that are held out in turn.
+# Shares of the runs with the most compute that are held out in turn where no budgets are common.
 HELD_OUT = (0.5, 0.4, 0.3, 0.2, 0.1)
 # Budgets that are fitted at the least, and cut-offs at the most.
 FITTED, ORIGINS = 3, 5

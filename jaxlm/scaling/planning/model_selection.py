@@ -55,7 +55,7 @@ class Score(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Who was chosen."""
+    """The one chosen."""
 
     name: str
     scores: dict[str, Score]

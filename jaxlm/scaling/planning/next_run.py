@@ -313,7 +313,7 @@ def capped(law: Law, flops: float, unique: float, level: float = LEVEL) -> Cappe
 
 
 def _planned(law: Law) -> allocation.Planned:
-    """Who plans: the study, or the form by its draws alone."""
+    """The planner: the study, or the form by its draws alone."""
     return law.plan or allocation.form(law.law, law.theta, law.draws, law.flops, law.per)
 
 

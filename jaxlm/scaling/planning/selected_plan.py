@@ -108,7 +108,7 @@ def choose(
     named: str | None,
     how: form_fits.Settings,
 ) -> Chosen:
-    """Who plans; `named` by the user, or by the back-tests.
+    """Chooses the planners: those `named` by the user, or by the back-tests.
 
     Raises: ValueError for a name that has no plan.
     """

@@ -1,4 +1,4 @@
-"""Which column of a file holds which field of a table, and in which unit."""
+"""Columns of a file matched to the fields of a table, with their units."""
 
 import difflib
 import re

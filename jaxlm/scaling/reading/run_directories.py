@@ -95,7 +95,7 @@ def _table(root: pathlib.Path, found: list[_Found], how: Counting, left: tuple[s
 
 
 def _unfit(folder: pathlib.Path, record: dict[str, Any]) -> str | None:
-    """Why a run is no point of a law, None if it is one."""
+    """Reason why a run is no point of a law, None if it is one."""
     for field in ("start", "adapter", "rollout"):
         if record.get(field):
             return f"{field} is {record[field]!r}: not all it learnt from is in its tokens"

@@ -21,7 +21,7 @@ from jaxlm.scaling.reading import plausibility
 from jaxlm.scaling.study import cautions, diagnostics, form_fits, heterogeneity
 from jaxlm.scaling.study_record import Record
 
-# What of a table the record keeps.
+# Fields of a table that the record keeps.
 POINTS = ("params", "tokens", "flops", "loss", "unique", "run", "row")
 # The target when none is named: this many times the largest budget.
 AHEAD = 10.0

@@ -14,16 +14,16 @@ import numpy as np
 COVERAGE = 4.0
 # A target this many times the largest budget is reported as far (Hoffmann et al.: 576 times).
 FAR = 10.0
-# Exponents of two approaches that differ by more are reported to disagree: .04 is 1.3 times in
-# N* for each thousand-fold of compute.
+# Exponents of two approaches that differ by more are reported to disagree: .04 is a factor of 1.3
+# in N* for each thousand-fold of compute.
 DISAGREE = 0.04
 # A floor below this share of the smallest loss is none.
 NO_FLOOR = 0.01
 # A parameter whose interval spans this factor is not determined: a coefficient A that goes with an
 # exponent is loose by nature, by a factor of 3 to 1,000.
 LOOSE = 1e6
-# Of the Jacobian with columns of length 1. Hoffmann et al.'s five-parameter form on their runs has
-# 220; at 1e4 noise of 0.1 % leaves no digit of the worst combination of coefficients.
+# Condition of the Jacobian with columns of length 1. Hoffmann et al.'s five-parameter form on their
+# runs has 220; at 1e4 noise of 0.1 % leaves no digit of the worst combination of coefficients.
 CONDITION = 1e4
 
 Array = np.ndarray

@@ -14,7 +14,7 @@ from typing import Literal
 Format = Literal["text", "markdown", "latex"]
 FORMATS: tuple[Format, ...] = ("text", "markdown", "latex")
 
-# What LaTeX reads as something else, with what it is written as.
+# Characters that are special in LaTeX, with their escapes.
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -30,9 +30,9 @@ LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-# What Markdown reads as markup within a line or a cell.
+# Characters that Markdown reads as markup within a line or a cell.
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~])")
-# What would make a block of the start of a line: a heading, a list.
+# Line starts that would make a block: a heading, a list.
 LINE_START = re.compile(r"^(\s*)([#+-]|\d+[.)])(?=\s)")
 
 
