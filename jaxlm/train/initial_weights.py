@@ -15,8 +15,8 @@ from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
-# What of a model may change between a run and the one it starts from: how far positions reach, and
-# what acts in training alone. All else that is no weight would make the weights another model.
+# Model fields that may differ between a run and the one it starts from: how far positions reach,
+# and what acts in training alone. All else that is no weight would make the weights another model.
 CHANGEABLE = ("context", "scaling", "theta", "local_theta", "window", "dropout", "capacity")
 
 

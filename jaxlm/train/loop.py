@@ -287,7 +287,7 @@ def missed_evaluation(session: Session, number: int) -> bool:
 
 
 def diverged(session: Session, number: int) -> str | None:
-    """Which loss is not finite after step `number`, by the records of process 0; None if none."""
+    """The loss that is not finite after step `number`, by process 0's records; None if none."""
     session.meter.flush()
     seen = metrics.deterministic(session.folder / metrics.FILE)
     loss = directory.divergence(seen, number)

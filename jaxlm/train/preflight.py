@@ -62,7 +62,7 @@ def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
 
 
 def refusal(run: Run, objective: Objective, there: Space) -> str | None:
-    """Why a run does not fit into this memory, with what would; None if it may fit."""
+    """Reason why a run does not fit into this memory, with what would; None if it may fit."""
     part, sharing = estimate(run, objective), _sharing(run.plan, there)
     if part.least * sharing <= there.bytes:
         return _sampling(run, part, there)
@@ -90,7 +90,7 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
 
 
 def _sampling(run: Run, part: Memory, there: Space) -> str | None:
-    """Why the responses of a rollout, all sampled together, do not fit; None if they may.
+    """Reason why the responses of a rollout, all sampled together, do not fit; None if they may.
 
     Their prompts may be shorter than data.seq: what is sure is the cache of the new tokens."""
     if run.rollout is None:

@@ -205,7 +205,7 @@ def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
         )
 
 
-# What `jaxlm eval` may be given: what is read, and in which rows.
+# Fields that `jaxlm eval` may be given: the data that is read, and its rows.
 READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", "packing", "seed")
 READ += ("workers",)
 

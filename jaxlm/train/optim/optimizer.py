@@ -299,7 +299,7 @@ def _direction(cfg: Optim, spec: param.Tree, decay: float | jax.Array) -> Transf
 
 
 def _matrix_axes(spec: param.Tree) -> param.Tree:
-    """Which axes of each hidden matrix are inputs and which outputs; other weights are masked.
+    """Input and output axes of each hidden matrix; other weights are masked.
 
     "layer | embed -> heads head" is, per layer, the matrix [embed, heads * head].
     """

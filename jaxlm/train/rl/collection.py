@@ -36,7 +36,7 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
 
-# What a random number is for: nothing else draws with the same.
+# Purposes of random numbers: nothing else draws with the same.
 _SAMPLE, _SHUFFLE, _EVALUATE = range(3)
 
 

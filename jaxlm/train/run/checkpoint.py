@@ -117,7 +117,7 @@ REFUSALS = tuple(
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why the file system refused to write, None if the error is of another kind."""
+    """Reason why the file system refused to write, None if the error is of another kind."""
     for text in REFUSALS:
         if text in str(error):
             return text

@@ -28,7 +28,7 @@ from jaxlm.train.run.run import Run
 DIVERGED = 3
 # Fields that are paths: what they name may move, and has checks of its own.
 PLACES = ("start", "data.source", "data.tokenizer")
-# Of an evaluation the number that judges it, the first that is there.
+# Numbers that judge an evaluation: the first that is present does.
 MEASURES = ("nll", "loss", "reward")
 
 
@@ -49,7 +49,7 @@ class Result:
     signal: int
     """The signal that ended it early, or 0."""
     diverged: str | None = None
-    """Which loss is not finite, in words; None if the run did not diverge."""
+    """The loss that is not finite, in words; None if the run did not diverge."""
 
     @property
     def exit_code(self) -> int:
@@ -60,8 +60,8 @@ class Result:
 
 
 def divergence(seen: Sequence[metrics.Record], step: int) -> str | None:
-    """Which loss of this step's records is not finite, in words; None if none. Where the step was
-    evaluated, its evaluation alone decides."""
+    """The loss in this step's records that is not finite, in words; None if none. Where the step
+    was evaluated, its evaluation alone decides."""
     for split, words in (("val", "held-out"), ("train", "training")):
         here = [r for r in seen if r["split"] == split and r["step"] == step]
         if here:
@@ -70,7 +70,7 @@ def divergence(seen: Sequence[metrics.Record], step: int) -> str | None:
 
 
 def not_finite(record: metrics.Record, words: str) -> str | None:
-    """Which measure of a record is not finite, such as "held-out nll is nan"; None if it is."""
+    """The measure of a record that is not finite, such as "held-out nll is nan"; None if none."""
     for name in MEASURES:
         value = json_file.number(record, name)
         if value is not None:
@@ -219,7 +219,7 @@ def check(folder: pathlib.Path, run: Run) -> str | None:
 
 
 def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) -> str:
-    """Why this run cannot have a directory that holds another, and the ways on."""
+    """Reason why this run cannot have a directory that holds another, and how to go on."""
     path, there, here = changes[0]
     more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
     text = f"{folder} holds a run with {path}={there!r}, this one has {path}={here!r}{more}"

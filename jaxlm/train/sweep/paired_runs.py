@@ -26,7 +26,7 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
 FILE = "ablation.json"
-# Where the text to be judged on is decided; what else is in data decides the order of training.
+# Fields that decide the text to be judged on; the others of data decide the order of training.
 _JUDGED = ("source", "field", "tokenizer", "holdout", "corrupt")
 _EXACT = table.Counting("total", "exact causal")
 
@@ -129,7 +129,7 @@ def _problems(plan: Ablation) -> Iterator[str]:
 
 
 def _unfit(baseline: Run, variant: Run) -> Iterator[str]:
-    """Why two arms are no pair."""
+    """Reason why two arms are no pair."""
     ours, theirs = (
         config.without(config.to_dict(one), *runs.EXECUTION) for one in (baseline, variant)
     )

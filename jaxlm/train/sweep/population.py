@@ -34,7 +34,7 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
 
-# What members may differ in: numbers that a program takes as data,
+# Fields that members may differ in: numbers that a program takes as data,
 DATA = (
     "seed",
     "data.seed",
@@ -57,7 +57,7 @@ class Given(NamedTuple):
 
 
 def alone(run: Run) -> str | None:
-    """Why a run cannot be a member of a population, in words; None if it can."""
+    """Reason why a run cannot be a member of a population, in words; None if it can."""
     data = run.data
     if not isinstance(data, pretraining.Data) or isinstance(run.objective, distill.Config):
         return "objective, data: only runs on text (data.loader.Data) without a teacher can share"
