@@ -71,7 +71,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     The summary's facts, where there are scores: their mean, and that of each prompt's best, over
     the prompts of this run.
 
-    Raises: as `critique.run`; `train.reward.Failed` naming the sample that got no score.
+    Raises: as `critique.run`; `reward_functions.Failed` naming the sample that got no score.
     """
     _check(settings)
     given = prompt_files.read(settings.prompts)
