@@ -13,7 +13,7 @@ class Architecture(NamedTuple):
     """One `model_type` of transformers.
 
     read(fields) -> our Config. write(Config) -> their config.json, complete; ValueError where it
-    cannot say what the Config says. names(Config) -> the Table. family: the class of the Config.
+    cannot express the Config. names(Config) -> the Table. family: the class of the Config.
     settle(Config, names of tensors) -> the Config of a checkpoint that has these, where config.json
     does not decide it.
     """
@@ -25,7 +25,7 @@ class Architecture(NamedTuple):
     settle: Callable[[Any, Collection[str]], Any] | None = None
 
 
-# Of a family's architectures, export takes the first whose `write` can say the Config.
+# Among a family's architectures, export takes the first whose `write` can express the Config.
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(models.bert.Config, *bert.BERT),
     "roberta": Architecture(models.bert.Config, *bert.ROBERTA),

@@ -1,4 +1,4 @@
-"""Run directories of adapters: to peft's files, from them, and as plain weights."""
+"""Conversion of adapter run directories: to peft's files, from them, and to plain weights."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def export(
     model_type: str | None = None,
     which: trained_weights.Which = "last",
 ) -> list[str]:
-    """Write the adapters of a run as peft's files; the names of the modules they stand on.
+    """Writes the adapters of a run as peft's files; returns the names of the modules they adapt.
 
     base: what their config calls the model underneath (`jaxlm export` of the run's `start` makes
     it). model_type: as for `pretrained.export_run`.
@@ -87,7 +87,7 @@ def import_adapter(source: pathlib.Path, base: pathlib.Path, target: pathlib.Pat
 
 
 def _kind(run: Run) -> str | None:
-    """The model_type that what a run stands on was imported as; None for one trained here."""
+    """The model_type that a run's base was imported as; None for one trained here."""
     return None if run.start is None else pretrained.was(pathlib.Path(run.start).expanduser())
 
 

@@ -89,7 +89,7 @@ class Fields:
         return value
 
     def among(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
-        """What `known` holds for a field's value."""
+        """The entry of `known` for a field's value. Raises: ValueError if there is none."""
         value = self.get(name, default)
         if value not in known:
             raise ValueError(
@@ -125,9 +125,9 @@ class Fields:
             )
 
     def refuse_rest(self) -> None:
-        """Raises: ValueError for fields that nothing has read and that say something: an unknown
-        field may change what the model computes. Null, false, 0 and empty values say nothing; of
-        those that transformers reads without declaring them, `tests/convert/test_law.py` proves
+        """Raises: ValueError for fields that nothing has read and that may have an effect: an
+        unknown field may change what the model computes. Null, false, 0 and empty values have none;
+        of those that transformers reads without declaring them, `tests/convert/test_law.py` proves
         it."""
         known = self._understood | self._harmless | self._ignored
         rest = {k: v for k, v in sorted(self._record.items()) if v and k not in known}

@@ -1,9 +1,9 @@
 """Fields of a config.json that change nothing an import computes, which makes them safe to skip.
 
-None is here by belief: `tests/convert/test_law.py` sets every one of them to another value on a
-tiny model of transformers and asks for the same logits, and for the names that transformers'
-configs do not declare also that its model never reads them. A field that changes the logits of one
-architecture stands in the rows of the others alone.
+None is listed on trust: `tests/convert/test_law.py` sets each of them to another value on a tiny
+transformers model and requires the same logits; for names that transformers' configs do not
+declare, it also requires that the model never reads them. A field that changes the logits of one
+architecture is listed only in the rows of the others.
 """
 
 # Acts in training alone (dropout, initialisation, auxiliary losses): of no consequence to logits,
@@ -52,7 +52,7 @@ COMMON = TRAINING | FACTS | REMNANTS
 _PADDING = frozenset({"pad_token_id"})
 _DECODER = _PADDING | {"is_encoder_decoder", "is_decoder"}
 
-# What is harmless in one architecture and not in another, by model_type.
+# Fields that are harmless in one architecture and not in another, by model_type.
 BY_MODEL_TYPE: dict[str, frozenset[str]] = {
     "bert": _PADDING | {"is_causal", "is_encoder_decoder"},
     "roberta": frozenset({"is_causal", "is_encoder_decoder"}),

@@ -102,7 +102,7 @@ def rank(record: dict[str, Any], module: str) -> int:
 
 
 def scale(record: dict[str, Any], module: str | None = None) -> float:
-    """What the product of a module's two matrices is multiplied by; None: of those that no pattern
+    """Factor on the product of a module's two matrices. module: None for modules that no pattern
     names."""
     r, alpha = record["r"], record["lora_alpha"]
     if module is not None:

@@ -4,10 +4,11 @@
     ours     a [inputs..., r], b [r, outputs...]
     theirs   <module>.lora_A.weight [r, in], <module>.lora_B.weight [out, r]
 
-How a matrix of theirs is made of ours is in the family's table (`convert.table`): a row is written
-once with the numbers of its elements in place of weights, which tells where each of our inputs and
-outputs stands. Where one module holds several of our matrices (queries, keys and values fused),
-their adapters become one of as many times the rank, block by block: the product is the same.
+The family's table (weight_rows.py) defines how a matrix of theirs is built from ours: a row is
+written once with the numbers of its elements in place of weights, which shows the position of each
+of our inputs and outputs. Where one module holds several of our matrices (queries, keys and values
+fused), their adapters become one of as many times the rank, block by block: the product is the
+same.
 """
 
 import json
@@ -32,9 +33,9 @@ Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Place(NamedTuple):
-    """Where our matrices stand in one of theirs, [out, in] or (`turned`) [in, out].
+    """Positions of our matrices in one of theirs, [out, in] or (`turned`) [in, out].
 
-    part int[out], output int[out]: which of the matrices a row is of, and which of its outputs.
+    part int[out], output int[out]: which matrix a row belongs to, and which of its outputs it is.
     input int[in]: which of the inputs a column is.
     """
 
@@ -77,7 +78,7 @@ def modules(kind: str, cfg: models.AnyConfig, targets: dict[str, Any]) -> list[M
 
 
 def _place(job: read.Job, kind: str) -> Place:
-    """Where the elements of our matrices stand in theirs."""
+    """Computes the positions of our matrices' elements in theirs."""
     refused = ValueError(
         f"adapter.targets: {list(job.ours)} are {list(job.theirs)} of {kind}, which is no linear "
         "layer that an adapter of peft stands on"
@@ -294,7 +295,7 @@ def _read(
 
 
 def _slots(module: Module, b: np.ndarray) -> list[slice]:
-    """Which ranks are of which matrix: blocks, where every matrix has one of its own; else all."""
+    """The ranks that belong to each matrix: blocks, where every matrix has its own; else all."""
     count, rank = len(module.ours), b.shape[1]
     size = rank // count
     blocks = [slice(i * size, (i + 1) * size) for i in range(count)]

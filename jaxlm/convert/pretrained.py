@@ -1,4 +1,4 @@
-"""Run directories from checkpoints of transformers, and back."""
+"""Conversion of transformers checkpoints to run directories, and back."""
 
 import dataclasses
 import json
@@ -120,11 +120,11 @@ def export_run(
     with_tokenizer: bool = True,
     which: trained_weights.Which = "last",
 ) -> str:
-    """Write a run directory as a checkpoint that transformers loads; the model_type it is. A run on
-    conversations brings their template and the ends of its turns.
+    """Writes a run directory as a checkpoint that transformers loads; returns its model_type. A run
+    on conversations brings their template and the ends of its turns.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
-    architecture can say, before the weights are read, and for a tokenizer without a file there.
+    architecture can express, before the weights are read, and for a tokenizer without a file there.
     """
     refuse_existing(target)
     run = directory.load(source)

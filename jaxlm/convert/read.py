@@ -1,7 +1,7 @@
 """A transformers checkpoint as our Config and weights, streamed tensor by tensor.
 
-Everything that can be wrong with a checkpoint is found from its config.json and the headers of its
-files, before a weight is read or allocated.
+Everything that can be wrong with a checkpoint is detected from its config.json and the headers of
+its files, before a weight is read or allocated.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ NO_HEAD = (
 
 class Job(NamedTuple):
     """One row at one place: names of their tensors, paths of our weights, on the layer axis at
-    `layer` (None for weights beside the layers), and these weights' Params without that axis."""
+    `layer` (None for weights outside the layers), and these weights' Params without that axis."""
 
     row: Row
     theirs: tuple[str, ...]
@@ -50,8 +50,8 @@ class Job(NamedTuple):
 
 class Checkpoint(NamedTuple):
     """A checkpoint that can be imported: every weight of `spec`, those of `cfg` and the head of a
-    reward model ("score"), has the tensors it is made of. ignored: unknown fields of its
-    config.json that were skipped as the user wished."""
+    reward model ("score"), has the tensors it is built from. ignored: unknown fields of its
+    config.json that were skipped on request."""
 
     folder: pathlib.Path
     model_type: str
@@ -63,8 +63,8 @@ class Checkpoint(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a config.json says: its model_type, our Config, whether it is a reward model, and the
-    unknown fields that were ignored as the user wished, with their values."""
+    """Contents of a config.json: its model_type, our Config, whether it is a reward model, and the
+    unknown fields that were ignored on request, with their values."""
 
     model_type: str
     cfg: models.AnyConfig
@@ -127,11 +127,12 @@ def understood(fields: Fields, kind: str) -> models.AnyConfig:
 
 
 def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
-    """What a checkpoint holds and how it becomes our weights; only headers are read.
+    """Plans the conversion of a checkpoint to our weights. Reads headers, and of weights only an
+    output matrix and the table that it may be tied to.
 
-    Of rows that make the same weight the first is taken whose tensors are there. An output matrix
-    that is there counts, whatever config.json says about tying, unless it is the embedding table; a
-    sequence classification has none.
+    Where several rows produce the same weight, the first one whose tensors are present is used. An
+    output matrix that is present counts, whatever config.json says about tying, unless it equals
+    the embedding table; a sequence classification model has none.
 
     ignored: as for `config`.
 
@@ -178,8 +179,8 @@ def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:
 
 
 def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[Job]:
-    """What makes every weight of a spec: one Job a row and place. Where several rows make the same
-    weight, the first of them whose tensors are in `have`; without it, the first."""
+    """Jobs that produce every weight of a spec, one for each row and place. Where several rows
+    produce the same weight, the first whose tensors are in `have`; without `have`, the first."""
     places: list[tuple[list[Row], tuple[str, str, int] | None, int]] = [(table.outer, None, 0)]
     for path, stack in table.stacks.items():
         for i, (kind, layer) in enumerate(positions(flat, path), stack.first):
@@ -241,7 +242,7 @@ def _equal(tensors: dict[str, tensor_files.Tensor], head: str, table: Table) -> 
 
 
 def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str]) -> list[str]:
-    """What is wrong with weights that no job makes: the tensors that the first row wants."""
+    """Problems with weights that no job produces: the missing tensors of the first row for each."""
     made = {(path, job.layer) for job in found for path in job.ours}
     problems = []
     for job in jobs(table, flat):

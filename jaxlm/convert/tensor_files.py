@@ -1,5 +1,5 @@
-"""safetensors files, one or many: what is in them is known from their headers alone, and tensors
-are read and written one at a time.
+"""safetensors files, one or many: their contents are known from the headers alone, and tensors are
+read and written one at a time.
 
     8 bytes: length n of the header, little endian
     n bytes: JSON {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
@@ -30,7 +30,7 @@ OTHERS |= {"F8_E4M3": 1, "F8_E5M2": 1}
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: its file, its name there, its first byte in it."""
+    """Location of a tensor: its file, its name there, the offset of its first byte."""
 
     file: pathlib.Path
     stored: str

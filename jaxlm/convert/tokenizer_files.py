@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer and generation settings, both ways."""
+"""Files stored along with the weights: tokenizer and generation settings, both ways."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from jaxlm.core import json_file
 from jaxlm.data import tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 
-# What a tokenizer may consist of. All are kept as they are.
+# Files that a tokenizer may consist of. All are kept as they are.
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
@@ -18,14 +18,14 @@ FILES = (
 )  # fmt: skip
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 GENERATION = "generation_config.json"
-# What two tokenizers are compared by: words, case, spaces, digits, marks, letters beyond ASCII.
+# Text that tokenizers are compared by: words, case, spaces, digits, marks, letters beyond ASCII.
 PROBE = 'The quick brown foxes\' 1,234.5 kg:\n\n  f(x_1) = "naïve" -> Übung; Привет, 你好'
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def named(folder: pathlib.Path) -> str | None:
-    """Which part of a folder `tokenizers.load` takes: "" for the folder itself (a tokenizer.json),
-    the name of a sentencepiece model, or None where there is no tokenizer.
+    """The part of a folder that `tokenizers.load` takes: "" for the folder itself (a
+    tokenizer.json), the name of a sentencepiece model, or None where there is no tokenizer.
 
     Raises: ValueError for a tokenizer in files of another kind.
     """

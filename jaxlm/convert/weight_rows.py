@@ -1,15 +1,15 @@
-"""Which of our weights are which of theirs: rows that convert both ways.
+"""Correspondence of our weights to theirs: rows that convert both ways.
 
     linear("attn/q", "self_attn.q_proj.weight")      torch [out, in]  <->  ours [in..., out...]
     conv1d("ffn/up", "mlp.c_fc.weight")              GPT-2's [in, out]
     same("attn_norm", "input_layernorm.weight")      reshaped at most
     fused(linear, ("attn/q", "attn/k", "attn/v"), "qkv_proj.weight")   one after the other
 
-A row is the unit of conversion: it reads a few of their tensors and makes a few of ours, or back.
-Rows of weights that the spec does not have are left out, so that biases, norms and tied tables
-need no flag. Where several rows make the same weight, the first is read whose tensors are there,
-and the first is written: files of an older layout need one more row. In a stack's rows `{i}` is
-the number of the layer.
+A row is the unit of conversion: it reads a few of their tensors and produces a few of ours, or the
+reverse. Rows of weights that the spec does not have are left out, so that biases, norms and tied
+tables need no flag. Where several rows produce the same weight, the first whose tensors are present
+is read, and the first is written: files of an older layout need one more row. In a stack's rows
+`{i}` is the number of the layer.
 """
 
 import re
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 class Stack(NamedTuple):
     """The rows of one stack of layers. prefix holds `{i}`, counted from `first`; a row of which a
-    name begins with "/" stands beside the layers, without the prefix."""
+    name begins with "/" is outside the layers, without the prefix."""
 
     prefix: str
     rows: list[Row]
@@ -48,7 +48,7 @@ class Stack(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All rows of a model: `outer` beside the layers, `stacks` by the path of the stack ("stack").
+    """All rows of a model: `outer` outside the layers, `stacks` by the path of the stack ("stack").
 
     ignored: names (regular expressions) of tensors that hold no weight: buffers, and parts the
     model here does not have by design. renames: (regular expression, replacement), older names
@@ -94,7 +94,7 @@ def _numberless(name: str) -> str:
     return re.sub(r"(?<=\.)(\d+|\{i\})(?=\.)", "#", name)
 
 
-# A layout: how a matrix lies in their file. (to ours, to theirs, their shape).
+# A layout: how a matrix is stored in their file. (to ours, to theirs, their shape).
 Layout = tuple[
     Callable[[np.ndarray, param.Param], np.ndarray],
     Callable[[np.ndarray, param.Param], np.ndarray],
@@ -124,7 +124,7 @@ PLAIN: Layout = (
     lambda a, p: a.reshape(_sizes(p)) if p.inputs else a.reshape(_flat(p)),
     lambda p: _sizes(p) if p.inputs else _flat(p),
 )
-"""As ours lies: vectors, tables, GPT-2's Conv1D [in, out]. A bias [heads, head] is one vector."""
+"""Stored as ours: vectors, tables, GPT-2's Conv1D [in, out]. A bias [heads, head] is one vector."""
 
 
 def _flat(p: param.Param) -> tuple[int, ...]:

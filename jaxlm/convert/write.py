@@ -19,10 +19,10 @@ DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16
 
 
 def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[str, dict]:
-    """(model_type, config.json) for a Config: the first of its family's architectures that can say
-    it, or the one named.
+    """(model_type, config.json) for a Config: the first of its family's architectures that can
+    express it, or the one named.
 
-    Raises: ValueError naming, for each of them, the field that it cannot say.
+    Raises: ValueError naming, for each of them, the field that it cannot express.
     """
     known = {k: a for k, a in convert.ARCHITECTURES.items() if a.family is type(cfg)}
     if model_type is not None and model_type not in known:
@@ -66,9 +66,9 @@ def weights(
     dtype: str = "float32",
     limit: int = 5 * 10**9,
 ) -> list[str]:
-    """Write the weights of a Config as safetensors of at most `limit` bytes each; the names of the
-    files. No more than one row's tensors are in memory beside the weights. Those of a reward model
-    (with "score" among them) are written as a classifier's.
+    """Writes the weights of a Config as safetensors of at most `limit` bytes each; returns the
+    files' names. No more than one row's tensors are in memory along with the weights. Those of a
+    reward model (with "score" among them) are written as a classifier's.
 
     Raises: ValueError, before anything is written, for a weight that the architecture has no tensor
     for, an unknown dtype, and numbers that it does not hold.
@@ -127,7 +127,7 @@ def configs(
     folder: pathlib.Path, record: dict[str, Any], generation: dict[str, Any], dtype: str
 ) -> None:
     """Write config.json and generation_config.json; the special ids are in both."""
-    # an id left out would be their class's default, which may lie beyond the vocabulary
+    # an id left out would be their class's default, which may be beyond the vocabulary
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ids |= {k: v for k, v in generation.items() if k.endswith("_token_id")}
     # a decoder that starts from an id is the config's own business

@@ -1,8 +1,8 @@
 """Several responses to each prompt: all or each of them, the best of n, or those good enough.
 
 Best of n: its divergence from the model is at most log n - (n - 1) / n nats (Stiennon et al. 2020,
-appendix G.3). Good enough, "above": rejection sampling, as for Llama 2 or STaR. What a response is
-worth is said by reward functions (`train.reward`), a reward model's run, or both.
+appendix G.3). Good enough, "above": rejection sampling, as for Llama 2 or STaR. Responses are
+scored by reward functions (train/rl/reward_functions.py), a reward model's run, or both.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ BELOW = "no response is good enough"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How many responses, and which of them are kept."""
+    """Settings: how many responses are sampled, and which of them are kept."""
 
     prompts: str
-    """Records with prompts (asks.py): a file, directory or glob."""
+    """Records with prompts (prompt_files.py): a file, directory or glob."""
     out: str
-    """The .jsonl file that records are appended to; those that it has are not made again."""
+    """The .jsonl file that records are appended to; those already in it are not made again."""
     count: int = 4
     """Responses to each prompt."""
     keep: Keep = "all"
@@ -45,19 +45,19 @@ class Settings:
     reward_model: str | None = None
     """A run directory of objective reward, whose score is added; None adds none."""
     reward_seconds: float = 60.0
-    """How long one call of a reward function of your own may take."""
+    """Seconds that one call of a reward function of your own may take."""
     unfinished: output.Unfinished = "drop"
-    """What becomes of responses that were cut at sampling.max_new."""
+    """Treatment of responses that were cut at sampling.max_new."""
     seed: int = 0
-    """Decides the samples, each with its prompt's id: no other record matters."""
+    """Seed of the samples; with its prompt's id it decides each: no other record matters."""
     batch: int = 64
-    """Prompts that are responded to together, and then written."""
+    """Prompts that are answered together, and then written."""
     sampling: Sampling = Sampling(max_new=256)
-    """How responses are sampled; its own seed stays 0."""
+    """Sampling of responses; its own seed must stay 0."""
 
 
 class _Response(NamedTuple):
-    """score: None where nothing says what a response is worth."""
+    """score: None where nothing scores responses."""
 
     said: Said
     seed: int
@@ -71,7 +71,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     The summary's facts, where there are scores: their mean, and that of each prompt's best, over
     the prompts of this run.
 
-    Raises: as `critique.run`; `train.reward.Failed` naming the sample that got no score.
+    Raises: as `critique.run`; `reward_functions.Failed` naming the sample that got no score.
     """
     _check(settings)
     given = prompt_files.read(settings.prompts)
@@ -115,7 +115,7 @@ def _provenance(voice: Voice, settings: Settings) -> Record:
 
 @contextlib.contextmanager
 def _scorer(settings: Settings) -> Iterator[scorers.Scorer | None]:
-    """What says what responses are worth; None if nothing does."""
+    """Opens the sum of the settings' scorers; None if they name none."""
     with contextlib.ExitStack() as stack:
         parts: list[scorers.Scorer] = []
         if settings.rewards:

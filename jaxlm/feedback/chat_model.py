@@ -1,4 +1,4 @@
-"""A model that is spoken to: what it says in conversations, and how likely it would say a thing."""
+"""A chat model: its replies in conversations, and the log-probabilities of given replies."""
 
 import dataclasses
 import functools
@@ -42,12 +42,12 @@ class Said(NamedTuple):
 
 
 class Voice(NamedTuple):
-    """What the modules of this folder know of a model; a test may script one.
+    """Interface of a model to the modules of this folder; a test may script one.
 
     say(conversations, settings) -> the model's next message in each. weigh(conversations, choices)
     -> float64[n, k]: the log-probability that its next message begins with each of k texts.
     fits(conversation, new) -> whether the model has room for it and `new` tokens more.
-    about: what records say about the model, JSON.
+    about: JSON that records store about the model.
     """
 
     say: Callable[[Sequence[Conversation], Sequence[token_sampling.Sampling]], list[Said]]
@@ -66,7 +66,7 @@ def load(
 
     layout: how conversations become tokens, a template's name or file; None is what the run was
     trained with, "plain" for one that read text, for which alone another fits. rows: conversations
-    that are read at once; what is said does not depend on it.
+    that are read at once; replies do not depend on it.
 
     Raises: as `trained_weights.load`; ValueError for a model that does not continue texts.
     """
@@ -164,7 +164,7 @@ def _said(
 
 
 class _Choice(NamedTuple):
-    """The tokens of a conversation and a choice behind it; [start, end) are the choice's."""
+    """The tokens of a conversation and a choice after it; [start, end) are the choice's."""
 
     tokens: np.ndarray
     start: int
@@ -183,7 +183,7 @@ def _choices(
         said = [*conversation, Message("assistant", choice)]
         (whole,) = template.documents(chat, tokenizer, said, [len(conversation)])
         start = whole.spans[0].start
-        # the turn's end is not part of the text: a model that goes on behind "(A)" has chosen, too
+        # the turn's end is not part of the text: a model that goes on after "(A)" has chosen, too
         ends = (i for i in range(start, len(whole.tokens)) if int(whole.tokens[i]) in stops)
         end = next(ends, len(whole.tokens))
         found.append(_Choice(whole.tokens[:end], start, end))

@@ -1,8 +1,8 @@
-"""Critique and revision: a model's answers, mended by itself under a principle drawn each round.
+"""Critique and revision: a model revises its own answers under a principle drawn each round.
 
-Bai et al. 2022 ("Constitutional AI"), section 3. The pairs of prompt and last revision are what is
-trained on; nothing between them is. A round starts from the answer of the round before, which
-stands in the first's place, so that a conversation does not grow with the rounds.
+Bai et al. 2022 ("Constitutional AI"), section 3. The pairs of prompt and last revision are the
+training data; nothing between them is. A round starts from the answer of the round before, which
+takes the place of the first one, so that a conversation does not grow with the rounds.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from jaxlm.feedback.prompt_files import Ask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is revised, and how."""
+    """Settings: which answers are revised, and how."""
 
     prompts: str
-    """Records with prompts (asks.py): a file, directory or glob."""
+    """Records with prompts (prompt_files.py): a file, directory or glob."""
     out: str
-    """The .jsonl file that records are appended to; those that it has are not made again."""
+    """The .jsonl file that records are appended to; those already in it are not made again."""
     constitution: str = principles.DEFAULT
     """A file of principles (principles.py), or "default"."""
     rounds: int = 1
@@ -37,17 +37,18 @@ class Settings:
     """The constitution's worked examples to show before each request: for models that do not
     follow requests yet."""
     unfinished: output.Unfinished = "drop"
-    """What becomes of an answer whose last revision was cut at sampling.max_new."""
+    """Treatment of an answer whose last revision was cut at sampling.max_new."""
     seed: int = 0
-    """Decides principles and samples, each with its prompt's id: no other record matters."""
+    """Seed of principles and samples; with its prompt's id it decides each: no other record
+    matters."""
     batch: int = 256
     """Prompts that go through all rounds together, and are then written."""
     sampling: Sampling = Sampling(max_new=256)
-    """How answers, critiques and revisions are sampled; its own seed stays 0."""
+    """Sampling of answers, critiques and revisions; its own seed must stay 0."""
 
 
 class _Draft(NamedTuple):
-    """An answer in the making. first: the Said it began from; log: what records keep of rounds."""
+    """A draft of an answer. first: the Said it began from; log: the record of its rounds."""
 
     ask: Ask
     first: Said
@@ -61,7 +62,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     completion is the last revision, what the model is to be trained on; response is the first
     answer. A conversation is written as messages, with the last revision as its end.
 
-    Raises: ValueError and FileNotFoundError, before the model says anything, for settings, prompts,
+    Raises: ValueError and FileNotFoundError, before anything is sampled, for settings, prompts,
     principles and records that do not fit.
     """
     constitution = principles.load(settings.constitution)
@@ -143,7 +144,7 @@ def _principle(settings: Settings, constitution: Constitution, name: str, number
 
 
 def examples(constitution: Constitution, count: int, critique: bool = True) -> list[Message]:
-    """The first worked examples as the conversation that a revision is asked for in."""
+    """The first worked examples as the conversation in which a revision is requested."""
     by_name = {p.name: p for p in constitution.principles}
     turns: list[Message] = []
     for shown in constitution.examples[:count]:

@@ -1,9 +1,9 @@
-"""Records appended to a .jsonl file, that survive a kill: what is written is not made again.
+"""Records appended to a .jsonl file; they survive a kill, and what is written is not made again.
 
 Every record has an "id", by which a later run knows what is done, and a "provenance": the settings
-that made it. Each append is on the disk before the next begins; half a line, which a kill may
-leave, is cut off when the file is opened again. A hidden .NAME.sum says what the file holds, so
-that what was damaged meanwhile is noticed.
+that produced it. Each append is on disk before the next begins; half a line, which a kill may
+leave, is cut off when the file is opened again. A hidden .NAME.sum records what the file holds, so
+that damage done meanwhile is noticed.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What came of a run of feedback: records, those left out with the reason, and a summary."""
+"""Output of a feedback run: records, those left out with the reason, and a summary."""
 
 import collections
 import contextlib
@@ -16,7 +16,7 @@ from jaxlm.feedback.journal import Journal, Record
 
 Unfinished = Literal["drop", "keep"]
 
-# Fields of settings that change no record, and those that say where something is.
+# Fields of settings that change no record, and those that are paths.
 _EXECUTION = ("out", "batch")
 _FILES = ("prompts", "pairs", "seeds", "constitution")
 
@@ -27,8 +27,8 @@ EMPTY = "nothing was said"
 
 class Summary(NamedTuple):
     """out: the file. written: records added now; found: those it had. dropped: how many inputs were
-    left out in all, by reason; their ids are in `.NAME.dropped` beside the file. facts: what else
-    was measured over all records."""
+    left out in all, by reason; their ids are in `.NAME.dropped` next to the file. facts: other
+    measurements over all records."""
 
     out: str
     written: int
@@ -89,8 +89,8 @@ class Output:
         talks: Sequence[Conversation],
         seeds: Sequence[int],
     ) -> list[Said | None]:
-        """What the voice says in each conversation, each with its own seed; None, and the input is
-        dropped, where there is no room for it."""
+        """Samples the voice's reply in each conversation, each with its own seed; None, and the
+        input is dropped, where there is no room for it."""
         fit = [i for i, talk in enumerate(talks) if voice.fits(talk, sampling.max_new)]
         for i in sorted(set(range(len(talks))) - set(fit)):
             self.drop(names[i], NO_ROOM)
@@ -108,7 +108,7 @@ class Output:
         return reason is None
 
     def summary(self, facts: dict[str, Any] | None = None) -> Summary:
-        """What came of it."""
+        """Summary of the records that were kept and dropped."""
         kept = self._kept
         reasons = collections.Counter(r["reason"] for r in self._dropped.records)
         return Summary(
@@ -117,8 +117,8 @@ class Output:
 
 
 def flaw(said: Said, unfinished: Unfinished) -> str | None:
-    """Why an answer is not fit to be trained on: a cut one would teach to end in the middle. None
-    if it is."""
+    """Reason not to train on an answer: a cut one would teach to end in the middle. None if there
+    is none."""
     if not said.text.strip():
         return EMPTY
     return UNFINISHED if unfinished == "drop" and not said.whole else None
@@ -137,8 +137,8 @@ def opened(path: str, provenance: Record) -> Iterator[Output]:
 
 
 def provenance(by: str, voice: Voice, settings: Any) -> Record:
-    """What every record says of how it was made: the model, all settings that matter, and where
-    what was read is. That may move: a model is known by its run and step, a prompt by its id.
+    """Provenance stored in every record: the model, all settings that matter, and the places of
+    what was read. Those may move: a model is known by its run and step, a prompt by its id.
 
     Raises: ValueError for a sampling.seed, which would do nothing.
     """

@@ -1,8 +1,9 @@
 """AI preference labels: which of two responses follows a principle better, by the model's own odds.
 
-The model is asked twice, with either response first; each time the softmax of the log-probabilities
-of the two choices is its answer, and the mean of both is free of a liking for one place. Bai et al.
-2022 ("Constitutional AI"), section 4.1; Lee et al. 2023 ("RLAIF"), section 3.1 on the order.
+The model is queried twice, with either response first; each time the softmax of the
+log-probabilities of the two choices is its answer, and the mean of both has no bias for one
+position. Bai et al. 2022 ("Constitutional AI"), section 4.1; Lee et al. 2023 ("RLAIF"), section 3.1
+on the order.
 """
 
 import dataclasses
@@ -24,14 +25,14 @@ from jaxlm.feedback.prompt_files import Messages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is compared, and how."""
+    """Settings: which responses are compared, and how."""
 
     pairs: str
     """Records: {prompt, response_a, response_b}; {prompt, responses}, of which every two different
     ones are compared; or those of `revise`, whose response_a is the first answer and response_b the
     last revision. A file, directory or glob."""
     out: str
-    """The .jsonl file that records are appended to; those that it has are not made again."""
+    """The .jsonl file that records are appended to; those already in it are not made again."""
     constitution: str = principles.DEFAULT
     """A file of principles (principles.py), or "default"."""
     each: int = 1
@@ -41,11 +42,12 @@ class Settings:
     clamp: tuple[float, float] | None = None
     """Bounds of the preference, such as 0.4 0.6 with thoughts, whose choices are too sure."""
     seed: int = 0
-    """Decides principles and thoughts, each with its pair's id: no other record matters."""
+    """Seed of principles and thoughts; with its pair's id it decides each: no other record
+    matters."""
     batch: int = 256
     """Pairs that are compared together, and then written."""
     sampling: Sampling = Sampling(max_new=256)
-    """How thoughts are sampled; its own seed stays 0."""
+    """Sampling of thoughts; its own seed must stay 0."""
 
 
 class Pair(NamedTuple):
@@ -58,8 +60,8 @@ class Pair(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Of one principle: log_probs[order, choice], order 0 with response a first; and the thoughts
-    of both orders, "" without."""
+    """Judgement by one principle: log_probs[order, choice], order 0 with response a first; and the
+    thoughts of both orders, "" without."""
 
     principle: str
     log_probs: np.ndarray
@@ -77,8 +79,8 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     lacks. preference is the probability that b is better; equal odds are 0.5.
 
     The summary's facts: "position_bias", how much likelier than half the first place is chosen, in
-    the mean and with its sign; "flips", the share of readings that the order of the two turns
-    around; "mass", the probability that the model says one of the choices at all.
+    the mean and with its sign; "flips", the share of readings that the order of the two reverses;
+    "mass", the probability that the model replies with one of the choices at all.
 
     Raises: as `critique.run`.
     """
@@ -148,7 +150,7 @@ def _responses(record: records.Record) -> Iterator[tuple[str, str]]:
 
 
 class _Question(NamedTuple):
-    """One principle and one order; a_first says which response is the first choice."""
+    """One principle and one order; a_first: whether response a is the first choice."""
 
     pair: Pair
     principle: Principle
@@ -187,7 +189,7 @@ def _judged(
     left = [i for i, q in enumerate(asked) if q.pair.id not in lost]
     weighed = voice.weigh([talks[i] for i in left], constitution.choices) if left else []
     found: dict[str, list[Judgement]] = {}
-    # both orders of a question stand side by side
+    # both orders of a question are side by side
     for at in range(0, len(left), 2):
         i, j = left[at : at + 2]
         both = np.array(weighed[at : at + 2], np.float64)
@@ -199,7 +201,7 @@ def _judged(
 def question(
     constitution: Constitution, thought: bool, pair: Pair, principle: Principle, a_first: bool
 ) -> str:
-    """What the model is asked about a pair."""
+    """Text that asks the model to compare the responses of a pair."""
     said = [
         principles.fill(constitution.turn, {"role": m.role.capitalize(), "text": m.text})
         for m in pair.messages

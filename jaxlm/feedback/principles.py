@@ -1,4 +1,4 @@
-"""A constitution: the principles a model judges its own answers by, and how it is asked to.
+"""A constitution: the principles a model judges its own answers by, and the requests to do so.
 
 A file is one of
 
@@ -67,16 +67,16 @@ class Constitution:
         "Here is a conversation, and two answers that could come next.\n\n{conversation}\n"
         "{question}\n\n(A) {a}\n\n(B) {b}\n\nReply with (A) or (B)."
     )
-    """How two answers are asked about."""
+    """Template of the question about two answers."""
     choices: tuple[str, str] = ("(A)", "(B)")
-    """What the model says for the first and for the second."""
+    """The model's replies that choose the first and the second."""
     think: str = (
         "Here is a conversation, and two answers that could come next.\n\n{conversation}\n"
         "{question}\n\n(A) {a}\n\n(B) {b}\n\nThink it through step by step."
     )
-    """How two answers are asked about where the model is to think first."""
+    """Template of the question about two answers where the model is to think first."""
     conclude: str = "So which one is it? Reply with (A) or (B)."
-    """What follows its thoughts."""
+    """The request for a choice after its thoughts."""
 
     def __post_init__(self) -> None:
         _check(self)

@@ -1,8 +1,8 @@
-"""What is to be responded to: the prompts of a file of records (data/records/records.py).
+"""Prompts to respond to, from a file of records (data/records/records.py).
 
 {"prompt": "..."}                               or a list of {role, content} messages
-{"messages": [..., {"role": "user", ...}]}      a conversation; what the assistant says last is
-                                                left out, since that is what is asked for
+{"messages": [..., {"role": "user", ...}]}      a conversation; a last message of the assistant is
+                                                left out, since the model is to write it
 {"instruction": "...", "input": "..."}          Alpaca's; the input may be empty or absent
 """
 
@@ -18,8 +18,8 @@ Messages = tuple[Message, ...]
 
 
 class Ask(NamedTuple):
-    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which says
-    nothing of where it stands; record: the whole of what was read."""
+    """A prompt: messages, of which the last is the user's. id: its identity in outputs, which does
+    not depend on its place in the file; record: the whole of what was read."""
 
     id: str
     messages: Messages
@@ -56,7 +56,7 @@ class Names:
 
 
 def messages(record: records.Record) -> Messages:
-    """The messages of a record up to the one that is asked for. Raises: ValueError, as `read`."""
+    """The messages of a record up to the user's last. Raises: ValueError, as `read`."""
     value = record.value
     if "prompt" in value:
         found = _turns(record, "prompt")

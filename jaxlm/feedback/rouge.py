@@ -1,7 +1,7 @@
-"""ROUGE-L: how much two texts share, by their longest common subsequence of words.
+"""ROUGE-L: overlap of two texts, by their longest common subsequence of words.
 
 Lin 2004 ("ROUGE"), section 3.1, with beta 1: F = 2 L / (m + n). Words are runs of a-z and 0-9 in
-small letters, without stemming, as in google-research's `rouge_score`.
+lower case, without stemming, as in google-research's `rouge_score`.
 """
 
 import collections

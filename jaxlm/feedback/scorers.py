@@ -1,4 +1,4 @@
-"""What responses are worth: by functions, by a reward model, or by the sum of both."""
+"""Scores of responses: by functions, by a reward model, or by the sum of both."""
 
 import functools
 import pathlib
@@ -41,7 +41,7 @@ def total(parts: Sequence[Scorer]) -> Scorer:
 
 
 def functions(rewards: reward_functions.Rewards) -> Scorer:
-    """What reward functions say; they see the prompt's last message, and its record."""
+    """Scorer by reward functions; they see the prompt's last message, and its record."""
 
     def scored(given: Sequence[tuple[Ask, Said]]) -> list[float]:
         samples = [
@@ -54,7 +54,7 @@ def functions(rewards: reward_functions.Rewards) -> Scorer:
 
 
 def about(folder: str) -> dict[str, Any]:
-    """What records say of a reward model: which run, and at which step it is.
+    """Identity of a reward model, as records store it: the digest of its run, and its step.
 
     Raises: ValueError for a run of another objective; as `trained_weights.load`.
     """

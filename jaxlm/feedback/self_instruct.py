@@ -1,9 +1,9 @@
 """Self-instruct: new instructions in the manner of given ones, each unlike all before it.
 
 Wang et al. 2023 ("Self-Instruct"), section 2.2, and the filters of its code. The model is shown
-numbered instructions, seeds and some of its own, and goes on with the list. What it says is cut at
-the numbers; an instruction is kept if it passes the filters and its ROUGE-L with every seed and
-with everything kept before it is at most `most_alike`.
+numbered instructions, seeds and some of its own, and continues the list. Its reply is split at the
+numbers; an instruction is kept if it passes the filters and its ROUGE-L with every seed and with
+everything kept before it is at most `most_alike`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxlm.feedback import journal, output, rouge
 from jaxlm.feedback.chat_model import Said, Voice
 from jaxlm.feedback.journal import Journal, Record
 
-# What a model of text alone cannot do or be shown, by the code's list.
+# Things that a model of text alone cannot do or be shown, by the code's list.
 _KEYWORD = re.compile(
     r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
 )
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(?:^|\n)[ \t]*\d+[ \t]*[.)][ \t]*")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How many instructions are wanted, in the manner of which, and how new they are to be."""
+    """Settings: how many instructions, in the manner of which, and how much they must differ."""
 
     seeds: str
     """Records with an `instruction`, such as Alpaca's: a file, directory or glob."""
@@ -41,19 +41,19 @@ class Settings:
     rounds: int = 100
     """Rounds at most, if there are not enough before."""
     requests: int = 8
-    """Lists that are asked for in a round; all of them see what was kept before it."""
+    """Lists that are requested in a round; all of them see what was kept before it."""
     shown: int = 8
     """Instructions in each request."""
     own: int = 2
-    """Of those, the model's own, as soon as there are as many."""
+    """Instructions among those that are the model's own, as soon as there are as many."""
     most_alike: float = 0.7
     """The largest ROUGE-L that an instruction may have with another."""
     heading: str = "Here is a list of varied tasks that a writing assistant may be given:"
-    """What stands above the list."""
+    """Line above the list."""
     seed: int = 0
     """Decides what is shown, and the samples."""
     sampling: Sampling = Sampling(max_new=512, stop_strings=("\n\n",))
-    """How lists are continued; its own seed stays 0."""
+    """Sampling of the lists; its own seed must stay 0."""
 
 
 class Candidate(NamedTuple):
@@ -69,7 +69,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
 
     What was left out is counted by reason, over this run.
 
-    Raises: ValueError and FileNotFoundError, before the model says anything, for settings and
+    Raises: ValueError and FileNotFoundError, before anything is sampled, for settings and
     seeds that do not fit, and where the model has no room for a request.
     """
     _check(settings)
@@ -165,13 +165,13 @@ def _shown(
 
 
 def request(heading: str, shown: Sequence[str]) -> str:
-    """The list that the model goes on with: it ends with the next number."""
+    """The list that the model continues: it ends with the next number."""
     lines = [f"{i}. {' '.join(text.split())}" for i, text in enumerate(shown, 1)]
     return "\n".join([heading, *lines, f"{len(shown) + 1}."])
 
 
 def candidates(said: Sequence[Said]) -> list[Candidate]:
-    """The instructions in what was said, in order. The last of a list that was cut at the sampling
+    """The instructions in a reply, in order. The last of a list that was cut at the sampling
     length is left out, as it may be half an instruction."""
     found = []
     for number, one in enumerate(said):
@@ -183,7 +183,7 @@ def candidates(said: Sequence[Said]) -> list[Candidate]:
 
 
 def unfit(text: str, near: rouge.Near, most_alike: float) -> str | None:
-    """Why an instruction is not kept; None if it is."""
+    """Reason why an instruction is not kept; None if it is."""
     count = len(text.split())
     if count <= 3:
         return "3 words or fewer"

@@ -1,11 +1,11 @@
-"""What a study keeps: one JSON file with points, fits, draws, back-tests and the checklist.
+"""The record of a study: one JSON file with points, fits, draws, back-tests and the checklist.
 
-    s = study.load("runs/fit/study.json")
+    s = study_record.load("runs/fit/study.json")
     s.law, s.theta, s.draws.shape                # "chinchilla", {"E": 1.8172, ...}, (1000, 5)
 
 The checklist is that of Li et al. 2025, "(Mis)Fitting scaling laws" (arXiv:2502.18969), appendix:
 most of the papers that it surveys leave out enough that nobody can repeat their fit. What the
-runs cannot tell is asked for (`About`), and what is not told is recorded as not told.
+runs do not record is requested (`About`), and what is not stated is recorded as not stated.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxlm.scaling import table
 
 FILE = "study.json"
 FORMAT = 1
-# What a field holds until somebody says it.
+# Value of a field that is not given.
 UNTOLD = "not stated"
 
 Record = dict[str, Any]
@@ -29,14 +29,14 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What the points cannot tell about themselves."""
+    """Facts about the points that they do not record themselves."""
 
     architecture: str = UNTOLD
-    """Of the models, such as "LLaMA, depth 4 to 24, width 64 per layer"."""
+    """Architecture of the models, such as "LLaMA, depth 4 to 24, width 64 per layer"."""
     corpus: str = UNTOLD
-    """What was trained on, with its version."""
+    """Data that was trained on, with its version."""
     tokenizer: str = UNTOLD
-    """What D counts tokens of."""
+    """Tokenizer whose tokens D counts."""
     optimiser: str = UNTOLD
     """Name and hyper-parameters."""
     schedule: str = UNTOLD
@@ -44,34 +44,34 @@ class About:
     batch: str = UNTOLD
     """Tokens per update, and how they depend on size."""
     tuning: str = UNTOLD
-    """Which hyper-parameters were tuned or set by rule at each size."""
+    """Hyper-parameters that were tuned or set by rule at each size."""
     checkpoints: str = UNTOLD
-    """Whether points are final or intermediate checkpoints: "final", "intermediate"."""
+    """Kind of checkpoints that the points are: "final", "intermediate"."""
     smoothing: str = UNTOLD
-    """How losses were smoothed or interpolated, "none" if they were not."""
+    """Smoothing or interpolation of the losses, "none" if there was none."""
     loss_set: str = UNTOLD
-    """What the loss is measured on."""
+    """Data that the loss is measured on."""
     loss_unit: str = "nats per token"
-    """Of the loss column."""
+    """Unit of the loss column."""
 
 
 class Study(NamedTuple):
-    """What a plan needs of a study, and all the rest as it was written."""
+    """The parts of a study that a plan needs, and all the rest as it was written."""
 
     law: str
-    """The form that plans: its name in laws.LAWS."""
+    """The form that plans: its name in loss_laws.LAWS."""
     theta: dict[str, float]
     """Its natural parameters, full precision."""
     draws: np.ndarray
     """[R, k] bootstrap draws of them, in the order of theta."""
     counting: table.Counting
-    """What N and C count."""
+    """The counting of N and C."""
     flops: tuple[float, float]
     """Least and largest training FLOPs among the points used."""
     record: Record
     """The whole file."""
     named: bool = False
-    """Whether `law` was asked for, instead of what the study plans by."""
+    """Whether `law` was requested, instead of the form that the study plans by."""
 
 
 def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
@@ -183,7 +183,7 @@ def checklist(about: About, t: table.Table, record: Record) -> Record:
 
 
 def untold(found: Record) -> list[str]:
-    """The items of a checklist that nobody told, as heading.item."""
+    """The items of a checklist that are not stated, as heading.item."""
     return [
         f"{heading}.{item}"
         for heading, items in found.items()

@@ -12,14 +12,14 @@ import numpy as np
 
 from jaxlm.scaling.reading import plausibility
 
-# What `Counting.params` and `Counting.flops` may say; "given": the file's own, not known here.
+# Values of `Counting.params` and `Counting.flops`; "given": the file's own, not known here.
 PARAMS = ("total", "non-embedding", "matmul-only", "given")
 FLOPS = ("6ND", "6ND+attention", "exact causal", "given")
 FIELDS = ("params", "tokens", "flops", "loss", "unique", "run")
 
 
 class Counting(NamedTuple):
-    """What N and C count. `params` is one of PARAMS, `flops` one of FLOPS; cost/conventions.py."""
+    """Counting of N and C. `params` is one of PARAMS, `flops` one of FLOPS; cost/conventions.py."""
 
     params: str = "given"
     flops: str = "6ND"

@@ -15,13 +15,13 @@ from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
-# What of a model may change between a run and the one it starts from: how far positions reach, and
-# what acts in training alone. All else that is no weight would make the weights another model.
+# Model fields that may differ between a run and the one it starts from: how far positions reach,
+# and what acts in training alone. All else that is no weight would make the weights another model.
 CHANGEABLE = ("context", "scaling", "theta", "local_theta", "window", "dropout", "capacity")
 
 
 def check(run: Run) -> list[str]:
-    """What is worth a warning about a run's start, in words.
+    """Warnings about a run's start, in words.
 
     Raises: ValueError, before weights are read, if `start` is no run directory, or its weights are
     not those of the run's model, naming the first that differs; the same of a critic's.
@@ -114,7 +114,7 @@ def _told(shape: tuple[int, ...] | None) -> str:
 
 
 def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]:
-    """The weights a run begins from, placed as its plan says, and what to record about them.
+    """The weights a run begins from, placed by its plan, and what to record about them.
 
     Those of the objective that no other run has (a head) are fresh.
 
@@ -150,8 +150,8 @@ def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
 
 
 def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, param.Tree]:
-    """The State's frozen weights, from their sources, placed as the run's plan says: those of other
-    runs, or what this run began from, also when it resumes. begun: what `weights` told then.
+    """The State's frozen weights, from their sources, placed by the run's plan: those of other
+    runs, or what this run began from, also when it resumes. begun: what `weights` reported then.
 
     Raises: as `trained_weights.load`, naming the weights wanted.
     """
@@ -193,5 +193,5 @@ def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -
 
 
 def recorded(folder: pathlib.Path) -> dict[str, Any]:
-    """What `weights` told when the run in this directory began; {} if it began from random ones."""
+    """Source of this directory's initial weights, as `weights` reported it; {} if random."""
     return trained_weights.begun(folder)

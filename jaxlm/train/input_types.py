@@ -1,4 +1,4 @@
-"""What the loop is fed: the batches of a run, from whatever source, and what judges it."""
+"""Inputs of the loop: the batches of a run, from whatever source, and its evaluation."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxlm.train.step import State
 
 
 class Fed(NamedTuple):
-    """What one step is given: the batch on its devices; metrics beside the step's own; and seconds
+    """Input of one step: the batch on its devices; metrics along with the step's own; and seconds
     by name that the batch took, the time waited for it ("data_wait") among them."""
 
     batch: Any
@@ -19,7 +19,7 @@ class Fed(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """The batches from some step on. next(number, state) -> Fed of step `number`, made of the state
+    """The batches from some step on. next(number, state) -> Fed of step `number`, from the state
     before it. carry() -> the arrays a checkpoint must hold to go on from here, {} if none."""
 
     next: Callable[[int, State], Fed]
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 class Supply(NamedTuple):
     """The source of a run's batches.
 
-    facts: JSON that decides every batch, together with (seed, step). corpus: what env.json says.
+    facts: JSON that decides every batch, together with (seed, step). corpus: its part of env.json.
     tally: what became of the source's records.
     open(step, carry) -> a context with the Stream from that step on; carry is what a checkpoint
     held, as `Stream.carry` gave it, {} at step 0. carry: its shapes, {} if none.

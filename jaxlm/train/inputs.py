@@ -1,5 +1,5 @@
 """The batches of a run and its evaluation: of text, of examples, or (rl/collection.py) of the
-model's own samples. The loop knows these functions alone."""
+model's own samples. The loop calls these functions alone."""
 
 import contextlib
 import dataclasses
@@ -123,7 +123,7 @@ def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generat
 
 
 def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
-    """The examples of a run, with what its objective wants stored beside them."""
+    """The examples of a run, along with what its objective needs stored."""
     data = run.data
     found = kinds.prepare(data, run.eval_every is not None, run.model.vocab)
     if isinstance(run.objective, distill.Config) and run.objective.read == "stored":

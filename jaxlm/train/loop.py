@@ -1,4 +1,4 @@
-"""Train a Run: from its config to a finished run directory, or on from where it stopped."""
+"""Training of a Run: from its config to a finished run directory, or on from where it stopped."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ from jaxlm.train.run.run import Run
 
 
 class Program(NamedTuple):
-    """What is compiled: the step, and the shape of the state around it."""
+    """The compiled step, with the model, objective and optimiser that shape its state."""
 
     model: Model
     objective: Objective
@@ -96,12 +96,12 @@ def run(run: Run) -> Result:
             return finish(session, *_train(session, at, arrived))
         except Exception:
             with contextlib.suppress(Exception):
-                session.store.wait()  # a save under way is whole, whatever failed beside it
+                session.store.wait()  # a save under way is whole, whatever else failed
             raise
 
 
 def prepare(run: Run) -> list[str]:
-    """What is worth a warning before a run starts; all that can be checked is.
+    """Checks all that can be checked before a run starts; returns warnings.
 
     Raises: ValueError for a Run that cannot start.
     """
@@ -124,7 +124,7 @@ def build(run: Run) -> Program:
 
 
 class From(NamedTuple):
-    """Where training goes on from: the state, and what its batches' source needs beside it."""
+    """Starting point of training: the state, and what its batches' source needs along with it."""
 
     state: step.State
     carry: param.Tree
@@ -178,7 +178,7 @@ def begin(
 def _written(
     run: Run, folder: pathlib.Path, begun: int
 ) -> tuple[metrics.Mark | None, set[tuple[str, int]]]:
-    """(what the checkpoint resumed from says of metrics.jsonl, the records due there)."""
+    """(the metrics.jsonl mark of the checkpoint resumed from, the records due there)."""
     if not begun:
         return None, set()
     mark = checkpoint.facts(folder / "checkpoints", begun).get("metrics")
@@ -201,7 +201,7 @@ def _resume(
     primary: bool,
     out: log.Log,
 ) -> From | None:
-    """What the last good checkpoint holds; None if none was ever committed.
+    """Restores the last good checkpoint; None if none was ever committed.
 
     Raises: ValueError if there are checkpoints and none is whole, or the data is no longer what it
     was trained on.
@@ -287,7 +287,7 @@ def missed_evaluation(session: Session, number: int) -> bool:
 
 
 def diverged(session: Session, number: int) -> str | None:
-    """Which loss is not finite after step `number`, by the records of process 0; None if none."""
+    """The loss that is not finite after step `number`, by process 0's records; None if none."""
     session.meter.flush()
     seen = metrics.deterministic(session.folder / metrics.FILE)
     loss = directory.divergence(seen, number)

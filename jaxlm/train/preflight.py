@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory there is, before anything is computed.
+"""Check that a run fits into the available memory, before anything is computed.
 
 A run is refused if even the least that it needs (`Memory.least`) is more than there is, so one that
 would have fitted is not. JAXLM_MEMORY_CHECK=0 (`devices.UNCHECKED`) starts it all the same.
@@ -43,7 +43,7 @@ def check(run: Run) -> None:
 
 
 def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
-    """The lines of a report that say whether a run fits: into devices of so many GiB each, or where
+    """The lines of a report on whether a run fits: into devices of so many GiB each, or where
     that is None into this machine's."""
     from jaxlm.scaling.cost import cost_report  # and with it flax, which no run needs
 
@@ -62,7 +62,7 @@ def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
 
 
 def refusal(run: Run, objective: Objective, there: Space) -> str | None:
-    """Why a run does not fit into this memory, with what would; None if it may fit."""
+    """Reason why a run does not fit into this memory, with what would; None if it may fit."""
     part, sharing = estimate(run, objective), _sharing(run.plan, there)
     if part.least * sharing <= there.bytes:
         return _sampling(run, part, there)
@@ -90,7 +90,7 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
 
 
 def _sampling(run: Run, part: Memory, there: Space) -> str | None:
-    """Why the responses of a rollout, all sampled together, do not fit; None if they may.
+    """Reason why the responses of a rollout, all sampled together, do not fit; None if they may.
 
     Their prompts may be shorter than data.seq: what is sure is the cache of the new tokens."""
     if run.rollout is None:

@@ -1,4 +1,4 @@
-"""What a Run trains: its model and objective, put together. Nothing is compiled here."""
+"""Program of a Run: its model and objective, put together. Nothing is compiled here."""
 
 import pathlib
 

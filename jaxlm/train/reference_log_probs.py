@@ -1,14 +1,14 @@
-"""What a reference policy says of every response, computed once and kept on the disk.
+"""A reference policy's log-probability of every response, computed once and cached on disk.
 
 In $XDG_CACHE_HOME/jaxlm/references, one directory for each reference, data and arithmetic:
 
     train-<first>.npz, val-<first>.npz   float32[rows, K]: the summed log-probability of each
                                          response of the rows from `first` on, 1,024 or fewer, with
                                          a checksum: what is damaged is computed again
-    facts.json                           what they are of
+    facts.json                           what they belong to
 
-4K bytes a prompt. A pass that was interrupted goes on behind its last whole file; runs with the
-same reference and data, such as a sweep over beta, share one pass.
+4K bytes a prompt. A pass that was interrupted resumes after its last whole file; runs with the same
+reference and data, such as a sweep over beta, share one pass.
 """
 
 import dataclasses
@@ -38,20 +38,20 @@ from jaxlm.train.run.run import Run
 
 BLOCK = 1024  # rows in a file
 
-# A batch -> what the reference says of it, float32[B, K].
+# A batch -> the reference's log-probabilities, float32[B, K].
 Reader = Callable[[Choices], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Examples with the reference's log-probabilities beside."""
+    """Examples along with the reference's log-probabilities."""
 
     plain: examples.Rows
     reference: np.ndarray
     """float32[rows, K]."""
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.plain)
 
     def read(self, rows: np.ndarray) -> Choices:
@@ -60,7 +60,7 @@ class Rows:
 
 
 def attach(run: Run, model: Model, objective: Objective, split: examples.Split) -> examples.Split:
-    """The examples with what the run's reference says of them, where the run wants it stored;
+    """The examples with their log-probabilities by the run's reference, where the run stores them;
     computed now if that was not done before. The facts then name the reference.
 
     Raises: ValueError for a reference whose log-probabilities are not finite, files that do not
@@ -95,7 +95,7 @@ def attach(run: Run, model: Model, objective: Objective, split: examples.Split) 
 
 
 def _identity(run: Run, begun: dict[str, Any]) -> Any:
-    """What decides the reference's weights: the hashes of the checkpoint they are from, or the seed
+    """Identity of the reference's weights: the hash of their checkpoint's manifest, or the seed
     they are drawn by."""
     if run.start is None:
         return ["seed", run.seed]
@@ -116,7 +116,7 @@ def _reader(run: Run, model: Model, objective: Objective, begun: dict[str, Any])
             "objective.reference: 'stored' is computed by one process; run the same command with "
             "one first, and share its cache (XDG_CACHE_HOME)"
         )
-    # with adapters, what they stand on, in 4 bits if it is
+    # with adapters, their base, in 4 bits if it is
     part = Frozen(model.spec) if run.adapter is None else objective.frozen[lora.BASE]
     held = objective._replace(frozen={"reference": part})
     weights = initial_weights.frozen(run, held, begun)["reference"]
@@ -170,7 +170,7 @@ def _block(run: Run, plain: examples.Rows, wanted: np.ndarray, reader: Reader) -
 
 
 def _load(file: pathlib.Path, rows: int) -> np.ndarray | None:
-    """The block in a file; None if there is none, or it is damaged, which a warning says."""
+    """The block in a file; None if there is none, or it is damaged, which is warned of."""
     try:
         with np.load(file) as parts:
             (block,) = (parts[name] for name in parts.files)  # its checksum is verified here

@@ -81,8 +81,8 @@ def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State
 
 
 def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
-    """The State's NamedShardings: optimiser moments, known by the paths they end in, lie where
-    their weights lie; what has another shape has a copy everywhere.
+    """The State's NamedShardings: optimiser moments, known by the paths they end in, are placed
+    like their weights; what has another shape has a copy everywhere.
 
     Raises: ValueError naming a weight whose dimension does not divide over the mesh.
     """

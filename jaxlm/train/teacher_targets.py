@@ -1,14 +1,14 @@
-"""What a teacher makes of every example, computed once and kept on the disk.
+"""Teacher distributions for every example, computed once and cached on disk.
 
 In $XDG_CACHE_HOME/jaxlm/teachers, one directory for the training rows and one for the held-out ones
 of each teacher, data, temperature and k:
 
     ids.npy        int32[rows, T, k]          the likeliest next tokens, likeliest first
     log_probs.npy  float32[rows, T, k + 1]    of these, and of all others together
-    facts.json     what they are of, and the SHA-256 of both files
+    facts.json     what they belong to, and the SHA-256 of both files
 
 8k + 4 bytes a position: 100 million tokens with k = 32 take 26 GB. Rows are read from the files as
-they are needed; a start reads all of them once, and what is damaged is computed again. A pass that
+they are needed; a start reads all of them once, and damaged ones are computed again. A pass that
 was interrupted leaves nothing and is done again.
 """
 
@@ -32,7 +32,7 @@ from jaxlm.train.run.run import Run
 
 
 class Rows:
-    """Examples with what the teacher makes of them beside: `read` gives a `Taught`."""
+    """Examples along with the teacher's distributions: `read` gives a `Taught`."""
 
     def __init__(self, plain: examples.Rows, folder: pathlib.Path):
         self._plain, self._folder = plain, folder
@@ -51,7 +51,7 @@ class Rows:
             ids, log_probs = (np.load(self._folder / name, mmap_mode="r") for name in FILES)
             self._kept = ids, log_probs
         plain = self._plain.read(rows)
-        # a conversation knows more than a row of text: which numbers are an answer, say
+        # a conversation holds more than a row of text: which numbers are an answer, for one
         fields = (getattr(plain, name) for name in Batch._fields)
         return Taught(*fields, *(kept[rows] for kept in self._kept))
 
@@ -60,7 +60,7 @@ FILES, FACTS = ("ids.npy", "log_probs.npy"), "facts.json"
 
 
 def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
-    """The rows with what the run's teacher makes of them, computed now if that was not done before.
+    """The rows with the run's teacher's distributions, computed now if that was not done before.
 
     identity: JSON that decides the rows.
 
@@ -101,7 +101,7 @@ def rows(run: Run, plain: examples.Rows, identity: list[Any]) -> Rows:
 
 
 def _fault(folder: pathlib.Path) -> str | None:
-    """What is wrong with a teacher's stored answers, all of which are read; None if nothing is."""
+    """Describes damage to a teacher's stored targets, all of which are read; None if none is."""
     try:
         sums = json_file.read_object(folder / FACTS)["files"]
         bad = [name for name in FILES if io.sha256(folder / name) != sums[name]]
@@ -111,7 +111,8 @@ def _fault(folder: pathlib.Path) -> str | None:
 
 
 def _identity(folder: pathlib.Path) -> str:
-    """What the teacher's weights are: the manifest of its last checkpoint lists their hashes."""
+    """Identity of the teacher's weights: the hash of its last checkpoint's manifest, which lists
+    theirs."""
     found = sorted(
         (folder / "checkpoints").glob("*/manifest.json"), key=lambda p: int(p.parent.name)
     )

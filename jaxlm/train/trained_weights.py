@@ -59,7 +59,7 @@ def load(
     hardware.
 
     Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
-    without that of this step; ValueError if none is whole. The same of what adapters stand on.
+    without that of this step; ValueError if none is whole. The same of the base of adapters.
     """
     devices.correct()
     folder = pathlib.Path(folder).expanduser()
@@ -86,8 +86,8 @@ def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model
 
 
 def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
-    """What a run trained, as it is in its checkpoint: of a run with adapters, them alone. Raises:
-    as `load`."""
+    """Weights that a run trained, as in its checkpoint: of a run with adapters, only the adapters.
+    Raises: as `load`."""
     return _found(folder, which, None, directory.warn).params
 
 
@@ -144,7 +144,7 @@ def _joined(
     plan: Plan,
     warn: Callable[[str], None],
 ) -> param.Tree:
-    """The weights that adapters and what they stand on make together, as plain arrays."""
+    """The weights of adapters merged into their base, as plain arrays."""
     base, told = objective.frozen[lora.BASE], begun(folder)
     if run.start is None:
         raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
@@ -168,9 +168,8 @@ def _joined(
 
 
 def begun(folder: pathlib.Path) -> dict[str, Any]:
-    """What the run in this directory began from ("folder", "step", "run"); {} if from random
-    weights. Its checkpoints say it, or env.json where none is there yet. Raises:
-    json_file.Damaged."""
+    """Source of this run's initial weights ("folder", "step", "run"); {} if they were random. It is
+    recorded in its checkpoints, or in env.json before there are any. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed["start"]
@@ -195,7 +194,7 @@ def generation(folder: pathlib.Path) -> dict[str, Any]:
 
 def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
     """Raises: ValueError if conversations in this layout, a template's name or file, are not what
-    the run was trained on. A run of text knows none, and takes any; None is the run's own."""
+    the run was trained on. A run of text has none, and takes any; None is the run's own."""
     if layout is None or isinstance(run.data, pretraining.Data):
         return
     given, own = (template.load(n, run.data.tokenizer) for n in (layout, run.data.template))
@@ -206,7 +205,7 @@ def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
         )
 
 
-# What `jaxlm eval` may be given: what is read, and in which rows.
+# Fields that `jaxlm eval` may be given: the data that is read, and its rows.
 READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", "packing", "seed")
 READ += ("workers",)
 
@@ -241,7 +240,7 @@ def _names(data: kinds.AnyData) -> list[str]:
 
 def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
     """The ids that end a text, by the generation settings of an imported model; there may be
-    several, beside the tokenizer's own."""
+    several, along with the tokenizer's own."""
     found = generation(folder).get("eos_token_id")
     if found is None:
         return ()

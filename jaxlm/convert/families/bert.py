@@ -1,7 +1,7 @@
 """BERT, RoBERTa and Longformer checkpoints with the masked-language-model head.
 
-Their output matrix is the embedding table; the bias of the output is there twice under older names
-(`cls.predictions.decoder.bias`, `lm_head.decoder.bias`).
+Their output matrix is the embedding table; the output bias is stored a second time under older
+names (`cls.predictions.decoder.bias`, `lm_head.decoder.bias`).
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def _types(theirs: str) -> weight_rows.Row:
 def read(kind: str, f: Fields) -> bert.Config:
     """Our Config of a config.json of model_type `kind`."""
     layers = f.take("num_hidden_layers")
-    # RoBERTa counts positions from behind the padding id's, and pads with row pad_token_id
+    # RoBERTa counts positions from the one after the padding id, and pads with row pad_token_id
     offset = 0 if kind == "bert" else f.get("pad_token_id", 1) + 1
     window = f.get("attention_window", 512) if kind == "longformer" else ()
     if kind == "longformer":
@@ -114,7 +114,7 @@ def read(kind: str, f: Fields) -> bert.Config:
         offset=offset,
         types=f.get("type_vocab_size", 2),
         act=act,
-        # the head of the other two is exact GELU, whatever hidden_act says
+        # the head of the other two is exact GELU, whatever hidden_act is
         head_act=None if kind == "bert" or act == "gelu" else "gelu",
         eps=f.get("layer_norm_eps", 1e-12),
         window=tuple(w // 2 + 1 for w in widths),
@@ -122,8 +122,8 @@ def read(kind: str, f: Fields) -> bert.Config:
 
 
 def write(kind: str, cfg: bert.Config) -> dict[str, Any]:
-    """The config.json of a Config as model_type `kind`. Raises: ValueError for what it cannot say:
-    of a Config one model_type is the right one."""
+    """The config.json of a Config as model_type `kind`. Raises: ValueError for what it cannot
+    express: of a Config one model_type is the right one."""
     right = "longformer" if cfg.window else "roberta" if cfg.offset else "bert"
     if kind != right:
         raise ValueError(
@@ -164,7 +164,7 @@ def write(kind: str, cfg: bert.Config) -> dict[str, Any]:
 
 
 def settle(kind: str, cfg: bert.Config, tensors: Collection[str]) -> bert.Config:
-    """The Config with the pooler, if its tensors are there: no field of theirs says so."""
+    """The Config with the pooler, if its tensors are present: no field of theirs records it."""
     return dataclasses.replace(cfg, pooler=f"{kind}.pooler.dense.weight" in tensors)
 
 

@@ -1,9 +1,8 @@
 """DeepSeek checkpoints: `deepseek_v2` (V2, V2-Lite) and `deepseek_v3` (V3, R1).
 
-Released V3 checkpoints hold multi-token prediction as a layer behind the last, with its own copies
-of embedding and output matrix, which are those of the model. transformers neither reads nor writes
-it, though its config.json goes on counting it. So the tensors decide: `settle` leaves it out where
-they are not there.
+Released V3 checkpoints hold multi-token prediction as a layer after the last one, with copies of
+the model's embedding and output matrix. transformers neither reads nor writes it, although its
+config.json still counts it. So the tensors decide: `settle` leaves it out where they are absent.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ OUTER = [
     same("norm", "model.norm.weight"),
     linear("unembed", "lm_head.weight"),
 ]
-# what stands around the layer that looks further ahead
+# weights around the layer that predicts further ahead
 FURTHER = [
     same("token_norm", "enorm.weight"),
     same("hidden_norm", "hnorm.weight"),
@@ -179,7 +178,7 @@ def read_v3(f: Fields) -> deepseek.Config:
 
 
 def _sizes(f: Fields, heads: int, keys: int, context: int) -> dict[str, Any]:
-    """The fields that both have. keys: heads of keys where the file does not say."""
+    """The fields that both have. keys: heads of keys where the file has no field for it."""
     f.only("hidden_act", "silu", "swish")
     f.only("attention_bias", False)
     if (keys := f.get("num_key_value_heads", keys)) != heads:
@@ -212,7 +211,7 @@ def _sizes(f: Fields, heads: int, keys: int, context: int) -> dict[str, Any]:
 
 
 def write_v2(cfg: deepseek.Config) -> dict[str, Any]:
-    """The `deepseek_v2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `deepseek_v2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, score="softmax", select_bias=False, renormalise=False, interleaved=True, ahead=0
     )
@@ -226,7 +225,7 @@ def write_v2(cfg: deepseek.Config) -> dict[str, Any]:
 
 
 def write_v3(cfg: deepseek.Config) -> dict[str, Any]:
-    """The `deepseek_v3` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `deepseek_v3` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, score="sigmoid", select_bias=True)
     if cfg.groups > 1:
         config_json.fixed(cfg, group_best=2)

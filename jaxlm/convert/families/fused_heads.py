@@ -1,5 +1,5 @@
-"""Rows for tensors whose heads lie otherwise than ours: queries, keys and values fused head by
-head, rotary pairs side by side, norms of single heads."""
+"""Rows for tensors whose heads are laid out differently from ours: queries, keys and values fused
+head by head, rotary pairs side by side, norms of single heads."""
 
 from collections.abc import Sequence
 
@@ -42,13 +42,13 @@ def grouped(ours: tuple[str, str, str], theirs: str) -> Row:
 
 
 def interleaved(row: Row, rotary: int) -> Row:
-    """A row of weights that end in the head's dimension, of a file that turns the pairs
+    """A row of weights that end in the head's dimension, of a file that rotates the pairs
     (2i, 2i + 1) of its first `rotary` dimensions: here they are (i, i + rotary / 2), which
     changes no product of a query and a key.
     """
 
     def order(size: int) -> np.ndarray:
-        """Which of their dimensions each of ours is."""
+        """Their dimension that corresponds to each of ours."""
         pairs = np.arange(rotary).reshape(-1, 2).T.ravel()  # 0 2 4 ... 1 3 5 ...
         return np.concatenate([pairs, np.arange(rotary, size)])
 

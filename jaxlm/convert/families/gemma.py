@@ -1,5 +1,5 @@
-"""Gemma checkpoints: `gemma`, `gemma2`, `gemma3_text`, and of `gemma3`, which reads images too, the
-part that reads text.
+"""Gemma checkpoints: `gemma`, `gemma2`, `gemma3_text`, and the text part of `gemma3`, which also
+reads images.
 
 Gemma 3 has a record of rotary positions for each type of layer; before transformers 5 it had
 `rope_theta` and `rope_scaling` for the global layers and `rope_local_base_freq` for the local ones.
@@ -34,7 +34,7 @@ SANDWICH = [
     same("ffn_end", "post_feedforward_layernorm.weight"),
 ]
 BUFFERS = (r"rotary_emb\.inv_freq",)
-# Gemma 3 beside its text: names as released, and as transformers 5 has them in memory.
+# Gemma 3 other than its text: names as released, and as transformers 5 has them in memory.
 IMAGES = (r"^(model\.)?vision_tower\.", r"^(model\.)?multi_modal_projector\.")
 TEXT = (
     (r"^language_model\.model\.", "model."),
@@ -59,7 +59,7 @@ def names(cfg: gemma.Config) -> Table:
 
 
 def read1(f: Fields) -> gemma.Config:
-    """Our Config of a `gemma` config.json. Its "gelu" is the tanh form, whatever the field says."""
+    """Our Config of a `gemma` config.json. Its "gelu" is the tanh form, whatever the field is."""
     f.only("hidden_act", "gelu_pytorch_tanh", "gelu")
     f.only("use_bidirectional_attention", False)
     sizes = _sizes(f, 256000, 3072, 28, 16, 16, 24576, 8192)
@@ -129,7 +129,7 @@ def _sizes(
 
 
 def _sandwich(f: Fields, sizes: dict[str, Any], every: int) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; by default every so many layers one is global."""
+    """Config fields that Gemma 2 and 3 share; by default every `every`-th layer is global."""
     default: list[layer_types.Reach] = [*(every - 1) * ["local"], "global"] * sizes["layers"]
     pattern = layer_types.read(f, sizes["layers"], default)
     window = f.maybe("sliding_window", 4096)
@@ -174,7 +174,7 @@ def _rotary3(f: Fields, context: int) -> tuple[rope_parameters.Rope, rope_parame
 
 
 def write1(cfg: gemma.Config) -> dict[str, Any]:
-    """The `gemma` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gemma` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, sandwich=False, qk_norm=False, score_softcap=None, softcap=None, local_theta=None,
         window=None,
@@ -193,7 +193,7 @@ def write1(cfg: gemma.Config) -> dict[str, Any]:
 
 
 def write2(cfg: gemma.Config) -> dict[str, Any]:
-    """The `gemma2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gemma2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, sandwich=True, qk_norm=False, local_theta=None)
     return {
         "architectures": ["Gemma2ForCausalLM"],
@@ -207,7 +207,7 @@ def write2(cfg: gemma.Config) -> dict[str, Any]:
 
 
 def write3(cfg: gemma.Config) -> dict[str, Any]:
-    """The `gemma3_text` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gemma3_text` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, sandwich=True, qk_norm=True, score_softcap=None)
     far = rope_parameters.write(cfg.head, cfg.theta, cfg.scaling, cfg.context)
     near = far["rope_parameters"]
@@ -253,7 +253,7 @@ def _said_sandwich(cfg: gemma.Config) -> dict[str, Any]:
 
 def read_images(f: Fields) -> gemma.Config:
     """Our Config of the text in a `gemma3` config.json. Whether the output matrix is the embedding
-    table is decided beside `text_config`, as in transformers, whatever is said inside it."""
+    table is decided outside `text_config`, as in transformers, whatever is set inside it."""
     inner = f.part("text_config")
     cfg = read3(inner)
     inner.refuse_rest()

@@ -1,7 +1,7 @@
 """GPT-1, GPT-2, OPT and BLOOM checkpoints.
 
-Dropout of residuals is `Config.dropout`; that of attention's probabilities, which is training's
-alone, is not kept.
+Dropout of residuals is `Config.dropout`; dropout of attention probabilities, which only training
+uses, is not kept.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def gpt2_read(f: Fields) -> gpt.Config:
 
 
 def gpt2_write(cfg: gpt.Config) -> dict[str, Any]:
-    """The `gpt2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gpt2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="pre", positions="learned", embed_norm=False, bias=True, softcap=None
     )  # fmt: skip
@@ -132,7 +132,7 @@ def gpt1_read(f: Fields) -> gpt.Config:
 
 
 def gpt1_write(cfg: gpt.Config) -> dict[str, Any]:
-    """The `openai-gpt` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `openai-gpt` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="post", positions="learned", width=4 * cfg.embed, embed_norm=False, bias=True,
         softcap=None, **UNSCALED,
@@ -230,7 +230,7 @@ def opt_read(f: Fields) -> gpt.Config:
 
 
 def opt_write(cfg: gpt.Config) -> dict[str, Any]:
-    """The `opt` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `opt` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, positions="learned", embed_norm=False, eps=1e-5, softcap=None, **UNSCALED
     )
@@ -294,7 +294,7 @@ def bloom_read(f: Fields) -> gpt.Config:
 
 
 def bloom_write(cfg: gpt.Config) -> dict[str, Any]:
-    """The `bloom` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `bloom` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="pre", positions="alibi", embed_norm=True, bias=True, activation="gelu_tanh",
         width=4 * cfg.embed, softcap=None, **UNSCALED,

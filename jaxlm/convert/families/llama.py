@@ -130,7 +130,7 @@ def _sizes(f: Fields, context: int, partial: bool = False) -> dict[str, Any]:
 
 
 def write(cfg: llama.Config) -> dict[str, Any]:
-    """The `llama` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `llama` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="pre", qk_norm_all=False, window=None, rotary_share=1.0, out_bias=cfg.bias
     )
@@ -139,7 +139,7 @@ def write(cfg: llama.Config) -> dict[str, Any]:
 
 
 def olmo2_write(cfg: llama.Config) -> dict[str, Any]:
-    """The `olmo2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `olmo2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="post", qk_norm_all=True, window=None, rotary_share=1.0, out_bias=cfg.bias,
         ffn_bias=False,
@@ -149,7 +149,7 @@ def olmo2_write(cfg: llama.Config) -> dict[str, Any]:
 
 
 def phi3_write(cfg: llama.Config) -> dict[str, Any]:
-    """The `phi3` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `phi3` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm="pre", qk_norm_all=False, bias=False, out_bias=False, ffn_bias=False
     )

@@ -41,7 +41,7 @@ OUTER = [
     linear("unembed", "lm_head.weight"),
 ]
 LAYERS = "model.layers.{i}."
-# How GPT-OSS turns positions where its config.json does not say.
+# Rotary positions of GPT-OSS where its config.json has none.
 STRETCHED = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -69,7 +69,7 @@ def mixtral_names(cfg: mistral.Config) -> Table:
 
 def gpt_oss_names(cfg: mistral.Config) -> Table:
     """The rows of GPT-OSS: all experts' matrices in two tensors that multiply from the right, gate
-    and up in turns."""
+    and up alternating."""
     rows = [
         *BIASES,
         _turns("gate", "up", "gate_up_proj"),
@@ -96,7 +96,7 @@ def _turns(even: str, odd: str, theirs: str) -> Row:
 
 
 def _whole(ours: str, theirs: str) -> Row:
-    """A weight of all experts that lies as ours does."""
+    """A weight of all experts that is stored as ours is."""
     return Row(
         (f"moe/{ours}",),
         (f"mlp.experts.{theirs}",),
@@ -179,13 +179,13 @@ def _shortest(kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def write_mistral(cfg: mistral.Config) -> dict[str, Any]:
-    """The `mistral` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `mistral` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, experts=None, bias=False, sinks=False)
     return _record(cfg, "MistralForCausalLM", "mistral")
 
 
 def write_mixtral(cfg: mistral.Config) -> dict[str, Any]:
-    """The `mixtral` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `mixtral` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, limit=None, capacity=None, bias=False, sinks=False)
     if cfg.experts is None:
         raise ValueError("model.experts: None is a dense model")
@@ -196,7 +196,7 @@ def write_mixtral(cfg: mistral.Config) -> dict[str, Any]:
 
 
 def write_gpt_oss(cfg: mistral.Config) -> dict[str, Any]:
-    """The `gpt_oss` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gpt_oss` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, bias=True, sinks=True, capacity=None)
     if cfg.experts is None or cfg.limit is None:
         raise ValueError(f"model.experts: {cfg.experts}, model.limit: {cfg.limit}; it has both")

@@ -27,7 +27,7 @@ def _biased(ours: str, theirs: str) -> list[Row]:
 
 
 def _turned(cfg: palm.Config, ours: str, theirs: str) -> list[Row]:
-    """`_biased` of a file that turns neighbouring dimensions."""
+    """`_biased` of a file that rotates neighbouring dimensions."""
     rows = _biased(ours, theirs)
     return (
         [fused_heads.interleaved(r, cfg.rotary) for r in rows] if cfg.rotary is not None else rows
@@ -91,7 +91,7 @@ def gptj_read(f: Fields) -> palm.Config:
 
 
 def gptj_write(cfg: palm.Config) -> dict[str, Any]:
-    """The `gptj` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gptj` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, block="parallel", shared_norm=True, norm_bias=True, attn_bias=False, qk_norm=False,
         theta=10000.0, scaling=None, alibi=None, gated=False, ffn_bias=True, unembed_bias=True,
@@ -166,7 +166,7 @@ def neox_read(f: Fields) -> palm.Config:
 
 
 def neox_write(cfg: palm.Config) -> dict[str, Any]:
-    """The `gpt_neox` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `gpt_neox` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, shared_norm=False, norm_bias=True, qk_norm=False, alibi=None, gated=False,
         ffn_bias=True, unembed_bias=False, logit_scale=None, kv=cfg.heads,
@@ -264,7 +264,7 @@ def falcon_read(f: Fields) -> palm.Config:
 
 
 def falcon_write(cfg: palm.Config) -> dict[str, Any]:
-    """The `falcon` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `falcon` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, norm_bias=True, qk_norm=False, gated=False, ffn_bias=cfg.attn_bias,
         unembed_bias=False, logit_scale=None, embed=cfg.heads * cfg.head,
@@ -353,7 +353,7 @@ def cohere_read(f: Fields) -> palm.Config:
 
 
 def cohere_write(cfg: palm.Config) -> dict[str, Any]:
-    """The `cohere` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `cohere` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(
         cfg, block="parallel", shared_norm=True, norm_bias=False, rotary=cfg.head, alibi=None,
         gated=True, ffn_bias=False, unembed_bias=False,

@@ -93,7 +93,7 @@ def read2_moe(f: Fields) -> qwen.Config:
 
 
 def _sizes(f: Fields, kv: int) -> dict[str, Any]:
-    """What all four have. kv: the default of the model_type; null is as many as heads."""
+    """Config fields of all four. kv: the model_type's default; null means as many as heads."""
     f.only("hidden_act", "silu", "swish")
     heads, context = f.take("num_attention_heads"), f.get("max_position_embeddings", 32768)
     turns = rope_parameters.read(f, context)
@@ -155,20 +155,20 @@ def _experts(f: Fields, layers: int, active: int, count: int, ffn: int) -> dict[
 
 
 def write2(cfg: qwen.Config) -> dict[str, Any]:
-    """The `qwen2` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `qwen2` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, experts=None, bias=True, out_bias=False, qk_norm=False)
     return _said(cfg, "qwen2", "Qwen2ForCausalLM") | _said_reach(cfg)
 
 
 def write3(cfg: qwen.Config) -> dict[str, Any]:
-    """The `qwen3` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `qwen3` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, experts=None, out_bias=cfg.bias, qk_norm=True)
     said = _said(cfg, "qwen3", "Qwen3ForCausalLM") | _said_reach(cfg)
     return said | {"attention_bias": cfg.bias}
 
 
 def write3_moe(cfg: qwen.Config) -> dict[str, Any]:
-    """The `qwen3_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `qwen3_moe` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, out_bias=cfg.bias, qk_norm=True, shared_ffn=None)
     if len(set(layer_types.write(cfg.kinds))) > 1:
         raise ValueError(
@@ -179,7 +179,7 @@ def write3_moe(cfg: qwen.Config) -> dict[str, Any]:
 
 
 def write2_moe(cfg: qwen.Config) -> dict[str, Any]:
-    """The `qwen2_moe` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `qwen2_moe` config.json of a Config. Raises: ValueError for what it cannot express."""
     config_json.fixed(cfg, out_bias=False, qk_norm=False)
     if cfg.shared_ffn is None:
         raise ValueError("model.shared_ffn=None has no counterpart (always a shared expert)")

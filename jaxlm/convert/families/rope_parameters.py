@@ -1,9 +1,9 @@
 """Rotary positions in a config.json: `rope_parameters` of transformers 5, and `rope_scaling`,
-`rope_theta` and `partial_rotary_factor` of those before.
+`rope_theta` and `partial_rotary_factor` of earlier versions.
 
 Under LongRoPE and dynamic NTK transformers chooses angles by the length of each call; here the
-Config's `context` does. An import takes the original context, within which both agree on every
-text, and its model refuses longer ones; `at_context` is the Config for those.
+Config's `context` decides. An import takes the original context, within which both agree on every
+text, and its model refuses longer texts; `at_context` returns the Config for those.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxlm.ops import rope
 
 
 class Rope(NamedTuple):
-    """theta: the base. scaling: how it is stretched. share: of each head, the part that turns."""
+    """theta: the base. scaling: how it is stretched. share: the part of each head that rotates."""
 
     theta: float
     scaling: rope.Scaling | None
@@ -26,7 +26,7 @@ class Rope(NamedTuple):
 _LONGROPE = {
     "factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"
 }  # fmt: skip
-# What a record may hold beside its type, theta and share. "su" was LongRoPE's name once.
+# Keys that a record may hold along with its type, theta and share. "su" was LongRoPE's name once.
 KEYS: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
@@ -54,7 +54,7 @@ def read(
     and absent is its record where there is none.
 
     context: its max_position_embeddings, the length Dynamic starts from and other types count
-    their factor by. Fields beside the record stand for what it leaves out, as in transformers,
+    their factor by. Fields outside the record replace what it leaves out, as in transformers,
     except `original_max_position_embeddings`, which there wins over the record's.
 
     Raises: ValueError for a rope_type or a key that is not known here, naming it, and where
@@ -98,7 +98,7 @@ def parse(record: Mapping[str, Any], context: int, where: str = "rope_parameters
 
 
 def whole(found: Rope) -> Rope:
-    """The Rope of a model_type that turns whole heads. Raises: ValueError for one of a part."""
+    """The Rope of a model_type that rotates whole heads. Raises: ValueError for one of a part."""
     if found.share != 1.0:
         raise ValueError(
             f"partial_rotary_factor={found.share} is not supported; this model_type turns whole "
@@ -177,7 +177,7 @@ def at_context(cfg: AnyConfig, context: int) -> AnyConfig:
 
 
 def notice(cfg: AnyConfig) -> str | None:
-    """What a user must know of a Config whose angles depend on the length; None for another."""
+    """Notice to users of a Config whose angles depend on the length; None for any other Config."""
     match _by_length(cfg):
         case rope.LongRope(original=original) if cfg.context > original:
             return (
@@ -203,8 +203,8 @@ def notice(cfg: AnyConfig) -> str | None:
 def write(
     head: int, theta: float, scaling: rope.Scaling | None, context: int, share: float = 1.0
 ) -> dict[str, Any]:
-    """The fields of a config.json that say it, `max_position_embeddings` among them: in the form of
-    transformers 5, and beside it in the one that older readers know.
+    """The fields of a config.json that express it, `max_position_embeddings` among them: in the
+    form of transformers 5, and along with it in the one that older readers know.
 
     max_position_embeddings is the context, but the original one under Dynamic, which transformers
     grows from there, and at least what LongRoPE's factor stretches its original to; NTK becomes the

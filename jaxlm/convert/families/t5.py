@@ -1,4 +1,4 @@
-"""T5 checkpoints: the table once as `shared.weight`, the distances' biases in block 0 alone."""
+"""T5 checkpoints: the table once as `shared.weight`, relative-position biases in block 0 alone."""
 
 import dataclasses
 from collections.abc import Collection
@@ -112,13 +112,13 @@ def read(f: Fields) -> t5.Config:
 
 
 def settle(cfg: t5.Config, tensors: Collection[str]) -> t5.Config:
-    """The Config of a checkpoint without an output matrix is tied, whatever its config.json says of
+    """The Config of a checkpoint without an output matrix is tied, whatever its config.json has for
     it: there tie_word_embeddings=False only leaves out the scaling."""
     return cfg if "lm_head.weight" in tensors else dataclasses.replace(cfg, tied=True)
 
 
 def write(cfg: t5.Config) -> dict[str, Any]:
-    """The `t5` config.json of a Config. Raises: ValueError for what it cannot say."""
+    """The `t5` config.json of a Config. Raises: ValueError for what it cannot express."""
     forms = {form: name for name, form in FORMS.items()}
     if (cfg.act, cfg.gated) not in forms:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Whether a change helps: paired runs, sequential tests, compute multipliers."""
+"""Tests of whether a change helps: paired runs, sequential tests, compute multipliers."""

@@ -1,10 +1,10 @@
-"""What a difference in loss is worth in compute.
+"""Compute multipliers: the worth in compute of a difference in loss.
 
     multiplier = C(loss of the variant) / C(loss of the baseline)
 
-where C(L) is the compute at which the baseline comes to a loss of L: 1.2 says that the change does
+where C(L) is the compute at which the baseline reaches a loss of L: 1.2 means that the change does
 what a fifth more compute would do without it. C(L) is read off a fitted law, along its optimum, or
-off the baseline's own runs of several lengths. What the variant itself costs more is divided out.
+off the baseline's own runs of several lengths. The variant's own extra cost is divided out.
 """
 
 import math
@@ -30,7 +30,7 @@ class Worth(NamedTuple):
     low: float
     """The interval's lower end."""
     high: float
-    """And its upper end; inf where the loss is out of the baseline's reach."""
+    """The interval's upper end; inf where the loss is out of the baseline's reach."""
     cost: float
     """FLOPs of the variant over those of the baseline, as they were run."""
 
@@ -116,7 +116,7 @@ def of_runs(flops: np.ndarray, losses: np.ndarray, pair: np.ndarray, seed: int =
         raise ValueError(f"loss does not fall with compute: slope {slope:.3g} nats per e-fold")
     error = math.sqrt(float(((fall - slope * near) ** 2).sum()) / free / float(near @ near))
     drawn = slope + error * np.random.default_rng(seed).standard_t(free, _DRAWS)
-    # a slope of 0 or more comes to no other loss at any compute
+    # a slope of 0 or more reaches no other loss at any compute
     slopes = np.concatenate([[slope], np.where(drawn < 0, drawn, np.nan)])
 
     def curve(at: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Does a change help, by how much loss, and what is that worth in compute? Paired runs, tested.
+"""Paired tests of a change: whether it helps, and by how much loss.
 
 A pair is two runs of one seed and one data order, with the change and without: what seed and order
 do to both cancels in the difference of their losses. The differences d_i = variant - baseline are
-tested by Student's t (1908), looked at as often as was planned before, and no oftener (sequential
-below); what a difference is worth is read off the baseline's loss against compute (worth below).
+tested by Student's t (1908), at the looks that were planned before and no others (sequential.py);
+the worth of a difference is read off the baseline's loss against compute (compute_multiplier.py).
 """
 
 import math
@@ -18,20 +18,20 @@ _NODES = 200  # of the integral over sd: power is then right to 1e-10
 
 
 class Effect(NamedTuple):
-    """Nats per token; negative is better."""
+    """Effect of a change, in nats per token; negative is better."""
 
     mean: float
-    """Of variant - baseline over pairs."""
+    """Mean of variant - baseline over pairs."""
     low: float
     """The interval's lower end."""
     high: float
-    """And its upper end."""
+    """The interval's upper end."""
     sd: float
-    """Of one pair's difference."""
+    """Standard deviation of one pair's difference."""
     p: float
     """Two-sided p-value of "no effect", as if this were the only look."""
     pairs: int
-    """How many."""
+    """Number of pairs."""
 
 
 def effect(baseline: np.ndarray, variant: np.ndarray, alpha: float = 0.05) -> Effect:
@@ -96,7 +96,7 @@ def power(size: float, sd: float, pairs: int, alpha: float = 0.05) -> float:
 
 
 def detectable(sd: float, pairs: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
-    """The smallest effect in nats that is found with probability `wanted`. Raises: as `power`."""
+    """The smallest effect in nats detected with probability `wanted`. Raises: as `power`."""
     _share("wanted", wanted)
     if wanted <= alpha:
         raise ValueError(f"wanted={wanted}: more than alpha={alpha} is needed")
@@ -125,7 +125,7 @@ def pairs_for(size: float, sd: float, alpha: float = 0.05, wanted: float = 0.8) 
 
 
 class Look(NamedTuple):
-    """What was seen after `effect.pairs` pairs. `effect`'s interval is a repeated confidence
+    """Result of the test after `effect.pairs` pairs. `effect`'s interval is a repeated confidence
     interval: all looks' intervals hold the truth together with probability 1 - alpha."""
 
     effect: Effect
@@ -148,7 +148,7 @@ def look(
     """The verdict on losses [n], n one of the planned `looks` (numbers of pairs, rising).
 
     Decided when the p-value is at most the look's nominal level (sequential.nominal), or, with
-    `matters`, when the interval lies within +- matters nats. Intervals at the nominal levels cover
+    `matters`, when the interval is within +- matters nats. Intervals at the nominal levels cover
     together (Jennison & Turnbull 1989), so the second rule costs no error of the first kind.
 
     Raises: ValueError for a number of pairs that was not planned, and as `effect`.

@@ -1,13 +1,13 @@
 """Testing while data come in, without more false alarms: group-sequential boundaries.
 
 Whoever tests at 5 % after each of five batches of data and stops at the first success is wrong in
-14 % of the cases without an effect. A spending function says how much of alpha may be used up by
-which share t of the data; here that of O'Brien & Fleming's kind,
+14 % of the cases without an effect. A spending function limits how much of alpha is used up by each
+share t of the data; here that of O'Brien & Fleming's kind,
 
     spent(t) = 2 (2 - 2 Phi(z_(alpha/4) / sqrt(t)))      Lan & DeMets 1983, alpha_1*, for each side
 
 which spends next to nothing early and keeps the last look near the test that looks once. The
-boundaries follow by integrating over what did not stop before (Armitage, McPherson & Rowe 1969).
+boundaries follow by integrating over trials not stopped before (Armitage, McPherson & Rowe 1969).
 """
 
 import functools
@@ -21,7 +21,7 @@ _SEQUENCES = 1 << 19  # simulated for the last level: alpha is right to 3e-4
 
 
 def spent(share: float, alpha: float) -> float:
-    """How much of a two-sided alpha may be spent by a share in (0, 1] of the data."""
+    """Amount of a two-sided alpha that may be spent by a share in (0, 1] of the data."""
     return float(4 * stats.norm.sf(stats.norm.isf(alpha / 4) / math.sqrt(share)))
 
 
@@ -69,7 +69,7 @@ def nominal(looks: tuple[int, ...], alpha: float = 0.05) -> tuple[float, ...]:
 
     The p-values of t-tests are compared with levels that are derived for a known variance, the
     significance level approach (Jennison & Turnbull 2000, section 3.8). With a handful of pairs
-    that would stop in 5.2 to 5.4 % of the cases without an effect where 5 % were asked for: so the
+    that would stop in 5.2 to 5.4 % of the cases without an effect where 5 % were requested: so the
     last level is lowered to what a simulation of half a million sequences leaves of alpha.
 
     Raises: ValueError for looks that do not rise from 2 or more, and as `boundaries`.

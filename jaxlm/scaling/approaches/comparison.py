@@ -1,8 +1,8 @@
-"""The exponent of the optimum N*(C) by three approaches side by side, and by what is left out.
+"""The exponent of the optimum N*(C) by three approaches side by side, and without outliers.
 
-first = approaches.front(t, replicates=1000, seed=0)
-second = approaches.isoflops(t, replicates=1000, seed=0)
-rows = approaches.outliers(t, laws.LAWS["chinchilla"], target=1e21, delta=1e-3)
+first = comparison.front(t, replicates=1000, seed=0)
+second = comparison.isoflops(t, replicates=1000, seed=0)
+rows = comparison.outliers(t, loss_laws.CHINCHILLA, target=1e21, delta=1e-3, per=6.0)
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from jaxlm.scaling.approaches import frontier, isoflop
 from jaxlm.scaling.laws import fitting, loss_laws, optimum
 from jaxlm.scaling.study_record import Record
 
-# How many of the highest losses the outlier table leaves out.
+# Numbers of the highest losses that the outlier table leaves out.
 OUTLIERS = (0, 2, 3, 5, 10, 20)
-# Points of a frontier made of training curves: more of them say the same again.
+# Points of a frontier of training curves: more of them add no information.
 CURVE_POINTS = 50
 # Approach 2's names in a record, and how each finds a budget's minimum.
 ISOFLOPS: dict[str, isoflop.Method] = {
@@ -34,7 +34,7 @@ class Front(NamedTuple):
     found: frontier.Envelope | None
     """The lower envelope."""
     skipped: str
-    """Why it is None; "" if it is not."""
+    """Reason why it is None; "" if it is not."""
 
     def points(self) -> table.Table | None:
         """The frontier as a table of its own, for laws of compute; None without one."""
@@ -57,7 +57,7 @@ class Front(NamedTuple):
 
 
 def front(t: table.Table, replicates: int, seed: int) -> Front:
-    """Approach 1 on a table, or the reason why it says nothing."""
+    """Approach 1 on a table, or the reason why it has no result."""
     try:
         return Front(frontier.fit(t, replicates=replicates, seed=seed), "")
     except ValueError as error:
@@ -129,7 +129,7 @@ def interval(draws: Array, level: float) -> list[float] | None:
 
 
 def _power(exponent: float, intercept: float, draws: Array, target: float, level: float) -> Record:
-    """What a power law N* = exp(intercept) C^exponent says."""
+    """Predictions of a power law N* = exp(intercept) C^exponent, with intervals."""
     c = np.log(target)
     return {
         "exponent": exponent,

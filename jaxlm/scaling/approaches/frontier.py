@@ -1,9 +1,9 @@
 """Approach 1: the lowest loss that any run had reached at each compute, and N*(C) = k C^a of it.
 
 Hoffmann et al. 2022, section 3.1: of all training curves the one that is lowest at each of 1,500
-values of C. Where every run has one point there are no curves; then the runs count that are on the
-frontier, below whose loss no run with less compute came. Where the smallest or the largest size is
-the lowest, a still smaller or larger one might be lower, so that such places are left out.
+values of C. Where every run has one point there are no curves; then the runs on the frontier count,
+those whose loss no run with less compute undercuts. Where the smallest or the largest size is the
+lowest, a still smaller or larger one might be lower, so that such places are left out.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def fit(t: Table, *, replicates: int = 1000, seed: int = 0, grid: int = GRID) ->
     """Approach 1 on a table; runs are resampled whole for the interval.
 
     Points of one run are its training curve, log loss between them linear in log C. A run of one
-    point among curves is left out: it says nothing about its loss at other C.
+    point among curves is left out: its loss at other C is unknown.
 
     Raises: ValueError where fewer than two sizes are on the frontier, naming what is there.
     """

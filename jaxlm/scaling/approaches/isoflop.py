@@ -52,7 +52,7 @@ class Minimum(NamedTuple):
     sizes: int
     """Different N."""
     left_out: str
-    """Why the power law is fitted without this budget; "" where it is not."""
+    """Reason why the power law is fitted without this budget; "" where it is not."""
 
 
 class Power(NamedTuple):
@@ -69,7 +69,7 @@ class IsoFlop(NamedTuple):
 
     method: str
     minima: tuple[Minimum, ...]
-    """By budget, those left out among them."""
+    """Minima by budget, those left out among them."""
     stray: int
     """Points in no budget."""
     exponent: float
@@ -95,7 +95,7 @@ def fit(
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> IsoFlop:
-    """Approach 2 on a table whose points lie on several budgets.
+    """Approach 2 on a table whose points are on several budgets.
 
     noise: the standard deviation of a run's loss between seeds, nats per token; None measures it
     by `scatter`. The interval is over replicas with that noise. Of akima N* is their median and
@@ -210,7 +210,7 @@ def _sizes(t: Table, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _near(loss: np.ndarray) -> slice:
-    """Points from three before the lowest one to three behind it."""
+    """Points from three before the lowest one to three after it."""
     low = int(np.argmin(loss))
     return slice(max(low - SIDE, 0), low + SIDE + 1)
 
@@ -278,7 +278,7 @@ def _akima(x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, flo
 def akima(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[q, ...] Akima's (1970) spline through y [m, ...] at rising x [m], evaluated at [q].
 
-    Between points a cubic; its slope at a point is the mean of the chords before and behind it,
+    Between points a cubic; its slope at a point is the mean of the chords before and after it,
     each weighted with how much the chords change on the other side.
     """
     wide = (-1, *(1,) * (y.ndim - 1))

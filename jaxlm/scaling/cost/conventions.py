@@ -1,4 +1,4 @@
-"""What N and C are of a Config, under a named counting.
+"""N and C of a Config, under a named counting.
 
     params         total           every weight; of experts those a token is sent to
                    non-embedding   the layers' matrices: 12 L d^2 of GPT-2 (Kaplan et al. 2020,
@@ -22,7 +22,7 @@ from jaxlm.scaling.table import Counting, known
 def params(cfg: models.AnyConfig, how: str) -> float:
     """N of a Config under a counting of `table.PARAMS`.
 
-    Raises: ValueError for "given", which no Config tells, and for any other name.
+    Raises: ValueError for "given", which no Config determines, and for any other name.
     """
     _told("params", how)
     if how == "total":

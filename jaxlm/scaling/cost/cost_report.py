@@ -1,4 +1,4 @@
-"""What a run will cost, as lines of text: parameters, FLOPs, bytes, tokens."""
+"""The cost of a planned run, as lines of text: parameters, FLOPs, bytes, tokens."""
 
 import math
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def groups(spec: param.Tree) -> dict[str, int]:
-    """{group: parameters}: what stands outside the layers by name, the layers by sublayer."""
+    """{group: parameters}: weights outside the layers by name, the layers by sublayer."""
     out: dict[str, int] = {}
     for path, p in traverse_util.flatten_dict(spec).items():
         # ("stack", segment, kind, sublayer, ...) or ("embed", "table")

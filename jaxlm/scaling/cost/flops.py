@@ -3,8 +3,8 @@
 A weight that contracts its input costs one multiplication and one addition per element and token;
 an embedding look-up costs nothing. Norms, activations and softmax are left out, as in Kaplan et al.
 2020 (table 1) and Chowdhery et al. 2022 (appendix B): they are below 1 % where matrices are large.
-Of a layer's experts those count that a token is sent to. XLA's own count agrees for the form with a
-capacity; of the dropless one on CPU, a loop over groups, it counts one turn.
+Of a layer's experts only those that a token is sent to count. XLA's own count agrees for the form
+with a capacity; of the dropless one on CPU, a loop over groups, it counts one iteration.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxlm.models.layers import mha, stack
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
 TRAINING = 3
-# Where a spec's layers are; those that predict further ahead run in training alone.
+# Places of a spec's layers; those that predict further ahead run in training alone.
 STACKS = ("encoder", "stack", "ahead")
 
 
@@ -55,7 +55,7 @@ def per_token(
     for every query, which is what PaLM's MFU counts and what a kernel that forms every score does.
 
     Of an encoder-decoder it is per source token, in rows of `seq` source and `targets` target
-    tokens (None: as many): the encoder, and the keys and values that the decoder makes of its
+    tokens (None: as many): the encoder, and the keys and values that the decoder computes from its
     output, once; the rest of the decoder and the output matrix targets / seq times. Of a model that
     predicts further than the next token it is with that, as in training. Of a Flax module, whose
     layers are not known, it is its matrices alone, without scores.

@@ -59,7 +59,7 @@ def depth(embed: int) -> int:
 def nearest(params: float, how: Counting | str = "matmul-only", vocab: int = 32768) -> llama.Config:
     """The Config of the ladder nearest to N = params, by the ratio of the two; its depth is at most
     a tenth (and a layer) from the one that goes with its width. From 1.5 million on its N is within
-    a tenth of what is asked for; rungs lie further apart below.
+    a tenth of the request; rungs are further apart below.
 
     how: what N counts; "given" is taken as "total". vocab: token ids, which decide the width too
     where embeddings count.

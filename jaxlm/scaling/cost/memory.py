@@ -22,7 +22,7 @@ from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 Mesh = jax.sharding.AbstractMesh
-# Of the estimated activations and logits, what XLA surely holds: its own analysis is never below
+# Share of the estimated activations and logits that XLA surely holds: its analysis is never below
 # 0.9 of an estimate in docs/memory.md, so a run that is refused at this share would not fit.
 SURE = 2 / 3
 
@@ -38,7 +38,7 @@ class Memory:
     gradients: int
     """float32; twice under accumulation, where a sum and a summand are held."""
     activations: int
-    """What the forward pass keeps for the backward pass, and one layer's recomputation."""
+    """Arrays that the forward pass keeps for the backward pass, and one layer's recomputation."""
     logits: int
     """The cross-entropy's chunk: logits and their gradient in float32."""
     frozen: int = 0
@@ -110,7 +110,7 @@ def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
 
 
 def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
-    """Bytes per device of an optimiser's state: a moment lies where its weight lies."""
+    """Bytes per device of an optimiser's state: a moment is stored where its weight is."""
 
     weights = param.flatten(spec)
 
@@ -161,8 +161,8 @@ def activations(
 
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
     float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
-    Around the layers stand the last hidden state and its gradient, 2 x size x embed. Of an
-    encoder-decoder the encoder's layers stand at `seq` tokens and the decoder's at `targets`. A
+    Around the layers are the last hidden state and its gradient, 2 x size x embed. Of an
+    encoder-decoder the encoder's layers have `seq` tokens and the decoder's have `targets`. A
     token's experts count each for itself, with the token's copy among their inputs and outputs.
 
     Of a Flax module, whose layers are not known, the logits of the whole batch and their gradient.
@@ -237,7 +237,7 @@ def _products(layer: param.Tree, on: Mesh, rows: int, seq: int, active: int) -> 
 
 
 def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int:
-    """Bytes per device that one layer's attention keeps beside its inputs and output."""
+    """Bytes per device that one layer's attention keeps along with its inputs and output."""
     heads = sum(
         _width(("heads",), (p.shape[-2],), on, rows, seq)
         for path, p in param.flatten(layer).items()

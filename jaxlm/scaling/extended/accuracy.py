@@ -37,16 +37,16 @@ CHAINS: dict[str, tuple[str, bool]] = {
 # With fewer points than this per parameter a resample often lacks what holds a parameter: residuals
 # are resampled instead of points.
 FEW = 3
-# With fewer runs held out the report says that the winner may be chance.
+# With fewer runs held out the report warns that the winner may be chance.
 RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which accuracies, and how."""
+    """Request for accuracies: which are predicted, and how."""
 
     column: str
-    """Of the table."""
+    """Column of the table."""
     errors: bool
     """The column holds errors, 1 - accuracy."""
     chance: float
@@ -58,7 +58,7 @@ class Request:
     law: str
     """The law of loss."""
     log: bool
-    """Whether its residuals are of the logarithm of the loss, or of the loss itself."""
+    """Whether its residuals are of the logarithm of the loss, rather than of the loss itself."""
 
 
 class Fitted(NamedTuple):

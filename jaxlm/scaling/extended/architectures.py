@@ -30,9 +30,9 @@ class Form(NamedTuple):
     linear: tuple[str, ...]
     """Coefficients."""
     others: tuple[str, ...]
-    """What the columns depend on."""
+    """Parameters that the columns depend on."""
     grid: tuple[tuple[float, ...], ...]
-    """Starts of these."""
+    """Starting values of `others`."""
     columns: Callable[[Array, Sequence[Array]], list[Array]]
     """(others [R,q], inputs m x [n]) -> one array [R,n] or [n] a coefficient."""
     positive: bool

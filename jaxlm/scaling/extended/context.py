@@ -1,4 +1,4 @@
-"""What the extended analyses share: the study that they belong to, and its columns of numbers."""
+"""Context of the extended analyses: the study that they belong to, and its columns of numbers."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from jaxlm.scaling import table
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all analyses share with the study they belong to."""
+    """Settings that all analyses share with the study they belong to."""
 
     target: float
     """FLOPs extrapolated to."""
@@ -18,13 +18,13 @@ class Setting:
     holdout: float
     """FLOPs from which runs are held out."""
     delta: float
-    """Huber's, of laws of loss."""
+    """Huber's delta, for laws of loss."""
     replicates: int
-    """Of every bootstrap."""
+    """Replicates of every bootstrap."""
     level: float
-    """Of every interval."""
+    """Level of every interval."""
     seed: int
-    """Of all resampling."""
+    """Seed of all resampling."""
     clusters: bool
     """Whether whole runs are resampled."""
 
@@ -33,7 +33,7 @@ def positive(t: table.Table, name: str, flag: str, what: str) -> np.ndarray:
     """[n] float64 of the table's column `name`.
 
     Raises: ValueError naming the flag, the column and the row where it is absent, has text, or is
-    not above 0; `what` says what it should be.
+    not above 0; `what` describes what it should be.
     """
     if name not in t.columns:
         raise ValueError(f"{flag}: no column {name!r}; the file has {', '.join(t.columns)}")

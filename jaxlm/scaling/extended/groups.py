@@ -3,7 +3,7 @@
     record = groups.run(t, "dataset_name", setting)
 
 Each group has its own E, A and B of E + A/N^alpha + B/D^beta, and exponents that are drawn towards
-a common mean: minimised is
+a common mean. The objective is
 
     sum of Huber(log L - log fit) / h + sum_g |(log alpha_g, log beta_g) - mean|^2 / (2 spread^2)
 
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 # Standard deviations of log exponents between groups that are tried: alone, ..., common.
 SPREADS = (np.inf, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0)
-# Of each group the share of the runs with the most compute that the choice predicts, at least 1.
+# Share of each group's runs, those with the most compute, that the choice predicts, at least 1.
 HELD_OUT = 0.2
 # A group's own parameters: log E, log A, log B and, about their mean, log alpha and log beta.
 OWN = 5

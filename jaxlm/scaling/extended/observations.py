@@ -27,7 +27,7 @@ SIZES, HELD_OUT = 3, 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which columns are what."""
+    """Roles of the columns."""
 
     target: str
     """The benchmark that is predicted; it is no part of the components."""

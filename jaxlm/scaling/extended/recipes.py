@@ -3,7 +3,7 @@
     multiplier(C) = C / C_recipe(L_baseline(C))
 
 where L_baseline(C) is the baseline's loss at compute C along its optimum and C_recipe(L) the least
-compute at which the recipe reaches a loss: 1.3 says that the baseline needs 1.3 times the compute.
+compute at which the recipe reaches a loss: 1.3 means that the baseline needs 1.3 times the compute.
 Laws of all recipes are fitted together, with exponents and floor shared, exponents shared, or
 nothing shared. All are reported; the one that shares most is used unless another's Bayesian
 information criterion (Schwarz 1978; McQuarrie 1999 for few points), under Huber's likelihood, is
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 # Which parameters recipes share -> (exponents are shared, the floor is shared).
 SHARED = {"exponents and E": (True, True), "exponents": (True, False), "nothing": (False, False)}
-# D/N that differs by less than this factor between runs tells N and D not apart.
+# D/N that differs by less than this factor between runs does not separate N from D.
 RATIO = 1.3
 # A difference of the criterion that is strong evidence (Kass and Raftery 1995).
 STRONG = 6.0

@@ -28,7 +28,7 @@ Record = dict[str, Any]
 EXPONENTS, PIECES = (0.1, 0.25, 0.4, 0.6, 0.9, 1.3), 10
 # Starts that are refined.
 REFINED = 4
-# Fractions of a run at which its checkpoints are turned into points.
+# Fractions of a run at which its checkpoints become points.
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 # Columns by their usual names.
 ALIASES = {
@@ -50,7 +50,7 @@ class Curve(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """What the law reads, at the rows of a curve."""
+    """Inputs of the law at the rows of a curve."""
 
     forward: Array  # [n] S_1
     annealed: Array  # [n] S_2

@@ -24,7 +24,7 @@ from jaxlm.scaling.laws import bootstrap
 Array = np.ndarray
 Record = dict[str, Any]
 
-# Of each cell the share of runs with the lowest losses that is used, and the least number of them.
+# Share of each cell's runs, those with the lowest losses, that is used, and the least number.
 SHARE, LEAST = 0.25, 8
 # Cells that a law in N and D, with a curvature, needs.
 CELLS = 5

@@ -1,6 +1,6 @@
 """A study's figures from its record, each as PNG and SVG.
 
-    figures.draw(study.load("runs/fit").record, pathlib.Path("runs/fit"))
+    figures.draw(study_record.load("runs/fit").record, pathlib.Path("runs/fit"))
 
 frontier    loss against compute, with what the planning form expects of the best size
 isoflop     loss against N for each budget, with the fits that give its minimum

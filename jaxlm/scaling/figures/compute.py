@@ -9,7 +9,7 @@ from jaxlm.scaling.figures.values import Values
 
 # A residual beyond so many robust standard deviations is named by its row, and how many are.
 OUTLYING, NAMED = 4.0, 8
-# Of a normal distribution, the standard deviation over the median absolute deviation.
+# Standard deviation over median absolute deviation of a normal distribution.
 ROBUST = 1.4826
 BINS, FEW = 8, 10  # of the running median, and the fewest points of a bin
 APART = (24, 8)  # points to the right and up within which two rows share a text

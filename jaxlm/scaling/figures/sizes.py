@@ -140,7 +140,7 @@ def _scales(axes: Any, v: Values, values: list[float], kind: str) -> None:
 
 
 def _title(v: Values) -> str:
-    """What the optimum's growth is, and whether isoFLOP minima agree."""
+    """Title that states the growth of the optimum, and whether isoFLOP minima agree."""
     name = v.forms[0]
     exponent, ends = v.record["forms"][name]["optimum"]["exponent"]
     title = f"By {name} N* grows as C{style.superscript(f'{exponent:.2f}')}"
@@ -155,7 +155,7 @@ def _title(v: Values) -> str:
 
 
 def _apart(kept: list[tuple[str, Array]]) -> str:
-    """How far the forms' medians of N* are apart."""
+    """Title that states how far the forms' medians of N* are apart."""
     medians = sorted((float(np.exp(np.median(x))), name) for name, x in kept if name != "plan")
     if len(medians) < 2:
         return f"N* is {style.count(medians[0][0])} by {medians[0][1]}" if medians else "N*"
@@ -173,7 +173,7 @@ def _kernel(x: Array, at: Array) -> Array:
     """Density of x at places, with normal kernels of Silverman's width (1986, equation 3.31)."""
     spread = min(float(np.std(x)), float(np.subtract(*np.percentile(x, (75, 25)))) / 1.34)
     width = 0.9 * max(spread, 1e-9) * len(x) ** -0.2
-    # a histogram much finer than the kernel stands for the draws
+    # a histogram much finer than the kernel represents the draws
     step = at[1] - at[0]
     near = np.exp(-0.5 * ((at[:, None] - x) / max(width, step / 2)) ** 2)
     return near.mean(1) / (max(width, step / 2) * np.sqrt(2 * np.pi))

@@ -1,4 +1,4 @@
-"""How the figures look: colours, ticks that read well, numbers in words."""
+"""Appearance of the figures: colours, ticks that read well, numbers in words."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 Array = np.ndarray
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the plan is black.
+# Okabe and Ito's colours, which the colour-blind can distinguish; the plan is black.
 COLOURS = {
     "plan": "#000000",
     "chinchilla": "#0072B2",

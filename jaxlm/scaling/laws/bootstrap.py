@@ -1,6 +1,6 @@
 """Bootstraps of a fit: every replicate is refitted to its own optimum, many at a time.
 
-    found = fit.fit(law, t)
+    found = fitting.fit(law, t)
     draws = bootstrap.cases(law, t, found, 4000, seed=0)
     low, high = bootstrap.interval(draws.theta[:, 0])
 

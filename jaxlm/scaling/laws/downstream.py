@@ -1,7 +1,7 @@
 """Accuracy of downstream tasks from loss (two steps) or from compute (one step).
 
 Every form is fitted by least squares on the error (1 - accuracy), so that their residuals can be
-compared: `forms = {f: fit(f, x, error) for f in ("exponential", "sigmoid")}`. Whatever a form says
+compared: `forms = {f: fit(f, x, error) for f in ("exponential", "sigmoid")}`. Whatever a form gives
 beyond its data, `predict` stays between an accuracy of chance and of 1.
 """
 
@@ -26,9 +26,9 @@ class Form(NamedTuple):
     names: tuple[str, ...]
     """The parameters, in order."""
     inputs: tuple[str, ...]
-    """What x holds, in order: loss, flops, params, tokens."""
+    """Entries of x, in order: loss, flops, params, tokens."""
     positive: tuple[bool, ...]
-    """Which parameters are above 0 (they are fitted as logarithms)."""
+    """Whether each parameter is above 0 (such ones are fitted as logarithms)."""
     high: tuple[float, ...]
     """The largest value of each parameter that is still an accuracy."""
     source: str
@@ -36,7 +36,7 @@ class Form(NamedTuple):
     predict: Callable[[Array, Sequence[Array]], Array]
     """The law."""
     starts: Callable[[Sequence[Array], Array], list[Array]]
-    """Where the fit may begin."""
+    """Starting points of the fit."""
 
 
 class Curve(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxlm.scaling import table
 from jaxlm.scaling.laws import loss_laws, solve
 
-# Objectives closer than this share are one optimum; other optima are told within NEAR.
+# Objectives closer than this share are one optimum; other optima are reported within NEAR.
 SAME, NEAR = solve.SAME, 1e-2
 # Next to the optima of a fit to nearly the same points, so many starts, and so many that end at the
 # least objective are enough.
@@ -236,7 +236,7 @@ def _failure(
     theta: np.ndarray,
     centre: np.ndarray,
 ) -> str | None:
-    """Why the lowest start, theta [k], is no optimum; None where it is one.
+    """Reason why the lowest start, theta [k], is no optimum; None where it is one.
 
     known: whether a start that is as low has arrived.
     """

@@ -1,4 +1,4 @@
-"""Which laws a table of runs can tell the parameters of."""
+"""Identifiability: the laws whose parameters a table of runs determines."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ FEW = {"farseer": 5}
 
 
 def reason(law: loss_laws.Law, t: table.Table) -> str:
-    """Why the runs cannot tell this law's parameters; "" where they can.
+    """The reason why the runs do not determine this law's parameters; "" where they do.
 
     A law of compute alone describes the frontier: t is then to be the frontier's points.
     """
@@ -48,7 +48,7 @@ def reason(law: loss_laws.Law, t: table.Table) -> str:
 
 
 def rises(law: loss_laws.Law, theta: np.ndarray, t: table.Table) -> str:
-    """Why a fit, theta [k], has no optimum: its loss does not fall with N or D; "" where it does.
+    """Reason why a fit, theta [k], has no optimum: its loss does not fall with N or D; else "".
 
     Twice the parameters, or twice the tokens, at the middle of the runs.
     """
@@ -64,7 +64,7 @@ def rises(law: loss_laws.Law, theta: np.ndarray, t: table.Table) -> str:
 
 
 def different(values: np.ndarray) -> int:
-    """How many values [n] differ by more than SAME."""
+    """Number of distinct values among [n], those that differ by more than SAME."""
     steps = np.diff(np.sort(np.log(values)))
     return int(np.sum(steps > SAME)) + 1
 

@@ -1,12 +1,12 @@
-"""Laws of loss: what a loss is of parameters N, tokens D or compute C, one `Law` each, in `LAWS`.
+"""Laws of loss: the loss as a function of N, D or C, one `Law` each, in `LAWS`.
 
-    law = laws.LAWS["chinchilla"]
+    law = loss_laws.LAWS["chinchilla"]
     law.predict((1.69, 406.4, 410.7, 0.34, 0.28), (70e9, 1.4e12))     # nats per token
 
-A law's natural parameters (E, A, alpha, ...) are what a paper prints. Fitted are internal ones,
-one for each: logarithms of what is positive, with the inputs' logarithms counted from their mean
-(the centre), so that a step of one leaves the rest nearly alone. Losses of any unit do; E is in the
-data's.
+N counts parameters, D tokens, and C is compute. A law's natural parameters (E, A, alpha, ...) are
+those that a paper prints. The fit uses internal ones, one for each: logarithms of what is positive,
+with the inputs' logarithms counted from their mean (the centre), so that a step of one leaves the
+rest nearly alone. Losses may have any unit; E is in the data's.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Law(NamedTuple):
 
     @property
     def closed(self) -> Any:
-        """What `solve.minimise` takes derivatives by in closed form; None: automatic ones."""
+        """The closed form that `solve.minimise` takes derivatives by; None: automatic ones."""
         return self.terms or self.derivatives
 
 

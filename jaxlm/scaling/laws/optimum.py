@@ -1,4 +1,4 @@
-"""Where a law's loss is lowest at a given compute, C = per N D, and the least compute of a loss.
+"""Optima of a law: N* and D* of least loss at a compute C = per N D, and least compute of a loss.
 
     best = optimum.at("chinchilla", [1.8172, 477.83, 2143.4, 0.34731, 0.36717], 5.76e23)
     best.params, best.tokens, best.loss, best.exponent
@@ -27,7 +27,7 @@ STEP = 1e-5
 WIDER = 1e-3
 # Problems searched together: 2,000 x 97 float64 are 1.5 MiB, within a core's cache.
 TOGETHER = 2000
-# Where the least compute of a loss is looked for, in FLOPs: decades, two places in each.
+# Search range of the least compute of a loss, in FLOPs: decades, two places in each.
 LEAST, MOST = 3, 45
 
 
@@ -44,7 +44,7 @@ class Optimum(NamedTuple):
     tokens: Array
     """D*."""
     loss: Array
-    """Of the law, at both."""
+    """The law's loss at both."""
     exponent: Array
     """a = d log N* / d log C."""
 
@@ -245,7 +245,7 @@ def _search(
 
 
 def _bisect(above: Callable[[Array], Array], low: Array, high: Array, halvings: int) -> Array:
-    """Where `above` turns true between low and high, each [P]."""
+    """Bisects for the point between low and high, each [P], where `above` becomes true."""
     for _ in range(halvings):
         middle = (low + high) / 2
         there = above(middle)

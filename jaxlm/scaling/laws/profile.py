@@ -1,4 +1,4 @@
-"""How much worse a law fits with one parameter held: its profile."""
+"""Profile of a law: how much worse it fits with one parameter held."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A law's objective with its gradient and Hessian, of many parameter vectors at a time, in NumPy.
+"""A law's objective with its gradient and Hessian, for many parameter vectors at a time, in NumPy.
 
 The objective is the sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m
 of the law's value, or both as they are. `of_three_terms` and `by_derivatives` are for laws whose
@@ -17,7 +17,7 @@ Closed = tuple[tuple[float, ...], ...] | Callable | None
 
 
 class Points(NamedTuple):
-    """What problems share."""
+    """Points and settings that all problems share."""
 
     logs: Array  # [inputs,n] logarithms of the law's inputs
     centre: Array  # [inputs] where the law's internal parameters have their origin
@@ -56,7 +56,7 @@ def huber(residual: Array, delta: float) -> tuple[Array, Array]:
 
 
 def _bound(residual: Array, delta: float) -> Array:
-    """Weights of the least squares that lies above Huber's loss and touches it at the residual."""
+    """Weights of the least squares that is above Huber's loss and touches it at the residual."""
     if np.isinf(delta):
         return np.ones_like(residual)
     return np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
@@ -150,7 +150,7 @@ def of_three_terms(
     return Trial((w * rho).sum(1), slopes, lambda: sums(slice(None))[2])
 
 
-# Of log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,
+# For log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,
 # times log N and log D to powers. d(loss)/d(alpha) = -A/N^alpha log N.
 PARTS = ((2, 0, (0, 0)), (0, 0, (0, 0)), (1, 0, (0, 0)), (0, 1, (1, 0)), (1, 1, (0, 1)))
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

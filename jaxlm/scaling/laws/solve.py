@@ -1,12 +1,12 @@
 """The exact solver of every law: damped Newton on Huber's loss, many problems at a time.
 
-Minimised is sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m of the
-law's value (Hoffmann et al. 2022, equation 3), or both as they are. With delta far below the
+The objective is the sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m
+of the law's value (Hoffmann et al. 2022, eq. 3), or both as they are. With delta far below the
 residuals this is nearly least absolute deviations: only points within delta curve it, so that
 Gauss-Newton and L-BFGS stop before the optimum and the exact Hessian is needed, in float64.
 
 Problems (starts, bootstrap replicates, points of a profile) share the inputs. BLOCK of them take a
-step together, and what has arrived makes room for the next.
+step together, and those that have converged make room for the next.
 """
 
 import functools
@@ -164,7 +164,7 @@ def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int
 
 
 def _write(problems: _Problems, block: _Block, arrived: Array, at: Points) -> None:
-    """Where the problems of a block have got to."""
+    """Writes the state that a block's problems have reached."""
     out, index = problems.out, block.index
     out.phi[index], problems.damping[index] = block.phi, block.damping
     out.objective[index], out.arrived[index] = block.value, arrived

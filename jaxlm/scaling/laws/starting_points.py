@@ -1,19 +1,19 @@
-"""Where the solver starts: variable projection over a grid of each law's exponents.
+"""Starting points of the solver: variable projection over a grid of each law's exponents.
 
 For given exponents the laws are linear in the rest, which non-negative least squares of the
 relative residual finds at once (Golub and Pereyra 1973), so that few starts cover what a grid of
-all parameters would need thousands for. All return internal parameters [S,k], see laws.py.
+all parameters would need thousands for. All return internal parameters [S,k], see loss_laws.py.
 """
 
 import itertools
 
 import numpy as np
 
-# Exponents of N and of D; published ones lie between .05 (Kaplan) and .6.
+# Exponents of N and of D; published ones are between .05 (Kaplan) and .6.
 EXPONENTS = (0.03, 0.08, 0.15, 0.25, 0.35, 0.5, 0.75, 1.1)
-# Starts of two powers that are taken, of 64: the rest come to the same optimum in thrice the steps.
+# Starts of two powers that are taken, of 64: the rest reach the same optimum in thrice the steps.
 CLOSEST = 32
-# Of a power that no data point to, the share of the loss that it starts with.
+# Share of the loss that a power starts with if no data point to it.
 LEAST = 1e-3
 # Added to the squares of columns of length 1 in the starts' least squares.
 RIDGE = 1e-13

@@ -1,12 +1,12 @@
-"""The plan of a study: N*, D* and loss at a compute, from who was chosen, with their intervals.
+"""The plan of a study: N*, D* and loss at a compute, by the chosen planner, with their intervals.
 
-    p = plan.of(record)                       # of a study's record
-    plan.at(p, 5.76e23)                       # Draws: N*, D*, loss, the fit first, then R draws
+    p = allocation.of(record)                 # of a study's record
+    allocation.at(p, 5.76e23)                 # Draws: N*, D*, loss, the fit first, then R draws
 
-An interval holds what resampling the runs moves, which form every draw chooses, the form's own
-error (a `discrepancy` of the form from the runs; of approach 2 its error per decade beyond them, as
-the rolling back-test measured it), and, where the largest sizes look under-tuned, the law without
-that as the other half of the draws.
+An interval covers resampling of the runs, the choice of a form by every draw, the form's own error
+(a `discrepancy` of the form from the runs; for approach 2 its error per decade beyond them, as the
+rolling back-test measured it), and, where the largest sizes look under-tuned, the law without that
+excess as the other half of the draws.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import discrepancy, model_selection
 from jaxlm.scaling.study_record import Record
 
-# Of log C, for the exponent that a discrepancy adds.
+# Step of log C, for the exponent that a discrepancy adds.
 STEP = 0.1
 
 Array = np.ndarray
@@ -40,11 +40,11 @@ class Planned(NamedTuple):
     """All that a plan at any compute needs."""
 
     sizes: tuple[Sizes, ...]
-    """Who plans N*: the planner, then others that some draws chose."""
+    """Planners of N*: the one chosen, then others that some draws chose."""
     surface: str
     """The form of the loss."""
     theta: Array
-    """[k] of it."""
+    """[k] parameters of it."""
     draws: Array
     """[R, k]."""
     spread: tuple[float, float]
@@ -54,7 +54,7 @@ class Planned(NamedTuple):
     per: float
     """C / (N D)."""
     seed: int
-    """Of the draws of `spread`."""
+    """Seed of the draws of `spread`."""
     frontier: Sizes | None = None
     """Loss on approach 2's minima, the law `offset`, of the draws that approach 2 plans; None: the
     loss is the surface's everywhere."""
@@ -226,9 +226,9 @@ def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] |
 
 
 def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
-    """Which forms and approaches contradict the plan's N* at `flops`, in a sentence; "" where none
-    does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's N*
-    outside theirs; interval: the plan's, None where it has none."""
+    """The forms and approaches that contradict the plan's N* at `flops`, in a sentence; "" where
+    none does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's
+    N* outside theirs; interval: the plan's, None where it has none."""
     every = rivals(record, flops)
     if interval is None:
         return ""

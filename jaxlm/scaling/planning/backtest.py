@@ -1,9 +1,10 @@
-"""How well each form, fitted on the smaller budgets, predicts the larger ones: from one cut-off, or
-from several in turn (rolling origin: Tashman 2000).
+"""Back-tests: errors of each form, fitted on the smaller budgets, at the larger ones: from one
+cut-off, or from several in turn (rolling origin: Tashman 2000).
 
-    tests = [backtest.run(laws.LAWS["chinchilla"], t, least) for least in backtest.cutoffs(t)]
+    law = loss_laws.LAWS["chinchilla"]
+    tests = [backtest.run(law, t, least) for least in backtest.cutoffs(t)]
     backtest.losses(tests)                     # errors of the loss by held-out budget
-    backtest.sizes(tests, minima)              # of N*, against the measured isoFLOP minima
+    backtest.sizes(tests, minima, per=6.0)     # of N*, against the measured isoFLOP minima
 
 A form that fits better need not extrapolate better, and only extrapolation is wanted of it.
 """
@@ -17,7 +18,7 @@ from jaxlm.scaling import table
 from jaxlm.scaling.approaches import isoflop
 from jaxlm.scaling.laws import bootstrap, fitting, identifiability, loss_laws, optimum
 
-# Of runs that have no common budgets, the shares with the most compute that are held out in turn.
+# Shares of the runs with the most compute that are held out in turn where no budgets are common.
 HELD_OUT = (0.5, 0.4, 0.3, 0.2, 0.1)
 # Budgets that are fitted at the least, and cut-offs at the most.
 FITTED, ORIGINS = 3, 5

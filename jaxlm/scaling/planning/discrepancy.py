@@ -149,7 +149,7 @@ def posterior(
     q, r = np.linalg.qr(form.trend, mode="complete")
     fitted, free = q[:, :k], q[:, k:]
     carried = take @ there @ np.linalg.pinv(r[:k])  # [p, k] of the trend
-    # each ratio stands for the interval of the prior around it; the first interval holds 0
+    # each ratio represents the interval of the prior around it; the first interval holds 0
     ratios = np.geomspace(*RATIOS)
     edges = np.concatenate([[0.0], np.sqrt(ratios[1:] * ratios[:-1]), [np.inf]])
     prior = np.diff(np.arctan(edges)) * 2 / np.pi

@@ -1,6 +1,6 @@
-"""Which run to train next: the one that most narrows the optimum at a target, for its cost.
+"""The next run to train: the one that most narrows the optimum at a target, for its cost.
 
-One more run with loss l(x) tells of log N*(target) what the two have in common: with T the
+One more run with loss l(x) informs about log N*(target) as far as the two covary: with T the
 uncertainty of the fit, its variance falls by Cov_T(log N*, l)^2 / (Var_T(l) + v), v the variance
 of one run's own error (c-optimal design: Atkinson et al. 2007, ch. 10; one step of a Kalman
 filter). So the best run is known before it is trained. T is either
@@ -63,7 +63,7 @@ def choose(
     found: a fit of t by a law of parameters and tokens. draws [R, k]: its bootstrap; None takes
     the asymptote. cost [m]: FLOPs, `per` N D when not given.
 
-    Raises: ValueError naming the candidate, the law, or what the runs say nothing about.
+    Raises: ValueError naming the candidate, the law, or what the runs do not determine.
     """
     law = loss_laws.LAWS[found.law]
     if law.inputs != ("params", "tokens"):

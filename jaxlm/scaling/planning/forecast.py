@@ -1,10 +1,10 @@
-"""The loss of a run that was not trained yet, from a study, and what it was when it had been.
+"""Forecasts of a run's loss from a study, before it is trained, and their comparison afterwards.
 
-    told = forecast.predict(record, 8.2e5, 7_900_000)     # every form, the planning one first
-    forecast.compare(told, 1.7312)                        # after the run
+    forecasts = forecast.predict(record, 8.2e5, 7_900_000)    # every form, the planning one first
+    forecast.compare(forecasts, 1.7312)                       # after the run
 
-A prediction names the fit it was made from by a hash of points and parameters, without a date, so
-that anyone can see whether a fit was changed after the run.
+A forecast identifies its fit by a hash of points and parameters, without a date, so that anyone can
+see whether a fit was changed after the run.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def _form(
 
 def compare(told: Record, measured: float) -> Record:
     """{"measured", "error", "inside", "forms": {form: error}}: errors are 100 log(predicted /
-    measured), inside says whether the run's loss is in the planning form's interval."""
+    measured), inside: whether the run's loss is in the planning form's interval."""
     low, high = told["interval"]
     return {
         "measured": measured,

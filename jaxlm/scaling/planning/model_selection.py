@@ -1,13 +1,14 @@
-"""Who plans: which form's N*(C), or approach 2's, and which form's loss; and how far to trust both.
+"""Choice of a planner: one form's N*(C), or approach 2's, and one form's loss, with their errors.
 
-    choice = planner.choose("chinchilla", {"chinchilla": errors, "isoflop": errors}, draws=1000)
-    choice.name, choice.scores["isoflop"].t      # "isoflop", 21.3: it predicts N* better
-    planner.spread(errors["isoflop"])            # of log N* for each decade beyond the runs
+    tests = {"chinchilla": errors, "isoflop": errors}
+    choice = model_selection.choose("chinchilla", tests, draws=1000)
+    choice.name, choice.scores["isoflop"].t            # "isoflop", 21.3: it predicts N* better
+    model_selection.spread(tests["isoflop"])           # of log N* for each decade beyond the runs
 
-Chosen is by rolling back-tests of what is wanted: of N* on the minima of budgets that were held
+The choice is by rolling back-tests of what is wanted: of N* on the minima of budgets that were held
 out, of the loss on their runs. The form that theory and practice start from plans unless another
 one predicts better beyond noise; a choice among near equals would be noise itself, and an interval
-that does not know of it too narrow. So every bootstrap draw chooses anew.
+that ignores it would be too narrow. So every bootstrap draw chooses anew.
 """
 
 from collections.abc import Mapping
@@ -24,13 +25,13 @@ ISOFLOP = "isoflop"
 CERTAIN = 0.99
 # Held-out budgets without which nobody is replaced.
 CASES = 3
-# |log error| counts up to this: a refit that found no optimum is no worse than a factor of 20.
+# |log error| counts up to this: a refit without an optimum is no worse than a factor of 20.
 WORST = 3.0
 # Errors show that a form is wrong, and not only its fit uncertain, at this confidence.
 MISFIT = 0.95
 # An error counts for at most so many of its standard deviations in that test.
 OUTLIER = 3.0
-# Errors this few decades beyond the runs say more of the measurement than of the form.
+# Errors this few decades beyond the runs are more of the measurement than of the form.
 NEAR = 0.05
 # Half of a normal distribution is within so many standard deviations.
 HALF = 0.6745
@@ -46,7 +47,7 @@ class Score(NamedTuple):
     default: float
     """The default's."""
     t: float
-    """Of the paired difference; above 0 the challenger is better."""
+    """t statistic of the paired difference; above 0 the challenger is better."""
     needed: float
     """The t that replaces the default; inf where too few budgets were held out."""
     cases: int
@@ -54,7 +55,7 @@ class Score(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Who was chosen."""
+    """The one chosen."""
 
     name: str
     scores: dict[str, Score]
@@ -137,7 +138,7 @@ def spread(errors: Errors, half: bool = False) -> float:
     beyond the runs, 0 where sampling explains the errors.
 
     An error e at d decades has the variance s^2 of sampling and (spread d)^2. First a chi-square
-    test over the held-out budgets says whether sampling is enough. Where it is not, the spread is
+    test over the held-out budgets shows whether sampling is enough. Where it is not, the spread is
     that at which the mean square of e over its standard deviation is 1, the far errors counting
     more (d^2) and each at most OUTLIER. half: at which half of them, so counted, are within 0.6745
     standard deviations: for minima, of which one read off four runs is easily wrong by a factor.
@@ -168,7 +169,7 @@ def _median(values: Array, weights: Array) -> float:
 
 
 def sentence(default: str, sizes: Choice, loss: Choice, named: bool, edge: bool = False) -> str:
-    """How the plan was chosen, in a sentence. named: by the user (--law); edge: whether
+    """Explains the choice of the plan in a sentence. named: by the user (--law); edge: whether
     approach 2's minima have a law of loss of their own."""
     if named:
         return f"{default} plans, as --law asks."

@@ -1,15 +1,15 @@
 """Plans from a fitted law: the next run's size, tokens and loss, with intervals from its draws.
 
-    law = ahead.law(study.load("study.json"))
-    ahead.at(law, 5.76e23)                    # N*, D*, loss, D/N
-    ahead.reach(law, 2.0)                     # least compute of a loss
-    ahead.serve(law, 2.0, 2e12)               # fewest FLOPs of training and inference together
-    ahead.choice(law, 5.76e23, params=70e9)   # what another size costs
-    ahead.capped(law, 5.76e23, 1e12)          # with no more than so many different tokens
+    law = next_run.law(study_record.load("study.json"))
+    next_run.at(law, 5.76e23)                    # N*, D*, loss, D/N
+    next_run.reach(law, 2.0)                     # least compute of a loss
+    next_run.serve(law, 2.0, 2e12)               # fewest FLOPs of training and inference together
+    next_run.choice(law, 5.76e23, params=70e9)   # the cost of another size
+    next_run.capped(law, 5.76e23, 1e12)          # with no more than so many different tokens
 
-Every number is taken at the fit and at each draw; an interval is of the draws' percentiles. Of the
-study's own plan it holds what `jaxlm.scaling.planning.allocation` says; of another form that was
-asked for, what resampling the runs moves and not that the form may be wrong.
+Every number is taken at the fit and at each draw; an interval is of the draws' percentiles. For the
+study's own plan it covers what `jaxlm.scaling.planning.allocation` lists; for another form that was
+requested, resampling of the runs, but not that the form may be wrong.
 """
 
 from collections.abc import Callable
@@ -37,19 +37,19 @@ class Law(NamedTuple):
     """A fitted law that plans."""
 
     law: str
-    """Its name in laws.LAWS."""
+    """Its name in loss_laws.LAWS."""
     theta: Array
     """[k] natural parameters, in that law's order."""
     draws: Array
     """[R, k] of the bootstrap; R may be 0."""
     counting: table.Counting
-    """What N and C count."""
+    """The counting of N and C."""
     flops: tuple[float, float]
     """Least and largest training FLOPs among the runs fitted."""
     per: float = 6.0
     """C / (N D) of those runs, by which compute is made into N and D."""
     plan: allocation.Planned | None = None
-    """Who plans N*, with what its intervals hold; None: the form itself, by its draws alone."""
+    """Planners of N* and what its intervals cover; None: the form itself, by its draws alone."""
     record: study_record.Record | None = None
     """The study's record."""
 
@@ -88,13 +88,13 @@ class Served(NamedTuple):
     """A model that is trained once and then read by many: Sardana et al. 2024."""
 
     best: Plan
-    """Of least training and inference FLOPs."""
+    """The plan of least training and inference FLOPs."""
     plain: Plan
-    """Of least training FLOPs, at the same loss."""
+    """The plan of least training FLOPs, at the same loss."""
     total: Range
     """per N D + 2 N times the inference tokens, of the best."""
     plain_total: Range
-    """Of the plain one."""
+    """The same, of the plain one."""
     saved: Range
     """1 - total / plain_total."""
 
@@ -126,13 +126,13 @@ class Capped(NamedTuple):
     extra: Range
     """Loss above the optimum without the cap, nats per token."""
     binds: bool
-    """Whether the optimum asks for more different tokens than there are."""
+    """Whether the optimum requires more different tokens than there are."""
     repeats: bool
-    """Whether the law knows what a repeated token is worth, so that D may exceed U."""
+    """Whether the law models the worth of a repeated token, so that D may exceed U."""
 
 
 def law(found: study_record.Study) -> Law:
-    """The Law of a study: its plan, or the fitted form that was asked for instead.
+    """The Law of a study: its plan, or the fitted form that was requested instead.
 
     Raises: ValueError for a form without an optimum between N and D, and missing parameters.
     """
@@ -231,11 +231,11 @@ def choice(
     unique: float | None = None,
     level: float = LEVEL,
 ) -> Choice:
-    """What a run costs that is not optimal, given two of its C, N and D; by the data-constrained
-    law also with `unique` different tokens among the D.
+    """Computes what a run that is not optimal costs, given two of its C, N and D; by the
+    data-constrained law also with `unique` different tokens among the D.
 
     Raises: ValueError unless two of the three are given, above 0; for more tokens than are
-    different by a law that does not know what a repeated one is worth.
+    different by a law that does not model the worth of a repeated one.
     """
     given = {"flops": flops, "params": params, "tokens": tokens}
     if sum(v is not None for v in given.values()) != 2:
@@ -276,8 +276,8 @@ def choice(
 def capped(law: Law, flops: float, unique: float, level: float = LEVEL) -> Capped:
     """The best run of `flops` with at most `unique` different tokens.
 
-    By the data-constrained law tokens are repeated for what it says they are worth (Muennighoff et
-    al. 2023); every other law knows of no repetition, so that D is at most U and the rest of the
+    The data-constrained law repeats tokens as far as it finds them worthwhile (Muennighoff et al.
+    2023); every other law has no term for repetition, so that D is at most U and the rest of the
     compute goes into parameters.
 
     Raises: ValueError for compute or tokens not above 0.
@@ -313,7 +313,7 @@ def capped(law: Law, flops: float, unique: float, level: float = LEVEL) -> Cappe
 
 
 def _planned(law: Law) -> allocation.Planned:
-    """Who plans: the study, or the form by its draws alone."""
+    """The planner: the study, or the form by its draws alone."""
     return law.plan or allocation.form(law.law, law.theta, law.draws, law.flops, law.per)
 
 
@@ -352,7 +352,7 @@ def _tokens(law: Law, thetas: Array, n: Array, loss: float) -> Array:
 
 def _lowest(total: Callable[[Array], Array], centre: Array) -> Array:
     """[P] the N of least total, [P, m] -> [P, m], about sizes centre [P]: the lowest of PLACES,
-    then golden sections of the bracket beside it."""
+    then golden sections of the bracket around it."""
     x = np.log(centre)[:, None] + np.linspace(np.log(SMALLER), np.log(LARGER), PLACES)
     at = np.clip(np.argmin(total(np.exp(x)), 1), 1, PLACES - 2)
     each = np.arange(len(x))

@@ -1,4 +1,4 @@
-"""The choice of who plans a study, by rolling back-tests, and the plan's entry in its record."""
+"""The choice of a study's planner, by rolling back-tests, and the plan's entry in its record."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,18 +46,18 @@ class Tested:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Who plans."""
+    """The chosen planners."""
 
     sizes: model_selection.Choice
-    """Of N*."""
+    """The choice for N*."""
     loss: model_selection.Choice
-    """Of the loss."""
+    """The choice for the loss."""
     surface: str
     """The form of the loss."""
     default: str
     """The form that would plan without any back-test."""
     sentence: str
-    """How it was chosen."""
+    """Explanation of the choice."""
 
 
 def test(
@@ -108,7 +108,7 @@ def choose(
     named: str | None,
     how: form_fits.Settings,
 ) -> Chosen:
-    """Who plans; `named` by the user, or by the back-tests.
+    """Chooses the planners: those `named` by the user, or by the back-tests.
 
     Raises: ValueError for a name that has no plan.
     """
@@ -210,7 +210,7 @@ def entry(
         # of the loss's own form the draws are kept once
         many = None if name == chosen.surface else drawn(name)
         if form_fits.FIXED_EXPONENT.get(name, name) not in {*fitted, ISOFLOP}:
-            # nobody knows how wrong its exponent is: no interval, rather than one without width
+            # the error of its exponent is unknown: no interval, rather than one without width
             many = np.full_like(drawn(name), np.nan)
         theta = _planner(name, fitted, second)[0]
         sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})

@@ -1,4 +1,4 @@
-"""Which column of a file holds which field of a table, and in which unit."""
+"""Columns of a file matched to the fields of a table, with their units."""
 
 import difflib
 import re
@@ -52,7 +52,7 @@ LESSER: dict[str, tuple[str, ...]] = {
     ),
 }
 NUMBERS = ("params", "tokens", "flops", "loss", "loss_se", "unique")
-# Names that a unit alone stands for: total_gflops is total_flops in GFLOP, val_bpb a val_loss.
+# Names that a unit alone implies: total_gflops is total_flops in GFLOP, val_bpb a val_loss.
 _ALONE = {"flops": "flops", "loss": "loss"}
 _NON_EMBEDDING = re.compile(r"non_?(embed|vocab)|no_embed|without_embed")
 
@@ -77,7 +77,7 @@ def resolve(
     named: {field: column}; stated: {field: unit}. fields: those to look for; without loss among
     them none is needed.
 
-    Raises: ValueError for what is not there or not known, with the flag that says it.
+    Raises: ValueError for what is missing or not known, with the flag that sets it.
     """
     path, header = sheet.path, sheet.header
     for field in (*named, *stated):
@@ -251,7 +251,7 @@ def flag(field: str, column: str) -> str:
 
 
 def counts(name: str) -> str:
-    """What a header says that parameters count: "non-embedding" or "given"."""
+    """The counting of parameters that a header names: "non-embedding", else "given"."""
     return "non-embedding" if _NON_EMBEDDING.search(units.plain(name)) else "given"
 
 

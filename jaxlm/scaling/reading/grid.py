@@ -150,7 +150,7 @@ def _table(path: pathlib.Path, text: str) -> Grid:
 
 
 def _width(row: Sequence[str], least: int) -> int:
-    """How many cells a row has, without empty ones beyond the header."""
+    """Number of cells in a row, without empty ones beyond the header."""
     width = len(row)
     while width > least and not row[width - 1].strip():
         width -= 1

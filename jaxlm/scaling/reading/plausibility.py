@@ -1,4 +1,4 @@
-"""What no run can have: refused by row and column, with the flag that mends it.
+"""Values that no run can have: refused by row and column, with the flag that corrects them.
 
 Bounds on units are wide enough for every public study that we know of and narrow enough that N in
 millions, C in GFLOPs or a perplexity in place of a loss fall outside. A unit that is stated
@@ -10,9 +10,9 @@ millions, C in GFLOPs or a perplexity in place of a loss fall outside. A unit th
                     long contexts
     loss            at most 12.5 nats in each row: a uniform guess over 262,144 tokens has 12.48,
                     so a run above it has diverged. In the median at most 3 times what Hoffmann et
-                    al.'s law says of its N and D: tokenizers and texts move it by less than 2,
+                    al.'s law gives for its N and D: tokenizers and texts move it by less than 2,
                     while a perplexity is exp(L), 3.2 L and more for L above 1.7. No bound of 5
-                    nats: models of 3M parameters have 6 (the law says 6.1), and so have early
+                    nats: models of 3M parameters have 6 (the law gives 6.1), and so have early
                     points of any run.
 """
 

@@ -1,4 +1,4 @@
-"""The points of a file or a folder of curves as arrays: columns sheet, units taken, rows chosen."""
+"""The points of a file or folder of curves as arrays: columns found, units taken, rows chosen."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Array = np.ndarray
 
 
 class Selection(NamedTuple):
-    """What the columns of a file are and which of its rows are points: see `tables.read`."""
+    """Names and units of a file's columns, and the rows that are points: see `tables.read`."""
 
     columns: Mapping[str, str] = {}
     units: Mapping[str, str] = {}
@@ -35,7 +35,7 @@ class Points(NamedTuple):
     places: list[str]  # [n] file and row, for messages
     names: dict[str, str]  # field -> its column
     stated: tuple[str, ...]  # fields whose unit was stated
-    counted: str  # what N counts, as the file says; "given" where it does not
+    counted: str  # what N counts, as the file states it; "given" where it does not
     columns: dict[str, Array]  # the columns that no field holds
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
@@ -70,7 +70,7 @@ def read(path: pathlib.Path, how: Selection) -> Points:
     """The points of a file, or of a folder of curves.
 
     Raises: FileNotFoundError; ImportError for Parquet without its extra; ValueError naming the
-    row, the column and the flag that mends it.
+    row, the column and the flag that corrects it.
     """
     sheet = exports.sizes(exports.read(grid.load(path)), how.columns)
     if how.intermediate and not sheet.curves:
@@ -222,7 +222,7 @@ def _incomplete(
 
 
 def _one_counting(sheet: grid.Grid, column: str) -> str:
-    """What the file's counting column says. Raises: ValueError where rows differ."""
+    """The value of the file's counting column. Raises: ValueError where rows differ."""
     cells = sheet.column(column)
     for row, cell in zip(sheet.rows, cells):
         if cell != cells[0]:

@@ -17,13 +17,13 @@ from jaxlm.core import config, json_file
 from jaxlm.scaling.cost import conventions
 from jaxlm.scaling.table import Counting, Table
 
-# Learning rates that do not know the run's length, so that any moment is the end of a run.
+# Schedules that do not depend on the run's length, so that any moment is the end of a run.
 WITHOUT_END = ("constant", "inverse_sqrt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What of a config.json decides N and C."""
+    """The part of a config.json that decides N and C."""
 
     model: models.AnyConfig
     """The model's Config."""
@@ -40,7 +40,7 @@ class _Found(NamedTuple):
 def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) -> Table:
     """The Table of all finished runs under a directory: see `tables.read`.
 
-    Runs that are unfinished, not evaluated, or begun from other weights are named in `left_out`.
+    Runs that are unfinished, not evaluated, or started from other weights are named in `left_out`.
 
     Raises: ValueError naming the run directory and the field.
     """
@@ -95,7 +95,7 @@ def _table(root: pathlib.Path, found: list[_Found], how: Counting, left: tuple[s
 
 
 def _unfit(folder: pathlib.Path, record: dict[str, Any]) -> str | None:
-    """Why a run is no point of a law, None if it is one."""
+    """Reason why a run is no point of a law, None if it is one."""
     for field in ("start", "adapter", "rollout"):
         if record.get(field):
             return f"{field} is {record[field]!r}: not all it learnt from is in its tokens"

@@ -1,4 +1,4 @@
-"""What run directories tell of a study's set-up, so that nobody has to."""
+"""Study metadata collected from run directories."""
 
 import dataclasses
 import json

@@ -35,7 +35,7 @@ def read(
     Biases; a folder holds a training curve in each file. columns: {field: column of the file},
     for fields params, tokens, flops, loss, loss_se, unique, run; a field that is not named is
     found by its usual names. Of params, tokens and flops any two suffice: the third is made by
-    C = 6 N D. units: {field: unit} of columns whose header does not say it: B, GFLOP, bits, 1e6.
+    C = 6 N D. units: {field: unit} of columns whose header lacks it: B, GFLOP, bits, 1e6.
 
     where: {column: text}, only rows that have that text there. run_columns: which columns together
     name a training run. best_by: only the row of lowest loss among those with equal values of
@@ -52,7 +52,7 @@ def read(
     run directories of such runs are refused then; decaying=True takes them all the same.
 
     Raises: FileNotFoundError; ImportError for Parquet without its extra; ValueError naming the row
-    (line of the file), the column and the flag of `jaxlm fit` that mends it, which has the name of
+    (line of the file), the column and the flag of `jaxlm fit` that corrects it, with the name of
     an argument here.
     """
     path = pathlib.Path(path).expanduser()

@@ -60,7 +60,7 @@ PERPLEXITY = ("perplexity", "ppl")
 
 
 class Unit(NamedTuple):
-    """What a number in a column counts."""
+    """The unit of the numbers in a column."""
 
     text: str  # as it was written
     factor: float  # what 1 is in parameters, tokens, FLOPs or nats

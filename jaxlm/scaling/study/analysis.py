@@ -2,9 +2,9 @@
 
     t = tables.read("runs.csv")
     record = analysis.run(t, analysis.Options(target=5.76e23))
-    study.save(pathlib.Path("runs/fit"), record)
+    study_record.save(pathlib.Path("runs/fit"), record)
 
-The record is all there is: `report.text` and `figures.draw` read nothing else.
+The record is complete: `report.text` and `figures.draw` read nothing else.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxlm.scaling.reading import plausibility
 from jaxlm.scaling.study import cautions, diagnostics, form_fits, heterogeneity
 from jaxlm.scaling.study_record import Record
 
-# What of a table the record keeps.
+# Fields of a table that the record keeps.
 POINTS = ("params", "tokens", "flops", "loss", "unique", "run", "row")
 # The target when none is named: this many times the largest budget.
 AHEAD = 10.0
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a study is made."""
+    """Options of a study."""
 
     laws: tuple[str, ...] = ()
     """Forms to fit; none named: every form that the runs identify."""
@@ -50,7 +50,7 @@ class Options:
     """Resample points, or whole runs; auto: runs where any has several points, and
     there are six or more."""
     seed: int = 0
-    """Of all resampling."""
+    """Seed of all resampling."""
     holdout: float | None = None
     """Runs of this many FLOPs or more are the back-test's; not given: the largest budgets in turn,
     or the largest half of the runs, four tenths, and so on to a tenth."""
@@ -60,7 +60,7 @@ class Options:
     """Standard deviation of the loss between seeds, for the bootstrap of approach 2; not given: it
     is measured from the points."""
     level: float = 0.95
-    """Of all intervals."""
+    """Level of all intervals."""
 
 
 def run(
@@ -72,7 +72,7 @@ def run(
 ) -> Record:
     """The record of a study of a table of runs, as study.json keeps it.
 
-    about: what the runs cannot tell. name: of the study, for titles. candidates: (params [m],
+    about: what the runs do not record. name: of the study, for titles. candidates: (params [m],
     tokens [m], cost [m] or None) of runs to choose the next one from, for the target.
 
     Raises: ValueError naming the option or the column that cannot be used.
@@ -124,7 +124,7 @@ def run(
 
 
 def _rows(t: table.Table, planned: form_fits.Fitted, record: Record) -> list[diagnostics.Caution]:
-    """What the table's rows give reason to say."""
+    """Cautions that the table's rows give reason for."""
     best = record["plan"]["params"]["value"]
     return [
         *heterogeneity.notices(t, planned.fit.residual),
@@ -157,7 +157,7 @@ def _outliers(
 
 
 def _outlier_law(planned: form_fits.Fitted) -> loss_laws.Law:
-    """Chinchilla's form, in which outliers are usually told, unless repeated tokens matter."""
+    """Chinchilla's form, in which outliers are usually reported, unless repeated tokens matter."""
     return planned.law if "unique" in planned.law.inputs else loss_laws.LAWS["chinchilla"]
 
 

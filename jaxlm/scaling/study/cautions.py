@@ -1,4 +1,4 @@
-"""Every caution of a study, the one that matters most first."""
+"""Every caution of a study, the most important first."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def study(record: study_record.Record, rows: Sequence[Caution] = ()) -> list[Cau
     """Every caution of a study's record, ranked: what voids the plan, moves it, widens it; then
     what concerns forms that do not plan, and what was not recorded.
 
-    rows: what `experiments` says of the table's rows.
+    rows: the cautions of `heterogeneity` about the table's rows.
     """
     planners = {record["law"], record["plan"]["form"]}
     ranked = [(_rank(c, True), c) for c in (*rows, *_whole(record))]
@@ -47,7 +47,7 @@ def study(record: study_record.Record, rows: Sequence[Caution] = ()) -> list[Cau
 
 
 def _rank(caution: Caution, plans: bool) -> int:
-    """The place of a caution: by its kind, those of forms that do not plan behind all others."""
+    """The place of a caution: by its kind, those of forms that do not plan after all others."""
     order = (*VOID, *MOVE, *WIDEN)
     if caution.kind in LAST:
         return 3 * len(order)
@@ -93,7 +93,7 @@ def _whole(record: study_record.Record) -> list[Caution]:
         if v.get("exponent") is not None and np.isfinite(v["exponent"])
     }
     if plan["form"] == ISOFLOP:
-        # a form that does not plan N* says nothing against the one that does
+        # a form that does not plan N* is no evidence against the one that does
         sides = {k: v for k, v in sides.items() if not k.startswith("parametric")}
     out += diagnostics.approaches(sides)
     tested = record["backtest"]["forms"].get(record["law"])

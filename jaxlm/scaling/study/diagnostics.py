@@ -1,6 +1,6 @@
-"""What should keep a reader from trusting a fit: each check returns cautions, none if all is well.
+"""Diagnostics: reasons to distrust a fit. Each check returns cautions, none if all is well.
 
-Every caution has been seen in a published study; the source stands at its check.
+Every caution has been seen in a published study; the source is given at its check.
 """
 
 import itertools
@@ -9,21 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Tokens per parameter must differ by this factor for the terms of N and D to be told apart:
+# Tokens per parameter must differ by this factor for the terms of N and D to be separated:
 # along one ratio they are one power of C (Hoffmann et al. 2022 spread theirs over 0.2 to 400).
 COVERAGE = 4.0
-# A target this many times the largest budget is said to be far (Hoffmann et al.: 576 times).
+# A target this many times the largest budget is reported as far (Hoffmann et al.: 576 times).
 FAR = 10.0
-# Exponents of two approaches that differ by more are said to disagree: .04 is a factor of 1.3 in
-# N* for each thousand-fold of compute.
+# Exponents of two approaches that differ by more are reported to disagree: .04 is a factor of 1.3
+# in N* for each thousand-fold of compute.
 DISAGREE = 0.04
 # A floor below this share of the smallest loss is none.
 NO_FLOOR = 0.01
 # A parameter whose interval spans this factor is not determined: a coefficient A that goes with an
 # exponent is loose by nature, by a factor of 3 to 1,000.
 LOOSE = 1e6
-# Of the Jacobian with columns of length 1. Hoffmann et al.'s five-parameter form on their runs has
-# 220; at 1e4 noise of 0.1 % leaves no digit of the worst combination of coefficients.
+# Condition of the Jacobian with columns of length 1. Hoffmann et al.'s five-parameter form on their
+# runs has 220; at 1e4 noise of 0.1 % leaves no digit of the worst combination of coefficients.
 CONDITION = 1e4
 
 Array = np.ndarray
@@ -130,7 +130,7 @@ def few(law: str, points: int, parameters: int) -> list[Caution]:
 
 
 def condition(law: str, value: float) -> list[Caution]:
-    """Cautions of a condition `number`: parameters that the runs hardly tell apart."""
+    """Cautions of a condition `number`: parameters that the runs hardly separate."""
     if value <= CONDITION:
         return []
     return [
@@ -192,7 +192,7 @@ def extrapolation(target: float | None, largest: float) -> list[Caution]:
 def approaches(exponents: Mapping[str, tuple[float, tuple[float, float] | None]]) -> list[Caution]:
     """The caution of exponents {approach: (value, interval)} that disagree: the two farthest apart.
 
-    Two disagree if they differ by more than DISAGREE and neither lies in the other's interval.
+    Two disagree if they differ by more than DISAGREE and neither is in the other's interval.
     Hoffmann et al. 2022's three approaches gave .50, .49 and .46.
     """
     apart = [
@@ -224,7 +224,7 @@ def checkpoints(run: Array, told: str, schedule: str) -> list[Caution]:
     """Cautions of several points of one run [n], whose learning rate had not decayed yet.
 
     Before its end a run's loss is above that of a run of that length (Hoffmann et al. 2022,
-    section 3.1). told, schedule: what the study says of its checkpoints and schedule; "final": the
+    section 3.1). told, schedule: the study's entries for checkpoints and schedule; "final": the
     points of a run are ends, of branches that were decayed each.
     """
     runs, counts = np.unique(run, return_counts=True)

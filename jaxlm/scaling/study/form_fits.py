@@ -1,4 +1,4 @@
-"""Every form that a table identifies, fitted with its bootstrap, and what a record keeps of it."""
+"""Every form that a table identifies, fitted with its bootstrap, and its entry in a record."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class Fitted(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How forms are fitted: see `analysis.Options`."""
+    """Settings of the fits: see `analysis.Options`."""
 
     laws: tuple[str, ...]
     fix: Mapping[str, Mapping[str, float]]
@@ -109,7 +109,7 @@ def default(fitted: Mapping[str, Fitted]) -> str:
 def record(
     one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
 ) -> Record:
-    """What a study's record keeps of a form."""
+    """A form's entry in a study's record."""
     law, found = one.law, one.fit
     ends = {
         name: None if name in found.fixed else comparison.interval(one.draws[:, i], level)
@@ -208,8 +208,8 @@ def profiles(one: Fitted, level: float) -> Record:
 def undertuned(
     fitted: Mapping[str, Fitted], how: Settings
 ) -> tuple[tuning.Excess, tuning.Corrected] | None:
-    """What the largest sizes have above TUNED's law, and that law without it; None where it is not
-    fitted or nothing is beyond noise."""
+    """Excess loss of the largest sizes above TUNED's law, and that law without it; None where it is
+    not fitted or nothing is beyond noise."""
     if TUNED not in fitted:
         return None
     one = fitted[TUNED]

@@ -1,7 +1,7 @@
 """Notices about the rows of a table, from a fit's residuals: mixed experiments, sweeps, outliers.
 
-    notices = experiments.notices(t, fit.residual)       # [] if all is well
-    notices += experiments.cost(t, per, params)          # C/(N D) that depends on N
+    notices = heterogeneity.notices(t, fit.residual)     # [] if all is well
+    notices += heterogeneity.cost(t, per, params)        # C/(N D) that depends on N
 
 A form that fits one experiment leaves residuals that no column of the file explains.
 """
@@ -33,7 +33,7 @@ _MEASURED = re.compile(r"(err|acc|loss|eval|score|nll|ppl|bpb|std|stderr)")
 FAR, LEAST = 10.0, 0.02
 # Most rows that one notice names.
 SHOWN = 5
-# A cost at the target that is off by this share is worth saying.
+# A cost at the target that is off by this share is reported.
 COST = 0.02
 
 Array = np.ndarray
@@ -53,7 +53,7 @@ def mixed(t: table.Table, residual: Array) -> list[Caution]:
     cell, clipped = _cells(t), _clipped(residual)
 
     def share(group: Array) -> float:
-        """What groups explain; 0 if that may be chance."""
+        """Share of the variance that groups explain; 0 if that may be chance."""
         shares = [_explained(clipped, group, cell)]
         if not _is_size(t, group):
             shares.append(_explained(clipped, group, np.zeros(len(group), np.int64)))
@@ -80,7 +80,7 @@ def mixed(t: table.Table, residual: Array) -> list[Caution]:
     most = max(shares.values(), default=0.0)
     if most < SHARE:
         return []
-    # of columns that say the same the one with the fewest values
+    # of columns with the same information the one with the fewest values
     same = [names for names, value in shares.items() if value > most - 0.02]
     same.sort(key=lambda names: len(set(zip(*(t.columns[c].tolist() for c in names)))))
     names, others = same[0], [c for names in same[1:] for c in names]
@@ -88,7 +88,7 @@ def mixed(t: table.Table, residual: Array) -> list[Caution]:
 
 
 def _separate(t: table.Table, names: Sequence[str], share: float, others: Sequence[str]) -> str:
-    """The notice of columns that together tell experiments apart."""
+    """The notice of columns that together separate experiments."""
     count = len(set(zip(*(t.columns[c].tolist() for c in names))))
     shown = ", ".join(repr(c) for c in names)
     values = [t.columns[c][0] for c in names]

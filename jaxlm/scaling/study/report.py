@@ -1,6 +1,6 @@
 """A study's report as text, from its record.
 
-print(summary.text(study.load("runs/fit").record))
+print(report.text(study_record.load("runs/fit").record))
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Section(NamedTuple):
 
     title: str
     header: Sequence[str] = ()
-    """Of the table; none where empty."""
+    """Header of the table; no table where empty."""
     rows: Sequence[Sequence[str]] = ()
     before: Sequence[str] = ()
     """Lines between the title and the table."""
@@ -113,7 +113,7 @@ def _plan(record: Record) -> Section:
 
 
 def _held(plan: Record) -> str:
-    """What a plan's intervals are made of."""
+    """Components of a plan's intervals, in words."""
     parts = ["resampled runs"]
     if len(plan["sizes"]) > 1:
         parts.append("the choice of planner")

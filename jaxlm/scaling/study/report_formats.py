@@ -1,7 +1,8 @@
 """Reports as aligned text, Markdown or LaTeX: the same parts in each.
 
-    out = [render.heading("optimum", "markdown"), render.table(header, rows, "markdown")]
-    render.join(out, "markdown")
+    parts = [report_formats.heading("optimum", "markdown")]
+    parts.append(report_formats.table(header, rows, "markdown"))
+    report_formats.join(parts, "markdown")
 
 LaTeX's tables need the booktabs package; `escaped` makes any text fit for it.
 """
@@ -13,7 +14,7 @@ from typing import Literal
 Format = Literal["text", "markdown", "latex"]
 FORMATS: tuple[Format, ...] = ("text", "markdown", "latex")
 
-# What LaTeX reads as something else, with what it is written as.
+# Characters that are special in LaTeX, with their escapes.
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -29,9 +30,9 @@ LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-# What Markdown reads as markup within a line or a cell.
+# Characters that Markdown reads as markup within a line or a cell.
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~])")
-# What would make a block of the start of a line: a heading, a list.
+# Line starts that would make a block: a heading, a list.
 LINE_START = re.compile(r"^(\s*)([#+-]|\d+[.)])(?=\s)")
 
 

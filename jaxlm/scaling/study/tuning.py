@@ -1,6 +1,6 @@
-"""Whether the largest sizes were trained worse than the rest, and the law without that.
+"""Test of whether the largest sizes were trained worse than the rest, and the law without that.
 
-    effect = tuning.test(t, fit)                    # None where nothing speaks for it
+    effect = tuning.test(t, fit)                    # None without evidence for it
     tuning.correct(t, fit, effect, replicates=1000, seed=0)
 
 A learning rate or batch that was chosen at small sizes and kept costs more the larger the model.
@@ -44,7 +44,7 @@ class Excess(NamedTuple):
     t: float
     """Its size in standard errors."""
     at_largest: float
-    """Of log loss, at the largest N."""
+    """Excess of log loss at the largest N."""
     runs: int
     """Points above the knot."""
 

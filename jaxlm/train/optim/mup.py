@@ -59,7 +59,7 @@ def base(model: models.AnyConfig, widths: Widths) -> models.AnyConfig:
 def problems(
     model: models.AnyConfig, widths: Widths | None, optim: optimizer.Optim
 ) -> Iterator[str]:
-    """What is wrong with a run's muP, in words, each with the field and what would be right."""
+    """Problems of a run's muP, in words, each with the field and what would be right."""
     if widths is None:
         return
     try:

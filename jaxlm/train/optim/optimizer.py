@@ -1,13 +1,13 @@
 """The optimiser as one optax transformation, with a skip, averaged weights and a loss scale.
 
-Every optimiser of optax used here is asked for a direction d at learning rate 1; then, for all
-alike, with lr from the schedule and the decay decoupled (Loshchilov & Hutter 2019, algorithm 2,
-with the decay multiplied by lr as in every library):
+Every optimiser of optax used here computes a direction d at learning rate 1; then, for all alike,
+with lr from the schedule and the decay decoupled (Loshchilov & Hutter 2019, algorithm 2, with the
+decay multiplied by lr as in every library):
 
     clip -> d -> params + lr * (rate * d - weight_decay * params)
 
-Nothing is decayed but what `param.decayed` says: matrices and embedding tables. A weight's `rate`
-(Param.rate: 1 but under muP) is not in its decay, which therefore is the same at every width.
+Only the weights that `param.decayed` selects are decayed: matrices and embedding tables. A weight's
+`rate` (Param.rate: 1 except under muP) is not in its decay, which is thus the same at every width.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Schedule = schedule.Name  # in the class below, `schedule` is a field
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """The optimiser, its schedule, and what guards it."""
+    """The optimiser, its schedule, and its safeguards."""
 
     name: Name = "adamw"
     """The optimiser. muon orthogonalises the momentum of the layers' matrices, and is AdamW for the
@@ -41,7 +41,7 @@ class Optim:
     lr: float = 3e-4
     """Peak learning rate."""
     schedule: Schedule = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     warmup: int = 100
     """Steps of linear warm-up; fewer than the run's steps."""
     final: float | None = None
@@ -85,7 +85,7 @@ MUON_RMS = 0.2
 # The running mean of gradient norms spans about 100 steps and is believed after 20.
 MEAN_RATE, MEAN_AFTER = 0.99, 20
 # Micikevicius et al. 2018, section 3.2: halve on overflow, double after 2000 steps without. The
-# step differentiates a sum over tokens, whose gradients lie a factor `tokens` above those of a
+# step differentiates a sum over tokens, whose gradients are a factor `tokens` above those of a
 # mean, so the scale starts lower than is usual and may fall below 1.
 SCALE_START, SCALE_LEAST, SCALE_MOST, SCALE_STEPS = 2.0**10, 2.0**-14, 2.0**24, 2000
 
@@ -98,7 +98,7 @@ class Mean(NamedTuple):
 
 
 class Average(NamedTuple):
-    """Exponential average of the weights, and the total weight 1 - decay ** count behind it."""
+    """Exponential average of the weights, of total weight 1 - decay ** count."""
 
     params: param.Tree
     mass: jax.Array
@@ -116,7 +116,7 @@ class State(NamedTuple):
     step from which nothing was learnt changes grad_norm, lr and skipped only.
 
     inner: optax's state. count: int32 updates done. skipped: int32 steps not done. grad_norm, lr:
-    those of the last step, float32. mean, average, scale: None where the config asks for none.
+    those of the last step, float32. mean, average, scale: None where the config requests none.
     """
 
     inner: Any
@@ -206,8 +206,8 @@ def assemble(
     decay: float | jax.Array,
 ) -> Transform:
     """`build` with the learning rate and the decay given: numbers that a compiled program may take
-    as data. rate(updates done) stands for lr, schedule, warmup, final and decay of cfg; decay for
-    its weight_decay, which says only whether there is any."""
+    as data. rate(updates done) replaces lr, schedule, warmup, final and decay of cfg; decay its
+    weight_decay, which decides only whether there is any."""
     direct = _direction(cfg, spec, decay)
 
     def init(params: param.Tree) -> State:
@@ -299,7 +299,7 @@ def _direction(cfg: Optim, spec: param.Tree, decay: float | jax.Array) -> Transf
 
 
 def _matrix_axes(spec: param.Tree) -> param.Tree:
-    """Which axes of each hidden matrix are inputs and which outputs; other weights are masked.
+    """Input and output axes of each hidden matrix; other weights are masked.
 
     "layer | embed -> heads head" is, per layer, the matrix [embed, heads * head].
     """
@@ -345,7 +345,7 @@ def _rescaled(scale: Scale, finite: jax.Array) -> Scale:
 
 
 def loss_scale(opt: State) -> jax.Array:
-    """What to multiply the loss by before differentiating, float32 scalar; 1 but for float16."""
+    """Factor on the loss before differentiating, float32 scalar; 1 except for float16."""
     return jnp.ones((), jnp.float32) if opt.scale is None else opt.scale.value
 
 

@@ -1,1 +1,1 @@
-"""Reinforcement learning: rollouts, rewards, and batches made of them."""
+"""Reinforcement learning: rollouts, rewards, and the batches built from them."""

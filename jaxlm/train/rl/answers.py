@@ -5,7 +5,7 @@ r"""Numbers in answers: the last one that a text states, as exact values.
     [1,2]   f(3,4)   3,5   [100,200]   1,2345        several
     -5   −5   –5   x = - 5   -$5   $-5               negative: a dash before a digit (or a currency)
     12-15   2019–2020   A-5   7 - 5                  no sign: a dash after a digit, a letter or a
-                                                     closing bracket, or with a space behind it
+                                                     closing bracket, or with a space after it
     6.02e23   6.02 × 10^{23}   10⁵   2^10            powers are multiplied out
     3/4   1 1/2   ½   \frac{3}{4}   -\dfrac12        fractions are divided
     50%   $5   5 km   5kg   12 m²   ٣   ４            units, currencies and scripts change nothing
@@ -67,7 +67,7 @@ def same(text: str, answer: str) -> bool:
 
 
 def _boxed(text: str) -> str:
-    """What stands in the last \\boxed{...}; all of a text that has none."""
+    """Content of the last \\boxed{...}; all of a text that has none."""
     boxes = [m.end() for m in re.finditer(r"\\f?boxed?\s*\{", text)]
     if not boxes:
         return text

@@ -36,13 +36,13 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
 
-# What a random number is for: nothing else draws with the same.
+# Purposes of random numbers: nothing else draws with the same.
 _SAMPLE, _SHUFFLE, _EVALUATE = range(3)
 
 
 class Collected(NamedTuple):
-    """An iteration: its rows [N, P + max_new] (numpy), what is told of them, and the penalty's
-    coefficient from then on."""
+    """An iteration: its rows [N, P + max_new] (numpy), their metrics, and the penalty's coefficient
+    from then on."""
 
     rows: Rollout
     told: dict[str, np.ndarray]
@@ -76,7 +76,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
 
 
 class _Collector:
-    """What `Supply` needs, over one Player."""
+    """Implements `Supply` over one Player."""
 
     def __init__(self, run: Run, player: episodes.Player, found: examples.Split) -> None:
         assert run.rollout is not None
@@ -148,7 +148,7 @@ class _Collector:
         self, state: State, iteration: int
     ) -> tuple[Episodes, dict[str, float], dict[str, float]]:
         """(the episodes of an iteration, filled up with empty rows where too few are of use; what
-        is told beside them; seconds by phase, over all rounds)."""
+        is reported along with them; seconds by phase, over all rounds)."""
         rounds, group = 1 + self.rollout.resample, self.rollout.samples
         kept, seconds, asked = [], {}, 0
         for attempt in range(rounds):
@@ -182,7 +182,7 @@ class _Collector:
         return Rollout(*(policy_sampling.fitted(x[mine], columns) for x in rows))
 
     def nothing(self) -> Collected:
-        """What is there before the first iteration; of the shapes of all others."""
+        """Collection before the first iteration: zeros, in the shapes of all others."""
         shape = (self.rows, self.width)
         ids = np.zeros(shape, np.int32)
         real = np.zeros(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Responses with what they are worth: sampled, measured and rewarded; and judged.
+"""Responses with their scores: sampled, measured, rewarded and judged.
 
 generate   responses, and their log-probabilities as sampled         one program
 measure    policy, reference, value, score of the reward model       one program
@@ -51,8 +51,8 @@ class Episodes(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """advantage and returns float32[N, T], what is told of the responses, and the coefficient of
-    the penalty from then on."""
+    """advantage and returns float32[N, T], metrics of the responses, and the coefficient of the
+    penalty from then on."""
 
     advantage: jax.Array
     returns: jax.Array
@@ -78,7 +78,7 @@ def module(run: Run) -> ModuleType:
 
 
 def temperature(run: Run) -> float:
-    """What the logits of a run's responses are divided by."""
+    """Temperature that the logits of a run's responses are divided by."""
     assert isinstance(run.objective, ppo.Config | grpo.Config)
     return run.objective.temperature
 
@@ -99,7 +99,7 @@ def _measure(
 
     def measure(params: param.Tree, frozen: param.Tree, rows: Responses) -> dict[str, jax.Array]:
         weights = objective.weights(params, frozen)
-        # what an adapter stands on is where the run began
+        # an adapter's base is where the run began
         others = {
             name: {k: frozen[lora.BASE][k] for k in part.spec}
             if name not in frozen
@@ -183,7 +183,7 @@ class Player:
     def samples(
         self, rows: Responses, records: np.ndarray, held_out: bool
     ) -> list[reward_functions.Sample]:
-        """What the rows say, of those that are not filling."""
+        """Texts of the rows that are not filling, with what reward functions read of each."""
         asked: Any = self._found.val if held_out else self._found.train
         found = []
         for r in np.flatnonzero(records >= 0):
@@ -256,13 +256,13 @@ def _judged(played: Episodes) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    """What a reward function is called among a run's numbers."""
+    """Name of a reward function among a run's metrics."""
     return name.rpartition(":")[2]
 
 
 def joined(parts: Sequence[Episodes], rows: int | None) -> Episodes:
     """Episodes one after the other, all as wide as the widest; with `rows`, the first so many, or
-    empty ones behind them."""
+    empty ones after them."""
     columns = max(part.rows.tokens.shape[1] for part in parts)
 
     def join(*xs: np.ndarray) -> np.ndarray:

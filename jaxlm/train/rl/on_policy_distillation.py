@@ -30,7 +30,7 @@ from jaxlm.train.rl import policy_sampling
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
 
-# What a random number is for: nothing else draws with the same.
+# Purpose of a random number: nothing else draws with the same.
 _SAMPLE, _EVALUATE = range(2)
 
 

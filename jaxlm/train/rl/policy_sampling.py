@@ -1,6 +1,6 @@
 """Responses of a policy to prompts, as rows to learn from: one compiled program.
 
-What is learnt from them (rewards, a teacher's distributions, ...) is its reader's business.
+What is learnt from them (rewards, a teacher's distributions, ...) is up to the caller.
 """
 
 from collections.abc import Callable, Sequence

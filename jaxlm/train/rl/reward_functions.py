@@ -1,17 +1,17 @@
-"""What responses are worth: a weighted sum of functions of their text. No jax import.
+"""Reward functions of responses: a weighted sum of functions of their text. No jax import.
 
     exact             1 if the response is the record's `answer`, white space around it aside
-    number            1 if the last number of the response is the last one of `answer` (numbers.py)
+    number            1 if the last number of the response is the last one of `answer` (answers.py)
     tagged            1 if the response is <think>...</think><answer>...</answer> and nothing else
                       (the format reward of DeepSeek-R1, 2025, section 2.2.2)
-    tagged_answer     1 if what stands in <answer>...</answer> is `answer`, as text or as number
+    tagged_answer     1 if the content of <answer>...</answer> is `answer`, as text or as number
     finished          1 if the response ended by itself
     length            the characters of the response in thousands: with a negative weight, a cost
     file.py:function, module:function
                       your own: function(samples: list[Sample]) -> one number for each
 
 A function of your own runs in a process of its own, with a limit on its time. It must judge each
-sample by itself: where a call for all of them fails, they are asked one by one.
+sample by itself: where a call for all of them fails, it is called for one after the other.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def exact(samples: Sequence[Sample]) -> list[float]:
 
 
 def number(samples: Sequence[Sample]) -> list[float]:
-    """1 where the last number of the response is the last of the answer, as numbers.py reads them:
+    """1 where the last number of the response is the last of the answer, as answers.py reads them:
     1,200.0 is 1200, and [1,2] ends in 2."""
     return [float(answers.same(s.response, _answer(s))) for s in samples]
 
@@ -127,7 +127,7 @@ class Rewards:
     """A weighted sum of reward functions; `opened` makes one.
 
     seconds: how long one call may take. retries: how often a call that failed is made again, before
-    the samples are asked one by one. folder: where a failure is written, None for nowhere.
+    the samples are judged one by one. folder: where a failure is written, None for nowhere.
     """
 
     parts: tuple[Part, ...]
@@ -136,10 +136,10 @@ class Rewards:
     folder: pathlib.Path | None
 
     def score(self, samples: Sequence[Sample]) -> Scored:
-        """What the samples are worth.
+        """Scores of the samples.
 
         Raises: Failed naming the function and the first sample that it gives no finite number for,
-        with all samples and what was known of them written to `folder`/reward_failure.jsonl.
+        with all samples and what is known of them written to `folder`/reward_failure.jsonl.
         """
         found = {part.name: self._part(part, list(samples)) for part in self.parts}
         total = np.zeros(len(samples), np.float32)
@@ -254,7 +254,7 @@ def _here(function: Function) -> Callable[[list[Sample], float], Any]:
 
 
 def problems(names: Sequence[str], weights: Sequence[float] = ()) -> list[str]:
-    """What is wrong with these names and weights, in words, [] if nothing is; nothing is run."""
+    """Problems with these names and weights, in words, [] if there are none; nothing is run."""
     found = []
     if weights and len(weights) != len(names):
         found.append(f"{len(weights)} weights given for {len(names)} reward functions")

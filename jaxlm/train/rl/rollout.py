@@ -1,5 +1,5 @@
-"""How a run makes its own batches: responses of the policy to prompts, what they are worth, and how
-often they are learnt from. `collect` does it."""
+"""Settings of a run that makes its own batches: responses of the policy to prompts, their scores,
+and how often they are learnt from. collection.py makes the batches."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ class Rollout:
     minibatches: int = 1
     """Steps of an epoch; each learns from data.batch * samples / minibatches responses."""
     rewards: tuple[str, ...] = ()
-    """Reward functions by name, "file.py:function" or "module:function" (`train.reward` lists what
-    there is); a response's score is their weighted sum."""
+    """Reward functions by name, "file.py:function" or "module:function" (built-in ones are listed
+    in train/rl/reward_functions.py); a response's score is their weighted sum."""
     weights: tuple[float, ...] = ()
     """A factor for each reward function; () is 1 for all."""
     reward_model: str | None = None
@@ -35,14 +35,14 @@ class Rollout:
     reward_model_weight: float = 1.0
     """A factor for the reward model's score."""
     reward_seconds: float = 60.0
-    """How long one call of a reward function of your own may take."""
+    """Seconds that one call of a reward function of your own may take."""
     reward_retries: int = 1
-    """How often a call that failed is made again, before each sample is asked for alone."""
+    """Times that a failed call is repeated, before it is made for each sample alone."""
     resample: int = 0
     """Further rounds of prompts, at most, in place of groups whose scores are all equal, from which
     nothing is learnt (dynamic sampling of Yu et al. 2025, DAPO); 0 keeps all groups."""
     eval_temperature: float = 1.0
-    """Of responses to held-out prompts, one each; 0 takes the likeliest tokens."""
+    """Temperature of responses to held-out prompts, one each; 0 takes the likeliest tokens."""
     save: int = 8
     """Responses saved to samples/ at a time, with their scores; 0 saves none."""
     save_every: int = 10
@@ -55,7 +55,7 @@ class Rollout:
 
 
 def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan) -> Iterator[str]:
-    """What is wrong with a run's rollout, in words that name the field."""
+    """Problems of a run's rollout, in words that name the field."""
     least = {"samples": 1, "max_new": 1, "epochs": 1, "minibatches": 1, "save_every": 1}
     least |= {"reward_retries": 0, "resample": 0, "save": 0, "eval_temperature": 0}
     for name, bound in least.items():

@@ -1,4 +1,4 @@
-"""A function of a user's, in a process of its own: what hangs there can be ended. No jax import.
+"""A user's function in a process of its own, which can be ended if it hangs. No jax import.
 
     with sandbox.Process("rewards.py:brief") as process:
         process.call(arguments, seconds=10)
@@ -25,8 +25,8 @@ from typing import Any
 
 
 class Failed(ValueError):
-    """What a function of a user's raised and in which line of its file, or that it ran out of time;
-    in one line. `trace` is its traceback, shown where this error's own is; "" if it has none."""
+    """Failure of a user's function: what it raised and in which line of its file, or that it ran
+    out of time; in one line. `trace` is its traceback, shown with this error's own, or ""."""
 
     def __init__(self, text: str, trace: str = ""):
         super().__init__(text)
@@ -50,7 +50,7 @@ class Process:
         self.close()
 
     def call(self, argument: Any, seconds: float) -> Any:
-        """What the function returns for an argument that can be pickled.
+        """Calls the function with an argument that can be pickled, and returns what it returns.
 
         Raises: Failed if it raises, if what it returns cannot be pickled, if its process ends, and
         after `seconds`, when its process is ended.

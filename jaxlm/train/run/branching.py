@@ -24,7 +24,7 @@ from jaxlm.train.run import checkpoint, directory, integrity, metrics
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
-# Fields that decide a run's length, its end and what is told of it on the way.
+# Fields that decide a run's length, its end and what is reported on the way.
 FREE = ("steps", "optim.decay", "eval_every", "eval_batches", "samples", "sample_tokens")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes them in the background; a manifest seals each; the good are kept.
+"""Checkpoints: orbax writes them in the background; a manifest seals each; good ones are kept.
 
     checkpoints/400/            params, average, train (step, optimiser, key), carry, manifest.json
     checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
@@ -110,14 +110,14 @@ class Store:
             raise
 
 
-# What a file system says when it refuses to write. tensorstore passes it on as text.
+# Messages of a file system that refuses to write. tensorstore passes them on as text.
 REFUSALS = tuple(
     os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 )
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why the file system refused to write, None if the error is of another kind."""
+    """Reason why the file system refused to write, None if the error is of another kind."""
     for text in REFUSALS:
         if text in str(error):
             return text
@@ -143,10 +143,10 @@ def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
 
 
 def items(state: State) -> dict[str, Any]:
-    """What is saved, in parts that can be restored alone: `params`, the `average` of the weights if
-    one is kept, and all else as `train`. Frozen weights come from their own source.
+    """The saved parts of a State, each of which can be restored alone: `params`, the `average` of
+    the weights if one is kept, and all else as `train`. Frozen weights come from their own source.
 
-    Of a State of arrays or of an abstract one, whose shardings say where to restore to.
+    state: of arrays, or an abstract one, whose shardings decide where to restore to.
     """
     opt = state.opt._replace(average=None)
     parts = {"params": state.params, "train": {"step": state.step, "opt": opt, "key": state.key}}
@@ -154,7 +154,7 @@ def items(state: State) -> dict[str, Any]:
 
 
 def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
-    """(the State of a checkpoint, its carry), placed as the abstract ones say: on any mesh. The
+    """(the State of a checkpoint, its carry), placed like the abstract ones: on any mesh. The
     State's frozen weights are {}: they come from their own source."""
     found = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
     train = found["train"]
@@ -164,7 +164,7 @@ def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[S
 
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """Some of the `items` of a checkpoint, placed as these abstract ones say."""
+    """Some of the `items` of a checkpoint, placed like these abstract ones."""
     import orbax.checkpoint as ocp
 
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
@@ -175,7 +175,7 @@ def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, An
 
 
 def facts(folder: pathlib.Path, step: int) -> Facts:
-    """What was noted with a checkpoint. Raises: ValueError if it has no readable manifest."""
+    """Facts recorded with a checkpoint. Raises: ValueError if it has no readable manifest."""
     found = integrity.facts(folder / str(step))
     if found is None:
         raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")

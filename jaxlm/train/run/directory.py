@@ -5,8 +5,8 @@ metrics.jsonl    one record a logged step      events.*   the same for TensorBoa
 checkpoints/     orbax                         samples/   continued prompts by step
 result.json      written last: the run is finished
 
-Every checkpoint repeats in its sealed manifest which run it is of, so that a file of the first two
-that was damaged or lost is noticed, and read from there.
+Every checkpoint repeats in its sealed manifest which run it belongs to, so that damage to or loss
+of one of the first two files is noticed, and the file is read from there.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from jaxlm.train.run.run import Run
 
 # The exit code of a run whose loss is not finite.
 DIVERGED = 3
-# Fields that say where something is: it may move, and what is there has checks of its own.
+# Fields that are paths: what they name may move, and has checks of its own.
 PLACES = ("start", "data.source", "data.tokenizer")
-# Of an evaluation the number that judges it, the first that is there.
+# Numbers that judge an evaluation: the first that is present does.
 MEASURES = ("nll", "loss", "reward")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """Outcome of a run."""
 
     folder: str
     """The run directory."""
@@ -49,7 +49,7 @@ class Result:
     signal: int
     """The signal that ended it early, or 0."""
     diverged: str | None = None
-    """Which loss is not finite, in words; None if the run did not diverge."""
+    """The loss that is not finite, in words; None if the run did not diverge."""
 
     @property
     def exit_code(self) -> int:
@@ -60,8 +60,8 @@ class Result:
 
 
 def divergence(seen: Sequence[metrics.Record], step: int) -> str | None:
-    """Which loss of this step's records is not finite, in words; None if none. Where the step was
-    evaluated, its evaluation alone decides."""
+    """The loss in this step's records that is not finite, in words; None if none. Where the step
+    was evaluated, its evaluation alone decides."""
     for split, words in (("val", "held-out"), ("train", "training")):
         here = [r for r in seen if r["split"] == split and r["step"] == step]
         if here:
@@ -70,7 +70,7 @@ def divergence(seen: Sequence[metrics.Record], step: int) -> str | None:
 
 
 def not_finite(record: metrics.Record, words: str) -> str | None:
-    """Which measure of a record is not finite, such as "held-out nll is nan"; None if it is."""
+    """The measure of a record that is not finite, such as "held-out nll is nan"; None if none."""
     for name in MEASURES:
         value = json_file.number(record, name)
         if value is not None:
@@ -98,7 +98,7 @@ def score_text(val: metrics.Record | None) -> str:
 
 
 def diverged_text(run: Run, result: Result) -> str:
-    """What happened to a run that diverged, and the ways on."""
+    """Message on a run that diverged: what happened, and how to go on."""
     folder = runs.folder(run)
     kept = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdecimal())
     sampled = f"its checkpoints ({', '.join(map(str, kept))}) can be sampled; " if kept else ""
@@ -132,7 +132,7 @@ def finished(run: Run) -> Result | None:
 
 
 def read_result(folder: pathlib.Path) -> Result | None:
-    """How the run in a directory ended; None if it has not. Raises: json_file.Damaged."""
+    """Outcome of the run in a directory; None if it has not ended. Raises: json_file.Damaged."""
     file = folder / "result.json"
     try:
         result = Result(**json_file.read_object(file))
@@ -155,8 +155,8 @@ def ended(folder: pathlib.Path) -> Result | None:
 
 
 def lost_records(folder: pathlib.Path, result: Result) -> str | None:
-    """What is missing of a finished run's metrics.jsonl, in words; None if nothing is, or if the
-    directory does not say which records there were."""
+    """Describes what is missing from a finished run's metrics.jsonl; None if nothing is, or if the
+    directory does not record which records there were."""
     sealed = proof(folder)
     try:
         run = _parsed(folder / "config.json") if sealed is None else _trained(sealed)
@@ -170,7 +170,7 @@ def lost_records(folder: pathlib.Path, result: Result) -> str | None:
 
 
 def warn_of_lost_records(folder: pathlib.Path) -> None:
-    """Print a warning where `lost_records` has something to say."""
+    """Prints a warning where `lost_records` reports a loss."""
     try:
         result = read_result(folder)
     except json_file.Damaged:
@@ -180,8 +180,8 @@ def warn_of_lost_records(folder: pathlib.Path) -> None:
 
 
 def check(folder: pathlib.Path, run: Run) -> str | None:
-    """What is wrong with a directory's config.json, in words, where its checkpoints prove that it
-    holds this run all the same; None if nothing is.
+    """Describes damage to a directory's config.json, where its checkpoints prove that it holds this
+    run all the same; None if there is none.
 
     Raises: ValueError if the directory's config is not this run's, naming the first field that
     differs and both values; fields in `run.EXECUTION` may differ.
@@ -219,7 +219,7 @@ def check(folder: pathlib.Path, run: Run) -> str | None:
 
 
 def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) -> str:
-    """Why this run cannot have a directory that holds another, and the ways on."""
+    """Reason why this run cannot have a directory that holds another, and how to go on."""
     path, there, here = changes[0]
     more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
     text = f"{folder} holds a run with {path}={there!r}, this one has {path}={here!r}{more}"
@@ -235,7 +235,7 @@ def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) 
 
 
 def proof(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The facts of the newest checkpoint that has a whole manifest and says which run it is of:
+    """The facts of the newest checkpoint that has a whole manifest and records which run it is of:
     "run" (its digest), "config", "start", "tokenizer"; None if there is none."""
     places = [p for p in (folder / "checkpoints").glob("*") if p.name.isdecimal()]
     for place in sorted(places, key=lambda p: -int(p.name)):
@@ -246,7 +246,7 @@ def proof(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def identity(run: Run, tokenizer: str, start: dict[str, Any]) -> dict[str, Any]:
-    """The facts by which a checkpoint says which run it is of. tokenizer: its hash; start: what
+    """The facts by which a checkpoint records which run it is of. tokenizer: its hash; start: what
     `initial_weights.weights` noted, {} for random weights."""
     return {
         "run": runs.digest(run),
@@ -261,13 +261,13 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-# What env.json says that may change a run's last bits.
+# Fields of env.json that may change a run's last bits.
 ROUNDING = ("revision", "packages", "backend", "devices", "cpus", "dtype")
 
 
 def changed(folder: pathlib.Path, run: Run, described: dict[str, Any]) -> list[str]:
-    """What differs from the last start, as "field: old -> new": in fields that a run may change,
-    and in the machine and the code, as `environment.describe` describes them now. A damaged file is
+    """Differences from the last start, as "field: old -> new": in fields that a run may change, and
+    in the machine and the code, as `environment.describe` describes them now. A damaged file is
     named, for it is about to be written again."""
     changes, faults = [], []
     for name, now in (("config.json", config.to_dict(run)), ("env.json", described)):
@@ -291,7 +291,7 @@ def record(folder: pathlib.Path, run: Run) -> None:
 
 
 def load(folder: pathlib.Path) -> Run:
-    """The Run of a run directory. Where config.json cannot be read, a warning says so and the Run
+    """The Run of a run directory. Where config.json cannot be read, a warning is given and the Run
     is the one that the newest checkpoint repeats.
 
     Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read, or

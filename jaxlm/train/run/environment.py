@@ -25,7 +25,7 @@ def quiet() -> None:
     """Let orbax's threads and their tasks not print tracebacks: what they raise is raised here
     again, in words."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # "Task exception was never retrieved", of the writes beside one that a full disk refused
+    # "Task exception was never retrieved", of the writes along with one that a full disk refused
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 
@@ -36,7 +36,7 @@ def kernels(run: Run) -> dict[str, str]:
 
 
 def describe(run: Run, corpus: dict[str, Any]) -> dict[str, Any]:
-    """Everything about this start that config.json does not say, ready for JSON. corpus: what is
+    """Everything about this start that config.json does not hold, ready for JSON. corpus: what is
     known of the data."""
     devices = jax.devices()
     return {
@@ -80,7 +80,7 @@ def revision() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # Installed into an environment that lies in some other checkout, git would name that one.
+    # Installed into an environment that is in some other checkout, git would name that one.
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")

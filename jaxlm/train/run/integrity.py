@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Its manifest lists every file with size and SHA-256, and some facts."""
+"""Integrity of checkpoints: a manifest lists every file with size and SHA-256, and some facts."""
 
 import pathlib
 from typing import Any
@@ -10,7 +10,7 @@ FILE = "manifest.json"
 
 def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     """Put every file of a folder on the disk, then write the manifest that vouches for those in
-    its subfolders; what stands beside these is the writer's own notes, rewritten when it renames.
+    its subfolders; files next to these are the writer's own notes, rewritten when it renames.
 
     Raises: io.WriteError on a full disk.
     """
@@ -33,7 +33,7 @@ def restate(folder: pathlib.Path, facts: dict[str, Any]) -> None:
 
 
 def facts(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What was noted when a folder was sealed; None if its manifest cannot be read."""
+    """Facts recorded when a folder was sealed; None if its manifest cannot be read."""
     try:
         return json_file.read_object(folder / FILE)["facts"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -41,7 +41,7 @@ def facts(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def fault(folder: pathlib.Path, parts: tuple[str, ...] = ()) -> str | None:
-    """What is wrong with a sealed folder, naming the first bad file; None if all is well.
+    """Describes damage to a sealed folder, naming the first bad file; None if all is well.
 
     parts: names of subfolders; if any are given, only their files are checked.
     """

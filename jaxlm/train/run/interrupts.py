@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question the loop asks between steps."""
+"""SIGTERM and SIGINT as a flag that the loop reads between steps."""
 
 import contextlib
 import os

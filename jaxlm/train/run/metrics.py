@@ -1,10 +1,10 @@
-"""metrics.jsonl, the truth about a run, and the same numbers as TensorBoard events.
+"""metrics.jsonl, the authoritative record of a run, and the same numbers as TensorBoard events.
 
     {"step": 20, "split": "train", "loss": 3.1, "lr": 0.001, "timing": {"tokens_per_second": 9e4}}
     {"step": 20, "split": "val", "bits_per_byte": 2.4, "timing": {"seconds": 1.2}}
 
 All but "timing" is a function of the Run: an interrupted run's file equals an uninterrupted one's.
-A number that is not finite is null, and "not_finite" says which it was (core/json_file.py).
+A number that is not finite is null, and "not_finite" records which it was (core/json_file.py).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 
 class Mark(NamedTuple):
-    """How much of the file a checkpoint vouches for: its first `size` bytes, by their SHA-256."""
+    """The part of the file that a checkpoint vouches for: its first `size` bytes, by SHA-256."""
 
     size: int
     sha256: str
@@ -47,9 +47,9 @@ class Writer:
     ) -> None:
         """Continue after a step: later records, and a torn last line, are cut off.
 
-        mark: what the checkpoint of this step says of the file; None if it says nothing. due:
+        mark: what the checkpoint of this step records of the file; None if nothing. due:
         (split, step) of the records that belong there. Where the file is not what was written,
-        a warning says what is missing, and the damaged file is kept as metrics.jsonl.damaged.
+        a warning lists what is missing, and the damaged file is kept as metrics.jsonl.damaged.
 
         Raises: io.WriteError.
         """
@@ -64,7 +64,7 @@ class Writer:
             self._start_events(folder, step)
 
     def mark(self) -> Mark | None:
-        """What is in the file, once `commit` has put it there; None on other processes."""
+        """Mark of the whole file, once `commit` has written it; None on other processes."""
         return Mark(self._good, self._sum.hexdigest()) if self._primary else None
 
     def write(self, record: Record) -> None:
@@ -95,7 +95,7 @@ class Writer:
     def _append(self) -> None:
         if not self._waiting:
             return
-        # A write that failed half-way left a torn line behind: begin at the last whole one.
+        # A write that failed half-way left a torn line: begin at the last whole one.
         text = "".join(self._waiting).encode()
         with self._path.open("r+b") as file:
             file.truncate(self._good)
@@ -153,8 +153,8 @@ def _kept(
 
 
 def fault(path: pathlib.Path, mark: Mark | None, due: Set[tuple[str, int]]) -> str | None:
-    """What is wrong with a metrics file that should begin with what `mark` says and have the
-    records of `due`, in words; None if nothing is."""
+    """Describes damage to a metrics file that should begin with the bytes of `mark` and have the
+    records of `due`; None if there is none."""
     data = path.read_bytes() if path.is_file() else b""
     marked = mark is not None and mark_of(data[: mark.size]) == mark
     read = [_record(line) for line in data.split(b"\n")[:-1]]
@@ -166,7 +166,7 @@ def fault(path: pathlib.Path, mark: Mark | None, due: Set[tuple[str, int]]) -> s
 
 
 def _damage(path: pathlib.Path, bad: list[int], missing: list[tuple[str, int]], there: bool) -> str:
-    """What is wrong with a metrics file, in words."""
+    """Describes the damage to a metrics file."""
     text = f"{path} is not what was written" if there else f"{path} is missing or empty"
     if bad:
         text += f"; line {', '.join(map(str, bad[:5]))}{', ...' * (len(bad) > 5)} is no record"

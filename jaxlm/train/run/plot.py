@@ -1,4 +1,4 @@
-"""Pictures from records: the loss curve of a run."""
+"""Plots of records: the loss curve of a run."""
 
 import math
 import pathlib

@@ -1,4 +1,4 @@
-"""From a step's device scalars to a record, without making the device wait for the host."""
+"""Records of a step's device scalars, without making the device wait for the host."""
 
 import collections
 import os

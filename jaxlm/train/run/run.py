@@ -30,7 +30,7 @@ class Checkpoint:
     every: int = 500
     """Steps from one checkpoint to the next."""
     keep_last: int = 2
-    """How many of the latest are kept."""
+    """Number of the latest that are kept."""
     keep_every: int | None = None
     """Also keep those at multiples of this many steps; None keeps no more."""
     at: tuple[int, ...] = ()
@@ -49,13 +49,13 @@ class Run:
     model: models.AnyConfig
     """The model: a family's Config."""
     data: kinds.AnyData = pretraining.Data()
-    """What is read, and in which batches."""
+    """The data that is read, and its batches."""
     optim: optimizer.Optim = optimizer.Optim()
     """The optimiser and its schedule."""
     objective: objectives.AnyConfig = objectives.clm.Config()
     """The loss."""
     rollout: rollouts.Rollout | None = None
-    """How responses to prompts are sampled, rewarded and learnt from; None for all other data."""
+    """Settings of sampling, rewarding and learning from responses; None for all other data."""
     adapter: adapters.Lora | None = None
     """Train low-rank adapters on frozen weights, those of `start`; None trains all weights."""
     mup: mups.Widths | None = None
@@ -63,7 +63,7 @@ class Run:
     rates follow from it by muP, so that optim.lr means at this width what it means at that one.
     None is the standard parametrisation."""
     plan: Plan = Plan()
-    """How the model is executed: mesh, precision, memory."""
+    """Execution of the model: mesh, precision, memory."""
     start: str | None = None
     """A run directory whose weights (the averaged ones, where it keeps an average) this run begins
     from, at step 0 and with a fresh optimiser; None begins from random ones. Its model has the same
@@ -96,7 +96,7 @@ class Run:
     """The local directory that holds run directories."""
 
 
-# Fields that say where and how, not what is computed: a run may resume with others. A new mesh or
+# Fields that set where and how, not what is computed: a run may resume with others. A new mesh or
 # kernel rounds otherwise; all other fields here leave every bit alone.
 EXECUTION = (
     "name",
@@ -279,7 +279,7 @@ def _mesh(run: Run) -> Iterator[str]:
     try:
         stages = kinds.stages(run.data)
     except (ValueError, ZeroDivisionError):
-        return  # data.validate has said so
+        return  # data.validate has reported it
     for stage in stages:
         parts = plan.microbatches * plan.data * plan.fsdp
         if stage.batch % parts:
@@ -358,7 +358,7 @@ def records_due(run: Run, step: int) -> set[tuple[str, int]]:
 
 
 def sampling(run: Run) -> token_sampling.Sampling:
-    """How the run's prompts are continued: the same at every evaluation."""
+    """Settings that the run's prompts are continued with: the same at every evaluation."""
     return token_sampling.Sampling(max_new=run.sample_tokens, temperature=0.8, seed=run.seed)
 
 

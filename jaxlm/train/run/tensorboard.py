@@ -40,7 +40,7 @@ class Events(NamedTuple):
         self._append(_event(step, _message(5, values)))
 
     def restart(self, step: int) -> None:
-        """Tell TensorBoard to forget what earlier files have from this step on."""
+        """Makes TensorBoard discard what earlier files have from this step on."""
         self._append(_event(step, _message(7, _key(1, _VARINT) + _varint(_START))))
 
     def _append(self, message: bytes) -> None:
@@ -56,7 +56,7 @@ def open(folder: pathlib.Path) -> Events:
 
 
 def frame(message: bytes) -> bytes:
-    """A message as it stands in the file: with its length and the checksums of both."""
+    """A message as it is stored in the file: with its length and the checksums of both."""
     length = struct.pack("<Q", len(message))
     return length + _masked(length) + message + _masked(message)
 

@@ -1,4 +1,4 @@
-"""Where the trials of a sweep run. An engine starts `jaxlm train SPEC` and says when it has ended.
+"""Engines that run the trials of a sweep: one starts `jaxlm train SPEC` and reports its end.
 
     local       processes of this machine, each with its share of the cores
     inline      this process, one after the other
@@ -29,8 +29,8 @@ Name = Literal["local", "inline", "population", "ray", "slurm"]
 IN_PROCESS = ("inline", "population")
 # Seconds that a stopped trial has for its last checkpoint.
 GRACE = 60.0
-# Runs in the child before it becomes the trial: it is to end with the sweep (Linux alone can say
-# so), and to keep to its cores, which XLA counts its threads by.
+# Runs in the child before it becomes the trial: it is to end with the sweep (only Linux supports
+# that), and to keep to its cores, which XLA counts its threads by.
 PREFACE = """
 import ctypes, os, signal, sys
 parent, cores, *command = sys.argv[1:]
@@ -61,14 +61,14 @@ class Job(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """What starts trials."""
+    """A named way to start trials."""
 
     name: Name
     submit: Callable[[Task], Job]
 
 
 class Resources(NamedTuple):
-    """What a trial asks a cluster for; `local` and `inline` read none of it."""
+    """Resources that a trial requests from a cluster; `local` and `inline` read none of them."""
 
     cpus: int = 1
     """Cores of a trial."""
@@ -118,7 +118,7 @@ def opened(
 
 
 def _once(job: Job) -> Job:
-    """The job, asked no more once it has ended."""
+    """The job, not polled again once it has ended."""
     ended: list[int] = []
 
     def poll() -> int | None:
@@ -182,8 +182,7 @@ def _code(returned: int | None) -> int | None:
 
 
 def _cores() -> list[int]:
-    """The cores this process may use, by number; on systems that cannot say, as many as there
-    are."""
+    """The cores this process may use, by number; except on Linux, as many as there are."""
     if sys.platform.startswith("linux"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -307,6 +306,6 @@ def _slurm(resources: Resources, folder: pathlib.Path) -> Callable[[Task], Job]:
 
 
 def _note(task: Task, error: BaseException) -> None:
-    """Put what an engine says of a trial into the trial's log."""
+    """Writes an engine's report on a trial into the trial's log."""
     with open(task.log, "a", encoding="utf-8") as out:
         out.write(f"{type(error).__name__}: {error}\n")

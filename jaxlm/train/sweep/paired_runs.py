@@ -26,7 +26,7 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
 FILE = "ablation.json"
-# Where the text to be judged on is decided; what else is in data decides the order of training.
+# Fields that decide the text to be judged on; the others of data decide the order of training.
 _JUDGED = ("source", "field", "tokenizer", "holdout", "corrupt")
 _EXACT = table.Counting("total", "exact causal")
 
@@ -38,18 +38,18 @@ class Ablation:
     name: str
     """Runs are out/name-ARM-sSEED, the record is out/name/ablation.json."""
     baseline: Run
-    """What is compared with."""
+    """The run that variants are compared with."""
     variants: tuple[Run, ...]
     """The baseline with a change each, under another name. With several, alpha is shared out evenly
     among them (Bonferroni)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     """One pair each: Run.seed and data.seed of both its runs."""
     looks: tuple[int, ...] = (3, 5, 8)
-    """After how many pairs it may be decided; the last is all of them."""
+    """Numbers of pairs after which it may be decided; the last is all of them."""
     alpha: float = 0.05
-    """How often a change without effect may be called one, all looks together."""
+    """Probability that a change without effect is reported to have one, all looks together."""
     power: float = 0.8
-    """How often the smallest effect that the plan is said to find is found."""
+    """Probability that the smallest effect that the plan claims to detect is detected."""
     noise: float | None = None
     """Standard deviation of a pair's difference in nats, known from elsewhere. None estimates it
     from the baseline's runs of the first look, as if pairing gained nothing, which is on the safe
@@ -60,13 +60,13 @@ class Ablation:
     """The baseline is trained at these multiples of its steps too, with the first look's seeds,
     which gives its loss against compute and so the change's worth. () where `law` gives it."""
     law: str | None = None
-    """A study.json: its law says what a loss is worth in compute. None has no law."""
+    """A study.json whose law gives the worth of a loss in compute. None has no law."""
     out: str = "runs"
     """The directory of the run directories."""
 
 
 class Outcome(NamedTuple):
-    """What came of it: the record, and 0 or 128 + the signal that stopped a run."""
+    """Outcome of an ablation: its record, and 0 or 128 + the signal that stopped a run."""
 
     record: dict[str, Any]
     exit_code: int
@@ -129,7 +129,7 @@ def _problems(plan: Ablation) -> Iterator[str]:
 
 
 def _unfit(baseline: Run, variant: Run) -> Iterator[str]:
-    """Why two arms are no pair."""
+    """Reason why two arms are no pair."""
     ours, theirs = (
         config.without(config.to_dict(one), *runs.EXECUTION) for one in (baseline, variant)
     )
@@ -226,7 +226,7 @@ def _losses(plan: Ablation, run_: Run, pairs: int) -> np.ndarray:
 
 
 def _stated(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
-    """What the plan can find, told and recorded before any variant is trained."""
+    """Reports what the plan can detect, before any variant is trained; returns the record of it."""
     alpha, most = plan.alpha / len(plan.variants), plan.looks[-1]
     noise, source = plan.noise, "as given"
     if noise is None:

@@ -1,16 +1,16 @@
 """Many runs of one shape as one compiled program: seeds, learning rates, schedules, decays.
 
-The members' states are stacked, [members, ...], and one call moves them all, so that what has to be
-compiled is compiled once. Elsewhere than on a CPU they move side by side (jax.vmap), which fills a
+The members' states are stacked, [members, ...], and one call updates them all, so that what has to
+be compiled is compiled once. Except on a CPU they are updated in parallel (jax.vmap), which fills a
 device too large for one small model; a CPU, which one model fills, takes them in turn
-(jax.lax.map). Either way a member is its own `loop.run` but for rounding: a stacked product sums in
-another order, and in turn the compiler may still fuse otherwise.
+(jax.lax.map). Either way a member equals its own `loop.run` up to rounding: a stacked product sums
+in another order, and in turn the compiler may still fuse differently.
 
 Each member is otherwise an ordinary run. It has its own seed, order of rows and learning rate, its
-own directory with metrics, evaluations and checkpoints. One that diverges moves no other. Stopped
-or killed, each directory holds an unfinished run that goes on alone or, from equal steps, in a
-population. In metrics.jsonl the timing of a member is its share of the time of all: its tokens in
-the seconds that all took.
+own directory with metrics, evaluations and checkpoints. One that diverges does not affect others.
+Stopped or killed, each directory holds an unfinished run that resumes alone or, from equal steps,
+in a population. In metrics.jsonl the timing of a member is its share of the time of all: its tokens
+in the seconds that all took.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from jaxlm.train.run import run as runs
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
 
-# What members may differ in: numbers that a program takes as data,
+# Fields that members may differ in: numbers that a program takes as data,
 DATA = (
     "seed",
     "data.seed",
@@ -57,7 +57,7 @@ class Given(NamedTuple):
 
 
 def alone(run: Run) -> str | None:
-    """Why a run cannot be a member of a population, in words; None if it can."""
+    """Reason why a run cannot be a member of a population, in words; None if it can."""
     data = run.data
     if not isinstance(data, pretraining.Data) or isinstance(run.objective, distill.Config):
         return "objective, data: only runs on text (data.loader.Data) without a teacher can share"
@@ -83,7 +83,7 @@ def groups(wanted: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shape(run: Run) -> dict[str, Any]:
-    """What members have in common. Without any decay the optimiser is another program."""
+    """Fields that members have in common. Without any decay the optimiser is another program."""
     record = config.without(config.to_dict(run), *DATA, *FREE)
     return record | {"optim.weight_decay > 0": run.optim.weight_decay > 0}
 
@@ -107,7 +107,7 @@ def check(members: Sequence[Run]) -> None:
 
 
 def run(members: Sequence[Run]) -> list[Result]:
-    """How each member ended, in order: all are trained, from their last good checkpoints on.
+    """Trains all members, from their last good checkpoints on; returns their outcomes in order.
 
     Finished members are not run again. A signal ends all early, with everything saved, as in
     `loop.run`; an error of one (a full disk) ends all.
@@ -141,7 +141,7 @@ def _abreast(begun: list[Begun]) -> list[list[Begun]]:
 
 
 def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list[Result]:
-    """Members that stand at one step, to their ends or to the step in which a signal arrived."""
+    """Trains members that are at one step, to their ends or the step in which a signal arrived."""
     begun = int(group[0][1].state.step)
     sessions = _quiet([session for session, _ in group], begun)
     first = sessions[0].run
@@ -180,7 +180,7 @@ def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list
     except Exception:
         for session in sessions:
             with contextlib.suppress(Exception):
-                session.store.wait()  # a save under way is whole, whatever failed beside it
+                session.store.wait()  # a save under way is whole, whatever else failed
         raise
 
 

@@ -1,11 +1,11 @@
-"""The trials of a sweep, run: what is started when, what became of each, and the record of it.
+"""Execution of a sweep's trials: their order, their outcomes, and the record of them.
 
     sweep.json     every trial, its state, attempts, seconds, loss, and why it is no point
     runs.csv       the points: run (cluster), params, tokens, flops, loss and what they were set to
     runs/NAME      ordinary run directories; failed.json in those that failed for good
     specs/, logs/  the Run of each as JSON, and what it printed
 
-A sweep that is started again goes on where it stopped: finished trials are not run again, the
+A sweep that is started again resumes where it stopped: finished trials are not run again, the
 others resume from their checkpoints.
 """
 
@@ -40,7 +40,7 @@ SETTLED = ("finished", "failed", "diverged")
 
 @dataclasses.dataclass
 class Entry:
-    """What became of a trial; sweep.json has one of each."""
+    """State and outcome of a trial; sweep.json has one of each."""
 
     name: str
     digest: str
@@ -88,7 +88,7 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
             listed = json_file.read_object(place / FILE)["trials"]
             before = {entry["digest"]: Entry(**entry) for entry in listed}
         except (ValueError, KeyError, TypeError) as error:
-            # the run directories say what became of each trial; only the seconds are lost
+            # the run directories record the outcome of each trial; only the seconds are lost
             (place / FILE).replace(place / f"{FILE}.damaged")
             directory.warn(f"{place / FILE} is no record of a sweep ({error}); it is written again")
     entries = {}
@@ -133,7 +133,7 @@ def _look(book: Book, trial: Trial) -> Result | None:
 
 
 def _branched(trial: Trial) -> bool:
-    """Whether a finished run was begun from its trunk."""
+    """Whether a finished run was started from its trunk."""
     return trial.trunk is not None and directory.load(runs.folder(trial.run)).trunk is not None
 
 

@@ -4,7 +4,7 @@
     trunk     of one model's cells the longest run; the others branch off it where they decay
     held out  a larger run, predicted before it is trained
 
-Nothing here trains: scheduler.py does, and engines.py says where.
+Nothing is trained here: scheduler.py does that, on the engines of engines.py.
 """
 
 import dataclasses
@@ -26,53 +26,53 @@ from jaxlm.train.run.run import Checkpoint, Run
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One point that is wanted."""
+    """One point of a sweep."""
 
     model: models.AnyConfig
     """Its size."""
     flops: float
     """Its training FLOPs C, as the sweep counts them; they decide how long it trains."""
     seed: int = 0
-    """Of the initial weights and of the order of the data; cells that differ in it alone are
+    """Seed of the initial weights and of the order of the data; cells that differ in it alone are
     repeats, which show the noise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What one worker does in a second, for the estimate: a token of a model of F training FLOPs
-    takes (F + flops_overhead) / flops_per_second."""
+    """Speed of one worker, for the estimate: a token of a model of F training FLOPs takes
+    (F + flops_overhead) / flops_per_second."""
 
     flops_per_second: float
-    """Of large models."""
+    """Speed on large models."""
     flops_overhead: float
-    """Per token: what is not matrix products, in FLOPs."""
+    """Cost per token of all but matrix products, in FLOPs."""
     seconds_per_run: float
-    """Start, compilation and the last checkpoint."""
+    """Time of the start, compilation and the last checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is trained, how N and C are counted, and what is fitted to it."""
+    """Runs to train, the counting of N and C, and the law that is fitted to them."""
 
     name: str
     """The sweep's directory is base.out/name."""
     base: Run
-    """What all runs share: data, optimiser, plan. The model, the length, the learning rate, its
-    schedule, the warm-up, the batch, seeds and evaluations are set for each cell."""
+    """Fields that all runs share: data, optimiser, plan. The model, the length, the learning rate,
+    its schedule, the warm-up, the batch, seeds and evaluations are set for each cell."""
     cells: tuple[Cell, ...]
     """The points that the law is fitted to."""
     speed: Speed
-    """For the estimate of the time it takes."""
+    """Speed of a worker, for the estimate of the time it takes."""
     held_out: Cell | None = None
     """A larger run, predicted from the law before it is trained; None trains none."""
     counting: Counting = Counting("matmul-only", "6ND")
-    """What N and C count."""
+    """The counting of N and C."""
     rule: Literal["step law", "deepseek"] = "step law"
     """Learning rate and batch by size: scaling/cost/hyperparameter_rules.py."""
     lr_factor: float = 1.0
-    """On the rule's learning rate; one number for all sizes, tuned on one of them."""
+    """Factor on the rule's learning rate; one number for all sizes, tuned on one of them."""
     batch_factor: float = 1.0
-    """On the rule's batch."""
+    """Factor on the rule's batch."""
     multiple: int = 1
     """Rows of a batch are a multiple of this: the devices of the plan."""
     warmup: float = 0.1
@@ -80,9 +80,9 @@ class Sweep:
     decay: float = 0.2
     """Fraction of each run over which its learning rate falls."""
     tuning: str = "not tuned"
-    """How lr_factor and batch_factor were found, for the study's record."""
+    """Description of the tuning of lr_factor and batch_factor, for the study's record."""
     options: analysis.Options = analysis.Options(bootstrap="cluster")
-    """How the law is fitted; by default runs are resampled with all branches of their trunk."""
+    """Options of the fit; by default runs are resampled with all branches of their trunk."""
 
 
 class Trial(NamedTuple):
@@ -101,7 +101,7 @@ class Trial(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """What a rule decides for all runs of a model."""
+    """Hyper-parameters that a rule decides for all runs of a model."""
 
     lr: float
     rows: int
@@ -260,7 +260,7 @@ def validate(sweep: Sweep) -> None:
 
 
 class Estimate(NamedTuple):
-    """What a sweep is going to cost."""
+    """Estimated cost of a sweep."""
 
     alone: float  # FLOPs of all runs if each trained all its steps: what the law is charged
     spent: float  # FLOPs with branches sharing their trunks: what is computed
