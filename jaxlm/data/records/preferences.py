@@ -240,7 +240,7 @@ class _Read(NamedTuple):
 
     @property
     def apart(self) -> list[str]:
-        """Reasons why responses do not follow their generation prompt, one for each that does not."""
+        """Reasons why responses do not follow their generation prompt, each that does not."""
         return [text.apart for text in self.example.texts if text.apart]
 
 
