@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: check demo test lint slow parity test-newest docs lock clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python experiments/demo.py $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
+	$(BIN)/python -m experiments.demo $(if $(DEMO_STEPS),--steps $(DEMO_STEPS))
 
 # tests/conftest.py groups the tests and puts the longest first.
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \

@@ -142,20 +142,12 @@ def start(family, plan):
 
 
 @functools.cache
-def begun(family, plan):
-    """A State with weights of `drawn`, as NumPy arrays: what trainers start from."""
-    objective, tx = parts(family, plan)
-    state = step.begin(objective, tx, plan, 3, drawn(objective.spec, 3))
-    return jax.tree.map(np.asarray, state)
-
-
-@functools.cache
 def trainer(family, plan):
     """The step of a family under a plan, run once so that it is compiled."""
     made = step.make(*parts(family, plan), plan)
     shardings = step.shard(*parts(family, plan), plan)
     # the same on every mesh, as law 10 says; only float16 has a loss scale
-    first = begun(family, Plan(compute="float16") if plan.compute == "float16" else Plan())
+    first = start(family, Plan(compute="float16") if plan.compute == "float16" else Plan())
 
     def fresh():
         return jax.device_put(first, shardings)

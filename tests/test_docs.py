@@ -276,8 +276,9 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     with contextlib.redirect_stdout(out):
         exec(compile(example, "README.md", "exec"), {})
     told = re.search(r"# ([\d.]+) \+- ([\d.]+)", example)
-    measured = float(out.getvalue().splitlines()[-1])
-    assert abs(measured - float(told[1])) <= float(told[2])
+    *_, measured, texts = out.getvalue().splitlines()
+    assert abs(float(measured) - float(told[1])) <= float(told[2])
+    assert len(ast.literal_eval(texts)) == 1
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
