@@ -35,11 +35,14 @@ def generate(
     A decoder continues the prompts, all in one batch. One that was trained on conversations, or any
     with a `template`, answers each as the user's message and stops at the end of its turn. An
     encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
-    source and its target, as `jaxlm sample` shows them.
+    source and its target, as `jaxlm sample` shows them. Prompt r is sampled with the seed of
+    `sampling` plus r.
 
-    Raises: ValueError for a model that cannot do so, or a template that is not its tokenizer's; as
+    Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template that is not its tokenizer's; as
     `token_sampling.generate`.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: {prompts!r} given; a list of texts is needed: [{prompts!r}]")
     trained_weights.refuse_template(saved.folder, saved.run, template)
     tokenizer = directory.tokenizer(saved.folder, saved.run)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))

@@ -47,6 +47,10 @@ def test_scores_and_texts_are_those_of_the_modules(saved, capsys):
     shown = "sample", str(model.folder.resolve()), "--prompt", "ab", "--max-new", "5"
     assert main.main([*shown, "--temperature", "0"]) == 0
     assert capsys.readouterr().out == f"ab{texts[0]}\n"
+    with pytest.raises(ValueError, match="prompts: 'ab' given; a list of texts"):
+        jaxlm.generate(model, "ab", greedy)
+    with pytest.raises(ValueError, match="run: 'configs/demo.py' given; a jaxlm.Run is needed"):
+        jaxlm.train("configs/demo.py")
     with pytest.raises(ValueError, match="no such template|nonesuch"):
         jaxlm.generate(model, ["ab"], greedy, template="nonesuch")
 
