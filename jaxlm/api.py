@@ -38,8 +38,8 @@ def generate(
     source and its target, as `jaxlm sample` shows them. Prompt r is sampled with the seed of
     `sampling` plus r.
 
-    Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template that is not its tokenizer's; as
-    `token_sampling.generate`.
+    Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
+    that is not its tokenizer's; as `token_sampling.generate`.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: {prompts!r} given; a list of texts is needed: [{prompts!r}]")
