@@ -105,7 +105,7 @@ $(VENV)/.parity: $(VENV)/.dev
 # Write the lock of this Python from a fresh environment of the newest versions that setup.py allows.
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
 	{ echo '# Versions known to work together; `make lock` writes this file.'; \
 		build/lock/bin/python -m pip list --format freeze --exclude-editable \
 		| grep -v -i -E '^(pip|setuptools|wheel)=='; } > $(LOCK)

@@ -7,11 +7,30 @@ other's way: a process to each core does the most.
 import concurrent.futures
 import multiprocessing
 import os
+from collections.abc import Callable
 from typing import Any
 
 
-def pool(workers: int = 2) -> concurrent.futures.ProcessPoolExecutor:
-    """An executor of so many fresh processes, each with its own share of the cores."""
+class Here(concurrent.futures.Executor):
+    """An executor that runs every call at once, in this process."""
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        """The finished future of a call."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def pool(workers: int = 2) -> concurrent.futures.Executor:
+    """An executor of so many fresh processes, each with its own share of the cores; of 0, this
+    process: tiny runs are all compiling, and what starts a process costs more than they do."""
+    if not workers:
+        return Here()
     context = multiprocessing.get_context("spawn")
     args = (context.Value("i", 0), workers)
     return concurrent.futures.ProcessPoolExecutor(

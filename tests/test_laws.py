@@ -151,12 +151,34 @@ def agree(family, plan):
 EVERYTHING = dataclasses.replace(
     programs.MESH, microbatches=2, remat="full", unroll=2, loss_chunk=16
 )
+# Where the law fails under everything at once, these say by which of its parts.
+PARTS = {
+    "5, the batch in parts": Plan(microbatches=4, loss_chunk=16),
+    "6, a mesh": programs.MESH,
+    "7, all recomputed": Plan(remat="full"),
+    "7, all but products recomputed, and unrolled": Plan(remat="dots", unroll=3),
+}
+
+
+def diagnosis(family):
+    """The parts of EVERYTHING under which three steps are others, each tried alone."""
+    for name, plan in PARTS.items():
+        try:
+            agree(family, plan)
+        except AssertionError as failure:
+            yield f"{name}: {str(failure).strip().splitlines()[0]}"
 
 
 @product
 def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(family):
-    state = agree(family, EVERYTHING)
+    try:
+        state = agree(family, EVERYTHING)
+    except AssertionError as failure:
+        failure.add_note("Alone: " + ("; ".join(diagnosis(family)) or "every part agrees"))
+        raise
     made = programs.trainer(family, EVERYTHING)
+    # the partitioner found a way for every array
+    assert "rematerialization" not in made.log
     # everything lies where it should
     for path, x in param.flatten(state).items():
         assert x.sharding == param.flatten(made.shardings)[path], path
@@ -172,33 +194,6 @@ def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(famil
 @pytest.mark.xdist_group("llama-all")
 def test_5_6_7_and_with_blocks():
     agree("llama-all", dataclasses.replace(EVERYTHING, attention="blockwise"))
-
-
-# where the law above fails, these say by which of its parts
-one_by_one = pytest.mark.parametrize(
-    "family",
-    [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.xdist_group(n)]) for n in programs.FULL],
-)
-
-
-@one_by_one
-def test_5_cutting_the_batch_does_not_change_the_step(family):
-    agree(family, Plan(microbatches=4, loss_chunk=16))
-
-
-@one_by_one
-def test_6_a_mesh_does_not_change_the_step(family):
-    agree(family, programs.MESH)
-    # the partitioner found a way for every array
-    assert "rematerialization" not in programs.trainer(family, programs.MESH).log
-
-
-@pytest.mark.parametrize(
-    "plan", [Plan(remat="full"), Plan(remat="dots", unroll=3)], ids=lambda p: p.remat
-)
-@one_by_one
-def test_7_recomputing_and_unrolling_do_not_change_the_step(family, plan):
-    agree(family, plan)
 
 
 @pytest.mark.parametrize("plan", [Plan(), programs.MESH], ids=["one", "mesh"])

@@ -17,19 +17,18 @@ Measured by the world's exact checker, on prompts that no stage has seen.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from experiments import workers
 from experiments.constitutional import report, world
 from jaxlm.cli import launch
 
@@ -58,24 +57,18 @@ FULL = Size(3, 48, 12000, 600, 1024, 4, 60, 4, 0.06, 150, 2048, 128)
 QUICK = Size(1, 16, 400, 60, 24, 2, 2, 3, 0.0, 2, 32, 2)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all seeds, two at a time, and print the table."""
     parser = argparse.ArgumentParser(description="Constitutional AI in a checkable world.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    parser.add_argument("--seed", type=int, help="one seed alone, its numbers to its own folder")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     size = QUICK if args.quick else FULL
     out = args.out or pathlib.Path("runs") / f"constitutional{'_quick' if args.quick else ''}"
-    if args.seed is not None:
-        (out / f"seed{args.seed}").mkdir(parents=True, exist_ok=True)
-        found = experiment(size, out / f"seed{args.seed}", args.seed)
-        (out / f"seed{args.seed}" / "numbers.json").write_text(json.dumps(found) + "\n", "utf-8")
-        return
     begun = time.perf_counter()
-    results = {"size": size._asdict(), "seeds": list(every_seed(size, out, args.quick))}
+    seeds = list(every_seed(size, out, 0 if args.quick else 2))
+    results = {"size": size._asdict(), "seeds": seeds}
     results["seconds"] = round(time.perf_counter() - begun)
     for folder in (out, HERE) if args.record else (out,):
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -84,33 +77,21 @@ def main() -> None:
     print("\n" + report.table(results))
 
 
-def every_seed(size: Size, out: pathlib.Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """The numbers of each seed, from processes of their own."""
-
-    def one(seed: int) -> dict[str, Any]:
-        words = [
-            sys.executable,
-            "-m",
-            "experiments.constitutional.cai",
-            "--seed",
-            str(seed),
-            "--out",
-            str(out),
-        ]
-        subprocess.run([*words, *(["--quick"] if quick else [])], check=True)
-        return json.loads((out / f"seed{seed}" / "numbers.json").read_text("utf-8"))
-
-    # tiny runs are all compiling, which the second finds done
-    with concurrent.futures.ThreadPoolExecutor(1 if quick else 2) as pool:
-        yield from pool.map(one, range(FIRST, FIRST + size.seeds))
+def every_seed(size: Size, out: pathlib.Path, processes: int) -> Iterator[dict[str, Any]]:
+    """The numbers of each seed, from so many processes."""
+    seeds = range(FIRST, FIRST + size.seeds)
+    with workers.pool(processes) as pool:
+        yield from pool.map(functools.partial(experiment, size, out), seeds)
 
 
-def experiment(size: Size, out: pathlib.Path, seed: int) -> dict[str, Any]:
-    """Every number of one seed, JSON-ready."""
+def experiment(size: Size, parent: pathlib.Path, seed: int) -> dict[str, Any]:
+    """Every number of one seed, JSON-ready; its runs are in a folder of its own."""
     from jaxlm import feedback
     from jaxlm.decode.token_sampling import Sampling
     from jaxlm.feedback import best_of_n, critique, preference_labels
 
+    out = parent / f"seed{seed}"
+    out.mkdir(parents=True, exist_ok=True)
     write = Files(out)
     asked = prompts(size, seed)
     write("prompts.jsonl", ({"prompt": p} for p in asked[0]))
@@ -324,4 +305,5 @@ def labels(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxlm.cli import launch
@@ -44,14 +44,13 @@ FULL = Size(128, 96, 3, 12000, 600, 32, 400, 40, 8, 3, 48)
 QUICK = Size(32, 32, 2, 300, 8, 8, 60, 3, 4, 1, 8)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every step and print the table."""
     parser = argparse.ArgumentParser(description="Context extension: how far, and by what.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     size = QUICK if args.quick else FULL
     out = args.out or pathlib.Path("runs") / f"context_extension{'_quick' if args.quick else ''}"
     begun = time.perf_counter()
@@ -377,4 +376,5 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -18,7 +18,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import spread, workers
@@ -40,18 +40,17 @@ FULL = Size(3, 120, 280, 160)
 QUICK = Size(2, 60, 6, 4)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every part and print the table."""
     parser = argparse.ArgumentParser(description="Distillation: what is reached, and what helps.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     size = QUICK if args.quick else FULL
     out = args.out or pathlib.Path("runs") / f"distillation{'_quick' if args.quick else ''}"
     begun = time.perf_counter()
-    results = experiment(size, out)
+    results = experiment(size, out, 0 if args.quick else 2)
     results["seconds"] = round(time.perf_counter() - begun)
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, HERE) if args.record else (out,):
@@ -61,9 +60,9 @@ def main() -> None:
     print("\n" + table(results))
 
 
-def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
-    """Every number of the experiment, JSON-ready. Two processes, a core each."""
-    with workers.pool() as pool:
+def experiment(size: Size, out: pathlib.Path, processes: int) -> dict[str, Any]:
+    """Every number of the experiment, JSON-ready, from so many processes."""
+    with workers.pool(processes) as pool:
         teacher = pool.submit(train_teacher, size, str(out))
         exacts = [pool.submit(exact, size, seed) for seed in range(size.seeds)]
         modes_ = pool.submit(modes)
@@ -311,4 +310,5 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -19,6 +19,7 @@ import json
 import pathlib
 import random
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import spread, workers
@@ -42,18 +43,17 @@ FULL = Size(3, 400, 200, 32)
 QUICK = Size(1, 8, 4, 4)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every way and seed, and print the table."""
     parser = argparse.ArgumentParser(description="GRPO with a checked reward, on sums.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--out", type=pathlib.Path, help="where runs and results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     size = QUICK if args.quick else FULL
     out = args.out or pathlib.Path("runs") / f"reasoning{'_quick' if args.quick else ''}"
     begun = time.perf_counter()
-    results = experiment(size, out)
+    results = experiment(size, out, 0 if args.quick else 2)
     results["seconds"] = round(time.perf_counter() - begun)
     for folder in (out, HERE) if args.record else (out,):
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -62,10 +62,10 @@ def main() -> None:
     print("\n" + table(results))
 
 
-def experiment(size: Size, out: pathlib.Path) -> dict[str, Any]:
-    """Every number of the experiment, JSON-ready. Two processes, a core each."""
+def experiment(size: Size, out: pathlib.Path, processes: int) -> dict[str, Any]:
+    """Every number of the experiment, JSON-ready, from so many processes."""
     groups = (("answer", "permuted"), ("thought",))  # a group begins from the same weights
-    with workers.pool() as pool:
+    with workers.pool(processes) as pool:
         running = [
             pool.submit(group, size, str(out), ways, seed)
             for seed in range(size.seeds)
@@ -326,4 +326,5 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -13,6 +13,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import workers
@@ -60,20 +61,19 @@ QUICK = Size(
 )  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all seeds, two processes at a time, and print the table."""
     parser = argparse.ArgumentParser(description="Alignment against exact optima.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--seeds", type=int, default=6, help="of the whole pipeline")
     parser.add_argument("--out", type=pathlib.Path, help="where results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     out = args.out or pathlib.Path("runs") / f"rlhf{'_quick' if args.quick else ''}"
     size = QUICK if args.quick else FULL
     out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    with workers.pool(min(2, args.seeds)) as pool:
+    with workers.pool(0 if args.quick else min(2, args.seeds)) as pool:
         found = list(pool.map(functools.partial(one, size), range(args.seeds)))
     results = {"settings": size._asdict(), "beta": {"dpo": DPO_BETA, "rl": RL_BETA}, "seeds": found}
     results["seconds"] = round(time.perf_counter() - begun)
@@ -243,4 +243,5 @@ class Pipeline:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -14,6 +14,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import spread, workers
@@ -44,20 +45,19 @@ QUICK = Size(align.QUICK, 32, 2, (6, 32, 1e-3, "adamw"), 2)
 ROWS = 64  # pairs to a step, at most
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all seeds, two processes at a time, and print the table."""
     parser = argparse.ArgumentParser(description="Over-optimisation of a proxy, exactly.")
     parser.add_argument("--quick", action="store_true", help="tiny settings; numbers mean nothing")
     parser.add_argument("--seeds", type=int, default=5, help="of source, proxy and policies")
     parser.add_argument("--out", type=pathlib.Path, help="where results go")
     parser.add_argument("--record", action="store_true", help="keep the results beside this file")
-    args = parser.parse_args()
-    launch.prepare()
+    args = parser.parse_args(argv)
     out = args.out or pathlib.Path("runs") / f"overoptimise{'_quick' if args.quick else ''}"
     size = QUICK if args.quick else FULL
     out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    with workers.pool(min(2, args.seeds)) as pool:
+    with workers.pool(0 if args.quick else min(2, args.seeds)) as pool:
         found = list(pool.map(functools.partial(one, size), range(args.seeds)))
     results = {"pairs": size.pairs, "noise": NOISE, "seeds": found}
     results["seconds"] = round(time.perf_counter() - begun)
@@ -252,4 +252,5 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    launch.prepare()
     main()

@@ -1,17 +1,11 @@
 """The world of the constitutional experiment, and that the experiment runs to its table."""
 
 import json
-import os
-import pathlib
 import random
-import subprocess
-import sys
 
 import pytest
 
-from experiments.constitutional import world
-
-ROOT = pathlib.Path(__file__).parents[2]
+from experiments.constitutional import cai, world
 
 
 @pytest.mark.parametrize(
@@ -71,17 +65,13 @@ def test_so_many_critiques_and_choices_are_wrong():
 
 
 @pytest.mark.slow
-def test_quick(tmp_path):
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    words = ["-m", "experiments.constitutional.cai", "--quick", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environ, capture_output=True, text=True
-    )
-    assert not done.returncode, done.stderr
+def test_quick(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cai.main(["--quick", "--out", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results["seeds"]) == 1
     for seed in results["seeds"]:
         assert list(seed["stages"]) == ["base", "SFT", "SL-CAI", "RL-CAI"]
         assert len(seed["rounds"]) == results["size"]["rounds"] + 1
-    assert "| RL-CAI | " in done.stdout
+    assert "| RL-CAI | " in capsys.readouterr().out
     assert (tmp_path / "out" / "results.png").stat().st_size > 10_000

@@ -1,17 +1,11 @@
 """The sums of experiments/reasoning: what is asked, imitated, rewarded and counted."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from experiments.reasoning import reason
 from jaxlm.train.rl import reward_functions
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_what_is_held_out_is_in_no_training_and_all_else_is():
@@ -56,25 +50,10 @@ def test_thoughts_count_to_their_answer_and_two_in_five_are_right():
 
 
 @pytest.mark.slow
-def test_quick(tmp_path):
-    """From the records to the table, two seeds of each way."""
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.reasoning.reason",
-            "--quick",
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
+def test_quick(tmp_path, monkeypatch):
+    """From the records to the table, each way."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reason.main(["--quick", "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     for way in reason.WAYS:
         assert len(found[way]) == reason.QUICK.seeds

@@ -2,23 +2,18 @@
 
 import itertools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.rlhf import world
+from experiments.rlhf import align, overoptimise, world
 from jaxlm import models
 from jaxlm.models import llama
 from jaxlm.objectives import log_probs
 from jaxlm.parallel.plan import Plan
 from tests import programs
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = world.World(symbols=3, length=3, prompts=2)
 R = world.reward(SMALL)
 REF = world.source(SMALL, 0)
@@ -194,19 +189,15 @@ def test_draws_are_as_frequent_as_they_are_probable():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["align", "overoptimise"])
-def test_quick(name, tmp_path):
+def test_quick(name, tmp_path, capsys):
     """Each experiment runs from the source to its table, and none of its policies is above J*."""
-    command = [sys.executable, "-m", f"experiments.rlhf.{name}", "--quick", "--seeds", "1"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert not done.returncode, done.stderr
+    experiment = {"align": align, "overoptimise": overoptimise}[name]
+    experiment.main(["--quick", "--seeds", "1", "--out", str(tmp_path)])
     record = tmp_path / ("results.json" if name == "align" else "overoptimise.json")
     results = json.loads(record.read_text("utf-8"))
     assert [seed["seed"] for seed in results["seeds"]] == [0]
     assert record.with_suffix(".png").stat().st_size > 10_000
-    assert record.with_suffix(".md").read_text("utf-8") in done.stdout
+    assert record.with_suffix(".md").read_text("utf-8") in capsys.readouterr().out
     for seed in results["seeds"]:
         if name == "align":
             assert seed["dpo"]["first_loss"] == pytest.approx(np.log(2), abs=1e-5)
