@@ -39,15 +39,21 @@ Step = Callable[[State, Any], tuple[State, Metrics]]
 def init(objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int) -> State:
     """A fresh State on the plan's mesh, created in place: no device ever holds more than its part.
     The values depend on the seed alone. `frozen` is {}: `initial_weights.frozen` fills it."""
+    return initializer(objective, tx, plan)(jax.random.key_data(jax.random.key(seed)))
+
+
+def initializer(
+    objective: Objective, tx: optimizer.Transform, plan: Plan
+) -> Callable[[jax.Array], State]:
+    """The compiled function from a key's data, uint32[2], to a fresh State: runs of other seeds
+    find the program compiled."""
     shardings = shard(objective, tx, plan)._replace(frozen={})
 
-    # The key is data, so that runs of other seeds find this program compiled.
     def make(key: jax.Array) -> State:
         first = jax.random.fold_in(jax.random.wrap_key_data(key), 0)
         return _fresh(param.init(objective.spec, first), tx, key)
 
-    key = jax.random.key_data(jax.random.key(seed))
-    return jax.jit(make, out_shardings=shardings, compiler_options=devices.compile_once())(key)
+    return jax.jit(make, out_shardings=shardings, compiler_options=devices.compile_once())
 
 
 def begin(

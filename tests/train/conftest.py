@@ -16,6 +16,7 @@ from jaxlm.train import loop, step
 from jaxlm.train.optim import optimizer
 from jaxlm.train.run import checkpoint, interrupts, metrics
 from jaxlm.train.run import run as runs
+from tests import run_programs
 
 WORDS = ("a", "model", "reads", "the", "text", "and", "learns", "what", "follows", "each", "word")
 
@@ -73,6 +74,12 @@ def stopping():
             yield
 
     return arrive
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    with run_programs.shared():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,11 @@
+"""Runs of an experiment that compute the same are traced once."""
+
+import pytest
+
+from tests import run_programs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    with run_programs.shared():
+        yield
