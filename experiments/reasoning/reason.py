@@ -15,6 +15,7 @@ right answer, 0 for any other. Three ways:
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import random
@@ -227,7 +228,6 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
     import jax
     import numpy as np
 
-    from jaxlm import objectives
     from jaxlm.data import tokenizers
     from jaxlm.data.records import prompts
     from jaxlm.data.templates import template
@@ -241,10 +241,7 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
         template.prompt(layout, tokenizer, [template.Message("user", s.prompt)]) for s in asked
     ]
     batch = policy_sampling.repeated(prompts.packed(tokens, 8), times)
-    objective = objectives.build(found.run.objective, found.model, found.plan)
-    run = policy_sampling.program(
-        found.model, objective, max_new=16, stop=template.stops(layout, tokenizer)
-    )
+    run = sampler(found.run.model, found.run.objective, template.stops(layout, tokenizer))
     key = np.asarray(jax.random.key_data(jax.random.key(10_000 + seed)))
     made = jax.device_get(run(found.params, {}, batch, key, 1.0))
     said = [tokenizer.decode(row[w > 0]) for row, w in zip(made.targets, made.weight, strict=True)]
@@ -260,6 +257,16 @@ def tried(folder: str, asked: list[Sum], thought: bool, times: int, seed: int) -
     counted = [_counted(s, text) for s, text in zip(each, said, strict=True)]
     told["counted"] = sum(counted) / len(said)
     return told
+
+
+@functools.cache
+def sampler(model: Any, objective: Any, stop: tuple[int, ...]) -> Any:
+    """The compiled sampler of what has these configs."""
+    from jaxlm import models, objectives
+    from jaxlm.train.rl import policy_sampling
+
+    built = models.build(model)
+    return policy_sampling.program(built, objectives.build(objective, built), max_new=16, stop=stop)
 
 
 def _counted(s: Sum, text: str) -> bool:
