@@ -71,11 +71,10 @@ def shape(family):
     return models.build(FAMILIES[family])
 
 
-def fitting(family, plan):
-    """(model, the objective that pretrains it) of a case under a plan."""
-    model = models.build(FAMILIES[family], plan)
+def pretraining(model, plan):
+    """The objective that pretrains a model."""
     settings = objectives.OBJECTIVES[objectives.fitting(model)].Config(z_loss=0.01)
-    return model, objectives.build(settings, model, plan)
+    return objectives.build(settings, model, plan)
 
 
 def fit(family, batch):
@@ -95,24 +94,29 @@ def sourced(model, params, batch):
 
 @functools.cache
 def prober(family, plan):
-    """Compiled (params, batch) -> Probe."""
-    model, objective = fitting(family, plan)
+    """Compiled (params, batch) -> Probe. One pass forward and one backward: the layers read a table
+    of their own, whose gradient is the reach."""
+    model = models.build(FAMILIES[family], plan)
 
-    def loss(params, batch, key=None):
-        return objective.loss(params, {}, batch, key)[0]
+    def loss(params, table, batch):
+        states = []
 
-    def through_layers(table, params, batch):
-        changed = params | {"embed": params["embed"] | {"table": table}}
-        at, source = At(batch.segments, batch.positions), sourced(model, params, batch)
-        z = model.unembed(model.head(params), model.hidden(changed, batch.tokens, at, **source).x)
-        hit = jnp.take_along_axis(jax.nn.log_softmax(z), batch.targets[..., None], -1)[..., 0]
-        return -jnp.sum(hit * batch.weight), z
+        def hidden(params, *args, **kwargs):
+            changed = params | {"embed": params["embed"] | {"table": table}}
+            out = model.hidden(changed, *args, **kwargs)
+            states.append(out.x)
+            return out
+
+        objective = pretraining(model._replace(hidden=hidden), plan)
+        total = objective.loss(params, {}, batch, None)[0]
+        return total, model.unembed(model.head(params), states[0])
 
     def probe(params, batch):
-        batch = fit(family, batch)
-        total, grads = jax.value_and_grad(loss)(params, batch)
-        reach, z = jax.grad(through_layers, has_aux=True)(params["embed"]["table"], params, batch)
-        return Probe(z, total, grads, reach)
+        both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        table = params["embed"]["table"]
+        (total, z), (grads, reach) = both(params, table, fit(family, batch))
+        embed = grads["embed"] | {"table": grads["embed"]["table"] + reach}
+        return Probe(z, total, grads | {"embed": embed}, reach)
 
     return jax.jit(probe)
 
@@ -129,7 +133,7 @@ class Trainer(NamedTuple):
 
 def parts(family, plan):
     """(objective, optimiser) of a family under a plan."""
-    objective = fitting(family, plan)[1]
+    objective = pretraining(models.build(FAMILIES[family], plan), plan)
     # eps is large so that rounding is not blown up by Adam where gradients are near 0
     cfg = optimizer.Optim(lr=0.02, warmup=2, eps=1e-3, ema=0.9)
     return objective, optimizer.build(cfg, objective.spec, 100, plan.compute == "float16")
