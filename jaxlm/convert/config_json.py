@@ -14,24 +14,6 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def activation(ours: str) -> str:
-    """transformers' name of one of our nonlinearities."""
-    return next(theirs for theirs, known in ACTIVATIONS.items() if known == ours)
-
-
-def fixed(cfg: Any, **values: Any) -> None:
-    """Checks that these fields of a Config are what an architecture always has.
-
-    Raises: ValueError naming the first that is not, which has no counterpart in a config.json.
-    """
-    for name, value in values.items():
-        if getattr(cfg, name) != value:
-            raise ValueError(
-                f"model.{name}={getattr(cfg, name)!r} has no counterpart in this config.json "
-                f"(always {value!r})"
-            )
-
-
 class Fields:
     """A `config.json` that remembers which of its fields were read.
 

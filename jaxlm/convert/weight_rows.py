@@ -157,6 +157,21 @@ def same(ours: str, theirs: str) -> Row:
     return _one(PLAIN, ours, theirs)
 
 
+def unchanged(ours: str, theirs: str) -> Row:
+    """A weight of the same shape in their file, where `same` would make a vector of it."""
+    return _one((lambda a, p: a, lambda a, p: a, lambda p: p.shape), ours, theirs)
+
+
+def layer_norm(ours: str, theirs: str) -> list[Row]:
+    """Both weights of a LayerNorm."""
+    return [same(f"{ours}/scale", f"{theirs}.weight"), same(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def biased(ours: str, theirs: str) -> list[Row]:
+    """A torch.nn.Linear and its bias."""
+    return [linear(ours, f"{theirs}.weight"), same(f"{ours}_bias", f"{theirs}.bias")]
+
+
 def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
     """Several of our weights, one after the other along the outputs of one of theirs."""
     to_ours, to_theirs, shape = layout

@@ -1,6 +1,5 @@
 """Our Config and weights as a transformers checkpoint, written row after row."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 from jaxlm import convert, models
 from jaxlm.convert import classifier, read, tensor_files
 from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import rope_parameters
 from jaxlm.core import config, param
 from jaxlm.models.layers import value_head
+from jaxlm.ops import rope
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
@@ -45,16 +46,30 @@ def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[
 TRAINING = {"dropout"}
 
 
+def _normal(cfg: Any) -> dict[str, Any]:
+    """The fields of a Config, of equivalent values the same one: an import gives the pattern, the
+    width, the scalar and the context in one form."""
+    values = vars(rope_parameters.within_original(cfg)).copy()
+    if "pattern" in values:  # of any length that repeats to the same layers
+        values["pattern"] = cfg.kinds
+    if values.get("ffn", 0) is None:
+        values["ffn"] = cfg.width
+    if "query_scalar" in values and cfg.query_scalar is None:
+        values["query_scalar"] = values.get("head", cfg.embed // cfg.heads)
+    if isinstance(values.get("scaling"), rope.Ntk):  # written as the base that it amounts to
+        del values["theta"], values["scaling"]
+    return {k: v for k, v in values.items() if k not in TRAINING}
+
+
 def _refuse_lost(kind: str, cfg: models.AnyConfig, record: dict[str, Any]) -> None:
     """Raises: ValueError naming a field of the Config that an import of this config.json would not
     give back: whoever adds a field to a Config need not remember exports."""
-    again = read.understood(Fields(record, kind), kind)
-    for field in dataclasses.fields(cfg):
-        value, back = getattr(cfg, field.name), getattr(again, field.name)
-        if value != back and field.name not in TRAINING:
+    again = _normal(read.understood(Fields(record, kind), kind))
+    for name, value in _normal(cfg).items():
+        if value != again[name]:
             raise ValueError(
-                f"model.{field.name}={value!r} has no counterpart in this config.json, which is "
-                f"read as {back!r}"
+                f"model.{name}={value!r} has no counterpart in this config.json, which is read as "
+                f"{again[name]!r}"
             )
 
 
