@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from jaxlm.cli.commands import Class
 from jaxlm.core import config
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-Class = tuple[str, str]  # module, name
 
 
 class Annotation(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from jaxlm import api
+from jaxlm.cli import arguments
 from jaxlm.core import cache, json_file
 from jaxlm.data import pretraining
 from jaxlm.data.records import preference_formats, records
@@ -17,10 +18,14 @@ from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
 
 
-def evaluate(args: Sequence[str], target: str | None) -> int:
-    """jaxlm eval RUN [--data.source ...]; target is RUN, or None to explain the arguments."""
-    run = pathlib.Path("RUN" if target is None else target)
-    read = pretraining.Data() if target is None else directory.load(run).data
+def evaluate(args: Sequence[str]) -> int:
+    """jaxlm eval RUN [--data.source ...]"""
+    if not args or args[0] in ("-h", "--help"):
+        target, rest, read = "RUN", ["--help"], pretraining.Data()
+    else:
+        target, rest = arguments.target("eval", args)
+        read = directory.load(pathlib.Path(target)).data
+    run = pathlib.Path(target)
     kind: Any = type(read)
 
     def command(
@@ -52,7 +57,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         return 0 if loss is None else directory.DIVERGED
 
     return tyro.cli(
-        command, args=list(args), prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
+        command, args=rest, prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
     )
 
 

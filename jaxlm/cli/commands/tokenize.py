@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxlm.cli import arguments
 from jaxlm.data import tokenizers
 from jaxlm.data.sources import source as sources
 from jaxlm.data.tokenized import shards
@@ -37,7 +38,9 @@ def tokenizer(args: Sequence[str]) -> int:
         print(f"{out}: {kind}, {made.vocab:,} ids, hash {made.hash[:12]}")
         return 0
 
-    return tyro.cli(command, args=list(args), prog="jaxlm tokenizer train")
+    return tyro.cli(
+        command, args=arguments.action("tokenizer", "train", args), prog="jaxlm tokenizer train"
+    )
 
 
 def data(args: Sequence[str]) -> int:
@@ -69,4 +72,6 @@ def data(args: Sequence[str]) -> int:
             print(f"{out}/{name}: {counts}")
         return 0
 
-    return tyro.cli(command, args=list(args), prog="jaxlm data tokenize")
+    return tyro.cli(
+        command, args=arguments.action("data", "tokenize", args), prog="jaxlm data tokenize"
+    )
