@@ -125,10 +125,10 @@ def options(command: str, action: str = "") -> Fields:
     for name in path.split("."):
         defined = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         node = next(n for n in defined if n.name == name)
-    found: Fields = {}
+    known: Fields = {}
     for name, note in schema.annotated(node):
-        found |= _option(name, Annotation(note, tree, module), chosen.get(name))
-    return found
+        known |= _option(name, Annotation(note, tree, module), chosen.get(name))
+    return known
 
 
 def _option(name: str, note: Annotation, chosen: Class | None) -> Fields:

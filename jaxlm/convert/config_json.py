@@ -37,9 +37,9 @@ class Fields:
         given = self._given(name, *aliases)
         if not given:
             raise ValueError(f"{self._where}: {name} is missing")
-        return self._one(given)
+        return self._agreed(given)
 
-    def _one(self, given: dict[str, Any]) -> Any:
+    def _agreed(self, given: dict[str, Any]) -> Any:
         """The value that all names of a field give it."""
         if any(value != next(iter(given.values())) for value in given.values()):
             raise ValueError(f"{self._where}: {given} are one field and differ")
@@ -49,7 +49,7 @@ class Fields:
         """A field's value, or the default of transformers where it is absent or null. Raises:
         ValueError where two of its names contradict each other."""
         given = {k: v for k, v in self._given(name, *aliases).items() if v is not None}
-        return self._one(given) if given else default
+        return self._agreed(given) if given else default
 
     def _given(self, name: str, *aliases: str) -> dict[str, Any]:
         self._understood |= {name, *aliases}
@@ -132,8 +132,8 @@ class Fields:
                 f"--ignore {understood[0]}: {self._where} is read with this field, which cannot be "
                 "ignored; only fields that are unknown here can"
             )
-        found = {k: p._record[k] for p in parts for k in sorted(self._ignored) if k in p._record}
-        absent = sorted(self._ignored - found.keys())
+        present = {k: p._record[k] for p in parts for k in sorted(self._ignored) if k in p._record}
+        absent = sorted(self._ignored - present.keys())
         if absent:
             raise ValueError(f"--ignore {absent[0]}: {self._where} has no such field")
-        return found
+        return present

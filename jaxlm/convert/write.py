@@ -38,8 +38,8 @@ def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[
             return kind, record
         except ValueError as error:
             reasons.append(f"  {kind}: {error}")
-    told = "\n".join(reasons) or "  no architecture of transformers is known for this family"
-    raise ValueError(f"this model cannot be exported:\n{told}")
+    listing = "\n".join(reasons) or "  no architecture of transformers is known for this family"
+    raise ValueError(f"this model cannot be exported:\n{listing}")
 
 
 # Fields of a Config that only training reads, and no config.json has to hold.
@@ -95,8 +95,8 @@ def weights(
         table = classifier.table(table)
         spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
-    made = read.jobs(table, flat)
-    kept = {(path, job.layer) for job in made for path in job.ours}
+    planned = read.jobs(table, flat)
+    kept = {(path, job.layer) for job in planned for path in job.ours}
     lost = sorted(flat.keys() - {path for path, _ in kept})
     if lost:
         raise ValueError(f"{kind} has no tensor for {lost}")
@@ -112,7 +112,7 @@ def weights(
         for path, array in arrays.items()
         if _largest(array) > float(jnp.finfo(DTYPES[dtype]).max)
     }
-    for job in (job for job in made if wide & set(job.ours)):
+    for job in (job for job in planned if wide & set(job.ours)):
         for name, array in zip(job.theirs, tensors(job), strict=True):
             tensor_files.cast(array, DTYPES[dtype], name)
     groups = [
@@ -123,7 +123,7 @@ def weights(
             ],
             j,
         )
-        for j in made
+        for j in planned
     ]
     return tensor_files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
 
@@ -146,6 +146,6 @@ def configs(
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ids |= {k: v for k, v in generation.items() if k.endswith("_token_id")}
     # a decoder that starts from an id is the config's own business
-    whole = {**ids, **record, "dtype": dtype}
-    for name, value in (("config.json", whole), ("generation_config.json", generation)):
+    complete = {**ids, **record, "dtype": dtype}
+    for name, value in (("config.json", complete), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -104,12 +104,12 @@ def score(args: Sequence[str]) -> int:
 def _scored(judge: reward_model.Judge, record: records.Record) -> dict[str, Any]:
     """The record with its scores."""
     several = "responses" in record.value
-    asked = preference_formats.asked(record)
+    texts = preference_formats.asked(record)
     try:
-        found = [float(value) for value in reward_model.score(judge, asked)]
+        scores = [float(value) for value in reward_model.score(judge, texts)]
     except ValueError as error:
         raise ValueError(f"{record.origin}: {error}") from error
-    return record.value | ({"scores": found} if several else {"score": found[0]})
+    return record.value | ({"scores": scores} if several else {"score": scores[0]})
 
 
 def _line(record: dict[str, Any]) -> None:

@@ -41,12 +41,14 @@ def import_(args: Sequence[str]) -> int:
         from jaxlm.train.run import run as runs
 
         environment.quiet()
-        made = pretrained.import_run(checkpoint, run, tokenizer, plan, ignore, context)
+        imported = pretrained.import_run(checkpoint, run, tokenizer, plan, ignore, context)
         for name in ignore:
             print(f"config.json: {name} was ignored: nothing here computes with it")
-        if told := rope_parameters.notice(made.model):
-            print(told)
-        print(f"{run}: {runs.parameters(made):,} parameters, tokenizer {made.data.tokenizer}")
+        if notice := rope_parameters.notice(imported.model):
+            print(notice)
+        print(
+            f"{run}: {runs.parameters(imported):,} parameters, tokenizer {imported.data.tokenizer}"
+        )
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm import")

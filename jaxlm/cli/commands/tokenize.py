@@ -34,8 +34,8 @@ def tokenizer(args: Sequence[str]) -> int:
             extra: Control tokens beyond pad, bos and eos, such as "<|user|>".
         """
         texts = sources.texts(source, field, "train", holdout)
-        made = tokenizers.train(kind, texts, vocab, out, extra)
-        print(f"{out}: {kind}, {made.vocab:,} ids, hash {made.hash[:12]}")
+        trained = tokenizers.train(kind, texts, vocab, out, extra)
+        print(f"{out}: {kind}, {trained.vocab:,} ids, hash {trained.hash[:12]}")
         return 0
 
     return tyro.cli(
@@ -64,8 +64,10 @@ def data(args: Sequence[str]) -> int:
             holdout: The fraction of documents held out for validation.
             workers: Processes that encode; 0 encodes in this one. The shards are the same.
         """
-        made = shards.tokenize(source, field, tokenizers.load(tokenizer), out, holdout, workers)
-        for name, split in made.splits.items():
+        tokenized = shards.tokenize(
+            source, field, tokenizers.load(tokenizer), out, holdout, workers
+        )
+        for name, split in tokenized.splits.items():
             counts = (
                 f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
             )
