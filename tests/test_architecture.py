@@ -130,7 +130,7 @@ PURE = re.compile(
     r"|^\w+\.[A-Z]\w*$|^_\w+$|^bytes$|^os\.strerror$|^\w+\.defvjp$"
     r"|^(weight_rows\.)?(same|linear|conv1d|fused|unchanged|biased|layer_norm)$"
     r"|^(required|field|nullable|choice|always|only|written|same_as)$"
-    r"|^(rope_parameters|layer_types)\.row$"
+    r"|^(rope_parameters|layer_types)\.row$|^fused_heads\.grouped$"
 )
 
 

@@ -170,16 +170,20 @@ class Architecture(NamedTuple):
     """One `model_type` of transformers.
 
     family: the class of its Config. architecture: transformers' class. fields: rows of its
-    config.json. names(Config) -> rows of its weights. settle(Config, names of tensors) -> the
-    Config of a checkpoint that has these, where config.json does not decide it.
+    config.json. weights: rows of its weights, or a function of the Config. settle(Config, names of
+    tensors) -> the Config of a checkpoint that has these, where config.json does not decide it.
     """
 
     model_type: str
     family: type
     architecture: str
     fields: Sequence[Row]
-    names: Callable[[Any], Table]
+    weights: Table | Callable[[Any], Table]
     settle: Callable[[Any, Collection[str]], Any] | None = None
+
+    def names(self, cfg: Any) -> Table:
+        """The rows of a Config's weights."""
+        return self.weights if isinstance(self.weights, Table) else self.weights(cfg)
 
     def read(self, f: Fields) -> Any:
         """The Config of a config.json. Raises: ValueError for values that are not supported."""

@@ -36,8 +36,8 @@ ROWS = [
 ]
 
 
-def names(kind: str, cfg: bert.Config) -> Table:
-    """The rows of a Config as the model_type `kind` names them.
+def _table(kind: str) -> Table:
+    """The rows as the model_type `kind` names them.
 
     What is left out, the next-sentence head, is not read by masked tokens.
     """
@@ -137,7 +137,7 @@ BERT = Architecture(
     bert.Config,
     "BertForMaskedLM",
     BERT_FIELDS,
-    functools.partial(names, "bert"),
+    _table("bert"),
     functools.partial(settle, "bert"),
 )
 ROBERTA = Architecture(
@@ -145,7 +145,7 @@ ROBERTA = Architecture(
     bert.Config,
     "RobertaForMaskedLM",
     PADDED,
-    functools.partial(names, "roberta"),
+    _table("roberta"),
     functools.partial(settle, "roberta"),
 )
 LONGFORMER_FIELDS = [
@@ -159,6 +159,6 @@ LONGFORMER = Architecture(
     bert.Config,
     "LongformerForMaskedLM",
     LONGFORMER_FIELDS,
-    functools.partial(names, "longformer"),
+    _table("longformer"),
     functools.partial(settle, "longformer"),
 )

@@ -57,27 +57,26 @@ HEAD = linear("unembed", "lm_head.weight")
 MASKS = (r"\.attn\.(bias|masked_bias)$",)
 
 
-def gpt2_names(cfg: gpt.Config) -> Table:
-    """The rows of a `gpt2` checkpoint."""
-    outer = [
-        same("embed/table", "transformer.wte.weight"),
-        same("embed/positions", "transformer.wpe.weight"),
-        *layer_norm("norm", "transformer.ln_f"),
-        HEAD,
-    ]
-    stacks = {"stack": weight_rows.Stack("transformer.h.{i}.", CONV1D)}
-    return Table(outer, stacks, MASKS, prefix="transformer")
+def _table(outer: list[Row], rows: list[Row], ignored: tuple[str, ...] = ()) -> Table:
+    stack = weight_rows.Stack("transformer.h.{i}.", rows)
+    return Table(outer, {"stack": stack}, ignored, prefix="transformer")
 
 
-def gpt1_names(cfg: gpt.Config) -> Table:
-    """The rows of an `openai-gpt` checkpoint."""
-    outer = [
-        same("embed/table", "transformer.tokens_embed.weight"),
-        same("embed/positions", "transformer.positions_embed.weight"),
-        HEAD,
-    ]
-    stacks = {"stack": weight_rows.Stack("transformer.h.{i}.", CONV1D)}
-    return Table(outer, stacks, (*MASKS, r"\.position_ids$"), prefix="transformer")
+GPT2_OUTER = [
+    same("embed/table", "transformer.wte.weight"),
+    same("embed/positions", "transformer.wpe.weight"),
+    *layer_norm("norm", "transformer.ln_f"),
+    HEAD,
+]
+GPT2_WEIGHTS = _table(GPT2_OUTER, CONV1D, MASKS)
+
+
+GPT1_OUTER = [
+    same("embed/table", "transformer.tokens_embed.weight"),
+    same("embed/positions", "transformer.positions_embed.weight"),
+    HEAD,
+]
+GPT1_WEIGHTS = _table(GPT1_OUTER, CONV1D, (*MASKS, r"\.position_ids$"))
 
 
 # OPT's table of positions begins with two rows that no token reads (fairseq's padding).
@@ -97,47 +96,41 @@ def _shifted(ours: str, theirs: str) -> Row:
     )
 
 
-def opt_names(cfg: gpt.Config) -> Table:
-    """The rows of an `opt` checkpoint."""
-    rows = [
-        *layer_norm("attn_norm", "self_attn_layer_norm"),
-        *layer_norm("ffn_norm", "final_layer_norm"),
-        *biased("attn/q", "self_attn.q_proj"),
-        *biased("attn/k", "self_attn.k_proj"),
-        *biased("attn/v", "self_attn.v_proj"),
-        *biased("attn/o", "self_attn.out_proj"),
-        *biased("ffn/up", "fc1"),
-        *biased("ffn/down", "fc2"),
-    ]
-    outer = [
-        same("embed/table", "model.decoder.embed_tokens.weight"),
-        _shifted("embed/positions", "model.decoder.embed_positions.weight"),
-        *layer_norm("norm", "model.decoder.final_layer_norm"),
-        HEAD,
-    ]
-    stacks = {"stack": weight_rows.Stack("model.decoder.layers.{i}.", rows)}
-    return Table(outer, stacks)
+OPT_ROWS = [
+    *layer_norm("attn_norm", "self_attn_layer_norm"),
+    *layer_norm("ffn_norm", "final_layer_norm"),
+    *biased("attn/q", "self_attn.q_proj"),
+    *biased("attn/k", "self_attn.k_proj"),
+    *biased("attn/v", "self_attn.v_proj"),
+    *biased("attn/o", "self_attn.out_proj"),
+    *biased("ffn/up", "fc1"),
+    *biased("ffn/down", "fc2"),
+]
+OPT_OUTER = [
+    same("embed/table", "model.decoder.embed_tokens.weight"),
+    _shifted("embed/positions", "model.decoder.embed_positions.weight"),
+    *layer_norm("norm", "model.decoder.final_layer_norm"),
+    HEAD,
+]
+OPT_WEIGHTS = Table(OPT_OUTER, {"stack": weight_rows.Stack("model.decoder.layers.{i}.", OPT_ROWS)})
 
 
-def bloom_names(cfg: gpt.Config) -> Table:
-    """The rows of a `bloom` checkpoint."""
-    rows = [
-        *layer_norm("attn_norm", "input_layernorm"),
-        *layer_norm("ffn_norm", "post_attention_layernorm"),
-        fused_heads.grouped(QKV, "self_attention.query_key_value.weight"),
-        fused_heads.grouped(QKV_BIAS, "self_attention.query_key_value.bias"),
-        *biased("attn/o", "self_attention.dense"),
-        *biased("ffn/up", "mlp.dense_h_to_4h"),
-        *biased("ffn/down", "mlp.dense_4h_to_h"),
-    ]
-    outer = [
-        same("embed/table", "transformer.word_embeddings.weight"),
-        *layer_norm("embed/norm", "transformer.word_embeddings_layernorm"),
-        *layer_norm("norm", "transformer.ln_f"),
-        HEAD,
-    ]
-    stacks = {"stack": weight_rows.Stack("transformer.h.{i}.", rows)}
-    return Table(outer, stacks, prefix="transformer")
+BLOOM_ROWS = [
+    *layer_norm("attn_norm", "input_layernorm"),
+    *layer_norm("ffn_norm", "post_attention_layernorm"),
+    fused_heads.grouped(QKV, "self_attention.query_key_value.weight"),
+    fused_heads.grouped(QKV_BIAS, "self_attention.query_key_value.bias"),
+    *biased("attn/o", "self_attention.dense"),
+    *biased("ffn/up", "mlp.dense_h_to_4h"),
+    *biased("ffn/down", "mlp.dense_4h_to_h"),
+]
+BLOOM_OUTER = [
+    same("embed/table", "transformer.word_embeddings.weight"),
+    *layer_norm("embed/norm", "transformer.word_embeddings_layernorm"),
+    *layer_norm("norm", "transformer.ln_f"),
+    HEAD,
+]
+BLOOM_WEIGHTS = _table(BLOOM_OUTER, BLOOM_ROWS)
 
 
 def _read_ffn(f: Fields, cfg: Any) -> dict[str, Any]:
@@ -197,7 +190,7 @@ GPT2_FIELDS = [
     field("scale_by_layer", "scale_attn_by_inverse_layer_idx", False),
     only("add_cross_attention", False),
 ]
-GPT2 = Architecture("gpt2", gpt.Config, "GPT2LMHeadModel", GPT2_FIELDS, gpt2_names)
+GPT2 = Architecture("gpt2", gpt.Config, "GPT2LMHeadModel", GPT2_FIELDS, GPT2_WEIGHTS)
 GPT1_FIELDS = [
     *SIZES,
     field("context", "n_positions", 512, "max_position_embeddings"),
@@ -208,7 +201,7 @@ GPT1_FIELDS = [
     FOURFOLD,
     always(norm="post"),
 ]
-GPT1 = Architecture("openai-gpt", gpt.Config, "OpenAIGPTLMHeadModel", GPT1_FIELDS, gpt1_names)
+GPT1 = Architecture("openai-gpt", gpt.Config, "OpenAIGPTLMHeadModel", GPT1_FIELDS, GPT1_WEIGHTS)
 OPT_FIELDS = [
     required("vocab", "vocab_size"),
     required("embed", "hidden_size"),
@@ -225,7 +218,7 @@ OPT_FIELDS = [
     only("_remove_final_layer_norm", False),
     only("layer_norm_elementwise_affine", True),
 ]
-OPT = Architecture("opt", gpt.Config, "OPTForCausalLM", OPT_FIELDS, opt_names)
+OPT = Architecture("opt", gpt.Config, "OPTForCausalLM", OPT_FIELDS, OPT_WEIGHTS)
 BLOOM_FIELDS = [
     required("vocab", "vocab_size"),
     required("embed", "hidden_size", "n_embed"),
@@ -241,4 +234,4 @@ BLOOM_FIELDS = [
     only("apply_residual_connection_post_layernorm", False),
     config_rows.Row((), _read_bloom),
 ]
-BLOOM = Architecture("bloom", gpt.Config, "BloomForCausalLM", BLOOM_FIELDS, bloom_names)
+BLOOM = Architecture("bloom", gpt.Config, "BloomForCausalLM", BLOOM_FIELDS, BLOOM_WEIGHTS)

@@ -69,23 +69,8 @@ LAYERS = "model.layers.{i}."
 IGNORED = (r"rotary_emb\.inv_freq",)
 
 
-def _table(rows: list[Row]) -> Table:
-    return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, rows)}, IGNORED)
-
-
-def names(cfg: llama.Config) -> Table:
-    """The rows of a `llama` Config."""
-    return _table([*PRE, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES])
-
-
-def olmo2_names(cfg: llama.Config) -> Table:
-    """The rows of an `olmo2` Config."""
-    return _table([*POST, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES])
-
-
-def phi3_names(cfg: llama.Config) -> Table:
-    """The rows of a `phi3` Config."""
-    return _table([*PRE, *FUSED])
+def _table(*rows: Row) -> Table:
+    return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, [*rows])}, IGNORED)
 
 
 WIDTHS = [
@@ -122,7 +107,8 @@ LLAMA_FIELDS = [
     *BIASES,
     field("ffn_bias", "mlp_bias", False),
 ]
-LLAMA = Architecture("llama", llama.Config, "LlamaForCausalLM", LLAMA_FIELDS, names)
+LLAMA_WEIGHTS = _table(*PRE, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES)
+LLAMA = Architecture("llama", llama.Config, "LlamaForCausalLM", LLAMA_FIELDS, LLAMA_WEIGHTS)
 OLMO2_FIELDS = [
     *FIELDS,
     rope_parameters.row(2048),
@@ -130,7 +116,8 @@ OLMO2_FIELDS = [
     *BIASES,
     always(norm="post", qk_norm_all=True),
 ]
-OLMO2 = Architecture("olmo2", llama.Config, "Olmo2ForCausalLM", OLMO2_FIELDS, olmo2_names)
+OLMO2_WEIGHTS = _table(*POST, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES)
+OLMO2 = Architecture("olmo2", llama.Config, "Olmo2ForCausalLM", OLMO2_FIELDS, OLMO2_WEIGHTS)
 PHI3_FIELDS = [
     *FIELDS,
     rope_parameters.row(4096, share=True),
@@ -138,4 +125,5 @@ PHI3_FIELDS = [
     field("eps", "rms_norm_eps", 1e-5),
     nullable("window", "sliding_window", None),
 ]
-PHI3 = Architecture("phi3", llama.Config, "Phi3ForCausalLM", PHI3_FIELDS, phi3_names)
+PHI3_WEIGHTS = _table(*PRE, *FUSED)
+PHI3 = Architecture("phi3", llama.Config, "Phi3ForCausalLM", PHI3_FIELDS, PHI3_WEIGHTS)

@@ -36,11 +36,6 @@ STRETCHED = {
 }  # fmt: skip
 
 
-def mistral_names(cfg: mistral.Config) -> Table:
-    """The rows of a dense Config."""
-    return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, ROWS + FFN)}, IGNORED)
-
-
 def mixtral_names(cfg: mistral.Config) -> Table:
     """The rows of a Config with experts: one tensor for each expert and matrix, as on disk, or all
     of a layer's in two (`mlp.experts.gate_up_proj`)."""
@@ -50,19 +45,6 @@ def mixtral_names(cfg: mistral.Config) -> Table:
         linear("moe/router", "mlp.gate.weight"),
         *expert_weights.rows("moe", "block_sparse_moe.experts.", count, ("w1", "w3", "w2")),
         *expert_weights.rows("moe", "mlp.experts.", count, ("w1", "w3", "w2")),
-    ]
-    return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, ROWS + rows)}, IGNORED)
-
-
-def gpt_oss_names(cfg: mistral.Config) -> Table:
-    """The rows of GPT-OSS: all experts' matrices in two tensors that multiply from the right, gate
-    and up alternating."""
-    rows = [
-        *BIASES,
-        _alternating("gate", "up", "gate_up_proj"),
-        _alternating("gate_bias", "up_bias", "gate_up_proj_bias"),
-        weight_rows.unchanged("moe/down", "mlp.experts.down_proj"),
-        weight_rows.unchanged("moe/down_bias", "mlp.experts.down_proj_bias"),
     ]
     return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, ROWS + rows)}, IGNORED)
 
@@ -82,6 +64,15 @@ def _alternating(even: str, odd: str, theirs: str) -> Row:
     )
 
 
+# All experts' matrices are in two tensors that multiply from the right, gate and up alternating.
+GPT_OSS_ROWS = [
+    *ROWS,
+    *BIASES,
+    _alternating("gate", "up", "gate_up_proj"),
+    _alternating("gate_bias", "up_bias", "gate_up_proj_bias"),
+    weight_rows.unchanged("moe/down", "mlp.experts.down_proj"),
+    weight_rows.unchanged("moe/down_bias", "mlp.experts.down_proj_bias"),
+]
 FIELDS = [
     *WIDTHS,
     only("hidden_act", "silu", "swish", export=True),
@@ -99,8 +90,9 @@ MISTRAL_FIELDS = [
     field("eps", "rms_norm_eps", 1e-6),
     nullable("window", "sliding_window", 4096),
 ]
+MISTRAL_WEIGHTS = Table(OUTER, {"stack": weight_rows.Stack(LAYERS, ROWS + FFN)}, IGNORED)
 MISTRAL = Architecture(
-    "mistral", mistral.Config, "MistralForCausalLM", MISTRAL_FIELDS, mistral_names
+    "mistral", mistral.Config, "MistralForCausalLM", MISTRAL_FIELDS, MISTRAL_WEIGHTS
 )
 MIXTRAL_FIELDS = [
     *FIELDS,
@@ -126,6 +118,7 @@ GPT_OSS_FIELDS = [
     only("attention_bias", True, export=True),
     always(bias=True, sinks=True),
 ]
+GPT_OSS_WEIGHTS = Table(OUTER, {"stack": weight_rows.Stack(LAYERS, GPT_OSS_ROWS)}, IGNORED)
 GPT_OSS = Architecture(
-    "gpt_oss", mistral.Config, "GptOssForCausalLM", GPT_OSS_FIELDS, gpt_oss_names
+    "gpt_oss", mistral.Config, "GptOssForCausalLM", GPT_OSS_FIELDS, GPT_OSS_WEIGHTS
 )

@@ -46,25 +46,29 @@ def gptj_names(cfg: palm.Config) -> Table:
     return Table(outer, stacks, (r"\.attn\.(bias|masked_bias)$",), prefix="transformer")
 
 
-def neox_names(cfg: palm.Config) -> Table:
-    """The rows of a `gpt_neox` checkpoint, as transformers writes and as its modules are named."""
-    rows = [
-        *layer_norm("attn_norm", "input_layernorm"),
-        *layer_norm("ffn_norm", "post_attention_layernorm"),
-        fused_heads.grouped(QKV, "attention.query_key_value.weight"),
-        fused_heads.grouped(QKV_BIAS, "attention.query_key_value.bias"),
-        *biased("attn/o", "attention.dense"),
-        *biased("ffn/up", "mlp.dense_h_to_4h"),
-        *biased("ffn/down", "mlp.dense_4h_to_h"),
-    ]
-    outer = [
-        same("embed/table", "gpt_neox.embed_in.weight"),
-        *layer_norm("norm", "gpt_neox.final_layer_norm"),
-        linear("unembed", "embed_out.weight"),
-    ]
-    stacks = {"stack": weight_rows.Stack("gpt_neox.layers.{i}.", rows)}
-    ignored = (r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",)
-    return Table(outer, stacks, ignored, ((r"^lm_head\.", "embed_out."),), "gpt_neox")
+# Names as transformers writes them, and as its modules are named.
+NEOX_ROWS = [
+    *layer_norm("attn_norm", "input_layernorm"),
+    *layer_norm("ffn_norm", "post_attention_layernorm"),
+    fused_heads.grouped(QKV, "attention.query_key_value.weight"),
+    fused_heads.grouped(QKV_BIAS, "attention.query_key_value.bias"),
+    *biased("attn/o", "attention.dense"),
+    *biased("ffn/up", "mlp.dense_h_to_4h"),
+    *biased("ffn/down", "mlp.dense_4h_to_h"),
+]
+NEOX_OUTER = [
+    same("embed/table", "gpt_neox.embed_in.weight"),
+    *layer_norm("norm", "gpt_neox.final_layer_norm"),
+    linear("unembed", "embed_out.weight"),
+]
+NEOX_IGNORED = (r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",)
+NEOX_WEIGHTS = Table(
+    NEOX_OUTER,
+    {"stack": weight_rows.Stack("gpt_neox.layers.{i}.", NEOX_ROWS)},
+    NEOX_IGNORED,
+    ((r"^lm_head\.", "embed_out."),),
+    "gpt_neox",
+)
 
 
 def falcon_names(cfg: palm.Config) -> Table:
@@ -229,7 +233,7 @@ NEOX_FIELDS = [
     PLAIN_FFN,
     always(kv=same_as("heads"), ffn_bias=True, shared_norm=False),
 ]
-NEOX = Architecture("gpt_neox", palm.Config, "GPTNeoXForCausalLM", NEOX_FIELDS, neox_names)
+NEOX = Architecture("gpt_neox", palm.Config, "GPTNeoXForCausalLM", NEOX_FIELDS, NEOX_WEIGHTS)
 FALCON_FIELDS = [
     required("vocab", "vocab_size"),
     required("embed", "hidden_size", "n_embed"),
