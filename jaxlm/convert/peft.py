@@ -240,7 +240,8 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}
     flat = param.flatten(models.spec(cfg))
     jobs = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
-    ours = {p: p for j in jobs if j.theirs[0].removesuffix(".weight") in given for p in j.ours}
+    adapted = [job.ours for job in jobs if job.theirs[0].removesuffix(".weight") in given]
+    ours = dict.fromkeys(path for paths in adapted for path in paths)
     known = {m.name: m for m in modules(kind, cfg, ours) if m.name in given}
     expected = {f"{PREFIX}{name}.lora_{x}.weight" for name in known for x in "AB"}
     if odd := sorted(tensors.keys() ^ expected):

@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -246,16 +246,20 @@ def _equal(tensors: dict[str, tensor_files.Tensor], head: str, table: Table) -> 
 
 def _missing(table: Table, flat: Flat, planned: list[Job], tensors: Collection[str]) -> list[str]:
     """Problems with weights that no job produces: the missing tensors of the first row for each."""
-    produced = {(path, job.layer) for job in planned for path in job.ours}
-    problems = []
-    for job in jobs(table, flat):
-        if not all((path, job.layer) in produced for path in job.ours):
+    produced = _produced(planned)
+    problems, complete = [], jobs(table, flat)
+    for job in complete:
+        if not _produced([job]) <= produced:
             head = {path.partition("/")[0] for path in job.ours} <= HEADS
             reason = NO_HEAD if head else ""
             problems += [f"missing tensor {n}{reason}" for n in job.theirs if n not in tensors]
-    known = produced | {(path, job.layer) for job in jobs(table, flat) for path in job.ours}
-    bare = {path for path, _ in known}
-    return problems + [f"no row has our weight {path}" for path in flat if path not in bare]
+    known = {path for path, _ in produced | _produced(complete)}
+    return problems + [f"no row has our weight {path}" for path in flat if path not in known]
+
+
+def _produced(planned: Iterable[Job]) -> set[tuple[str, int | None]]:
+    """(path, index on the layer axis) of the weights that jobs produce."""
+    return {(path, job.layer) for job in planned for path in job.ours}
 
 
 def _misshaped(planned: list[Job], tensors: dict[str, tensor_files.Tensor]) -> list[str]:

@@ -6,6 +6,7 @@ read and written one at a time.
     the tensors, one after the other
 """
 
+import collections
 import json
 import math
 import pathlib
@@ -148,7 +149,8 @@ def _entries(
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            twice = sorted(name for name in dict(pairs) if sum(name == n for n, _ in pairs) > 1)
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = sorted(name for name, count in counts.items() if count > 1)
             raise ValueError(f"{twice[:3]} is there twice")
         return dict(pairs)
 

@@ -96,8 +96,7 @@ def weights(
         spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
     planned = read.jobs(table, flat)
-    kept = {(path, job.layer) for job in planned for path in job.ours}
-    lost = sorted(flat.keys() - {path for path, _ in kept})
+    lost = sorted(flat.keys() - set().union(*(job.ours for job in planned)))
     if lost:
         raise ValueError(f"{kind} has no tensor for {lost}")
     arrays = param.flatten(params)
@@ -107,24 +106,16 @@ def weights(
         parts = [p if job.layer is None else p[job.layer] for p in parts]
         return job.row.write([_host(p) for p in parts], job.params)
 
-    wide = {
-        path
-        for path, array in arrays.items()
-        if _largest(array) > float(jnp.finfo(DTYPES[dtype]).max)
-    }
-    for job in (job for job in planned if wide & set(job.ours)):
-        for name, array in zip(job.theirs, tensors(job), strict=True):
-            tensor_files.cast(array, DTYPES[dtype], name)
-    groups = [
-        (
-            [
-                tensor_files.Item(n, tuple(s))
-                for n, s in zip(j.theirs, j.row.shapes(j.params), strict=True)
-            ],
-            j,
-        )
-        for j in planned
-    ]
+    most = float(jnp.finfo(DTYPES[dtype]).max)
+    wide = {path for path, array in arrays.items() if _largest(array) > most}
+    groups = []
+    for job in planned:
+        if wide & {*job.ours}:  # refused with the tensor's name
+            for name, array in zip(job.theirs, tensors(job), strict=True):
+                tensor_files.cast(array, DTYPES[dtype], name)
+        shapes = job.row.shapes(job.params)
+        items = [tensor_files.Item(n, tuple(s)) for n, s in zip(job.theirs, shapes, strict=True)]
+        groups.append((items, job))
     return tensor_files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
 
 

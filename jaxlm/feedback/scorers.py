@@ -34,7 +34,8 @@ def total(parts: Sequence[Scorer]) -> Scorer:
     """The sum of several."""
 
     def summed(given: Sequence[tuple[Prompt, Reply]]) -> list[float]:
-        return [sum(each) for each in zip(*(part(given) for part in parts), strict=True)]
+        columns = [part(given) for part in parts]
+        return [sum(scores) for scores in zip(*columns, strict=True)]
 
     return summed
 
