@@ -19,7 +19,7 @@ def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     reason, and exit with 2.
     """
     if not args:
-        return cfg  # what parses arguments takes longer to load than all that answers without it
+        return cfg  # tyro takes longer to load than all that answers without it
     import tyro
 
     narrow = _narrowed(cfg)

@@ -31,7 +31,7 @@ def export(
     makes it). model_type: as for `pretrained.export_run`.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters,
-    and for what peft has no module for.
+    and for weights that peft has no module for.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     pretrained.refuse_existing(target)

@@ -17,10 +17,10 @@ ACTIVATIONS = {
 class Fields:
     """A `config.json` that remembers which of its fields were read.
 
-    What its model_type can do without (`convert.harmless`) counts as read. `ignored`: unknown
+    What its model_type can do without (`ignored_fields`) counts as read. `ignored`: unknown
     fields that the user answers for; `skipped` holds those that were there.
 
-    Every method raises ValueError naming the field, what it is, and what is supported here.
+    Every method raises ValueError naming the field, its value, and the values that are supported.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ def import_run(
     sequence classification with one label becomes a reward model, whose template is that of its
     tokenizer, or "plain".
 
-    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning tells
-    where it has more ids than the model, or fewer. plan: the devices that hold the weights
+    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning names
+    ids that only it or only the model has. plan: the devices that hold the weights
     meanwhile. ignored: unknown fields of config.json that the caller answers for; env.json records
     them with their values. context: the length of texts that angles which depend on it (LongRoPE,
     dynamic NTK) are those of; None: up to the original context. The directory appears whole or not
@@ -169,7 +169,7 @@ def export_run(
 
 def was(folder: pathlib.Path) -> str | None:
     """The model_type a run directory was imported as; None for one that was trained here. Its
-    checkpoint says it, or env.json. Raises: json_file.Damaged."""
+    checkpoint records it, or env.json. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed.get("model_type")

@@ -104,7 +104,7 @@ def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
     return Description(kind, cfg, scores, fields.skipped())
 
 
-# No model has more; what is larger would be built, layer by layer, before its tensors are missed.
+# No model has more; a larger one would be built, layer by layer, before its tensors are missed.
 LAYERS, EXPERTS, SIZE = 10_000, 10_000, 2**31
 
 
@@ -134,7 +134,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     output matrix and the table that it may be tied to.
 
     Where several rows produce the same weight, the first one whose tensors are present is used. An
-    output matrix that is present counts, whatever config.json says about tying, unless it equals
+    output matrix that is present counts, whatever config.json has about tying, unless it equals
     the embedding table; a sequence classification model has none.
 
     ignored: as for `config`.

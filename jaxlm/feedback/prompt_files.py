@@ -19,7 +19,7 @@ Messages = tuple[Message, ...]
 
 class Prompt(NamedTuple):
     """A prompt: messages, of which the last is the user's. id: its identity in outputs, which does
-    not depend on its place in the file; record: the whole of what was read."""
+    not depend on its place in the file; record: the record that was read."""
 
     id: str
     messages: Messages

@@ -73,7 +73,7 @@ def export(args: Sequence[str]) -> int:
             target: The directory to make; it must not exist.
             dtype: What the weights are stored in.
             shard_gb: The largest file, in 10**9 bytes; one tensor is never cut.
-            model_type: Which architecture of transformers; the first that can say the model's
+            model_type: Which architecture of transformers; the first that can express the model's
                 config, or the one it was imported as, where nothing is given.
             checkpoint: The last checkpoint, or the one with the best evaluation.
             tokenizer: Whether the tokenizer is written too.

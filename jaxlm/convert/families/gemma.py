@@ -47,7 +47,7 @@ def names(cfg: gemma.Config) -> Table:
 
 
 def names_images(cfg: gemma.Config) -> Table:
-    """The rows of the text in a `gemma3` checkpoint; what sees images is left out."""
+    """The rows of the text in a `gemma3` checkpoint; the vision tower is left out."""
     table = names(cfg)
     return table._replace(ignored=table.ignored + IMAGES, renames=TEXT)
 

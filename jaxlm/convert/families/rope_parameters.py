@@ -235,7 +235,7 @@ def write(
     form of transformers 5, and along with it in the one that older readers know.
 
     max_position_embeddings is the context, but the original one under Dynamic, which transformers
-    grows from there, and at least what LongRoPE's factor stretches its original to; NTK becomes the
+    grows from there, and at least LongRoPE's original times its factor; NTK becomes the
     theta that it is.
     """
     record = parameters(head, theta, scaling, share)
