@@ -128,7 +128,9 @@ PURE = re.compile(
     r"^(typing\.)?(TypeVar|NamedTuple|cast)$|^dataclasses\.|^functools\.partial$|^re\.compile$"
     r"|^(frozenset|set|dict|list|tuple|range|sorted|zip|len|min|max|str|object)$|^_?[A-Z]\w*$"
     r"|^\w+\.[A-Z]\w*$|^_\w+$|^bytes$|^os\.strerror$|^\w+\.defvjp$"
-    r"|^(weight_rows\.)?(same|linear|conv1d|fused)$"
+    r"|^(weight_rows\.)?(same|linear|conv1d|fused|unchanged|biased|layer_norm)$"
+    r"|^(required|field|nullable|choice|always|only|written|same_as)$"
+    r"|^(rope_parameters|layer_types)\.row$|^fused_heads\.grouped$"
 )
 
 

@@ -6,66 +6,17 @@ All else waits for the classes themselves.
 import ast
 import difflib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from jaxlm.cli import schema
-from jaxlm.cli.schema import Annotation, Class, Fields
+from jaxlm.cli.commands import COMMANDS, Class
+from jaxlm.cli.schema import Annotation, Fields
 from jaxlm.core import config
 
 RUN: Class = ("jaxlm.train.run.run", "Run")
 # Commands whose first argument is a run directory.
 READ_RUNS = ("sample", "eval", "score", "plot", "export")
 WORDS = {"int": "a whole number", "float": "a number", "bool": "True or False", "None": "None"}
-
-
-class Signature(NamedTuple):
-    """The function or class whose parameters are a command's options; `chosen`: for parameters
-    whose type is not known before the command runs, the module and name of all it may be."""
-
-    module: str
-    name: str
-    chosen: Mapping[str, Class] = {}
-
-
-COMMANDS = {
-    "sample": Signature("jaxlm.cli.commands.sample", "_command"),
-    "eval": Signature(
-        "jaxlm.cli.commands.evaluate", "evaluate.command", {"data": ("jaxlm.data.kinds", "AnyData")}
-    ),
-    "score": Signature("jaxlm.cli.commands.evaluate", "score.command"),
-    "feedback revise": Signature(
-        "jaxlm.cli.commands.feedback", "Call", {"settings": ("jaxlm.feedback.critique", "Settings")}
-    ),
-    "feedback label": Signature(
-        "jaxlm.cli.commands.feedback",
-        "Call",
-        {"settings": ("jaxlm.feedback.preference_labels", "Settings")},
-    ),
-    "feedback sample": Signature(
-        "jaxlm.cli.commands.feedback",
-        "Call",
-        {"settings": ("jaxlm.feedback.best_of_n", "Settings")},
-    ),
-    "feedback instruct": Signature(
-        "jaxlm.cli.commands.feedback",
-        "Call",
-        {"settings": ("jaxlm.feedback.self_instruct", "Settings")},
-    ),
-    "tokenizer train": Signature("jaxlm.cli.commands.tokenize", "tokenizer.command"),
-    "data tokenize": Signature("jaxlm.cli.commands.tokenize", "data.command"),
-    "list": Signature("jaxlm.cli.main", "listing.command"),
-    "fit": Signature("jaxlm.cli.commands.fit", "fit.command"),
-    "sweep": Signature("jaxlm.cli.commands.sweep", "Options"),
-    "ablate": Signature("jaxlm.cli.commands.ablate", "ablate.command"),
-    "plan-ahead": Signature("jaxlm.cli.commands.plan_ahead", "plan_ahead.command"),
-    "import": Signature("jaxlm.cli.commands.import_export", "import_.command"),
-    "export": Signature("jaxlm.cli.commands.import_export", "export.command"),
-    "adapter export": Signature("jaxlm.cli.commands.adapter", "_export"),
-    "adapter import": Signature("jaxlm.cli.commands.adapter", "_import"),
-    "adapter merge": Signature("jaxlm.cli.commands.adapter", "_merge"),
-    "plot": Signature("jaxlm.cli.main", "draw.command"),
-}
 
 
 def check(args: Sequence[str]) -> None:
@@ -81,12 +32,11 @@ def check(args: Sequence[str]) -> None:
     target = rest[0]
     if command in READ_RUNS and not target.startswith("-"):
         config.run_file(pathlib.Path(target))
-    for name in (command, f"{command} {target}"):
-        if name in COMMANDS:
-            known = options(COMMANDS[name])
-            if command == "sweep":
-                known |= schema.annotations([RUN])
-            check_options(rest, known, f"jaxlm {name}", flags=True)
+    for action in {"", target} & set(COMMANDS[command].options):
+        known = options(command, action)
+        if command == "sweep":
+            known |= schema.annotations([RUN])
+        check_options(rest, known, f"jaxlm {command} {action}".rstrip(), flags=True)
     if command in ("train", "plan") and not target.startswith("-"):
         _check_run(command, target, rest[1:])
 
@@ -164,19 +114,21 @@ def _fits(value: str, kind: str) -> bool:
     return value in ("True", "False") if kind == "bool" else value == kind
 
 
-def options(signature: Signature) -> Fields:
-    """{option: its annotations} of a command, as tyro names them."""
-    module, path, chosen = signature
+def options(command: str, action: str = "") -> Fields:
+    """{option: its annotations} of a command's action, as tyro names them."""
+    entry = COMMANDS[command]
+    module, path = f"jaxlm.cli.commands.{entry.place.partition(':')[0]}", entry.options[action]
+    chosen = entry.chosen.get(action, {})
     tree = schema.source(module)
     assert tree is not None
     node: ast.AST = tree
     for name in path.split("."):
         defined = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         node = next(n for n in defined if n.name == name)
-    found: Fields = {}
+    known: Fields = {}
     for name, note in schema.annotated(node):
-        found |= _option(name, Annotation(note, tree, module), chosen.get(name))
-    return found
+        known |= _option(name, Annotation(note, tree, module), chosen.get(name))
+    return known
 
 
 def _option(name: str, note: Annotation, chosen: Class | None) -> Fields:
@@ -235,3 +187,24 @@ def paths(known: Fields, before: str = "", depth: int = 4) -> Iterator[str]:
             yield from paths(schema.annotations(inner), f"{before}{name}.", depth - 1)
         else:
             yield before + name
+
+
+def target(command: str, args: Sequence[str]) -> tuple[str, list[str]]:
+    """(the file, run or preset that a command works on, the rest of its arguments).
+
+    Raises: ValueError for an option in its place."""
+    if args[0].startswith("-"):
+        raise ValueError(f"{args[0]} given where {COMMANDS[command].usage!r} has its first name")
+    return args[0], list(args[1:])
+
+
+def action(command: str, name: str, args: Sequence[str]) -> list[str]:
+    """The arguments after a command's one action. Raises: ValueError for another action."""
+    if args and args[0] not in (name, "-h", "--help"):
+        raise ValueError(f"jaxlm {command}: no action {args[0]!r}; there is {name!r}")
+    return list(args[1:]) if args and args[0] == name else ["--help"]
+
+
+def usage(command: str) -> str:
+    """The first line of a command's help."""
+    return f"usage: jaxlm {COMMANDS[command].usage}"

@@ -19,18 +19,18 @@ def apply(cfg: T, args: Sequence[str], prog: str) -> T:
     reason, and exit with 2.
     """
     if not args:
-        return cfg  # what parses arguments takes longer to load than all that answers without it
+        return cfg  # tyro takes longer to load than all that answers without it
     import tyro
 
     narrow = _narrowed(cfg)
-    found = tyro.cli(
+    parsed = tyro.cli(
         type(narrow),
         default=narrow,
         args=list(args),
         prog=prog,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return _widened(found, cfg)
+    return _widened(parsed, cfg)
 
 
 def _narrowed(cfg: Any) -> Any:
@@ -56,10 +56,10 @@ def _narrowed(cfg: Any) -> Any:
     return narrow(**{**values, **inner})
 
 
-def _widened(found: Any, like: Any) -> Any:
-    """found, of narrowed classes, as a member of the classes of `like`."""
-    if not dataclasses.is_dataclass(like) or type(found) is type(like):
-        return found
+def _widened(value: Any, like: Any) -> Any:
+    """value, of narrowed classes, as a member of the classes of `like`."""
+    if not dataclasses.is_dataclass(like) or type(value) is type(like):
+        return value
     names = [f.name for f in dataclasses.fields(like)]
     cls: Any = type(like)
-    return cls(**{n: _widened(getattr(found, n), getattr(like, n)) for n in names})
+    return cls(**{n: _widened(getattr(value, n), getattr(like, n)) for n in names})

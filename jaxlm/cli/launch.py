@@ -50,8 +50,8 @@ def accelerated(environ: dict[str, str], nodes: pathlib.Path = NODES) -> bool:
         return named != ["cpu"]
     plugins = {"tpu"} if importlib.util.find_spec("libtpu") else set()
     if (spec := importlib.util.find_spec("jax_plugins")) is not None:
-        found = pkgutil.iter_modules(spec.submodule_search_locations)
-        plugins |= {re.sub(r"^xla_|\d+$", "", module.name) for module in found}
+        modules = pkgutil.iter_modules(spec.submodule_search_locations)
+        plugins |= {re.sub(r"^xla_|\d+$", "", module.name) for module in modules}
     return any(any(nodes.glob(p)) for name in plugins for p in DEVICES.get(name, ("*",)))
 
 

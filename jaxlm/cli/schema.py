@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from jaxlm.cli.commands import Class
 from jaxlm.core import config
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-Class = tuple[str, str]  # module, name
 
 
 class Annotation(NamedTuple):
@@ -67,12 +67,12 @@ def _bound(tree: ast.Module) -> set[str]:
 
 def presets() -> list[str]:
     """The names of all presets."""
-    found = []
+    presets = []
     for path in sorted((PACKAGE / "models").glob("*.py")):
         value = _bindings(f"jaxlm.models.{path.stem}").get("PRESETS")
         if isinstance(value, ast.Dict):
-            found += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
-    return found
+            presets += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+    return presets
 
 
 def fields(classes: Iterable[Class]) -> dict[str, list[Class]]:
@@ -82,15 +82,15 @@ def fields(classes: Iterable[Class]) -> dict[str, list[Class]]:
 
 def annotations(classes: Iterable[Class]) -> Fields:
     """{field: its annotations} of all these dataclasses together."""
-    found: Fields = {}
+    known: Fields = {}
     for module, name in classes:
         tree, node = source(module), _bindings(module)[name]
         assert tree is not None and isinstance(node, ast.ClassDef)
         for base in node.bases:
-            found |= annotations(_classes(base, tree, module))
+            known |= annotations(_classes(base, tree, module))
         for field, note in annotated(node):
-            found.setdefault(field, []).append(Annotation(note, tree, module))
-    return found
+            known.setdefault(field, []).append(Annotation(note, tree, module))
+    return known
 
 
 def annotated(node: ast.AST) -> list[tuple[str, ast.AST]]:
@@ -148,19 +148,19 @@ def _bindings(module: str) -> dict[str, ast.AST]:
 
 def names(tree: ast.Module) -> dict[str, ast.AST]:
     """Bindings of a tree's top level; see `_bindings`."""
-    found: dict[str, ast.AST] = {}
+    bound: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            found[node.name] = node
+            bound[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {t.id: node.value for t in targets if isinstance(t, ast.Name)}
+            bound |= {t.id: node.value for t in targets if isinstance(t, ast.Name)}
         elif isinstance(node, ast.ImportFrom):
             names = {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
-            found |= {name: ast.Constant(dotted) for name, dotted in names.items()}
+            bound |= {name: ast.Constant(dotted) for name, dotted in names.items()}
         elif isinstance(node, ast.Import):
-            found |= {a.asname: ast.Constant(a.name) for a in node.names if a.asname}
-    return found
+            bound |= {a.asname: ast.Constant(a.name) for a in node.names if a.asname}
+    return bound
 
 
 def _classes(node: ast.AST, tree: ast.Module, module: str) -> list[Class]:

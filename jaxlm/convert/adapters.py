@@ -1,27 +1,25 @@
 """Conversion of adapter run directories: to peft's files, from them, and to plain weights."""
 
 import dataclasses
-import json
+import os
 import pathlib
 
 import jax
 import numpy as np
 
-import jaxlm
-from jaxlm.convert import peft, pretrained, tokenizer_files, write
-from jaxlm.core import atomic, io, param
+from jaxlm.convert import peft, pretrained, write
+from jaxlm.core import atomic, param
 from jaxlm.data import tokenizers
 from jaxlm.objectives import lora as adapter
 from jaxlm.train import trained_weights
-from jaxlm.train.run import checkpoint, directory
+from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
-from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
 
 
 def export(
-    source: pathlib.Path,
-    target: pathlib.Path,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     *,
     base: str | None = None,
     model_type: str | None = None,
@@ -29,47 +27,56 @@ def export(
 ) -> list[str]:
     """Writes the adapters of a run as peft's files; returns the names of the modules they adapt.
 
-    base: what their config calls the model underneath (`jaxlm export` of the run's `start` makes
-    it). model_type: as for `pretrained.export_run`.
+    base: the name of the model underneath in their config (`jaxlm export` of the run's `start`
+    makes it). model_type: as for `pretrained.export_run`.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters,
-    and for what peft has no module for.
+    and for weights that peft has no module for.
     """
+    source, target = pathlib.Path(source), pathlib.Path(target)
     pretrained.refuse_existing(target)
     run = directory.load(source)
     if run.adapter is None:
         raise ValueError(f"{source} has no adapters; `jaxlm export` writes its weights")
     kind, _ = write.architecture(run.model, model_type or _kind(run))
-    found = trained_weights.trained(source, which)
+    trained = trained_weights.trained(source, which)
     with atomic.folder(target) as folder:
-        return peft.write(folder, kind, run.model, run.adapter, found[adapter.ADAPTER], base)
+        return peft.write(folder, kind, run.model, run.adapter, trained[adapter.ADAPTER], base)
 
 
-def merge(source: pathlib.Path, target: pathlib.Path, which: trained_weights.Which = "last") -> Run:
+def merge(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    which: trained_weights.Which = "last",
+) -> Run:
     """The Run of a new run directory with the weights that adapters and their base make together,
     at step 0 and finished: it needs neither any more.
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters.
     """
+    source, target = pathlib.Path(source), pathlib.Path(target)
     pretrained.refuse_existing(target)
     if directory.load(source).adapter is None:
-        raise ValueError(f"{source} has no adapters: its weights stand alone already")
-    found = trained_weights.load(source, which)
+        raise ValueError(f"{source} has no adapters: its weights are complete already")
+    saved = trained_weights.load(source, which)
     run = dataclasses.replace(
-        found.run, adapter=None, start=None, name=target.name, out=str(target.parent)
+        saved.run, adapter=None, start=None, name=target.name, out=str(target.parent)
     )
-    facts = {"merged": str(source), "model_type": _kind(found.run), "val": None}
-    _commit(target, run, found.params, facts, trained_weights.generation(source))
+    facts = {"merged": str(source), "model_type": _kind(saved.run), "val": None}
+    _commit(target, run, saved.params, facts, trained_weights.generation(source))
     return run
 
 
-def import_adapter(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) -> Run:
+def import_adapter(
+    source: str | os.PathLike[str], base: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> Run:
     """The Run of a new run directory with peft's adapters on the weights of another, at step 0 and
     finished: it is sampled, evaluated, merged and exported as any other, and a run may start from
     it.
 
     Raises: FileExistsError for a target that is not empty; else as `peft.load`.
     """
+    source, base, target = pathlib.Path(source), pathlib.Path(base), pathlib.Path(target)
     pretrained.refuse_existing(target)
     below = trained_weights.load(base)
     was = pretrained.was(base)
@@ -78,10 +85,10 @@ def import_adapter(source: pathlib.Path, base: pathlib.Path, target: pathlib.Pat
     run = dataclasses.replace(
         below.run, adapter=lora, start=str(base), name=target.name, out=str(target.parent)
     )
-    begun = {"folder": str(base), "step": below.step, "run": runs.digest(below.run)}
+    start = {"folder": str(base), "step": below.step, "run": runs.digest(below.run)}
     heads = {n: w for n, w in below.params.items() if n not in below.model.spec}
     params = {adapter.ADAPTER: jax.tree.map(np.asarray, adapters)} | heads
-    facts = {"imported": str(source), "model_type": was, "val": None, "start": begun}
+    facts = {"imported": str(source), "model_type": was, "val": None, "start": start}
     _commit(target, run, params, facts, trained_weights.generation(base))
     return run
 
@@ -94,14 +101,7 @@ def _kind(run: Run) -> str | None:
 def _commit(
     target: pathlib.Path, run: Run, params: param.Tree, facts: dict, generation: dict
 ) -> None:
-    """Make the run directory, whole or not at all."""
+    """Make the run directory, complete or not at all."""
+    tokenizer = tokenizers.load(run.data.tokenizer)
     with atomic.folder(target) as folder:
-        (folder / "checkpoints").mkdir()
-        start = facts.get("start", {})
-        sealed = directory.identity(run, tokenizers.load(run.data.tokenizer).hash, start) | facts
-        checkpoint.commit_weights(folder / "checkpoints", params, sealed)
-        directory.record(folder, run)
-        directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
-        io.write(folder / "env.json", json.dumps({"jaxlm": jaxlm.__version__, **facts}) + "\n")
-        if generation:
-            io.write(folder / tokenizer_files.GENERATION, json.dumps(generation) + "\n")
+        pretrained.fill(folder, target, run, params, facts, generation, tokenizer.hash)

@@ -107,5 +107,5 @@ def pad(tokenizer: tokenizers.Tokenizer, written: template.Template, vocab: int)
     transformers then reads one text at a time, and refuses more."""
     ends = {tokenizer.special["eos"], *template.stops(written, tokenizer)}
     own = [tokenizer.special.get("pad"), tokenizers.begin(tokenizer)]
-    found = [i for i in own if i is not None and i not in ends]
-    return next(iter([*found, *range(tokenizer.vocab, vocab)]), None)
+    unused = [i for i in own if i is not None and i not in ends]
+    return next(iter([*unused, *range(tokenizer.vocab, vocab)]), None)

@@ -14,31 +14,13 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def activation(ours: str) -> str:
-    """transformers' name of one of our nonlinearities."""
-    return next(theirs for theirs, known in ACTIVATIONS.items() if known == ours)
-
-
-def fixed(cfg: Any, **values: Any) -> None:
-    """Checks that these fields of a Config are what an architecture always has.
-
-    Raises: ValueError naming the first that is not, which has no counterpart in a config.json.
-    """
-    for name, value in values.items():
-        if getattr(cfg, name) != value:
-            raise ValueError(
-                f"model.{name}={getattr(cfg, name)!r} has no counterpart in this config.json "
-                f"(always {value!r})"
-            )
-
-
 class Fields:
     """A `config.json` that remembers which of its fields were read.
 
-    What its model_type can do without (`convert.harmless`) counts as read. `ignored`: unknown
+    What its model_type can do without (`ignored_fields`) counts as read. `ignored`: unknown
     fields that the user answers for; `skipped` holds those that were there.
 
-    Every method raises ValueError naming the field, what it is, and what is supported here.
+    Every method raises ValueError naming the field, its value, and the values that are supported.
     """
 
     def __init__(
@@ -55,9 +37,9 @@ class Fields:
         given = self._given(name, *aliases)
         if not given:
             raise ValueError(f"{self._where}: {name} is missing")
-        return self._one(given)
+        return self._agreed(given)
 
-    def _one(self, given: dict[str, Any]) -> Any:
+    def _agreed(self, given: dict[str, Any]) -> Any:
         """The value that all names of a field give it."""
         if any(value != next(iter(given.values())) for value in given.values()):
             raise ValueError(f"{self._where}: {given} are one field and differ")
@@ -67,7 +49,7 @@ class Fields:
         """A field's value, or the default of transformers where it is absent or null. Raises:
         ValueError where two of its names contradict each other."""
         given = {k: v for k, v in self._given(name, *aliases).items() if v is not None}
-        return self._one(given) if given else default
+        return self._agreed(given) if given else default
 
     def _given(self, name: str, *aliases: str) -> dict[str, Any]:
         self._understood |= {name, *aliases}
@@ -150,8 +132,8 @@ class Fields:
                 f"--ignore {understood[0]}: {self._where} is read with this field, which cannot be "
                 "ignored; only fields that are unknown here can"
             )
-        found = {k: p._record[k] for p in parts for k in sorted(self._ignored) if k in p._record}
-        absent = sorted(self._ignored - found.keys())
+        present = {k: p._record[k] for p in parts for k in sorted(self._ignored) if k in p._record}
+        absent = sorted(self._ignored - present.keys())
         if absent:
             raise ValueError(f"--ignore {absent[0]}: {self._where} has no such field")
-        return found
+        return present

@@ -70,7 +70,7 @@ BY_MODEL_TYPE: dict[str, frozenset[str]] = {
     "gemma": _DECODER | {"hidden_activation"},
     "gemma2": _DECODER | {"hidden_act"},
     "gemma3_text": _DECODER | {"hidden_act", "_sliding_window_pattern"},
-    # of its text, and what images are
+    # of its text, and of images
     "gemma3": _DECODER
     | {
         "hidden_act",

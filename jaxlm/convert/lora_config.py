@@ -82,8 +82,8 @@ def _against(record: dict[str, Any], module: str) -> str | None:
         return None
     names = record.get("layers_pattern") or r"[^.]*"
     names = [names] if isinstance(names, str) else names
-    found = [re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", module) for name in names]
-    number = next((int(match[1]) for match in found if match), None)
+    matches = [re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", module) for name in names]
+    number = next((int(match[1]) for match in matches if match), None)
     if number in ([layers] if isinstance(layers, int) else layers):
         return None
     return "layers_to_transform" if number is not None else "layers_pattern"

@@ -33,7 +33,7 @@ Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Place(NamedTuple):
-    """Positions of our matrices in one of theirs, [out, in] or (`turned`) [in, out].
+    """Positions of our matrices in one of theirs, [out, in] or (`transposed`) [in, out].
 
     part int[out], output int[out]: which matrix a row belongs to, and which of its outputs it is.
     input int[in]: which of the inputs a column is.
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     part: np.ndarray
     output: np.ndarray
     input: np.ndarray
-    turned: bool
+    transposed: bool
 
 
 class Module(NamedTuple):
@@ -62,7 +62,7 @@ def modules(kind: str, cfg: models.AnyConfig, targets: dict[str, Any]) -> list[M
     Raises: ValueError for a matrix that is no linear layer of theirs.
     """
     flat = param.flatten(models.spec(cfg))
-    found, places = [], {}
+    adapted, places = [], {}
     for job in read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat):
         if not targets.keys() & {*job.ours}:
             continue
@@ -70,18 +70,18 @@ def modules(kind: str, cfg: models.AnyConfig, targets: dict[str, Any]) -> list[M
         if about not in places:
             places[about] = _place(job, kind)
         name = job.theirs[0].removesuffix(".weight")
-        found.append(Module(name, job.ours, job.params, job.layer, places[about]))
-    lost = targets.keys() - {path for m in found for path in m.ours}
+        adapted.append(Module(name, job.ours, job.params, job.layer, places[about]))
+    lost = targets.keys() - {path for m in adapted for path in m.ours}
     if lost:
         raise ValueError(f"adapter.targets: {kind} has no tensor for {sorted(lost)}")
-    return found
+    return adapted
 
 
 def _place(job: read.Job, kind: str) -> Place:
     """Computes the positions of our matrices' elements in theirs."""
     refused = ValueError(
-        f"adapter.targets: {list(job.ours)} are {list(job.theirs)} of {kind}, which is no linear "
-        "layer that an adapter of peft stands on"
+        f"adapter.targets: {list(job.ours)} are {list(job.theirs)} of {kind}, which is not a "
+        "linear layer, as an adapter of peft requires"
     )
     router = any("expert" in p.axes for p in job.params)
     if router or len(job.theirs) != 1 or not job.theirs[0].endswith(".weight"):
@@ -93,17 +93,17 @@ def _place(job: read.Job, kind: str) -> Place:
         np.arange(start, start + size).reshape(p.shape)
         for start, size, p in zip(starts, sizes, job.params, strict=True)
     ]
-    (told,) = job.row.write(numbers, job.params)
-    for turned in (False, True):
-        seen = told.T if turned else told
-        if seen.ndim != 2:
+    (numbered,) = job.row.write(numbers, job.params)
+    for transposed in (False, True):
+        matrix = numbered.T if transposed else numbered
+        if matrix.ndim != 2:
             raise refused
-        part = np.searchsorted(starts, seen[:, 0], side="right") - 1
-        output = (seen[:, 0] - starts[part]) % outs[part]
-        column = (seen[0] - starts[part[0]]) // outs[part[0]]
+        part = np.searchsorted(starts, matrix[:, 0], side="right") - 1
+        output = (matrix[:, 0] - starts[part]) % outs[part]
+        column = (matrix[0] - starts[part[0]]) // outs[part[0]]
         rebuilt = (starts[part] + output)[:, None] + outs[part][:, None] * column[None]
-        if np.array_equal(rebuilt, seen):
-            return Place(part, output, column, turned)
+        if np.array_equal(rebuilt, matrix):
+            return Place(part, output, column, transposed)
     raise refused
 
 
@@ -120,14 +120,14 @@ def write(
 ) -> list[str]:
     """Write adapters on a model of this Config as peft's two files; the names of the modules.
 
-    adapters: {path: {"a", "b"}}, nested. base: what their config calls the model underneath.
+    adapters: {path: {"a", "b"}}, nested. base: the name of the model underneath in their config.
 
     Raises: ValueError as `modules`.
     """
     pairs = _pairs(adapters)
-    found = modules(kind, cfg, pairs)
+    adapted = modules(kind, cfg, pairs)
     groups = []
-    for module in found:
+    for module in adapted:
         rank = lora.rank * sum(path in pairs for path in module.ours)
         items = [
             tensor_files.Item(
@@ -142,9 +142,9 @@ def write(
         folder, groups, lambda m: _theirs(m, pairs, lora.rank), np.dtype(np.float32), 1 << 62
     )
     (folder / name).rename(folder / WEIGHTS)
-    record = _config(found, pairs, lora, _names(kind, cfg), base)
+    record = _config(adapted, pairs, lora, _names(kind, cfg), base)
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    return [m.name for m in found]
+    return [m.name for m in adapted]
 
 
 def _pairs(adapters: param.Tree) -> Pairs:
@@ -179,9 +179,9 @@ def _names(kind: str, cfg: models.AnyConfig) -> list[str]:
 
 
 def _config(
-    found: list[Module], pairs: Pairs, lora: adapter.Lora, everything: list[str], base: str | None
+    adapted: list[Module], pairs: Pairs, lora: adapter.Lora, everything: list[str], base: str | None
 ) -> dict[str, Any]:
-    blocks = {m.name: sum(path in pairs for path in m.ours) for m in found}
+    blocks = {m.name: sum(path in pairs for path in m.ours) for m in adapted}
     wider = {name: n for name, n in blocks.items() if n > 1}
     # alpha / rank, or alpha / sqrt(rank), stays what it is
     grown = {n: n if lora.scaling == "rank" else math.sqrt(n) for n in wider.values()}
@@ -198,7 +198,7 @@ def _config(
         "use_rslora": lora.scaling == "root",
         "use_dora": False,
         "bias": "none",
-        "fan_in_fan_out": any(m.place.turned for m in found),
+        "fan_in_fan_out": any(m.place.transposed for m in adapted),
         "init_lora_weights": True,
         "modules_to_save": None,
         "layers_to_transform": None,
@@ -214,13 +214,13 @@ def _number(x: float) -> float | int:
 
 
 def _targeted(names: list[str], everything: list[str]) -> list[str]:
-    """The last words of the names, where all modules that end so are meant; else whole names."""
-    meant: dict[str, None] = {}
+    """The last words of the names, where all modules that end so are chosen; else whole names."""
+    chosen: dict[str, None] = {}
     for name in names:
         word = name.rpartition(".")[2]
         alike = {n for n in everything if n == word or n.endswith(f".{word}")}
-        meant[word if alike <= {*names} else name] = None
-    return [*meant]
+        chosen[word if alike <= {*names} else name] = None
+    return [*chosen]
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -240,30 +240,31 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}
     flat = param.flatten(models.spec(cfg))
     jobs = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
-    ours = {p: p for j in jobs if j.theirs[0].removesuffix(".weight") in given for p in j.ours}
+    adapted = [job.ours for job in jobs if job.theirs[0].removesuffix(".weight") in given]
+    ours = dict.fromkeys(path for paths in adapted for path in paths)
     known = {m.name: m for m in modules(kind, cfg, ours) if m.name in given}
-    whole = {f"{PREFIX}{name}.lora_{x}.weight" for name in known for x in "AB"}
-    if odd := sorted(tensors.keys() ^ whole):
+    expected = {f"{PREFIX}{name}.lora_{x}.weight" for name in known for x in "AB"}
+    if odd := sorted(tensors.keys() ^ expected):
         raise ValueError(f"{folder}: a {kind} of this config has no adapter with {odd[:8]}")
     if not known:
         raise ValueError(f"{folder} holds no adapter")
     lora_config.refuse_unchosen(folder / CONFIG, record, known)
-    found = {name: _read(folder, m, record, tensors) for name, m in known.items()}
-    rank = max(a.shape[0] for parts in found.values() for a, _, _ in parts.values())
+    parts_of = {name: _read(folder, m, record, tensors) for name, m in known.items()}
+    rank = max(a.shape[0] for parts in parts_of.values() for a, _, _ in parts.values())
     scale = lora_config.scale(record)
-    made: dict[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
     for name, module in known.items():
-        for path, (a, b, own) in found[name].items():
-            _put(made, module, path, flat[path], rank, a, b * np.float32(own / scale))
+        for path, (a, b, own) in parts_of[name].items():
+            _put(weights, module, path, flat[path], rank, a, b * np.float32(own / scale))
     root = record["use_rslora"]
     lora = adapter.Lora(
         rank=rank,
         alpha=scale * (math.sqrt(rank) if root else rank),
-        targets=tuple(dict.fromkeys(path.rpartition("/")[0] for path in made)),
+        targets=tuple(dict.fromkeys(path.rpartition("/")[0] for path in weights)),
         scaling="root" if root else "rank",
         dropout=record["lora_dropout"],
     )
-    return lora, param.nested(made)
+    return lora, param.nested(weights)
 
 
 def _read(
@@ -285,13 +286,13 @@ def _read(
     scale = lora_config.scale(record, module.name)
     first = np.empty_like(a)
     first[:, place.input] = a
-    found, slots = {}, _slots(module, b)
+    ours, slots = {}, _slots(module, b)
     for i, path in enumerate(module.ours):
         rows = place.part == i
         second = np.empty((int(rows.sum()), rank), np.float32)
         second[place.output[rows]] = b[rows]
-        found[path] = (first[slots[i]], second[:, slots[i]], scale)
-    return found
+        ours[path] = (first[slots[i]], second[:, slots[i]], scale)
+    return ours
 
 
 def _slots(module: Module, b: np.ndarray) -> list[slice]:
@@ -306,7 +307,7 @@ def _slots(module: Module, b: np.ndarray) -> list[slice]:
 
 
 def _put(
-    made: dict[str, np.ndarray],
+    weights: dict[str, np.ndarray],
     module: Module,
     path: str,
     p: param.Param,
@@ -314,11 +315,11 @@ def _put(
     a: np.ndarray,
     b: np.ndarray,
 ) -> None:
-    """Write one layer's a [r, inputs] and b [outputs, r] into ours, made as zeros."""
+    """Write one layer's a [r, inputs] and b [outputs, r] into ours, which begin as zeros."""
     cut, own = p.copies + p.inputs, a.shape[0]
-    first = made.setdefault(f"{path}/a", np.zeros((*p.shape[:cut], rank), np.float32))
+    first = weights.setdefault(f"{path}/a", np.zeros((*p.shape[:cut], rank), np.float32))
     shape = (*p.shape[: p.copies], rank, *p.shape[cut:])
-    second = made.setdefault(f"{path}/b", np.zeros(shape, np.float32))
+    second = weights.setdefault(f"{path}/b", np.zeros(shape, np.float32))
     at: Any = ... if module.layer is None else module.layer
     first[at][..., :own] = a.T.reshape(*p.shape[p.copies : cut], own)
     second[at][:own] = b.T.reshape(own, *p.shape[cut:])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import jaxlm
 from jaxlm import models, objectives
 from jaxlm.convert import classifier, read, tokenizer_files, write
 from jaxlm.convert.families import rope_parameters
-from jaxlm.core import atomic, io, json_file
+from jaxlm.core import atomic, io, json_file, param
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.records import preferences
@@ -26,8 +27,8 @@ from jaxlm.train.run.run import Run
 
 
 def import_run(
-    source: pathlib.Path,
-    target: pathlib.Path,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     tokenizer_name: str | None = None,
     plan: Plan = Plan(),
     ignored: Sequence[str] = (),
@@ -38,8 +39,8 @@ def import_run(
     sequence classification with one label becomes a reward model, whose template is that of its
     tokenizer, or "plain".
 
-    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning tells
-    where it has more ids than the model, or fewer. plan: the devices that hold the weights
+    tokenizer_name: what `tokenizers.load` takes, in place of the checkpoint's own; a warning names
+    ids that only it or only the model has. plan: the devices that hold the weights
     meanwhile. ignored: unknown fields of config.json that the caller answers for; env.json records
     them with their values. context: the length of texts that angles which depend on it (LongRoPE,
     dynamic NTK) are those of; None: up to the original context. The directory appears whole or not
@@ -48,42 +49,53 @@ def import_run(
     Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
     is read.
     """
+    source, target = pathlib.Path(source), pathlib.Path(target)
     refuse_existing(target)
-    found = read.inspect(source, ignored)
+    planned = read.inspect(source, ignored)
     if context is not None:
-        found = found._replace(cfg=rope_parameters.at_context(found.cfg, context))
+        planned = planned._replace(cfg=rope_parameters.at_context(planned.cfg, context))
     generation = tokenizer_files.generation(source)
-    for text in tokenizer_files.warnings(source, tokenizer_name, found.cfg.vocab):
+    for text in tokenizer_files.warnings(source, tokenizer_name, planned.cfg.vocab):
         directory.warn(text)
     with atomic.folder(target) as folder:
+        # the tokenizer's place in the run, and the one that it has until the folder is complete
+        final = now = tokenizer_name or "bytes"
         if tokenizer_name is None:
             name = tokenizer_files.bring(source, folder / "tokenizer")
-            told = "bytes" if name is None else str(target / "tokenizer" / name)
-        else:
-            told = tokenizer_name
-        run = _run(found.cfg, target, told, plan)
-        at = told
-        if tokenizer_name is None and told != "bytes":  # not at its place yet
-            at = str(folder / pathlib.Path(told).relative_to(target))
-        if "score" in found.spec:
-            run = _judging(run, template.OWN if template.own(at) is not None else "plain")
-        (folder / "checkpoints").mkdir()
-        params = read.place(found, plan, jnp.float32)
-        facts: dict[str, Any] = {
-            "imported": str(source), "model_type": found.model_type, "val": None
-        }  # fmt: skip
-        if found.ignored:
-            facts["ignored"] = found.ignored
-        sealed = directory.identity(run, tokenizers.load(at).hash, {}) | facts
-        checkpoint.commit_weights(folder / "checkpoints", params, sealed)
-        directory.record(folder, run)
-        directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
-        _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
-        _json(folder / tokenizer_files.GENERATION, generation)
+            if name is not None:
+                final, now = (str(place / "tokenizer" / name) for place in (target, folder))
+        run = _run(planned.cfg, target, final, plan)
+        if "score" in planned.spec:
+            run = _judging(run, template.OWN if template.own(now) is not None else "plain")
+        params = read.place(planned, plan, jnp.float32)
+        facts = {"imported": str(source), "model_type": planned.model_type, "val": None}
+        if planned.ignored:
+            facts["ignored"] = planned.ignored
+        fill(folder, target, run, params, facts, generation, tokenizers.load(now).hash)
     return run
 
 
-def _run(cfg: models.AnyConfig, target: pathlib.Path, told: str, plan: Plan) -> Run:
+def fill(
+    folder: pathlib.Path,
+    target: pathlib.Path,
+    run: Run,
+    params: param.Tree,
+    facts: dict[str, Any],
+    generation: dict[str, Any],
+    tokenizer_hash: str,
+) -> None:
+    """Write a finished run directory at step 0 into a folder that will be `target`."""
+    (folder / "checkpoints").mkdir()
+    sealed = directory.identity(run, tokenizer_hash, facts.get("start", {})) | facts
+    checkpoint.commit_weights(folder / "checkpoints", params, sealed)
+    directory.record(folder, run)
+    directory.finish(folder, Result(str(target), 0, run.steps, 0, None, 0))
+    _json(folder / "env.json", {"jaxlm": jaxlm.__version__, **facts})
+    if generation:
+        _json(folder / tokenizer_files.GENERATION, generation)
+
+
+def _run(cfg: models.AnyConfig, target: pathlib.Path, tokenizer: str, plan: Plan) -> Run:
     """A Run with the objective that pretrains such a model, and rows that it can read."""
     model = models.build(cfg)
     fitting = objectives.fitting(model)
@@ -95,7 +107,7 @@ def _run(cfg: models.AnyConfig, target: pathlib.Path, told: str, plan: Plan) -> 
         name=target.name,
         out=str(target.parent),
         model=cfg,
-        data=pretraining.Data(tokenizer=told, seq=seq, corrupt=corrupt),
+        data=pretraining.Data(tokenizer=tokenizer, seq=seq, corrupt=corrupt),
         objective=objectives.OBJECTIVES[fitting].Config(),
         plan=plan,
     )
@@ -111,8 +123,8 @@ def _judging(run: Run, layout: str) -> Run:
 
 
 def export_run(
-    source: pathlib.Path,
-    target: pathlib.Path,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     *,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
@@ -126,6 +138,7 @@ def export_run(
     Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
     architecture can express, before the weights are read, and for a tokenizer without a file there.
     """
+    source, target = pathlib.Path(source), pathlib.Path(target)
     refuse_existing(target)
     run = directory.load(source)
     kind, record = write.architecture(run.model, model_type or was(source))
@@ -148,15 +161,15 @@ def export_run(
             tokenizer_files.give(run.data.tokenizer, folder)
         if layout is not None:
             io.write(folder / "chat_template.jinja", template.portable(layout))
-        found = trained_weights.load(source, which)
-        write.weights(folder, kind, run.model, found.params, dtype, shard_bytes)
+        saved = trained_weights.load(source, which)
+        write.weights(folder, kind, run.model, saved.params, dtype, shard_bytes)
         write.configs(folder, record, generation, dtype)
     return kind
 
 
 def was(folder: pathlib.Path) -> str | None:
     """The model_type a run directory was imported as; None for one that was trained here. Its
-    checkpoint says it, or env.json. Raises: json_file.Damaged."""
+    checkpoint records it, or env.json. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed.get("model_type")

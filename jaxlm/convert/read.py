@@ -6,9 +6,10 @@ its files, before a weight is read or allocated.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,9 @@ def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint of transformers: it has no config.json")
+        raise FileNotFoundError(
+            f"{folder} is not a checkpoint of transformers: it has no config.json"
+        )
     record = json_file.read_object(tensor_files.inside(folder, file.name))
     kind = record.get("model_type")
     if kind not in convert.ARCHITECTURES:
@@ -101,7 +104,7 @@ def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
     return Description(kind, cfg, scores, fields.skipped())
 
 
-# No model has more; what is larger would be built, layer by layer, before its tensors are missed.
+# No model has more; a larger one would be built, layer by layer, before its tensors are missed.
 LAYERS, EXPERTS, SIZE = 10_000, 10_000, 2**31
 
 
@@ -131,7 +134,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     output matrix and the table that it may be tied to.
 
     Where several rows produce the same weight, the first one whose tensors are present is used. An
-    output matrix that is present counts, whatever config.json says about tying, unless it equals
+    output matrix that is present counts, whatever config.json has about tying, unless it equals
     the embedding table; a sequence classification model has none.
 
     ignored: as for `config`.
@@ -148,7 +151,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
         cfg = settle(cfg, tensors.keys())
         table = names(cfg)
     same: set[str] = set()
-    if _says_tied(cfg) and (head := _head(table)) is not None and head in tensors:
+    if _tied(cfg) and (head := _head(table)) is not None and head in tensors:
         if _equal(tensors, head, table):
             same = {head}
         else:
@@ -158,9 +161,9 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     if scores:
         spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
-    found = jobs(table, flat, tensors.keys())
-    problems = [*_missing(table, flat, found, tensors), *_misshaped(found, tensors)]
-    used = {name for job in found for name in job.theirs} | same
+    planned = jobs(table, flat, tensors.keys())
+    problems = [*_missing(table, flat, planned, tensors), *_misshaped(planned, tensors)]
+    used = {name for job in planned for name in job.theirs} | same
     problems += [
         f"unknown tensor {name} {list(t.shape)}: nothing here would compute with it"
         for name, t in tensors.items()
@@ -168,9 +171,9 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     ]
     if problems:
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-        told = "\n".join(f"  {p}" for p in [*problems[:20], *more])
-        raise ValueError(f"{folder} ({kind}) cannot be imported:\n{told}")
-    return Checkpoint(folder, kind, cfg, spec, tensors, found, skipped)
+        listing = "\n".join(f"  {p}" for p in [*problems[:20], *more])
+        raise ValueError(f"{folder} ({kind}) cannot be imported:\n{listing}")
+    return Checkpoint(folder, kind, cfg, spec, tensors, planned, skipped)
 
 
 def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:
@@ -185,17 +188,17 @@ def jobs(table: Table, flat: Flat, have: Collection[str] | None = None) -> list[
     for path, stack in table.stacks.items():
         for i, (kind, layer) in enumerate(positions(flat, path), stack.first):
             places.append((stack.rows, (stack.prefix, kind, layer), i))
-    found = []
+    planned = []
     for rows, at, i in places:
-        made: set[str] = set()
+        produced: set[str] = set()
         for row in rows:
             job = _job(row, at, i, flat)
-            if job is None or made & set(job.ours):
+            if job is None or produced & set(job.ours):
                 continue
             if have is None or all(name in have for name in job.theirs):
-                found.append(job)
-                made |= set(job.ours)
-    return found
+                planned.append(job)
+                produced |= set(job.ours)
+    return planned
 
 
 def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job | None:
@@ -223,7 +226,7 @@ def _renamed(folder: pathlib.Path, table: Table) -> dict[str, tensor_files.Tenso
     return {names[stored]: tensor for stored, tensor in tensors.items()}
 
 
-def _says_tied(cfg: models.AnyConfig) -> bool:
+def _tied(cfg: models.AnyConfig) -> bool:
     values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
     return bool(values.get("tied"))
 
@@ -241,28 +244,33 @@ def _equal(tensors: dict[str, tensor_files.Tensor], head: str, table: Table) -> 
     return np.array_equal(tensor_files.read(tensors[embed]), tensor_files.read(tensors[head]))
 
 
-def _missing(table: Table, flat: Flat, found: list[Job], tensors: Collection[str]) -> list[str]:
+def _missing(table: Table, flat: Flat, planned: list[Job], tensors: Collection[str]) -> list[str]:
     """Problems with weights that no job produces: the missing tensors of the first row for each."""
-    made = {(path, job.layer) for job in found for path in job.ours}
-    problems = []
-    for job in jobs(table, flat):
-        if not all((path, job.layer) in made for path in job.ours):
+    produced = _produced(planned)
+    problems, complete = [], jobs(table, flat)
+    for job in complete:
+        if not _produced([job]) <= produced:
             head = {path.partition("/")[0] for path in job.ours} <= HEADS
             reason = NO_HEAD if head else ""
             problems += [f"missing tensor {n}{reason}" for n in job.theirs if n not in tensors]
-    known = made | {(path, job.layer) for job in jobs(table, flat) for path in job.ours}
-    bare = {path for path, _ in known}
-    return problems + [f"nothing makes our weight {path}" for path in flat if path not in bare]
+    known = {path for path, _ in produced | _produced(complete)}
+    return problems + [f"no row has our weight {path}" for path in flat if path not in known]
 
 
-def _misshaped(found: list[Job], tensors: dict[str, tensor_files.Tensor]) -> list[str]:
+def _produced(planned: Iterable[Job]) -> set[tuple[str, int | None]]:
+    """(path, index on the layer axis) of the weights that jobs produce."""
+    return {(path, job.layer) for job in planned for path in job.ours}
+
+
+def _misshaped(planned: list[Job], tensors: dict[str, tensor_files.Tensor]) -> list[str]:
     problems = []
-    for job in found:
+    for job in planned:
         for name, shape in zip(job.theirs, job.row.shapes(job.params), strict=True):
             tensor = tensors[name]
             if tensor.shape != tuple(shape):
                 problems.append(
-                    f"tensor {name} is {list(tensor.shape)}, the config says {list(shape)}"
+                    f"tensor {name} is {list(tensor.shape)}, and {list(shape)} follows from "
+                    "config.json"
                 )
             elif tensor.dtype not in tensor_files.DTYPES:
                 problems.append(
@@ -272,57 +280,61 @@ def _misshaped(found: list[Job], tensors: dict[str, tensor_files.Tensor]) -> lis
     return problems
 
 
-def load(folder: pathlib.Path) -> tuple[models.AnyConfig, param.Tree]:
+def load(folder: str | os.PathLike[str]) -> tuple[models.AnyConfig, param.Tree]:
     """(Config, float32 NumPy weights) of a checkpoint. Raises: as `inspect`."""
-    found = inspect(pathlib.Path(folder))
-    flat = param.flatten(found.spec)
-    made = {path: np.empty(p.shape, np.float32) for path, p in flat.items()}
+    source = inspect(pathlib.Path(folder))
+    flat = param.flatten(source.spec)
+    weights = {path: np.empty(p.shape, np.float32) for path, p in flat.items()}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:
-        made[path][... if index is None else index] = array
+        weights[path][... if index is None else index] = array
 
-    _fill(found, np.float32, put)
-    return found.cfg, param.nested(made)
+    _fill(source, np.float32, put)
+    return source.cfg, param.nested(weights)
 
 
-def place(found: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
+def place(source: Checkpoint, plan: Plan = Plan(), dtype: Any = jnp.float32) -> param.Tree:
     """The weights of a checkpoint in a dtype, laid out over the plan's devices: never more in
     memory than they and the tensors of one row.
 
     Raises: ValueError as `plan.shard_params`, for numbers beyond the dtype, and where the devices
     cannot hold the weights.
     """
-    need = memory.spec_bytes(found.spec, memory.mesh(plan), dtype)
-    devices.check(f"the weights of {found.folder}", need)
-    flat, lies = (param.flatten(tree) for tree in (found.spec, plan.shard_params(found.spec)))
-    made: dict[str, jax.Array] = {}
+    need = memory.spec_bytes(source.spec, memory.mesh(plan), dtype)
+    devices.check(f"the weights of {source.folder}", need)
+    flat, shardings = (
+        param.flatten(tree) for tree in (source.spec, plan.shard_params(source.spec))
+    )
+    weights: dict[str, jax.Array] = {}
 
     def put(path: str, index: int | None, array: np.ndarray) -> None:
-        whole = lies[path]
+        sharding = shardings[path]
         if index is None:
-            made[path] = jax.block_until_ready(_onto(array, whole))
+            weights[path] = jax.block_until_ready(_onto(array, sharding))
             return
-        if path not in made:
-            made[path] = _empty(flat[path].shape, dtype, whole)
-        part = NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
+        if path not in weights:
+            weights[path] = _empty(flat[path].shape, dtype, sharding)
+        part = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
         # waited for, or tensors would be read, and held, faster than they are placed
-        made[path] = jax.block_until_ready(_setter(whole)(made[path], _onto(array, part), index))
+        weights[path] = jax.block_until_ready(
+            _setter(sharding)(weights[path], _onto(array, part), index)
+        )
 
-    _fill(found, dtype, put)
-    return param.nested({path: made[path] for path in flat})
+    _fill(source, dtype, put)
+    return param.nested({path: weights[path] for path in flat})
 
 
 def _fill(
-    found: Checkpoint, dtype: Any, put: Callable[[str, int | None, np.ndarray], None]
+    source: Checkpoint, dtype: Any, put: Callable[[str, int | None, np.ndarray], None]
 ) -> None:
     """put(path, index on the layer axis or None, array in the dtype) for every weight, row after
     row."""
-    for job in found.jobs:
-        arrays = [tensor_files.read(found.tensors[name]) for name in job.theirs]
-        made = job.row.read(arrays, job.params)
-        for path, array, p in zip(job.ours, made, job.params, strict=True):
+    for job in source.jobs:
+        arrays = [tensor_files.read(source.tensors[name]) for name in job.theirs]
+        parts = job.row.read(arrays, job.params)
+        for path, array, p in zip(job.ours, parts, job.params, strict=True):
             if array.shape != p.shape:
-                raise ValueError(f"{job.theirs} made {array.shape} of {path}, which is {p.shape}")
+                raise ValueError(f"{job.theirs}: {path} is {p.shape}, not {array.shape}")
             put(path, job.layer, tensor_files.cast(array, dtype, " and ".join(job.theirs)))
 
 
@@ -337,10 +349,10 @@ def _empty(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> jax.Arra
 
 @functools.lru_cache
 def _setter(where: NamedSharding) -> Callable[..., jax.Array]:
-    """set(stacked, one layer's array, index) -> stacked, in the same memory."""
+    """set(stacked, array of one layer, index) -> stacked, in the same memory."""
 
-    def put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
+    def put(stacked: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
 
     return jax.jit(put, donate_argnums=0, out_shardings=where)
 
@@ -354,11 +366,11 @@ def positions(flat: Flat, stack: str) -> list[tuple[str, int]]:
     segments: dict[int, list[str]] = {}
     for kind in kinds:
         segments.setdefault(int(kind.split("/")[-2]), []).append(kind)
-    found = []
+    order = []
     for number in sorted(segments):
         names = sorted(segments[number], key=lambda k: int(k.split("/")[-1].partition("_")[0]))
-        found += [(name, i) for i in range(kinds[names[0]]) for name in names]
-    return found
+        order += [(name, i) for i in range(kinds[names[0]]) for name in names]
+    return order
 
 
 def layer(p: param.Param) -> param.Param:

@@ -6,6 +6,7 @@ read and written one at a time.
     the tensors, one after the other
 """
 
+import collections
 import json
 import math
 import pathlib
@@ -24,7 +25,7 @@ DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": jnp.bfloat16,
 }
-# Bytes of what no weight is stored in, to check a header with; such a tensor cannot be read.
+# Bytes of other dtypes, to check a header with; such a tensor cannot be read.
 OTHERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "U16": 2, "U32": 4, "U64": 8}
 OTHERS |= {"F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -46,31 +47,32 @@ def find(folder: pathlib.Path) -> dict[str, Tensor]:
     ValueError naming a file that is cut off, no safetensors or outside the folder, or a tensor that
     is there twice.
     """
-    index, whole = folder / INDEX, folder / "model.safetensors"
+    index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
         listed = _listed(inside(folder, index.name))
         names = sorted({inside(folder, name).name for name in listed.values()})
-    elif whole.is_file():
-        listed, names = None, [whole.name]
+    elif single.is_file():
+        listed, names = None, [single.name]
     else:
         names, listed = sorted(p.name for p in folder.glob("*.safetensors")), None
     if not names:
         raise FileNotFoundError(_nothing(folder))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {INDEX} names it")
         for tensor in _header(inside(folder, name)):
-            if tensor.stored in found:
+            if tensor.stored in tensors:
+                first = tensors[tensor.stored].file.name
                 raise ValueError(
-                    f"{folder}: tensor {tensor.stored} is in {found[tensor.stored].file.name} and "
-                    f"in {name}; it must be there once"
+                    f"{folder}: tensor {tensor.stored} is in {first} and in {name}; it must be "
+                    "there once"
                 )
-            found[tensor.stored] = tensor
-    if listed is not None and listed.keys() != found.keys():
-        odd = sorted(listed.keys() ^ found.keys())
+            tensors[tensor.stored] = tensor
+    if listed is not None and listed.keys() != tensors.keys():
+        odd = sorted(listed.keys() ^ tensors.keys())
         raise ValueError(f"{index}: it and the files disagree about {odd[:5]}")
-    return found
+    return tensors
 
 
 def _nothing(folder: pathlib.Path) -> str:
@@ -91,7 +93,7 @@ def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
     """
     plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name
     if not plain or pathlib.PurePath(name).name != name:
-        raise ValueError(f"{folder}: {name!r} given; a file beside it is needed, by its name alone")
+        raise ValueError(f"{folder}: {name!r} given; the name of a file in it is needed")
     path, root = folder / name, folder.resolve()
     places = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     target = path.resolve()
@@ -136,8 +138,8 @@ def _header(path: pathlib.Path) -> Iterator[Tensor]:
         end = stop
         yield Tensor(path, name, dtype, shape, 8 + length + start)
     if 8 + length + end != size:
-        told = f"{size} bytes, its header says {8 + length + end}"
-        raise ValueError(f"{path} is cut off or damaged: {told}")
+        sizes = f"{size} bytes, its header says {8 + length + end}"
+        raise ValueError(f"{path} is cut off or damaged: {sizes}")
 
 
 def _entries(
@@ -147,7 +149,8 @@ def _entries(
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            twice = sorted(name for name in dict(pairs) if sum(name == n for n, _ in pairs) > 1)
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = sorted(name for name, count in counts.items() if count > 1)
             raise ValueError(f"{twice[:3]} is there twice")
         return dict(pairs)
 
@@ -174,10 +177,10 @@ def _entries(
 def read(tensor: Tensor) -> np.ndarray:
     """A tensor, in its own dtype: the one read from the disk."""
     count = math.prod(tensor.shape)
-    found = np.fromfile(tensor.file, np.dtype(DTYPES[tensor.dtype]), count, offset=tensor.offset)
-    if found.size != count:
+    array = np.fromfile(tensor.file, np.dtype(DTYPES[tensor.dtype]), count, offset=tensor.offset)
+    if array.size != count:
         raise ValueError(f"{tensor.file} is cut off in {tensor.stored}")
-    return found.reshape(tensor.shape)
+    return array.reshape(tensor.shape)
 
 
 def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
@@ -188,10 +191,10 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """
     to = jnp.finfo(dtype)
     with np.errstate(over="ignore"):
-        found = array.astype(to.dtype, copy=False)
+        converted = array.astype(to.dtype, copy=False)
     if float(jnp.finfo(array.dtype).max) <= float(to.max):
-        return found
-    lost = np.isinf(found.astype(np.float32, copy=False)) & np.isfinite(array)
+        return converted
+    lost = np.isinf(converted.astype(np.float32, copy=False)) & np.isfinite(array)
     if lost.any():
         size = np.where(np.isfinite(array), np.abs(array), 0).astype(np.float64)
         worst = float(array.flat[np.argmax(size)])
@@ -200,7 +203,7 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
             f"{name} has {worst:.6g}, and the largest number of {to.dtype} is {float(to.max):.6g}: "
             f"it would become infinite; dtype {' or '.join(wider or ['float64'])} holds it"
         )
-    return found
+    return converted
 
 
 class Item(NamedTuple):
@@ -218,10 +221,10 @@ def write(
     limit: int,
 ) -> list[str]:
     """Write tensors to files of at most `limit` bytes (more for one group that is larger), with an
-    index if it takes several; the names of the files.
+    index if it takes several; returns the names of the files.
 
-    groups: (tensors that are made together, what `arrays` makes them of). arrays(that) -> their
-    arrays, called once a group, in order, so that no more than one group is held.
+    groups: (tensors that are computed together, their source). arrays(source) -> their arrays,
+    called once a group, in order, so that no more than one group is held.
     """
     shards: list[list[tuple[list[Item], Any]]] = [[]]
     filled = 0
@@ -248,8 +251,8 @@ def write(
 def _write_file(
     path: pathlib.Path, shard: Iterable[tuple[list[Item], Any]], arrays: Any, dtype: np.dtype
 ) -> int:
-    """Write one file; the bytes of its tensors."""
-    called = next(name for name, known in DTYPES.items() if np.dtype(known) == dtype)
+    """Write one file; returns the bytes of its tensors."""
+    stored_as = next(name for name, known in DTYPES.items() if np.dtype(known) == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for items, _ in shard:
@@ -258,16 +261,18 @@ def _write_file(
             if item.name in header:
                 raise ValueError(f"{path}: {item.name} would be written twice")
             header[item.name] = {
-                "dtype": called, "shape": list(item.shape), "data_offsets": [start, end],
+                "dtype": stored_as, "shape": list(item.shape), "data_offsets": [start, end],
             }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for items, source in shard:
-            made = arrays(source)
-            for item, array in zip(items, made, strict=True):
+            parts = arrays(source)
+            for item, array in zip(items, parts, strict=True):
                 if array.shape != item.shape:
-                    raise ValueError(f"{item.name}: {array.shape} made, {item.shape} was said")
+                    raise ValueError(
+                        f"{item.name}: {array.shape} given; {item.shape} was announced"
+                    )
                 file.write(np.ascontiguousarray(cast(array, dtype, item.name)).tobytes())
     return end

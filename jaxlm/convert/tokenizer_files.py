@@ -47,9 +47,8 @@ def named(folder: pathlib.Path) -> str | None:
 
 
 def bring(folder: pathlib.Path, target: pathlib.Path) -> str | None:
-    """Copy a checkpoint's tokenizer to a new directory; what of it `tokenizers.load` takes, as
-    `named` says.
-    """
+    """Copies a checkpoint's tokenizer to a new directory; returns the part that `tokenizers.load`
+    takes, as `named` does."""
     name = named(folder)
     if name is None:
         return None
@@ -69,16 +68,16 @@ def warnings(folder: pathlib.Path, name: str | None, vocab: int) -> list[str]:
     own = named(folder) if name is None else None
     if name is None and own is None:
         return [
-            f"{folder} has no tokenizer: `bytes` stands in for it, whose ids mean other things to "
-            "the model; name its own with --tokenizer"
+            f"{folder} has no tokenizer: `bytes` is used in its place, whose ids mean other things "
+            "to the model; name its own with --tokenizer"
         ]
     path = str(folder / (own or "")) if name is None else name
     try:
-        found = tokenizers.load(path)
-        told = interface.mismatch(found, vocab)
+        tokenizer = tokenizers.load(path)
+        texts = interface.mismatch(tokenizer, vocab)
     except ValueError as error:
         raise ValueError(f"tokenizer {path!r}: {error}") from error
-    return told if name is None else [*told, *_other(folder, path, found)]
+    return texts if name is None else [*texts, *_other(folder, path, tokenizer)]
 
 
 def _other(folder: pathlib.Path, name: str, given: interface.Tokenizer) -> list[str]:
@@ -103,30 +102,30 @@ def generation(folder: pathlib.Path) -> dict[str, Any]:
     only its config.json has."""
     record = _read(folder / GENERATION)
     config = _read(folder / "config.json")
-    told = {name: config[name] for name in IDS if config.get(name) is not None}
-    return told | record
+    ids = {name: config[name] for name in IDS if config.get(name) is not None}
+    return ids | record
 
 
 def special(name: str) -> dict[str, Any]:
     """The special ids of a tokenizer, as generation settings."""
-    found = tokenizers.load(name).special
-    return {f"{role}_token_id": found[role] for role in ("bos", "eos", "pad") if role in found}
+    ids = tokenizers.load(name).special
+    return {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}
 
 
 def give(name: str, folder: pathlib.Path) -> str:
-    """Write a run's tokenizer for transformers into a folder; what was written, in words.
+    """Writes a run's tokenizer for transformers into a folder; returns a list of the files as text.
 
     Raises: ValueError for `bytes` and tiktoken files, which transformers has no file for.
     """
     path = pathlib.Path(name).expanduser()
-    whole = path if path.is_dir() else path.parent
-    found = tokenizers.load(name)
+    source = path if path.is_dir() else path.parent
+    tokenizer = tokenizers.load(name)
     kept = [file for file in FILES if path.is_dir() and (path / file).is_file()]
     if kept or (path.is_file() and path.name in FILES):
-        written = [file for file in FILES if (whole / file).is_file()]
+        written = [file for file in FILES if (source / file).is_file()]
         for file in written:
-            shutil.copyfile(whole / file, folder / file)
-        if (whole / "tokenizer_config.json").is_file():
+            shutil.copyfile(source / file, folder / file)
+        if (source / "tokenizer_config.json").is_file():
             return ", ".join(written)
     elif (path / "sentencepiece.model").is_file():
         shutil.copyfile(path / "sentencepiece.model", folder / "tokenizer.model")
@@ -139,11 +138,11 @@ def give(name: str, folder: pathlib.Path) -> str:
             f"data.tokenizer: {name!r} has no form that transformers reads; byte_bpe, wordpiece, "
             "hf and sentencepiece tokenizers have one. Export without it: --no-tokenizer"
         )
-    _describe(found, folder)
+    _describe(tokenizer, folder)
     return ", ".join([*written, "tokenizer_config.json"])
 
 
-def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> None:
+def _describe(tokenizer: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> None:
     """Write tokenizer_config.json: which of transformers' classes, and the special tokens."""
     record: dict[str, Any] = {"clean_up_tokenization_spaces": False}
     if (folder / "tokenizer.json").is_file():
@@ -154,14 +153,14 @@ def _describe(found: tokenizers.tokenizer.Tokenizer, folder: pathlib.Path) -> No
         import sentencepiece
 
         model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
-        spelled = {i: model.id_to_piece(i) for i in found.special.values()}
+        spelled = {i: model.id_to_piece(i) for i in tokenizer.special.values()}
         record["tokenizer_class"] = "LlamaTokenizer"
-        first = model.id_to_piece(found.encode("a")[0])
+        first = model.id_to_piece(tokenizer.encode("a")[0])
         prefix = first.startswith("\u2581")  # whether a text begins with a space of its own
         record |= {"add_bos_token": False, "legacy": False, "add_prefix_space": prefix}
     for role in ("bos", "eos", "pad", "unk"):
-        if found.special.get(role) in spelled:
-            record[f"{role}_token"] = spelled[found.special[role]]
+        if tokenizer.special.get(role) in spelled:
+            record[f"{role}_token"] = spelled[tokenizer.special[role]]
     (folder / "tokenizer_config.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 

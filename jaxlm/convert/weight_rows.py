@@ -74,7 +74,7 @@ class Table(NamedTuple):
             for row in stack.rows
             for name in row.theirs
         }
-        found: dict[str, str] = {}
+        stored_as: dict[str, str] = {}
         for stored in names:
             name = stored
             for pattern, new in self.renames:
@@ -83,10 +83,10 @@ class Table(NamedTuple):
             if _numberless(name) not in known:
                 fits = (n for n in (bare, f"{self.prefix}.{name}") if _numberless(n) in known)
                 name = next(fits, name)
-            if name in found:
-                raise ValueError(f"{stored} and {found[name]} are both {name}")
-            found[name] = stored
-        return {stored: name for name, stored in found.items()}
+            if name in stored_as:
+                raise ValueError(f"{stored} and {stored_as[name]} are both {name}")
+            stored_as[name] = stored
+        return {stored: name for name, stored in stored_as.items()}
 
 
 def _numberless(name: str) -> str:
@@ -131,7 +131,7 @@ def _flat(p: param.Param) -> tuple[int, ...]:
     return p.shape if "vocab" in p.axes or "seq" in p.axes else (int(np.prod(p.shape)),)
 
 
-def _one(layout: Layout, ours: str, theirs: str) -> Row:
+def _single(layout: Layout, ours: str, theirs: str) -> Row:
     read, write, shape = layout
     return Row(
         (ours,),
@@ -144,17 +144,32 @@ def _one(layout: Layout, ours: str, theirs: str) -> Row:
 
 def linear(ours: str, theirs: str) -> Row:
     """A torch.nn.Linear weight [out, in]."""
-    return _one(TORCH, ours, theirs)
+    return _single(TORCH, ours, theirs)
 
 
 def conv1d(ours: str, theirs: str) -> Row:
     """A Conv1D weight [in, out], as GPT-1 and GPT-2 have it."""
-    return _one(PLAIN, ours, theirs)
+    return _single(PLAIN, ours, theirs)
 
 
 def same(ours: str, theirs: str) -> Row:
     """A weight that contracts nothing: a vector or table of the same order of elements."""
-    return _one(PLAIN, ours, theirs)
+    return _single(PLAIN, ours, theirs)
+
+
+def unchanged(ours: str, theirs: str) -> Row:
+    """A weight of the same shape in their file, where `same` would make a vector of it."""
+    return _single((lambda a, p: a, lambda a, p: a, lambda p: p.shape), ours, theirs)
+
+
+def layer_norm(ours: str, theirs: str) -> list[Row]:
+    """Both weights of a LayerNorm."""
+    return [same(f"{ours}/scale", f"{theirs}.weight"), same(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def biased(ours: str, theirs: str) -> list[Row]:
+    """A torch.nn.Linear and its bias."""
+    return [linear(ours, f"{theirs}.weight"), same(f"{ours}_bias", f"{theirs}.bias")]
 
 
 def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
@@ -165,7 +180,7 @@ def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
     def cuts(ps: Sequence[param.Param]) -> list[int]:
         return [int(n) for n in np.cumsum([shape(p)[axis] for p in ps])[:-1]]
 
-    def whole(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:
+    def joined(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:
         first = list(shape(ps[0]))
         first[axis] = sum(shape(p)[axis] for p in ps)
         return [tuple(first)]
@@ -179,5 +194,5 @@ def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
         lambda arrays, ps: [
             np.concatenate([to_theirs(a, p) for a, p in zip(arrays, ps, strict=True)], axis)
         ],
-        whole,
+        joined,
     )

@@ -1,6 +1,5 @@
 """Our Config and weights as a transformers checkpoint, written row after row."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 from jaxlm import convert, models
 from jaxlm.convert import classifier, read, tensor_files
 from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import rope_parameters
 from jaxlm.core import config, param
 from jaxlm.models.layers import value_head
+from jaxlm.ops import rope
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
@@ -37,24 +38,38 @@ def architecture(cfg: models.AnyConfig, model_type: str | None = None) -> tuple[
             return kind, record
         except ValueError as error:
             reasons.append(f"  {kind}: {error}")
-    told = "\n".join(reasons) or "  no architecture of transformers is known for this family"
-    raise ValueError(f"this model cannot be exported:\n{told}")
+    listing = "\n".join(reasons) or "  no architecture of transformers is known for this family"
+    raise ValueError(f"this model cannot be exported:\n{listing}")
 
 
 # Fields of a Config that only training reads, and no config.json has to hold.
 TRAINING = {"dropout"}
 
 
+def _normal(cfg: Any) -> dict[str, Any]:
+    """The fields of a Config, of equivalent values the same one: an import gives the pattern, the
+    width, the scalar and the context in one form."""
+    values = vars(rope_parameters.within_original(cfg)).copy()
+    if "pattern" in values:  # of any length that repeats to the same layers
+        values["pattern"] = cfg.kinds
+    if values.get("ffn", 0) is None:
+        values["ffn"] = cfg.width
+    if "query_scalar" in values and cfg.query_scalar is None:
+        values["query_scalar"] = values.get("head", cfg.embed // cfg.heads)
+    if isinstance(values.get("scaling"), rope.Ntk):  # written as the base that it amounts to
+        del values["theta"], values["scaling"]
+    return {k: v for k, v in values.items() if k not in TRAINING}
+
+
 def _refuse_lost(kind: str, cfg: models.AnyConfig, record: dict[str, Any]) -> None:
     """Raises: ValueError naming a field of the Config that an import of this config.json would not
     give back: whoever adds a field to a Config need not remember exports."""
-    again = read.understood(Fields(record, kind), kind)
-    for field in dataclasses.fields(cfg):
-        value, back = getattr(cfg, field.name), getattr(again, field.name)
-        if value != back and field.name not in TRAINING:
+    again = _normal(read.understood(Fields(record, kind), kind))
+    for name, value in _normal(cfg).items():
+        if value != again[name]:
             raise ValueError(
-                f"model.{field.name}={value!r} has no counterpart in this config.json, which is "
-                f"read as {back!r}"
+                f"model.{name}={value!r} has no counterpart in this config.json, which is read as "
+                f"{again[name]!r}"
             )
 
 
@@ -80,9 +95,8 @@ def weights(
         table = classifier.table(table)
         spec = classifier.spec(spec, value_head.spec(models.build(cfg)))
     flat = param.flatten(spec)
-    made = read.jobs(table, flat)
-    kept = {(path, job.layer) for job in made for path in job.ours}
-    lost = sorted(flat.keys() - {path for path, _ in kept})
+    planned = read.jobs(table, flat)
+    lost = sorted(flat.keys() - set().union(*(job.ours for job in planned)))
     if lost:
         raise ValueError(f"{kind} has no tensor for {lost}")
     arrays = param.flatten(params)
@@ -92,24 +106,16 @@ def weights(
         parts = [p if job.layer is None else p[job.layer] for p in parts]
         return job.row.write([_host(p) for p in parts], job.params)
 
-    wide = {
-        path
-        for path, array in arrays.items()
-        if _largest(array) > float(jnp.finfo(DTYPES[dtype]).max)
-    }
-    for job in (job for job in made if wide & set(job.ours)):
-        for name, array in zip(job.theirs, tensors(job), strict=True):
-            tensor_files.cast(array, DTYPES[dtype], name)
-    groups = [
-        (
-            [
-                tensor_files.Item(n, tuple(s))
-                for n, s in zip(j.theirs, j.row.shapes(j.params), strict=True)
-            ],
-            j,
-        )
-        for j in made
-    ]
+    most = float(jnp.finfo(DTYPES[dtype]).max)
+    wide = {path for path, array in arrays.items() if _largest(array) > most}
+    groups = []
+    for job in planned:
+        if wide & {*job.ours}:  # refused with the tensor's name
+            for name, array in zip(job.theirs, tensors(job), strict=True):
+                tensor_files.cast(array, DTYPES[dtype], name)
+        shapes = job.row.shapes(job.params)
+        items = [tensor_files.Item(n, tuple(s)) for n, s in zip(job.theirs, shapes, strict=True)]
+        groups.append((items, job))
     return tensor_files.write(folder, groups, tensors, np.dtype(DTYPES[dtype]), limit)
 
 
@@ -131,6 +137,6 @@ def configs(
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ids |= {k: v for k, v in generation.items() if k.endswith("_token_id")}
     # a decoder that starts from an id is the config's own business
-    whole = {**ids, **record, "dtype": dtype}
-    for name, value in (("config.json", whole), ("generation_config.json", generation)):
+    complete = {**ids, **record, "dtype": dtype}
+    for name, value in (("config.json", complete), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")

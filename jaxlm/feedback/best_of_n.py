@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 from jaxlm.core import keyed_random
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import output, prompt_files, scorers
-from jaxlm.feedback.chat_model import Said, Voice
+from jaxlm.feedback.chat_model import Reply, Voice
 from jaxlm.feedback.journal import Record
-from jaxlm.feedback.prompt_files import Ask
+from jaxlm.feedback.prompt_files import Prompt
 from jaxlm.train.rl import reward_functions
 
 Keep = Literal["all", "each", "best", "above"]
@@ -59,7 +59,7 @@ class Settings:
 class _Response(NamedTuple):
     """score: None where nothing scores responses."""
 
-    said: Said
+    reply: Reply
     seed: int
     score: float | None
 
@@ -74,19 +74,19 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     Raises: as `critique.run`; `reward_functions.Failed` naming the sample that got no score.
     """
     _check(settings)
-    given = prompt_files.read(settings.prompts)
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(output.opened(settings.out, _provenance(voice, settings)))
-        scorer = stack.enter_context(_scorer(settings))
-        means: list[tuple[float, float]] = []
-        for part in out.parts(given, settings.batch):
-            for ask, found in _responded(voice, settings, part, scorer, out):
-                scores = [r.score for r in found if r.score is not None]
-                means += [(sum(scores) / len(scores), max(scores))] if scores else []
-                for record in _records(settings, ask, found, out):
+    prompts = prompt_files.read(settings.prompts)
+    means: list[tuple[float, float]] = []  # of each prompt: mean and best score
+    with _scorer(settings) as scorer:
+
+        def respond(part: Sequence[Prompt], out: output.Output) -> None:
+            for prompt, responses in _responded(voice, settings, part, scorer, out):
+                scores = [r.score for r in responses if r.score is not None]
+                means.extend([(sum(scores) / len(scores), max(scores))] if scores else [])
+                for record in _records(settings, prompt, responses, out):
                     out.keep(record)
-            out.write()
-        return out.summary(_facts(means))
+
+        provenance = _provenance(voice, settings)
+        return output.run(settings, provenance, prompts, respond, lambda records: _facts(means))
 
 
 def _check(settings: Settings) -> None:
@@ -94,8 +94,7 @@ def _check(settings: Settings) -> None:
     scored = bool(settings.rewards) or settings.reward_model is not None
     if settings.keep in ("best", "above") and not scored:
         raise ValueError(
-            f"keep: {settings.keep!r} given without rewards or reward_model, which say what a "
-            "response is worth"
+            f"keep: {settings.keep!r} given without rewards or reward_model, which score responses"
         )
     if settings.keep != "above" and settings.threshold:
         raise ValueError(f"threshold: {settings.threshold} given, which keep='above' alone reads")
@@ -106,11 +105,11 @@ def _check(settings: Settings) -> None:
 
 
 def _provenance(voice: Voice, settings: Settings) -> Record:
-    made = output.provenance("sample", voice, settings)
-    del made["settings"]["reward_seconds"]
+    provenance = output.provenance("sample", voice, settings)
+    del provenance["settings"]["reward_seconds"]
     if settings.reward_model is not None:
-        made["settings"]["reward_model"] = scorers.about(settings.reward_model)
-    return made
+        provenance["settings"]["reward_model"] = scorers.about(settings.reward_model)
+    return provenance
 
 
 @contextlib.contextmanager
@@ -131,49 +130,49 @@ def _scorer(settings: Settings) -> Iterator[scorers.Scorer | None]:
 def _responded(
     voice: Voice,
     settings: Settings,
-    part: Sequence[Ask],
+    part: Sequence[Prompt],
     scorer: scorers.Scorer | None,
     out: output.Output,
-) -> list[tuple[Ask, list[_Response]]]:
+) -> list[tuple[Prompt, list[_Response]]]:
     """The responses to each prompt, scored; prompts that there is no room for are left out."""
-    many = [ask for ask in part for _ in range(settings.count)]
-    seeds = [
-        keyed_random.seed(settings.seed, ask.id, "response", i)
-        for ask in part
-        for i in range(settings.count)
-    ]
-    talks = [list(ask.messages) for ask in many]
-    said = out.say(voice, settings.sampling, [ask.id for ask in many], talks, seeds)
-    made = [(a, s, n) for a, s, n in zip(many, said, seeds, strict=True) if s is not None]
-    scores: list[float | None] = [None] * len(made)
+    prompts, seeds = [], []  # [prompts x count]
+    for prompt in part:
+        for i in range(settings.count):
+            prompts.append(prompt)
+            seeds.append(keyed_random.seed(settings.seed, prompt.id, "response", i))
+    talks = [list(prompt.messages) for prompt in prompts]
+    replies = out.say(voice, settings.sampling, [prompt.id for prompt in prompts], talks, seeds)
+    drawn = zip(prompts, replies, seeds, strict=True)
+    sampled = [(prompt, reply, seed) for prompt, reply, seed in drawn if reply is not None]
+    scores: list[float | None] = [None] * len(sampled)
     if scorer is not None:
-        scores = list(scorer([(a, s) for a, s, _ in made]))
-    found: dict[str, tuple[Ask, list[_Response]]] = {}
-    for (ask, one, seed), score in zip(made, scores, strict=True):
-        found.setdefault(ask.id, (ask, []))[1].append(_Response(one, seed, score))
-    return list(found.values())
+        scores = list(scorer([(prompt, reply) for prompt, reply, _ in sampled]))
+    responses: dict[str, tuple[Prompt, list[_Response]]] = {}
+    for (prompt, reply, seed), score in zip(sampled, scores, strict=True):
+        responses.setdefault(prompt.id, (prompt, []))[1].append(_Response(reply, seed, score))
+    return list(responses.values())
 
 
 def _records(
-    settings: Settings, ask: Ask, found: Sequence[_Response], out: output.Output
+    settings: Settings, prompt: Prompt, responses: Sequence[_Response], out: output.Output
 ) -> Iterator[Record]:
     """The records of one prompt; it is dropped, with the reason, if there are none."""
-    fit = [r for r in found if output.flaw(r.said, settings.unfinished) is None]
+    flaws = [output.flaw(r.reply, settings.unfinished) for r in responses]
+    fit = [r for r, flaw in zip(responses, flaws, strict=True) if flaw is None]
     if not fit:
-        reasons = {output.flaw(r.said, settings.unfinished) for r in found}
-        out.drop(ask.id, min(r for r in reasons if r is not None))
+        out.drop(prompt.id, min(flaw for flaw in flaws if flaw is not None))
         return
     if settings.keep == "all":
-        yield _all(ask, fit)
+        yield _all(prompt, fit)
         return
     chosen = fit if settings.keep == "each" else _good(settings, fit)
     for i, r in enumerate(chosen):
-        name = ask.id if i == 0 else f"{ask.id}+{i}"
-        told: dict[str, Any] = {"seed": r.seed, "finish": r.said.finish}
-        told |= {} if r.score is None else {"score": r.score}
-        yield {"id": name, **prompt_files.answered(ask.messages, r.said.text), **told}
+        name = prompt.id if i == 0 else f"{prompt.id}+{i}"
+        about: dict[str, Any] = {"seed": r.seed, "finish": r.reply.finish}
+        about |= {} if r.score is None else {"score": r.score}
+        yield {"id": name, **prompt_files.answered(prompt.messages, r.reply.text), **about}
     if not chosen:
-        out.drop(ask.id, BELOW)
+        out.drop(prompt.id, BELOW)
 
 
 def _good(settings: Settings, fit: Sequence[_Response]) -> list[_Response]:
@@ -185,20 +184,20 @@ def _good(settings: Settings, fit: Sequence[_Response]) -> list[_Response]:
     once: dict[str, _Response] = {}
     for r in ranked:
         if _score(r) >= settings.threshold:
-            once.setdefault(r.said.text, r)
+            once.setdefault(r.reply.text, r)
     return list(once.values())
 
 
-def _all(ask: Ask, found: Sequence[_Response]) -> Record:
+def _all(prompt: Prompt, responses: Sequence[_Response]) -> Record:
     record: Record = {
-        "id": ask.id,
-        "prompt": prompt_files.written(ask.messages),
-        "responses": [r.said.text for r in found],
-        "seeds": [r.seed for r in found],
-        "finish": [r.said.finish for r in found],
+        "id": prompt.id,
+        "prompt": prompt_files.written(prompt.messages),
+        "responses": [r.reply.text for r in responses],
+        "seeds": [r.seed for r in responses],
+        "finish": [r.reply.finish for r in responses],
     }
-    if found[0].score is not None:
-        record["scores"] = [_score(r) for r in found]
+    if responses[0].score is not None:
+        record["scores"] = [_score(r) for r in responses]
     return record
 
 

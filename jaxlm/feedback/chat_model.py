@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,16 +29,15 @@ from jaxlm.train.run.run import Run
 Conversation = Sequence[Message]
 
 
-class Said(NamedTuple):
-    """A message of the model: its text, and why it ended, as `token_sampling.FINISH` names it. It
-    is whole unless that is "length"."""
+class Reply(NamedTuple):
+    """A message of the model: its text, and why it ended, as `token_sampling.FINISH` names it."""
 
     text: str
     finish: str
 
     @property
-    def whole(self) -> bool:
-        """Whether the model ended it itself."""
+    def finished(self) -> bool:
+        """Whether the model ended it itself, in place of being cut."""
         return self.finish != "length"
 
 
@@ -50,14 +50,14 @@ class Voice(NamedTuple):
     about: JSON that records store about the model.
     """
 
-    say: Callable[[Sequence[Conversation], Sequence[token_sampling.Sampling]], list[Said]]
+    say: Callable[[Sequence[Conversation], Sequence[token_sampling.Sampling]], list[Reply]]
     weigh: Callable[[Sequence[Conversation], Sequence[str]], np.ndarray]
     fits: Callable[[Conversation, int], bool]
     about: dict[str, Any]
 
 
 def load(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     checkpoint: trained_weights.Which = "last",
     layout: str | None = None,
     rows: int = 64,
@@ -73,21 +73,21 @@ def load(
     if rows < 1:
         raise ValueError(f"rows: {rows} given; at least 1 is needed")
     path = pathlib.Path(folder).expanduser()
-    found = trained_weights.load(path, checkpoint)
-    if not found.model.causal or found.model.encode is not None:
-        raise ValueError(f"{folder}: this model does not continue texts, so it says nothing")
-    tokenizer = directory.tokenizer(path, found.run)
-    trained_weights.refuse_template(path, found.run, layout)
-    chat = template.load(_layout(found.run) if layout is None else layout, found.run.data.tokenizer)
+    saved = trained_weights.load(path, checkpoint)
+    if not saved.model.causal or saved.model.encode is not None:
+        raise ValueError(f"{folder}: this model does not continue texts; a decoder is needed")
+    tokenizer = directory.tokenizer(path, saved.run)
+    trained_weights.refuse_template(path, saved.run, layout)
+    chat = template.load(_layout(saved.run) if layout is None else layout, saved.run.data.tokenizer)
     stops = (*template.stops(chat, tokenizer), *trained_weights.stop_tokens(path))
     about = {
         "folder": str(folder),
-        "step": found.step,
-        "run": runs.digest(found.run),
+        "step": saved.step,
+        "run": runs.digest(saved.run),
         "checkpoint": checkpoint,
         "template": chat.name,
     }
-    return of(found.model, found.params, tokenizer, chat, stops, about, rows)
+    return of(saved.model, saved.params, tokenizer, chat, stops, about, rows)
 
 
 def of(
@@ -107,25 +107,26 @@ def of(
 
     def say(
         conversations: Sequence[Conversation], settings: Sequence[token_sampling.Sampling]
-    ) -> list[Said]:
+    ) -> list[Reply]:
         prompts = [template.prompt(chat, tokenizer, c).tolist() for c in conversations]
         settings = [_ending(s, ends) for s in settings]
-        said: list[Said | None] = [None] * len(prompts)
-        for part in _alike([len(p) for p in prompts], rows):
-            asked, how = [prompts[i] for i in part], [settings[i] for i in part]
-            out = token_sampling.generate(model, ready, asked, how, tokenizer)
+        replies: dict[int, Reply] = {}
+        for part in groups([len(p) for p in prompts], rows):
+            out = token_sampling.generate(
+                model, ready, [prompts[i] for i in part], [settings[i] for i in part], tokenizer
+            )
             for row, i in enumerate(part):
-                said[i] = _said(tokenizer, prompts[i], settings[i], out, row)
-        return [s for s in said if s is not None]
+                replies[i] = _reply(tokenizer, prompts[i], settings[i], out, row)
+        return [replies[i] for i in range(len(prompts))]
 
     def weigh(conversations: Sequence[Conversation], choices: Sequence[str]) -> np.ndarray:
-        texts = [
-            text for c in conversations for text in _choices(chat, tokenizer, c, choices, turn_ends)
-        ]
-        found = np.zeros(len(texts))
-        for part in _alike([len(t.tokens) for t in texts], rows):
-            found[part] = _weighed(fixed, ready, [texts[i] for i in part])
-        return found.reshape(len(conversations), len(choices))
+        texts: list[_Choice] = []  # [conversations x choices]
+        for conversation in conversations:
+            texts += _choices(chat, tokenizer, conversation, choices, turn_ends)
+        log_odds = np.zeros(len(texts))
+        for part in groups([len(t.tokens) for t in texts], rows):
+            log_odds[part] = _weighed(fixed, ready, [texts[i] for i in part])
+        return log_odds.reshape(len(conversations), len(choices))
 
     def fits(conversation: Conversation, new: int) -> bool:
         size = len(template.prompt(chat, tokenizer, conversation))
@@ -142,25 +143,35 @@ def _ending(s: token_sampling.Sampling, ends: tuple[int, ...]) -> token_sampling
     return dataclasses.replace(s, stop_tokens=tuple(dict.fromkeys((*s.stop_tokens, *ends))))
 
 
-def _alike(lengths: list[int], rows: int) -> list[list[int]]:
-    """The places of all rows, in groups of at most `rows` of similar length."""
+def groups(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """The indices of all texts, in groups of at most `rows` of similar length."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[at : at + rows] for at in range(0, len(order), rows)]
 
 
-def _said(
+def padded(texts: Sequence[np.ndarray]) -> Batch:
+    """A row for each text, without weights; its size is rounded up, so that few are compiled."""
+    rows, width = token_sampling.bucket(len(texts), 1), token_sampling.bucket(max(map(len, texts)))
+    tokens, targets, segments, positions = np.zeros((4, rows, width), np.int32)
+    for r, text in enumerate(texts):
+        tokens[r, : len(text)], targets[r, : len(text) - 1] = text, text[1:]
+        segments[r, : len(text)], positions[r, : len(text)] = 1, np.arange(len(text))
+    return Batch(tokens, targets, np.zeros((rows, width), np.float32), segments, positions)
+
+
+def _reply(
     tokenizer: interface.Tokenizer,
     prompt: list[int],
     settings: token_sampling.Sampling,
     out: sampling_loop.Generation,
     row: int,
-) -> Said:
+) -> Reply:
     length, finish = int(out.lengths[row]), int(out.finish[row])
     text = stop_strings.Watch(tokenizer, prompt, settings.stop_strings)
     for token in out.tokens[row, : length - (finish == sampling_loop.STOP_TOKEN)]:
         text.push(int(token))
     text.finish()
-    return Said(text.text, token_sampling.FINISH[finish])
+    return Reply(text.text, token_sampling.FINISH[finish])
 
 
 class _Choice(NamedTuple):
@@ -178,38 +189,31 @@ def _choices(
     choices: Sequence[str],
     stops: set[int],
 ) -> list[_Choice]:
-    found = []
+    encoded = []
     for choice in choices:
-        said = [*conversation, Message("assistant", choice)]
-        (whole,) = template.documents(chat, tokenizer, said, [len(conversation)])
-        start = whole.spans[0].start
+        answered = [*conversation, Message("assistant", choice)]
+        (document,) = template.documents(chat, tokenizer, answered, [len(conversation)])
+        tokens, start = document.tokens, document.spans[0].start
         # the turn's end is not part of the text: a model that goes on after "(A)" has chosen, too
-        ends = (i for i in range(start, len(whole.tokens)) if int(whole.tokens[i]) in stops)
-        end = next(ends, len(whole.tokens))
-        found.append(_Choice(whole.tokens[:end], start, end))
-    return found
+        ends = (i for i in range(start, len(tokens)) if int(tokens[i]) in stops)
+        end = next(ends, len(tokens))
+        encoded.append(_Choice(tokens[:end], start, end))
+    return encoded
 
 
 def _weighed(model: Model, params: param.Tree, texts: list[_Choice]) -> np.ndarray:
     """float64[n]: the log-probability of each choice, summed over its tokens."""
-    rows, width = (
-        token_sampling.bucket(len(texts), 1),
-        token_sampling.bucket(max(len(t.tokens) for t in texts)),
-    )
-    tokens, targets, segments, positions = np.zeros((4, rows, width), np.int32)
-    weight = np.zeros((rows, width), np.float32)
-    for r, (row, start, end) in enumerate(texts):
-        tokens[r, : len(row)], targets[r, : len(row) - 1] = row, row[1:]
-        segments[r, : len(row)], positions[r, : len(row)] = 1, np.arange(len(row))
-        weight[r, start - 1 : end - 1] = 1
-    found = np.asarray(_sums(model, params, Batch(tokens, targets, weight, segments, positions)))
-    if not np.isfinite(found).all():
+    batch = padded([text.tokens for text in texts])
+    for r, (_, start, end) in enumerate(texts):
+        batch.weight[r, start - 1 : end - 1] = 1  # on targets
+    sums = np.asarray(_sums(model, params, batch))
+    if not np.isfinite(sums).all():
         raise FloatingPointError("the model's logits are not finite; are the weights?")
-    return found[: len(texts)].astype(np.float64)
+    return sums[: len(texts)].astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(model: Model, params: param.Tree, rows: Batch) -> jax.Array:
     x = log_probs.forward(model, params, rows).x
-    found = log_probs.log_probs(model, params, x, rows.targets, Plan())
-    return jnp.sum(jnp.where(rows.weight > 0, found, 0.0), axis=1)
+    each = log_probs.log_probs(model, params, x, rows.targets, Plan())  # [B, T]
+    return jnp.sum(jnp.where(rows.weight > 0, each, 0.0), axis=1)

@@ -13,10 +13,10 @@ from jaxlm.core import keyed_random
 from jaxlm.data.templates.template import Message
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import output, principles, prompt_files
-from jaxlm.feedback.chat_model import Said, Voice
+from jaxlm.feedback.chat_model import Reply, Voice
 from jaxlm.feedback.journal import Record
 from jaxlm.feedback.principles import Constitution, Principle
-from jaxlm.feedback.prompt_files import Ask
+from jaxlm.feedback.prompt_files import Prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Settings:
 
 
 class _Draft(NamedTuple):
-    """A draft of an answer. first: the Said it began from; log: the record of its rounds."""
+    """A draft of an answer. first: the reply it began from; log: the record of its rounds."""
 
-    ask: Ask
-    first: Said
-    answer: Said
+    prompt: Prompt
+    first: Reply
+    answer: Reply
     log: tuple[Record, ...]
 
 
@@ -67,20 +67,20 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     """
     constitution = principles.load(settings.constitution)
     _check(settings, constitution)
-    given = prompt_files.read(settings.prompts)
-    provenance = output.provenance("revise", voice, settings) | {
-        "constitution": principles.digest(constitution)
-    }
-    with output.opened(settings.out, provenance) as out:
-        for part in out.parts(given, settings.batch):
-            drafts = _answered(voice, settings, part, out)
-            for number in range(settings.rounds):
-                drafts = _round(voice, settings, constitution, drafts, number, out)
-            for draft in drafts:
-                if out.passes(draft.ask.id, draft.answer, settings.unfinished):
-                    out.keep(_record(settings, draft))
-            out.write()
-    return out.summary()
+    prompts = prompt_files.read(settings.prompts)
+    provenance = output.provenance(
+        "revise", voice, settings, constitution=principles.digest(constitution)
+    )
+
+    def revise(part: Sequence[Prompt], out: output.Output) -> None:
+        drafts = _answered(voice, settings, part, out)
+        for number in range(settings.rounds):
+            drafts = _round(voice, settings, constitution, drafts, number, out)
+        for draft in drafts:
+            if out.passes(draft.prompt.id, draft.answer, settings.unfinished):
+                out.keep(_record(settings, draft))
+
+    return output.run(settings, provenance, prompts, revise)
 
 
 def _check(settings: Settings, constitution: Constitution) -> None:
@@ -94,12 +94,12 @@ def _check(settings: Settings, constitution: Constitution) -> None:
 
 
 def _answered(
-    voice: Voice, settings: Settings, part: Sequence[Ask], out: output.Output
+    voice: Voice, settings: Settings, part: Sequence[Prompt], out: output.Output
 ) -> list[_Draft]:
-    seeds = [keyed_random.seed(settings.seed, ask.id, "response") for ask in part]
-    talks = [list(ask.messages) for ask in part]
-    said = out.say(voice, settings.sampling, [a.id for a in part], talks, seeds)
-    return [_Draft(a, s, s, ()) for a, s in zip(part, said, strict=True) if s is not None]
+    seeds = [keyed_random.seed(settings.seed, prompt.id, "response") for prompt in part]
+    talks = [list(prompt.messages) for prompt in part]
+    replies = out.say(voice, settings.sampling, [p.id for p in part], talks, seeds)
+    return [_Draft(p, r, r, ()) for p, r in zip(part, replies, strict=True) if r is not None]
 
 
 def _round(
@@ -111,11 +111,11 @@ def _round(
     out: output.Output,
 ) -> list[_Draft]:
     """The drafts after one more critique and revision, less those there is no room for."""
-    ids = [d.ask.id for d in drafts]
+    ids = [d.prompt.id for d in drafts]
     drawn = [_principle(settings, constitution, i, number) for i in ids]
     shown = examples(constitution, settings.examples, settings.critique)
-    talks = [[*shown, *d.ask.messages, output.assistant(d.answer.text)] for d in drafts]
-    critiques: list[Said | None] = [_NONE] * len(drafts)
+    talks = [[*shown, *d.prompt.messages, output.assistant(d.answer.text)] for d in drafts]
+    critiques: list[Reply | None] = [_NONE] * len(drafts)
     if settings.critique:
         talks = [[*t, output.user(p.critique)] for t, p in zip(talks, drawn, strict=True)]
         seeds = [keyed_random.seed(settings.seed, i, "critique", number) for i in ids]
@@ -125,9 +125,9 @@ def _round(
             for t, c in zip(talks, critiques, strict=True)
         ]
     going = [i for i, c in enumerate(critiques) if c is not None]
-    asked = [[*talks[i], output.user(drawn[i].revision)] for i in going]
+    requests = [[*talks[i], output.user(drawn[i].revision)] for i in going]
     seeds = [keyed_random.seed(settings.seed, ids[i], "revision", number) for i in going]
-    revised = out.say(voice, settings.sampling, [ids[i] for i in going], asked, seeds)
+    revised = out.say(voice, settings.sampling, [ids[i] for i in going], requests, seeds)
     return [
         drafts[i]._replace(answer=r, log=(*drafts[i].log, _logged(drawn[i], critiques[i], r, seed)))
         for i, r, seed in zip(going, revised, seeds, strict=True)
@@ -135,7 +135,7 @@ def _round(
     ]
 
 
-_NONE = Said("", "stop_token")
+_NONE = Reply("", "stop_token")
 
 
 def _principle(settings: Settings, constitution: Constitution, name: str, number: int) -> Principle:
@@ -156,7 +156,7 @@ def examples(constitution: Constitution, count: int, critique: bool = True) -> l
     return turns
 
 
-def _logged(principle: Principle, critique: Said | None, revision: Said, seed: int) -> Record:
+def _logged(principle: Principle, critique: Reply | None, revision: Reply, seed: int) -> Record:
     return {
         "principle": principle.name,
         "critique": critique.text if critique else "",
@@ -168,10 +168,10 @@ def _logged(principle: Principle, critique: Said | None, revision: Said, seed: i
 
 def _record(settings: Settings, draft: _Draft) -> Record:
     return {
-        "id": draft.ask.id,
-        **prompt_files.answered(draft.ask.messages, draft.answer.text),
+        "id": draft.prompt.id,
+        **prompt_files.answered(draft.prompt.messages, draft.answer.text),
         "response": draft.first.text,
         "response_finish": draft.first.finish,
-        "seed": keyed_random.seed(settings.seed, draft.ask.id, "response"),
+        "seed": keyed_random.seed(settings.seed, draft.prompt.id, "response"),
         "rounds": list(draft.log),
     }

@@ -23,7 +23,7 @@ FILES = "files"
 
 
 class Journal:
-    """An open file of records. `records` holds all of them, those found at the start first."""
+    """An open file of records. `records` holds all of them, those there at the start first."""
 
     def __init__(self, path: pathlib.Path, provenance: Record, records: list[Record]):
         content = path.read_bytes() if path.exists() else b""
@@ -36,8 +36,8 @@ class Journal:
 
     def append(self, records: list[Record]) -> None:
         """Add records, each with the provenance of this run. Raises: io.WriteError."""
-        made = [record | {"provenance": self.provenance} for record in records]
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made)
+        complete = [record | {"provenance": self.provenance} for record in records]
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in complete)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(lines)
@@ -48,8 +48,8 @@ class Journal:
         self._content.update(lines.encode("utf-8"))
         self._size += len(lines.encode("utf-8"))
         _note(self.path, self._size, self._content.hexdigest())
-        self.records += made
-        self.ids |= {record["id"] for record in made}
+        self.records += complete
+        self.ids |= {record["id"] for record in complete}
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def _sums(path: pathlib.Path) -> pathlib.Path:
 
 
 def _note(path: pathlib.Path, size: int, digest: str) -> None:
-    """Write down what a file holds: its first `size` bytes, by their SHA-256."""
+    """Record what a file holds: its first `size` bytes, by their SHA-256."""
     io.write(_sums(path), json_file.sealed({"size": size, "content": digest}))
 
 
@@ -101,9 +101,9 @@ def _verify(path: pathlib.Path, data: bytes) -> None:
 def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
     data = path.read_bytes()
     _verify(path, data)
-    whole = data.rfind(b"\n") + 1
+    end = data.rfind(b"\n") + 1  # of the last complete line
     records = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(data[:end].splitlines(), 1):
         try:
             record = json.loads(line)
             theirs, _ = record["provenance"], record["id"]
@@ -112,17 +112,17 @@ def _read(path: pathlib.Path, provenance: Record) -> list[Record]:
                 f"{path}:{number}: no record of `jaxlm feedback`: the line was damaged, or the "
                 "file is another's; remove the line (it is made again), or name another file"
             ) from error
-        told, now = (config.without(p, FILES) for p in (theirs, provenance))
-        found = config.differences(told, now)
-        if found:
-            name, there, here = found[0]
+        before, now = (config.without(p, FILES) for p in (theirs, provenance))
+        differences = config.differences(before, now)
+        if differences:
+            name, there, here = differences[0]
             raise ValueError(
                 f"{path}:{number}: made with {name}={there!r}, and now {name}={here!r}; records of "
                 "different settings do not go into one file: name another"
             )
         records.append(record)
-    if whole < len(data):
+    if end < len(data):
         with path.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(end)
             os.fsync(file.fileno())
     return records

@@ -4,14 +4,14 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from jaxlm.core import config
 from jaxlm.data.templates.template import Message
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import journal
-from jaxlm.feedback.chat_model import Conversation, Said, Voice
+from jaxlm.feedback.chat_model import Conversation, Reply, Voice
 from jaxlm.feedback.journal import Journal, Record
 
 Unfinished = Literal["drop", "keep"]
@@ -22,7 +22,7 @@ _FILES = ("prompts", "pairs", "seeds", "constitution")
 
 NO_ROOM = "the conversation and sampling.max_new exceed the model's positions"
 UNFINISHED = "cut at sampling.max_new"
-EMPTY = "nothing was said"
+EMPTY = "empty reply"
 
 
 class Summary(NamedTuple):
@@ -59,7 +59,7 @@ class Output:
         return self._kept.records
 
     def parts(self, given: Sequence[N], batch: int) -> Iterator[Sequence[N]]:
-        """The inputs that nothing is known of yet, `batch` at a time."""
+        """The inputs neither kept nor dropped yet, `batch` at a time."""
         done = self._kept.ids | self._dropped.ids
         left = [x for x in given if x.id not in done]
         for start in range(0, len(left), batch):
@@ -74,7 +74,7 @@ class Output:
         self._drop.setdefault(name, reason)
 
     def write(self) -> None:
-        """Put what was kept and dropped on the disk. Raises: io.WriteError."""
+        """Write what was kept and dropped to disk. Raises: io.WriteError."""
         if self._keep:
             self._kept.append(self._keep)
         if self._drop:
@@ -88,57 +88,82 @@ class Output:
         names: Sequence[str],
         talks: Sequence[Conversation],
         seeds: Sequence[int],
-    ) -> list[Said | None]:
+    ) -> list[Reply | None]:
         """Samples the voice's reply in each conversation, each with its own seed; None, and the
         input is dropped, where there is no room for it."""
         fit = [i for i, talk in enumerate(talks) if voice.fits(talk, sampling.max_new)]
         for i in sorted(set(range(len(talks))) - set(fit)):
             self.drop(names[i], NO_ROOM)
-        how = [dataclasses.replace(sampling, seed=seeds[i]) for i in fit]
-        said: list[Said | None] = [None] * len(talks)
-        for i, one in zip(fit, voice.say([talks[i] for i in fit], how) if fit else [], strict=True):
-            said[i] = one
-        return said
+        settings = [dataclasses.replace(sampling, seed=seeds[i]) for i in fit]
+        replies: list[Reply | None] = [None] * len(talks)
+        if fit:
+            sampled = voice.say([talks[i] for i in fit], settings)
+            for i, reply in zip(fit, sampled, strict=True):
+                replies[i] = reply
+        return replies
 
-    def passes(self, name: str, said: Said, unfinished: Unfinished) -> bool:
+    def passes(self, name: str, reply: Reply, unfinished: Unfinished) -> bool:
         """Whether an answer is fit to be trained on; else it is dropped."""
-        reason = flaw(said, unfinished)
+        reason = flaw(reply, unfinished)
         if reason is not None:
             self.drop(name, reason)
         return reason is None
 
-    def summary(self, facts: dict[str, Any] | None = None) -> Summary:
+    def summary(self, facts: dict[str, Any]) -> Summary:
         """Summary of the records that were kept and dropped."""
         kept = self._kept
         reasons = collections.Counter(r["reason"] for r in self._dropped.records)
         return Summary(
-            str(kept.path), len(kept.records) - kept.found, kept.found, dict(reasons), facts or {}
+            str(kept.path), len(kept.records) - kept.found, kept.found, dict(reasons), facts
         )
 
 
-def flaw(said: Said, unfinished: Unfinished) -> str | None:
+def flaw(reply: Reply, unfinished: Unfinished) -> str | None:
     """Reason not to train on an answer: a cut one would teach to end in the middle. None if there
     is none."""
-    if not said.text.strip():
+    if not reply.text.strip():
         return EMPTY
-    return UNFINISHED if unfinished == "drop" and not said.whole else None
+    return UNFINISHED if unfinished == "drop" and not reply.finished else None
 
 
 @contextlib.contextmanager
 def opened(path: str, provenance: Record) -> Iterator[Output]:
     """The Output of a file. Raises: as `journal.opened`; ValueError for a name without .jsonl."""
-    out = pathlib.Path(path).expanduser()
-    if out.suffix != ".jsonl":
-        raise ValueError(f"out: {path!r} given; a name that ends in .jsonl is needed")
+    out = file(path)
     # hidden, so that whoever trains on the folder does not read it
-    beside = out.with_name(f".{out.name}.dropped")
-    with journal.opened(out, provenance) as kept, journal.opened(beside, provenance) as dropped:
+    reasons = out.with_name(f".{out.name}.dropped")
+    with journal.opened(out, provenance) as kept, journal.opened(reasons, provenance) as dropped:
         yield Output(kept, dropped)
 
 
-def provenance(by: str, voice: Voice, settings: Any) -> Record:
+def file(path: str) -> pathlib.Path:
+    """The file of records. Raises: ValueError for a name without .jsonl."""
+    if not path.endswith(".jsonl"):
+        raise ValueError(f"out: {path!r} given; a name that ends in .jsonl is needed")
+    return pathlib.Path(path).expanduser()
+
+
+def run(
+    settings: Any,
+    provenance: Record,
+    inputs: Sequence[N],
+    process: Callable[[Sequence[N], Output], None],
+    facts: Callable[[Sequence[Record]], dict[str, Any]] = lambda records: {},
+) -> Summary:
+    """Processes the inputs that settings.out lacks, settings.batch at a time: what `process` keeps
+    and drops of a batch is on disk before the next begins. facts(all records) are those of the
+    Summary. Raises: as `opened`."""
+    with opened(settings.out, provenance) as out:
+        for part in out.parts(inputs, settings.batch):
+            process(part, out)
+            out.write()
+        return out.summary(facts(out.records))
+
+
+def provenance(by: str, voice: Voice, settings: Any, **extra: Any) -> Record:
     """Provenance stored in every record: the model, all settings that matter, and the places of
-    what was read. Those may move: a model is known by its run and step, a prompt by its id.
+    what was read. Those may move: a model is known by its run and step, a prompt by its id. extra:
+    further entries.
 
     Raises: ValueError for a sampling.seed, which would do nothing.
     """
@@ -147,14 +172,15 @@ def provenance(by: str, voice: Voice, settings: Any) -> Record:
             f"sampling.seed: {settings.sampling.seed} given; every sample has a seed of its own, "
             "which `seed` decides"
         )
-    found = config.to_dict(settings)
-    del found["sampling"]["seed"]
-    places = {name: found[name] for name in _FILES if name in found}
+    values = config.to_dict(settings)
+    del values["sampling"]["seed"]
+    places = {name: values[name] for name in _FILES if name in values}
     return {
         "by": by,
         "model": config.without(voice.about, "folder"),
-        "settings": {k: v for k, v in found.items() if k not in (*_EXECUTION, *_FILES)},
+        "settings": {k: v for k, v in values.items() if k not in (*_EXECUTION, *_FILES)},
         journal.FILES: {"run": voice.about["folder"]} | places,
+        **extra,
     }
 
 

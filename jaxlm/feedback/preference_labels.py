@@ -86,18 +86,18 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     """
     constitution = principles.load(settings.constitution)
     _check(settings, constitution)
-    given = read(settings.pairs)
-    provenance = output.provenance("label", voice, settings) | {
-        "constitution": principles.digest(constitution)
-    }
-    with output.opened(settings.out, provenance) as out:
-        for part in out.parts(given, settings.batch):
-            found = _judged(voice, settings, constitution, part, out)
-            for pair in part:
-                if pair.id in found:
-                    out.keep(_record(settings, pair, found[pair.id]))
-            out.write()
-        return out.summary(_facts(out.records))
+    pairs = read(settings.pairs)
+    provenance = output.provenance(
+        "label", voice, settings, constitution=principles.digest(constitution)
+    )
+
+    def label(part: Sequence[Pair], out: output.Output) -> None:
+        judgements = _judged(voice, settings, constitution, part, out)
+        for pair in part:
+            if pair.id in judgements:
+                out.keep(_record(settings, pair, judgements[pair.id]))
+
+    return output.run(settings, provenance, pairs, label, _facts)
 
 
 def _check(settings: Settings, constitution: Constitution) -> None:
@@ -117,15 +117,15 @@ def read(name: str) -> list[Pair]:
     Raises: FileNotFoundError; ValueError naming the place for a record that has no two responses,
     and if no pair is left.
     """
-    found = []
+    pairs = []
     name_of = prompt_files.Names()
     for record in records.read(name):
         messages = prompt_files.messages(record)
         for a, b in _responses(record):
-            found.append(Pair(name_of([list(m) for m in messages], a, b), messages, a, b))
-    if not found:
+            pairs.append(Pair(name_of([list(m) for m in messages], a, b), messages, a, b))
+    if not pairs:
         raise ValueError(f"pairs: {name} holds no two different responses to a prompt")
-    return found
+    return pairs
 
 
 def _responses(record: records.Record) -> Iterator[tuple[str, str]]:
@@ -134,16 +134,16 @@ def _responses(record: records.Record) -> Iterator[tuple[str, str]]:
         given = value["responses"]
         if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
             raise ValueError(f"{record.origin}: responses: a list of texts is needed")
-        said = list(dict.fromkeys(given))
+        responses = list(dict.fromkeys(given))
     elif "response_a" in value:
-        said = [records.text(record, "response_a"), records.text(record, "response_b")]
+        responses = [records.text(record, "response_a"), records.text(record, "response_b")]
     elif "rounds" in value:
         last = "completion" if "completion" in value else "messages"
         end = value[last] if last == "completion" else value[last][-1]["content"]
-        said = [records.text(record, "response"), end]
+        responses = [records.text(record, "response"), end]
     else:
         raise records.missing(record, "responses", "response_a")
-    return (pair for pair in itertools.combinations(said, 2) if pair[0] != pair[1])
+    return (pair for pair in itertools.combinations(responses, 2) if pair[0] != pair[1])
 
 
 # --- Judging ---------------------------------------------------------------------------------
@@ -165,89 +165,87 @@ def _judged(
     out: output.Output,
 ) -> dict[str, list[Judgement]]:
     """{pair's id: a Judgement of each principle}; pairs that there is no room for are dropped."""
-    asked = [
-        _Question(pair, principle, a_first)
-        for pair in part
-        for principle in keyed_random.distinct(
+    questions = []
+    for pair in part:
+        drawn = keyed_random.distinct(
             constitution.principles, settings.each, settings.seed, pair.id, "principle"
         )
-        for a_first in (True, False)
-    ]
-    talks = [[output.user(question(constitution, settings.thought, *q))] for q in asked]
-    thoughts = [""] * len(asked)
+        for principle in drawn:
+            questions += [_Question(pair, principle, a_first) for a_first in (True, False)]
+    talks = [[output.user(question(constitution, settings.thought, *q))] for q in questions]
+    thoughts = [""] * len(questions)
+    lost: set[str] = set()
     if settings.thought:
-        said = _thoughts(voice, settings, asked, talks, out)
-        thoughts = [s or "" for s in said]
+        sampled = _thoughts(voice, settings, questions, talks, out)
+        lost = {q.pair.id for q, s in zip(questions, sampled, strict=True) if s is None}
+        thoughts = [thought or "" for thought in sampled]
         talks = [
             [*talk, output.assistant(thought), output.user(constitution.conclude)]
             for talk, thought in zip(talks, thoughts, strict=True)
         ]
-        lost = {q.pair.id for q, s in zip(asked, said, strict=True) if s is None}
-    else:
-        lost = set()
-    lost |= _without_room(voice, asked, talks, lost, out)
-    left = [i for i, q in enumerate(asked) if q.pair.id not in lost]
+    lost |= _without_room(voice, questions, talks, lost, out)
+    left = [i for i, q in enumerate(questions) if q.pair.id not in lost]
     weighed = voice.weigh([talks[i] for i in left], constitution.choices) if left else []
-    found: dict[str, list[Judgement]] = {}
-    # both orders of a question are side by side
+    judgements: dict[str, list[Judgement]] = {}
+    # [question, choice]: both orders of a question follow each other
     for at in range(0, len(left), 2):
         i, j = left[at : at + 2]
         both = np.array(weighed[at : at + 2], np.float64)
-        made = Judgement(asked[i].principle.name, both, (thoughts[i], thoughts[j]))
-        found.setdefault(asked[i].pair.id, []).append(made)
-    return found
+        judgement = Judgement(questions[i].principle.name, both, (thoughts[i], thoughts[j]))
+        judgements.setdefault(questions[i].pair.id, []).append(judgement)
+    return judgements
 
 
 def question(
     constitution: Constitution, thought: bool, pair: Pair, principle: Principle, a_first: bool
 ) -> str:
     """Text that asks the model to compare the responses of a pair."""
-    said = [
+    turns = [
         principles.fill(constitution.turn, {"role": m.role.capitalize(), "text": m.text})
         for m in pair.messages
     ]
     first, second = (pair.a, pair.b) if a_first else (pair.b, pair.a)
-    parts = {"conversation": "".join(said), "question": principle.choice, "a": first, "b": second}
+    parts = {"conversation": "".join(turns), "question": principle.choice, "a": first, "b": second}
     return principles.fill(constitution.think if thought else constitution.compare, parts)
 
 
 def _thoughts(
     voice: Voice,
     settings: Settings,
-    asked: Sequence[_Question],
+    questions: Sequence[_Question],
     talks: Sequence[Conversation],
     out: output.Output,
 ) -> list[str | None]:
     seeds = [
         keyed_random.seed(settings.seed, q.pair.id, "thought", q.principle.name, q.a_first)
-        for q in asked
+        for q in questions
     ]
-    said = out.say(voice, settings.sampling, [q.pair.id for q in asked], talks, seeds)
-    return [None if s is None else s.text for s in said]
+    replies = out.say(voice, settings.sampling, [q.pair.id for q in questions], talks, seeds)
+    return [None if r is None else r.text for r in replies]
 
 
 def _without_room(
     voice: Voice,
-    asked: Sequence[_Question],
+    questions: Sequence[_Question],
     talks: Sequence[Conversation],
     lost: set[str],
     out: output.Output,
 ) -> set[str]:
     """Ids of pairs whose question leaves no room for a choice, now dropped."""
-    found = {
+    full = {
         q.pair.id
-        for q, talk in zip(asked, talks, strict=True)
+        for q, talk in zip(questions, talks, strict=True)
         if q.pair.id not in lost and not voice.fits(talk, _CHOICE)
     }
-    for name in sorted(found):
+    for name in sorted(full):
         out.drop(name, output.NO_ROOM)
-    return found
+    return full
 
 
 _CHOICE = 16  # tokens that a choice may take, its end among them
 
 
-# --- What becomes of it ----------------------------------------------------------------------
+# --- Records ---------------------------------------------------------------------------------
 
 
 def preference(judgements: Sequence[Judgement], clamp: tuple[float, float] | None) -> float:
@@ -257,28 +255,29 @@ def preference(judgements: Sequence[Judgement], clamp: tuple[float, float] | Non
 
 
 def _record(settings: Settings, pair: Pair, judgements: Sequence[Judgement]) -> Record:
-    told = []
+    details = []
     for j in judgements:
-        one: Record = {"principle": j.principle, "log_probs": j.log_probs.tolist()}
+        detail: Record = {"principle": j.principle, "log_probs": j.log_probs.tolist()}
         if settings.thought:
-            one["thoughts"] = list(j.thoughts)
-        told.append(one)
+            detail["thoughts"] = list(j.thoughts)
+        details.append(detail)
     return {
         "id": pair.id,
         "prompt": prompt_files.written(pair.messages),
         "response_a": pair.a,
         "response_b": pair.b,
         "preference": preference(judgements, settings.clamp),
-        "judgements": told,
+        "judgements": details,
     }
 
 
-def _facts(made: Sequence[Record]) -> dict[str, float]:
-    found = [np.array(j["log_probs"]) for record in made for j in record["judgements"]]
-    if not found:
+def _facts(labelled: Sequence[Record]) -> dict[str, float]:
+    judgements = [judgement for record in labelled for judgement in record["judgements"]]
+    if not judgements:
         return {}
-    every = np.stack(found)  # [n, order, choice]
-    first = 1 / (1 + np.exp(every[..., 1] - every[..., 0]))  # the first place is chosen
+    every = np.stack([np.array(j["log_probs"]) for j in judgements])  # [n, order, choice]
+    # [n, order]: the probability that the first place is chosen
+    first = 1 / (1 + np.exp(every[..., 1] - every[..., 0]))
     a_better = np.stack([first[:, 0], 1 - first[:, 1]], 1)
     return {
         "judgements": len(every),

@@ -96,13 +96,14 @@ def load(name: str) -> Constitution:
                 f"constitution {name!r}: no such file; give one, or {DEFAULT!r} for the library's"
             )
     if path.suffix == ".json":
-        return _whole(path)
+        value = json_file.read(path)
+        return _constitution(str(path), {"principles": value} if isinstance(value, list) else value)
     if path.suffix == ".jsonl":
-        return _made(str(path), {"principles": [r.value for r in records.read(str(path))]})
+        return _constitution(str(path), {"principles": [r.value for r in records.read(str(path))]})
     if path.suffix in ("", ".txt", ".md"):
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        said = [line for line in lines if line and not line.startswith("#")]
-        return _made(str(path), {"principles": [{"principle": line} for line in said]})
+        words = [line for line in lines if line and not line.startswith("#")]
+        return _constitution(str(path), {"principles": [{"principle": line} for line in words]})
     raise ValueError(f"{path}: a constitution is a .json, .jsonl or .txt file")
 
 
@@ -114,31 +115,26 @@ def digest(constitution: Constitution) -> str:
 def fill(form: str, parts: dict[str, str]) -> str:
     """The form with each {name} of parts in its place; what is put in is not read again."""
     pattern = "|".join(re.escape("{" + name + "}") for name in parts)
-    return re.sub(pattern, lambda found: parts[found[0][1:-1]], form)
+    return re.sub(pattern, lambda match: parts[match[0][1:-1]], form)
 
 
-def _whole(path: pathlib.Path) -> Constitution:
-    found = json_file.read(path)
-    return _made(str(path), {"principles": found} if isinstance(found, list) else found)
-
-
-def _made(path: str, found: Any) -> Constitution:
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: a {type(found).__name__}; an object or a list is needed")
-    _known(path, found, [f.name for f in dataclasses.fields(Constitution)])
-    values: dict[str, Any] = {k: found[k] for k in _FORMS if k in found}
+def _constitution(path: str, given: Any) -> Constitution:
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: a {type(given).__name__}; an object or a list is needed")
+    _known(path, given, [f.name for f in dataclasses.fields(Constitution)])
+    values: dict[str, Any] = {k: given[k] for k in _FORMS if k in given}
     for name, form in values.items():
         if not isinstance(form, str):
             raise ValueError(f"{path}: {name}: a {type(form).__name__}; a text is needed")
-    if "choices" in found:
-        values["choices"] = tuple(map(str, _list(path, found, "choices")))
+    if "choices" in given:
+        values["choices"] = tuple(map(str, _list(path, given, "choices")))
     values["principles"] = tuple(
         _principle(f"{path}, principle {i}", p)
-        for i, p in enumerate(_list(path, found, "principles"), 1)
+        for i, p in enumerate(_list(path, given, "principles"), 1)
     )
     values["examples"] = tuple(
         Example(**_texts(f"{path}, example {i}", e, Example._fields))
-        for i, e in enumerate(_list(path, found, "examples"), 1)
+        for i, e in enumerate(_list(path, given, "examples"), 1)
     )
     try:
         return Constitution(**values)
@@ -149,13 +145,13 @@ def _made(path: str, found: Any) -> Constitution:
 def _principle(where: str, given: Any) -> Principle:
     if isinstance(given, dict) and "principle" in given:
         words = _texts(where, given, ("principle",), optional=("name",))
-        made = {k: fill(form, {"principle": words["principle"]}) for k, form in SHORT.items()}
-        return Principle(words.get("name", words["principle"]), **made)
+        requests = {k: fill(form, {"principle": words["principle"]}) for k, form in SHORT.items()}
+        return Principle(words.get("name", words["principle"]), **requests)
     return Principle(**_texts(where, given, Principle._fields))
 
 
-def _list(path: str, found: dict[str, Any], field: str) -> list[Any]:
-    value = found.get(field, [])
+def _list(path: str, given: dict[str, Any], field: str) -> list[Any]:
+    value = given.get(field, [])
     if not isinstance(value, list):
         raise ValueError(f"{path}: {field} is a {type(value).__name__}; a list is needed")
     return value
@@ -168,11 +164,11 @@ def _texts(
         raise ValueError(f"{where}: a {type(given).__name__}; an object is needed")
     _known(where, given, [*fields, *optional])
     record = records.Record(given, where)
-    found = {name: records.text(record, name) for name in (*fields, *(set(optional) & set(given)))}
-    empty = [name for name, words in found.items() if not words.strip()]
+    texts = {name: records.text(record, name) for name in (*fields, *(set(optional) & set(given)))}
+    empty = [name for name, words in texts.items() if not words.strip()]
     if empty:
         raise ValueError(f"{where}: field {empty[0]!r} is empty")
-    return found
+    return texts
 
 
 def _known(where: str, given: dict[str, Any], fields: Sequence[str]) -> None:
@@ -183,24 +179,27 @@ def _known(where: str, given: dict[str, Any], fields: Sequence[str]) -> None:
             raise ValueError(f"{where}: no such field {name!r}{hint}")
 
 
-def _check(made: Constitution) -> None:
-    names = [p.name for p in made.principles]
+def _check(constitution: Constitution) -> None:
+    names = [p.name for p in constitution.principles]
     if not names:
         raise ValueError("principles: none given; at least one is needed")
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"principles: the name {twice[0]!r} is given twice")
-    for example in made.examples:
+    for example in constitution.examples:
         if example.principle not in names:
             raise ValueError(
                 f"examples: principle {example.principle!r} is none of {sorted(names)}"
             )
-    if len(made.choices) != 2 or made.choices[0] == made.choices[1] or "" in made.choices:
-        raise ValueError(f"choices: {made.choices!r} given; two different texts are needed")
+    choices = constitution.choices
+    if len(choices) != 2 or choices[0] == choices[1] or "" in choices:
+        raise ValueError(f"choices: {choices!r} given; two different texts are needed")
     parts = {"turn": ("role", "text"), "compare": ("conversation", "question", "a", "b")}
     parts["think"] = parts["compare"]
     for form, wanted in parts.items():
         for part in wanted:
             # a form may leave out who speaks, and where nothing of the conversation is needed
-            if (form, part) != ("turn", "role") and getattr(made, form).count(f"{{{part}}}") != 1:
-                raise ValueError(f"{form}: {{{part}}} must stand in it once")
+            if (form, part) != ("turn", "role") and getattr(constitution, form).count(
+                f"{{{part}}}"
+            ) != 1:
+                raise ValueError(f"{form}: {{{part}}} must be in it once")

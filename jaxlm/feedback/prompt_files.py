@@ -17,28 +17,29 @@ from jaxlm.data.records.messages import Message
 Messages = tuple[Message, ...]
 
 
-class Ask(NamedTuple):
+class Prompt(NamedTuple):
     """A prompt: messages, of which the last is the user's. id: its identity in outputs, which does
-    not depend on its place in the file; record: the whole of what was read."""
+    not depend on its place in the file; record: the record that was read."""
 
     id: str
     messages: Messages
     record: records.Record
 
 
-def read(name: str) -> list[Ask]:
+def read(name: str) -> list[Prompt]:
     """The prompts of a file, directory or glob, in order.
 
-    Raises: FileNotFoundError; ValueError naming the place for a record that asks nothing, and if
+    Raises: FileNotFoundError; ValueError naming the place for a record without a prompt, and if
     there is no record.
     """
-    name_of, found = Names(), []
+    name_of, prompts = Names(), []
     for record in records.read(name):
-        said = messages(record)
-        found.append(Ask(name_of([m.plain() for m in said]), said, record))
-    if not found:
+        conversation = messages(record)
+        identity = name_of([m.plain() for m in conversation])
+        prompts.append(Prompt(identity, conversation, record))
+    if not prompts:
         raise ValueError(f"prompts: {name} holds no record")
-    return found
+    return prompts
 
 
 class Names:
@@ -59,40 +60,40 @@ def messages(record: records.Record) -> Messages:
     """The messages of a record up to the user's last. Raises: ValueError, as `read`."""
     value = record.value
     if "prompt" in value:
-        found = _turns(record, "prompt")
+        conversation = _turns(record, "prompt")
     elif "messages" in value:
-        found = _turns(record, "messages")
-        while found and found[-1].role == "assistant":
-            found = found[:-1]
+        conversation = _turns(record, "messages")
+        while conversation and conversation[-1].role == "assistant":
+            conversation = conversation[:-1]
     elif "instruction" in value:
         parts = [records.text(record, "instruction")]
         parts += [records.text(record, "input")] if value.get("input") else []
-        found = (Message("user", "\n\n".join(parts)),)
+        conversation = (Message("user", "\n\n".join(parts)),)
     else:
         raise records.missing(record, "prompt", "messages", "instruction")
-    if not found or found[-1].role != "user":
+    if not conversation or conversation[-1].role != "user":
         raise ValueError(f"{record.origin}: the last message must be the user's")
     if variables := reading.variables(record):
         raise ValueError(
             f"{record.origin}: field {[*variables][0]!r} is for chat templates, which are given "
             "messages alone here; leave it out"
         )
-    return reading.with_system(record, found)
+    return reading.with_system(record, conversation)
 
 
-def written(said: Sequence[Message]) -> Any:
+def written(conversation: Sequence[Message]) -> Any:
     """The prompt as records have it: a string, or a list of messages where there are several."""
-    if len(said) == 1:
-        return said[0].text
-    return [{"role": m.role, "content": m.text} | m.fields() for m in said]
+    if len(conversation) == 1:
+        return conversation[0].text
+    return [{"role": m.role, "content": m.text} | m.fields() for m in conversation]
 
 
-def answered(said: Sequence[Message], answer: str) -> dict[str, Any]:
+def answered(conversation: Sequence[Message], answer: str) -> dict[str, Any]:
     """Prompt and answer as a record to train on (data/records/chats.py): prompt and completion, or
     messages where the prompt has several."""
-    if len(said) == 1:
-        return {"prompt": said[0].text, "completion": answer}
-    return {"messages": written([*said, Message("assistant", answer)])}
+    if len(conversation) == 1:
+        return {"prompt": conversation[0].text, "completion": answer}
+    return {"messages": written([*conversation, Message("assistant", answer)])}
 
 
 def _turns(record: records.Record, field: str) -> Messages:
@@ -103,7 +104,7 @@ def _turns(record: records.Record, field: str) -> Messages:
 
 
 def _message(where: str, given: Any) -> Message:
-    found = reading.read(given, where)
-    if found.role not in (*reading.ROLES, "tool"):
-        raise ValueError(f"{where}: role {found.role!r} is none of {[*reading.ROLES, 'tool']}")
-    return found
+    message = reading.read(given, where)
+    if message.role not in (*reading.ROLES, "tool"):
+        raise ValueError(f"{where}: role {message.role!r} is none of {[*reading.ROLES, 'tool']}")
+    return message

@@ -33,11 +33,11 @@ def common(a: Sequence[str], b: Sequence[str]) -> int:
     at: dict[str, int] = {}
     for i, word in enumerate(a):
         at[word] = at.get(word, 0) | 1 << i
-    whole = (1 << len(a)) - 1
-    left = whole
+    every = (1 << len(a)) - 1
+    left = every
     for word in b:
         hit = left & at.get(word, 0)
-        left = (left + hit | left - hit) & whole
+        left = (left + hit | left - hit) & every
     return len(a) - left.bit_count()
 
 
@@ -71,6 +71,6 @@ class Pool:
                 continue
             # the order of words can only lessen what is shared
             bound = 2 * (count & other).total() / (len(mine) + len(words_))
-            if bound > best.score and (found := score(mine, words_)) > best.score:
-                best = Near(found, theirs)
+            if bound > best.score and (shared := score(mine, words_)) > best.score:
+                best = Near(shared, theirs)
         return best

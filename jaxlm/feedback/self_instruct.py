@@ -7,7 +7,6 @@ everything kept before it is at most `most_alike`.
 """
 
 import dataclasses
-import pathlib
 import re
 import string
 from collections import Counter
@@ -18,7 +17,7 @@ from jaxlm.core import keyed_random
 from jaxlm.data.records import records
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import journal, output, rouge
-from jaxlm.feedback.chat_model import Said, Voice
+from jaxlm.feedback.chat_model import Reply, Voice
 from jaxlm.feedback.journal import Journal, Record
 
 # Things that a model of text alone cannot do or be shown, by the code's list.
@@ -79,17 +78,17 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
             f"seeds: {settings.seeds} holds {len(seeds)} instructions; shown={settings.shown} "
             "needs as many"
         )
-    out = pathlib.Path(settings.out).expanduser()
+    out = output.file(settings.out)
     left: Counter[str] = Counter()
-    with journal.opened(out, _provenance(voice, settings)) as made:
-        done = {record["id"]: record for record in made.records}
-        first = max((record["round"] for record in made.records), default=0)
+    with journal.opened(out, _provenance(voice, settings)) as kept:
+        done = {record["id"] for record in kept.records}
+        first = max((record["round"] for record in kept.records), default=0)
         for number in range(first, settings.rounds):
-            if len(made.records) >= settings.count:
+            if len(kept.records) >= settings.count:
                 break
-            _round(voice, settings, seeds, made, done, number, left)
-        written = len(made.records) - made.found
-        return output.Summary(str(out), written, made.found, dict(left), {})
+            _round(voice, settings, seeds, kept, done, number, left)
+        written = len(kept.records) - kept.found
+        return output.Summary(str(out), written, kept.found, dict(left), {})
 
 
 def _check(settings: Settings) -> None:
@@ -99,29 +98,29 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"own: {settings.own} given; 0 .. shown={settings.shown} is needed")
     if not 0 <= settings.most_alike <= 1:
         raise ValueError(f"most_alike: {settings.most_alike} given; 0 .. 1 is needed")
-    if not settings.out.endswith(".jsonl"):
-        raise ValueError(f"out: {settings.out!r} given; a name that ends in .jsonl is needed")
+    output.file(settings.out)
 
 
 def _provenance(voice: Voice, settings: Settings) -> Record:
-    made = output.provenance("instruct", voice, settings)
-    # more of the same: a file may be gone on with
-    wanted = {k: v for k, v in made["settings"].items() if k not in ("count", "rounds")}
-    return made | {"settings": wanted, "seeds": records.fingerprint(settings.seeds)}
+    seeds = records.fingerprint(settings.seeds)
+    provenance = output.provenance("instruct", voice, settings, seeds=seeds)
+    # a file may be continued with more of the same
+    del provenance["settings"]["count"], provenance["settings"]["rounds"]
+    return provenance
 
 
 def _round(
     voice: Voice,
     settings: Settings,
     seeds: Sequence[str],
-    made: Journal,
-    done: dict[str, Record],
+    kept: Journal,
+    done: set[str],
     number: int,
     left: Counter[str],
 ) -> None:
     """One round. It may be one that was cut short: what it had kept is kept again, so that what
     follows is judged as if nothing had happened."""
-    own = [r["instruction"] for r in made.records if r["round"] < number]
+    own = [r["instruction"] for r in kept.records if r["round"] < number]
     shown = [_shown(settings, seeds, own, number, i) for i in range(settings.requests)]
     talks = [[output.user(request(settings.heading, s))] for s in shown]
     if not all(voice.fits(talk, settings.sampling.max_new) for talk in talks):
@@ -130,9 +129,9 @@ def _round(
             f"{settings.sampling.max_new} tokens exceed the model's positions; lower either"
         )
     drawn = [keyed_random.seed(settings.seed, "list", number, i) for i in range(settings.requests)]
-    how = [dataclasses.replace(settings.sampling, seed=s) for s in drawn]
+    sampling = [dataclasses.replace(settings.sampling, seed=s) for s in drawn]
     pool, new = rouge.Pool([*seeds, *own]), []
-    for candidate in candidates(voice.say(talks, how)):
+    for candidate in candidates(voice.say(talks, sampling)):
         name = f"{number}.{candidate.request}.{candidate.place}"
         near = pool.nearest(candidate.text)
         reason = None if name in done else unfit(candidate.text, near, settings.most_alike)
@@ -140,7 +139,7 @@ def _round(
             left[reason] += 1
             continue
         pool.add(candidate.text)
-        if name not in done and len(made.records) + len(new) < settings.count:
+        if name not in done and len(kept.records) + len(new) < settings.count:
             new.append({
                 "id": name,
                 "instruction": candidate.text,
@@ -150,7 +149,7 @@ def _round(
                 "nearest": {"rouge_l": near.score, "instruction": near.text},
             })  # fmt: skip
     if new:
-        made.append(new)
+        kept.append(new)
 
 
 def _shown(
@@ -170,16 +169,17 @@ def request(heading: str, shown: Sequence[str]) -> str:
     return "\n".join([heading, *lines, f"{len(shown) + 1}."])
 
 
-def candidates(said: Sequence[Said]) -> list[Candidate]:
+def candidates(replies: Sequence[Reply]) -> list[Candidate]:
     """The instructions in a reply, in order. The last of a list that was cut at the sampling
     length is left out, as it may be half an instruction."""
-    found = []
-    for number, one in enumerate(said):
-        texts = [" ".join(part.split()) for part in _NUMBER.split(one.text)]
+    instructions = []
+    for number, reply in enumerate(replies):
+        texts = [" ".join(part.split()) for part in _NUMBER.split(reply.text)]
         texts = [text for text in texts if text]
-        texts = texts if one.whole else texts[:-1]
-        found += [Candidate(number, i, text[0].upper() + text[1:]) for i, text in enumerate(texts)]
-    return found
+        texts = texts if reply.finished else texts[:-1]
+        for i, text in enumerate(texts):
+            instructions.append(Candidate(number, i, text[0].upper() + text[1:]))
+    return instructions
 
 
 def unfit(text: str, near: rouge.Near, most_alike: float) -> str | None:

@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from jaxlm.cli import launch, main
+from jaxlm.cli import commands, launch, main
 from jaxlm.parallel import multihost
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_help_answers_in_a_third_of_a_second():
 def test_every_command_is_listed(capsys):
     assert main.main([]) == main.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"jaxlm {name}" in out for name in main.COMMANDS)
+    assert all(f"jaxlm {name}" in out for name in commands.COMMANDS)
     assert main.main(["--version"]) == 0
     assert re.fullmatch(r"jaxlm \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
@@ -163,7 +163,7 @@ def test_wrong_overrides_name_the_field(place, capsys, args, expected):
         (["train", "tinny.py"], "no config file 'tinny.py'"),
         (["train", "tiny.py:confg"], "no function 'confg'; it has ['config', 'old', 'wrong']"),
         (["train", "tiny.py:wrong"], "config() returned int, a Run is needed"),
-        (["train", "--steps", "3"], "--steps stands where"),
+        (["train", "--steps", "3"], "--steps given where"),
         (
             ["train", "tiny.py", "--optim.lrr", "3"],
             "no option --optim.lrr; did you mean --optim.lr?",

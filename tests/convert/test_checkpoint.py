@@ -188,7 +188,7 @@ def test_tensors_that_are_missing_unknown_or_misshaped_are_all_named(folder):
     put(folder, named)
     told = refusal(folder)
     assert "missing tensor model.layers.1.mlp.up_proj.weight" in told
-    assert "tensor model.norm.weight is [15], the config says [16]" in told
+    assert "tensor model.norm.weight is [15], and [16] follows from config.json" in told
     assert "unknown tensor model.layers.2.self_attn.extra [3]" in told
     assert "inv_freq" not in told
 

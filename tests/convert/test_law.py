@@ -3,7 +3,7 @@ transformers' mathematics reads it otherwise.
 
 For every architecture, every field of transformers' config class is set to another valid value on a
 tiny model. Where its logits move, the import follows them or refuses the field by name; what it
-skips (`convert.harmless`) is set to other values too, and moves nothing. Fields that an import
+skips (`ignored_fields`) is set to other values too, and moves nothing. Fields that an import
 follows are changed together, as are those that are harmless: a pass each, and single ones only to
 name a culprit.
 """

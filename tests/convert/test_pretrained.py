@@ -133,7 +133,7 @@ def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):
     assert "'bytes': the tokenizer has 259 ids, the model 100" in failure(capsys, *named)
     (small / "vocab.json").unlink()
     assert main.main(["import", str(small), "r"]) == 0
-    assert "small has no tokenizer: `bytes` stands in for it" in capsys.readouterr().err
+    assert "small has no tokenizer: `bytes` is used in its place" in capsys.readouterr().err
     scored = ("eval", "r", "--data.source", "corpus.jsonl", "--data.holdout", "0.3")
     assert "token id 257 is outside the model's vocabulary 0..99" in failure(capsys, *scored)
     assert "--no-tokenizer" in failure(capsys, "export", "r", "out")

@@ -17,7 +17,7 @@ ABOUT = {"folder": "runs/x", "step": 7, "run": "abc", "checkpoint": "last", "tem
 
 class Script:
     """A voice that answers by rule, and remembers what it was asked. answer(conversation, seed) ->
-    text or Said; odds(conversation) -> log-probabilities of the choices."""
+    text or Reply; odds(conversation) -> log-probabilities of the choices."""
 
     def __init__(self, answer=None, odds=None, room=10**9, about=ABOUT):
         self.answer, self.odds, self.room = answer, odds, room
@@ -27,7 +27,7 @@ class Script:
     def say(self, conversations, settings):
         self.asked += conversations
         found = [self.answer(list(c), s.seed) for c, s in zip(conversations, settings, strict=True)]
-        return [chat_model.Said(x, "stop_token") if isinstance(x, str) else x for x in found]
+        return [chat_model.Reply(x, "stop_token") if isinstance(x, str) else x for x in found]
 
     def weigh(self, conversations, choices):
         self.asked += conversations

@@ -11,7 +11,7 @@ from jaxlm import models
 from jaxlm.data.records import preferences
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import best_of_n, prompt_files, scorers
-from jaxlm.feedback.chat_model import Said
+from jaxlm.feedback.chat_model import Reply
 from jaxlm.models import llama
 from jaxlm.models.layers import value_head
 from jaxlm.objectives.preference import reward as objective
@@ -26,7 +26,7 @@ PROMPTS = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "1 + 2 =", "answer":
 def told(conversation, seed):
     """An answer that is right for a third of the seeds, and cut for another."""
     right = str(2 if conversation[-1].text.startswith("1 + 1") else 3)
-    endings = (right, Said(right, "length"), f"{seed % 7 + 10}")
+    endings = (right, Reply(right, "length"), f"{seed % 7 + 10}")
     return endings[seed % 3]
 
 
@@ -84,7 +84,7 @@ def test_best_and_above(settings, script, read, tmp_path):
 
 
 def test_nothing_whole(settings, script):
-    said = script(lambda conversation, seed: Said("half", "length"))
+    said = script(lambda conversation, seed: Reply("half", "length"))
     assert best_of_n.run(said.voice, settings).dropped == {"cut at sampling.max_new": 2}
 
 
@@ -119,7 +119,7 @@ def judge(monkeypatch):
 
 def test_a_reward_models_score(judge, write):
     asked = prompt_files.read(write("p.jsonl", {"prompt": "Hi"}, {"prompt": "How are you?"}))
-    given = [(asked[0], Said("Yo", "stop_token")), (asked[1], Said("Fine.", "stop_token"))]
+    given = [(asked[0], Reply("Yo", "stop_token")), (asked[1], Reply("Fine.", "stop_token"))]
     scores = scorers.model("runs/judge")(given)
     for found, text in zip(scores, (b"HiYo", b"How are you?Fine."), strict=True):
         ids = np.array([[257, *text, 258]], np.int32)

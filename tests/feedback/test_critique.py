@@ -10,7 +10,7 @@ from jaxlm.data.templates.template import Message
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import critique as revise
 from jaxlm.feedback import prompt_files
-from jaxlm.feedback.chat_model import Said
+from jaxlm.feedback.chat_model import Reply
 
 CONSTITUTION = {
     "principles": [
@@ -117,7 +117,7 @@ def test_what_is_left_out(settings, script, read):
         request = conversation[-1].text
         if request.startswith("revise"):
             prompt = conversation[0].text
-            endings = {"ask 1": Said("half", "length"), "ask 2": " ", "ask 3": "x" * 100}
+            endings = {"ask 1": Reply("half", "length"), "ask 2": " ", "ask 3": "x" * 100}
             return endings.get(prompt, told(conversation, seed))
         return told(conversation, seed)
 
@@ -133,7 +133,7 @@ def test_what_is_left_out(settings, script, read):
 
 
 def test_cut_revisions_may_be_kept(settings, script, read):
-    said = script(lambda conversation, seed: Said("half", "length"))
+    said = script(lambda conversation, seed: Reply("half", "length"))
     kept = dataclasses.replace(settings, unfinished="keep")
     assert revise.run(said.voice, kept).written == 5
     assert read(settings.out)[0]["rounds"][-1]["finish"] == "length"

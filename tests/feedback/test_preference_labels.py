@@ -168,4 +168,4 @@ def test_what_is_said_does_not_depend_on_its_neighbours(random_model):
     one = chat_model.of(model, params, tokenizer, chat, stops, {}, rows=1)
     assert many == one.say(talks, how)
     assert one.say(talks[::-1], how[::-1]) == many[::-1]
-    assert len({s.text for s in many}) == 3 and not many[0].whole
+    assert len({s.text for s in many}) == 3 and not many[0].finished

@@ -57,7 +57,7 @@ def test_what_is_filled_in_is_not_read_again():
         ("c.json", [GOOD | {"choice": " "}], "field 'choice' is empty"),
         ("c.json", [3], "principle 1: a int; an object is needed"),
         ("c.json", {"principles": [GOOD], "compare": "{a} or {b}: {question}"}, "{conversation}"),
-        ("c.json", {"principles": [GOOD], "turn": "said"}, "turn: {text} must stand in it once"),
+        ("c.json", {"principles": [GOOD], "turn": "said"}, "turn: {text} must be in it once"),
         ("c.json", {"principles": [GOOD], "choices": ["A", "A"]}, "two different texts"),
         ("c.json", {"principles": [GOOD], "compare": 3}, "compare: a int; a text is needed"),
         ("c.yaml", [GOOD], "a constitution is a .json, .jsonl or .txt file"),

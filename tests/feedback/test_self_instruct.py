@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm.feedback import rouge, self_instruct
-from jaxlm.feedback.chat_model import Said
+from jaxlm.feedback.chat_model import Reply
 
 SEEDS = [f"Describe {a} to {b} in plain words" for a in ("rain", "snow") for b in ("Ann", "Bo")]
 
@@ -88,8 +88,8 @@ def test_filters(text, reason):
 
 def test_lists_are_cut_at_their_numbers():
     said = [
-        Said(" first\nthing\n6. second\n 7) third, 3. of it", "stop_token"),
-        Said("1. one\n2. tw", "length"),
+        Reply(" first\nthing\n6. second\n 7) third, 3. of it", "stop_token"),
+        Reply("1. one\n2. tw", "length"),
     ]
     found = [(c.request, c.place, c.text) for c in self_instruct.candidates(said)]
     assert found == [

@@ -15,7 +15,7 @@ def ablate(args: Sequence[str]) -> int:
     """jaxlm ablate FILE"""
 
     def command(file: tyro.conf.Positional[pathlib.Path], out: str | None = None) -> int:
-        """State the power, train pairs of runs until it is decided, and say what a change is worth.
+        """State the power, train pairs of runs until it is decided, and report its worth.
 
         Args:
             file: A Python file with `def arms() -> Ablation`, such as experiments/ablation/ffn.py;

@@ -49,9 +49,11 @@ def _import(source: Path, base: Path, run: Path) -> int:
         base: The run directory of the model, such as `jaxlm import` makes.
         run: The run directory to make; it must not exist.
     """
-    made = adapters.import_adapter(source, base, run)
-    assert made.adapter is not None
-    print(f"{run}: rank {made.adapter.rank} on {len(made.adapter.targets)} weights of {base}")
+    imported = adapters.import_adapter(source, base, run)
+    assert imported.adapter is not None
+    print(
+        f"{run}: rank {imported.adapter.rank} on {len(imported.adapter.targets)} weights of {base}"
+    )
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from jaxlm import api
+from jaxlm.cli import arguments
 from jaxlm.core import cache, json_file
 from jaxlm.data import pretraining
 from jaxlm.data.records import preference_formats, records
@@ -17,10 +18,14 @@ from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
 
 
-def evaluate(args: Sequence[str], target: str | None) -> int:
-    """jaxlm eval RUN [--data.source ...]; target is RUN, or None to explain the arguments."""
-    run = pathlib.Path("RUN" if target is None else target)
-    read = pretraining.Data() if target is None else directory.load(run).data
+def evaluate(args: Sequence[str]) -> int:
+    """jaxlm eval RUN [--data.source ...]"""
+    if not args or args[0] in ("-h", "--help"):
+        target, rest, read = "RUN", ["--help"], pretraining.Data()
+    else:
+        target, rest = arguments.target("eval", args)
+        read = directory.load(pathlib.Path(target)).data
+    run = pathlib.Path(target)
     kind: Any = type(read)
 
     def command(
@@ -52,7 +57,7 @@ def evaluate(args: Sequence[str], target: str | None) -> int:
         return 0 if loss is None else directory.DIVERGED
 
     return tyro.cli(
-        command, args=list(args), prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
+        command, args=rest, prog=f"jaxlm eval {run}", config=(tyro.conf.FlagConversionOff,)
     )
 
 
@@ -99,12 +104,12 @@ def score(args: Sequence[str]) -> int:
 def _scored(judge: reward_model.Judge, record: records.Record) -> dict[str, Any]:
     """The record with its scores."""
     several = "responses" in record.value
-    asked = preference_formats.asked(record)
+    texts = preference_formats.asked(record)
     try:
-        found = [float(value) for value in reward_model.score(judge, asked)]
+        scores = [float(value) for value in reward_model.score(judge, texts)]
     except ValueError as error:
         raise ValueError(f"{record.origin}: {error}") from error
-    return record.value | ({"scores": found} if several else {"score": found[0]})
+    return record.value | ({"scores": scores} if several else {"score": scores[0]})
 
 
 def _line(record: dict[str, Any]) -> None:

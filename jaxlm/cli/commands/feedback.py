@@ -1,18 +1,19 @@
 """`jaxlm feedback`: a model's judgements of answers, its own or others', as data."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from jaxlm import feedback as feedbacks
+from jaxlm.cli.commands import FEEDBACK
 from jaxlm.core import cache
-from jaxlm.feedback import best_of_n, critique, output, preference_labels, self_instruct
+from jaxlm.feedback import output
 from jaxlm.train import trained_weights
 
 S = TypeVar("S")
@@ -38,13 +39,14 @@ def feedback(args: Sequence[str]) -> int:
     """jaxlm feedback ACTION RUN ..."""
     if not args or args[0] in ("-h", "--help"):
         print("usage: jaxlm feedback ACTION RUN [--name value ...]\n")
-        for name, module in ACTIONS.items():
-            print(f"  {name:<10}{_first(module)}")
+        for name, module in FEEDBACK.items():
+            description = importlib.import_module(module).__doc__ or ""
+            print(f"  {name:<10}{description.splitlines()[0]}")
         print("\njaxlm feedback ACTION --help explains its arguments.")
         return 0
-    if args[0] not in ACTIONS:
-        raise ValueError(f"jaxlm feedback: no action {args[0]!r}; there are {sorted(ACTIONS)}")
-    module = ACTIONS[args[0]]
+    if args[0] not in FEEDBACK:
+        raise ValueError(f"jaxlm feedback: no action {args[0]!r}; there are {sorted(FEEDBACK)}")
+    module = importlib.import_module(FEEDBACK[args[0]])
     kind: Any = Call[module.Settings]
     call = tyro.cli(
         kind,
@@ -55,29 +57,16 @@ def feedback(args: Sequence[str]) -> int:
     )
     cache.programs()
     voice = feedbacks.load(call.run, call.checkpoint, call.template, call.rows)
-    return _told(module.run(voice, call.settings))
+    return _show(module.run(voice, call.settings))
 
 
-def _first(module: ModuleType) -> str:
-    assert module.__doc__ is not None
-    return module.__doc__.splitlines()[0]
-
-
-def _told(summary: output.Summary) -> int:
+def _show(summary: output.Summary) -> int:
     print(json.dumps(summary._asdict(), indent=1))
     mass = summary.facts.get("mass", 1.0)
     if mass < 0.1:
         print(
-            f"warning: the model says one of the choices with probability {mass:.3f} only; the "
-            "form of the question may not suit it (constitution, `compare` and `choices`)",
+            f"warning: the model chooses one of the two with probability {mass:.3f} only; the form "
+            "of the question may not suit it (constitution, `compare` and `choices`)",
             file=sys.stderr,
         )
     return 0
-
-
-ACTIONS: dict[str, ModuleType] = {
-    "revise": critique,
-    "label": preference_labels,
-    "sample": best_of_n,
-    "instruct": self_instruct,
-}

@@ -108,7 +108,7 @@ def fit(args: Sequence[str]) -> int:
             return 0
         candidates = None if next is None else experiment_design.read(next)
 
-        def one(
+        def fit_one(
             t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
         ) -> study_record.Record:
             facts = _about(about, runs, t, reading.intermediate)
@@ -120,7 +120,7 @@ def fit(args: Sequence[str]) -> int:
             return record
 
         if not by:
-            one(reading.table(runs, {}), options, out, runs.name)
+            fit_one(reading.table(runs, {}), options, out, runs.name)
             return 0
         parts, failed = {}, {}
         for selected in tables.values(runs, by, reading.filters()):
@@ -129,7 +129,7 @@ def fit(args: Sequence[str]) -> int:
                 parts[text] = reading.table(runs, selected)
             except ValueError as error:
                 failed[text] = str(error)
-        _each(parts, failed, options, one, out)
+        _each(parts, failed, options, fit_one, out)
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
@@ -162,7 +162,7 @@ def _each(
     parts: Mapping[str, table.Table],
     failed: Mapping[str, str],
     options: analysis.Options,
-    one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
+    fit_one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
     out: pathlib.Path,
 ) -> None:
     """A study of each table, and what they say at one target: printed, and as by.json.
@@ -180,7 +180,7 @@ def _each(
         print(f"\n=== {text}\n")
         folder = out / re.sub(r"[^\w.=-]+", "_", text)
         try:
-            record = one(t, options, folder, text)
+            record = fit_one(t, options, folder, text)
         except ValueError as error:
             reasons[text] = str(error)
             continue

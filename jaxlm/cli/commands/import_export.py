@@ -41,12 +41,14 @@ def import_(args: Sequence[str]) -> int:
         from jaxlm.train.run import run as runs
 
         environment.quiet()
-        made = pretrained.import_run(checkpoint, run, tokenizer, plan, ignore, context)
+        imported = pretrained.import_run(checkpoint, run, tokenizer, plan, ignore, context)
         for name in ignore:
             print(f"config.json: {name} was ignored: nothing here computes with it")
-        if told := rope_parameters.notice(made.model):
-            print(told)
-        print(f"{run}: {runs.parameters(made):,} parameters, tokenizer {made.data.tokenizer}")
+        if notice := rope_parameters.notice(imported.model):
+            print(notice)
+        print(
+            f"{run}: {runs.parameters(imported):,} parameters, tokenizer {imported.data.tokenizer}"
+        )
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm import")
@@ -71,7 +73,7 @@ def export(args: Sequence[str]) -> int:
             target: The directory to make; it must not exist.
             dtype: What the weights are stored in.
             shard_gb: The largest file, in 10**9 bytes; one tensor is never cut.
-            model_type: Which architecture of transformers; the first that can say the model's
+            model_type: Which architecture of transformers; the first that can express the model's
                 config, or the one it was imported as, where nothing is given.
             checkpoint: The last checkpoint, or the one with the best evaluation.
             tokenizer: Whether the tokenizer is written too.

@@ -1,14 +1,52 @@
-"""Lists of configs, presets, corpora, tokenizer kinds and runs."""
+"""`jaxlm list` and `jaxlm plot`: configs, presets, corpora, tokenizer kinds, runs and curves."""
 
 import ast
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import tyro
 
 from jaxlm import models
 from jaxlm.core import json_file, param
 from jaxlm.data import synthetic, tokenizers
 from jaxlm.data.sources import corpora
 from jaxlm.train.run import directory
+from jaxlm.train.run import plot as curves
+
+
+def listing(args: Sequence[str]) -> int:
+    """jaxlm list [FOLDER]"""
+
+    def command(folder: tyro.conf.Positional[pathlib.Path] = pathlib.Path()) -> int:
+        """Show configs, presets, corpora, tokenizer kinds and runs.
+
+        Args:
+            folder: Where configs/ and runs/ are.
+        """
+        print(text(folder))
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm list")
+
+
+def plot(args: Sequence[str]) -> int:
+    """jaxlm plot RUN"""
+
+    def command(run: tyro.conf.Positional[pathlib.Path]) -> int:
+        """Draw a run's loss curves to loss.png in its directory.
+
+        Args:
+            run: The run directory, such as runs/demo.
+        """
+        directory.load(run)
+        directory.warn_of_lost_records(run)
+        path = curves.loss(run)
+        if path is None:
+            raise ValueError(f"{run} has no metrics to draw yet")
+        print(path)
+        return 0
+
+    return tyro.cli(command, args=list(args), prog="jaxlm plot")
 
 
 def text(folder: pathlib.Path) -> str:
@@ -32,8 +70,8 @@ def text(folder: pathlib.Path) -> str:
 def configs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(path, first line of the docstring) of every config file; nothing is imported."""
     for file in sorted(folder.glob("*.py")):
-        told = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
-        yield str(file), told.partition("\n")[0]
+        docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        yield str(file), docstring.partition("\n")[0]
 
 
 def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:

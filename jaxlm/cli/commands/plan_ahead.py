@@ -55,13 +55,13 @@ def plan_ahead(args: Sequence[str]) -> int:
             level: Of the intervals.
             as_json: Print one JSON object instead of lines.
         """
-        made = next_run.law(study_record.load(law, form))
+        fitted = next_run.law(study_record.load(law, form))
         if quality is not None and loss is not None:
             raise ValueError("loss, quality: both given; one of them is to be reached")
         if quality is not None:
-            loss = next_run.quality(made, quality)
-        found = _plans(made, flops, loss, inference_tokens, params, tokens, unique_tokens, level)
-        print(_json(made, found, vocab) if as_json else _text(made, found, vocab, level))
+            loss = next_run.quality(fitted, quality)
+        plans = _plans(fitted, flops, loss, inference_tokens, params, tokens, unique_tokens, level)
+        print(_json(fitted, plans, vocab) if as_json else _text(fitted, plans, vocab, level))
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm plan-ahead")
@@ -95,28 +95,28 @@ def _plans(
         raise ValueError("unique_tokens: given without --flops")
     if inference is not None and flops is None and loss is None:
         raise ValueError("inference_tokens: given without --flops, --loss or --quality")
-    found: dict[str, Any] = {}
+    plans: dict[str, Any] = {}
     if flops is not None:
-        found["optimum"] = next_run.at(law, flops, level)
+        plans["optimum"] = next_run.at(law, flops, level)
     if loss is not None:
-        found["optimum"] = next_run.reach(law, loss, level)
+        plans["optimum"] = next_run.reach(law, loss, level)
     if inference is not None:
-        aim = found["optimum"].loss.value if loss is None else loss
-        found["served"] = next_run.serve(law, aim, inference, level)
+        aim = plans["optimum"].loss.value if loss is None else loss
+        plans["served"] = next_run.serve(law, aim, inference, level)
     if chosen:
-        found["choice"] = next_run.choice(
+        plans["choice"] = next_run.choice(
             law, flops, params=params, tokens=tokens, unique=unique, level=level
         )
-        found.setdefault("optimum", found["choice"].best)
+        plans.setdefault("optimum", plans["choice"].best)
     if unique is not None and flops is not None:
-        found["capped"] = next_run.capped(law, flops, unique, level)
-    return found
+        plans["capped"] = next_run.capped(law, flops, unique, level)
+    return plans
 
 
-def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
+def _text(law: Law, plans: dict[str, Any], vocab: int, level: float) -> str:
     """All plans as aligned lines."""
     how = f"N {law.counting.params}, C {law.counting.flops}"
-    rows = [*_study(law, found["optimum"], level), Row("law", "")]
+    rows = [*_study(law, plans["optimum"], level), Row("law", "")]
     rows += [
         Row("form", law.law),
         *(Row(k, f"{v:.8g}") for k, v in zip(_names(law), law.theta)),
@@ -126,10 +126,10 @@ def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
     ]
     if law.plan is not None and law.plan.sizes[0].name != law.law:
         rows.append(Row("N* by", f"{law.plan.sizes[0].name}; the loss by {law.law}"))
-    rows += [Row("compute-optimal", ""), *_run(law, found["optimum"])]
-    rows += _built(law, found["optimum"], vocab)
-    if "served" in found:
-        s = found["served"]
+    rows += [Row("compute-optimal", ""), *_run(law, plans["optimum"])]
+    rows += _built(law, plans["optimum"], vocab)
+    if "served" in plans:
+        s = plans["served"]
         rows += [Row("least training and inference together", ""), *_run(law, s.best)]
         rows += [
             Row("training and inference", _range(s.total, "FLOPs")),
@@ -137,16 +137,16 @@ def _text(law: Law, found: dict[str, Any], vocab: int, level: float) -> str:
             Row("saved", _range(s.saved, "", "{:.2%}")),
             *_built(law, s.best, vocab),
         ]
-    if "choice" in found:
-        c = found["choice"]
+    if "choice" in plans:
+        c = plans["choice"]
         rows += [Row("as chosen", ""), *_run(law, c.run)]
         rows += [
             Row("loss above the optimum", _range(c.extra, "nats per token", "{:.6f}")),
             Row("compute that its loss needs", _range(c.enough, "FLOPs")),
             Row("wasted", f"{_range(c.wasted, 'FLOPs')}, {c.wasted.value / c.run.flops.value:.1%}"),
         ]
-    if "capped" in found:
-        rows += _capped(law, found["capped"], vocab)
+    if "capped" in plans:
+        rows += _capped(law, plans["capped"], vocab)
     return cost_report.text(rows)
 
 
@@ -205,13 +205,13 @@ def _capped(law: Law, c: next_run.Capped, vocab: int) -> list[Row]:
 
 def _built(law: Law, plan: Plan, vocab: int) -> list[Row]:
     """The nearest Config, and its size."""
-    found = _nearest(law, plan, vocab)
-    if "none" in found:
-        return [Row("nearest Config", found["none"])]
-    n = found["params"]
-    off = f"{cost_report.short(n)} {found['counting']}, {n / plan.params.value - 1:+.1%}"
+    nearest = _nearest(law, plan, vocab)
+    if "none" in nearest:
+        return [Row("nearest Config", nearest["none"])]
+    n = nearest["params"]
+    off = f"{cost_report.short(n)} {nearest['counting']}, {n / plan.params.value - 1:+.1%}"
     return [
-        Row("nearest Config", f"{found['describe']}; vocabulary {vocab}"),
+        Row("nearest Config", f"{nearest['describe']}; vocabulary {vocab}"),
         Row("its N", off),
     ]
 
@@ -245,7 +245,7 @@ def _names(law: Law) -> tuple[str, ...]:
     return loss_laws.LAWS[law.law].names
 
 
-def _json(law: Law, found: dict[str, Any], vocab: int) -> str:
+def _json(law: Law, plans: dict[str, Any], vocab: int) -> str:
     """One JSON object of all plans."""
     record: dict[str, Any] = {
         "law": law.law,
@@ -256,15 +256,15 @@ def _json(law: Law, found: dict[str, Any], vocab: int) -> str:
         "fitted": law.flops,
     }
     if law.plan is not None and law.record is not None:
-        best = found["optimum"]
+        best = plans["optimum"]
         record["chosen_by"] = law.record["plan"]["chosen_by"]
         record["planner"] = law.plan.sizes[0].name
         record["disagreement"] = _disagreement(law.record, best)
         record["rivals"] = allocation.rivals(law.record, best.flops.value)
         record["cautions"] = law.record["cautions"]
-    runs = {"optimum": found["optimum"]}
-    runs |= {"served": found["served"].best} if "served" in found else {}
-    runs |= {"capped": found["capped"].run} if "capped" in found else {}
-    record |= found
+    runs = {"optimum": plans["optimum"]}
+    runs |= {"served": plans["served"].best} if "served" in plans else {}
+    runs |= {"capped": plans["capped"].run} if "capped" in plans else {}
+    record |= plans
     record["nearest"] = {name: _nearest(law, run, vocab) for name, run in runs.items()}
     return json.dumps(study_record.plain(record), indent=1, allow_nan=False)

@@ -45,48 +45,48 @@ def _command(
         sampling: Sampling settings.
     """
     cache.programs()
-    found = trained_weights.load(run, checkpoint)
-    tokenizer = directory.tokenizer(run, found.run)
-    trained_weights.refuse_template(run, found.run, template)
+    saved = trained_weights.load(run, checkpoint)
+    tokenizer = directory.tokenizer(run, saved.run)
+    trained_weights.refuse_template(run, saved.run, template)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(run))
-    made = prompt_tokens.written(found.run.data, template)
-    if made is None and talk:
+    chat = prompt_tokens.written(saved.run.data, template)
+    if chat is None and talk:
         raise ValueError(
             f"--talk: {run} was trained on text, not on conversations; name a --template to talk in"
         )
-    if made is not None and (found.model.encode is not None or not found.model.causal):
+    if chat is not None and (saved.model.encode is not None or not saved.model.causal):
         raise ValueError("--template: this model does not continue texts, so it cannot answer")
-    if made is None:
-        about = found.run.data.corrupt if isinstance(found.run.data, pretraining.Data) else None
-        for one in prompt:
-            pieces = reply.reply(found.model, found.params, tokenizer, one, settings, about)
+    if chat is None:
+        about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
+        for text in prompt:
+            pieces = reply.reply(saved.model, saved.params, tokenizer, text, settings, about)
             _show(pieces)
         return 0
-    said: list[Message] = []
-    for one in _turns(prompt, talk):
-        said = [*(said if talk else ()), Message("user", one)]
-        print(f"> {one}")
-        answer = _show(_answer(found, made, tokenizer, said, settings))
-        said.append(Message("assistant", answer.strip()))
+    conversation: list[Message] = []
+    for text in _turns(prompt, talk):
+        conversation = [*(conversation if talk else ()), Message("user", text)]
+        print(f"> {text}")
+        answer = _show(_answer(saved, chat, tokenizer, conversation, settings))
+        conversation.append(Message("assistant", answer.strip()))
     return 0
 
 
 def _turns(prompt: Sequence[str], talk: bool) -> Iterator[str]:
-    yield from (one for one in prompt if one or not talk)
+    yield from (text for text in prompt if text or not talk)
     if talk:
         yield from (line.rstrip("\n") for line in sys.stdin)
 
 
 def _answer(
-    found: trained_weights.Saved,
-    made: template.Template,
+    saved: trained_weights.Saved,
+    chat: template.Template,
     tokenizer: tokenizers.tokenizer.Tokenizer,
-    said: Sequence[Message],
+    conversation: Sequence[Message],
     settings: Sampling,
 ) -> Iterator[str]:
-    asked = prompt_tokens.asked(found.run.data, made, tokenizer, said)
-    ending = prompt_tokens.stopping(settings, asked.stops)
-    return completions.stream(found.model, found.params, tokenizer, asked.tokens, ending)
+    encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
+    ending = prompt_tokens.stopping(settings, encoded.stops)
+    return completions.stream(saved.model, saved.params, tokenizer, encoded.tokens, ending)
 
 
 def _show(pieces: Iterator[str]) -> str:

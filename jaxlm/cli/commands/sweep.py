@@ -81,16 +81,16 @@ def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
     if options.engine not in engines.IN_PROCESS:
         # an accelerator is the trials'; what is fitted here is small
         jax.config.update("jax_platforms", "cpu")
-    found = sweep_cells.load(target)
-    base = field_overrides.apply(found.base, overrides, f"jaxlm sweep {target}")
-    found = dataclasses.replace(found, base=base)
-    wanted = sweep_cells.trials(found)
+    sweep = sweep_cells.load(target)
+    base = field_overrides.apply(sweep.base, overrides, f"jaxlm sweep {target}")
+    sweep = dataclasses.replace(sweep, base=base)
+    wanted = sweep_cells.trials(sweep)
     for trial in wanted:
         # all but the mesh, which the hosts of the trials have
         runs.validate(dataclasses.replace(trial.run, plan=Plan()))
-    facts = _facts(found) | {"target": target}
-    book = scheduler.opened(found, wanted, facts)
-    print(_plan(found, wanted, options.workers, book), flush=True)
+    facts = _facts(sweep) | {"target": target}
+    book = scheduler.opened(sweep, wanted, facts)
+    print(_plan(sweep, wanted, options.workers, book), flush=True)
     if options.estimate:
         return 0
     points = [t for t in wanted if t.role == "point"]
@@ -102,7 +102,7 @@ def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
         if options.engine == "population":
             scheduler.populate(book, points, _say)
         scheduler.conduct(book, points, engine, options.workers, options.retries, _say)
-        record = _study(found, book)
+        record = _study(sweep, book)
         parts = [report.text(record)]
         for held in wanted[len(points) :]:
             _predict(book, held, record)
@@ -132,11 +132,11 @@ def _stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _facts(found: Sweep) -> dict[str, Any]:
+def _facts(sweep: Sweep) -> dict[str, Any]:
     """Facts of the text, which is tokenised now if it was not before."""
-    assert isinstance(found.base.data, pretraining.Data)
+    assert isinstance(sweep.base.data, pretraining.Data)
     environment.quiet()
-    train, val = inputs.open_text(found.base.data, True, found.base.model.vocab)
+    train, val = inputs.open_text(sweep.base.data, True, sweep.base.model.vocab)
     assert val is not None
     return {
         "source": train.manifest.source,
@@ -149,7 +149,7 @@ def _facts(found: Sweep) -> dict[str, Any]:
 # --- Before ----------------------------------------------------------------------------------
 
 
-def _plan(found: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book) -> str:
+def _plan(sweep: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book) -> str:
     """The table of trials, and what they are going to cost."""
     rows = []
     for t in wanted:
@@ -174,13 +174,13 @@ def _plan(found: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book)
         )
     header = ("N", "D", "D/N", "C", "lr", "batch", "steps", "own", "seed", "role", "state")
     done, val = scheduler.done(book), book.facts["held_out_tokens"]
-    cost = sweep_cells.estimate(found, wanted, workers, done, val)
+    cost = sweep_cells.estimate(sweep, wanted, workers, done, val)
     lines = [
-        f"{found.name}: {len(wanted)} runs in {book.folder}",
+        f"{sweep.name}: {len(wanted)} runs in {book.folder}",
         report_formats.table(header, rows),
         f"{cost.alone:.3g} FLOPs, {cost.spent:.3g} with shared beginnings; about "
         f"{cost.seconds / 60:.0f} minutes left, {workers} at once, at "
-        f"{found.speed.flops_per_second / 1e9:.3g} GFLOP/s each",
+        f"{sweep.speed.flops_per_second / 1e9:.3g} GFLOP/s each",
     ]
     epochs = cost.tokens / book.facts["train_tokens"]
     if epochs > 1:
@@ -188,19 +188,19 @@ def _plan(found: Sweep, wanted: list[Trial], workers: int, book: scheduler.Book)
     return "\n".join(lines)
 
 
-def _about(found: Sweep, book: scheduler.Book) -> study_record.About:
+def _about(sweep: Sweep, book: scheduler.Book) -> study_record.About:
     """Answers to the study's checklist."""
-    base, optim = found.base, found.base.optim
-    shapes = sorted({config.kind(type(c.model)) for c in found.cells})
+    base, optim = sweep.base, sweep.base.optim
+    shapes = sorted({config.kind(type(c.model)) for c in sweep.cells})
     return study_record.About(
         architecture=f"{', '.join(shapes)}, {base.data.seq} tokens of context",
         corpus=f"{book.facts['source']} ({book.facts['fingerprint'][:12]})",
         tokenizer=base.data.tokenizer,
         optimiser=f"{optim.name}, weight decay {optim.weight_decay}, clip {optim.clip}",
-        schedule=f"warm-up of {found.warmup:.0%} of a model's shortest run, constant, decay to 0 "
-        f"over the last {found.decay:.0%} of each run (wsd), branches of one trunk per model",
-        batch=f"{found.rule}, {found.batch_factor:g} times, the same for all runs of a model",
-        tuning=f"learning rate {found.lr_factor:g} times {found.rule}'s; {found.tuning}",
+        schedule=f"warm-up of {sweep.warmup:.0%} of a model's shortest run, constant, decay to 0 "
+        f"over the last {sweep.decay:.0%} of each run (wsd), branches of one trunk per model",
+        batch=f"{sweep.rule}, {sweep.batch_factor:g} times, the same for all runs of a model",
+        tuning=f"learning rate {sweep.lr_factor:g} times {sweep.rule}'s; {sweep.tuning}",
         checkpoints="final",
         smoothing="none",
         loss_set=f"{book.facts['held_out_tokens']:,} held-out tokens",
@@ -210,28 +210,28 @@ def _about(found: Sweep, book: scheduler.Book) -> study_record.About:
 # --- After -----------------------------------------------------------------------------------
 
 
-def _study(found: Sweep, book: scheduler.Book) -> study_record.Record:
+def _study(sweep: Sweep, book: scheduler.Book) -> study_record.Record:
     """The study of the finished points, saved."""
     lost = [e for e in book.entries.values() if e.role == "point" and e.excluded]
     for entry in lost:
         _say(f"left out: {entry.name}: {entry.reason}")
     if len(lost) > len([e for e in book.entries.values() if e.role == "point"]) - 2:
         raise ValueError(
-            f"{found.name}: fewer than two of its runs have a loss, and a law needs several: "
+            f"{sweep.name}: fewer than two of its runs have a loss, and a law needs several: "
             f"{'; '.join(f'{e.name}: {e.reason or e.state}' for e in lost[:3])}"
         )
     points = tables.read(
         book.folder / scheduler.POINTS,
-        counting=found.counting,
+        counting=sweep.counting,
         # its own units, of runs however small
         units={"params": "1", "tokens": "1", "flops": "1", "loss": "nats"},
         where={"role": "point"},
     )
     points = points._replace(left_out=tuple(f"{e.name}: {e.reason}" for e in lost))
-    noise, options = scheduler.seed_noise(book), found.options
+    noise, options = scheduler.seed_noise(book), sweep.options
     if noise is not None and options.noise is None:
         options = dataclasses.replace(options, noise=noise[0])
-    record = analysis.run(points, options, _about(found, book), found.name)
+    record = analysis.run(points, options, _about(sweep, book), sweep.name)
     study_record.save(book.folder, record)
     return record
 
@@ -248,11 +248,11 @@ def _predict(book: scheduler.Book, held: Trial, record: study_record.Record) -> 
             f"{place} is missing, and {held.run.name} has begun: remove its directory, so that "
             "the prediction comes first"
         )
-    told = {"run": held.digest, "name": held.run.name} | forecast.predict(
+    prediction = {"run": held.digest, "name": held.run.name} | forecast.predict(
         record, held.params, held.tokens
     )
-    io.write(place, json.dumps(study_record.plain(told), indent=1) + "\n")
-    _say(forecast.text(told, None))
+    io.write(place, json.dumps(study_record.plain(prediction), indent=1) + "\n")
+    _say(forecast.text(prediction, None))
 
 
 def _spread(held: Trial, options: Options) -> Trial:
@@ -267,15 +267,17 @@ def _spread(held: Trial, options: Options) -> Trial:
 
 def _outcome(book: scheduler.Book, held: Trial) -> str:
     """The outcome of the prediction in words; with a loss, written to outcome.json too."""
-    told = json_file.read_object(book.folder / PREDICTION)
+    prediction = json_file.read_object(book.folder / PREDICTION)
     entry = book.entries[held.digest]
-    if told["run"] != held.digest:
-        raise ValueError(f"{book.folder / PREDICTION} is of run {told['run']}, not {held.digest}")
+    if prediction["run"] != held.digest:
+        raise ValueError(
+            f"{book.folder / PREDICTION} is of run {prediction['run']}, not {held.digest}"
+        )
     if entry.loss is None:
-        return forecast.text(told, None) + f": {entry.state}, {entry.reason}"
-    outcome = forecast.compare(told, entry.loss)
+        return forecast.text(prediction, None) + f": {entry.state}, {entry.reason}"
+    outcome = forecast.compare(prediction, entry.loss)
     io.write(book.folder / OUTCOME, json.dumps(outcome, indent=1) + "\n")
-    return forecast.text(told, outcome)
+    return forecast.text(prediction, outcome)
 
 
 def _account(book: scheduler.Book) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxlm.cli import arguments
 from jaxlm.data import tokenizers
 from jaxlm.data.sources import source as sources
 from jaxlm.data.tokenized import shards
@@ -33,11 +34,13 @@ def tokenizer(args: Sequence[str]) -> int:
             extra: Control tokens beyond pad, bos and eos, such as "<|user|>".
         """
         texts = sources.texts(source, field, "train", holdout)
-        made = tokenizers.train(kind, texts, vocab, out, extra)
-        print(f"{out}: {kind}, {made.vocab:,} ids, hash {made.hash[:12]}")
+        trained = tokenizers.train(kind, texts, vocab, out, extra)
+        print(f"{out}: {kind}, {trained.vocab:,} ids, hash {trained.hash[:12]}")
         return 0
 
-    return tyro.cli(command, args=list(args), prog="jaxlm tokenizer train")
+    return tyro.cli(
+        command, args=arguments.action("tokenizer", "train", args), prog="jaxlm tokenizer train"
+    )
 
 
 def data(args: Sequence[str]) -> int:
@@ -61,12 +64,16 @@ def data(args: Sequence[str]) -> int:
             holdout: The fraction of documents held out for validation.
             workers: Processes that encode; 0 encodes in this one. The shards are the same.
         """
-        made = shards.tokenize(source, field, tokenizers.load(tokenizer), out, holdout, workers)
-        for name, split in made.splits.items():
+        tokenized = shards.tokenize(
+            source, field, tokenizers.load(tokenizer), out, holdout, workers
+        )
+        for name, split in tokenized.splits.items():
             counts = (
                 f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
             )
             print(f"{out}/{name}: {counts}")
         return 0
 
-    return tyro.cli(command, args=list(args), prog="jaxlm data tokenize")
+    return tyro.cli(
+        command, args=arguments.action("data", "tokenize", args), prog="jaxlm data tokenize"
+    )

@@ -17,13 +17,13 @@ Params = Sequence[param.Param]
 def rows(ours: str, theirs: str, count: int, matrices: tuple[str, str, str]) -> list[Row]:
     """The rows of `ours`/gate, up, down [E, ...] of `count` experts below their prefix `theirs`.
 
-    matrices: what each expert calls gate, up and down, e.g. ("gate_proj", "up_proj", "down_proj").
+    matrices: names of gate, up and down in each expert, e.g. ("gate_proj", "up_proj", "down_proj").
     Export writes the first form.
     """
-    each = [
-        _each(f"{ours}/{name}", tuple(f"{theirs}{e}.{matrix}.weight" for e in range(count)))
-        for name, matrix in zip(("gate", "up", "down"), matrices, strict=True)
-    ]
+    each = []
+    for name, matrix in zip(("gate", "up", "down"), matrices, strict=True):
+        tensors = tuple(f"{theirs}{expert}.{matrix}.weight" for expert in range(count))
+        each.append(_each(f"{ours}/{name}", tensors))
     return [*each, _gate_up(ours, theirs), _down(ours, theirs)]
 
 

@@ -1,8 +1,9 @@
 """`layer_types` of a config.json: which layers see everything and which a window."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+from jaxlm.convert import config_rows
 from jaxlm.convert.config_json import Fields
 
 Reach = Literal["local", "global"]
@@ -30,6 +31,20 @@ def read(f: Fields, layers: int, default: Sequence[Reach]) -> tuple[Reach, ...]:
     return reach[: next(repeats, layers)]
 
 
+def every(n: int, layers: int) -> list[Reach]:
+    """Layers of which every n-th is global, as a default."""
+    return ["local" if i % n else "global" for i in range(1, layers + 1)]
+
+
 def write(kinds: Sequence[str]) -> list[str]:
     """`layer_types` of layers whose kinds begin with "local" or "global"."""
     return [NAMES["local" if kind.startswith("local") else "global"] for kind in kinds]
+
+
+def row(default: Callable[[Fields, Any], Sequence[Reach]]) -> config_rows.Row:
+    """The row of `pattern`. default(config.json, fields of the rows before): as for `read`."""
+    return config_rows.Row(
+        ("pattern",),
+        lambda f, cfg: {"pattern": read(f, cfg.layers, default(f, cfg))},
+        lambda cfg: {"layer_types": write(cfg.kinds)},
+    )

@@ -2,11 +2,21 @@
 
 from typing import Any
 
-from jaxlm.convert import config_json, weight_rows
-from jaxlm.convert.config_json import Fields
+from jaxlm.convert import config_rows, weight_rows
+from jaxlm.convert.config_json import ACTIVATIONS
+from jaxlm.convert.config_rows import (
+    Architecture,
+    always,
+    choice,
+    field,
+    nullable,
+    required,
+    same_as,
+)
 from jaxlm.convert.families import rope_parameters
 from jaxlm.convert.weight_rows import Row, Table, linear, same
 from jaxlm.models import llama
+from jaxlm.ops import rope
 
 OUTER = [
     same("embed/table", "model.embed_tokens.weight"),
@@ -23,18 +33,24 @@ POST = [
     same("attn/q_norm_all", "self_attn.q_norm.weight"),
     same("attn/k_norm_all", "self_attn.k_norm.weight"),
 ]
-ROWS = [
+ATTENTION = [
     linear("attn/q", "self_attn.q_proj.weight"),
     linear("attn/k", "self_attn.k_proj.weight"),
     linear("attn/v", "self_attn.v_proj.weight"),
     linear("attn/o", "self_attn.o_proj.weight"),
+]
+ATTENTION_BIASES = [
     same("attn/q_bias", "self_attn.q_proj.bias"),
     same("attn/k_bias", "self_attn.k_proj.bias"),
     same("attn/v_bias", "self_attn.v_proj.bias"),
     same("attn/o_bias", "self_attn.o_proj.bias"),
+]
+FFN = [
     linear("ffn/gate", "mlp.gate_proj.weight"),
     linear("ffn/up", "mlp.up_proj.weight"),
     linear("ffn/down", "mlp.down_proj.weight"),
+]
+FFN_BIASES = [
     same("ffn/gate_bias", "mlp.gate_proj.bias"),
     same("ffn/up_bias", "mlp.up_proj.bias"),
     same("ffn/down_bias", "mlp.down_proj.bias"),
@@ -49,137 +65,65 @@ FUSED = [
 ]
 
 
-def _table(rows: list[Row]) -> Table:
-    stack = weight_rows.Stack("model.layers.{i}.", rows)
-    return Table(OUTER, {"stack": stack}, (r"rotary_emb\.inv_freq",))
+LAYERS = "model.layers.{i}."
+IGNORED = (r"rotary_emb\.inv_freq",)
 
 
-def names(cfg: llama.Config) -> Table:
-    """The rows of a `llama` Config."""
-    return _table(PRE + ROWS)
+def _table(*rows: Row) -> Table:
+    return Table(OUTER, {"stack": weight_rows.Stack(LAYERS, [*rows])}, IGNORED)
 
 
-def olmo2_names(cfg: llama.Config) -> Table:
-    """The rows of an `olmo2` Config."""
-    return _table(POST + ROWS)
+WIDTHS = [
+    required("vocab", "vocab_size"),
+    required("embed", "hidden_size"),
+    required("layers", "num_hidden_layers"),
+    required("heads", "num_attention_heads"),
+    required("ffn", "intermediate_size"),
+]
+FIELDS = [
+    *WIDTHS,
+    field("kv", "num_key_value_heads", same_as("heads")),
+    field("head", "head_dim", config_rows.head_size),
+    choice("activation", "hidden_act", "silu", ACTIVATIONS),
+    field("tied", "tie_word_embeddings", False),
+]
+BIASES = [field("bias", "attention_bias", False), always(out_bias=same_as("bias"))]
 
 
-def phi3_names(cfg: llama.Config) -> Table:
-    """The rows of a `phi3` Config."""
-    return _table(PRE + FUSED)
+def _original(cfg: llama.Config) -> dict[str, Any]:
+    """Phi-3's field for the original context, which wins over the one in its record."""
+    match cfg.scaling:
+        case rope.LongRope(original=original):
+            return {"original_max_position_embeddings": original}
+        case None | rope.Ntk():
+            return {}
+    config_rows.refuse(cfg, "scaling", "None, Ntk or LongRope")
 
 
-def read(f: Fields) -> llama.Config:
-    """Our Config of a `llama` config.json."""
-    bias = f.get("attention_bias", False)
-    return llama.Config(
-        **_sizes(f, f.get("max_position_embeddings", 2048)),
-        eps=f.get("rms_norm_eps", 1e-6),
-        bias=bias,
-        out_bias=bias,
-        ffn_bias=f.get("mlp_bias", False),
-    )
-
-
-def olmo2_read(f: Fields) -> llama.Config:
-    """Our Config of an `olmo2` config.json."""
-    bias = f.get("attention_bias", False)
-    return llama.Config(
-        **_sizes(f, f.get("max_position_embeddings", 2048)),
-        eps=f.get("rms_norm_eps", 1e-5),
-        bias=bias,
-        out_bias=bias,
-        norm="post",
-        qk_norm_all=True,
-    )
-
-
-def phi3_read(f: Fields) -> llama.Config:
-    """Our Config of a `phi3` config.json."""
-    context = f.get("max_position_embeddings", 4096)
-    return llama.Config(
-        **_sizes(f, context, partial=True),
-        eps=f.get("rms_norm_eps", 1e-5),
-        window=f.get("sliding_window", None),
-    )
-
-
-def _sizes(f: Fields, context: int, partial: bool = False) -> dict[str, Any]:
-    embed, heads = f.take("hidden_size"), f.take("num_attention_heads")
-    rotary = rope_parameters.read(f, context)
-    if rotary.share != 1.0 and not partial:
-        raise ValueError(
-            f"partial_rotary_factor={rotary.share} is not supported; this model_type turns whole "
-            "heads"
-        )
-    return {
-        "vocab": f.take("vocab_size"),
-        "embed": embed,
-        "layers": f.take("num_hidden_layers"),
-        "heads": heads,
-        "kv": f.get("num_key_value_heads", heads),
-        "head": f.get("head_dim", embed // heads),
-        "ffn": f.take("intermediate_size"),
-        "context": context,
-        "theta": rotary.theta,
-        "scaling": rotary.scaling,
-        "rotary_share": rotary.share,
-        "activation": f.among("hidden_act", "silu", config_json.ACTIVATIONS),
-        "tied": f.get("tie_word_embeddings", False),
-    }
-
-
-def write(cfg: llama.Config) -> dict[str, Any]:
-    """The `llama` config.json of a Config. Raises: ValueError for what it cannot express."""
-    config_json.fixed(
-        cfg, norm="pre", qk_norm_all=False, window=None, rotary_share=1.0, out_bias=cfg.bias
-    )
-    biases = {"attention_bias": cfg.bias, "mlp_bias": cfg.ffn_bias}
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | _said(cfg) | biases
-
-
-def olmo2_write(cfg: llama.Config) -> dict[str, Any]:
-    """The `olmo2` config.json of a Config. Raises: ValueError for what it cannot express."""
-    config_json.fixed(
-        cfg, norm="post", qk_norm_all=True, window=None, rotary_share=1.0, out_bias=cfg.bias,
-        ffn_bias=False,
-    )  # fmt: skip
-    biases = {"attention_bias": cfg.bias}
-    return {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"} | _said(cfg) | biases
-
-
-def phi3_write(cfg: llama.Config) -> dict[str, Any]:
-    """The `phi3` config.json of a Config. Raises: ValueError for what it cannot express."""
-    config_json.fixed(
-        cfg, norm="pre", qk_norm_all=False, bias=False, out_bias=False, ffn_bias=False
-    )
-    own = {"sliding_window": cfg.window}
-    said = _said(cfg)
-    rope_type = said["rope_parameters"]["rope_type"]
-    if rope_type not in ("default", "longrope"):
-        raise ValueError(
-            f"model.scaling={cfg.scaling!r} has no counterpart (always None or LongRope)"
-        )
-    if rope_type == "longrope":
-        # there this field wins over the record's
-        own["original_max_position_embeddings"] = said["rope_parameters"][
-            "original_max_position_embeddings"
-        ]
-    return {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"} | said | own
-
-
-def _said(cfg: llama.Config) -> dict[str, Any]:
-    config_json.fixed(cfg, gated=True, qk_norm=False, softcap=None)
-    return {
-        "vocab_size": cfg.vocab,
-        "hidden_size": cfg.embed,
-        "num_hidden_layers": cfg.layers,
-        "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.kv,
-        "head_dim": cfg.head,
-        "intermediate_size": cfg.ffn,
-        "hidden_act": config_json.activation(cfg.activation),
-        "rms_norm_eps": cfg.eps,
-        "tie_word_embeddings": cfg.tied,
-        **rope_parameters.write(cfg.head, cfg.theta, cfg.scaling, cfg.context, cfg.rotary_share),
-    }
+LLAMA_FIELDS = [
+    *FIELDS,
+    rope_parameters.row(2048),
+    field("eps", "rms_norm_eps", 1e-6),
+    *BIASES,
+    field("ffn_bias", "mlp_bias", False),
+]
+LLAMA_WEIGHTS = _table(*PRE, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES)
+LLAMA = Architecture("llama", llama.Config, "LlamaForCausalLM", LLAMA_FIELDS, LLAMA_WEIGHTS)
+OLMO2_FIELDS = [
+    *FIELDS,
+    rope_parameters.row(2048),
+    field("eps", "rms_norm_eps", 1e-5),
+    *BIASES,
+    always(norm="post", qk_norm_all=True),
+]
+OLMO2_WEIGHTS = _table(*POST, *ATTENTION, *ATTENTION_BIASES, *FFN, *FFN_BIASES)
+OLMO2 = Architecture("olmo2", llama.Config, "Olmo2ForCausalLM", OLMO2_FIELDS, OLMO2_WEIGHTS)
+PHI3_FIELDS = [
+    *FIELDS,
+    rope_parameters.row(4096, share=True),
+    config_rows.Row((), write=_original),
+    field("eps", "rms_norm_eps", 1e-5),
+    nullable("window", "sliding_window", None),
+]
+PHI3_WEIGHTS = _table(*PRE, *FUSED)
+PHI3 = Architecture("phi3", llama.Config, "Phi3ForCausalLM", PHI3_FIELDS, PHI3_WEIGHTS)

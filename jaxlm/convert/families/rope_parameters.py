@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxlm.convert import config_rows
 from jaxlm.convert.config_json import Fields
 from jaxlm.models import AnyConfig
 from jaxlm.ops import rope
@@ -64,11 +65,11 @@ def read(
     torn = {k for k in new.keys() & old.keys() if new[k] != old[k]}
     if torn:
         raise ValueError(f"rope_parameters and rope_scaling differ in {sorted(torn)}")
-    beside = {
+    outside = {
         "rope_theta": f.get("rope_theta", theta),
         "partial_rotary_factor": f.get("partial_rotary_factor", share),
     }
-    record = beside | (_said(new) | _said(old) or dict(absent or {}))
+    record = outside | (_present(new) | _present(old) or dict(absent or {}))
     original = f.get("original_max_position_embeddings", None)
     if original is not None and _kind(record) in ("llama3", "yarn", "longrope", "su"):
         record["original_max_position_embeddings"] = original
@@ -80,34 +81,61 @@ def parse(record: Mapping[str, Any], context: int, where: str = "rope_parameters
 
     Raises: ValueError for a rope_type or a key that is not known here, and for a missing one.
     """
-    kind, said = _kind(record), _said(record)
+    kind, present = _kind(record), _present(record)
     if kind not in KEYS:
         raise ValueError(f"{where}: rope_type={kind!r} is not supported; there is {sorted(KEYS)}")
     free = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    unknown = {k: said[k] for k in sorted(said.keys() - free - KEYS[kind])}
+    unknown = {k: present[k] for k in sorted(present.keys() - free - KEYS[kind])}
     if unknown:
         raise ValueError(f"{where}: rope_type={kind!r} has no {unknown}; known: {KEYS[kind]}")
     try:
-        scaling = _scaling(kind, said, context)
+        scaling = _scaling(kind, present, context)
     except KeyError as error:
         raise ValueError(f"{where}: {error.args[0]} is missing for rope_type={kind!r}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    share = float(said.get("partial_rotary_factor", 1.0))
-    return Rope(float(said["rope_theta"]), scaling, share)
+    share = float(present.get("partial_rotary_factor", 1.0))
+    return Rope(float(present["rope_theta"]), scaling, share)
 
 
-def whole(found: Rope) -> Rope:
+def whole(rotary: Rope) -> Rope:
     """The Rope of a model_type that rotates whole heads. Raises: ValueError for one of a part."""
-    if found.share != 1.0:
+    if rotary.share != 1.0:
         raise ValueError(
-            f"partial_rotary_factor={found.share} is not supported; this model_type turns whole "
+            f"partial_rotary_factor={rotary.share} is not supported; this model_type rotates whole "
             "heads"
         )
-    return found
+    return rotary
 
 
-def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+def row(
+    context: int,
+    theta: float = 10000.0,
+    *,
+    head: str = "head",
+    share: bool = False,
+    absent: Mapping[str, Any] | None = None,
+) -> config_rows.Row:
+    """The row of `context`, `theta` and `scaling`, and of `rotary_share` where a part of each head
+    may rotate. context, theta, absent: defaults as for `read`; head: the field with a head's size.
+    """
+
+    def to_ours(f: Fields, cfg: Any) -> dict[str, Any]:
+        length = f.get("max_position_embeddings", context)
+        rotary = read(f, length, theta, absent=absent)
+        part = {"rotary_share": rotary.share} if share else {}
+        rotary = rotary if share else whole(rotary)
+        return {"context": length, "theta": rotary.theta, "scaling": rotary.scaling, **part}
+
+    def to_theirs(cfg: Any) -> dict[str, Any]:
+        part = cfg.rotary_share if share else 1.0
+        return write(getattr(cfg, head), cfg.theta, cfg.scaling, cfg.context, part)
+
+    ours = ("context", "theta", "scaling", *(("rotary_share",) if share else ()))
+    return config_rows.Row(ours, to_ours, to_theirs)
+
+
+def _present(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if v is not None}
 
 
@@ -115,35 +143,35 @@ def _kind(record: Mapping[str, Any]) -> str:
     return record.get("rope_type") or record.get("type") or "default"
 
 
-def _scaling(kind: str, said: dict[str, Any], context: int) -> rope.Scaling | None:
+def _scaling(kind: str, present: dict[str, Any], context: int) -> rope.Scaling | None:
     if kind == "default":
         return None
-    original = said.get("original_max_position_embeddings", context)
+    original = present.get("original_max_position_embeddings", context)
     if kind in ("longrope", "su"):
         return rope.LongRope(
-            short=tuple(float(x) for x in said["short_factor"]),
-            long=tuple(float(x) for x in said["long_factor"]),
+            short=tuple(float(x) for x in present["short_factor"]),
+            long=tuple(float(x) for x in present["long_factor"]),
             original=original,
-            factor=max(1.0, float(said.get("factor", context / original))),
-            attention=_float(said.get("attention_factor")),
+            factor=max(1.0, float(present.get("factor", context / original))),
+            attention=_float(present.get("attention_factor")),
         )
     if kind == "yarn":
         return rope.Yarn(
-            factor=float(said.get("factor", context / original)),
+            factor=float(present.get("factor", context / original)),
             original=original,
-            beta_fast=float(said.get("beta_fast") or 32),
-            beta_slow=float(said.get("beta_slow") or 1),
-            attention=_float(said.get("attention_factor")),
-            mscale=_float(said.get("mscale")),
-            mscale_all=_float(said.get("mscale_all_dim")),
-            truncate=said.get("truncate", True),
+            beta_fast=float(present.get("beta_fast") or 32),
+            beta_slow=float(present.get("beta_slow") or 1),
+            attention=_float(present.get("attention_factor")),
+            mscale=_float(present.get("mscale")),
+            mscale_all=_float(present.get("mscale_all_dim")),
+            truncate=present.get("truncate", True),
         )
-    factor = float(said["factor"])
+    factor = float(present["factor"])
     if kind == "linear":
         return rope.Linear(factor)
     if kind == "dynamic":
         return rope.Dynamic(factor, context)
-    low, high = float(said["low_freq_factor"]), float(said["high_freq_factor"])
+    low, high = float(present["low_freq_factor"]), float(present["high_freq_factor"])
     return rope.Llama3(factor, low, high, original)
 
 
@@ -207,7 +235,7 @@ def write(
     form of transformers 5, and along with it in the one that older readers know.
 
     max_position_embeddings is the context, but the original one under Dynamic, which transformers
-    grows from there, and at least what LongRoPE's factor stretches its original to; NTK becomes the
+    grows from there, and at least LongRoPE's original times its factor; NTK becomes the
     theta that it is.
     """
     record = parameters(head, theta, scaling, share)
@@ -269,4 +297,4 @@ def parameters(
                 "long_factor": list(scaling.long),
                 "attention_factor": scaling.attention,
             }
-    return record | _said(own)
+    return record | _present(own)

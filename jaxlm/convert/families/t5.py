@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from jaxlm.convert import config_json, weight_rows
-from jaxlm.convert.config_json import Fields
-from jaxlm.convert.weight_rows import Row, Table, linear, same
+from jaxlm.convert import config_rows, weight_rows
+from jaxlm.convert.config_json import ACTIVATIONS, Fields
+from jaxlm.convert.config_rows import Architecture, choice, field, only, required, same_as, written
+from jaxlm.convert.weight_rows import Row, Table, linear, same, unchanged
 from jaxlm.models import t5
 
 # feed_forward_proj -> (act, gated); "gated-gelu" is the tanh form in transformers too
@@ -49,24 +50,13 @@ def _rows(gated: bool, decoder: bool) -> list[Row]:
     return rows
 
 
-def _bias(ours: str, theirs: str) -> Row:
-    """A table [buckets, heads], as it is in their file."""
-    return Row(
-        (ours,),
-        (theirs,),
-        lambda arrays, ps: [arrays[0]],
-        lambda arrays, ps: [arrays[0]],
-        lambda ps: [ps[0].shape],
-    )
-
-
 def names(cfg: t5.Config) -> Table:
     """The rows of a Config."""
     outer = [
         same("embed/table", "shared.weight"),
-        _bias("encoder_bias", f"encoder.{_BIAS}"),
+        unchanged("encoder_bias", f"encoder.{_BIAS}"),
         same("encoder_norm", "encoder.final_layer_norm.weight"),
-        _bias("bias", f"decoder.{_BIAS}"),
+        unchanged("bias", f"decoder.{_BIAS}"),
         same("norm", "decoder.final_layer_norm.weight"),
         linear("unembed", "lm_head.weight"),
     ]
@@ -80,69 +70,41 @@ def names(cfg: t5.Config) -> Table:
     return Table(outer, stacks, ignored, prefix="transformer")
 
 
-def read(f: Fields) -> t5.Config:
-    """Our Config of a `t5` config.json."""
-    layers = f.take("num_layers")
-    act, gated = f.among("feed_forward_proj", "relu", FORMS)
-    # transformers derives both from feed_forward_proj, and lets a file overrule that
-    f.only("dense_act_fn", *(name for name, ours in config_json.ACTIVATIONS.items() if ours == act))
-    f.only("is_gated_act", gated)
-    f.only("is_encoder_decoder", True)
-    f.only("is_decoder", False)
-    tied = f.get("tie_word_embeddings", True)
-    return t5.Config(
-        vocab=f.take("vocab_size"),
-        embed=f.take("d_model"),
-        encoder=layers,
-        layers=f.get("num_decoder_layers", layers),
-        heads=f.take("num_heads"),
-        head=f.take("d_kv"),
-        ffn=f.take("d_ff"),
-        context=f.get("n_positions", 512),
-        act=act,
-        gated=gated,
-        buckets=f.get("relative_attention_num_buckets", 32),
-        farthest=f.get("relative_attention_max_distance", 128),
-        tied=tied,
-        # transformers has no other word for it in the files of v1.1
-        scaled=f.get("scale_decoder_outputs", tied),
-        start=f.get("decoder_start_token_id", 0),
-        eps=f.get("layer_norm_epsilon", 1e-6),
-    )
-
-
 def settle(cfg: t5.Config, tensors: Collection[str]) -> t5.Config:
     """The Config of a checkpoint without an output matrix is tied, whatever its config.json has for
     it: there tie_word_embeddings=False only leaves out the scaling."""
     return cfg if "lm_head.weight" in tensors else dataclasses.replace(cfg, tied=True)
 
 
-def write(cfg: t5.Config) -> dict[str, Any]:
-    """The `t5` config.json of a Config. Raises: ValueError for what it cannot express."""
-    forms = {form: name for name, form in FORMS.items()}
-    if (cfg.act, cfg.gated) not in forms:
-        raise ValueError(
-            f"model.act={cfg.act!r}, model.gated={cfg.gated}: model_type='t5' has {sorted(FORMS)}"
-        )
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "is_encoder_decoder": True,
-        "vocab_size": cfg.vocab,
-        "d_model": cfg.embed,
-        "num_layers": cfg.encoder,
-        "num_decoder_layers": cfg.layers,
-        "num_heads": cfg.heads,
-        "d_kv": cfg.head,
-        "n_positions": cfg.context,
-        "d_ff": cfg.ffn,
-        "feed_forward_proj": forms[cfg.act, cfg.gated],
-        "relative_attention_num_buckets": cfg.buckets,
-        "relative_attention_max_distance": cfg.farthest,
-        "dropout_rate": cfg.dropout,
-        "layer_norm_epsilon": cfg.eps,
-        "tie_word_embeddings": cfg.tied,
-        "scale_decoder_outputs": cfg.scaled,
-        "decoder_start_token_id": cfg.start,
-        "pad_token_id": cfg.start,
-    }
+def _read_form(f: Fields, cfg: Any) -> dict[str, Any]:
+    """Both fields that transformers derives from feed_forward_proj, and lets a file overrule."""
+    names = [name for name, ours in ACTIVATIONS.items() if ours == cfg.act]
+    f.only("dense_act_fn", *names)
+    f.only("is_gated_act", cfg.gated)
+    return {}
+
+
+T5_FIELDS = [
+    required("vocab", "vocab_size"),
+    required("embed", "d_model"),
+    required("encoder", "num_layers"),
+    field("layers", "num_decoder_layers", same_as("encoder")),
+    required("heads", "num_heads"),
+    required("head", "d_kv"),
+    required("ffn", "d_ff"),
+    field("context", "n_positions", 512),
+    choice(("act", "gated"), "feed_forward_proj", "relu", FORMS),
+    config_rows.Row((), _read_form),
+    field("buckets", "relative_attention_num_buckets", 32),
+    field("farthest", "relative_attention_max_distance", 128),
+    written("dropout_rate", same_as("dropout"), "dropout"),
+    field("eps", "layer_norm_epsilon", 1e-6),
+    field("tied", "tie_word_embeddings", True),
+    # transformers has no other word for it in the files of v1.1
+    field("scaled", "scale_decoder_outputs", same_as("tied")),
+    field("start", "decoder_start_token_id", 0),
+    written("pad_token_id", same_as("start")),
+    only("is_encoder_decoder", True, export=True),
+    only("is_decoder", False),
+]
+T5 = Architecture("t5", t5.Config, "T5ForConditionalGeneration", T5_FIELDS, names, settle)

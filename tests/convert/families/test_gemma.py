@@ -57,7 +57,7 @@ GEMMA3_27B = IMAGES | {
 
 def config(architecture, record):
     fields = Fields(record)
-    cfg = architecture[0](fields)
+    cfg = architecture.read(fields)
     fields.refuse_rest()
     return cfg
 

@@ -83,14 +83,14 @@ def test_gpt_oss_has_gate_and_up_in_turns(tmp_path):
 
 def test_layer_types_become_the_shortest_pattern():
     record = convert.ARCHITECTURES["gpt_oss"].write(models.presets()["gpt-oss-20b"])
-    assert rows.read_gpt_oss(Fields(record)) == models.presets()["gpt-oss-20b"]
+    assert rows.GPT_OSS.read(Fields(record)) == models.presets()["gpt-oss-20b"]
     record["layer_types"] = ["full_attention"] * 24
-    assert rows.read_gpt_oss(Fields(record)).pattern == ("global",)
+    assert rows.GPT_OSS.read(Fields(record)).pattern == ("global",)
     with pytest.raises(ValueError, match="layer_types"):
-        rows.read_gpt_oss(Fields(record | {"layer_types": ["chunked_attention"] * 24}))
+        rows.GPT_OSS.read(Fields(record | {"layer_types": ["chunked_attention"] * 24}))
 
 
-def test_every_preset_is_said_and_read_again():
+def test_every_preset_is_written_and_read_again():
     for name, kind in (("mistral-7b", "mistral"), ("mixtral-8x22b", "mixtral")):
         known, cfg = convert.ARCHITECTURES[kind], models.presets()[name]
         fields = Fields(known.write(cfg))
@@ -98,7 +98,7 @@ def test_every_preset_is_said_and_read_again():
         fields.refuse_rest()
 
 
-def test_what_a_config_json_cannot_say_is_refused():
+def test_what_a_config_json_cannot_express_is_refused():
     write_mixtral = convert.ARCHITECTURES["mixtral"].write
     with pytest.raises(ValueError, match="capacity"):
         write_mixtral(dataclasses.replace(MIXTRAL, capacity=1.0))

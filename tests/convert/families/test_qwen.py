@@ -47,7 +47,7 @@ QWEN15_MOE = {
 
 def config(architecture, record):
     fields = Fields(record)
-    cfg = architecture[0](fields)
+    cfg = architecture.read(fields)
     fields.refuse_rest()
     return cfg
 
