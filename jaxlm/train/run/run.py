@@ -21,6 +21,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.train.optim import mup as mups  # the field bears the name
 from jaxlm.train.optim import optimizer  # the field bears the name
 from jaxlm.train.rl import rollout as rollouts  # the field bears the name
+from jaxlm.train.run import objective_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _data(run: Run) -> Iterator[str]:
             "to a fraction such as 0.05, or eval_every to None"
         )
     model = models.build(run.model)
-    yield from objectives.problems(run.objective, model, data)
+    yield from objective_data.problems(run.objective, model, data)
     if isinstance(data, pretraining.Data):
         yield from _corrupt(data, vocab, tokenizer)
     longest = model.context
