@@ -155,11 +155,10 @@ def _examples(run: Run, model: Model, objective: Objective) -> Supply:
         at = (data.batch, data.seed, step, process, processes, data.workers)
         return examples.batches(found.train, *at)
 
-    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
     plain = isinstance(one, Batch) and not objective.frozen
     return Supply(
         facts=found.facts,
-        corpus=found.facts | {"source": data.source} | rows,
+        corpus=found.facts | {"source": data.source} | found.rows(),
         tally=found.tally,
         open=_opener(run.plan, stream),
         evaluate=None if run.eval_every is None else evaluate,

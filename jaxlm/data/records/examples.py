@@ -49,6 +49,13 @@ class Split(NamedTuple):
     facts: dict[str, Any]
     tally: tally.Tally
 
+    def rows(self) -> dict[str, int]:
+        """The numbers of rows, as env.json records them."""
+        return {
+            "train_rows": len(self.train),
+            "val_rows": 0 if self.val is None else len(self.val),
+        }
+
 
 class Steps:
     """The batches of a run by step, of which it gives the rows of one process: the p-th of P equal
