@@ -1,6 +1,9 @@
 """The batch: what the data layer hands to a step. Plain arrays, no jax import."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 # numpy on the host, jax inside a step; one name for both keeps this module free of jax.
 Array = Any
@@ -147,6 +150,23 @@ class Rollout(NamedTuple):
     returns: Array = None
     score: Array = None
     finished: Array = None
+
+
+def rows(texts: Sequence[Any], width: int, count: int | None = None) -> Batch:
+    """The `Batch` [count, width], numpy, of one text of token ids a row, at its left end; weight is
+    0. count: None is one row each; rows beyond the texts are empty.
+
+    Raises: ValueError for a text of more than `width` tokens.
+    """
+    shape = (len(texts) if count is None else count, width)
+    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    for r, text in enumerate(texts):
+        n = len(text)
+        tokens[r, :n] = text
+        targets[r, : max(n - 1, 0)] = text[1:]
+        segments[r, :n] = 1
+        positions[r, :n] = np.arange(n)
+    return Batch(tokens, targets, np.zeros(shape, np.float32), segments, positions)
 
 
 def text(rows: Any) -> Batch:

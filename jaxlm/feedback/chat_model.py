@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
 from jaxlm.data import pretraining
@@ -196,13 +197,10 @@ def _weighed(model: Model, params: param.Tree, texts: list[_Choice]) -> np.ndarr
         token_sampling.bucket(len(texts), 1),
         token_sampling.bucket(max(len(t.tokens) for t in texts)),
     )
-    tokens, targets, segments, positions = np.zeros((4, rows, width), np.int32)
-    weight = np.zeros((rows, width), np.float32)
-    for r, (row, start, end) in enumerate(texts):
-        tokens[r, : len(row)], targets[r, : len(row) - 1] = row, row[1:]
-        segments[r, : len(row)], positions[r, : len(row)] = 1, np.arange(len(row))
-        weight[r, start - 1 : end - 1] = 1
-    found = np.asarray(_sums(model, params, Batch(tokens, targets, weight, segments, positions)))
+    batch = batches.rows([text.tokens for text in texts], width, rows)
+    for r, text in enumerate(texts):
+        batch.weight[r, text.start - 1 : text.end - 1] = 1
+    found = np.asarray(_sums(model, params, batch))
     if not np.isfinite(found).all():
         raise FloatingPointError("the model's logits are not finite; are the weights?")
     return found[: len(texts)].astype(np.float64)

@@ -1,34 +1,21 @@
 """Scores of responses: by functions, by a reward model, or by the sum of both."""
 
-import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxlm.core import param
-from jaxlm.core.batch import Batch
-from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
-from jaxlm.decode import token_sampling
+from jaxlm.eval import reward_model
 from jaxlm.feedback import output
 from jaxlm.feedback.chat_model import Said
 from jaxlm.feedback.prompt_files import Ask
-from jaxlm.models.layers import value_head
-from jaxlm.models.model import Model
-from jaxlm.objectives import log_probs
 from jaxlm.objectives.preference import reward as objective
 from jaxlm.train import trained_weights
 from jaxlm.train.rl import reward_functions
-from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
-from jaxlm.train.run.run import Run
 
 Scorer = Callable[[Sequence[tuple[Ask, Said]]], list[float]]
-
-_ROWS = 64  # texts that a reward model reads at once
 
 
 def total(parts: Sequence[Scorer]) -> Scorer:
@@ -58,9 +45,10 @@ def about(folder: str) -> dict[str, Any]:
 
     Raises: ValueError for a run of another objective; as `trained_weights.load`.
     """
-    found = trained_weights.load(pathlib.Path(folder).expanduser())
-    _check(found.run, folder)
-    return {"run": runs.digest(found.run), "step": found.step}
+    saved = trained_weights.load(folder)
+    if not isinstance(saved.run.objective, objective.Config):
+        raise ValueError(f"reward_model: {folder} is no run of objective reward")
+    return {"run": runs.digest(saved.run), "step": saved.step}
 
 
 def model(folder: str) -> Scorer:
@@ -68,32 +56,20 @@ def model(folder: str) -> Scorer:
 
     Raises: as `about`; ValueError naming the prompt where a text exceeds the model's positions.
     """
-    place = pathlib.Path(folder).expanduser()
-    found = trained_weights.load(place)
-    _check(found.run, folder)
-    data = found.run.data
-    assert isinstance(data, preferences.Preferences)  # what the objective reads
-    tokenizer = directory.tokenizer(place, found.run)
-    chat = template.load(data.template, data.tokenizer)
-    fixed = found.model._replace(spec=None)
+    judge = trained_weights.judge(folder)
 
     def scored(given: Sequence[tuple[Ask, Said]]) -> list[float]:
         texts = []
         for ask, said in given:
-            whole = [*ask.messages, output.assistant(said.text)]
-            texts.append(template.encode(chat, tokenizer, whole).tokens)
-            room = found.model.context
-            if room is not None and len(texts[-1]) > room:
+            conversation = [*ask.messages, output.assistant(said.text)]
+            tokens = template.encode(judge.written, judge.tokenizer, conversation).tokens
+            if judge.context is not None and len(tokens) > judge.context:
                 raise ValueError(
-                    f"{ask.record.origin}: prompt and response are {len(texts[-1])} tokens, the "
-                    f"reward model {folder} has {room} positions"
+                    f"{ask.record.origin}: prompt and response are {len(tokens)} tokens, the "
+                    f"reward model {folder} has {judge.context} positions"
                 )
-        scores = np.zeros(len(texts))
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for at in range(0, len(order), _ROWS):
-            part = order[at : at + _ROWS]
-            rows = _batch([texts[i] for i in part])
-            scores[part] = np.asarray(_scores(fixed, found.params, rows))[: len(part)]
+            texts.append(tokens)
+        scores = reward_model.score_tokens(judge, texts)
         for (ask, _), value in zip(given, scores):
             if not np.isfinite(value):
                 raise ValueError(
@@ -102,23 +78,3 @@ def model(folder: str) -> Scorer:
         return scores.tolist()
 
     return scored
-
-
-def _check(run: Run, folder: str) -> None:
-    if not isinstance(run.objective, objective.Config):
-        raise ValueError(f"reward_model: {folder} is no run of objective reward")
-
-
-def _batch(texts: Sequence[np.ndarray]) -> Batch:
-    rows, width = token_sampling.bucket(len(texts), 1), token_sampling.bucket(max(map(len, texts)))
-    tokens, targets, segments, positions = np.zeros((4, rows, width), np.int32)
-    for r, text in enumerate(texts):
-        tokens[r, : len(text)], segments[r, : len(text)] = text, 1
-        positions[r, : len(text)] = np.arange(len(text))
-    return Batch(tokens, targets, np.zeros((rows, width), np.float32), segments, positions)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(model: Model, params: param.Tree, rows: Batch) -> jax.Array:
-    x = log_probs.forward(model, params, rows).x
-    return value_head.at_end(params["score"], x, rows.segments)

@@ -35,6 +35,7 @@ def ablate(args: Sequence[str]) -> int:
         if out is not None:
             plan = dataclasses.replace(plan, out=out)
         environment.quiet()
+        engines.spare(execution.engine)
         paired_runs.run(plan, execution)
         return 0
 

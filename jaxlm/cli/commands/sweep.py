@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import jax
 import tyro
 
 from jaxlm.cli import field_overrides, launch
@@ -63,9 +62,7 @@ def sweep(args: Sequence[str]) -> int:
 
 
 def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
-    if options.execution.engine not in engines.IN_PROCESS:
-        # an accelerator is the trials'; what is fitted here is small
-        jax.config.update("jax_platforms", "cpu")
+    engines.spare(options.execution.engine)
     found = sweep_cells.load(target)
     base = field_overrides.apply(found.base, overrides, f"jaxlm sweep {target}")
     found = dataclasses.replace(found, base=base)

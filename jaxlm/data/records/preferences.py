@@ -110,22 +110,21 @@ class Ranked:
 
 def choices(given: Sequence[Example], responses: int, seq: int) -> batch.Choices:
     """`Choices` [B, K, T] of B examples, K the `responses` of each, T = seq. Texts fit into seq."""
-    shape = (len(given), responses, seq)
-    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
-    weight = np.zeros(shape, np.float32)
-    rank, score = np.full(shape[:2], -1, np.int32), np.zeros(shape[:2], np.float32)
+    shape = (len(given), responses)
+    rank, score = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
     preference = np.array([e.preference for e in given], np.float32)
+    # a row for each of the B x K places, those without a response empty
+    texts: list[Text | None] = []
     for b, example in enumerate(given):
         rank[b, : len(example.rank)] = example.rank
         score[b, : len(example.score)] = example.score
-        for k, text in enumerate(example.texts):
-            n = len(text.tokens)
-            tokens[b, k, :n] = text.tokens
-            targets[b, k, : n - 1] = text.tokens[1:]
-            weight[b, k, : n - 1] = text.learnt[1:]
-            segments[b, k, :n] = 1
-            positions[b, k, :n] = np.arange(n)
-    return batch.Choices(tokens, targets, weight, segments, positions, rank, preference, score)
+        texts += [*example.texts, *[None] * (responses - len(example.texts))]
+    rows = batch.rows([() if text is None else text.tokens for text in texts], seq)
+    for r, text in enumerate(texts):
+        if text is not None:
+            rows.weight[r, : len(text.tokens) - 1] = text.learnt[1:]
+    fields = (x.reshape(*shape, seq) for x in rows)  # [B, K, T]
+    return batch.Choices(*fields, rank=rank, preference=preference, score=score)
 
 
 def prepare(data: Preferences) -> examples.Split:

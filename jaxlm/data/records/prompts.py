@@ -119,16 +119,12 @@ def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
 
     Raises: ValueError for a prompt that is empty or longer than seq.
     """
-    shape = (len(tokens), seq)
-    ids, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     for i, prompt in enumerate(tokens):
-        n = len(prompt)
-        if not 0 < n <= seq:
-            raise ValueError(f"prompt {i} has {n} tokens; 1 to {seq} are needed")
-        ids[i, :n] = prompt
-        segments[i, :n] = 1
-        positions[i, :n] = np.arange(n)
-    return batch.Prompts(ids, segments, positions, np.arange(len(tokens), dtype=np.int32))
+        if not 0 < len(prompt) <= seq:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens; 1 to {seq} are needed")
+    rows = batch.rows(tokens, seq)
+    numbers = np.arange(len(tokens), dtype=np.int32)
+    return batch.Prompts(rows.tokens, rows.segments, rows.positions, numbers)
 
 
 def prepare(data: Prompts) -> examples.Split:

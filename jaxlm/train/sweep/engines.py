@@ -25,6 +25,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 Name = Literal["local", "inline", "population", "ray", "slurm"]
 # These compute where the sweep itself does.
 IN_PROCESS = ("inline", "population")
@@ -107,6 +109,13 @@ class Execution:
             raise ValueError(
                 f"workers, retries: {self.workers}, {self.retries} given; at least 1 and 0"
             )
+
+
+def spare(name: Name) -> None:
+    """Leave the accelerator to the trials where they are other processes: what is computed here is
+    small. Before anything is."""
+    if name not in IN_PROCESS:
+        jax.config.update("jax_platforms", "cpu")
 
 
 @contextlib.contextmanager
