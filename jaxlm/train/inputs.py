@@ -66,9 +66,9 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
     def evaluate(state: State, batches: int | None) -> Judged:
         assert val is not None
         params = objective.weights(optimizer.ema(state.opt, state.params), state.frozen)
-        found = perplexity.evaluate(score, params, data, val, run.plan, batches)
-        measure = found.nll if found.bits_per_byte is None else found.bits_per_byte
-        return Judged(dataclasses.asdict(found), measure)
+        scored = perplexity.evaluate(score, params, data, val, run.plan, batches)
+        measure = scored.nll if scored.bits_per_byte is None else scored.bits_per_byte
+        return Judged(dataclasses.asdict(scored), measure)
 
     stored = isinstance(run.objective, distill.Config) and run.objective.read == "stored"
     return Supply(
@@ -101,7 +101,7 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
 
 
 def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
-    """The batches of text with a teacher's answers, of the rows and in the order of the loader."""
+    """The batches of text with a teacher's answers, in the order of `pretraining`."""
     data, facts = run.data, train.manifest
     assert isinstance(data, pretraining.Data)
     plain = pretraining.reader(data, train)

@@ -110,8 +110,8 @@ def _found(
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
         kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
-        one = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
-        plan = dataclasses.replace(run.plan, attention=kernel, **one)
+        single = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
+        plan = dataclasses.replace(run.plan, attention=kernel, **single)
     place = folder / "checkpoints"
     wanted = checkpoint.steps(place)
     if which == "best" and (top := checkpoint.best(place)) is not None:
@@ -131,8 +131,8 @@ def _found(
     like = checkpoint.items(step.abstract(objective, tx, plan))
     need = memory.spec_bytes(objective.spec, memory.mesh(plan), jnp.float32)
     devices.check(f"the weights of {folder}", need)
-    found = checkpoint.read(place, number, {name: like[name]})[name]
-    params = found if name == "params" else found.params
+    items = checkpoint.read(place, number, {name: like[name]})[name]
+    params = items if name == "params" else items.params
     return _Found(run, model, objective, plan, params, number)
 
 
@@ -145,16 +145,16 @@ def _joined(
     warn: Callable[[str], None],
 ) -> param.Tree:
     """The weights of adapters merged into their base, as plain arrays."""
-    base, told = objective.frozen[lora.BASE], begun(folder)
+    base, origin = objective.frozen[lora.BASE], begun(folder)
     if run.start is None:
         raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
     try:
-        found = load(pathlib.Path(run.start).expanduser(), told.get("step", "last"), plan, warn)
+        saved = load(pathlib.Path(run.start).expanduser(), origin.get("step", "last"), plan, warn)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
             f"{folder} holds adapters on the weights of {run.start}: {error}"
         ) from error
-    if told and told["run"] != runs.digest(found.run):
+    if origin and origin["run"] != runs.digest(saved.run):
         warn(f"{run.start} holds another run now than when the adapters of {folder} began")
 
     def join(params: param.Tree, below: param.Tree) -> param.Tree:
@@ -163,7 +163,7 @@ def _joined(
 
     heads = {name: part for name, part in objective.spec.items() if name != lora.ADAPTER}
     places = plan.shard_params(base.spec | heads)
-    below = {name: found.params[name] for name in base.spec}
+    below = {name: saved.params[name] for name in base.spec}
     return jax.jit(join, out_shardings=places)(params, below)
 
 
@@ -241,7 +241,7 @@ def _names(data: kinds.AnyData) -> list[str]:
 def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
     """The ids that end a text, by the generation settings of an imported model; there may be
     several, along with the tokenizer's own."""
-    found = generation(folder).get("eos_token_id")
-    if found is None:
+    eos = generation(folder).get("eos_token_id")
+    if eos is None:
         return ()
-    return (found,) if isinstance(found, int) else tuple(found)
+    return (eos,) if isinstance(eos, int) else tuple(eos)

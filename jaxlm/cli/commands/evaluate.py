@@ -99,7 +99,7 @@ def score(args: Sequence[str]) -> int:
 def _scored(judge: reward_model.Judge, record: records.Record) -> dict[str, Any]:
     """The record with its scores."""
     several = "responses" in record.value
-    asked = preference_formats.asked(record)
+    asked = preference_formats.pairs(record)
     try:
         found = [float(value) for value in reward_model.score(judge, asked)]
     except ValueError as error:

@@ -60,8 +60,8 @@ def ids(mask: Mask, tokenizer: tokenizers.Tokenizer) -> Ids:
     token of text.
     """
     special = set(tokenizer.special.values())
-    found = [tokenizer.special[n] for n in ("mask", "[MASK]", "<mask>") if n in tokenizer.special]
-    chosen = found[0] if mask.token is None and found else mask.token
+    masks = [tokenizer.special[n] for n in ("mask", "[MASK]", "<mask>") if n in tokenizer.special]
+    chosen = masks[0] if mask.token is None and masks else mask.token
     if chosen is None:
         raise ValueError(
             f"data.corrupt.token: None takes the tokenizer's mask, and the {tokenizer.kind} "

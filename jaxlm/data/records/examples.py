@@ -1,4 +1,4 @@
-"""Examples to batches: a stateless function of (seed, step), as `loader` is for text.
+"""Examples to batches: a stateless function of (seed, step), as `pretraining` is for text.
 
 An example is a row of a `Rows`: a conversation, a preference, a prompt. Step s reads the examples
 s * B .. (s + 1) * B of the endlessly repeated, shuffled rows.

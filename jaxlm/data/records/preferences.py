@@ -135,39 +135,39 @@ def prepare(data: Preferences) -> examples.Split:
     """
     data.validate()
     tokenizer = tokenizers.load(data.tokenizer)
-    made = template.load(data.template, data.tokenizer)
+    layout = template.load(data.template, data.tokenizer)
     kept: dict[str, list[_Read]] = {"train": [], "val": []}
     left: dict[str, list[str]] = {}
     read = 0
     for record in records.read(data.source):
         read += 1
         try:
-            found = _read(record, made, tokenizer, data)
+            row = _read(record, layout, tokenizer, data)
         except preference_formats.Unusable as error:
             left.setdefault(str(error), []).append(record.origin)
             continue
-        key = records.key([message.plain() for message in found.ranking.prompt])
-        kept[source.split(key, data.holdout)].append(found)
+        key = records.key([message.plain() for message in row.ranking.prompt])
+        kept[source.split(key, data.holdout)].append(row)
     if data.format == "labelled":
-        kept = {name: _mismatched(rows, made, tokenizer, data) for name, rows in kept.items()}
-    made_of = [*kept["train"], *kept["val"]]
-    most = max((len(found.example.texts) for found in made_of), default=0)
+        kept = {name: _mismatched(rows, layout, tokenizer, data) for name, rows in kept.items()}
+    rows_read = [*kept["train"], *kept["val"]]
+    most = max((len(row.example.texts) for row in rows_read), default=0)
     counts = {why: len(places) for why, places in left.items()}
     if not most:
         raise ValueError(f"data.source: no record of {data.source} can be learnt from: {counts}")
-    facts = _facts(data, tokenizer, made) | {
+    facts = _facts(data, tokenizer, layout) | {
         "prompts": {name: len(rows) for name, rows in kept.items()},
         "responses": most,
-        "prompts_cut": sum(found.cut for found in made_of),
+        "prompts_cut": sum(row.cut for row in rows_read),
         "left_out": counts,
         "left_out_first": {
             why: [place.rpartition("/")[2] for place in places[:_NAMED]]
             for why, places in left.items()
         },
     }
-    train, val = (Ranked([found.example for found in kept[name]], most, data.seq) for name in kept)
-    apart = collections.Counter(why for found in made_of for why in found.apart)
-    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in made_of)}
+    train, val = (Ranked([row.example for row in kept[name]], most, data.seq) for name in kept)
+    apart = collections.Counter(why for row in rows_read for why in row.apart)
+    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in rows_read)}
     tally = Tally(
         "preferences", read, len(train), len(val), cut, counts, dict(sorted(apart.items()))
     )
@@ -177,7 +177,7 @@ def prepare(data: Preferences) -> examples.Split:
 def encode(
     prompt: Sequence[template.Message],
     responses: Sequence[Sequence[template.Message]],
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
 ) -> list[Text]:
     """The prompt with each response, tokenised once; the prompt's own assistant turns are not
@@ -186,11 +186,13 @@ def encode(
     Raises: rankings.Unusable where a response has several answers of which the template writes the
     earlier otherwise once others follow; ValueError as `template.documents`.
     """
-    found = []
+    encoded = []
     for response in responses:
-        whole = [*prompt, *response]
-        said = [i for i in range(len(prompt), len(whole)) if whole[i].role == "assistant"]
-        texts = template.documents(made, tokenizer, whole, said)
+        conversation = [*prompt, *response]
+        answers = [
+            i for i in range(len(prompt), len(conversation)) if conversation[i].role == "assistant"
+        ]
+        texts = template.documents(layout, tokenizer, conversation, answers)
         if len(texts) > 1:
             raise preference_formats.Unusable(
                 "the template rewrites an earlier answer of a response"
@@ -199,9 +201,9 @@ def encode(
         learnt = np.zeros(len(text.tokens), bool)
         for span in text.spans:
             learnt[span.start : span.end] = True
-        found.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
-    start = _common(found)
-    return [text._replace(start=start) for text in found]
+        encoded.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
+    start = _common(encoded)
+    return [text._replace(start=start) for text in encoded]
 
 
 def _common(texts: Sequence[Text]) -> int:
@@ -245,13 +247,13 @@ class _Read(NamedTuple):
 
 def _read(
     record: records.Record,
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     data: Preferences,
 ) -> _Read:
     ranking = preference_formats.read(record, data.format)
     try:
-        return _Read(ranking, *_example(ranking, made, tokenizer, data.seq))
+        return _Read(ranking, *_example(ranking, layout, tokenizer, data.seq))
     except preference_formats.Unusable:
         raise
     except ValueError as error:  # the template refuses the messages
@@ -260,23 +262,23 @@ def _read(
 
 def _example(
     ranking: preference_formats.Ranking,
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     seq: int,
 ) -> tuple[Example, bool]:
     """The example of a ranking, and whether its prompt was cut."""
-    made = template.given(made, ranking.variables)
-    whole = encode(ranking.prompt, ranking.responses, made, tokenizer)
-    if not all(text.learnt.any() for text in whole):
+    layout = template.given(layout, ranking.variables)
+    encoded = encode(ranking.prompt, ranking.responses, layout, tokenizer)
+    if not all(text.learnt.any() for text in encoded):
         raise preference_formats.Unusable("a response has no token that the assistant writes")
-    texts = fit(whole, seq)
-    cut = len(texts[0].tokens) < len(whole[0].tokens)
+    texts = fit(encoded, seq)
+    cut = len(texts[0].tokens) < len(encoded[0].tokens)
     return Example(texts, ranking.rank, ranking.preference, ranking.score), cut
 
 
 def _mismatched(
-    found: list[_Read],
-    made: template.Template,
+    rows: list[_Read],
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     data: Preferences,
 ) -> list[_Read]:
@@ -284,33 +286,33 @@ def _mismatched(
     of rank -1: what KTO estimates its baseline from (Ethayarajh et al. 2024, section 4.1). Who is
     whose does not depend on the batch."""
     out = []
-    for number, one in enumerate(found):
-        others = (found[(number + i) % len(found)].ranking for i in range(1, len(found)))
+    for number, row in enumerate(rows):
+        others = (rows[(number + i) % len(rows)].ranking for i in range(1, len(rows)))
         for other in others:
-            if other.responses == one.ranking.responses or other.prompt == one.ranking.prompt:
+            if other.responses == row.ranking.responses or other.prompt == row.ranking.prompt:
                 continue
-            both = one.ranking._replace(responses=(*one.ranking.responses, *other.responses))
+            both = row.ranking._replace(responses=(*row.ranking.responses, *other.responses))
             try:
-                example, cut = _example(both, made, tokenizer, data.seq)
+                example, cut = _example(both, layout, tokenizer, data.seq)
             except preference_formats.Unusable:  # too long after this prompt
                 continue
-            out.append(_Read(one.ranking, example, cut))
+            out.append(_Read(row.ranking, example, cut))
             break
         else:
             raise ValueError(
-                f"data.source: the example with prompt {one.ranking.prompt[-1:]!r} finds no other "
+                f"data.source: the example with prompt {row.ranking.prompt[-1:]!r} finds no other "
                 "whose response fits behind it; labelled data needs several prompts"
             )
     return out
 
 
 def _facts(
-    data: Preferences, tokenizer: interface.Tokenizer, made: template.Template
+    data: Preferences, tokenizer: interface.Tokenizer, layout: template.Template
 ) -> dict[str, Any]:
     return {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": records.digest([made.identity]),
+        "template": records.digest([layout.identity]),
         "holdout": data.holdout,
         "format": data.format,
         "seq": data.seq,

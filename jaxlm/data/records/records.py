@@ -98,17 +98,17 @@ def _read_file(path: str) -> Iterator[Record]:
 
 def _read_list(path: str) -> Iterator[Record]:
     try:
-        found = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
+        values = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply to be read") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, list):
+    if not isinstance(values, list):
         raise ValueError(
-            f"{path}: a {type(found).__name__} where a list of objects is needed; rename it to "
+            f"{path}: a {type(values).__name__} where a list of objects is needed; rename it to "
             ".jsonl if it holds one object a line"
         )
-    for number, value in enumerate(found):
+    for number, value in enumerate(values):
         origin = f"{path}[{number}]"
         yield Record(_object(value, origin), origin)
 

@@ -59,8 +59,8 @@ def documents(
 
 def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterator[str]:
     """The texts of one split, in order: what a tokenizer may be trained on is `train`."""
-    found = documents(source, field)
-    return (d.text for d in found if split(d.text, holdout) == split_name)
+    every = documents(source, field)
+    return (d.text for d in every if split(d.text, holdout) == split_name)
 
 
 def _read_all(
@@ -70,12 +70,12 @@ def _read_all(
     for path in paths:
         name = files.content_name(path)
         if name.endswith(LINES):
-            found = _read_json_lines(path, field)
+            read = _read_json_lines(path, field)
         elif name.endswith(".parquet"):
-            found = _read_parquet(path, field)
+            read = _read_parquet(path, field)
         else:
-            found = _read_text(path)
-        for document in found:
+            read = _read_text(path)
+        for document in read:
             if document.text:
                 empty = False
                 yield document
@@ -144,8 +144,8 @@ def _decode(data: bytes, where: str, offset: int = 0) -> str:
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from whole
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
     if rest:
         yield rest
 
@@ -196,11 +196,11 @@ def text(value: Any, field: str, origin: str) -> str:
         raise ValueError(
             f"{origin}: field {field!r} holds a {type(value).__name__}, expected a string"
         )
-    if found := _SURROGATE.search(value):
+    if surrogate := _SURROGATE.search(value):
         # JSON can spell half a character ("\ud83d"); no UTF-8 text and no tokenizer can.
         raise ValueError(
-            f"{origin}: field {field!r} holds the lone surrogate {found.group()!r} at character "
-            f"{found.start()}: not text that UTF-8 can hold"
+            f"{origin}: field {field!r} holds the lone surrogate {surrogate.group()!r} at "
+            f"character {surrogate.start()}: not text that UTF-8 can hold"
         )
     return value
 

@@ -85,10 +85,10 @@ def read(folder: pathlib.Path) -> Manifest:
         )
     try:
         facts = json_file.read_object(path)
-        found = facts["format"]
-        if found != FORMAT:
+        version = facts["format"]
+        if version != FORMAT:
             raise ValueError(
-                f"{path}: format {found}, this version reads {FORMAT}; tokenise the source again"
+                f"{path}: format {version}, this version reads {FORMAT}; tokenise the source again"
             )
         splits = {name: _split(split) for name, split in facts.pop("splits").items()}
         for file in (f.file for s in splits.values() for f in (s.lengths, *s.shards)):

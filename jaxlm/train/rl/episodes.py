@@ -213,12 +213,12 @@ class Player:
     def metrics(self) -> list[str]:
         """The names of an iteration's metrics that `judge` and the rewards give."""
         rows = self._run.data.batch * self._rollout.samples
-        one: Any = jax.ShapeDtypeStruct((rows,), np.float32)
+        single: Any = jax.ShapeDtypeStruct((rows,), np.float32)
         wide: Any = jax.ShapeDtypeStruct((rows, 2), np.float32)
         ids = jax.ShapeDtypeStruct((rows, 2), np.int32)
         shapes = Rollout(
             tokens=ids, targets=ids, weight=wide, segments=ids, positions=ids,
-            behaviour=wide, reference=wide, value=wide, score=one, finished=one,
+            behaviour=wide, reference=wide, value=wide, score=single, finished=single,
         )  # fmt: skip
         first = jax.ShapeDtypeStruct((), np.float32)
         estimate, _ = jax.eval_shape(self._phases.judge, shapes, first)

@@ -345,9 +345,9 @@ def _trained(sealed: dict[str, Any]) -> Run | None:
 
 def _parsed(file: pathlib.Path) -> Run:
     """Raises: json_file.Damaged naming the file; ValueError naming it and a field."""
-    found = json_file.read_object(file)
+    record = json_file.read_object(file)
     try:
-        return config.from_dict(Run, found)
+        return config.from_dict(Run, record)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -355,13 +355,13 @@ def _parsed(file: pathlib.Path) -> Run:
 def tokenizer(folder: pathlib.Path, run: Run) -> interface.Tokenizer:
     """The tokenizer of a run directory. Raises: as `tokenizers.load`; ValueError if it is not the
     one that the weights were trained with."""
-    found, sealed = tokenizers.load(run.data.tokenizer), proof(folder)
-    if sealed is not None and sealed["tokenizer"] != found.hash:
+    loaded, sealed = tokenizers.load(run.data.tokenizer), proof(folder)
+    if sealed is not None and sealed["tokenizer"] != loaded.hash:
         raise ValueError(
-            f"data.tokenizer: {run.data.tokenizer!r} has hash {found.hash[:12]}, and {folder} was "
+            f"data.tokenizer: {run.data.tokenizer!r} has hash {loaded.hash[:12]}, and {folder} was "
             f"trained with {sealed['tokenizer'][:12]}: its files were changed since; restore them"
         )
-    return found
+    return loaded
 
 
 def finish(folder: pathlib.Path, result: Result) -> None:

@@ -193,8 +193,8 @@ def records(path: pathlib.Path) -> Iterator[Record]:
     """
     if not path.is_file():
         return
-    *whole, torn = path.read_bytes().split(b"\n")
-    for number, line in enumerate(whole, start=1):
+    *lines, torn = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         record = _record(line)
         if record is not None:
             yield record

@@ -72,26 +72,26 @@ class _Diverged(Exception):
 
 def validate(plan: Ablation) -> None:
     """Check the plan and all its runs. Raises: ValueError listing every problem by field."""
-    found = list(_problems(plan))
-    if not found:
-        for one in (plan.baseline, *plan.variants):
-            runs.validate(arm(plan, one, plan.seeds[0]))
+    problems = list(_problems(plan))
+    if not problems:
+        for run in (plan.baseline, *plan.variants):
+            runs.validate(arm(plan, run, plan.seeds[0]))
         for share in plan.lengths:
             runs.validate(arm(plan, plan.baseline, plan.seeds[0], share))
-    if found:
-        raise ValueError("\n".join(["this ablation cannot start:", *(f"  {t}" for t in found)]))
+    if problems:
+        raise ValueError("\n".join(["this ablation cannot start:", *(f"  {t}" for t in problems)]))
 
 
 def _problems(plan: Ablation) -> Iterator[str]:
     if not plan.variants:
         yield "variants: none given; at least one is needed"
-    names = [one.name for one in (plan.baseline, *plan.variants)]
+    names = [run.name for run in (plan.baseline, *plan.variants)]
     if len(set(names)) < len(names):
         yield f"variants: names {names} given; every arm needs a name of its own"
-    digests = {runs.digest(one): one.name for one in plan.variants}
-    for one in plan.variants:
-        if (other := digests[runs.digest(one)]) != one.name:
-            yield f"variants: {one.name!r} and {other!r} compute the same; leave one out"
+    digests = {runs.digest(run): run.name for run in plan.variants}
+    for run in plan.variants:
+        if (other := digests[runs.digest(run)]) != run.name:
+            yield f"variants: {run.name!r} and {other!r} compute the same; leave one out"
     if len(set(plan.seeds)) < len(plan.seeds):
         yield f"seeds: {plan.seeds} given; each makes one pair, so different ones are needed"
     try:
@@ -118,29 +118,29 @@ def _problems(plan: Ablation) -> Iterator[str]:
         yield f"baseline.data: {kind} given; arms are judged on text, by nats per token"
     elif plan.baseline.eval_every is None:
         yield "baseline.eval_every: None given; arms are judged by their evaluation"
-    for one in plan.variants:
-        yield from _unfit(plan.baseline, one)
+    for run in plan.variants:
+        yield from _unfit(plan.baseline, run)
 
 
 def _unfit(baseline: Run, variant: Run) -> Iterator[str]:
     """Reason why two arms are no pair."""
     ours, theirs = (
-        config.without(config.to_dict(one), *runs.EXECUTION) for one in (baseline, variant)
+        config.without(config.to_dict(run), *runs.EXECUTION) for run in (baseline, variant)
     )
-    found = config.differences(ours, theirs)
-    if not found:
+    changes = config.differences(ours, theirs)
+    if not changes:
         yield f"variants: {variant.name!r} differs from the baseline in nothing that is computed"
-    for path, here, there in found:
-        told = f"variants: {variant.name!r} has {path}={there!r}, the baseline {here!r}"
+    for path, here, there in changes:
+        change = f"variants: {variant.name!r} has {path}={there!r}, the baseline {here!r}"
         part = path.split(".")
         if path == "seed" or path == "data.seed":
-            yield f"{told}; seeds are the ablation's (`seeds`), leave both as they are"
+            yield f"{change}; seeds are the ablation's (`seeds`), leave both as they are"
         elif part[0] == "data" and (len(part) == 1 or part[1] in _JUDGED):
-            yield f"{told}; losses on different text cannot be compared"
+            yield f"{change}; losses on different text cannot be compared"
         elif part[0] == "data":
-            yield f"{told}; a pair reads the same batches in the same order"
+            yield f"{change}; a pair reads the same batches in the same order"
         elif path == "eval_every" and there is None:
-            yield f"{told}; arms are judged by their evaluation"
+            yield f"{change}; arms are judged by their evaluation"
 
 
 def arm(plan: Ablation, run: Run, seed: int, share: float = 1.0) -> Run:
@@ -195,9 +195,9 @@ _Key = tuple[str, int, float]
 def _trials(plan: Ablation) -> dict[_Key, Trial]:
     """Every run that the ablation may need."""
     trials = {}
-    for one in (plan.baseline, *plan.variants):
+    for run in (plan.baseline, *plan.variants):
         for seed in plan.seeds:
-            trials[one.name, seed, 1.0] = _trial(arm(plan, one, seed))
+            trials[run.name, seed, 1.0] = _trial(arm(plan, run, seed))
     for share in plan.lengths:
         for seed in plan.seeds[: plan.looks[0]]:
             trials[plan.baseline.name, seed, share] = _trial(arm(plan, plan.baseline, seed, share))
@@ -232,9 +232,9 @@ class _Arms(NamedTuple):
     train: Callable[[Sequence[Trial]], None]
     say: Callable[[str], None]
 
-    def of(self, one: Run, pairs: int, share: float = 1.0) -> list[Trial]:
+    def of(self, run: Run, pairs: int, share: float = 1.0) -> list[Trial]:
         """The trials of an arm with the first seeds."""
-        return [self.trials[one.name, seed, share] for seed in self.plan.seeds[:pairs]]
+        return [self.trials[run.name, seed, share] for seed in self.plan.seeds[:pairs]]
 
     def losses(self, trials: Sequence[Trial]) -> np.ndarray:
         """Held-out nats per token of trials, trained now if they were not before."""
@@ -253,10 +253,10 @@ def _plain(plan: Ablation) -> dict[str, Any]:
     baseline = config.to_dict(plan.baseline)
     record["baseline"] = baseline
     record["variants"] = [
-        {"name": one.name, "changes": config.differences(baseline, config.to_dict(one))}
-        for one in plan.variants
+        {"name": run.name, "changes": config.differences(baseline, config.to_dict(run))}
+        for run in plan.variants
     ]
-    record["digests"] = {one.name: runs.digest(one) for one in (plan.baseline, *plan.variants)}
+    record["digests"] = {run.name: runs.digest(run) for run in (plan.baseline, *plan.variants)}
     return record
 
 
@@ -301,34 +301,34 @@ def _decide(arms: _Arms, curve: compute_multiplier.Curve | None) -> dict[str, di
     """{variant: its looks, verdict and worth}."""
     plan, say = arms.plan, arms.say
     alpha = plan.alpha / len(plan.variants)
-    outcomes: dict[str, dict[str, Any]] = {one.name: {"looks": []} for one in plan.variants}
+    outcomes: dict[str, dict[str, Any]] = {variant.name: {"looks": []} for variant in plan.variants}
     waiting = list(plan.variants)
     for pairs in plan.looks:
         if not waiting:
             break
-        together = [arms.of(one, pairs) for one in (plan.baseline, *waiting)]
+        together = [arms.of(variant, pairs) for variant in (plan.baseline, *waiting)]
         arms.train([trial for trials in together for trial in trials])
         base = arms.losses(arms.of(plan.baseline, pairs))
-        for one in tuple(waiting):
+        for variant in tuple(waiting):
             try:
-                losses = arms.losses(arms.of(one, pairs))
+                losses = arms.losses(arms.of(variant, pairs))
             except _Diverged as error:
-                waiting.remove(one)
-                outcomes[one.name] |= {"verdict": "diverged", "reason": str(error)}
-                say(f"{one.name:<12}diverged: {error}")
+                waiting.remove(variant)
+                outcomes[variant.name] |= {"verdict": "diverged", "reason": str(error)}
+                say(f"{variant.name:<12}diverged: {error}")
                 continue
             look = paired.look(base, losses, plan.looks, alpha, plan.matters)
-            outcomes[one.name]["looks"].append(look)
-            say(f"{one.name:<12}{pairs} pairs: {_text(look)}")
+            outcomes[variant.name]["looks"].append(look)
+            say(f"{variant.name:<12}{pairs} pairs: {_text(look)}")
             if look.verdict == "go on":
                 continue
-            waiting.remove(one)
-            outcomes[one.name] |= {"baseline": base, "losses": losses, "verdict": look.verdict}
+            waiting.remove(variant)
+            outcomes[variant.name] |= {"baseline": base, "losses": losses, "verdict": look.verdict}
     if curve is None and plan.lengths:
         curve = _measured(arms)
-    for one in plan.variants:
-        if curve is not None and outcomes[one.name]["verdict"] != "diverged":
-            outcomes[one.name]["worth"] = _worth(arms, one, outcomes[one.name], curve)
+    for variant in plan.variants:
+        if curve is not None and outcomes[variant.name]["verdict"] != "diverged":
+            outcomes[variant.name]["worth"] = _worth(arms, variant, outcomes[variant.name], curve)
     return outcomes
 
 
@@ -350,13 +350,13 @@ def _measured(arms: _Arms) -> compute_multiplier.Curve:
 
 
 def _worth(
-    arms: _Arms, one: Run, outcome: dict[str, Any], curve: compute_multiplier.Curve
+    arms: _Arms, variant: Run, outcome: dict[str, Any], curve: compute_multiplier.Curve
 ) -> compute_multiplier.Worth:
     nominal, baseline = outcome["looks"][-1].nominal, arms.plan.baseline
-    cost = arms.of(one, 1)[0].flops / arms.of(baseline, 1)[0].flops
+    cost = arms.of(variant, 1)[0].flops / arms.of(baseline, 1)[0].flops
     worth = compute_multiplier.worth(outcome["baseline"], outcome["losses"], curve, nominal, cost)
     arms.say(
-        f"{one.name:<12}worth {worth.multiplier:.3f} times the baseline's compute "
+        f"{variant.name:<12}worth {worth.multiplier:.3f} times the baseline's compute "
         f"[{worth.low:.3f}, {worth.high:.3f}], its own cost of {worth.cost:.3f} divided out"
     )
     return worth
