@@ -92,7 +92,7 @@ def _check_parts(run: Run) -> None:
     _, objective = program.training(run)
     for name, part in objective.begun.items():
         try:
-            begun = directory.trained(pathlib.Path(part.run).expanduser())
+            begun = directory.trained(part.run)
             theirs = models.spec(begun.model)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error
@@ -136,7 +136,7 @@ def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]
 
 
 def _loaded(folder: str, run: Run) -> tuple[param.Tree, dict[str, Any]]:
-    saved = trained_weights.load(pathlib.Path(folder).expanduser(), "last", run.plan)
+    saved = trained_weights.load(folder, "last", run.plan)
     return saved.params, {"folder": folder, "step": saved.step, "run": runs.digest(saved.run)}
 
 
@@ -176,7 +176,7 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
         return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
     try:
         which = begun.get("step", "last") if part.run is None else "last"
-        weights = trained_weights.load(pathlib.Path(folder).expanduser(), which, run.plan).params
+        weights = trained_weights.load(folder, which, run.plan).params
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"the {name}'s weights, from {folder}: {error}") from error
     _check_shapes(name, folder, part.spec, weights)

@@ -1,7 +1,5 @@
 """Program of a Run: its model and objective, put together. Nothing is compiled here."""
 
-import pathlib
-
 from jaxlm import models, objectives
 from jaxlm.core import config
 from jaxlm.data import tokenizers
@@ -51,7 +49,7 @@ def reward_model(run: Run, plan: Plan) -> Model | None:
         return None
     name = run.rollout.reward_model
     try:
-        judge = directory.trained(pathlib.Path(name).expanduser())
+        judge = directory.trained(name)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"rollout.reward_model: {error}") from error
     kind = config.kind(type(judge.objective))
@@ -81,7 +79,7 @@ def _teacher(run: Run, plan: Plan) -> Model | None:
     if not isinstance(run.objective, objectives.distill.Config):
         return None
     try:
-        teacher = directory.trained(pathlib.Path(run.objective.teacher).expanduser())
+        teacher = directory.trained(run.objective.teacher)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"objective.teacher: {error}") from error
     theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (teacher, run))

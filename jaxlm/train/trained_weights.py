@@ -63,7 +63,7 @@ def load(
     """
     devices.correct()
     folder = pathlib.Path(folder).expanduser()
-    run, model, objective, plan, params, number = _found(folder, which, plan, warn)
+    run, model, objective, plan, params, number = _checkpoint(folder, which, plan, warn)
     if run.adapter is not None:
         params = _joined(run, folder, objective, params, plan, warn)
     return Saved(folder, run, model, jax.block_until_ready(params), plan, number)
@@ -85,13 +85,14 @@ def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model
     return reward_model.judge(saved.model, saved.params, saved.run.model.vocab, data, tokenizer)
 
 
-def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
+def trained(folder: str | os.PathLike[str], which: Which = "last") -> param.Tree:
     """Weights that a run trained, as in its checkpoint: of a run with adapters, only the adapters.
     Raises: as `load`."""
-    return _found(folder, which, None, directory.warn).params
+    folder = pathlib.Path(folder).expanduser()
+    return _checkpoint(folder, which, None, directory.warn).params
 
 
-class _Found(NamedTuple):
+class _Checkpoint(NamedTuple):
     """A checkpoint's weights, and what they are of."""
 
     run: Run
@@ -102,9 +103,9 @@ class _Found(NamedTuple):
     step: int
 
 
-def _found(
+def _checkpoint(
     folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
-) -> _Found:
+) -> _Checkpoint:
     run, result = directory.load(folder), directory.ended(folder)
     if result is not None and result.diverged is not None:
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
@@ -133,7 +134,7 @@ def _found(
     devices.check(f"the weights of {folder}", need)
     items = checkpoint.read(place, number, {name: like[name]})[name]
     params = items if name == "params" else items.params
-    return _Found(run, model, objective, plan, params, number)
+    return _Checkpoint(run, model, objective, plan, params, number)
 
 
 def _joined(
@@ -149,7 +150,7 @@ def _joined(
     if run.start is None:
         raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
     try:
-        saved = load(pathlib.Path(run.start).expanduser(), origin.get("step", "last"), plan, warn)
+        saved = load(run.start, origin.get("step", "last"), plan, warn)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
             f"{folder} holds adapters on the weights of {run.start}: {error}"
@@ -183,11 +184,11 @@ def begun(folder: pathlib.Path) -> dict[str, Any]:
         raise
 
 
-def generation(folder: pathlib.Path) -> dict[str, Any]:
+def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The generation settings that an imported model came with; {} for one that was trained.
     Raises: json_file.Damaged."""
     try:
-        return json_file.read_object(folder / "generation_config.json")
+        return json_file.read_object(pathlib.Path(folder).expanduser() / "generation_config.json")
     except FileNotFoundError:
         return {}
 
@@ -238,7 +239,7 @@ def _names(data: kinds.AnyData) -> list[str]:
     return [field.name for field in dataclasses.fields(data)]
 
 
-def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
+def stop_tokens(folder: str | os.PathLike[str]) -> tuple[int, ...]:
     """The ids that end a text, by the generation settings of an imported model; there may be
     several, along with the tokenizer's own."""
     eos = generation(folder).get("eos_token_id")

@@ -11,6 +11,7 @@ prompts).
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +26,14 @@ class Record(NamedTuple):
     origin: str
 
 
-def read(name: str) -> Iterator[Record]:
+def read(name: str | os.PathLike[str]) -> Iterator[Record]:
     """The records of a file, a directory or a glob, in order; files sorted by path. Or those of a
-    generated source (tastes.SOURCES).
+    generated source (bradley_terry.SOURCES).
 
     Raises: FileNotFoundError for a missing path, now; while reading, ValueError naming the file and
     place for bad JSON, what is no object, and a source that holds no record.
     """
+    name = os.fspath(name)
     if name in bradley_terry.SOURCES:
         return (Record(v, f"{name}:{i}") for i, v in enumerate(bradley_terry.SOURCES[name]()))
     _, paths = files.listing(name)

@@ -14,6 +14,7 @@ import collections
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -31,7 +32,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def documents(
-    source: str, field: str = "text", left: collections.Counter[str] | None = None
+    source: str | os.PathLike[str],
+    field: str = "text",
+    left: collections.Counter[str] | None = None,
 ) -> Iterator[Document]:
     """The documents of a source, in order: corpus order, or file by file sorted by path.
 
@@ -43,6 +46,7 @@ def documents(
     first document. While reading, ValueError naming the file and line or byte: a missing field
     (with the keys found and the nearest), bad JSON, bytes that are not UTF-8, corrupt compression.
     """
+    source = os.fspath(source)
     if source in corpora.CORPORA:
         return corpora.CORPORA[source].documents()
     if synthetic.named(source):
@@ -57,7 +61,9 @@ def documents(
     return _read_all(paths, field, collections.Counter() if left is None else left)
 
 
-def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterator[str]:
+def texts(
+    source: str | os.PathLike[str], field: str, split_name: Split, holdout: float
+) -> Iterator[str]:
     """The texts of one split, in order: what a tokenizer may be trained on is `train`."""
     every = documents(source, field)
     return (d.text for d in every if split(d.text, holdout) == split_name)
@@ -100,7 +106,7 @@ def split(text: str, holdout: float) -> Split:
     return "val" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
 
 
-def fingerprint(source: str, field: str = "text") -> str:
+def fingerprint(source: str | os.PathLike[str], field: str = "text") -> str:
     """A sha256 that changes whenever the documents could: over every file's name and content.
 
     Names are relative to the source, so that moving a directory changes nothing. Times and sizes
@@ -110,6 +116,7 @@ def fingerprint(source: str, field: str = "text") -> str:
 
     Raises: FileNotFoundError as `documents`.
     """
+    source = os.fspath(source)
     if source in corpora.CORPORA:
         return corpora.CORPORA[source].fingerprint()
     if synthetic.named(source):

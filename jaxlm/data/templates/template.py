@@ -26,6 +26,7 @@ import datetime
 import difflib
 import functools
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,14 @@ class Encoded(NamedTuple):
     answer: np.ndarray
 
 
-def load(name: str, tokenizer: str) -> Template:
+def load(name: str | os.PathLike[str], tokenizer: str | os.PathLike[str]) -> Template:
     """The template of a name (layouts.LAYOUTS), of a file *.jinja, or, for "tokenizer", the one in
     the files of the tokenizer that goes by this name or path. Variables may follow the name, as in
     "tokenizer?enable_thinking=false&clock=2025-06-01"; what is no JSON is a string.
 
     Raises: ValueError or FileNotFoundError naming what was given and what would do.
     """
+    name = os.fspath(name)
     base, variables = _split(name)
     if base in layouts.LAYOUTS:
         return Template(name, *layouts.LAYOUTS[base], variables=variables)
@@ -128,7 +130,7 @@ def _split(name: str) -> tuple[str, dict[str, Any]]:
     return base, variables
 
 
-def own(tokenizer: str) -> str | None:
+def own(tokenizer: str | os.PathLike[str]) -> str | None:
     """The template in the files of the tokenizer that goes by this path; None if there is none."""
     path = pathlib.Path(tokenizer).expanduser()
     folder = path if path.is_dir() else path.parent

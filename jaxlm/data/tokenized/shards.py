@@ -11,6 +11,7 @@
 import collections
 import importlib
 import multiprocessing
+import os
 import pathlib
 import platform
 import signal
@@ -55,10 +56,10 @@ class _Written(NamedTuple):
 
 
 def tokenize(
-    source_name: str,
+    source_name: str | os.PathLike[str],
     field: str,
     tokenizer: interface.Tokenizer,
-    out_dir: str,
+    out_dir: str | os.PathLike[str],
     holdout: float,
     workers: int = 0,
 ) -> manifest.Manifest:
@@ -77,6 +78,7 @@ def tokenize(
         raise ValueError(f"holdout={holdout}: expected a fraction in [0, 1), such as 0.05")
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 (this process) or more")
+    source_name = os.fspath(source_name)
     fingerprint = source.fingerprint(source_name, field)
     facts = Facts(source_name, field, fingerprint, tokenizer, holdout)
     return write(facts, target, workers)
@@ -336,7 +338,10 @@ def _verify(folder: pathlib.Path, file: manifest.Index | manifest.Shard) -> None
 
 
 def open_shards(
-    folder: str, split: source.Split, tokenizer_hash: str, known: int | None = None
+    folder: str | os.PathLike[str],
+    split: source.Split,
+    tokenizer_hash: str,
+    known: int | None = None,
 ) -> Shards:
     """One split, checked against its manifest and the run's tokenizer.
 

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -59,7 +60,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def load(name: str) -> tokenizer.Tokenizer:
+def load(name: str | os.PathLike[str]) -> tokenizer.Tokenizer:
     """The tokenizer of a name or path.
 
     `bytes`; a directory that `train` or `save` wrote, or one with a tokenizer.json; a
@@ -69,6 +70,7 @@ def load(name: str) -> tokenizer.Tokenizer:
     if a directory's files are not those it was saved with; json_file.Damaged for a file that
     its library cannot read.
     """
+    name = os.fspath(name)
     if name == "bytes":
         return bytelevel.Bytes()
     try:
@@ -130,7 +132,7 @@ def _known(kind: str) -> str:
     return kind
 
 
-def save(trained: tokenizer.Tokenizer, folder: str) -> None:
+def save(trained: tokenizer.Tokenizer, folder: str | os.PathLike[str]) -> None:
     """Write a tokenizer to a new directory, whole or not at all.
 
     Raises: FileExistsError if the directory exists and is not empty.
@@ -149,7 +151,11 @@ def save(trained: tokenizer.Tokenizer, folder: str) -> None:
 
 
 def train(
-    kind: str, texts: Iterable[str], vocab: int, folder: str, extra: Sequence[str] = ()
+    kind: str,
+    texts: Iterable[str],
+    vocab: int,
+    folder: str | os.PathLike[str],
+    extra: Sequence[str] = (),
 ) -> tokenizer.Tokenizer:
     """A tokenizer of exactly `vocab` ids, trained on the texts and saved to a new directory.
 

@@ -9,6 +9,7 @@ Nothing is trained here: scheduler.py does that, on the engines of engines.py.
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -113,13 +114,13 @@ def isoflop(budgets: Mapping[float, Sequence[models.AnyConfig]], seed: int = 0) 
     return tuple(Cell(m, c, seed) for c, sizes in budgets.items() for m in sizes)
 
 
-def load(target: str) -> Sweep:
+def load(target: str | os.PathLike[str]) -> Sweep:
     """The Sweep of a file with `def sweep()`, or of a folder that holds such a sweep.py;
     `target:variant` takes another of its functions.
 
     Raises: FileNotFoundError; ValueError for another thing than a Sweep.
     """
-    place, _, variant = target.partition(":")
+    place, _, variant = os.fspath(target).partition(":")
     path = pathlib.Path(place)
     file = path if path.suffix == ".py" else path / "sweep.py"
     sweep = config.load(f"{file}:{variant or 'sweep'}")
