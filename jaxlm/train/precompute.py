@@ -11,6 +11,7 @@ pass. Rows are read from the files as they are needed; a start reads all of them
 blocks are computed again.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -107,13 +108,14 @@ def attach(source: Source, splits: dict[str, examples.Rows]) -> dict[str, Rows]:
     io.make_folder(place)
     io.write(place / "facts.json", json.dumps(source.facts, indent=1) + "\n")
     blocks = {name: _blocks(place, name, plain) for name, plain in splits.items()}
-    missing = [block for split in blocks.values() for block in split if not _whole(block)]
+    missing = [block for block in itertools.chain(*blocks.values()) if not _whole(block)]
     if missing:
         _compute(source, missing)
-    return {
-        name: Rows(plain, [b.folder for b in blocks[name]], _size(plain), source.join)
-        for name, plain in splits.items()
-    }
+    rows = {}
+    for name, plain in splits.items():
+        folders = [block.folder for block in blocks[name]]
+        rows[name] = Rows(plain, folders, _size(plain), source.join)
+    return rows
 
 
 def _size(plain: examples.Rows) -> int:

@@ -73,11 +73,11 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
         f"it needs {devices.binary(part.total)}{each} (at least {devices.binary(part.least)}), and "
         f"{there}; the largest part is {largest}, {devices.binary(parts[largest])}"
     )
-    ways = [
-        next((way for way in kind if _fits(_changed(run, way), objective, there)), None)
-        for kind in _ways(run, there)
-    ]
-    fitting = [" ".join(f"--{k} {v}" for k, v in way.items()) for way in ways if way]
+    fitting = []
+    for kind in _ways(run, there):
+        ways = (way for way in kind if _fits(_changed(run, way), objective, there))
+        if mildest := next(ways, None):
+            fitting.append(" ".join(f"--{k} {v}" for k, v in mildest.items()))
     if fitting:
         return f"{text}\n  what would fit: {'; or '.join(dict.fromkeys(fitting))}"
     state = part.weights + part.optimiser + part.gradients + part.frozen

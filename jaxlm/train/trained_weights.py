@@ -148,7 +148,7 @@ def _joined(
     """The weights of adapters merged into their base, as plain arrays."""
     base, origin = objective.frozen[lora.BASE], begun(folder)
     if run.start is None:
-        raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
+        raise ValueError(f"{folder} holds adapters, and its config has no `start` that they adapt")
     try:
         saved = load(run.start, origin.get("step", "last"), plan, warn)
     except (FileNotFoundError, ValueError) as error:
@@ -202,7 +202,7 @@ def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
     if given.source != own.source:
         raise ValueError(
             f"template: {layout!r} given, and {folder} was trained on conversations written with "
-            f"{run.data.template!r}; it knows no other, leave it out"
+            f"{run.data.template!r}; leave it out"
         )
 
 

@@ -165,8 +165,13 @@ def prepare(data: Preferences) -> examples.Split:
             for why, places in left.items()
         },
     }
-    train, val = (Ranked([row.example for row in kept[name]], most, data.seq) for name in kept)
-    apart = collections.Counter(why for row in rows_read for why in row.apart)
+    ranked = []
+    for rows in kept.values():
+        ranked.append(Ranked([row.example for row in rows], most, data.seq))
+    train, val = ranked
+    apart: collections.Counter[str] = collections.Counter()
+    for row in rows_read:
+        apart.update(row.apart)
     cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in rows_read)}
     tally = Tally(
         "preferences", read, len(train), len(val), cut, counts, dict(sorted(apart.items()))

@@ -56,7 +56,9 @@ def lists() -> Iterator[dict[str, Any]]:
         responses = _responses(draw, LISTED)
         # who is best of reward + Gumbel noise is best with Luce's probability
         noisy = [reward(prompt, r) - math.log(-math.log(draw.random())) for r in responses]
-        ranks = [1 + sum(other > score for other in noisy) for score in noisy]
+        ranks = []
+        for score in noisy:
+            ranks.append(1 + sum(other > score for other in noisy))
         yield {"prompt": prompt, "responses": responses, "ranks": ranks}
 
 

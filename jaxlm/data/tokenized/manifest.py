@@ -91,7 +91,10 @@ def read(folder: pathlib.Path) -> Manifest:
                 f"{path}: format {version}, this version reads {FORMAT}; tokenise the source again"
             )
         splits = {name: _split(split) for name, split in facts.pop("splits").items()}
-        for file in (f.file for s in splits.values() for f in (s.lengths, *s.shards)):
+        files = []
+        for split in splits.values():
+            files += [part.file for part in (split.lengths, *split.shards)]
+        for file in files:
             if not (folder / file).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{path}: {file!r} is outside this directory")
         return Manifest(**facts, splits=splits)

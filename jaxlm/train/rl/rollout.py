@@ -90,8 +90,8 @@ def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
             )
     if objective.read != "frozen":
         yield (
-            f"objective.read: {objective.read!r} given with a rollout, whose responses no one has "
-            "seen before; 'frozen' is right"
+            f"objective.read: {objective.read!r} given with a rollout, whose responses are new at "
+            "every step; use 'frozen'"
         )
     if objective.hard:
         yield (

@@ -7,6 +7,7 @@ one is not run again, a failed one is retried, a stopped ablation goes on with t
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -306,8 +307,8 @@ def _decide(arms: _Arms, curve: compute_multiplier.Curve | None) -> dict[str, di
     for pairs in plan.looks:
         if not waiting:
             break
-        together = [arms.of(variant, pairs) for variant in (plan.baseline, *waiting)]
-        arms.train([trial for trials in together for trial in trials])
+        together = [arms.of(run, pairs) for run in (plan.baseline, *waiting)]
+        arms.train([*itertools.chain(*together)])
         base = arms.losses(arms.of(plan.baseline, pairs))
         for variant in tuple(waiting):
             try:
@@ -344,7 +345,7 @@ def _measured(arms: _Arms) -> compute_multiplier.Curve:
     """Loss against compute of the baseline's own runs."""
     plan = arms.plan
     shares = [arms.of(plan.baseline, plan.looks[0], share) for share in (1.0, *plan.lengths)]
-    trials = [trial for share in shares for trial in share]
+    trials = [*itertools.chain(*shares)]
     losses, flops = arms.losses(trials), np.array([t.flops for t in trials])
     return compute_multiplier.of_runs(flops, losses, np.array([float(t.seed) for t in trials]))
 

@@ -226,8 +226,8 @@ def _advance(sessions: list[loop.Session]) -> Callable[..., tuple[step.State, li
             states, measured = jax.vmap(member)(states, rows, given)
         else:
             states, measured = jax.lax.map(lambda each: member(*each), (states, rows, given))
-        each = [{name: x[i] for name, x in measured.items()} for i in range(len(seeds))]
-        return states, each
+        # {name: [members]} -> [{name: scalar}, ...]
+        return states, [jax.tree.map(lambda x, i=i: x[i], measured) for i in range(len(seeds))]
 
     compiled, own = jax.jit(advance, donate_argnums=0), _given([s.run for s in sessions])
     return lambda states, batches: compiled(states, batches, own)
@@ -242,7 +242,10 @@ def _given(members: list[Run]) -> Given:
     """The members' own numbers, [members, ...], by the schedules that `loop.run` follows."""
     # One update at a time, as in a run's own step: an array of them rounds otherwise.
     at = [jax.jit(optimizer.rates(r.optim, r.steps)) for r in members]
-    rates = jax.device_get([[f(np.int32(s)) for s in range(members[0].steps)] for f in at])
+    rates = []  # [members][steps]
+    for rate in at:
+        rates.append([rate(np.int32(step)) for step in range(members[0].steps)])
+    rates = jax.device_get(rates)
     decays = [r.optim.weight_decay for r in members]
     return Given(jnp.asarray(np.asarray(rates), jnp.float32), jnp.asarray(decays, jnp.float32))
 

@@ -111,7 +111,10 @@ class Hyper(NamedTuple):
 
 def isoflop(budgets: Mapping[float, Sequence[models.AnyConfig]], seed: int = 0) -> tuple[Cell, ...]:
     """The cells of {C: models trained for C}."""
-    return tuple(Cell(m, c, seed) for c, sizes in budgets.items() for m in sizes)
+    cells = []
+    for budget, sizes in budgets.items():
+        cells += [Cell(model, budget, seed) for model in sizes]
+    return tuple(cells)
 
 
 def load(target: str | os.PathLike[str]) -> Sweep:
@@ -145,7 +148,9 @@ def trials(sweep: Sweep) -> list[Trial]:
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(config.digest(config.to_dict(cell.model)), []).append(cell)
-    every = [t for cells in groups.values() for t in _group(sweep, cells)]
+    every = []
+    for cells in groups.values():
+        every += _group(sweep, cells)
     if sweep.held_out is not None:
         every += [t._replace(role="held out") for t in _group(sweep, [sweep.held_out])]
     once = {t.digest: t for t in reversed(every)}
