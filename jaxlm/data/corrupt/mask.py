@@ -66,7 +66,7 @@ def ids(mask: Mask, tokenizer: tokenizers.Tokenizer) -> Ids:
         raise ValueError(
             f"data.corrupt.token: None takes the tokenizer's mask, and the {tokenizer.kind} "
             "tokenizer has none; train one with the extra token '<mask>' (a wordpiece one has "
-            f"[MASK]), or give an id behind its last, such as {tokenizer.vocab}, with a "
+            f"[MASK]), or give an id after its last, such as {tokenizer.vocab}, with a "
             "model.vocab above it"
         )
     if chosen < 0 or (chosen < tokenizer.vocab and chosen not in special):

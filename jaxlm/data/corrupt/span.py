@@ -88,7 +88,7 @@ def sentinels(span: Span, seq: int, tokenizer: tokenizers.Tokenizer) -> np.ndarr
             raise ValueError(
                 f"data.corrupt.sentinel: None takes the tokenizer's, and the {tokenizer.kind} "
                 f"tokenizer has no {absent[0]}; data.seq={seq} needs {need}. Train one with the "
-                f"extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id behind its "
+                f"extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id after its "
                 f"last, such as {tokenizer.vocab + need - 1}, with a model.vocab above it"
             )
         return np.array([special[name] for name in names])

@@ -306,7 +306,7 @@ def _mismatched(
         else:
             raise ValueError(
                 f"data.source: the example with prompt {row.ranking.prompt[-1:]!r} finds no other "
-                "whose response fits behind it; labelled data needs several prompts"
+                "whose response fits after it; labelled data needs several prompts"
             )
     return out
 

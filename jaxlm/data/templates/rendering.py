@@ -161,7 +161,7 @@ class Writer:
         probed, _ = self._rendered([*self._messages[:number], anything], False)
         start, before = len(_shared(prompt, probed)), self._before(number)
         shown = (
-            f"asked for a response it ends in {prompt[-40:]!r}, in the conversation there is "
+            f"its generation prompt ends in {prompt[-40:]!r}, in the conversation there is "
             f"{text[max(len(prompt) - 40, 0) : len(prompt)]!r}"
         )
         if text[: len(before)] != before:
@@ -205,7 +205,7 @@ class Writer:
             raise ValueError(
                 f"template {self._name!r}: no special token ends the assistant's turn "
                 f"({number}), so where to stop would not be learnt; write {{{{ eos_token }}}} "
-                "behind it, inside its {% generation %} block if it has one"
+                "after it, inside its {% generation %} block if it has one"
             )
         return ends[-1]
 

@@ -91,7 +91,7 @@ def load(name: str | os.PathLike[str], tokenizer: str | os.PathLike[str]) -> Tem
         source = own(tokenizer)
         if source is None:
             raise ValueError(
-                f"template {OWN!r}: there is no chat_template beside the tokenizer {tokenizer!r} "
+                f"template {OWN!r}: there is no chat_template next to the tokenizer {tokenizer!r} "
                 f"(chat_template.jinja, tokenizer_config.json); name one of {[*layouts.LAYOUTS]}"
             )
         return Template(name, source, variables=variables)
@@ -267,7 +267,7 @@ def _check(
         if not free and message.role not in (*ROLES, *known.words):
             raise ValueError(
                 f"message {number}: role {message.role!r} is unknown to template "
-                f"{template.name!r}; expected one of {list(ROLES)}, or a template that knows it"
+                f"{template.name!r}; expected one of {list(ROLES)}, or a template that has it"
             )
         lost = [] if known.whole else reading.unread(message, known.fields)
         if lost:

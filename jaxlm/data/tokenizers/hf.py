@@ -230,8 +230,8 @@ def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], 
     first = next((token.content for token in added.values() if token.special), None)
     if first is None:
         return marks, True
-    behind, alone = (t.encode(text, add_special_tokens=False).ids for text in (f"{first}a", "a"))
-    return marks, behind[1:] == alone
+    after, alone = (t.encode(text, add_special_tokens=False).ids for text in (f"{first}a", "a"))
+    return marks, after[1:] == alone
 
 
 def byte_letters() -> list[str]:
@@ -345,7 +345,7 @@ def load_file(path: str) -> HuggingFace:
     if "eos" not in special:
         raise ValueError(
             f"tokenizer {path!r}: cannot tell which token ends a document; write "
-            '{"eos_token": "..."} to tokenizer_config.json beside it'
+            '{"eos_token": "..."} to tokenizer_config.json next to it'
         )
     return HuggingFace("hf", text, special)
 

@@ -81,7 +81,7 @@ def _stored_problems(data: pretraining.Data) -> Iterator[str]:
         if getattr(data, name) != getattr(plain, name):
             yield (
                 f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which "
-                f"stores whole rows; {getattr(plain, name)!r} is right"
+                f"stores whole rows; use {getattr(plain, name)!r}"
             )
 
 

@@ -339,7 +339,7 @@ def _rollout(run: Run) -> Iterator[str]:
     if run.adapter is not None and run.adapter.dropout:
         yield (
             f"adapter.dropout: {run.adapter.dropout} given with a rollout; a ratio of policies is "
-            "1 before the first step only without dropout, so 0 is right"
+            "1 before the first step only without dropout; use 0"
         )
 
 

@@ -4,7 +4,7 @@
     inline      this process, one after the other
     population  this process; those of one shape were trained before as one program
                 (`scheduler.populate`), the others come one after the other
-    ray         a cluster of hosts that Ray knows (extra `cluster`)
+    ray         a cluster of hosts under Ray (extra `cluster`)
     slurm       jobs of SLURM, through submitit (extra `cluster`)
 
 Hosts of a cluster share a file system: a trial is known by the path of its spec, and what it has
