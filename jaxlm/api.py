@@ -87,7 +87,7 @@ def evaluate(
     tokenizer = tokenizers.load(data.tokenizer)
     if tokenizer.vocab > run.model.vocab and data.tokenizer != run.data.tokenizer:
         raise ValueError(
-            f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model knows "
+            f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model has "
             f"{run.model.vocab}"
         )
     if model.context is not None and data.seq > model.context:

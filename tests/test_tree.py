@@ -2,7 +2,17 @@
 
 import pytest
 
-from tests.sources import EVERYTHING, LIBRARY, PACKAGE, ROOT, imports, nodes_of, where
+from tests.sources import (
+    EVERYTHING,
+    LIBRARY,
+    PACKAGE,
+    ROOT,
+    imports,
+    module_level,
+    nodes_of,
+    tree_of,
+    where,
+)
 
 FLOORS = {
     "core": 0,
@@ -80,6 +90,27 @@ def test_modules_import_each_other_in_one_direction():
     while leaves := {name for name, names in below.items() if not names & set(below)}:
         below = {name: names for name, names in below.items() if name not in leaves}
     assert sorted(below) == []
+
+
+def loaded(name):
+    """Modules of the library that importing one of them loads, packages above each included."""
+    known, seen, waiting = modules(), set(), [name]
+    while waiting:
+        parts = waiting.pop().split(".")
+        for module in (".".join(parts[: n + 1]) for n in range(len(parts))):
+            if module in known and module not in seen:
+                seen.add(module)
+                nodes = module_level(tree_of(known[module]))
+                waiting += [m for m, _ in imports(nodes, known[module])]
+    return seen
+
+
+def test_an_objective_loads_no_data_format():
+    """Pairing objectives with kinds of data in the objectives' package made a loss over arrays
+    load 120 modules, with every reader of records, every template and every tokenizer."""
+    modules = loaded("jaxlm.objectives.clm")
+    assert len(modules) < 90
+    assert not {m for m in modules if m.startswith(("jaxlm.data", "jaxlm.train", "jaxlm.scaling"))}
 
 
 def test_every_folder_is_a_package():

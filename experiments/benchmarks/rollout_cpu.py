@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import param
-from jaxlm.core.batch import Prompts, Rollout
+from jaxlm.core.batch import Prompts
 from jaxlm.data.records import prompts as prompting
 from jaxlm.decode import sampling_loop
 from jaxlm.models import llama
@@ -116,17 +116,16 @@ def measured(size: str, way: Way, rounds: int) -> str:
     prompts = policy_sampling.narrowed(prompts) if way.narrow_prompts else prompts
 
     made, out = timed(lambda: make(state.params, state.frozen, prompts, key, 1.0), rounds)
-    rows = policy_sampling.Responses(*jax.device_get(out))
+    rows = jax.device_get(out)
     width = policy_sampling.width(rows.segments) if way.narrow_rows else rows.tokens.shape[1]
-    rows = policy_sampling.Responses(*(policy_sampling.fitted(x, width) for x in rows))
-
-    @jax.jit
-    def score(params: Any, frozen: Any, rows: Any) -> Any:
-        return grpo.measure(grpo.Config(beta=0.04), model, params, frozen, rows, Plan())
-
+    rows = policy_sampling.fitted(rows, width)
+    policy = grpo.policy(grpo.Config(beta=0.04), model, group=GROUP, longest=NEW)
+    score = jax.jit(policy.measure)
     scored, _ = timed(lambda: score(state.params, state.frozen, rows), rounds)
     zero = np.zeros_like(rows.behaviour)
-    batch = Rollout(*rows[:6], rows.behaviour, zero, rows.weight, zero)
+    batch = rows._replace(
+        reference=rows.behaviour, value=zero, advantage=rows.weight, returns=zero, finished=None
+    )
 
     def learnt() -> Any:
         nonlocal state

@@ -116,10 +116,10 @@ class Pipeline:
         def supervised(cfg: Any, settings: tuple) -> stages.Stage:
             return stages.supervised(cfg, built, stages.Training(*settings))
 
-        def reinforced(module: Any, cfg: Any, settings: tuple, group: int) -> stages.Stage:
+        def reinforced(cfg: Any, settings: tuple, group: int) -> stages.Stage:
             training = stages.Training(*settings)
             way = stages.Rollouts(group, epochs=4, minibatches=2, every=training.steps)
-            return stages.reinforced(module, cfg, built, self.world, training, way)
+            return stages.reinforced(cfg, built, self.world, training, way)
 
         valued = ppo.Config(kl=ppo.Fixed(RL_BETA), value_weight=0.5)
         penalised = grpo.Config(beta=RL_BETA, kl="reward")
@@ -127,8 +127,8 @@ class Pipeline:
             "sft": supervised(clm.Config(), size.sft),
             "reward": supervised(reward.Config(), size.reward),
             "dpo": supervised(dpo.Config(beta=DPO_BETA), size.dpo),
-            "ppo": reinforced(ppo, valued, size.ppo, 1),
-            "grpo": reinforced(grpo, penalised, size.grpo, 8),
+            "ppo": reinforced(valued, size.ppo, 1),
+            "grpo": reinforced(penalised, size.grpo, 8),
         }
 
     def run(self, seed: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Pursuit:
         self.proxy = stages.supervised(reward.Config(), built, training)
         way = stages.Rollouts(group=8, epochs=4, minibatches=2, every=size.every)
         self.grpo = stages.reinforced(
-            grpo, grpo.Config(), built, self.world, stages.Training(*size.grpo), way
+            grpo.Config(), built, self.world, stages.Training(*size.grpo), way
         )
 
     def run(self, seed: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ reward tables and data are its arguments.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,8 @@ from jaxlm.core import param
 from jaxlm.models import llama
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
-from jaxlm.objectives.rl import policy_terms
+from jaxlm.objectives.rl import grpo, ppo
+from jaxlm.objectives.rl.policy_terms import Policy
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import step
 from jaxlm.train.optim import optimizer
@@ -88,12 +88,16 @@ class Rollouts(NamedTuple):
 
 
 def reinforced(
-    module: ModuleType, cfg: Any, built: Model, world: World, training: Training, way: Rollouts
+    cfg: ppo.Config | grpo.Config, built: Model, world: World, training: Training, way: Rollouts
 ) -> Stage:
-    """The Stage of ppo or grpo, `module` with its cfg: learn(state, reward table [prompts, N], key)
-    samples, judges and learns `way.every` times of `training.steps` in all. Its metrics are those
-    of `judge`, and the largest |log ratio| of each iteration's first step, [every] each."""
-    objective = module.build(cfg, built, PLAN)
+    """The Stage of ppo or grpo: learn(state, reward table [prompts, N], key) samples, judges and
+    learns `way.every` times of `training.steps` in all. Its metrics are those of the advantages,
+    and the largest |log ratio| of each iteration's first step, [every] each."""
+    objective = objectives.build(cfg, built, PLAN)
+    if isinstance(cfg, ppo.Config):
+        policy = ppo.policy(cfg, built, PLAN)
+    else:
+        policy = grpo.policy(cfg, built, PLAN, group=way.group, longest=world.length)
     updates = way.epochs * way.minibatches
     tx = optimiser(objective, training, updates)
     update = step.make(objective, tx, PLAN)
@@ -103,13 +107,13 @@ def reinforced(
     def iteration(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
         keys = jax.random.split(key)
         drawn = jax.random.key_data(keys[0])
-        rows = sample(state.params, state.frozen, ask, drawn, cfg.temperature)
-        score = scored(world, table, rows)
-        whole, told = judged(module, cfg, built, state, rows, score, way.group)
+        rows = sample(state.params, state.frozen, ask, drawn, policy.temperature)
+        rows = rows._replace(score=scored(world, table, rows))
+        rows, told = judged(policy, state, rows)
         order = jax.vmap(lambda k: jax.random.permutation(k, training.rows))(
             jax.random.split(keys[1], way.epochs)
         ).reshape(updates, -1)
-        state, metrics = jax.lax.scan(update, state, jax.tree.map(lambda x: x[order], whole))
+        state, metrics = jax.lax.scan(update, state, jax.tree.map(lambda x: x[order], rows))
         return state, told | {"ratio_gap": metrics["ratio_gap"][0]}
 
     def learn(state: step.State, table: jax.Array, key: jax.Array) -> tuple:
@@ -120,15 +124,14 @@ def reinforced(
 
 
 def judged(
-    module: ModuleType, cfg: Any, built: Model, state: Any, rows: Any, score: Any, group: int
+    policy: Policy, state: Any, rows: batches.Rollout
 ) -> tuple[batches.Rollout, dict[str, jax.Array]]:
-    """The Rollout to learn from, and what `judge` tells, of responses and their scores [N]."""
-    _, reference, value = module.measure(cfg, built, state.params, state.frozen, rows, PLAN)
-    given = rows._asdict() | {"reference": reference, "value": value, "score": score}
-    longest = rows.tokens.shape[1] - 2
-    of = policy_terms.Sampled(**given, group=group, longest=longest)
-    advantage, returns, told = module.judge(cfg, of, module.coefficient(cfg))
-    return batches.Rollout(*of[:8], advantage, returns), told
+    """The Rollout to learn from, and metrics, of responses and their scores."""
+    _, reference, value = policy.measure(state.params, state.frozen, rows)
+    rows = rows._replace(reference=reference, value=value)
+    advantage, returns, metrics = policy.advantages(rows, policy.kl_coefficient)
+    learnt = rows._replace(advantage=advantage, returns=returns, score=None, finished=None)
+    return learnt, metrics
 
 
 def prompts(world: World, rows: int, group: int) -> batches.Prompts:
@@ -139,7 +142,7 @@ def prompts(world: World, rows: int, group: int) -> batches.Prompts:
     return batches.Prompts(tokens, jnp.ones_like(tokens), positions, row)
 
 
-def scored(world: World, table: jax.Array, rows: policy_sampling.Responses) -> jax.Array:
+def scored(world: World, table: jax.Array, rows: batches.Rollout) -> jax.Array:
     """float32[N]: what a table [prompts, completions] says of responses."""
     at = worlds.index(world, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
     return table[rows.tokens[:, 1], at].astype(jnp.float32)

@@ -1,6 +1,9 @@
 """The batch: what the data layer hands to a step. Plain arrays, no jax import."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 # numpy on the host, jax inside a step; one name for both keeps this module free of jax.
 Array = Any
@@ -113,13 +116,26 @@ class Prompts(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Sampled responses to learn from. A row holds one prompt and one response.
+    """Sampled responses, from sampling to learning. A row holds one prompt and one response, from
+    its left end; rows without a prompt are all zero.
 
-    tokens, targets, segments, positions: int32[B, T]; weight: float32[B, T], on the targets that
-    are of the response, its end among them. All others are float32[B, T], at the targets:
+    For the prompt `[p q]` and the response `[x eos]`, T = 6:
 
-    behaviour: log-probability under the policy that sampled. reference: under the reference.
-    value: what the value head expected then. advantage, returns: what to learn from them.
+        tokens    p q x eos 0 0
+        targets   q x eos 0 0 0
+        weight    0 1 1 0   0 0    on targets that were sampled, the end among them
+        behaviour . a b .   . .    log-probability of the target under the policy that sampled
+
+    tokens, targets, segments, positions: int32[N, T]; weight, behaviour: float32[N, T]. The others
+    are None until they are computed:
+
+        finished           bool[N]        whether it ended by itself: sampling
+        reference, value   float32[N, T]  log-probability under the reference, and the value head's
+                                          expectation; 0 where there is none: measuring
+        score              float32[N]     reward of each response: reward functions and models
+        advantage, returns float32[N, T]  at the targets: over all responses sampled together
+
+    A loss reads neither finished nor score.
     """
 
     tokens: Array
@@ -128,7 +144,31 @@ class Rollout(NamedTuple):
     segments: Array
     positions: Array
     behaviour: Array
-    reference: Array
-    value: Array
-    advantage: Array
-    returns: Array
+    reference: Array = None
+    value: Array = None
+    advantage: Array = None
+    returns: Array = None
+    score: Array = None
+    finished: Array = None
+
+
+def rows(texts: Sequence[Any], width: int, count: int | None = None) -> Batch:
+    """The `Batch` [count, width], numpy, of one text of token ids a row, at its left end; weight is
+    0. count: None is one row each; rows beyond the texts are empty.
+
+    Raises: ValueError for a text of more than `width` tokens.
+    """
+    shape = (len(texts) if count is None else count, width)
+    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    for r, text in enumerate(texts):
+        n = len(text)
+        tokens[r, :n] = text
+        targets[r, : max(n - 1, 0)] = text[1:]
+        segments[r, :n] = 1
+        positions[r, :n] = np.arange(n)
+    return Batch(tokens, targets, np.zeros(shape, np.float32), segments, positions)
+
+
+def text(rows: Any) -> Batch:
+    """The `Batch` of a record that has its fields among others."""
+    return Batch(rows.tokens, rows.targets, rows.weight, rows.segments, rows.positions)

@@ -1,6 +1,6 @@
 """The kinds of data a run may read, with their contents. To add one: a file, and a line here.
 
-loader      text: the next token of documents, hidden tokens, missing spans
+pretraining text: the next token of documents, hidden tokens, missing spans
 chat        conversations, of which the assistant's part is learnt
 prefer      preferences between responses
 prompts     prompts of a policy (`train.rollout`)
@@ -44,16 +44,16 @@ def prepare(data: AnyData, evaluated: bool, vocab: int) -> examples.Split:
     Raises: as reading it; ValueError if a run that is evaluated would have nothing held out, and
     for an id that the model lacks, where its tokenizer has more.
     """
-    found = EXAMPLES[type(data)].prepare(data)
-    if evaluated and found.val is None:
+    split = EXAMPLES[type(data)].prepare(data)
+    if evaluated and split.val is None:
         raise ValueError(
-            f"data.holdout: {data.holdout} leaves none of the {len(found.train)} examples of "
+            f"data.holdout: {data.holdout} leaves none of the {len(split.train)} examples of "
             f"{data.source} to evaluate on; raise it, or set eval_every to None"
         )
     if tokenizers.load(data.tokenizer).vocab > vocab:
-        for rows in (rows for rows in (found.train, found.val) if rows is not None):
+        for rows in (rows for rows in (split.train, split.val) if rows is not None):
             for first in range(0, len(rows), _ROWS):
                 part = rows.read(np.arange(first, min(first + _ROWS, len(rows))))
                 where = f"{data.source}, examples from {first} on"
                 interface.check_known(part.tokens, vocab, where)
-    return found
+    return split

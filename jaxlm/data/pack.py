@@ -182,8 +182,8 @@ class Reader(NamedTuple):
         of these rows, in order."""
         rows = self.rows
         spans = [(int(rows.first[r]), int(rows.first[r + 1])) for r in numbers]
-        found = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
-        needed, where = np.unique(rows.doc[found], return_inverse=True)
+        pieces = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
+        needed, where = np.unique(rows.doc[pieces], return_inverse=True)
         texts = self.source.docs(needed.tolist())
         at = 0
         for r, (a, b) in enumerate(spans):

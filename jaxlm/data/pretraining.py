@@ -142,24 +142,24 @@ class Stage(NamedTuple):
 
 def stages(data: Data) -> list[Stage]:
     """The stages in order; the last has no end."""
-    found: list[Stage] = []
+    out: list[Stage] = []
     for stage in _bounds(data):
-        if found:
-            last = found[-1]
+        if out:
+            last = out[-1]
             first_row = last.first_row + (stage.first_step - last.first_step) * last.rows
             stage = stage._replace(first_row=first_row)
-        found.append(stage)
-    return found
+        out.append(stage)
+    return out
 
 
 def _bounds(data: Data) -> list[Stage]:
     steps = sorted({0, *(s for s, _ in data.ramp), *(s for s, _ in data.curriculum)})
-    found = []
+    bounds = []
     for step in steps:
         rows = _in_force(data.ramp, step, data.batch)
         seq = _in_force(data.curriculum, step, data.seq)
-        found.append(Stage(step, 0, rows, seq, rows * seq // data.seq))
-    return found
+        bounds.append(Stage(step, 0, rows, seq, rows * seq // data.seq))
+    return bounds
 
 
 def _in_force(changes: tuple[tuple[int, int], ...], step: int, before: int) -> int:
@@ -194,7 +194,7 @@ class Steps:
     def __init__(
         self,
         data: Data,
-        found: shards.Shards,
+        split: shards.Shards,
         start_step: int,
         process_index: int,
         process_count: int,
@@ -208,7 +208,7 @@ class Steps:
             )
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
-        self._reader = reader(data, found)
+        self._reader = reader(data, split)
         pack.refuse_repeats(len(self._reader.rows), max(stage.rows for stage in stages(data)))
         self._order = row_order(len(self._reader.rows), data.seed)
 
@@ -265,24 +265,24 @@ def row_order(rows: int, seed: int) -> Any:
 Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
 
 
-def reader(data: Data, found: shards.Shards) -> Reader:
+def reader(data: Data, split: shards.Shards) -> Reader:
     """The packed training rows; an epoch is `len(reader.rows)` of them."""
     if data.infill is None:
-        return _reader(data, found, data.packing)
+        return _reader(data, split, data.packing)
     marks = infilling.marks(data.infill, tokenizers.load(data.tokenizer))
-    return infilling.reader(found.lengths, found, data.seq, data.infill, marks)
+    return infilling.reader(split.lengths, split, data.seq, data.infill, marks)
 
 
-def _reader(data: Data, found: shards.Shards, packing: pack.Packing) -> Reader:
+def _reader(data: Data, split: shards.Shards, packing: pack.Packing) -> Reader:
     if data.corrupt is None:
-        return pack.Reader(pack.pack(found.lengths, data.seq, packing), found)
+        return pack.Reader(pack.pack(split.lengths, data.seq, packing), split)
     tokenizer = tokenizers.load(data.tokenizer)
     if isinstance(data.corrupt, mask.Mask):
         ids = mask.ids(data.corrupt, tokenizer)
-        return mask.reader(found.lengths, found, data.seq, packing, data.corrupt, ids)
+        return mask.reader(split.lengths, split, data.seq, packing, data.corrupt, ids)
     marks = span.sentinels(data.corrupt, data.seq, tokenizer)
     eos = tokenizer.special["eos"]
-    return span.reader(found.lengths, found, data.seq, data.corrupt, marks, eos)
+    return span.reader(split.lengths, split, data.seq, data.corrupt, marks, eos)
 
 
 def added_ids(data: Data, tokenizer: interface.Tokenizer) -> list[int]:
@@ -307,14 +307,14 @@ def target_length(data: Data) -> int | None:
     return span.target_length(data.corrupt, data.seq)
 
 
-def _read(found: Reader, rows: np.ndarray, draws: pack.Draws) -> batch.Batch | batch.Pairs:
+def _read(reader: Reader, rows: np.ndarray, draws: pack.Draws) -> batch.Batch | batch.Pairs:
     """The batch of these rows; draws: what decides each row's chance."""
-    return found.read(rows) if isinstance(found, pack.Reader) else found.read(rows, draws)
+    return reader.read(rows) if isinstance(reader, pack.Reader) else reader.read(rows, draws)
 
 
 def batches(
     data: Data,
-    found: shards.Shards,
+    split: shards.Shards,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -329,7 +329,7 @@ def batches(
 
     Raises: ValueError from `Data.validate`, or if a batch does not divide over the processes.
     """
-    steps = Steps(data, found, start_step, process_index, process_count)
+    steps = Steps(data, split, start_step, process_index, process_count)
     return read_ahead(steps, data.workers)
 
 
@@ -354,23 +354,23 @@ def read_ahead(steps: Any, workers: int) -> Generator[Any]:
 
 def batch_at(
     data: Data,
-    found: shards.Shards,
+    split: shards.Shards,
     step: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> batch.Batch | batch.Pairs:
     """The batch of one step, read now. Packs anew at every call: for tests and a look."""
-    return Steps(data, found, step, process_index, process_count)[0]
+    return Steps(data, split, step, process_index, process_count)[0]
 
 
 def val_batches(
-    data: Data, found: shards.Shards, process_index: int = 0, process_count: int = 1
+    data: Data, split: shards.Shards, process_index: int = 0, process_count: int = 1
 ) -> Iterator[batch.Batch | batch.Pairs]:
     """One pass over a split in order, in batches [data.batch, data.seq]; this process' slice.
 
     Always packed by best fit, so that documents that fit a row are predicted whole and runs with
     different packings are judged on the same rows. The last batch is filled up with rows of weight
-    zero. Bits per byte = sum of weighted nats / log(2) / found.bytes: every byte and every end of
+    zero. Bits per byte = sum of weighted nats / log(2) / split.bytes: every byte and every end of
     a document is paid for. What data.corrupt hides is decided by data.seed: the same in every pass;
     data.infill moves nothing here.
 
@@ -382,16 +382,16 @@ def val_batches(
         f"a multiple of the {process_count} processes",
     )
     each = data.batch // process_count
-    return _in_order(data, _reader(data, found, "best_fit"), process_index * each, each)
+    return _in_order(data, _reader(data, split, "best_fit"), process_index * each, each)
 
 
 def _in_order(
-    data: Data, found: Reader, offset: int, each: int
+    data: Data, reader: Reader, offset: int, each: int
 ) -> Iterator[batch.Batch | batch.Pairs]:
-    total = len(found.rows)
+    total = len(reader.rows)
     for start in range(0, total, data.batch):
         wanted = np.arange(start + offset, start + offset + each)
         wanted = wanted[wanted < total]
-        part = _read(found, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
+        part = _read(reader, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
         missing = each - len(part.tokens)
         yield type(part)(*(np.pad(array, ((0, missing), (0, 0))) for array in part))

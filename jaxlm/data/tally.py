@@ -35,24 +35,24 @@ class Tally(NamedTuple):
         """Warnings: more than a tenth of the texts cut, or of what was read left out;
         answers that sampling would not begin as training does."""
         kept, lost = self.train + self.val, sum(self.left.values())
-        found = [
+        texts = [
             f"data: {n:,} of {kept:,} texts ({n / kept:.0%}) are cut: {why}"
             for why, n in self.cut.items()
             if n > kept / 10
         ]
         if lost > self.read / 10:
             why = ", ".join(f"{n:,} {reason}" for reason, n in self.left.items() if n)
-            found.append(
+            texts.append(
                 f"data: {lost:,} of {self.read:,} {self.what} ({lost / self.read:.0%}) are left "
                 f"out: {why}"
             )
         for name, n in self.apart.items():
             if n > kept / 10:
-                found.append(
+                texts.append(
                     f"data: {n:,} answers {_APART[name]}: sampling starts from other tokens than "
                     "those before these answers"
                 )
-        return found
+        return texts
 
 
 _APART = {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import config, param
 from jaxlm.decode import sampling_loop, token_sampling
 from jaxlm.models.model import Model
@@ -66,17 +67,14 @@ def generate(
         token_sampling.bucket(len(arrays), 1),
         token_sampling.bucket(max(len(a) for a in arrays)),
     )
-    tokens, segments, positions = np.zeros((3, batch, width), np.int32)
-    for r, row in enumerate(arrays):
-        tokens[r, : len(row)], segments[r, : len(row)] = row, 1
-        positions[r, : len(row)] = np.arange(len(row))
+    rows = batches.rows(arrays, width, batch)
     new = max(s.max_new for s in settings)
     out = _generate(
         model._replace(spec=None),
         token_sampling.bucket(new),
         params,
-        jnp.asarray(tokens),
-        At(jnp.asarray(segments), jnp.asarray(positions)),
+        jnp.asarray(rows.tokens),
+        At(jnp.asarray(rows.segments), jnp.asarray(rows.positions)),
         token_sampling.rows_of(settings, batch),
     )
     return token_sampling.on_host(out, len(arrays), new)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import config, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import token_sampling
@@ -114,11 +115,9 @@ def log_probs(model: Model, params: param.Tree, ids: Sequence[int]) -> np.ndarra
         )
     tokenizers.check_known(ids, model.cfg.vocab, "the text")
     width = min(token_sampling.bucket(len(ids)), model.context or token_sampling.bucket(len(ids)))
-    row = np.zeros((3, 1, width), np.int32)
-    row[0, 0, : len(ids)], row[1, 0, : len(ids)] = ids, 1
-    row[2, 0, : len(ids)] = np.arange(len(ids))
-    tokens, segments, positions = jnp.asarray(row)
-    z = _logits(model._replace(spec=None), params, tokens, At(segments, positions))
+    row = batches.rows([ids], width)
+    at = At(jnp.asarray(row.segments), jnp.asarray(row.positions))
+    z = _logits(model._replace(spec=None), params, jnp.asarray(row.tokens), at)
     return np.asarray(jax.nn.log_softmax(z[0, : len(ids)]))
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings
@@ -195,13 +196,10 @@ def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Samp
     arrays = check(model, prompts, settings)
     new = max(s.max_new for s in settings)
     batch, width = bucket(len(arrays), 1), bucket(max(len(a) for a in arrays))
-    tokens, segments, positions = np.zeros((3, batch, width), np.int32)
-    for r, row in enumerate(arrays):
-        tokens[r, : len(row)], segments[r, : len(row)] = row, 1
-        positions[r, : len(row)] = np.arange(len(row))
+    rows = batches.rows(arrays, width, batch)
     inputs = (
-        jnp.asarray(tokens),
-        At(jnp.asarray(segments), jnp.asarray(positions)),
+        jnp.asarray(rows.tokens),
+        At(jnp.asarray(rows.segments), jnp.asarray(rows.positions)),
         rows_of(settings, batch),
     )
     prepared = prepare(model, params)

@@ -52,8 +52,8 @@ def evaluate(
     if total is None or not total[1]:
         raise ValueError("data.holdout: the held-out split has nothing that is learnt from")
     loss, weight, sums = total
-    found = {"loss": loss / weight, "weight": weight}
-    found |= {name: value / weight for name, value in sums.items() if not np.ndim(value)}
+    means = {"loss": loss / weight, "weight": weight}
+    means |= {name: value / weight for name, value in sums.items() if not np.ndim(value)}
     if objective.report is not None:
-        found |= objective.report(jax.tree.map(jnp.float32, sums))
-    return {name: float(value) for name, value in found.items()}
+        means |= objective.report(jax.tree.map(jnp.float32, sums))
+    return {name: float(value) for name, value in means.items()}

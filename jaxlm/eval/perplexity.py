@@ -75,7 +75,7 @@ def evaluate(
     score: Scorer,
     params: param.Tree,
     data: pretraining.Data,
-    found: shards.Shards,
+    split: shards.Shards,
     plan: Plan,
     batches: int | None = None,
 ) -> Score:
@@ -86,13 +86,13 @@ def evaluate(
 
     Raises: ValueError for an empty split.
     """
-    local = pretraining.val_batches(data, found, jax.process_index(), jax.process_count())
+    local = pretraining.val_batches(data, split, jax.process_index(), jax.process_count())
     total = sums(score, params, itertools.islice(local, batches), plan)
     if not total["weight"]:
-        raise ValueError(f"{found.folder}: the {found.split!r} split has no token to predict")
-    tokens, whole = round(float(total["weight"])), found.tokens - found.documents
-    partial = data.corrupt is None and tokens != whole
-    size = round(found.bytes * tokens / whole) if partial else found.bytes
+        raise ValueError(f"{split.folder}: the {split.split!r} split has no token to predict")
+    tokens, targets = round(float(total["weight"])), split.tokens - split.documents
+    partial = data.corrupt is None and tokens != targets
+    size = round(split.bytes * tokens / targets) if partial else split.bytes
     nll = float(total["nll"] / total["weight"])
     return Score(
         nll=nll,

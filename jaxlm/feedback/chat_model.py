@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
 from jaxlm.data import pretraining
@@ -149,16 +150,6 @@ def groups(lengths: Sequence[int], rows: int) -> list[list[int]]:
     return [order[at : at + rows] for at in range(0, len(order), rows)]
 
 
-def padded(texts: Sequence[np.ndarray]) -> Batch:
-    """A row for each text, without weights; its size is rounded up, so that few are compiled."""
-    rows, width = token_sampling.bucket(len(texts), 1), token_sampling.bucket(max(map(len, texts)))
-    tokens, targets, segments, positions = np.zeros((4, rows, width), np.int32)
-    for r, text in enumerate(texts):
-        tokens[r, : len(text)], targets[r, : len(text) - 1] = text, text[1:]
-        segments[r, : len(text)], positions[r, : len(text)] = 1, np.arange(len(text))
-    return Batch(tokens, targets, np.zeros((rows, width), np.float32), segments, positions)
-
-
 def _reply(
     tokenizer: interface.Tokenizer,
     prompt: list[int],
@@ -203,7 +194,12 @@ def _choices(
 
 def _weighed(model: Model, params: param.Tree, texts: list[_Choice]) -> np.ndarray:
     """float64[n]: the log-probability of each choice, summed over its tokens."""
-    batch = padded([text.tokens for text in texts])
+    # sizes are rounded up, so that few are compiled
+    count, width = (
+        token_sampling.bucket(len(texts), 1),
+        token_sampling.bucket(max(len(text.tokens) for text in texts)),
+    )
+    batch = batches.rows([text.tokens for text in texts], width, count)
     for r, (_, start, end) in enumerate(texts):
         batch.weight[r, start - 1 : end - 1] = 1  # on targets
     sums = np.asarray(_sums(model, params, batch))

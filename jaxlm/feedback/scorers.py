@@ -1,33 +1,21 @@
 """Scores of responses: by functions, by a reward model, or by the sum of both."""
 
-import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxlm.core import param
-from jaxlm.core.batch import Batch
-from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
+from jaxlm.eval import reward_model
 from jaxlm.feedback import output
-from jaxlm.feedback.chat_model import Reply, groups, padded
+from jaxlm.feedback.chat_model import Reply
 from jaxlm.feedback.prompt_files import Prompt
-from jaxlm.models.layers import value_head
-from jaxlm.models.model import Model
-from jaxlm.objectives import log_probs
 from jaxlm.objectives.preference import reward as objective
 from jaxlm.train import trained_weights
 from jaxlm.train.rl import reward_functions
-from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
-from jaxlm.train.run.run import Run
 
 Scorer = Callable[[Sequence[tuple[Prompt, Reply]]], list[float]]
-
-_ROWS = 64  # texts that a reward model reads at once
 
 
 def total(parts: Sequence[Scorer]) -> Scorer:
@@ -60,8 +48,9 @@ def about(folder: str) -> dict[str, Any]:
 
     Raises: ValueError for a run of another objective; as `trained_weights.load`.
     """
-    saved = trained_weights.load(pathlib.Path(folder).expanduser())
-    _check(saved.run, folder)
+    saved = trained_weights.load(folder)
+    if not isinstance(saved.run.objective, objective.Config):
+        raise ValueError(f"reward_model: {folder} is not a run of objective reward")
     return {"run": runs.digest(saved.run), "step": saved.step}
 
 
@@ -70,30 +59,20 @@ def model(folder: str) -> Scorer:
 
     Raises: as `about`; ValueError naming the prompt where a text exceeds the model's positions.
     """
-    place = pathlib.Path(folder).expanduser()
-    saved = trained_weights.load(place)
-    _check(saved.run, folder)
-    data = saved.run.data
-    assert isinstance(data, preferences.Preferences)  # what the objective reads
-    tokenizer = directory.tokenizer(place, saved.run)
-    chat = template.load(data.template, data.tokenizer)
-    fixed = saved.model._replace(spec=None)
+    judge = trained_weights.judge(folder)
 
     def scored(given: Sequence[tuple[Prompt, Reply]]) -> list[float]:
         texts = []
         for prompt, reply in given:
             conversation = [*prompt.messages, output.assistant(reply.text)]
-            texts.append(template.encode(chat, tokenizer, conversation).tokens)
-            room = saved.model.context
-            if room is not None and len(texts[-1]) > room:
+            tokens = template.encode(judge.written, judge.tokenizer, conversation).tokens
+            if judge.context is not None and len(tokens) > judge.context:
                 raise ValueError(
-                    f"{prompt.record.origin}: prompt and response are {len(texts[-1])} tokens, the "
-                    f"reward model {folder} has {room} positions"
+                    f"{prompt.record.origin}: prompt and response are {len(tokens)} tokens, the "
+                    f"reward model {folder} has {judge.context} positions"
                 )
-        scores = np.zeros(len(texts))
-        for part in groups([len(text) for text in texts], _ROWS):
-            rows = padded([texts[i] for i in part])
-            scores[part] = np.asarray(_scores(fixed, saved.params, rows))[: len(part)]
+            texts.append(tokens)
+        scores = reward_model.score_tokens(judge, texts)
         for (prompt, _), value in zip(given, scores):
             if not np.isfinite(value):
                 raise ValueError(
@@ -102,14 +81,3 @@ def model(folder: str) -> Scorer:
         return scores.tolist()
 
     return scored
-
-
-def _check(run: Run, folder: str) -> None:
-    if not isinstance(run.objective, objective.Config):
-        raise ValueError(f"reward_model: {folder} is not a run of objective reward")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(model: Model, params: param.Tree, rows: Batch) -> jax.Array:
-    x = log_probs.forward(model, params, rows).x
-    return value_head.at_end(params["score"], x, rows.segments)

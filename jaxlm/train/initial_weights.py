@@ -26,9 +26,9 @@ def check(run: Run) -> list[str]:
     Raises: ValueError, before weights are read, if `start` is no run directory, or its weights are
     not those of the run's model, naming the first that differs; the same of a critic's.
     """
-    told = [] if run.start is None else _check_model(run, run.start)
+    warnings = [] if run.start is None else _check_model(run, run.start)
     _check_parts(run)
-    return told
+    return warnings
 
 
 def _check_model(run: Run, name: str) -> list[str]:
@@ -41,8 +41,8 @@ def _check_model(run: Run, name: str) -> list[str]:
     for path in dict.fromkeys((*ours, *theirs)):
         if theirs.get(path) != ours.get(path):
             raise ValueError(
-                f"start: weight {path} is {_told(theirs.get(path))} in {name}, and "
-                f"{_told(ours.get(path))} in this run's model; the models must have the same "
+                f"start: weight {path} is {_shape(theirs.get(path))} in {name}, and "
+                f"{_shape(ours.get(path))} in this run's model; the models must have the same "
                 "weights"
             )
     changes = config.differences(*(config.to_dict(r)["model"] for r in (begun, run)))
@@ -53,18 +53,18 @@ def _check_model(run: Run, name: str) -> list[str]:
                 f"{there!r}: they would compute something else; of a model's fields that are no "
                 f"shapes only {', '.join(CHANGEABLE)} may differ from those of `start`"
             )
-    told = [f"model.{path}: {there} -> {here}" for path, there, here in changes]
+    warnings = [f"model.{path}: {there} -> {here}" for path, there, here in changes]
     theirs, ours = directory.tokenizer(folder, begun), tokenizers.load(run.data.tokenizer)
     if theirs.hash != ours.hash:
         _check_tokenizers(name, begun, run, theirs, ours)
-        told.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
+        warnings.append(f"data.tokenizer: {begun.data.tokenizer} -> {run.data.tokenizer}")
     layouts = [r.data.template for r in (begun, run) if not isinstance(r.data, pretraining.Data)]
     if len(layouts) == 2 and layouts[0] != layouts[1]:
-        told.append(f"data.template: {layouts[0]} -> {layouts[1]}")
-    told = [f"not as in {name}: {text}" for text in told]
+        warnings.append(f"data.template: {layouts[0]} -> {layouts[1]}")
+    warnings = [f"not as in {name}: {text}" for text in warnings]
     if ours.vocab > run.model.vocab:
-        told += interface.mismatch(ours, run.model.vocab)
-    return told
+        warnings += interface.mismatch(ours, run.model.vocab)
+    return warnings
 
 
 def _check_tokenizers(
@@ -76,13 +76,15 @@ def _check_tokenizers(
     other = next((i for i in common if theirs.decode_bytes([i]) != ours.decode_bytes([i])), None)
     if other is None and ours.vocab >= theirs.vocab:
         return
-    told = f"only {ours.vocab} of its {theirs.vocab} ids"
+    difference = f"only {ours.vocab} of its {theirs.vocab} ids"
     if other is not None:
-        told = f"id {other} as {ours.decode_bytes([other])!r}, not {theirs.decode_bytes([other])!r}"
+        difference = (
+            f"id {other} as {ours.decode_bytes([other])!r}, not {theirs.decode_bytes([other])!r}"
+        )
     raise ValueError(
         f"data.tokenizer: {run.data.tokenizer!r} given, and the weights of {name} were trained "
-        f"with {begun.data.tokenizer!r} (hash {theirs.hash[:12]}); this one has {told}: name that "
-        "one, or one that only adds tokens to it"
+        f"with {begun.data.tokenizer!r} (hash {theirs.hash[:12]}); this one has {difference}: "
+        "name that one, or one that only adds tokens to it"
     )
 
 
@@ -90,7 +92,7 @@ def _check_parts(run: Run) -> None:
     _, objective = program.training(run)
     for name, part in objective.begun.items():
         try:
-            begun = directory.trained(pathlib.Path(part.run).expanduser())
+            begun = directory.trained(part.run)
             theirs = models.spec(begun.model)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error
@@ -109,7 +111,7 @@ def _weights(run: Run) -> dict[str, tuple[int, ...]]:
     return {path: p.shape for path, p in param.flatten(models.spec(run.model)).items()}
 
 
-def _told(shape: tuple[int, ...] | None) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
@@ -124,29 +126,29 @@ def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]
     if run.start is not None:
         params, facts = _loaded(run.start, run)
     for name, part in objective.begun.items():
-        found, told = _loaded(part.run, run)
+        saved, origin = _loaded(part.run, run)
         spec = objective.spec[name]
-        named = {key: found.get(part.renamed.get(key, key)) for key in spec}
+        named = {key: saved.get(part.renamed.get(key, key)) for key in spec}
         named = {key: tree for key, tree in named.items() if tree is not None}
         params[name] = _completed(named, spec, run)
-        facts[name] = told
+        facts[name] = origin
     return jax.block_until_ready(_completed(params, objective.spec, run)), facts
 
 
 def _loaded(folder: str, run: Run) -> tuple[param.Tree, dict[str, Any]]:
-    found = trained_weights.load(pathlib.Path(folder).expanduser(), "last", run.plan)
-    return found.params, {"folder": folder, "step": found.step, "run": runs.digest(found.run)}
+    saved = trained_weights.load(folder, "last", run.plan)
+    return saved.params, {"folder": folder, "step": saved.step, "run": runs.digest(saved.run)}
 
 
 def _completed(params: param.Tree, spec: param.Tree, run: Run) -> param.Tree:
     """The weights of `spec`: those in params, and fresh ones for what is not there."""
     new = {name: part for name, part in spec.items() if name not in params}
-    made = {}
+    fresh = {}
     if new:
         shardings = run.plan.shard_params(new)
         key = jax.random.fold_in(jax.random.key(run.seed), 0)
-        made = jax.jit(lambda: param.init(new, key), out_shardings=shardings)()
-    return {name: made[name] if name in made else params[name] for name in spec}
+        fresh = jax.jit(lambda: param.init(new, key), out_shardings=shardings)()
+    return {name: fresh[name] if name in fresh else params[name] for name in spec}
 
 
 def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, param.Tree]:
@@ -159,11 +161,11 @@ def frozen(run: Run, objective: Objective, begun: dict[str, Any]) -> dict[str, p
 
 
 def _frozen(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
-    found = _read(run, name, part, begun)
+    weights = _read(run, name, part, begun)
     if part.stored is None:
-        return found
+        return weights
     places = run.plan.shard_params(part.stored.spec)
-    return jax.block_until_ready(jax.jit(part.stored.make, out_shardings=places)(found))
+    return jax.block_until_ready(jax.jit(part.stored.make, out_shardings=places)(weights))
 
 
 def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tree:
@@ -174,21 +176,21 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
         return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
     try:
         which = begun.get("step", "last") if part.run is None else "last"
-        found = trained_weights.load(pathlib.Path(folder).expanduser(), which, run.plan).params
+        weights = trained_weights.load(folder, which, run.plan).params
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"the {name}'s weights, from {folder}: {error}") from error
-    _check_shapes(name, folder, part.spec, found)
-    return {key: found[key] for key in part.spec}
+    _check_shapes(name, folder, part.spec, weights)
+    return {key: weights[key] for key in part.spec}
 
 
-def _check_shapes(name: str, folder: str, spec: param.Tree, found: param.Tree) -> None:
-    """found: weights, or their spec. Raises: ValueError for the first that is not as in spec."""
-    theirs = {path: x.shape for path, x in param.flatten(found).items()}
+def _check_shapes(name: str, folder: str, spec: param.Tree, weights: param.Tree) -> None:
+    """Raises: ValueError for the first of the weights (or their spec) that is not as in spec."""
+    theirs = {path: x.shape for path, x in param.flatten(weights).items()}
     for path, p in param.flatten(spec).items():
         if theirs.get(path) != p.shape:
             raise ValueError(
-                f"the {name}'s weight {path} is {_told(theirs.get(path))} in {folder}, and "
-                f"{_told(p.shape)} is needed"
+                f"the {name}'s weight {path} is {_shape(theirs.get(path))} in {folder}, and "
+                f"{_shape(p.shape)} is needed"
             )
 
 

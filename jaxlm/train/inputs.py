@@ -23,7 +23,7 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import transfer
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
-from jaxlm.train import reference_log_probs, teacher_targets
+from jaxlm.train import stored_targets
 from jaxlm.train.input_types import Fed, Judged, Stream, Supply
 from jaxlm.train.optim import optimizer
 from jaxlm.train.rl import collection, on_policy_distillation
@@ -66,9 +66,9 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
     def evaluate(state: State, batches: int | None) -> Judged:
         assert val is not None
         params = objective.weights(optimizer.ema(state.opt, state.params), state.frozen)
-        found = perplexity.evaluate(score, params, data, val, run.plan, batches)
-        measure = found.nll if found.bits_per_byte is None else found.bits_per_byte
-        return Judged(dataclasses.asdict(found), measure)
+        scored = perplexity.evaluate(score, params, data, val, run.plan, batches)
+        measure = scored.nll if scored.bits_per_byte is None else scored.bits_per_byte
+        return Judged(dataclasses.asdict(scored), measure)
 
     stored = isinstance(run.objective, distill.Config) and run.objective.read == "stored"
     return Supply(
@@ -101,22 +101,14 @@ def _text(run: Run, model: Model, objective: Objective) -> Supply:
 
 
 def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
-    """The batches of text with a teacher's answers, of the rows and in the order of the loader."""
+    """The batches of text with a teacher's answers, in the order of `pretraining`."""
     data, facts = run.data, train.manifest
     assert isinstance(data, pretraining.Data)
     plain = pretraining.reader(data, train)
     assert isinstance(plain, pack.Reader)
-    rows = teacher_targets.rows(
-        run,
-        examples.Packed(plain),
-        [teacher_targets.facts_of(data), facts.fingerprint, facts.tokenizer, facts.holdout],
-    )
-
-    def stream(step: int, process: int, processes: int) -> Generator[Any]:
-        at = (data.batch, data.seed, step, process, processes, data.workers)
-        return examples.batches(rows, *at)
-
-    return stream
+    identity = [facts.fingerprint, facts.tokenizer, facts.holdout]
+    rows = stored_targets.taught(run, examples.Packed(plain), identity)
+    return partial(_stream, data, rows)
 
 
 # --- Examples --------------------------------------------------------------------------------
@@ -124,47 +116,50 @@ def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generat
 
 def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
     """The examples of a run, along with what its objective needs stored."""
-    data = run.data
-    found = kinds.prepare(data, run.eval_every is not None, run.model.vocab)
-    if isinstance(run.objective, distill.Config) and run.objective.read == "stored":
-        about = [teacher_targets.facts_of(data), found.facts]
-        val = None if found.val is None else teacher_targets.rows(run, found.val, [*about, "val"])
-        found = found._replace(
-            train=teacher_targets.rows(run, found.train, [*about, "train"]), val=val
-        )
-    return reference_log_probs.attach(run, model, objective, found)
+    split = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
+    return stored_targets.attach(run, model, objective, split)
 
 
 def _examples(run: Run, model: Model, objective: Objective) -> Supply:
     data = run.data
-    found = examples_of(run, model, objective)
-    one = found.train.read(np.zeros(1, np.int64))
-    width = int(np.prod(one.tokens.shape[1:]))
+    split = examples_of(run, model, objective)
+    first = split.train.read(np.zeros(1, np.int64))
+    width = int(np.prod(first.tokens.shape[1:]))
     score = heldout.scorer(objective, run.plan)
 
     def evaluate(state: State, batches: int | None) -> Judged:
-        assert found.val is not None
+        assert split.val is not None
         params = optimizer.ema(state.opt, state.params)
         local = examples.val_batches(
-            found.val, data.batch, jax.process_index(), jax.process_count()
+            split.val, data.batch, jax.process_index(), jax.process_count()
         )
         record = heldout.evaluate(score, objective, params, state.frozen, local, run.plan, batches)
         return Judged(record, record["loss"])
 
-    def stream(step: int, process: int, processes: int) -> Generator[Any]:
-        at = (data.batch, data.seed, step, process, processes, data.workers)
-        return examples.batches(found.train, *at)
-
-    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
-    plain = isinstance(one, Batch) and not objective.frozen
+    plain = isinstance(first, Batch) and not objective.frozen
     return Supply(
-        facts=found.facts,
-        corpus=found.facts | {"source": data.source} | rows,
-        tally=found.tally,
-        open=_opener(run.plan, stream),
+        facts=split.facts,
+        corpus=split.facts | {"source": data.source} | split.rows(),
+        tally=split.tally,
+        open=_opener(run.plan, partial(_stream, data, split.train)),
         evaluate=None if run.eval_every is None else evaluate,
         positions=lambda step: step * data.batch * width,
         flops=lambda step: _flops(run, data.seq) if plain else {},
+    )
+
+
+def _stream(
+    data: kinds.AnyData, rows: examples.Rows, step: int, process: int, processes: int
+) -> Generator[Any]:
+    """The batches of rows from a step on, of one process."""
+    return examples.batches(
+        rows,
+        data.batch,
+        data.seed,
+        start_step=step,
+        process_index=process,
+        process_count=processes,
+        workers=data.workers,
     )
 
 

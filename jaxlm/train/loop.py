@@ -87,11 +87,11 @@ def run(run: Run) -> Result:
         if fault := directory.lost_records(folder, done):
             out.warn(fault)
         return done
-    told = prepare(run)
+    warnings = prepare(run)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open(primary, run.name, run.steps))
         arrived = stack.enter_context(interrupts.caught())
-        session, at = begin(run, told, out, stack)
+        session, at = begin(run, warnings, out, stack)
         try:
             return finish(session, *_train(session, at, arrived))
         except Exception:
@@ -107,13 +107,13 @@ def prepare(run: Run) -> list[str]:
     """
     runs.validate(run)
     preflight.check(run)
-    told = []
+    warnings = []
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
-        told = initial_weights.check(run)
+        warnings = initial_weights.check(run)
         branching.check(run)
     cache.programs()
     environment.quiet()
-    return told
+    return warnings
 
 
 def build(run: Run) -> Program:
@@ -153,16 +153,16 @@ def begin(
         out.warn(text_)
     at = _resume(run, folder, program, supply, primary, out)
     begun = 0 if at is None else int(at.state.step)
-    told = initial_weights.recorded(folder)
+    origin = initial_weights.recorded(folder)
     if at is None:
-        state, told = _begin(run, program)
+        state, origin = _begin(run, program)
         at = From(state, {})
-    frozen = initial_weights.frozen(run, program.objective, told)
+    frozen = initial_weights.frozen(run, program.objective, origin)
     at = at._replace(state=at.state._replace(frozen=frozen))
     if primary:
         described = environment.describe(run, supply.corpus) | {
             "resumed_at_step": begun,
-            "start": told,
+            "start": origin,
         }
         for change in directory.changed(folder, run, described):
             out.say(f"changed since the last start: {change}")
@@ -172,7 +172,7 @@ def begin(
     writer = metrics.Writer(folder, begun, primary, out.warn, *_written(run, folder, begun))
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
     meter = meters.Meter(run, supply, writer, out, begun)
-    return Session(run, folder, program, supply, out, writer, store, meter, told), at
+    return Session(run, folder, program, supply, out, writer, store, meter, origin), at
 
 
 def _written(
@@ -217,9 +217,9 @@ def _resume(
     if begun is None:
         return None
     facts = checkpoint.facts(place, begun)
-    found = config.differences(facts["data"], supply.facts)
-    if found:
-        path, there, here = found[0]
+    changes = config.differences(facts["data"], supply.facts)
+    if changes:
+        path, there, here = changes[0]
         raise ValueError(
             f"data.source: the training data of {folder} changed since step {begun}: its {path} "
             f"was {there!r} and is {here!r}; restore the old data, or give this run another name"
@@ -282,8 +282,8 @@ def missed_evaluation(session: Session, number: int) -> bool:
     if not runs.evaluates(session.run, number):
         return False
     seen = metrics.records(session.folder / metrics.FILE)
-    found = any(r["step"] == number and r["split"] == "val" for r in seen)
-    return not agreement.first(int(found))
+    evaluated = any(r["step"] == number and r["split"] == "val" for r in seen)
+    return not agreement.first(int(evaluated))
 
 
 def diverged(session: Session, number: int) -> str | None:
@@ -319,17 +319,17 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
     """Continue the run's prompts, into samples/."""
     run = session.run
     tokenizer = tokenizers.load(run.data.tokenizer)
-    made = prompt_tokens.written(run.data)
-    asked = [
-        prompt_tokens.asked(run.data, made, tokenizer, [Message("user", p)]) for p in run.samples
+    layout = prompt_tokens.written(run.data)
+    turns = [
+        prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)]) for p in run.samples
     ]
-    settings = [prompt_tokens.stopping(runs.sampling(run), one.stops) for one in asked]
-    prompts = [one.tokens for one in asked]
-    found = completions.complete(session.program.model, params, tokenizer, prompts, settings)
-    lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, found, strict=True)]
+    settings = [prompt_tokens.stopping(runs.sampling(run), one.stops) for one in turns]
+    prompts = [one.tokens for one in turns]
+    completed = completions.complete(session.program.model, params, tokenizer, prompts, settings)
+    lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, completed, strict=True)]
     io.make_folder(session.folder / "samples")
     io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))
-    session.out.say(f"sample: {run.samples[0]}{found[0].text}")
+    session.out.say(f"sample: {run.samples[0]}{completed[0].text}")
 
 
 def save(

@@ -35,10 +35,10 @@ def check(run: Run) -> None:
     if there is None or devices.unchecked():
         return
     objective = program.training(run)[1]
-    told = refusal(run, objective, there)
-    if told is not None:
+    reason = refusal(run, objective, there)
+    if reason is not None:
         raise ValueError(
-            f"this run cannot start: {told}\n  {devices.UNCHECKED}=0 starts it all the same"
+            f"this run cannot start: {reason}\n  {devices.UNCHECKED}=0 starts it all the same"
         )
 
 
@@ -54,11 +54,11 @@ def rows(run: Run, objective: Objective, gib: float | None) -> "list[Row]":
         return []
     part, sharing = estimate(run, objective), _sharing(run.plan, there)
     need = part.total * sharing
-    told = refusal(run, objective, there)
-    answer = "it fits" if need <= there.bytes else "it may just fit" if told is None else "no"
-    whole = f", {devices.binary(need)} by {sharing} devices" if sharing > 1 else ""
-    heading = cost_report.Row(f"memory: {there}{whole}", "")
-    return [heading, cost_report.Row("does it fit?", answer if told is None else f"no: {told}")]
+    reason = refusal(run, objective, there)
+    answer = "it fits" if need <= there.bytes else "it may just fit" if reason is None else "no"
+    shared = f", {devices.binary(need)} by {sharing} devices" if sharing > 1 else ""
+    heading = cost_report.Row(f"memory: {there}{shared}", "")
+    return [heading, cost_report.Row("does it fit?", answer if reason is None else f"no: {reason}")]
 
 
 def refusal(run: Run, objective: Objective, there: Space) -> str | None:
@@ -73,11 +73,11 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
         f"it needs {devices.binary(part.total)}{each} (at least {devices.binary(part.least)}), and "
         f"{there}; the largest part is {largest}, {devices.binary(parts[largest])}"
     )
-    ways = [
-        next((way for way in kind if _fits(_changed(run, way), objective, there)), None)
-        for kind in _ways(run, there)
-    ]
-    fitting = [" ".join(f"--{k} {v}" for k, v in way.items()) for way in ways if way]
+    fitting = []
+    for kind in _ways(run, there):
+        ways = (way for way in kind if _fits(_changed(run, way), objective, there))
+        if mildest := next(ways, None):
+            fitting.append(" ".join(f"--{k} {v}" for k, v in mildest.items()))
     if fitting:
         return f"{text}\n  what would fit: {'; or '.join(dict.fromkeys(fitting))}"
     state = part.weights + part.optimiser + part.gradients + part.frozen
@@ -140,11 +140,11 @@ def estimate(run: Run, objective: Objective) -> Memory:
 
 def _frozen_bytes(part: Frozen, on: memory.Mesh) -> int:
     """Bytes per device of frozen weights as they are stored."""
-    whole = memory.spec_bytes(part.places, on, jnp.float32)
+    full = memory.spec_bytes(part.places, on, jnp.float32)
     leaves: Any = jax.tree.leaves(part.abstract())
     stored = sum(x.size * x.dtype.itemsize for x in leaves)
     count = param.count(part.places)
-    return whole * stored // (4 * count) if count else 0
+    return full * stored // (4 * count) if count else 0
 
 
 def _sharing(plan: Plan, there: Space) -> int:

@@ -1,7 +1,5 @@
 """Program of a Run: its model and objective, put together. Nothing is compiled here."""
 
-import pathlib
-
 from jaxlm import models, objectives
 from jaxlm.core import config
 from jaxlm.data import tokenizers
@@ -51,22 +49,22 @@ def reward_model(run: Run, plan: Plan) -> Model | None:
         return None
     name = run.rollout.reward_model
     try:
-        found = directory.trained(pathlib.Path(name).expanduser())
+        judge = directory.trained(name)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"rollout.reward_model: {error}") from error
-    kind = config.kind(type(found.objective))
+    kind = config.kind(type(judge.objective))
     if kind != "reward":
         raise ValueError(
             f"rollout.reward_model: {name} has objective {kind}; a run with objective reward is "
             "needed"
         )
-    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (found, run))
+    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (judge, run))
     if theirs != ours:
         raise ValueError(
-            f"rollout.reward_model: {name} reads tokenizer {found.data.tokenizer!r}, this run "
+            f"rollout.reward_model: {name} reads tokenizer {judge.data.tokenizer!r}, this run "
             f"{run.data.tokenizer!r}; they must be the same"
         )
-    model = models.build(found.model, plan)
+    model = models.build(judge.model, plan)
     longest = run.data.seq + run.rollout.max_new
     if model.context is not None and longest > model.context:
         raise ValueError(
@@ -81,13 +79,13 @@ def _teacher(run: Run, plan: Plan) -> Model | None:
     if not isinstance(run.objective, objectives.distill.Config):
         return None
     try:
-        found = directory.trained(pathlib.Path(run.objective.teacher).expanduser())
+        teacher = directory.trained(run.objective.teacher)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"objective.teacher: {error}") from error
-    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (found, run))
+    theirs, ours = (tokenizers.load(r.data.tokenizer).hash for r in (teacher, run))
     if theirs != ours:
         raise ValueError(
             f"objective.teacher: {run.objective.teacher} reads tokenizer "
-            f"{found.data.tokenizer!r}, this run {run.data.tokenizer!r}; they must be the same"
+            f"{teacher.data.tokenizer!r}, this run {run.data.tokenizer!r}; they must be the same"
         )
-    return models.build(found.model, plan)
+    return models.build(teacher.model, plan)

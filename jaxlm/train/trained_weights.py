@@ -63,7 +63,7 @@ def load(
     """
     devices.correct()
     folder = pathlib.Path(folder).expanduser()
-    run, model, objective, plan, params, number = _found(folder, which, plan, warn)
+    run, model, objective, plan, params, number = _checkpoint(folder, which, plan, warn)
     if run.adapter is not None:
         params = _joined(run, folder, objective, params, plan, warn)
     return Saved(folder, run, model, jax.block_until_ready(params), plan, number)
@@ -85,13 +85,14 @@ def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model
     return reward_model.judge(saved.model, saved.params, saved.run.model.vocab, data, tokenizer)
 
 
-def trained(folder: pathlib.Path, which: Which = "last") -> param.Tree:
+def trained(folder: str | os.PathLike[str], which: Which = "last") -> param.Tree:
     """Weights that a run trained, as in its checkpoint: of a run with adapters, only the adapters.
     Raises: as `load`."""
-    return _found(folder, which, None, directory.warn).params
+    folder = pathlib.Path(folder).expanduser()
+    return _checkpoint(folder, which, None, directory.warn).params
 
 
-class _Found(NamedTuple):
+class _Checkpoint(NamedTuple):
     """A checkpoint's weights, and what they are of."""
 
     run: Run
@@ -102,16 +103,16 @@ class _Found(NamedTuple):
     step: int
 
 
-def _found(
+def _checkpoint(
     folder: pathlib.Path, which: Which | int, plan: Plan | None, warn: Callable[[str], None]
-) -> _Found:
+) -> _Checkpoint:
     run, result = directory.load(folder), directory.ended(folder)
     if result is not None and result.diverged is not None:
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
         kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
-        one = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
-        plan = dataclasses.replace(run.plan, attention=kernel, **one)
+        single = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
+        plan = dataclasses.replace(run.plan, attention=kernel, **single)
     place = folder / "checkpoints"
     wanted = checkpoint.steps(place)
     if which == "best" and (top := checkpoint.best(place)) is not None:
@@ -131,9 +132,9 @@ def _found(
     like = checkpoint.items(step.abstract(objective, tx, plan))
     need = memory.spec_bytes(objective.spec, memory.mesh(plan), jnp.float32)
     devices.check(f"the weights of {folder}", need)
-    found = checkpoint.read(place, number, {name: like[name]})[name]
-    params = found if name == "params" else found.params
-    return _Found(run, model, objective, plan, params, number)
+    items = checkpoint.read(place, number, {name: like[name]})[name]
+    params = items if name == "params" else items.params
+    return _Checkpoint(run, model, objective, plan, params, number)
 
 
 def _joined(
@@ -145,16 +146,16 @@ def _joined(
     warn: Callable[[str], None],
 ) -> param.Tree:
     """The weights of adapters merged into their base, as plain arrays."""
-    base, told = objective.frozen[lora.BASE], begun(folder)
+    base, origin = objective.frozen[lora.BASE], begun(folder)
     if run.start is None:
-        raise ValueError(f"{folder} holds adapters, and its config no `start` they stand on")
+        raise ValueError(f"{folder} holds adapters, and its config has no `start` that they adapt")
     try:
-        found = load(pathlib.Path(run.start).expanduser(), told.get("step", "last"), plan, warn)
+        saved = load(run.start, origin.get("step", "last"), plan, warn)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
             f"{folder} holds adapters on the weights of {run.start}: {error}"
         ) from error
-    if told and told["run"] != runs.digest(found.run):
+    if origin and origin["run"] != runs.digest(saved.run):
         warn(f"{run.start} holds another run now than when the adapters of {folder} began")
 
     def join(params: param.Tree, below: param.Tree) -> param.Tree:
@@ -163,7 +164,7 @@ def _joined(
 
     heads = {name: part for name, part in objective.spec.items() if name != lora.ADAPTER}
     places = plan.shard_params(base.spec | heads)
-    below = {name: found.params[name] for name in base.spec}
+    below = {name: saved.params[name] for name in base.spec}
     return jax.jit(join, out_shardings=places)(params, below)
 
 
@@ -183,11 +184,11 @@ def begun(folder: pathlib.Path) -> dict[str, Any]:
         raise
 
 
-def generation(folder: pathlib.Path) -> dict[str, Any]:
+def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The generation settings that an imported model came with; {} for one that was trained.
     Raises: json_file.Damaged."""
     try:
-        return json_file.read_object(folder / "generation_config.json")
+        return json_file.read_object(pathlib.Path(folder).expanduser() / "generation_config.json")
     except FileNotFoundError:
         return {}
 
@@ -201,7 +202,7 @@ def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
     if given.source != own.source:
         raise ValueError(
             f"template: {layout!r} given, and {folder} was trained on conversations written with "
-            f"{run.data.template!r}; it knows no other, leave it out"
+            f"{run.data.template!r}; leave it out"
         )
 
 
@@ -238,10 +239,10 @@ def _names(data: kinds.AnyData) -> list[str]:
     return [field.name for field in dataclasses.fields(data)]
 
 
-def stop_tokens(folder: pathlib.Path) -> tuple[int, ...]:
+def stop_tokens(folder: str | os.PathLike[str]) -> tuple[int, ...]:
     """The ids that end a text, by the generation settings of an imported model; there may be
     several, along with the tokenizer's own."""
-    found = generation(folder).get("eos_token_id")
-    if found is None:
+    eos = generation(folder).get("eos_token_id")
+    if eos is None:
         return ()
-    return (found,) if isinstance(found, int) else tuple(found)
+    return (eos,) if isinstance(eos, int) else tuple(eos)

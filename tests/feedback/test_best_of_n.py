@@ -113,7 +113,7 @@ def judge(monkeypatch):
     data = preferences.Preferences(source="x.jsonl")
     run = runs.Run(name="judge", model=cfg, data=data, objective=objective.Config())
     found = trained_weights.Saved(pathlib.Path("judge"), run, model, params, run.plan, 9)
-    monkeypatch.setattr(trained_weights, "load", lambda folder: found)
+    monkeypatch.setattr(trained_weights, "load", lambda folder, which="last": found)
     return found
 
 

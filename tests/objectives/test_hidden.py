@@ -16,6 +16,7 @@ from jaxlm.objectives import clm, mlm, seq2seq
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import loop, step
 from jaxlm.train.optim import optimizer
+from jaxlm.train.run import objective_data
 from jaxlm.train.run import run as runs
 
 GPT = gpt.Config(vocab=270, embed=16, layers=1, heads=2, context=32)
@@ -35,9 +36,10 @@ RIGHT = {
 @pytest.mark.parametrize("corrupt", RIGHT)
 def test_only_what_belongs_together_is_accepted(model, objective, corrupt):
     built = models.build(RIGHT[model][0])
-    told = objectives.problems(RIGHT[objective][1], built, Data(corrupt=RIGHT[corrupt][2]))
-    assert any(t.startswith("objective: ") for t in told) == (model != objective)
-    assert any(t.startswith("data.corrupt: ") for t in told) == (corrupt != objective)
+    data = Data(corrupt=RIGHT[corrupt][2])
+    problems = [*objective_data.problems(RIGHT[objective][1], built, data)]
+    assert any(t.startswith("objective: ") for t in problems) == (model != objective)
+    assert any(t.startswith("data.corrupt: ") for t in problems) == (corrupt != objective)
     assert objectives.fitting(built) == model
     if model != objective and objective != "clm":
         with pytest.raises(ValueError, match=f"objective: {objective}"):

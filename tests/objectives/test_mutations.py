@@ -15,6 +15,7 @@ import pytest
 
 from experiments.rlhf import world
 from jaxlm import models
+from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Prompts, Rollout
 from jaxlm.models import llama
@@ -154,22 +155,21 @@ def check_dpo():
     same(found, ascent(loss))
 
 
-def judged(module, cfg, params, index, prompt, group, chance):
+def judged(policy, params, index, prompt, chance):
     """The Rollout of listed completions, each with its probability in its advantage, so that sums
-    over rows are expectations; and what `judge` returned."""
+    over rows are expectations; and the advantages as they were estimated."""
     texts = world.choices(SIZE, prompt[:, None], index[:, None], 0 * index[:, None])
-    rows = policy_sampling.Responses(*(x[:, 0] for x in texts[:5]), None, LISTED.ended[index])
-    score_ = R[prompt, index].astype(np.float32)
+    score, ended = R[prompt, index].astype(np.float32), LISTED.ended[index]
+    rows = Rollout(*(x[:, 0] for x in batches.text(texts)), None, score=score, finished=ended)
 
     @jax.jit
     def run(params, reference):
         frozen = {"reference": reference}
-        policy, held, value = module.measure(cfg, MODEL, params, frozen, rows, Plan())
-        given = rows._asdict() | {"behaviour": policy, "reference": held, "value": value}
-        of = policy_terms.Sampled(**given, score=score_, group=group, longest=SIZE.length)
-        advantage, returns, _ = module.judge(cfg, of, module.coefficient(cfg))
+        behaviour, held, value = policy.measure(params, frozen, rows)
+        scored = rows._replace(behaviour=behaviour, reference=held, value=value)
+        advantage, returns, _ = policy.advantages(scored, policy.kl_coefficient)
         weighted = advantage * chance.astype(np.float32)[:, None]
-        return Rollout(*of[:8], weighted, returns), advantage
+        return scored._replace(advantage=weighted, returns=returns), advantage
 
     return run(params, trunk(weights(2)))
 
@@ -186,7 +186,7 @@ def check_ppo():
         kl=ppo.Fixed(BETA), lam=1.0, whiten_advantages=False, value_weight=0.0, temperature=1.0
     )
     chance = np.exp(known()[0]).ravel() / 2
-    batch, _ = judged(ppo, cfg, weights(1), INDEX, PROMPT, 1, chance)
+    batch, _ = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, chance)
     _, weight, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
     assert weight == 2 * LISTED.real.sum()
     same(found, ascent(lambda log_p: -objective_of(log_p)))
@@ -196,7 +196,7 @@ def check_ppo_returns():
     """The value learns what is still to come: the score less the penalty of this and later tokens;
     advantages are whitened over tokens of responses alone."""
     cfg = ppo.Config(kl=ppo.Fixed(BETA), lam=1.0)
-    batch, advantage = judged(ppo, cfg, weights(1), INDEX, PROMPT, 1, np.ones(2 * N))
+    batch, advantage = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, np.ones(2 * N))
     here = np.asarray(batch.weight) > 0
     cost = np.where(here, BETA * (np.asarray(batch.behaviour) - np.asarray(batch.reference)), 0)
     to_go = R.ravel()[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
@@ -209,11 +209,11 @@ def check_ppo_returns():
 def check_grpo():
     """The expected gradient of leave-one-out groups of two is that of J."""
     cfg = grpo.Config(variant="rloo", beta=BETA, kl="reward")
-    log_p = known()[0]
-    x = PAIR_PROMPT[:, 0]
+    log_p, x = known()[0], PAIR_PROMPT[:, 0]
     both = np.exp(log_p[x, PAIR[:, 0]] + log_p[x, PAIR[:, 1]]) / 4  # of 2 prompts, of 2 responses
+    policy = grpo.policy(cfg, MODEL, group=2, longest=SIZE.length)
     batch, advantage = judged(
-        grpo, cfg, weights(1), PAIR.ravel(), PAIR_PROMPT.ravel(), 2, np.repeat(both, 2)
+        policy, weights(1), PAIR.ravel(), PAIR_PROMPT.ravel(), np.repeat(both, 2)
     )
     first = np.asarray(advantage)[:, 1].reshape(-1, 2)
     np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
@@ -228,7 +228,8 @@ def check_penalty():
     visits = np.exp(known()[0])  # of completions; a token's KL counts where it may come
     for estimator in ("k3_ratio", "k3"):
         cfg = grpo.Config(variant="dr_grpo", beta=BETA, kl_estimator=estimator, divisor=2.0)
-        batch, _ = judged(grpo, cfg, weights(1), INDEX, PROMPT, 2 * N, np.zeros(2 * N))
+        policy = grpo.policy(cfg, MODEL, group=2 * N, longest=SIZE.length)
+        batch, _ = judged(policy, weights(1), INDEX, PROMPT, np.zeros(2 * N))
         chance = visits.ravel().astype(np.float32)
         batch = batch._replace(weight=batch.weight * chance[:, None])
         _, _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
@@ -255,7 +256,7 @@ def penalised(estimator, visits):
 def check_surrogate():
     """Away from the policy that sampled, the clipped surrogate and its gradient, token by token."""
     cfg = ppo.Config(kl=ppo.Fixed(BETA), value_weight=0.0, whiten_advantages=False)
-    batch, advantage = judged(ppo, cfg, weights(3), INDEX, PROMPT, 1, np.ones(2 * N))
+    batch, advantage = judged(ppo.policy(cfg, MODEL), weights(3), INDEX, PROMPT, np.ones(2 * N))
 
     def tokens(w):
         z = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))

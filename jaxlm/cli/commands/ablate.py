@@ -3,23 +3,29 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
 from jaxlm.core import config
 from jaxlm.train.run import environment
-from jaxlm.train.sweep import paired_runs
+from jaxlm.train.sweep import engines, paired_runs
 
 
 def ablate(args: Sequence[str]) -> int:
     """jaxlm ablate FILE"""
 
-    def command(file: tyro.conf.Positional[pathlib.Path], out: str | None = None) -> int:
+    def command(
+        file: tyro.conf.Positional[pathlib.Path],
+        execution: Annotated[engines.Execution, tyro.conf.arg(name="")] = engines.Execution(),
+        out: str | None = None,
+    ) -> int:
         """State the power, train pairs of runs until it is decided, and report its worth.
 
         Args:
             file: A Python file with `def arms() -> Ablation`, such as experiments/ablation/ffn.py;
                 `FILE:NAME` calls another function.
+            execution: Where and how often its runs are trained.
             out: Where the run directories are; the file's own place if left out.
         """
         target = str(file)
@@ -29,6 +35,8 @@ def ablate(args: Sequence[str]) -> int:
         if out is not None:
             plan = dataclasses.replace(plan, out=out)
         environment.quiet()
-        return paired_runs.run(plan).exit_code
+        engines.spare(execution.engine)
+        paired_runs.run(plan, execution)
+        return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm ablate")

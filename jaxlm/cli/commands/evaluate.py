@@ -104,7 +104,7 @@ def score(args: Sequence[str]) -> int:
 def _scored(judge: reward_model.Judge, record: records.Record) -> dict[str, Any]:
     """The record with its scores."""
     several = "responses" in record.value
-    texts = preference_formats.asked(record)
+    texts = preference_formats.pairs(record)
     try:
         scores = [float(value) for value in reward_model.score(judge, texts)]
     except ValueError as error:

@@ -1,17 +1,14 @@
 """`jaxlm sweep`: train a sweep's runs, fit the law, predict a larger run, then train it."""
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import pathlib
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import jax
 import tyro
 
 from jaxlm.cli import field_overrides, launch
@@ -42,20 +39,11 @@ KEPT_DRAWS = 200
 class Options:
     """Execution of a sweep; the fields of its base Run may follow, as for jaxlm train."""
 
-    workers: int = 1
-    """Trials at once."""
-    engine: engines.Name = "local"
-    """Place of trials: processes of this machine, this process, Ray, SLURM. `population` is this
-    process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
-    accelerator that one small model does not fill."""
-    retries: int = 1
-    """Retries of a trial that failed; one that diverged is never tried again."""
+    execution: Annotated[engines.Execution, tyro.conf.arg(name="")] = engines.Execution()
     estimate: bool = False
     """Print the plan and what it will cost; train nothing."""
     record: bool = False
     """Keep the report, points, prediction and figures in results/ next to the sweep's file."""
-    cluster: engines.Resources = engines.Resources()
-    """Resources of a trial under Ray or SLURM."""
 
 
 def sweep(args: Sequence[str]) -> int:
@@ -70,17 +58,11 @@ def sweep(args: Sequence[str]) -> int:
         return_unknown_args=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if options.workers < 1 or options.retries < 0:
-        raise ValueError(
-            f"workers, retries: {options.workers}, {options.retries} given; at least 1 and 0"
-        )
     return _run(args[0], options, overrides)
 
 
 def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
-    if options.engine not in engines.IN_PROCESS:
-        # an accelerator is the trials'; what is fitted here is small
-        jax.config.update("jax_platforms", "cpu")
+    engines.spare(options.execution.engine)
     sweep = sweep_cells.load(target)
     base = field_overrides.apply(sweep.base, overrides, f"jaxlm sweep {target}")
     sweep = dataclasses.replace(sweep, base=base)
@@ -89,25 +71,18 @@ def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
         # all but the mesh, which the hosts of the trials have
         runs.validate(dataclasses.replace(trial.run, plan=Plan()))
     facts = _facts(sweep) | {"target": target}
-    book = scheduler.opened(sweep, wanted, facts)
-    print(_plan(sweep, wanted, options.workers, book), flush=True)
+    book = scheduler.opened(sweep_cells.folder(sweep), sweep.counting, wanted, facts)
+    print(_plan(sweep, wanted, options.execution.workers, book), flush=True)
     if options.estimate:
         return 0
     points = [t for t in wanted if t.role == "point"]
-    with (
-        _stopping(),
-        io.lock(book.folder / "lock"),
-        engines.opened(options.engine, options.workers, book.folder, options.cluster) as engine,
-    ):
-        if options.engine == "population":
-            scheduler.populate(book, points, _say)
-        scheduler.conduct(book, points, engine, options.workers, options.retries, _say)
+    with scheduler.running(book, options.execution, _say) as train:
+        train(points)
         record = _study(sweep, book)
         parts = [report.text(record)]
         for held in wanted[len(points) :]:
             _predict(book, held, record)
-            run = _spread(held, options)
-            scheduler.conduct(book, [run], engine, options.workers, options.retries, _say)
+            train([_spread(held, options.execution)])
             parts.append(_outcome(book, held))
     parts.append(_account(book))
     _keep(book, record, "\n\n".join(parts), _results(target) if options.record else None)
@@ -116,20 +91,6 @@ def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """SIGTERM ends the sweep as SIGINT does: its trials save what they have."""
-
-    def end(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _facts(sweep: Sweep) -> dict[str, Any]:
@@ -255,13 +216,13 @@ def _predict(book: scheduler.Book, held: Trial, record: study_record.Record) -> 
     _say(forecast.text(prediction, None))
 
 
-def _spread(held: Trial, options: Options) -> Trial:
+def _spread(held: Trial, execution: engines.Execution) -> Trial:
     """The held-out trial over the cores of all workers: a device each, where it can be cut so."""
     run = held.run
-    alone = options.engine == "local" and run.plan.devices == 1
-    if not alone or launch.accelerated(dict(os.environ)) or run.data.batch % options.workers:
+    alone = execution.engine == "local" and run.plan.devices == 1
+    if not alone or launch.accelerated(dict(os.environ)) or run.data.batch % execution.workers:
         return held
-    plan = dataclasses.replace(run.plan, data=options.workers)
+    plan = dataclasses.replace(run.plan, data=execution.workers)
     return held._replace(run=dataclasses.replace(run, plan=plan))
 
 

@@ -60,13 +60,13 @@ def ids(mask: Mask, tokenizer: tokenizers.Tokenizer) -> Ids:
     token of text.
     """
     special = set(tokenizer.special.values())
-    found = [tokenizer.special[n] for n in ("mask", "[MASK]", "<mask>") if n in tokenizer.special]
-    chosen = found[0] if mask.token is None and found else mask.token
+    masks = [tokenizer.special[n] for n in ("mask", "[MASK]", "<mask>") if n in tokenizer.special]
+    chosen = masks[0] if mask.token is None and masks else mask.token
     if chosen is None:
         raise ValueError(
             f"data.corrupt.token: None takes the tokenizer's mask, and the {tokenizer.kind} "
             "tokenizer has none; train one with the extra token '<mask>' (a wordpiece one has "
-            f"[MASK]), or give an id behind its last, such as {tokenizer.vocab}, with a "
+            f"[MASK]), or give an id after its last, such as {tokenizer.vocab}, with a "
             "model.vocab above it"
         )
     if chosen < 0 or (chosen < tokenizer.vocab and chosen not in special):

@@ -88,26 +88,26 @@ def sentinels(span: Span, seq: int, tokenizer: tokenizers.Tokenizer) -> np.ndarr
             raise ValueError(
                 f"data.corrupt.sentinel: None takes the tokenizer's, and the {tokenizer.kind} "
                 f"tokenizer has no {absent[0]}; data.seq={seq} needs {need}. Train one with the "
-                f"extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id behind its "
+                f"extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id after its "
                 f"last, such as {tokenizer.vocab + need - 1}, with a model.vocab above it"
             )
         return np.array([special[name] for name in names])
-    found = span.sentinel - np.arange(need)
-    text = [i for i in found if i < 0 or (i < tokenizer.vocab and i not in special.values())]
+    chosen = span.sentinel - np.arange(need)
+    text = [i for i in chosen if i < 0 or (i < tokenizer.vocab and i not in special.values())]
     if text:
         raise ValueError(
             f"data.corrupt.sentinel={span.sentinel}: data.seq={seq} needs {need} sentinels down to "
-            f"{found[-1]}, and {text[0]} is a token of text; expected {tokenizer.vocab + need - 1} "
-            "or more"
+            f"{chosen[-1]}, and {text[0]} is a token of text; expected "
+            f"{tokenizer.vocab + need - 1} or more"
         )
-    return found
+    return chosen
 
 
 class Reader:
     """Rows of pairs, at random."""
 
-    def __init__(self, whole: pack.Reader, span: Span, sentinels: np.ndarray, eos: int):
-        self.rows, self._whole, self._span = whole.rows, whole, span
+    def __init__(self, pieces: pack.Reader, span: Span, sentinels: np.ndarray, eos: int):
+        self.rows, self._whole, self._span = pieces.rows, pieces, span
         self._sentinels, self._eos = sentinels, eos
         self._width = target_length(span, self.rows.seq)
 

@@ -50,11 +50,11 @@ def read(
 
     Raises: ValueError naming the record's place and the field that is missing or wrong.
     """
-    found = detect(record) if layout is None else layout
+    format = detect(record) if layout is None else layout
     variables = reading.variables(record)
-    for one in _READERS[found](record, between, tree):
-        whole = one.headed(reading.with_system(record, one.messages))
-        yield whole._replace(variables=variables) if variables else whole
+    for conversation in _READERS[format](record, between, tree):
+        headed = conversation.headed(reading.with_system(record, conversation.messages))
+        yield headed._replace(variables=variables) if variables else headed
 
 
 def detect(record: Record) -> Format:
@@ -78,12 +78,12 @@ def detect(record: Record) -> Format:
 
 def opening(conversation: Conversation) -> str:
     """The messages before the first answer, by which conversations are held out."""
-    said = []
+    messages = []
     for message in conversation.messages:
         if message.role == "assistant":
             break
-        said.append(message.plain())
-    return records.key(said)
+        messages.append(message.plain())
+    return records.key(messages)
 
 
 def _whole(messages: list[Message], origin: str) -> Conversation:
@@ -91,8 +91,8 @@ def _whole(messages: list[Message], origin: str) -> Conversation:
 
 
 def _instructed(instruction: str, about: str, answer: str, between: str, origin: str) -> Any:
-    asked = f"{instruction}{between}{about}" if about else instruction
-    return _whole([Message("user", asked), Message("assistant", answer)], origin)
+    prompt = f"{instruction}{between}{about}" if about else instruction
+    return _whole([Message("user", prompt), Message("assistant", answer)], origin)
 
 
 def _optional(record: Record, name: str) -> str:
@@ -133,15 +133,15 @@ def _messages(record: Record, between: str, tree: Tree) -> Iterator[Conversation
 
 
 def _weighed(record: Record, name: str) -> Conversation:
-    found, learnt = [], []
+    messages, learnt = [], []
     for part in _parts(record, name):
-        found.append(_message(part))
+        messages.append(_message(part))
         # OpenAI's files, and ShareGPT's, may mark an assistant's message with "weight": 0.
         weight = part.value.get("weight")
         if weight not in (None, 0, 1):
             raise ValueError(f"{part.origin}: field 'weight' is {weight!r}; 0 or 1 is needed")
-        learnt.append(found[-1].role == "assistant" and weight != 0)
-    return Conversation(tuple(found), tuple(learnt), record.origin)
+        learnt.append(messages[-1].role == "assistant" and weight != 0)
+    return Conversation(tuple(messages), tuple(learnt), record.origin)
 
 
 def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
@@ -152,31 +152,31 @@ def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Con
             else (Message(role, records.text(record, name)),)
             for name, role in (("prompt", "user"), ("completion", "assistant"))
         )
-        asked, answered = reading.joined(prompt, response, f"{record.origin}: completion")
-        learnt = (*(False for _ in asked), *(m.role == "assistant" for m in answered))
-        yield Conversation((*asked, *answered), learnt, record.origin)
+        question, answered = reading.joined(prompt, response, f"{record.origin}: completion")
+        learnt = (*(False for _ in question), *(m.role == "assistant" for m in answered))
+        yield Conversation((*question, *answered), learnt, record.origin)
         return
-    asked = records.text(record, "prompt", "inputs")
+    question = records.text(record, "prompt", "inputs")
     answer = records.text(record, "completion", "response", "targets")
-    yield _whole([Message("user", asked), Message("assistant", answer)], record.origin)
+    yield _whole([Message("user", question), Message("assistant", answer)], record.origin)
 
 
 def _parts(record: Record, name: str) -> list[Record]:
     if name not in record.value:
         raise records.missing(record, name)
-    found = record.value[name]
-    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+    parts = record.value[name]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{record.origin}: field {name!r} must be a list of objects")
-    return [Record(part, f"{record.origin}: {name}[{i}]") for i, part in enumerate(found)]
+    return [Record(part, f"{record.origin}: {name}[{i}]") for i, part in enumerate(parts)]
 
 
 def _role(part: Record, name: str) -> str:
-    said = records.text(part, name)
-    if said not in _SPEAKERS:
+    speaker = records.text(part, name)
+    if speaker not in _SPEAKERS:
         raise ValueError(
-            f"{part.origin}: field {name!r} is {said!r}; expected one of {sorted(_SPEAKERS)}"
+            f"{part.origin}: field {name!r} is {speaker!r}; expected one of {sorted(_SPEAKERS)}"
         )
-    return _SPEAKERS[said]
+    return _SPEAKERS[speaker]
 
 
 def _message(part: Record) -> Message:
@@ -197,12 +197,12 @@ def _oasst(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
         raise ValueError(f"{record.origin}: field 'prompt' must be an object with 'replies'")
     seen: set[tuple[int, ...]] = set()
     for path in _paths(Record(root, f"{record.origin}: prompt"), (), tree):
-        said, learnt = [], []
+        messages, learnt = [], []
         for places, part in path:
-            said.append(Message(_role(part, "role"), records.text(part, "text")))
-            learnt.append(said[-1].role == "assistant" and places not in seen)
+            messages.append(Message(_role(part, "role"), records.text(part, "text")))
+            learnt.append(messages[-1].role == "assistant" and places not in seen)
             seen.add(places)
-        yield Conversation(tuple(said), tuple(learnt), path[-1][1].origin)
+        yield Conversation(tuple(messages), tuple(learnt), path[-1][1].origin)
 
 
 _Path = list[tuple[tuple[int, ...], Record]]
@@ -216,7 +216,7 @@ def _paths(node: Record, places: tuple[int, ...], tree: Tree) -> Iterator[_Path]
         for i, reply in enumerate(replies)
         if not reply.value.get("deleted") and reply.value.get("review_result") is not False
     ]
-    kept.sort(key=lambda one: _rank(one[1]))  # stable: equals stay in the file's order
+    kept.sort(key=lambda numbered: _rank(numbered[1]))  # stable: equals stay in the file's order
     if not kept:
         yield [(places, node)]
     for i, reply in kept[: 1 if tree == "best" else len(kept)]:

@@ -92,8 +92,8 @@ class Chats:
         _check(0 <= self.seed < 1 << 32, "seed", self, "0 .. 2**32 - 1")
         _check(self.workers >= 0, "workers", self, "0 or more")
         try:
-            made = template.load(self.template, self.tokenizer)
-            template.stops(made, tokenizers.load(self.tokenizer))
+            layout = template.load(self.template, self.tokenizer)
+            template.stops(layout, tokenizers.load(self.tokenizer))
         except ValueError as error:
             raise ValueError(f"data.template: {error}") from error
 
@@ -115,16 +115,16 @@ class Example(NamedTuple):
 class Rows:
     """The rows of packed examples; see examples.Rows."""
 
-    def __init__(self, found: list[Example], seq: int, packing: Packing):
-        sizes = np.array([len(one.tokens) for one in found], np.int64)
+    def __init__(self, given: list[Example], seq: int, packing: Packing):
+        sizes = np.array([len(example.tokens) for example in given], np.int64)
         first = np.concatenate([[0], np.cumsum(sizes)])
         if packing == "best_fit":
             rows = pack.pack(sizes, seq, "best_fit")
         else:
             each = np.arange(len(sizes))
             rows = pack.fitted(each, 0 * each, sizes - 1, np.full(len(sizes), seq), seq)
-        self._tokens = np.concatenate([one.tokens for one in found])
-        self._learnt = np.concatenate([one.learnt for one in found])
+        self._tokens = np.concatenate([example.tokens for example in given])
+        self._learnt = np.concatenate([example.learnt for example in given])
         self._reader = pack.Reader(rows, _Places(first))
 
     def __len__(self) -> int:
@@ -160,21 +160,21 @@ def prepare(data: Chats) -> examples.Split:
     if nothing is left to train on.
     """
     tokenizer = tokenizers.load(data.tokenizer)
-    made = template.load(data.template, data.tokenizer)
+    layout = template.load(data.template, data.tokenizer)
     parts: dict[str, list[Example]] = {"train": [], "val": []}
     counts = dict.fromkeys(("conversations", "unanswered", "prompts_cut", "answers_cut"), 0)
     notes: collections.Counter[str] = collections.Counter()
-    for one in read(data, made):
+    for conversation in read(data, layout):
         counts["conversations"] += 1
-        texts = encode(one, made, tokenizer, data.learn)
+        texts = encode(conversation, layout, tokenizer, data.learn)
         counts["unanswered"] += not texts
         notes["rewritten"] += max(len(texts) - 1, 0)
-        for whole in texts:
-            kept, cut = shorten(whole, data.seq)
+        for example in texts:
+            kept, cut = shorten(example, data.seq)
             if cut is not None:
                 counts[cut] += 1
-            notes.update(whole.apart)
-            parts[source.split(chat_formats.opening(one), data.holdout)].append(kept)
+            notes.update(example.apart)
+            parts[source.split(chat_formats.opening(conversation), data.holdout)].append(kept)
     if not parts["train"]:
         raise ValueError(
             f"data.source: {data.source!r} leaves no conversation to train on ({counts}; "
@@ -184,10 +184,12 @@ def prepare(data: Chats) -> examples.Split:
     facts = {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": hashlib.sha256(made.identity.encode()).hexdigest(),
+        "template": hashlib.sha256(layout.identity.encode()).hexdigest(),
         "version": _VERSION,
-        "train_tokens": sum(len(one.tokens) for one in parts["train"]),
-        "train_answer_tokens": int(sum(one.learnt.sum() for one in parts["train"])),
+        "train_tokens": sum(len(conversation.tokens) for conversation in parts["train"]),
+        "train_answer_tokens": int(
+            sum(conversation.learnt.sum() for conversation in parts["train"])
+        ),
     }
     train = rows["train"]
     assert train is not None
@@ -216,18 +218,23 @@ def _tally(
     )
 
 
-def read(data: Chats, made: template.Template) -> Iterator[Conversation]:
+def read(data: Chats, layout: template.Template) -> Iterator[Conversation]:
     """The conversations of the source, in order, with the system message they lack."""
     for record in records.read(data.source):
-        for one in chat_formats.read(record, data.format, made.between, data.tree):
-            system = any(message.role == "system" for message in one.messages)
+        for conversation in chat_formats.read(record, data.format, layout.between, data.tree):
+            system = any(message.role == "system" for message in conversation.messages)
             if data.system is not None and not system:
-                one = one.headed((Message("system", data.system), *one.messages))
-            yield one
+                conversation = conversation.headed(
+                    (Message("system", data.system), *conversation.messages)
+                )
+            yield conversation
 
 
 def encode(
-    one: Conversation, made: template.Template, tokenizer: interface.Tokenizer, learn: Learn
+    conversation: Conversation,
+    layout: template.Template,
+    tokenizer: interface.Tokenizer,
+    learn: Learn,
 ) -> list[Example]:
     """A conversation as tokens, up to the last answer that is learnt; [] if none is. Answers that
     say nothing are not. Several where the template writes an answer otherwise once others follow
@@ -235,15 +242,15 @@ def encode(
 
     Raises: ValueError naming the conversation that the template refuses.
     """
-    said = zip(one.messages, one.learnt, strict=True)
-    wanted = [i for i, (message, learnt) in enumerate(said) if learnt and message.says]
+    messages = zip(conversation.messages, conversation.learnt, strict=True)
+    wanted = [i for i, (message, learnt) in enumerate(messages) if learnt and message.says]
     chosen = wanted[-1:] if learn == "last" else wanted
     try:
         texts = template.documents(
-            template.given(made, one.variables), tokenizer, one.messages, chosen
+            template.given(layout, conversation.variables), tokenizer, conversation.messages, chosen
         )
     except ValueError as error:
-        raise ValueError(f"{one.origin}: {error}") from error
+        raise ValueError(f"{conversation.origin}: {error}") from error
     return [_example(text) for text in texts]
 
 
@@ -259,7 +266,7 @@ def _example(text: rendering.Written) -> Example:
 Cut = Literal["prompts_cut", "answers_cut"]
 
 
-def shorten(whole: Example, seq: int) -> tuple[Example, Cut | None]:
+def shorten(example: Example, seq: int) -> tuple[Example, Cut | None]:
     """(the example in seq + 1 tokens at most, what was cut of it).
 
     The last answer stays, after the first token (which precedes every document) and the end of
@@ -267,18 +274,18 @@ def shorten(whole: Example, seq: int) -> tuple[Example, Cut | None]:
     an end of turn that it never had, after as much of the prompt as a quarter of the row holds. An
     earlier answer whose beginning is gone is not learnt.
     """
-    room, size = seq + 1, len(whole.tokens)
+    room, size = seq + 1, len(example.tokens)
     if size <= room:
-        return whole, None
-    silent = np.flatnonzero(~whole.learnt)
+        return example, None
+    silent = np.flatnonzero(~example.learnt)
     start = int(silent[-1]) + 1  # of the last answer
     answer = size - start
     before = min(max(room - answer, room // 4, 1), start)
     kept = np.arange(start - before, start - before + room)
     kept = kept[kept < size]
-    learnt = whole.learnt[kept]
+    learnt = example.learnt[kept]
     if before > 1:
         kept[0] = 0
         learnt[: int(np.argmin(learnt[1:])) + 1] = False
     cut: Cut = "answers_cut" if before + answer > room else "prompts_cut"
-    return Example(whole.tokens[kept], learnt), cut
+    return Example(example.tokens[kept], learnt), cut

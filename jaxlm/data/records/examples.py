@@ -1,4 +1,4 @@
-"""Examples to batches: a stateless function of (seed, step), as `loader` is for text.
+"""Examples to batches: a stateless function of (seed, step), as `pretraining` is for text.
 
 An example is a row of a `Rows`: a conversation, a preference, a prompt. Step s reads the examples
 s * B .. (s + 1) * B of the endlessly repeated, shuffled rows.
@@ -48,6 +48,13 @@ class Split(NamedTuple):
     val: Rows | None
     facts: dict[str, Any]
     tally: tally.Tally
+
+    def rows(self) -> dict[str, int]:
+        """The numbers of rows, as env.json records them."""
+        return {
+            "train_rows": len(self.train),
+            "val_rows": 0 if self.val is None else len(self.val),
+        }
 
 
 class Steps:

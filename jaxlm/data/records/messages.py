@@ -77,8 +77,8 @@ def read(value: Any, where: str, role: str = "role", text: str = "content") -> M
         content = "".join(_part(p, f"{where}: {text}[{i}]") for i, p in enumerate(content))
     elif text not in value:
         raise records.missing(Record(value, where), text)
-    said = source.text(content, text, where)
-    return Message(value[role], said, json.dumps(more, ensure_ascii=False) if more else "")
+    words = source.text(content, text, where)
+    return Message(value[role], words, json.dumps(more, ensure_ascii=False) if more else "")
 
 
 def worded(message: Message) -> Message:
@@ -122,7 +122,7 @@ def variables(record: Record) -> dict[str, Any]:
     Raises: ValueError naming the record's place for a field of a wrong type, and for `functions`
     and `history`, which are read nowhere.
     """
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in ("tools", "documents"):
         value = record.value.get(name)
         if isinstance(value, str) and value.strip():  # as ShareGPT files hold tools
@@ -134,7 +134,7 @@ def variables(record: Record) -> dict[str, Any]:
             continue
         if not isinstance(value, list):
             raise ValueError(f"{record.origin}: field {name!r} holds {value!r}; a list is needed")
-        found |= {name: value} if value else {}
+        fields |= {name: value} if value else {}
     named = record.value.get("chat_template_kwargs")
     if named is not None and not isinstance(named, dict):
         raise ValueError(
@@ -145,10 +145,10 @@ def variables(record: Record) -> dict[str, Any]:
             raise ValueError(
                 f"{record.origin}: field {name!r} is not read; write {instead} in its place"
             )
-    return found | (named or {})
+    return fields | (named or {})
 
 
-def with_system(record: Record, said: Sequence[Message]) -> tuple[Message, ...]:
+def with_system(record: Record, given: Sequence[Message]) -> tuple[Message, ...]:
     """The messages after the system message in the record's field `system` or `system_prompt`.
 
     Raises: ValueError where they have another one.
@@ -156,14 +156,14 @@ def with_system(record: Record, said: Sequence[Message]) -> tuple[Message, ...]:
     for name in ("system", "system_prompt"):
         if record.value.get(name) is None or not (text := records.text(record, name)):
             continue
-        own = [m.text for m in said if m.role == "system"]
+        own = [m.text for m in given if m.role == "system"]
         if own and own[0] != text:
             raise ValueError(
                 f"{record.origin}: field {name!r} and the messages hold two system messages; one "
                 "is needed"
             )
-        return tuple(said) if own else (Message("system", text), *said)
-    return tuple(said)
+        return tuple(given) if own else (Message("system", text), *given)
+    return tuple(given)
 
 
 class Apart(NamedTuple):
@@ -182,23 +182,23 @@ def joined(prompt: Sequence[Message], response: Sequence[Message], where: str) -
     """
     if not response or response[0].role in ("assistant", *_TOOLS):
         return Apart(tuple(prompt), tuple(response))
-    theirs, said = _headed(response)
-    ours, asked = _headed(prompt)
+    theirs, answer = _headed(response)
+    ours, question = _headed(prompt)
     if ours and theirs and ours[0].text.strip() != theirs[0].text.strip():
         raise ValueError(f"{where}: begins with another system message than its prompt")
-    size = len(asked)
-    for at in range(len(said) - size + 1):
-        if all(map(_same, said[at : at + size], asked)):
-            return Apart((*(theirs or ours), *said[: at + size]), tuple(said[at + size :]))
+    size = len(question)
+    for at in range(len(answer) - size + 1):
+        if all(map(_same, answer[at : at + size], question)):
+            return Apart((*(theirs or ours), *answer[: at + size]), tuple(answer[at + size :]))
     raise ValueError(
         f"{where}: begins with a message of {response[0].role!r} and does not repeat the prompt; "
         "give the assistant's answer alone, or the whole conversation"
     )
 
 
-def _headed(said: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
-    head = 1 if said and said[0].role == "system" else 0
-    return said[:head], said[head:]
+def _headed(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
+    head = 1 if messages and messages[0].role == "system" else 0
+    return messages[:head], messages[head:]
 
 
 def _same(a: Message, b: Message) -> bool:

@@ -55,13 +55,13 @@ def read(record: records.Record, format: Format | None) -> Ranking:
     Raises: Unusable for a record that compares nothing; ValueError naming the record's place for a
     missing field or a value that means nothing.
     """
-    found = read_format(record) if format is None else format
-    ranking, variables = _READERS[found](record), reading.variables(record)
+    name = read_format(record) if format is None else format
+    ranking, variables = _READERS[name](record), reading.variables(record)
     prompt = reading.with_system(record, ranking.prompt)
     return ranking._replace(prompt=prompt, variables=variables)
 
 
-def asked(record: records.Record) -> list[tuple[Turns, Turns]]:
+def pairs(record: records.Record) -> list[tuple[Turns, Turns]]:
     """[(prompt, response), ...] of a record {prompt, response (or completion)} or {prompt,
     responses}, ranked or not.
 
@@ -87,8 +87,8 @@ def read_format(record: records.Record) -> Format:
                     f"{record.origin}: a labelled record ({sorted(has)}) compares nothing; give "
                     "data.format='labelled' if single responses are to be learnt from (kto)"
                 )
-            whole = name == "hh" and not isinstance(record.value["chosen"], str)
-            return "pair" if whole else name
+            conversations = name == "hh" and not isinstance(record.value["chosen"], str)
+            return "pair" if conversations else name
     raise ValueError(
         f"{record.origin}: fields {sorted(has)} are of no format; formats: "
         + "; ".join(f"{name} {sorted(fields)}" for name, fields in _FIELDS.items())
@@ -121,8 +121,8 @@ def _pair(record: records.Record) -> Ranking:
 
 
 def _hh(record: records.Record) -> Ranking:
-    whole = [_transcript(record, name) for name in ("chosen", "rejected")]
-    prompt, chosen, rejected = _parted(record, *whole)
+    transcripts = [_transcript(record, name) for name in ("chosen", "rejected")]
+    prompt, chosen, rejected = _parted(record, *transcripts)
     return _ranking(record, prompt, (chosen, rejected), (0, 1), score=_margin(record))
 
 
@@ -284,14 +284,14 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 def _transcript(record: records.Record, name: str) -> Turns:
     r"""The turns of "\n\nHuman: ...\n\nAssistant: ...", without the spaces around each."""
     text = records.text(record, name)
-    before, *found = _SPEAKER.split(text)
-    if before.strip() or not found:
+    before, *turns = _SPEAKER.split(text)
+    if before.strip() or not turns:
         raise ValueError(
             f"{record.origin}: {name}: {text[:40]!r} given; a transcript begins with "
             "'\\n\\nHuman:' or '\\n\\nAssistant:'. A pair of plain responses needs a prompt"
         )
     roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(roles[who], said.strip()) for who, said in zip(found[::2], found[1::2]))
+    return tuple(Message(roles[who], words.strip()) for who, words in zip(turns[::2], turns[1::2]))
 
 
 def _margin(record: records.Record) -> tuple[float, ...]:

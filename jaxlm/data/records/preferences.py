@@ -110,22 +110,21 @@ class Ranked:
 
 def choices(given: Sequence[Example], responses: int, seq: int) -> batch.Choices:
     """`Choices` [B, K, T] of B examples, K the `responses` of each, T = seq. Texts fit into seq."""
-    shape = (len(given), responses, seq)
-    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
-    weight = np.zeros(shape, np.float32)
-    rank, score = np.full(shape[:2], -1, np.int32), np.zeros(shape[:2], np.float32)
+    shape = (len(given), responses)
+    rank, score = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
     preference = np.array([e.preference for e in given], np.float32)
+    # a row for each of the B x K places, those without a response empty
+    texts: list[Text | None] = []
     for b, example in enumerate(given):
         rank[b, : len(example.rank)] = example.rank
         score[b, : len(example.score)] = example.score
-        for k, text in enumerate(example.texts):
-            n = len(text.tokens)
-            tokens[b, k, :n] = text.tokens
-            targets[b, k, : n - 1] = text.tokens[1:]
-            weight[b, k, : n - 1] = text.learnt[1:]
-            segments[b, k, :n] = 1
-            positions[b, k, :n] = np.arange(n)
-    return batch.Choices(tokens, targets, weight, segments, positions, rank, preference, score)
+        texts += [*example.texts, *[None] * (responses - len(example.texts))]
+    rows = batch.rows([() if text is None else text.tokens for text in texts], seq)
+    for r, text in enumerate(texts):
+        if text is not None:
+            rows.weight[r, : len(text.tokens) - 1] = text.learnt[1:]
+    fields = (x.reshape(*shape, seq) for x in rows)  # [B, K, T]
+    return batch.Choices(*fields, rank=rank, preference=preference, score=score)
 
 
 def prepare(data: Preferences) -> examples.Split:
@@ -136,39 +135,44 @@ def prepare(data: Preferences) -> examples.Split:
     """
     data.validate()
     tokenizer = tokenizers.load(data.tokenizer)
-    made = template.load(data.template, data.tokenizer)
+    layout = template.load(data.template, data.tokenizer)
     kept: dict[str, list[_Read]] = {"train": [], "val": []}
     left: dict[str, list[str]] = {}
     read = 0
     for record in records.read(data.source):
         read += 1
         try:
-            found = _read(record, made, tokenizer, data)
+            row = _read(record, layout, tokenizer, data)
         except preference_formats.Unusable as error:
             left.setdefault(str(error), []).append(record.origin)
             continue
-        key = records.key([message.plain() for message in found.ranking.prompt])
-        kept[source.split(key, data.holdout)].append(found)
+        key = records.key([message.plain() for message in row.ranking.prompt])
+        kept[source.split(key, data.holdout)].append(row)
     if data.format == "labelled":
-        kept = {name: _mismatched(rows, made, tokenizer, data) for name, rows in kept.items()}
-    made_of = [*kept["train"], *kept["val"]]
-    most = max((len(found.example.texts) for found in made_of), default=0)
+        kept = {name: _mismatched(rows, layout, tokenizer, data) for name, rows in kept.items()}
+    rows_read = [*kept["train"], *kept["val"]]
+    most = max((len(row.example.texts) for row in rows_read), default=0)
     counts = {why: len(places) for why, places in left.items()}
     if not most:
         raise ValueError(f"data.source: no record of {data.source} can be learnt from: {counts}")
-    facts = _facts(data, tokenizer, made) | {
+    facts = _facts(data, tokenizer, layout) | {
         "prompts": {name: len(rows) for name, rows in kept.items()},
         "responses": most,
-        "prompts_cut": sum(found.cut for found in made_of),
+        "prompts_cut": sum(row.cut for row in rows_read),
         "left_out": counts,
         "left_out_first": {
             why: [place.rpartition("/")[2] for place in places[:_NAMED]]
             for why, places in left.items()
         },
     }
-    train, val = (Ranked([found.example for found in kept[name]], most, data.seq) for name in kept)
-    apart = collections.Counter(why for found in made_of for why in found.apart)
-    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in made_of)}
+    ranked = []
+    for rows in kept.values():
+        ranked.append(Ranked([row.example for row in rows], most, data.seq))
+    train, val = ranked
+    apart: collections.Counter[str] = collections.Counter()
+    for row in rows_read:
+        apart.update(row.apart)
+    cut = {f"prompts that data.seq={data.seq} has no room for": sum(x.cut for x in rows_read)}
     tally = Tally(
         "preferences", read, len(train), len(val), cut, counts, dict(sorted(apart.items()))
     )
@@ -178,7 +182,7 @@ def prepare(data: Preferences) -> examples.Split:
 def encode(
     prompt: Sequence[template.Message],
     responses: Sequence[Sequence[template.Message]],
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
 ) -> list[Text]:
     """The prompt with each response, tokenised once; the prompt's own assistant turns are not
@@ -187,11 +191,13 @@ def encode(
     Raises: rankings.Unusable where a response has several answers of which the template writes the
     earlier otherwise once others follow; ValueError as `template.documents`.
     """
-    found = []
+    encoded = []
     for response in responses:
-        whole = [*prompt, *response]
-        said = [i for i in range(len(prompt), len(whole)) if whole[i].role == "assistant"]
-        texts = template.documents(made, tokenizer, whole, said)
+        conversation = [*prompt, *response]
+        answers = [
+            i for i in range(len(prompt), len(conversation)) if conversation[i].role == "assistant"
+        ]
+        texts = template.documents(layout, tokenizer, conversation, answers)
         if len(texts) > 1:
             raise preference_formats.Unusable(
                 "the template rewrites an earlier answer of a response"
@@ -200,9 +206,9 @@ def encode(
         learnt = np.zeros(len(text.tokens), bool)
         for span in text.spans:
             learnt[span.start : span.end] = True
-        found.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
-    start = _common(found)
-    return [text._replace(start=start) for text in found]
+        encoded.append(Text(text.tokens, learnt, text.spans[0].start, text.spans[0].apart))
+    start = _common(encoded)
+    return [text._replace(start=start) for text in encoded]
 
 
 def _common(texts: Sequence[Text]) -> int:
@@ -246,13 +252,13 @@ class _Read(NamedTuple):
 
 def _read(
     record: records.Record,
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     data: Preferences,
 ) -> _Read:
     ranking = preference_formats.read(record, data.format)
     try:
-        return _Read(ranking, *_example(ranking, made, tokenizer, data.seq))
+        return _Read(ranking, *_example(ranking, layout, tokenizer, data.seq))
     except preference_formats.Unusable:
         raise
     except ValueError as error:  # the template refuses the messages
@@ -261,23 +267,23 @@ def _read(
 
 def _example(
     ranking: preference_formats.Ranking,
-    made: template.Template,
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     seq: int,
 ) -> tuple[Example, bool]:
     """The example of a ranking, and whether its prompt was cut."""
-    made = template.given(made, ranking.variables)
-    whole = encode(ranking.prompt, ranking.responses, made, tokenizer)
-    if not all(text.learnt.any() for text in whole):
+    layout = template.given(layout, ranking.variables)
+    encoded = encode(ranking.prompt, ranking.responses, layout, tokenizer)
+    if not all(text.learnt.any() for text in encoded):
         raise preference_formats.Unusable("a response has no token that the assistant writes")
-    texts = fit(whole, seq)
-    cut = len(texts[0].tokens) < len(whole[0].tokens)
+    texts = fit(encoded, seq)
+    cut = len(texts[0].tokens) < len(encoded[0].tokens)
     return Example(texts, ranking.rank, ranking.preference, ranking.score), cut
 
 
 def _mismatched(
-    found: list[_Read],
-    made: template.Template,
+    rows: list[_Read],
+    layout: template.Template,
     tokenizer: interface.Tokenizer,
     data: Preferences,
 ) -> list[_Read]:
@@ -285,33 +291,33 @@ def _mismatched(
     of rank -1: what KTO estimates its baseline from (Ethayarajh et al. 2024, section 4.1). Who is
     whose does not depend on the batch."""
     out = []
-    for number, one in enumerate(found):
-        others = (found[(number + i) % len(found)].ranking for i in range(1, len(found)))
+    for number, row in enumerate(rows):
+        others = (rows[(number + i) % len(rows)].ranking for i in range(1, len(rows)))
         for other in others:
-            if other.responses == one.ranking.responses or other.prompt == one.ranking.prompt:
+            if other.responses == row.ranking.responses or other.prompt == row.ranking.prompt:
                 continue
-            both = one.ranking._replace(responses=(*one.ranking.responses, *other.responses))
+            both = row.ranking._replace(responses=(*row.ranking.responses, *other.responses))
             try:
-                example, cut = _example(both, made, tokenizer, data.seq)
+                example, cut = _example(both, layout, tokenizer, data.seq)
             except preference_formats.Unusable:  # too long after this prompt
                 continue
-            out.append(_Read(one.ranking, example, cut))
+            out.append(_Read(row.ranking, example, cut))
             break
         else:
             raise ValueError(
-                f"data.source: the example with prompt {one.ranking.prompt[-1:]!r} finds no other "
-                "whose response fits behind it; labelled data needs several prompts"
+                f"data.source: the example with prompt {row.ranking.prompt[-1:]!r} finds no other "
+                "whose response fits after it; labelled data needs several prompts"
             )
     return out
 
 
 def _facts(
-    data: Preferences, tokenizer: interface.Tokenizer, made: template.Template
+    data: Preferences, tokenizer: interface.Tokenizer, layout: template.Template
 ) -> dict[str, Any]:
     return {
         "fingerprint": records.fingerprint(data.source),
         "tokenizer": tokenizer.hash,
-        "template": records.digest([made.identity]),
+        "template": records.digest([layout.identity]),
         "holdout": data.holdout,
         "format": data.format,
         "seq": data.seq,

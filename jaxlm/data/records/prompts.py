@@ -79,7 +79,7 @@ def _check(right: bool, field: str, given: object, expected: str) -> None:
         raise ValueError(f"data.{field}={given!r}: expected {expected}")
 
 
-class Asked(NamedTuple):
+class Prompt(NamedTuple):
     """A prompt: its tokens int32[n], the text of its last message as the record has it, the record
     and where that is from."""
 
@@ -93,25 +93,25 @@ class Asked(NamedTuple):
 class Rows:
     """Prompts with random access, all of at most `seq` tokens."""
 
-    asked: Sequence[Asked]
+    prompts: Sequence[Prompt]
     seq: int
 
     def __len__(self) -> int:
         """Number of prompts."""
-        return len(self.asked)
+        return len(self.prompts)
 
     def read(self, rows: np.ndarray) -> batch.Prompts:
         """The `Prompts` [n, P] of these rows, int64[n]; their `row` is their number here."""
-        found = packed([self.asked[int(r)].tokens for r in rows], self.seq)
-        return found._replace(row=np.asarray(rows, np.int32))
+        prompts = packed([self.prompts[int(r)].tokens for r in rows], self.seq)
+        return prompts._replace(row=np.asarray(rows, np.int32))
 
     def record(self, row: int) -> dict[str, Any]:
         """The record that a prompt is of."""
-        return self.asked[row].record
+        return self.prompts[row].record
 
     def text(self, row: int) -> str:
         """The prompt of the record, without the template and the texts before and after it."""
-        return self.asked[row].text
+        return self.prompts[row].text
 
 
 def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
@@ -119,16 +119,12 @@ def packed(tokens: Sequence[np.ndarray], seq: int) -> batch.Prompts:
 
     Raises: ValueError for a prompt that is empty or longer than seq.
     """
-    shape = (len(tokens), seq)
-    ids, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     for i, prompt in enumerate(tokens):
-        n = len(prompt)
-        if not 0 < n <= seq:
-            raise ValueError(f"prompt {i} has {n} tokens; 1 to {seq} are needed")
-        ids[i, :n] = prompt
-        segments[i, :n] = 1
-        positions[i, :n] = np.arange(n)
-    return batch.Prompts(ids, segments, positions, np.arange(len(tokens), dtype=np.int32))
+        if not 0 < len(prompt) <= seq:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens; 1 to {seq} are needed")
+    rows = batch.rows(tokens, seq)
+    numbers = np.arange(len(tokens), dtype=np.int32)
+    return batch.Prompts(rows.tokens, rows.segments, rows.positions, numbers)
 
 
 def prepare(data: Prompts) -> examples.Split:
@@ -140,22 +136,22 @@ def prepare(data: Prompts) -> examples.Split:
     data.validate()
     tokenizer = tokenizers.load(data.tokenizer)
     layout = template.load(data.template, data.tokenizer)
-    kept: dict[str, list[Asked]] = {"train": [], "val": []}
+    kept: dict[str, list[Prompt]] = {"train": [], "val": []}
     long: list[str] = []
     read = 0
     for record in records.read(data.source):
         read += 1
-        said = _said(data, record)
-        text = said[-1].text
-        tokens = _tokens(data, layout, tokenizer, record, said)
+        conversation = _conversation_of(data, record)
+        text = conversation[-1].text
+        tokens = _tokens(data, layout, tokenizer, record, conversation)
         if len(tokens) > data.seq:
             long.append(f"{record.origin} ({len(tokens)} tokens)")
             continue
         # as conversations are split, so that a prompt is held out of both or of neither
-        first = itertools.takewhile(lambda message: message.role != "assistant", said)
+        first = itertools.takewhile(lambda message: message.role != "assistant", conversation)
         key = records.key([message.plain() for message in first])
-        found = Asked(np.asarray(tokens, np.int32), text, record.value, record.origin)
-        kept[source.split(key, data.holdout)].append(found)
+        prompt = Prompt(np.asarray(tokens, np.int32), text, record.value, record.origin)
+        kept[source.split(key, data.holdout)].append(prompt)
     if long and data.long == "refuse":
         raise ValueError(
             f"data.seq: {data.seq} given, but {len(long)} prompts are longer, the first at "
@@ -176,7 +172,7 @@ def prepare(data: Prompts) -> examples.Split:
         "holdout": data.holdout,
         "seq": data.seq,
         "version": _VERSION,
-        "prompts": {name: len(found) for name, found in kept.items()},
+        "prompts": {name: len(prompt) for name, prompt in kept.items()},
         "too_long": len(long),
         "too_long_first": long[:_NAMED],
     }
@@ -191,19 +187,19 @@ def _tokens(
     layout: template.Template,
     tokenizer: interface.Tokenizer,
     record: records.Record,
-    said: Sequence[Message],
+    conversation: Sequence[Message],
 ) -> np.ndarray:
     """The tokens of a prompt. Raises: ValueError naming the record that the template refuses."""
-    asked = said[-1]._replace(text=f"{data.before}{said[-1].text}{data.after}")
+    question = conversation[-1]._replace(text=f"{data.before}{conversation[-1].text}{data.after}")
     try:
         layout = template.given(layout, messages.variables(record))
-        return template.prompt(layout, tokenizer, [*said[:-1], asked])
+        return template.prompt(layout, tokenizer, [*conversation[:-1], question])
     except ValueError as error:
         where = "" if str(error).startswith(record.origin) else f"{record.origin}: "
         raise ValueError(f"{where}{error}") from error
 
 
-def _said(data: Prompts, record: records.Record) -> tuple[Message, ...]:
+def _conversation_of(data: Prompts, record: records.Record) -> tuple[Message, ...]:
     """The messages of a record's prompt, as stored in it."""
     names = ("prompt", "messages", "question") if data.field is None else (data.field,)
     name = next((n for n in names if n in record.value), None)
@@ -211,17 +207,17 @@ def _said(data: Prompts, record: records.Record) -> tuple[Message, ...]:
         raise records.missing(record, *names)
     value = record.value[name]
     if isinstance(value, str):
-        found = [Message("user", records.text(record, name))]
+        conversation = [Message("user", records.text(record, name))]
     else:
-        found = _conversation(value, f"{record.origin}: field {name!r}")
-    if found[-1].role == "assistant":
-        found = found[:-1]
-    if not found or found[-1].role != "user":
+        conversation = _conversation(value, f"{record.origin}: field {name!r}")
+    if conversation[-1].role == "assistant":
+        conversation = conversation[:-1]
+    if not conversation or conversation[-1].role != "user":
         raise ValueError(
             f"{record.origin}: field {name!r} must end with what a user says; its roles are "
-            f"{[m.role for m in found]}"
+            f"{[m.role for m in conversation]}"
         )
-    return messages.with_system(record, found)
+    return messages.with_system(record, conversation)
 
 
 def _conversation(value: Any, where: str) -> list[Message]:

@@ -11,6 +11,7 @@ prompts).
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +26,14 @@ class Record(NamedTuple):
     origin: str
 
 
-def read(name: str) -> Iterator[Record]:
+def read(name: str | os.PathLike[str]) -> Iterator[Record]:
     """The records of a file, a directory or a glob, in order; files sorted by path. Or those of a
-    generated source (tastes.SOURCES).
+    generated source (bradley_terry.SOURCES).
 
     Raises: FileNotFoundError for a missing path, now; while reading, ValueError naming the file and
     place for bad JSON, what is no object, and a source that holds no record.
     """
+    name = os.fspath(name)
     if name in bradley_terry.SOURCES:
         return (Record(v, f"{name}:{i}") for i, v in enumerate(bradley_terry.SOURCES[name]()))
     _, paths = files.listing(name)
@@ -98,17 +100,17 @@ def _read_file(path: str) -> Iterator[Record]:
 
 def _read_list(path: str) -> Iterator[Record]:
     try:
-        found = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
+        values = json.loads(b"".join(files.chunks(path)).decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply to be read") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, list):
+    if not isinstance(values, list):
         raise ValueError(
-            f"{path}: a {type(found).__name__} where a list of objects is needed; rename it to "
+            f"{path}: a {type(values).__name__} where a list of objects is needed; rename it to "
             ".jsonl if it holds one object a line"
         )
-    for number, value in enumerate(found):
+    for number, value in enumerate(values):
         origin = f"{path}[{number}]"
         yield Record(_object(value, origin), origin)
 

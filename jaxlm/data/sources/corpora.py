@@ -58,7 +58,7 @@ def stdlib_files() -> list[pathlib.Path]:
     (`_sysconfigdata*.py`, `config-*/`): it holds local paths.
     """
     root = sysconfig.get_paths()["stdlib"]
-    found = []
+    files = []
     for folder, folders, names in os.walk(root):
         top = folder == root
         folders[:] = [  # pruned in place: site-packages alone may hold most of the files
@@ -68,8 +68,8 @@ def stdlib_files() -> list[pathlib.Path]:
         ]
         for name in names:
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
-                found.append(pathlib.Path(folder, name))
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+                files.append(pathlib.Path(folder, name))
+    return sorted(files, key=lambda path: path.relative_to(root).parts)
 
 
 def pydocs() -> Iterator[Document]:

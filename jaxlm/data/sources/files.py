@@ -31,20 +31,20 @@ def listing(source: str) -> tuple[str, list[str]]:
 def _listing(source: str) -> tuple[str, list[str]]:
     wild = glob.has_magic(source) and not exists(source)
     if source.startswith(_EPATH):
-        root, found = _listing_epath(source, wild)
+        root, paths = _listing_epath(source, wild)
     elif "://" in source:
-        root, found = _listing_fsspec(source, wild)
+        root, paths = _listing_fsspec(source, wild)
     else:
-        root, found = _listing_local(source, wild)
-    if found == [source]:
-        return root, found
-    found = sorted(path for path in found if not _hidden(path[len(root) :]))
-    if not found:
+        root, paths = _listing_local(source, wild)
+    if paths == [source]:
+        return root, paths
+    paths = sorted(path for path in paths if not _hidden(path[len(root) :]))
+    if not paths:
         kind = "glob matches no file" if wild else "directory holds no file"
         raise FileNotFoundError(
             f"source {source!r}: this {kind} (names that start with a dot are skipped)"
         )
-    return root, found
+    return root, paths
 
 
 def _hidden(relative: str) -> bool:
@@ -53,8 +53,8 @@ def _hidden(relative: str) -> bool:
 
 def _listing_local(source: str, wild: bool) -> tuple[str, list[str]]:
     if wild:
-        found = [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
-        return _fixed(source), found
+        paths = [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
+        return _fixed(source), paths
     path = pathlib.Path(source).expanduser()
     if path.is_file():
         return str(path.parent), [source]
@@ -83,14 +83,14 @@ def _listing_fsspec(source: str, wild: bool) -> tuple[str, list[str]]:
     fs, path = _fsspec(source)
     if wild:
         # Paths from glob have lost their scheme; so does the root they are compared with.
-        found, root = fs.glob(path), _fixed(path)
+        paths, root = fs.glob(path), _fixed(path)
     elif fs.isfile(path):
         return source.rsplit("/", 1)[0], [source]
     elif fs.isdir(path):
-        found, root = fs.find(path), path
+        paths, root = fs.find(path), path
     else:
         raise FileNotFoundError(_missing(source))
-    return scheme + root, [scheme + name for name in found if fs.isfile(name)]
+    return scheme + root, [scheme + name for name in paths if fs.isfile(name)]
 
 
 def _fixed(pattern: str) -> str:

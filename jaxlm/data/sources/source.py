@@ -14,6 +14,7 @@ import collections
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -31,7 +32,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def documents(
-    source: str, field: str = "text", left: collections.Counter[str] | None = None
+    source: str | os.PathLike[str],
+    field: str = "text",
+    left: collections.Counter[str] | None = None,
 ) -> Iterator[Document]:
     """The documents of a source, in order: corpus order, or file by file sorted by path.
 
@@ -43,6 +46,7 @@ def documents(
     first document. While reading, ValueError naming the file and line or byte: a missing field
     (with the keys found and the nearest), bad JSON, bytes that are not UTF-8, corrupt compression.
     """
+    source = os.fspath(source)
     if source in corpora.CORPORA:
         return corpora.CORPORA[source].documents()
     if synthetic.named(source):
@@ -57,10 +61,12 @@ def documents(
     return _read_all(paths, field, collections.Counter() if left is None else left)
 
 
-def texts(source: str, field: str, split_name: Split, holdout: float) -> Iterator[str]:
+def texts(
+    source: str | os.PathLike[str], field: str, split_name: Split, holdout: float
+) -> Iterator[str]:
     """The texts of one split, in order: what a tokenizer may be trained on is `train`."""
-    found = documents(source, field)
-    return (d.text for d in found if split(d.text, holdout) == split_name)
+    every = documents(source, field)
+    return (d.text for d in every if split(d.text, holdout) == split_name)
 
 
 def _read_all(
@@ -70,12 +76,12 @@ def _read_all(
     for path in paths:
         name = files.content_name(path)
         if name.endswith(LINES):
-            found = _read_json_lines(path, field)
+            read = _read_json_lines(path, field)
         elif name.endswith(".parquet"):
-            found = _read_parquet(path, field)
+            read = _read_parquet(path, field)
         else:
-            found = _read_text(path)
-        for document in found:
+            read = _read_text(path)
+        for document in read:
             if document.text:
                 empty = False
                 yield document
@@ -100,7 +106,7 @@ def split(text: str, holdout: float) -> Split:
     return "val" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
 
 
-def fingerprint(source: str, field: str = "text") -> str:
+def fingerprint(source: str | os.PathLike[str], field: str = "text") -> str:
     """A sha256 that changes whenever the documents could: over every file's name and content.
 
     Names are relative to the source, so that moving a directory changes nothing. Times and sizes
@@ -110,6 +116,7 @@ def fingerprint(source: str, field: str = "text") -> str:
 
     Raises: FileNotFoundError as `documents`.
     """
+    source = os.fspath(source)
     if source in corpora.CORPORA:
         return corpora.CORPORA[source].fingerprint()
     if synthetic.named(source):
@@ -144,8 +151,8 @@ def _decode(data: bytes, where: str, offset: int = 0) -> str:
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from whole
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
     if rest:
         yield rest
 
@@ -196,11 +203,11 @@ def text(value: Any, field: str, origin: str) -> str:
         raise ValueError(
             f"{origin}: field {field!r} holds a {type(value).__name__}, expected a string"
         )
-    if found := _SURROGATE.search(value):
+    if surrogate := _SURROGATE.search(value):
         # JSON can spell half a character ("\ud83d"); no UTF-8 text and no tokenizer can.
         raise ValueError(
-            f"{origin}: field {field!r} holds the lone surrogate {found.group()!r} at character "
-            f"{found.start()}: not text that UTF-8 can hold"
+            f"{origin}: field {field!r} holds the lone surrogate {surrogate.group()!r} at "
+            f"character {surrogate.start()}: not text that UTF-8 can hold"
         )
     return value
 

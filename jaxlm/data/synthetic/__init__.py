@@ -175,7 +175,7 @@ def _label(cfg: Config) -> str:
     return f"known/1/{type(cfg).__name__}/{sorted(facts.items())}"
 
 
-def score(source: str, found: Iterable[str]) -> np.ndarray:
+def score(source: str, texts: Iterable[str]) -> np.ndarray:
     """[n] nats of each text under the source itself, what its ideal predictor loses on it.
 
     Their mean over held-out documents is what a model is to be compared with there: it has the same
@@ -185,7 +185,7 @@ def score(source: str, found: Iterable[str]) -> np.ndarray:
     """
     cfg = parse(source)
     built = build(cfg)
-    rows = [np.frombuffer(text.encode(), np.uint8) for text in found]
+    rows = [np.frombuffer(text.encode(), np.uint8) for text in texts]
     for number, row in enumerate(rows):
         if len(row) != cfg.length or row.min() < 33 or row.max() >= 33 + cfg.alphabet:
             raise ValueError(
@@ -209,7 +209,7 @@ def listing() -> Iterator[tuple[str, str]]:
     for kind, cls in KINDS.items():
         name = PREFIX + kind
         fields = ", ".join(f"{k}={v}" for k, v in config.to_dict(cls()).items())
-        found = entropy(name)
-        within = f" +- {found.error:.1g}" if found.error else ""
-        bits = found.nats_per_token / math.log(2)
+        exact = entropy(name)
+        within = f" +- {exact.error:.1g}" if exact.error else ""
+        bits = exact.nats_per_token / math.log(2)
         yield name, f"entropy {bits:.4f}{within} bits a token; fields {fields}"

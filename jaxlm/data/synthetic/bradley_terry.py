@@ -56,7 +56,9 @@ def lists() -> Iterator[dict[str, Any]]:
         responses = _responses(draw, LISTED)
         # who is best of reward + Gumbel noise is best with Luce's probability
         noisy = [reward(prompt, r) - math.log(-math.log(draw.random())) for r in responses]
-        ranks = [1 + sum(other > one for other in noisy) for one in noisy]
+        ranks = []
+        for score in noisy:
+            ranks.append(1 + sum(other > score for other in noisy))
         yield {"prompt": prompt, "responses": responses, "ranks": ranks}
 
 
@@ -105,13 +107,13 @@ def _prompt(draw: random.Random) -> str:
 
 def _responses(draw: random.Random, count: int) -> list[str]:
     """Different ones."""
-    found: list[str] = []
-    while len(found) < count:
+    texts: list[str] = []
+    while len(texts) < count:
         size = 1 + int(draw.random() * LONGEST)
         text = "".join([_choose(draw, LETTERS) for _ in range(size)])
-        if text not in found:
-            found.append(text)
-    return found
+        if text not in texts:
+            texts.append(text)
+    return texts
 
 
 SOURCES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {

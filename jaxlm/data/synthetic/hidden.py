@@ -113,13 +113,13 @@ def bounds(source: Chain) -> Bounds:
     upper, lower = [], []
     before = np.array([0.0, np.log(states)])  # H(X_1 .. X_t-1), and of these with S_1
     while not upper or joint.size * size <= _ENUMERATED:
-        said = joint[:, :, None, :] * emit.T  # [first, prefix, symbol, state]
-        said = said.reshape(states, -1, states)
-        both = said.sum(2)
+        emitted = joint[:, :, None, :] * emit.T  # [first, prefix, symbol, state]
+        emitted = emitted.reshape(states, -1, states)
+        both = emitted.sum(2)
         now = np.array([_entropy(both.sum(0)), _entropy(both)])
         upper.append(now[0] - before[0])
         lower.append(now[1] - before[1])
-        before, joint = now, said @ move
+        before, joint = now, emitted @ move
     return Bounds(np.array(upper), np.array(lower))
 
 
@@ -134,13 +134,13 @@ def document_entropy(source: Chain, length: int) -> tuple[float, float]:
     Exact for the symbols that the enumeration reaches; every later one costs between the last
     lower and the last upper bound.
     """
-    found = bounds(source)
-    n = len(found.upper)
+    both = bounds(source)
+    n = len(both.upper)
     if length <= n:
-        return float(found.upper[:length].sum()), 0.0
-    known = float(found.upper.sum())
-    middle = float(found.upper[-1] + found.lower[-1]) / 2
-    half = float(found.upper[-1] - found.lower[-1]) / 2
+        return float(both.upper[:length].sum()), 0.0
+    known = float(both.upper.sum())
+    middle = float(both.upper[-1] + both.lower[-1]) / 2
+    half = float(both.upper[-1] - both.lower[-1]) / 2
     return known + (length - n) * middle, (length - n) * half
 
 

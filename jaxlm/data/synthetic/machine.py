@@ -51,10 +51,10 @@ def zipf(size: int, exponent: float) -> np.ndarray:
     """
     shares = np.arange(1, size + 1, dtype=np.float64) ** -exponent
     exact = shares / shares.sum() * (TOTAL - size)
-    whole = np.floor(exact).astype(np.int64)
-    up = np.argsort(whole - exact, kind="stable")[: TOTAL - size - whole.sum()]
-    whole[up] += 1
-    return whole + 1
+    floor = np.floor(exact).astype(np.int64)
+    up = np.argsort(floor - exact, kind="stable")[: TOTAL - size - floor.sum()]
+    floor[up] += 1
+    return floor + 1
 
 
 def bits(label: str, size: int) -> np.ndarray:

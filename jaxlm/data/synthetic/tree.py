@@ -78,8 +78,8 @@ def markov(cfg: Markov) -> machine.Machine:
         keys = np.ascontiguousarray(drawn[:, 1:]).view("<u2")
         rank = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1, kind="stable")
         weights.append(np.stack(rows)[drawn[:, :1] % len(rows), rank])
-    found = _following(cfg.alphabet, cfg.order, cfg.alphabet)
-    return machine.Machine(np.concatenate(weights), found)
+    following = _following(cfg.alphabet, cfg.order, cfg.alphabet)
+    return machine.Machine(np.concatenate(weights), following)
 
 
 def tree(cfg: Tree) -> machine.Machine:

@@ -41,27 +41,27 @@ _SPENT = _Spent()
 
 def environment(extensions: Sequence[Any]) -> jinja2.Environment:
     """The sandbox of templates, with white space as transformers sets it."""
-    made = _Environment(
+    sandbox = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_finalised,
         optimized=False,
     )  # fmt: skip
-    made.filters |= {name: bounded(name, each) for name, each in made.filters.items()}
-    made.filters |= {"_spend": _spend, "_joined": _joined, "_weighed": _weighed}
-    return made
+    sandbox.filters |= {name: bounded(name, each) for name, each in sandbox.filters.items()}
+    sandbox.filters |= {"_spend": _spend, "_joined": _joined, "_weighed": _weighed}
+    return sandbox
 
 
-def template(made: jinja2.Environment, source: str) -> jinja2.Template:
+def template(sandbox: jinja2.Environment, source: str) -> jinja2.Template:
     """A template whose every render is limited. Raises: jinja2.TemplateError."""
     with _bounded_source(source):
-        found = made.from_string(source)
-    found.root_render_func = _limited(found.root_render_func)
-    return found
+        compiled = sandbox.from_string(source)
+    compiled.root_render_func = _limited(compiled.root_render_func)
+    return compiled
 
 
-def parse(made: jinja2.Environment, source: str) -> jinja2.nodes.Template:
+def parse(sandbox: jinja2.Environment, source: str) -> jinja2.nodes.Template:
     """The syntax tree of a template. Raises: jinja2.TemplateError."""
     with _bounded_source(source):
-        return made.parse(source)
+        return sandbox.parse(source)
 
 
 @contextlib.contextmanager
@@ -254,5 +254,5 @@ class _Counted(jinja2.visitor.NodeTransformer):
 
 def _filter(name: str, argument: Any, at: Any) -> Any:
     """argument | name: compiled to a plain call."""
-    made = jinja2.nodes.Filter(argument, name, [], [], None, None)
-    return made.set_lineno(at.lineno).set_environment(at.environment)
+    filtered = jinja2.nodes.Filter(argument, name, [], [], None, None)
+    return filtered.set_lineno(at.lineno).set_environment(at.environment)

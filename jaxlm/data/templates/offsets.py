@@ -70,9 +70,9 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text
         kept, piece = kept[left:right], piece[left:right]
         if not piece:
             return
-        found = tokenizer.locate(piece, start == 0)
-        first, last = _widened(found)
-        ids.extend(found.ids)
+        located = tokenizer.locate(piece, start == 0)
+        first, last = _widened(located)
+        ids.extend(located.ids)
         starts.extend(kept[np.minimum(first, len(kept) - 1)].tolist())
         ends.extend(np.where(last > 0, kept[last - 1] + 1, kept[0]).tolist())
 
@@ -88,10 +88,10 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, silent: str = "") -> Text
     return Text(ids, starts, ends)
 
 
-def _widened(found: tokenizers.Located) -> tuple[np.ndarray, np.ndarray]:
+def _widened(located: tokenizers.Located) -> tuple[np.ndarray, np.ndarray]:
     """The characters of each token. One without any (a byte that does not complete a character, a
     space that the tokenizer puts before a text) gets those of the next."""
-    starts, ends = np.array(found.starts, np.int64), np.array(found.ends, np.int64)
+    starts, ends = np.array(located.starts, np.int64), np.array(located.ends, np.int64)
     for i in np.flatnonzero(ends <= starts)[::-1]:
         following = i + 1 < len(ends) and starts[i + 1] <= starts[i]
         ends[i] = max(ends[i + 1], starts[i]) if following else starts[i]

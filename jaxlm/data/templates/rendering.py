@@ -40,7 +40,7 @@ class _Turn(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]
-    asked: str
+    prompt: str
 
 
 class Writer:
@@ -67,8 +67,8 @@ class Writer:
         self._special = offsets.pattern(tokenizer.marks)
         # A template that looks for </think> in an answer gives it a meaning there.
         self._sought = {name for name in tokenizer.marks if name in searched}
-        said = "".join(message.text + message.more for message in messages)
-        private = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said)
+        letters = "".join(message.text + message.more for message in messages)
+        private = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in letters)
         self._typed, self._open, self._close, self._probe = (next(private) for _ in range(4))
         self._messages = [
             {"role": m.role}
@@ -115,10 +115,10 @@ class Writer:
             **names,
             **self._variables,
         }
-        whole = self._render(context)
+        rendered = self._render(context)
         if not self._blocks:
-            return whole, None
-        parts = re.split(f"[{self._open}{self._close}]", whole)
+            return rendered, None
+        parts = re.split(f"[{self._open}{self._close}]", rendered)
         ends = np.cumsum([len(part) for part in parts]).tolist()
         return "".join(parts), list(zip(ends[0::2], ends[1::2]))
 
@@ -130,9 +130,9 @@ class Writer:
         """The assistant's message of this number in the text that ends with it."""
         if number not in self._turns:
             text, blocks = self.text(number + 1, False)
-            asked, _ = self.text(number, True)
+            prompt, _ = self.text(number, True)
             if blocks is None:
-                start = self._start(number, text, asked)
+                start = self._start(number, text, prompt)
                 special = [m.end() for m in self._special.finditer(text, start)]
                 spans = [(start, self._last(special, number))]
             else:
@@ -146,30 +146,30 @@ class Writer:
                 start, end = spans[-1]
                 special = [m.end() for m in self._special.finditer(text, start, end)]
                 self._last([at for at in special if not text[at:end].strip()], number)
-            self._turns[number] = _Turn(text, spans, asked)
+            self._turns[number] = _Turn(text, spans, prompt)
         return self._turns[number]
 
     def _before(self, number: int) -> str:
         return self.text(number, False)[0] if number else ""
 
-    def _start(self, number: int, text: str, asked: str) -> int:
+    def _start(self, number: int, text: str, prompt: str) -> int:
         """The place where the answer begins: after the generation prompt, or after as much of it as
         precedes every answer."""
-        if text.startswith(asked):
-            return len(asked)
+        if text.startswith(prompt):
+            return len(prompt)
         anything = {"role": "assistant", "content": self._probe}
         probed, _ = self._rendered([*self._messages[:number], anything], False)
-        start, before = len(_shared(asked, probed)), self._before(number)
+        start, before = len(_shared(prompt, probed)), self._before(number)
         shown = (
-            f"asked for a response it ends in {asked[-40:]!r}, in the conversation there is "
-            f"{text[max(len(asked) - 40, 0) : len(asked)]!r}"
+            f"its generation prompt ends in {prompt[-40:]!r}, in the conversation there is "
+            f"{text[max(len(prompt) - 40, 0) : len(prompt)]!r}"
         )
         if text[: len(before)] != before:
             raise ValueError(
                 f"template {self._name!r}: what it writes before message {number} depends on later "
                 f"messages: {shown}"
             )
-        start = len(_shared(asked[:start], text))
+        start = len(_shared(prompt[:start], text))
         if start <= len(before):
             raise ValueError(
                 f"template {self._name!r}: its generation prompt is not how it writes message "
@@ -192,8 +192,8 @@ class Writer:
         written = turn.text[before : turn.spans[-1][1]]
         for name, value in message.items():
             letters = iter(written)
-            said = value if isinstance(value, str) and name not in (*_NAMES, *INERT) else ""
-            if any(c not in letters for c in said if not c.isspace()):
+            wanted = value if isinstance(value, str) and name not in (*_NAMES, *INERT) else ""
+            if any(c not in letters for c in wanted if not c.isspace()):
                 raise ValueError(
                     f"template {self._name!r}: it leaves out part of the {name!r} of "
                     f"message {number}, {value[:60]!r}, of which it writes "
@@ -205,7 +205,7 @@ class Writer:
             raise ValueError(
                 f"template {self._name!r}: no special token ends the assistant's turn "
                 f"({number}), so where to stop would not be learnt; write {{{{ eos_token }}}} "
-                "behind it, inside its {% generation %} block if it has one"
+                "after it, inside its {% generation %} block if it has one"
             )
         return ends[-1]
 
@@ -213,25 +213,25 @@ class Writer:
         """The tokens of the first `count` messages, and where the assistant's of these numbers
         are."""
         text, _ = self.text(count, False)
-        whole = self.tokens(text)
+        tokens = self.tokens(text)
         spans = []
         for number in numbers:
             turn = self.turn(number)
             for start, end in turn.spans:
-                first, last = whole.before(start), whole.begun(end)
-                spans.append(Span(number, first, last, self._apart(whole, first, start, turn)))
-        return Written(np.array(whole.ids, np.int32), spans)
+                first, last = tokens.before(start), tokens.begun(end)
+                spans.append(Span(number, first, last, self._apart(tokens, first, start, turn)))
+        return Written(np.array(tokens.ids, np.int32), spans)
 
-    def _apart(self, whole: offsets.Text, first: int, start: int, turn: _Turn) -> Apart:
+    def _apart(self, tokens: offsets.Text, first: int, start: int, turn: _Turn) -> Apart:
         if start > turn.spans[0][0]:  # a later part of the same message
             return ""
-        if turn.text[: len(turn.asked)] != turn.asked:
+        if turn.text[: len(turn.prompt)] != turn.prompt:
             return "opened"
         # Only what follows the last special token depends on what follows the prompt.
-        at = max([m.start() for m in self._special.finditer(turn.asked)], default=0)
-        known = whole.before(at)
-        tail = self.tokens(turn.asked[at:]).ids if at else self.tokens(turn.asked).ids
-        return "" if whole.ids[known : whole.before(len(turn.asked))] == tail else "merged"
+        at = max([m.start() for m in self._special.finditer(turn.prompt)], default=0)
+        known = tokens.before(at)
+        tail = self.tokens(turn.prompt[at:]).ids if at else self.tokens(turn.prompt).ids
+        return "" if tokens.ids[known : tokens.before(len(turn.prompt))] == tail else "merged"
 
 
 _ENDS = ("bos", "eos", "pad", "unk")

@@ -1,14 +1,14 @@
 """Chat templates: a conversation as tokens, with what the assistant writes marked exactly.
 
     chat = template.load("chatml", "runs/tokenizer")
-    found = template.encode(chat, tokenizer, [Message("user", "Hi"), Message("assistant", "Yes")])
+    text = template.encode(chat, tokenizer, [Message("user", "Hi"), Message("assistant", "Yes")])
 
     tokens   begin <|im_start|> user \\n Hi <|im_end|> \\n <|im_start|> assistant \\n
     answer   0     0            0    0  0  0          0  0            0         0
              Yes <|im_end|> \\n
              1   1          0
 
-A template renders text, and the text is encoded as a whole (segments.py): the ids of a conversation
+A template renders text, and the text is encoded as a whole (offsets.py): the ids of a conversation
 are those that transformers gives it. Then
 
 - an answer begins after the template's own generation prompt and ends with the last special token
@@ -26,6 +26,7 @@ import datetime
 import difflib
 import functools
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,8 @@ class Template(NamedTuple):
     @property
     def identity(self) -> str:
         """The source and variables, which decide the text rendered from messages."""
-        said = json.dumps(self.variables, sort_keys=True) if self.variables else ""
-        return f"{self.source}{said}"
+        variables = json.dumps(self.variables, sort_keys=True) if self.variables else ""
+        return f"{self.source}{variables}"
 
 
 class Encoded(NamedTuple):
@@ -75,24 +76,25 @@ class Encoded(NamedTuple):
     answer: np.ndarray
 
 
-def load(name: str, tokenizer: str) -> Template:
-    """The template of a name (turns.LAYOUTS), of a file *.jinja, or, for "tokenizer", the one in
+def load(name: str | os.PathLike[str], tokenizer: str | os.PathLike[str]) -> Template:
+    """The template of a name (layouts.LAYOUTS), of a file *.jinja, or, for "tokenizer", the one in
     the files of the tokenizer that goes by this name or path. Variables may follow the name, as in
     "tokenizer?enable_thinking=false&clock=2025-06-01"; what is no JSON is a string.
 
     Raises: ValueError or FileNotFoundError naming what was given and what would do.
     """
+    name = os.fspath(name)
     base, variables = _split(name)
     if base in layouts.LAYOUTS:
         return Template(name, *layouts.LAYOUTS[base], variables=variables)
     if base == OWN:
-        found = own(tokenizer)
-        if found is None:
+        source = own(tokenizer)
+        if source is None:
             raise ValueError(
-                f"template {OWN!r}: there is no chat_template beside the tokenizer {tokenizer!r} "
+                f"template {OWN!r}: there is no chat_template next to the tokenizer {tokenizer!r} "
                 f"(chat_template.jinja, tokenizer_config.json); name one of {[*layouts.LAYOUTS]}"
             )
-        return Template(name, found, variables=variables)
+        return Template(name, source, variables=variables)
     if not base.endswith(".jinja"):
         near = difflib.get_close_matches(base, [*layouts.LAYOUTS, OWN], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -109,7 +111,7 @@ def load(name: str, tokenizer: str) -> Template:
 def _split(name: str) -> tuple[str, dict[str, Any]]:
     """The name without its variables, and these."""
     base, mark, query = name.partition("?")
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for part in query.split("&") if mark else []:
         key, equals, value = part.partition("=")
         if not equals or not key.isidentifier():
@@ -117,18 +119,18 @@ def _split(name: str) -> tuple[str, dict[str, Any]]:
                 f"template {name!r}: {part!r} is no variable; NAME=VALUE is needed, joined by '&'"
             )
         try:
-            found[key] = json.loads(value)
+            variables[key] = json.loads(value)
         except json.JSONDecodeError:
-            found[key] = value
-    if CLOCK in found:
+            variables[key] = value
+    if CLOCK in variables:
         try:
-            found[CLOCK] = datetime.date.fromisoformat(str(found[CLOCK])).isoformat()
+            variables[CLOCK] = datetime.date.fromisoformat(str(variables[CLOCK])).isoformat()
         except ValueError as error:
             raise ValueError(f"template {name!r}: {CLOCK}: {error}") from error
-    return base, found
+    return base, variables
 
 
-def own(tokenizer: str) -> str | None:
+def own(tokenizer: str | os.PathLike[str]) -> str | None:
     """The template in the files of the tokenizer that goes by this path; None if there is none."""
     path = pathlib.Path(tokenizer).expanduser()
     folder = path if path.is_dir() else path.parent
@@ -137,11 +139,11 @@ def own(tokenizer: str) -> str | None:
     for file in ("chat_template.json", "tokenizer_config.json"):
         if not (folder / file).is_file():
             continue
-        found = json_file.read_object(folder / file).get("chat_template")
-        if isinstance(found, list):  # several by name: [{"name": "default", "template": "..."}]
-            found = {part["name"]: part["template"] for part in found}.get("default")
-        if found is not None:
-            return found
+        source = json_file.read_object(folder / file).get("chat_template")
+        if isinstance(source, list):  # several by name: [{"name": "default", "template": "..."}]
+            source = {part["name"]: part["template"] for part in source}.get("default")
+        if source is not None:
+            return source
     return None
 
 
@@ -178,15 +180,15 @@ def documents(
     Raises: ValueError as `encode`, and where the template leaves out part of what is learnt.
     """
     writer = _writer(template, tokenizer, messages)
-    found, rest = [], sorted(learnt)
+    texts, rest = [], sorted(learnt)
     while rest:
         count = rest[-1] + 1
         here = [i for i in rest if writer.stays(i, count)]
         for number in here:
             writer.check_complete(number)
-        found.append(writer.written(count, here))
+        texts.append(writer.written(count, here))
         rest = [i for i in rest if i not in here]
-    return found[::-1]
+    return texts[::-1]
 
 
 def prompt(
@@ -200,8 +202,8 @@ def prompt(
 
 def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
     """The ids that end an assistant's turn: the template's last token there, and eos."""
-    found = encode(template, tokenizer, [Message("user", "a"), Message("assistant", "b")])
-    last = int(found.tokens[found.answer][-1])
+    text = encode(template, tokenizer, [Message("user", "a"), Message("assistant", "b")])
+    last = int(text.tokens[text.answer][-1])
     return tuple(dict.fromkeys((last, tokenizer.special["eos"])))
 
 
@@ -220,9 +222,9 @@ def portable(template: Template) -> str:
         if name == CLOCK:
             continue  # transformers has a clock of its own
         # Jinja knows JSON's true, false and none, and its strings, but not null
-        said = "none" if value is None else json.dumps(value)
+        literal = "none" if value is None else json.dumps(value)
         source = (
-            f"{{%- if {name} is not defined -%}}{{%- set {name} = {said} -%}}{{%- endif -%}}"
+            f"{{%- if {name} is not defined -%}}{{%- set {name} = {literal} -%}}{{%- endif -%}}"
             + (source)
         )
     return source
@@ -265,7 +267,7 @@ def _check(
         if not free and message.role not in (*ROLES, *known.words):
             raise ValueError(
                 f"message {number}: role {message.role!r} is unknown to template "
-                f"{template.name!r}; expected one of {list(ROLES)}, or a template that knows it"
+                f"{template.name!r}; expected one of {list(ROLES)}, or a template that has it"
             )
         lost = [] if known.whole else reading.unread(message, known.fields)
         if lost:

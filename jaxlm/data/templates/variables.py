@@ -31,15 +31,15 @@ def of(tree: nodes.Template) -> Reads:
     loop, an assignment or a macro's argument gives it."""
     names = _messages(tree)
     fields: set[str] = set()
-    whole = False
+    dumped = False
     for node in tree.find_all((nodes.Getattr, nodes.Getitem, nodes.Compare, nodes.Call)):
         fields |= set(_field(node, names))
     for node in tree.find_all((nodes.Filter, nodes.Output, nodes.Call)):
-        whole = whole or _dumps(node, names)
+        dumped = dumped or _dumps(node, names)
     return Reads(
         frozenset(n.name for n in tree.find_all(nodes.Name) if n.ctx == "load"),
         frozenset(fields),
-        whole,
+        dumped,
         any(_writes_role(node, names) for node in tree.find_all(nodes.Output)),
         frozenset(n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)),
         frozenset(word for n in tree.find_all((nodes.Call, nodes.Compare)) for word in _sought(n)),
@@ -133,9 +133,9 @@ def _field(node: Any, names: set[str]) -> Iterator[str]:
 
 
 def _writes_role(node: nodes.Output, names: set[str]) -> bool:
-    found = node.find_all((nodes.Getattr, nodes.Getitem))
-    asked = {id(x) for test in node.find_all((nodes.Compare, nodes.Test)) for x in _below(test)}
-    return any("role" in _field(x, names) for x in found if id(x) not in asked)
+    reads = node.find_all((nodes.Getattr, nodes.Getitem))
+    compared = {id(x) for test in node.find_all((nodes.Compare, nodes.Test)) for x in _below(test)}
+    return any("role" in _field(x, names) for x in reads if id(x) not in compared)
 
 
 def _below(node: nodes.Node) -> Iterator[nodes.Node]:

@@ -85,13 +85,16 @@ def read(folder: pathlib.Path) -> Manifest:
         )
     try:
         facts = json_file.read_object(path)
-        found = facts["format"]
-        if found != FORMAT:
+        version = facts["format"]
+        if version != FORMAT:
             raise ValueError(
-                f"{path}: format {found}, this version reads {FORMAT}; tokenise the source again"
+                f"{path}: format {version}, this version reads {FORMAT}; tokenise the source again"
             )
         splits = {name: _split(split) for name, split in facts.pop("splits").items()}
-        for file in (f.file for s in splits.values() for f in (s.lengths, *s.shards)):
+        files = []
+        for split in splits.values():
+            files += [part.file for part in (split.lengths, *split.shards)]
+        for file in files:
             if not (folder / file).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{path}: {file!r} is outside this directory")
         return Manifest(**facts, splits=splits)

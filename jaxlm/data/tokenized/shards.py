@@ -11,6 +11,7 @@
 import collections
 import importlib
 import multiprocessing
+import os
 import pathlib
 import platform
 import signal
@@ -55,10 +56,10 @@ class _Written(NamedTuple):
 
 
 def tokenize(
-    source_name: str,
+    source_name: str | os.PathLike[str],
     field: str,
     tokenizer: interface.Tokenizer,
-    out_dir: str,
+    out_dir: str | os.PathLike[str],
     holdout: float,
     workers: int = 0,
 ) -> manifest.Manifest:
@@ -77,6 +78,7 @@ def tokenize(
         raise ValueError(f"holdout={holdout}: expected a fraction in [0, 1), such as 0.05")
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 (this process) or more")
+    source_name = os.fspath(source_name)
     fingerprint = source.fingerprint(source_name, field)
     facts = Facts(source_name, field, fingerprint, tokenizer, holdout)
     return write(facts, target, workers)
@@ -122,7 +124,7 @@ def _write_all(facts: Facts, folder: pathlib.Path, workers: int) -> manifest.Man
             "with `jaxlm eval --split train`"
         )
     stdlib = facts.source in ("pydocs", "pysrc")
-    found = manifest.Manifest(
+    facts_written = manifest.Manifest(
         format=manifest.FORMAT,
         source=facts.source,
         field=facts.field,
@@ -138,8 +140,8 @@ def _write_all(facts: Facts, folder: pathlib.Path, workers: int) -> manifest.Man
         splits=splits,
         empty=left["empty"],
     )
-    manifest.write(found, folder)
-    return found
+    manifest.write(facts_written, folder)
+    return facts_written
 
 
 def _cut(
@@ -264,23 +266,23 @@ class Shards:
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.documents:
             raise IndexError(f"documents {numbers}: {self.split} holds 0..{self.documents - 1}")
         homes = np.searchsorted(self._first, wanted, side="right") - 1
-        found: list[Any] = [None] * len(wanted)
+        texts: list[Any] = [None] * len(wanted)
         for home in np.unique(homes):
             places = np.flatnonzero(homes == home)
             records = self._read(home, wanted[places] - self._first[home])
             for place, record in zip(places, records, strict=True):
-                found[place] = np.frombuffer(record, self.dtype)
-                if len(found[place]) != self.lengths[wanted[place]]:
+                texts[place] = np.frombuffer(record, self.dtype)
+                if len(texts[place]) != self.lengths[wanted[place]]:
                     raise ValueError(
                         f"{self._path(home)}: document {wanted[place]} has "
-                        f"{len(found[place])} tokens, the index says "
+                        f"{len(texts[place])} tokens, the index says "
                         f"{self.lengths[wanted[place]]}: {REMEDY}"
                     )
                 if self._known < self.manifest.vocab:
                     interface.check_known(
-                        found[place], self._known, f"{self.split} document {wanted[place]}"
+                        texts[place], self._known, f"{self.split} document {wanted[place]}"
                     )
-        return found
+        return texts
 
     def contents(self, tokenizer: interface.Tokenizer) -> Iterator[bytes]:
         """The UTF-8 bytes of every document in order, from its tokens.
@@ -336,7 +338,10 @@ def _verify(folder: pathlib.Path, file: manifest.Index | manifest.Shard) -> None
 
 
 def open_shards(
-    folder: str, split: source.Split, tokenizer_hash: str, known: int | None = None
+    folder: str | os.PathLike[str],
+    split: source.Split,
+    tokenizer_hash: str,
+    known: int | None = None,
 ) -> Shards:
     """One split, checked against its manifest and the run's tokenizer.
 

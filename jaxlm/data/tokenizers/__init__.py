@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -59,7 +60,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def load(name: str) -> tokenizer.Tokenizer:
+def load(name: str | os.PathLike[str]) -> tokenizer.Tokenizer:
     """The tokenizer of a name or path.
 
     `bytes`; a directory that `train` or `save` wrote, or one with a tokenizer.json; a
@@ -69,6 +70,7 @@ def load(name: str) -> tokenizer.Tokenizer:
     if a directory's files are not those it was saved with; json_file.Damaged for a file that
     its library cannot read.
     """
+    name = os.fspath(name)
     if name == "bytes":
         return bytelevel.Bytes()
     try:
@@ -113,13 +115,13 @@ def _load_folder(path: pathlib.Path) -> tokenizer.Tokenizer:
     facts = json_file.read_object(meta)
     if missing := {"kind", "special", "hash"} - set(facts):
         raise json_file.Damaged(f"{meta}: no field {min(missing)!r}")
-    found = KINDS[_known(facts["kind"])].load(str(path), facts["special"])
-    if found.hash != facts["hash"]:
+    loaded = KINDS[_known(facts["kind"])].load(str(path), facts["special"])
+    if loaded.hash != facts["hash"]:
         raise ValueError(
             f"tokenizer {str(path)!r}: its files were changed since it was saved (hash "
-            f"{found.hash[:12]}, {_META} says {facts['hash'][:12]}); train it again"
+            f"{loaded.hash[:12]}, {_META} says {facts['hash'][:12]}); train it again"
         )
-    return found
+    return loaded
 
 
 def _known(kind: str) -> str:
@@ -130,7 +132,7 @@ def _known(kind: str) -> str:
     return kind
 
 
-def save(found: tokenizer.Tokenizer, folder: str) -> None:
+def save(trained: tokenizer.Tokenizer, folder: str | os.PathLike[str]) -> None:
     """Write a tokenizer to a new directory, whole or not at all.
 
     Raises: FileExistsError if the directory exists and is not empty.
@@ -138,18 +140,22 @@ def save(found: tokenizer.Tokenizer, folder: str) -> None:
     target = pathlib.Path(folder).expanduser()
     _refuse_existing(target)
     with atomic.folder(target) as temporary:
-        found.save(str(temporary))
+        trained.save(str(temporary))
         facts = {
-            "kind": found.kind,
-            "hash": found.hash,
-            "vocab": found.vocab,
-            "special": found.special,
+            "kind": trained.kind,
+            "hash": trained.hash,
+            "vocab": trained.vocab,
+            "special": trained.special,
         }
         (temporary / _META).write_text(json_file.sealed(facts), "utf-8")
 
 
 def train(
-    kind: str, texts: Iterable[str], vocab: int, folder: str, extra: Sequence[str] = ()
+    kind: str,
+    texts: Iterable[str],
+    vocab: int,
+    folder: str | os.PathLike[str],
+    extra: Sequence[str] = (),
 ) -> tokenizer.Tokenizer:
     """A tokenizer of exactly `vocab` ids, trained on the texts and saved to a new directory.
 
@@ -171,9 +177,9 @@ def train(
     if len(set(extra)) != len(extra) or "" in extra:
         raise ValueError(f"extra={tuple(extra)}: expected distinct, non-empty tokens")
     _refuse_existing(pathlib.Path(folder).expanduser())
-    found = chosen.train(texts, vocab, extra)
-    save(found, folder)
-    return found
+    built = chosen.train(texts, vocab, extra)
+    save(built, folder)
+    return built
 
 
 def _refuse_existing(target: pathlib.Path) -> None:

@@ -73,8 +73,8 @@ class HuggingFace:
         return pieces
 
     def _bytes(self) -> list[int] | None:
-        found = [self._tokenizer.token_to_id(letter) for letter in byte_letters()]
-        ids = [i for i in found if i is not None]
+        letters = [self._tokenizer.token_to_id(letter) for letter in byte_letters()]
+        ids = [i for i in letters if i is not None]
         return ids if self._pieces is not None and len(ids) == 256 else None
 
     def _is_lossless(self, rules: dict[str, Any]) -> bool:
@@ -119,15 +119,15 @@ class HuggingFace:
 
     def _locate(self, text: str, first: bool) -> tokenizer.Located:
         if first or self._restarts:
-            found = self._tokenizer.encode(text, add_special_tokens=False)
-            return tokenizer.Located(found.ids, *_columns(found.offsets, 0))
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.Located(encoding.ids, *_columns(encoding.offsets, 0))
         if _BEFORE in text:
             raise ValueError(f"text holds {_BEFORE!r}, which tokenizers of kind 'hf' reserve")
         # After a token, even one that is not special, a text is encoded as after every other.
         if self._inner is None:
             self._inner = _with_token(self._tokenizer.to_str(), _BEFORE)
-        found = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
-        return tokenizer.Located(found.ids[1:], *_columns(found.offsets[1:], len(_BEFORE)))
+        encoding = self._inner.encode(f"{_BEFORE}{text}", add_special_tokens=False)
+        return tokenizer.Located(encoding.ids[1:], *_columns(encoding.offsets[1:], len(_BEFORE)))
 
     def _no_bytes(self, text: str) -> list[int]:
         if tokenizer.ESCAPED.search(text):
@@ -138,8 +138,8 @@ class HuggingFace:
         """`encode` of each text, on all cores."""
         if any(tokenizer.ESCAPED.search(text) for text in texts):
             return [self.encode(text) for text in texts]
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text, U+FFFD where the bytes are not UTF-8."""
@@ -220,18 +220,18 @@ def _columns(offsets: Sequence[tuple[int, int]], shift: int) -> tuple[list[int],
 def _marks(t: Any, special: dict[str, int]) -> tuple[dict[str, tokenizer.Mark], bool]:
     """(special tokens by spelling, whether text after one is encoded as at the beginning)."""
     added = t.get_added_tokens_decoder()
-    found = {
+    marks = {
         token.content: tokenizer.Mark(i, token.lstrip, token.rstrip)
         for i, token in added.items()
         if token.special or i in special.values()
     }
     rest = {i: t.id_to_token(i) for i in special.values() if i not in added}
-    found |= {spelling: tokenizer.Mark(i) for i, spelling in rest.items() if spelling is not None}
+    marks |= {spelling: tokenizer.Mark(i) for i, spelling in rest.items() if spelling is not None}
     first = next((token.content for token in added.values() if token.special), None)
     if first is None:
-        return found, True
-    behind, alone = (t.encode(text, add_special_tokens=False).ids for text in (f"{first}a", "a"))
-    return found, behind[1:] == alone
+        return marks, True
+    after, alone = (t.encode(text, add_special_tokens=False).ids for text in (f"{first}a", "a"))
+    return marks, after[1:] == alone
 
 
 def byte_letters() -> list[str]:
@@ -345,7 +345,7 @@ def load_file(path: str) -> HuggingFace:
     if "eos" not in special:
         raise ValueError(
             f"tokenizer {path!r}: cannot tell which token ends a document; write "
-            '{"eos_token": "..."} to tokenizer_config.json beside it'
+            '{"eos_token": "..."} to tokenizer_config.json next to it'
         )
     return HuggingFace("hf", text, special)
 
@@ -354,7 +354,7 @@ def _config(path: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     fields = json_file.read_object(path)
-    found = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
+    roles = {role: fields.get(f"{role}_token") for role in ("bos", "eos", "pad", "mask")}
     # Either "</s>" or {"content": "</s>", "lstrip": false, ...}
-    texts = {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
+    texts = {k: v["content"] if isinstance(v, dict) else v for k, v in roles.items()}
     return {role: text for role, text in texts.items() if text is not None}

@@ -133,16 +133,18 @@ def load_file(path: str) -> Tiktoken:
 
 
 def _rules(file: pathlib.Path) -> dict:
-    beside = file.with_suffix(".json")
-    if beside.is_file():
-        rules = json_file.read_object(beside)
+    rules_file = file.with_suffix(".json")
+    if rules_file.is_file():
+        rules = json_file.read_object(rules_file)
         if missing := {"pattern", "special", "vocab"} - set(rules):
-            raise ValueError(f"tokenizer rules {str(beside)!r}: no field {sorted(missing)[0]!r}")
+            raise ValueError(
+                f"tokenizer rules {str(rules_file)!r}: no field {sorted(missing)[0]!r}"
+            )
         return rules
     if file.stem in _KNOWN:
         return _KNOWN[file.stem]
     raise ValueError(
         f"tokenizer {str(file)!r}: a rank file holds no splitting pattern; name it after a known "
-        f'one {sorted(_KNOWN)} or write {beside.name} beside it: {{"pattern": "...", '
+        f'one {sorted(_KNOWN)} or write {rules_file.name} next to it: {{"pattern": "...", '
         '"special": {"eos": id}, "vocab": size}'
     )

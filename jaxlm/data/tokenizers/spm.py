@@ -63,10 +63,10 @@ class SentencePiece:
         return p.id_to_piece(i).replace(_SPACE, " ").encode()
 
     def _bytes(self) -> list[int] | None:
-        found = {self._pieces[i]: i for i in range(self.vocab) if self._processor.is_byte(i)}
-        if len(found) < 256:
+        by_byte = {self._pieces[i]: i for i in range(self.vocab) if self._processor.is_byte(i)}
+        if len(by_byte) < 256:
             return None
-        return [found[bytes([b])] for b in range(256)]
+        return [by_byte[bytes([b])] for b in range(256)]
 
     def _is_lossless(self) -> bool:
         if self._byte_ids is None:
@@ -179,8 +179,8 @@ def train(
             minloglevel=2,
         )
     except RuntimeError as error:
-        found = re.search(r"value <= (\d+)", str(error))
-        fits = f"these documents support at most {found.group(1)}" if found else str(error)
+        limit = re.search(r"value <= (\d+)", str(error))
+        fits = f"these documents support at most {limit.group(1)}" if limit else str(error)
         raise ValueError(f"vocab={vocab} for a {kind} tokenizer: {fits}") from error
     return SentencePiece(kind, out.getvalue())
 

@@ -186,10 +186,10 @@ def locate_around(
     starts: list[int] = []
     ends: list[int] = []
 
-    def add(found: Located, shift: int) -> None:
-        ids.extend(found.ids)
-        starts.extend(start + shift for start in found.starts)
-        ends.extend(end + shift for end in found.ends)
+    def add(part: Located, shift: int) -> None:
+        ids.extend(part.ids)
+        starts.extend(start + shift for start in part.starts)
+        ends.extend(end + shift for end in part.ends)
 
     last = 0
     for match in odd.finditer(text):

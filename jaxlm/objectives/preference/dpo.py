@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from jaxlm.core import param
 from jaxlm.core.batch import Choices
-from jaxlm.data.records import preferences
 from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
 from jaxlm.objectives import load_balancing
@@ -235,18 +234,6 @@ def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str
     apart = jnp.sign(reward[:, :, None] - reward[:, None, :])
     sums["accuracy"] = jnp.sum(order * (1 + apart) / 2)
     return sums | ({"nll": jnp.sum(chosen * found.nll)} if "nll" in _settings(cfg.loss) else {})
-
-
-def problems(cfg: Config, data: preferences.Preferences) -> list[str]:
-    """Problems of a Run's objective and data in combination, [] if there are none."""
-    labelled = data.format == "labelled"
-    if labelled == (cfg.loss == "kto"):
-        return []
-    right = "read by kto" if labelled else "what kto learns from, with data.format='labelled'"
-    return [
-        f"objective.loss: {cfg.loss} given with data.format={data.format!r}; labelled responses "
-        f"are {right}"
-    ]
 
 
 def _check_model(cfg: Config, model: Model) -> None:

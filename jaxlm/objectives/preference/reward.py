@@ -5,6 +5,7 @@ section 3.5, for ranked lists.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -87,9 +88,13 @@ def rewards(
     model: Model, params: param.Tree, batch: Choices, key: jax.Array | None = None
 ) -> jax.Array:
     """float32[B, K]: the reward of every text, read at its last token."""
-    rows = log_probs.flat(batch)
+    return score(model, params, log_probs.flat(batch), key).reshape(batch.rank.shape)
+
+
+def score(model: Model, params: param.Tree, rows: Any, key: jax.Array | None = None) -> jax.Array:
+    """float32[N]: the reward of each row of texts with tokens, segments and positions [N, T]."""
     x = log_probs.forward(model, params, rows, key).x
-    return value_head.at_end(params["score"], x, rows.segments).reshape(batch.rank.shape)
+    return value_head.at_end(params["score"], x, rows.segments)
 
 
 def _report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -23,7 +23,8 @@ Variants are values of one field; each is an advantage, a surrogate and a mean, 
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from jaxlm.core.batch import Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.objectives.rl import policy_terms
-from jaxlm.objectives.rl.policy_terms import Sampled
+from jaxlm.objectives.rl.policy_terms import Advantages, Measured, Policy
 from jaxlm.ops.losses import advantages, surrogate
 from jaxlm.parallel.plan import Plan
 
@@ -154,7 +155,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         each = each - cfg.entropy * found.entropy if cfg.entropy else each
         weight = batch.weight
         if not variant.counts_ties:
-            # 0 where the whole group scored alike, and there alone (`judge`)
+            # 0 where the whole group scored alike, and there alone (`group_advantages`)
             weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
         total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
         return total, count, policy_terms.watch(batch, found, now - before, policy, bound)
@@ -211,20 +212,32 @@ def _kl_loss(
     return penalty * surrogate.ratio(_log_ratio(level, now - before, weight))
 
 
-def measure(
-    cfg: Config, model: Model, params: param.Tree, frozen: param.Tree, rows: Any, plan: Plan
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(behaviour, reference, value), float32[N, T] each: what a Sampled holds of rows just
-    sampled from these weights, by the same forward pass that learns from them; value is 0."""
-    found = policy_terms.read(model, params, rows, plan, cfg.temperature)
+def policy(cfg: Config, model: Model, plan: Plan = Plan(), *, group: int, longest: int) -> Policy:
+    """The Policy of these settings: advantages by `group_advantages`; the penalty's coefficient
+    stays as it is."""
+    return Policy(
+        temperature=cfg.temperature,
+        kl_coefficient=cfg.beta,
+        measure=functools.partial(_measure, cfg, model, plan),
+        shaped_score=functools.partial(shaped_score, cfg, longest=longest),
+        advantages=functools.partial(group_advantages, cfg, group=group, longest=longest),
+        adapt_kl=lambda coefficient, metrics, responses: coefficient,
+    )
+
+
+def _measure(
+    cfg: Config, model: Model, plan: Plan, params: param.Tree, frozen: param.Tree, rows: Rollout
+) -> Measured:
+    seen = policy_terms.read(model, params, rows, plan, cfg.temperature)
     reference = policy_terms.reference(model, frozen, rows, plan, cfg.temperature)
-    return found.log_prob, reference, jnp.zeros_like(found.log_prob)
+    return Measured(seen.log_prob, reference, jnp.zeros_like(seen.log_prob))
 
 
-def judge(
-    cfg: Config, of: Sampled, coefficient: jax.Array | float
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """(advantage [N, T], returns [N, T], {name: float32 scalar}) of responses sampled together.
+def group_advantages(
+    cfg: Config, rows: Rollout, coefficient: jax.Array | float, *, group: int, longest: int
+) -> Advantages:
+    """The Advantages of responses sampled together. group: responses to each prompt, in consecutive
+    rows. longest: the most tokens a response may have.
 
     All tokens of a response have its advantage; in reinforce each has that of what comes after it,
     too. returns are the response's reward: nothing is learnt from them. coefficient is beta.
@@ -235,49 +248,46 @@ def judge(
     Raises: ValueError for groups of one response, but for reinforce.
     """
     variant = VARIANTS[cfg.variant]
-    score = shaped_score(cfg, of)
-    here = of.weight > 0
-    told = policy_terms.lengths(of)
-    cost = jnp.zeros_like(of.weight)
+    score = shaped_score(cfg, rows, longest=longest)
+    weight, sampled = rows.weight, rows.weight > 0
+    metrics = policy_terms.lengths(rows)
+    cost = jnp.zeros_like(weight)
     if cfg.beta:
-        told |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
+        metrics |= {"kl": policy_terms.divergence(rows)}
+        metrics |= {"kl_coefficient": jnp.asarray(coefficient)}
     if cfg.beta and cfg.kl == "reward":
-        cost = jnp.where(here, coefficient * advantages.k1(of.behaviour, of.reference), 0.0)
-    whole = score - jnp.sum(cost, axis=1)
-    if of.group > 1:
-        told |= {"ties": _ties(score, jnp.any(here, axis=1), of.group)}
+        cost = jnp.where(sampled, coefficient * advantages.k1(rows.behaviour, rows.reference), 0.0)
+    reward = score - jnp.sum(cost, axis=1)  # [N]
+    if group > 1:
+        metrics |= {"ties": _ties(score, jnp.any(sampled, axis=1), group)}
     if variant.advantage in ("whitened", "whitened_centred"):
-        base = (
-            advantages.centred(score, of.group)
-            if variant.advantage == "whitened_centred"
-            else score
-        )
-        to_go = advantages.to_go(advantages.at_last(base, of.weight) - cost, of.weight, cfg.gamma)
-        advantage = advantages.whiten(to_go, of.weight)
+        centred = variant.advantage == "whitened_centred"
+        last = advantages.centred(score, group) if centred else score
+        to_go = advantages.to_go(advantages.at_last(last, weight) - cost, weight, cfg.gamma)
+        advantage = advantages.whiten(to_go, weight)
     else:
-        by_row = _ADVANTAGES[variant.advantage](whole, of.group)
+        by_row = _ADVANTAGES[variant.advantage](reward, group)
         if not variant.counts_ties:
-            by_row = jnp.where(
-                (by_row == 0) & ~advantages.alike(whole, of.group), _SMALLEST, by_row
-            )
-        advantage = jnp.where(here, by_row[:, None], 0.0)
-    return advantage, jnp.where(here, whole[:, None], 0.0), told
+            at_mean = (by_row == 0) & ~advantages.alike(reward, group)
+            by_row = jnp.where(at_mean, _SMALLEST, by_row)
+        advantage = jnp.where(sampled, by_row[:, None], 0.0)
+    return Advantages(advantage, jnp.where(sampled, reward[:, None], 0.0), metrics)
 
 
-def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
+def shaped_score(cfg: Config, rows: Rollout, *, longest: int) -> jax.Array:
     """float32[N]: what responses of a group are compared by, without a penalty: their scores with
     `score_clip`, `unfinished` and `overlong`."""
-    score = policy_terms.scored(of, cfg.unfinished, cfg.score_clip)
+    score = policy_terms.scored(rows, cfg.unfinished, cfg.score_clip)
     if not cfg.overlong:
         return score
-    length = jnp.sum((of.weight > 0).astype(jnp.int32), axis=1)
-    return score + advantages.overlong(length, of.longest, cfg.overlong)
+    length = jnp.sum((rows.weight > 0).astype(jnp.int32), axis=1)
+    return score + advantages.overlong(length, longest, cfg.overlong)
 
 
-def _ties(score: jax.Array, there: jax.Array, group: int) -> jax.Array:
-    """The share of groups that scored alike, of those with a response (`there` bool[N])."""
-    there = jnp.repeat(jnp.any(there.reshape(-1, group), axis=1), group)
-    return jnp.sum(there & advantages.alike(score, group)) / jnp.maximum(jnp.sum(there), 1)
+def _ties(score: jax.Array, responded: jax.Array, group: int) -> jax.Array:
+    """The share of groups that scored alike, of those with a response (`responded` bool[N])."""
+    real = jnp.repeat(jnp.any(responded.reshape(-1, group), axis=1), group)
+    return jnp.sum(real & advantages.alike(score, group)) / jnp.maximum(jnp.sum(real), 1)
 
 
 # An advantage that moves nothing and is not 0: the smallest normal float32.
@@ -288,18 +298,6 @@ _ADVANTAGES = {
     "centred": advantages.centred,
     "left_out": advantages.left_out,
 }
-
-
-def coefficient(cfg: Config) -> float:
-    """The penalty's coefficient at the first step."""
-    return cfg.beta
-
-
-def adapt(
-    cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
-) -> jax.Array:
-    """The coefficient after `episodes` responses: as before."""
-    return coefficient
 
 
 def _check(cfg: Config) -> None:

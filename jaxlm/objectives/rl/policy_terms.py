@@ -1,13 +1,14 @@
 """Terms that PPO and GRPO share: responses as they were sampled and scored, their
 log-probabilities under the policy and its reference, and measurements on the way.
 
-    sampled and scored    Sampled(tokens.., score)
-    judged, once          ppo.judge, grpo.judge: advantages, over all responses of the step at once
-    learnt from           batch.Rollout, in any cut, by the objective's loss
+    sampled, scored    batch.Rollout, without advantages
+    estimated, once    Policy.advantages, over all responses of the step at once
+    learnt from        batch.Rollout, in any cut, by the objective's loss
 
 Dropout is off in all of it: a ratio of policies is 1 until the policy has moved.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,29 +22,40 @@ from jaxlm.ops.losses import advantages, cross_entropy, surrogate
 from jaxlm.parallel.plan import Plan
 
 
-class Sampled(NamedTuple):
-    """N responses as they were sampled, their scores, and how they are grouped.
+class Measured(NamedTuple):
+    """Readings of sampled responses, float32[N, T] each at the targets: log-probability under the
+    policy by the forward pass that learns, under the reference, and the value; 0 where there is
+    none."""
 
-    tokens, targets, weight, segments, positions, behaviour, reference, value: [N, T], as in
-    `batch.Rollout`; reference and value are zeros where the objective has none. score float32[N]:
-    the reward of each response. finished bool[N]: whether it ended by itself, rather than by
-    running out of room. group, longest: Python ints, not traced (put a Sampled together inside the
-    function that is compiled): responses to each prompt, in consecutive rows; and the most tokens a
-    response may have.
-    """
-
-    tokens: Array
-    targets: Array
-    weight: Array
-    segments: Array
-    positions: Array
-    behaviour: Array
+    log_prob: Array
     reference: Array
     value: Array
-    score: Array
-    finished: Array
-    group: int
-    longest: int
+
+
+class Advantages(NamedTuple):
+    """Learning signal of responses sampled together: advantage and returns float32[N, T], and
+    metrics, {name: float32 scalar}."""
+
+    advantage: jax.Array
+    returns: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+class Policy(NamedTuple):
+    """Functions of a policy-gradient objective outside its loss: between sampling and learning."""
+
+    temperature: float
+    """Divisor of the logits, in sampling and in every log-probability."""
+    kl_coefficient: float
+    """Coefficient of the penalty at the first step; 0 is none."""
+    measure: Callable[[param.Tree, param.Tree, Rollout], Measured]
+    """(params, frozen, responses) -> Measured."""
+    shaped_score: Callable[[Rollout], jax.Array]
+    """float32[N]: the scores that are compared, clipped and shaped, without a penalty."""
+    advantages: Callable[[Rollout, jax.Array | float], Advantages]
+    """(responses with all but advantage and returns, penalty's coefficient) -> Advantages."""
+    adapt_kl: Callable[[jax.Array, dict[str, jax.Array], jax.Array | int], jax.Array]
+    """(coefficient, metrics of `advantages`, responses) -> the coefficient after these."""
 
 
 class Read(NamedTuple):
@@ -127,7 +139,7 @@ def report(sums: dict[str, jax.Array], reference: bool) -> dict[str, jax.Array]:
     return told | {"ratio_gap": gap}
 
 
-def lengths(sampled: Sampled) -> dict[str, jax.Array]:
+def lengths(sampled: Rollout) -> dict[str, jax.Array]:
     """{name: float32 scalar} of the responses as they came: mean and largest number of tokens, the
     share that ended, mean and deviation of the scores."""
     count = jnp.sum((sampled.weight > 0).astype(jnp.float32), axis=1)
@@ -144,7 +156,7 @@ def lengths(sampled: Sampled) -> dict[str, jax.Array]:
     }
 
 
-def divergence(sampled: Sampled) -> jax.Array:
+def divergence(sampled: Rollout) -> jax.Array:
     """float32 scalar: k1 to the reference in nats of a whole response, its mean: what an adaptive
     controller steers by (Ziegler et al. 2019, section 2.2)."""
     kl = jnp.where(sampled.weight > 0, advantages.k1(sampled.behaviour, sampled.reference), 0.0)
@@ -152,7 +164,7 @@ def divergence(sampled: Sampled) -> jax.Array:
     return jnp.sum(kl) / jnp.maximum(rows, 1.0)
 
 
-def scored(sampled: Sampled, unfinished: float | None, clip: float | None) -> jax.Array:
+def scored(sampled: Rollout, unfinished: float | None, clip: float | None) -> jax.Array:
     """float32[N]: the scores at most `clip` from 0, and `unfinished` in place of the score of a
     response that did not end (Stiennon et al. 2020 give such a one -1)."""
     score = sampled.score.astype(jnp.float32)

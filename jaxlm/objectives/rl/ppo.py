@@ -1,11 +1,12 @@
 """Proximal policy optimisation of a language model against a reward. Schulman et al. 2017; Ziegler
 et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022.
 
-A step of learning reads part of a `batch.Rollout`, whose advantages `judge` made once, over all
+A step of learning reads part of a `batch.Rollout`, whose advantages were estimated once, over all
 responses that were sampled together.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -18,7 +19,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
 from jaxlm.objectives.objective import Begun, Frozen, Objective
 from jaxlm.objectives.rl import policy_terms
-from jaxlm.objectives.rl.policy_terms import Sampled
+from jaxlm.objectives.rl.policy_terms import Advantages, Measured, Policy
 from jaxlm.ops.losses import advantages, surrogate
 from jaxlm.parallel.plan import Plan
 
@@ -148,44 +149,53 @@ def values(cfg: Config, model: Model, params: param.Tree, rows: Any, x: jax.Arra
     return value_head.read(own["value"], log_probs.forward(model, own, rows).x)
 
 
-def measure(
-    cfg: Config, model: Model, params: param.Tree, frozen: param.Tree, rows: Any, plan: Plan
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(behaviour, reference, value), float32[N, T] each: what a Sampled holds of rows just
-    sampled from these weights, by the same forward pass that learns from them."""
-    found = policy_terms.read(model, params, rows, plan, cfg.temperature)
+def policy(cfg: Config, model: Model, plan: Plan = Plan()) -> Policy:
+    """The Policy of these settings: advantages by `gae_advantages`."""
+    return Policy(
+        temperature=cfg.temperature,
+        kl_coefficient=cfg.kl.coefficient,
+        measure=functools.partial(_measure, cfg, model, plan),
+        shaped_score=functools.partial(shaped_score, cfg),
+        advantages=functools.partial(gae_advantages, cfg),
+        adapt_kl=functools.partial(_adapt_kl, cfg),
+    )
+
+
+def _measure(
+    cfg: Config, model: Model, plan: Plan, params: param.Tree, frozen: param.Tree, rows: Rollout
+) -> Measured:
+    seen = policy_terms.read(model, params, rows, plan, cfg.temperature)
     reference = policy_terms.reference(model, frozen, rows, plan, cfg.temperature)
-    return found.log_prob, reference, values(cfg, model, params, rows, found.x)
+    return Measured(seen.log_prob, reference, values(cfg, model, params, rows, seen.x))
 
 
-def judge(
-    cfg: Config, of: Sampled, coefficient: jax.Array | float
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """(advantage [N, T], returns [N, T], {name: float32 scalar}) of responses sampled together.
+def gae_advantages(cfg: Config, rows: Rollout, coefficient: jax.Array | float) -> Advantages:
+    """The Advantages of responses sampled together.
 
     A token earns -coefficient times its divergence from the reference; a response's last token
     also earns its score (not one position later, as in old TRL). Then `advantages.gae`, and
     advantages whitened over all tokens of all responses; returns are not.
     """
-    score_ = shaped_score(cfg, of)
-    here = of.weight > 0
-    kl = advantages.KL[cfg.kl_estimator](of.behaviour, of.reference)
-    cost = jnp.where(here, coefficient * kl, 0.0) if penalised(cfg) else jnp.zeros_like(of.weight)
-    reward = advantages.at_last(score_, of.weight) - cost
-    reward = advantages.whiten(reward, of.weight, keep=1.0) if cfg.whiten_rewards else reward
-    advantage, returns = advantages.gae(reward, of.value, of.weight, cfg.gamma, cfg.lam)
-    told = policy_terms.lengths(of) | {"advantage_std": _std(advantage, of.weight)}
+    weight, cost = rows.weight, jnp.zeros_like(rows.weight)
     if penalised(cfg):
-        told |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
-        told |= {"objective": told["score"] - coefficient * told["kl"]}
+        kl = advantages.KL[cfg.kl_estimator](rows.behaviour, rows.reference)
+        cost = jnp.where(weight > 0, coefficient * kl, 0.0)
+    reward = advantages.at_last(shaped_score(cfg, rows), weight) - cost
+    reward = advantages.whiten(reward, weight, keep=1.0) if cfg.whiten_rewards else reward
+    advantage, returns = advantages.gae(reward, rows.value, weight, cfg.gamma, cfg.lam)
+    metrics = policy_terms.lengths(rows) | {"advantage_std": _std(advantage, weight)}
+    if penalised(cfg):
+        kl = policy_terms.divergence(rows)
+        metrics |= {"kl": kl, "kl_coefficient": jnp.asarray(coefficient)}
+        metrics |= {"objective": metrics["score"] - coefficient * kl}
     if cfg.whiten_advantages:
-        advantage = advantages.whiten(advantage, of.weight)
-    return advantage, returns, told
+        advantage = advantages.whiten(advantage, weight)
+    return Advantages(advantage, returns, metrics)
 
 
-def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
+def shaped_score(cfg: Config, rows: Rollout) -> jax.Array:
     """float32[N]: the scores with `score_clip` and `unfinished`, without a penalty."""
-    return policy_terms.scored(of, cfg.unfinished, cfg.score_clip)
+    return policy_terms.scored(rows, cfg.unfinished, cfg.score_clip)
 
 
 def penalised(cfg: Config) -> bool:
@@ -193,18 +203,15 @@ def penalised(cfg: Config) -> bool:
     return cfg.kl.coefficient > 0
 
 
-def coefficient(cfg: Config) -> float:
-    """The penalty's coefficient at the first step."""
-    return cfg.kl.coefficient
-
-
-def adapt(
-    cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
+def _adapt_kl(
+    cfg: Config,
+    coefficient: jax.Array,
+    metrics: dict[str, jax.Array],
+    responses: jax.Array | int,
 ) -> jax.Array:
-    """The coefficient after `episodes` responses for which `judge` reported `told`."""
     if isinstance(cfg.kl, Fixed):
         return coefficient
-    return advantages.adapted(coefficient, told["kl"], cfg.kl.target, cfg.kl.horizon, episodes)
+    return advantages.adapted(coefficient, metrics["kl"], cfg.kl.target, cfg.kl.horizon, responses)
 
 
 def _value_sums(

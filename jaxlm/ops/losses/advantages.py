@@ -152,7 +152,7 @@ def overlong(length: jax.Array, longest: int, buffer: int) -> jax.Array:
 
 
 def adapted(
-    coefficient: jax.Array, kl: jax.Array, target: float, horizon: float, episodes: int
+    coefficient: jax.Array, kl: jax.Array, target: float, horizon: float, episodes: jax.Array | int
 ) -> jax.Array:
     """The coefficient of a KL penalty after `episodes` responses whose divergence was kl, in nats
     of a whole response: larger where kl is above target. Ziegler et al. 2019, section 2.2: the

@@ -79,7 +79,7 @@ def problems(
             "multiplier; untie them (model.tied=False)"
         )
     if isinstance(model, models.t5.Config) and model.scaled:
-        yield "model.scaled: True given with mup, which has its own law for logits; False is right"
+        yield "model.scaled: True given with mup, which scales logits itself; use False"
     yield from _shapes(models.spec(model), small)
 
 

@@ -134,9 +134,9 @@ def validate(cfg: Optim, steps: int) -> None:
 
     Raises: ValueError listing every wrong field, its value and what would be right.
     """
-    found = list(_problems(cfg, steps))
-    if found:
-        raise ValueError("\n".join(found))
+    problems = list(_problems(cfg, steps))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _problems(cfg: Optim, steps: int) -> Iterator[str]:
@@ -261,8 +261,8 @@ def rates(cfg: Optim, steps: int) -> optax.Schedule:
     """The learning rate as a function of the updates done."""
     final = FINAL.get(cfg.schedule, 1.0) if cfg.final is None else cfg.final
     decay = DECAY.get(cfg.schedule, 0.0) if cfg.decay is None else cfg.decay
-    made = schedule.build(cfg.schedule, cfg.lr, cfg.warmup, steps, final, decay)
-    return lambda count: jnp.asarray(made(count))
+    rate = schedule.build(cfg.schedule, cfg.lr, cfg.warmup, steps, final, decay)
+    return lambda count: jnp.asarray(rate(count))
 
 
 def _direction(cfg: Optim, spec: param.Tree, decay: float | jax.Array) -> Transform:

@@ -54,16 +54,16 @@ _TOKEN = re.compile(
 def last(text: str) -> Value | None:
     """The last number of a text; None if there is none."""
     plain = _plain(_boxed(text))
-    found = collections.deque(_TOKEN.finditer(plain), maxlen=1)
-    return _value(found[0]) if found else None
+    numbers = collections.deque(_TOKEN.finditer(plain), maxlen=1)
+    return _value(numbers[0]) if numbers else None
 
 
 def same(text: str, answer: str) -> bool:
     """Whether both end in the same number; False where one has none."""
-    said, right = last(text), last(answer)
-    if said is None or right is None:
+    given, right = last(text), last(answer)
+    if given is None or right is None:
         return False
-    return said[-1:] == right if len(right) == 1 else said == right
+    return given[-1:] == right if len(right) == 1 else given == right
 
 
 def _boxed(text: str) -> str:
@@ -97,56 +97,56 @@ def _plain(text: str) -> str:
     return re.sub(r"([=<>≈≤≥(\[{])\s*([+-])\s+(?=[0-9.$€£¥₹\\])", r"\1\2", text)
 
 
-def _lowered(found: re.Match[str]) -> str:
+def _lowered(match: re.Match[str]) -> str:
     """An exponent in ASCII: ⁻² is ^{-2}."""
     signs = {"⁺": "+", "⁻": "-"}
-    return f"^{{{''.join(signs.get(c) or str(unicodedata.digit(c)) for c in found[0])}}}"
+    return f"^{{{''.join(signs.get(c) or str(unicodedata.digit(c)) for c in match[0])}}}"
 
 
-def _value(found: re.Match[str]) -> Value:
-    negative = found["sign"] == "-"
-    if found["parts"] is not None:
-        return tuple(map(_exact, re.split("[:/.-]", found["parts"])))
-    if found["number"] is not None and _listed(found):
-        return (_exact(found["number"].rpartition(",")[2]),)
-    value = _magnitude(found)
+def _value(match: re.Match[str]) -> Value:
+    negative = match["sign"] == "-"
+    if match["parts"] is not None:
+        return tuple(map(_exact, re.split("[:/.-]", match["parts"])))
+    if match["number"] is not None and _listed(match):
+        return (_exact(match["number"].rpartition(",")[2]),)
+    value = _magnitude(match)
     return (-value if negative else value,)
 
 
-def _listed(found: re.Match[str]) -> bool:
+def _listed(match: re.Match[str]) -> bool:
     """Whether commas separate elements after all: [100,200], f(100,200), \\{100,200\\}."""
-    if "," not in found["number"] or found.end() != found.end("number"):
+    if "," not in match["number"] or match.end() != match.end("number"):
         return False
-    start, text = found.start("number"), found.string
-    before, behind = text[max(start - 2, 0) : start], text[found.end() : found.end() + 2]
+    start, text = match.start("number"), match.string
+    before, after = text[max(start - 2, 0) : start], text[match.end() : match.end() + 2]
     called = before[-1:] == "(" and before[:1].isalnum() and len(before) == 2
     return (
-        (before[-1:] == "[" and behind[:1] == "]")
-        or (before == "\\{" and behind == "\\}")
-        or (called and behind[:1] == ")")
+        (before[-1:] == "[" and after[:1] == "]")
+        or (before == "\\{" and after == "\\}")
+        or (called and after[:1] == ")")
     )
 
 
-def _magnitude(found: re.Match[str]) -> Fraction | Decimal:
-    groups = found.groups()
-    if found["fraction"] is not None:
+def _magnitude(match: re.Match[str]) -> Fraction | Decimal:
+    groups = match.groups()
+    if match["fraction"] is not None:
         at = _TOKEN.groupindex["whole"]
         over, under = groups[at] or groups[at + 1], groups[at + 2] or groups[at + 3]
-        return _sum(_exact(found["whole"] or "0"), _ratio(_exact(over), _exact(under)))
-    if found["hex"] is not None:
-        return Fraction(int(found["hex"], 16))
-    if found["mixed"] is not None:
-        part = _ratio(_exact(found["over"]), _exact(found["under"]))
-        return _sum(_exact(found["mixed"]), part)
-    if found["upper"] is not None:
-        return _ratio(_exact(found["upper"]), _exact(found["lower"]))
+        return _sum(_exact(match["whole"] or "0"), _ratio(_exact(over), _exact(under)))
+    if match["hex"] is not None:
+        return Fraction(int(match["hex"], 16))
+    if match["mixed"] is not None:
+        part = _ratio(_exact(match["over"]), _exact(match["under"]))
+        return _sum(_exact(match["mixed"]), part)
+    if match["upper"] is not None:
+        return _ratio(_exact(match["upper"]), _exact(match["lower"]))
     at = _TOKEN.groupindex["number"]
     ten = groups[at] or groups[at + 1]
     power = groups[at + 2] or groups[at + 3]
     if ten is not None:
-        return _exact(f"{found['number']}e{ten}".replace("e+", "e"))
-    value = _exact(found["number"])
-    return value if power is None else _raised(value, int(power[:9]), found.group())
+        return _exact(f"{match['number']}e{ten}".replace("e+", "e"))
+    value = _exact(match["number"])
+    return value if power is None else _raised(value, int(power[:9]), match.group())
 
 
 def _exact(text: str) -> Fraction | Decimal:

@@ -14,7 +14,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ class Collected(NamedTuple):
     from then on."""
 
     rows: Rollout
-    told: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
     coefficient: np.ndarray
 
 
@@ -57,16 +57,16 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
             "all its devices"
         )
     assert isinstance(run.data, prompting.Prompts)
-    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
+    split = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
-    player = episodes.Player(run, episodes.phases(run, model, objective, stop), found)
-    collector = _Collector(run, player, found)
-    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
+    phases = episodes.phases(run, model, objective, stop)
+    player = episodes.Player(run, episodes.policy(run, model), phases, split)
+    collector = _Collector(run, player, split)
     return Supply(
-        facts=found.facts,
-        corpus=found.facts | {"source": run.data.source} | rows,
-        tally=found.tally,
+        facts=split.facts,
+        corpus=split.facts | {"source": run.data.source} | split.rows(),
+        tally=split.tally,
         open=collector.open,
         evaluate=None if run.eval_every is None else collector.evaluate,
         positions=lambda step: step * collector.minibatch * collector.width,
@@ -78,14 +78,14 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
 class _Collector:
     """Implements `Supply` over one Player."""
 
-    def __init__(self, run: Run, player: episodes.Player, found: examples.Split) -> None:
+    def __init__(self, run: Run, player: episodes.Player, split: examples.Split) -> None:
         assert run.rollout is not None
-        self.run, self.rollout, self.player, self.found = run, run.rollout, player, found
+        self.run, self.rollout, self.player, self.split = run, run.rollout, player, split
         self.rows = run.data.batch * run.rollout.samples
         self.minibatch = self.rows // run.rollout.minibatches
         self.width = run.data.seq + run.rollout.max_new
-        self.order = examples.Steps(found.train, run.data.batch, run.data.seed, 0, 0, 1)
-        self.referred = "kl" in player.told()
+        self.order = examples.Steps(split.train, run.data.batch, run.data.seed, 0, 0, 1)
+        self.referred = "kl" in player.metrics()
         self.clock = time.perf_counter()
         self.rewards: reward_functions.Rewards | None = None
 
@@ -107,7 +107,7 @@ class _Collector:
                 at, spent = self.collect(state, iteration, at.coefficient)
             batch = transfer.batch(self.run.plan, self.part(at.rows, iteration, part))
             self.clock = time.perf_counter()
-            return Fed(batch, at.told, {"learn": learnt, **spent})
+            return Fed(batch, at.metrics, {"learn": learnt, **spent})
 
         with self._rewarding():
             yield Stream(following, lambda: _sent(at))
@@ -118,9 +118,14 @@ class _Collector:
         if self.rewards is not None:
             yield self.rewards
             return
-        cfg, folder = self.rollout, runs.folder(self.run)
-        at = (cfg.rewards, cfg.weights, cfg.reward_seconds, cfg.reward_retries, folder)
-        with reward_functions.opened(*at) as self.rewards:
+        cfg = self.rollout
+        with reward_functions.opened(
+            cfg.rewards,
+            cfg.weights,
+            seconds=cfg.reward_seconds,
+            retries=cfg.reward_retries,
+            folder=runs.folder(self.run),
+        ) as self.rewards:
             try:
                 yield self.rewards
             finally:
@@ -130,56 +135,53 @@ class _Collector:
         self, state: State, iteration: int, coefficient: np.ndarray
     ) -> tuple[Collected, dict[str, float]]:
         """(what an iteration learns from, seconds by phase)."""
-        played, told, seconds = self._played(state, iteration)
+        played, sampling, seconds = self._played(state, iteration)
         clock = time.perf_counter()
-        judged = jax.device_get(self.player.judge(played, coefficient))
-        rows = Rollout(
-            *played.rows[:6], played.reference, played.value, judged.advantage, judged.returns
+        estimate, then = jax.device_get(self.player.judge(played.rows, coefficient))
+        rows = played.rows._replace(
+            advantage=estimate.advantage, returns=estimate.returns, score=None, finished=None
         )
-        whole = Rollout(*(policy_sampling.fitted(x, self.width) for x in rows))
-        numbers = {name: np.asarray(x, np.float32) for name, x in (judged.told | told).items()}
+        metrics = {n: np.asarray(x, np.float32) for n, x in (estimate.metrics | sampling).items()}
         if iteration % self.rollout.save_every == 0:
             self._save(f"{int(state.step) + 1:08}.jsonl", played, False)
-        return Collected(whole, numbers, judged.coefficient), seconds | {
-            "judge": time.perf_counter() - clock
-        }
+        collected = Collected(policy_sampling.fitted(rows, self.width), metrics, then)
+        return collected, seconds | {"judge": time.perf_counter() - clock}
 
     def _played(
         self, state: State, iteration: int
     ) -> tuple[Episodes, dict[str, float], dict[str, float]]:
-        """(the episodes of an iteration, filled up with empty rows where too few are of use; what
-        is reported along with them; seconds by phase, over all rounds)."""
+        """(the episodes of an iteration, filled up with empty rows where too few are of use;
+        metrics of their sampling; seconds by phase, over all rounds)."""
         rounds, group = 1 + self.rollout.resample, self.rollout.samples
-        kept, seconds, asked = [], {}, 0
+        kept, seconds, sampled = [], {}, 0
+        temperature = self.player.policy.temperature
         for attempt in range(rounds):
             prompts = policy_sampling.repeated(self.order[iteration * rounds + attempt], group)
             key = _seed(self.run.seed, _SAMPLE, iteration, attempt).generate_state(2)
-            temperature = episodes.temperature(self.run)
             with self._rewarding() as rewards:
-                found, spent = self.player.play(state, prompts, key, temperature, rewards)
+                played, spent = self.player.play(state, prompts, key, temperature, rewards)
             seconds = {name: seconds.get(name, 0.0) + x for name, x in spent.items()}
-            asked += len(found.score)
+            sampled += len(played.record)
             if self.rollout.resample:
-                differ = self.player.uneven(found)
-                found = jax.tree.map(lambda x, differ=differ: x[differ], found)
-            kept.append(found)
-            if sum(len(part.score) for part in kept) >= self.rows:
+                differ = self.player.uneven(played)
+                played = jax.tree.map(lambda x, differ=differ: x[differ], played)
+            kept.append(played)
+            if sum(len(part.record) for part in kept) >= self.rows:
                 break
-        whole = episodes.joined(kept, self.rows)
-        here = whole.record >= 0
-        told = {"sampled": asked, "used": here.sum(), "sampler_gap": episodes.gap(whole)}
-        told |= {
-            f"reward_{n}": x[here].mean() if here.any() else 0.0 for n, x in whole.parts.items()
-        }
-        return whole, told, seconds
+        played = episodes.joined(kept, self.rows)
+        real = played.record >= 0
+        metrics = {"sampled": sampled, "used": real.sum(), "sampler_gap": episodes.gap(played)}
+        for name, part in played.parts.items():
+            metrics[f"reward_{name}"] = part[real].mean() if real.any() else 0.0
+        return played, metrics, seconds
 
     def part(self, rows: Rollout, iteration: int, part: int) -> Rollout:
         """The minibatch of a step: its rows, as wide as the iteration's longest needs."""
-        epoch, place_ = divmod(part, self.rollout.minibatches)
+        epoch, number = divmod(part, self.rollout.minibatches)
         draw = np.random.default_rng(_seed(self.run.seed, _SHUFFLE, iteration, epoch))
-        mine = draw.permutation(self.rows)[place_ * self.minibatch :][: self.minibatch]
+        chosen = draw.permutation(self.rows)[number * self.minibatch :][: self.minibatch]
         columns = policy_sampling.width(rows.segments)
-        return Rollout(*(policy_sampling.fitted(x[mine], columns) for x in rows))
+        return policy_sampling.fitted(jax.tree.map(lambda x: x[chosen], rows), columns)
 
     def nothing(self) -> Collected:
         """Collection before the first iteration: zeros, in the shapes of all others."""
@@ -187,10 +189,10 @@ class _Collector:
         ids = np.zeros(shape, np.int32)
         real = np.zeros(shape, np.float32)
         rows = Rollout(ids, ids, real, ids, ids, *[real] * 5)
-        names = [*self.player.told(), "sampled", "used", "sampler_gap"]
-        first = episodes.module(self.run).coefficient(self.run.objective)
-        told = {name: np.zeros((), np.float32) for name in names}
-        return Collected(rows, told, np.asarray(first, np.float32))
+        names = [*self.player.metrics(), "sampled", "used", "sampler_gap"]
+        metrics = {name: np.zeros((), np.float32) for name in names}
+        first = self.player.policy.kl_coefficient
+        return Collected(rows, metrics, np.asarray(first, np.float32))
 
     def carried(self) -> param.Tree:
         """`Supply.carry`."""
@@ -201,36 +203,42 @@ class _Collector:
 
     def evaluate(self, state: State, batches: int | None) -> Judged:
         """`Supply.evaluate`: a response to every held-out prompt, as good as its score."""
-        assert self.found.val is not None
+        assert self.split.val is not None
         state = state._replace(params=optimizer.ema(state.opt, state.params))
         parts = []
-        local = itertools.islice(examples.val_batches(self.found.val, self.rows), batches)
+        local = itertools.islice(examples.val_batches(self.split.val, self.rows), batches)
         for number, prompts in enumerate(local):
-            filling = np.where(prompts.segments[:, 0] > 0, prompts.row, -1)
+            record = np.where(prompts.segments[:, 0] > 0, prompts.row, -1)  # -1: filling
             key = _seed(self.run.seed, _EVALUATE, number).generate_state(2)
-            asked = prompts._replace(row=filling)
-            temperature = self.rollout.eval_temperature
             with self._rewarding() as rewards:
-                at = (state, asked, key, temperature, rewards, True)
-                parts.append(self.player.play(*at)[0])
+                played, _ = self.player.play(
+                    state,
+                    prompts._replace(row=record),
+                    key,
+                    temperature=self.rollout.eval_temperature,
+                    rewards=rewards,
+                    held_out=True,
+                )
+            parts.append(played)
         self.clock = time.perf_counter()
-        whole = episodes.joined(parts, None)
-        self._save(f"{int(state.step):08}.val.jsonl", whole, True)
-        record = episodes.summary(whole, self.referred)
-        return Judged(record, -record["reward"])
+        played = episodes.joined(parts, None)
+        self._save(f"{int(state.step):08}.val.jsonl", played, True)
+        summary = episodes.summary(played, self.referred)
+        return Judged(summary, -summary["reward"])
 
     def _save(self, name: str, played: Episodes, held_out: bool) -> None:
         """Write the first episodes into samples/, a JSON object a line."""
         first = jax.tree.map(lambda x: x[: self.rollout.save], played)
         lines = []
         kl = episodes.divergence(first)
-        here = np.flatnonzero(first.record >= 0)
-        for r, one in zip(here, self.player.samples(first.rows, first.record, held_out)):
-            told = {"prompt": one.prompt, "response": one.response, "score": float(first.score[r])}
-            told |= {f"reward_{n}": float(x[r]) for n, x in first.parts.items()}
-            told |= {"kl": float(kl[r])} if self.referred else {}
-            told |= {"tokens": int(first.rows.weight[r].sum())}
-            lines.append(json.dumps(told | {"finished": one.finished}, ensure_ascii=False) + "\n")
+        real = np.flatnonzero(first.record >= 0)
+        for r, sample in zip(real, self.player.samples(first.rows, first.record, held_out)):
+            line: dict[str, Any] = {"prompt": sample.prompt, "response": sample.response}
+            line |= {"score": float(first.rows.score[r])}
+            line |= {f"reward_{n}": float(x[r]) for n, x in first.parts.items()}
+            line |= {"kl": float(kl[r])} if self.referred else {}
+            line |= {"tokens": int(first.rows.weight[r].sum()), "finished": sample.finished}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         if lines:
             folder = runs.folder(self.run) / "samples"
             io.make_folder(folder)
@@ -242,9 +250,11 @@ def _seed(*numbers: int) -> np.random.SeedSequence:
 
 
 def _sent(at: Collected) -> param.Tree:
-    return {"rows": at.rows._asdict(), "told": at.told, "coefficient": at.coefficient}
+    """The arrays of a checkpoint; "told" is its name for metrics."""
+    rows = {name: x for name, x in at.rows._asdict().items() if x is not None}
+    return {"rows": rows, "told": at.metrics, "coefficient": at.coefficient}
 
 
 def _received(carry: param.Tree) -> Collected:
-    found = jax.tree.map(np.asarray, jax.device_get(carry))
-    return Collected(Rollout(**found["rows"]), found["told"], found["coefficient"])
+    saved = jax.tree.map(np.asarray, jax.device_get(carry))
+    return Collected(Rollout(**saved["rows"]), saved["told"], saved["coefficient"])

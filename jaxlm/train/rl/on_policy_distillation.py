@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Prompts
 from jaxlm.data import kinds, tokenizers
@@ -47,21 +48,20 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         )
     assert run.rollout is not None
     assert isinstance(run.data, prompting.Prompts)
-    found = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
+    split = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
     layout = template.load(run.data.template, run.data.tokenizer)
     stop = template.stops(layout, tokenizers.load(run.data.tokenizer))
     new, samples = run.rollout.max_new, run.rollout.samples
     sampler = policy_sampling.program(model, objective, max_new=new, stop=stop)
     score = heldout.scorer(objective, run.plan)
-    order = examples.Steps(found.train, run.data.batch, run.data.seed, 0, 0, 1)
+    order = examples.Steps(split.train, run.data.batch, run.data.seed, 0, 0, 1)
 
     def respond(state: State, prompts: Prompts, *draw: int) -> Batch:
         key = np.random.SeedSequence((run.seed, *draw)).generate_state(2)
-        asked = policy_sampling.narrowed(policy_sampling.repeated(prompts, samples))
-        given = transfer.batch(run.plan, asked)
-        out = jax.device_get(sampler(state.params, state.frozen, given, key, 1.0))
-        columns, rows = policy_sampling.width(out.segments), out[: len(Batch._fields)]
-        return Batch(*(policy_sampling.fitted(np.asarray(x), columns) for x in rows))
+        repeated = policy_sampling.narrowed(policy_sampling.repeated(prompts, samples))
+        local = transfer.batch(run.plan, repeated)
+        rows = jax.device_get(sampler(state.params, state.frozen, local, key, 1.0))
+        return policy_sampling.fitted(batches.text(rows), policy_sampling.width(rows.segments))
 
     def following(number: int, state: State) -> Fed:
         jax.block_until_ready(state.step)  # so that sampling is not billed for the step before
@@ -76,18 +76,17 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         yield Stream(following, dict)
 
     def evaluate(state: State, batches: int | None) -> Judged:
-        assert found.val is not None
+        assert split.val is not None
         state = state._replace(params=optimizer.ema(state.opt, state.params))
-        asked = itertools.islice(examples.val_batches(found.val, run.data.batch), batches)
-        local = (respond(state, p, _EVALUATE, n) for n, p in enumerate(asked))
+        prompts = itertools.islice(examples.val_batches(split.val, run.data.batch), batches)
+        local = (respond(state, p, _EVALUATE, n) for n, p in enumerate(prompts))
         record = heldout.evaluate(score, objective, state.params, state.frozen, local, run.plan)
         return Judged(record, record["loss"])
 
-    rows = {"train_rows": len(found.train), "val_rows": 0 if found.val is None else len(found.val)}
     return Supply(
-        facts=found.facts,
-        corpus=found.facts | {"source": run.data.source} | rows,
-        tally=found.tally,
+        facts=split.facts,
+        corpus=split.facts | {"source": run.data.source} | split.rows(),
+        tally=split.tally,
         open=opened,
         evaluate=None if run.eval_every is None else evaluate,
         positions=lambda step: step * run.data.batch * samples * (run.data.seq + new),

@@ -4,14 +4,14 @@ What is learnt from them (rewards, a teacher's distributions, ...) is up to the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import param
-from jaxlm.core.batch import Array, Prompts
+from jaxlm.core.batch import Array, Prompts, Rollout
 from jaxlm.data.records.prompts import packed
 from jaxlm.decode import sampling_loop, token_sampling
 from jaxlm.models.model import Model
@@ -19,32 +19,8 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.ops import sampling
 from jaxlm.ops.attention import At
 
-
-class Responses(NamedTuple):
-    """N whole texts, a prompt and its response to a row, from the row's left end.
-
-    For the prompt `[p q]` and the response `[x eos]`, T = 6:
-
-        tokens    p q x eos 0 0
-        targets   q x eos 0 0 0
-        weight    0 1 1 0 0 0      on targets that were sampled, the end among them
-        behaviour . a b . . .      log-probability of the target, as it was sampled
-
-    tokens, targets, segments, positions: int32[N, T]; weight, behaviour: float32[N, T].
-    finished bool[N]: whether the response ended by itself. Rows without a prompt are all zero.
-    """
-
-    tokens: Array
-    targets: Array
-    weight: Array
-    segments: Array
-    positions: Array
-    behaviour: Array
-    finished: Array
-
-
-# generate(params, frozen, prompts [N, P], key, temperature) -> Responses [N, P + max_new]
-Generate = Callable[[param.Tree, param.Tree, Prompts, Array, float], Responses]
+# generate(params, frozen, prompts [N, P], key, temperature) -> Rollout [N, P + max_new]
+Generate = Callable[[param.Tree, param.Tree, Prompts, Array, float], Rollout]
 
 
 def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int, ...]) -> Generate:
@@ -59,11 +35,11 @@ def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int
 
     def generate(
         params: param.Tree, frozen: param.Tree, prompts: Prompts, key: jax.Array, temperature: float
-    ) -> Responses:
+    ) -> Rollout:
         weights = token_sampling.prepare(model, objective.weights(params, frozen))
         at = At(prompts.segments, prompts.positions)
-        asked = _rows(prompts, key, max_new, temperature, stop)
-        out = sampling_loop.generate(model, weights, prompts.tokens, at, asked, max_new)
+        settings = _rows(prompts, key, max_new, temperature, stop)
+        out = sampling_loop.generate(model, weights, prompts.tokens, at, settings, max_new)
         return joined(prompts, out)
 
     return jax.jit(generate)
@@ -79,8 +55,9 @@ def respond(
     temperature: float = 1.0,
     stop: tuple[int, ...] = (),
     seed: int = 0,
-) -> Responses:
-    """Responses (numpy) to prompts given as token ids, `samples` to each in consecutive rows.
+) -> Rollout:
+    """Rollout (numpy) of responses to prompts given as token ids, `samples` to each in consecutive
+    rows.
 
     params: as `trained_weights.load` gives them. A call compiles: to sample again and again from
     weights that change, keep what `program` returns.
@@ -91,7 +68,7 @@ def respond(
     longest = max(len(p) for p in prompts)
     rows = packed([np.asarray(p, np.int32) for p in prompts], longest)
     key = np.random.SeedSequence((seed,)).generate_state(2)
-    return Responses(*jax.device_get(run(params, {}, repeated(rows, samples), key, temperature)))
+    return jax.device_get(run(params, {}, repeated(rows, samples), key, temperature))
 
 
 def _no_loss(params: param.Tree, frozen: param.Tree, batch: Any, key: jax.Array | None) -> Any:
@@ -115,8 +92,8 @@ def _rows(
     return sampling_loop.Rows(controls, keys, jnp.tile(jnp.array(stop, jnp.int32), (n, 1)), limit)
 
 
-def joined(prompts: Prompts, out: sampling_loop.Generation) -> Responses:
-    """The Responses of prompts [N, P] and what was generated after each, [N, M]; T = P + M."""
+def joined(prompts: Prompts, out: sampling_loop.Generation) -> Rollout:
+    """The Rollout of prompts [N, P] and what was generated after each, [N, M]; T = P + M."""
     new = out.tokens.shape[1]
     length = jnp.sum(prompts.segments > 0, axis=1)[:, None]
     place = jnp.arange(prompts.tokens.shape[1] + new)[None]
@@ -130,7 +107,7 @@ def joined(prompts: Prompts, out: sampling_loop.Generation) -> Responses:
     prompt = jnp.pad(prompts.tokens, [(0, 0), (0, new)])
     tokens = jnp.where(sampled, shifted(out.tokens, length), jnp.where(place < length, prompt, 0))
     scored = (place >= length - 1) & (place < end - 1)
-    return Responses(
+    return Rollout(
         tokens=tokens,
         targets=jnp.pad(tokens[:, 1:], [(0, 0), (0, 1)]),
         weight=scored.astype(jnp.float32),
@@ -162,8 +139,13 @@ def width(segments: np.ndarray) -> int:
     return min(segments.shape[1], token_sampling.bucket(longest))
 
 
-def fitted(x: np.ndarray, columns: int) -> np.ndarray:
-    """x [N, T] with columns cut off or empty ones added on the right; x [N] as it is."""
-    if x.ndim == 1:
-        return x
-    return np.pad(x, [(0, 0), (0, max(0, columns - x.shape[1]))])[:, :columns]
+def fitted(rows: Any, columns: int) -> Any:
+    """A tree of arrays (numpy) [N, T] with columns cut off or empty ones added on the right; arrays
+    [N] as they are."""
+
+    def fit(x: np.ndarray) -> np.ndarray:
+        if x.ndim == 1:
+            return x
+        return np.pad(x, [(0, 0), (0, max(0, columns - x.shape[1]))])[:, :columns]
+
+    return jax.tree.map(fit, rows)

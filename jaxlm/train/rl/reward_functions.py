@@ -82,8 +82,12 @@ def tagged(samples: Sequence[Sample]) -> list[float]:
 
 def tagged_answer(samples: Sequence[Sample]) -> list[float]:
     """1 where the response has one <answer>, and in it the record's answer."""
-    found = [(_ANSWER.findall(s.response), _answer(s)) for s in samples]
-    return [float(len(said) == 1 and _says(said[0], right)) for said, right in found]
+    scores = []
+    for sample in samples:
+        answers_ = _ANSWER.findall(sample.response)
+        right = _answer(sample)
+        scores.append(float(len(answers_) == 1 and _matches(answers_[0], right)))
+    return scores
 
 
 def finished(samples: Sequence[Sample]) -> list[float]:
@@ -107,7 +111,7 @@ def _answer(sample: Sample) -> str:
     return str(sample.record["answer"])
 
 
-def _says(text: str, answer: str) -> bool:
+def _matches(text: str, answer: str) -> bool:
     return text.strip() == answer.strip() or answers.same(text, answer)
 
 
@@ -141,11 +145,11 @@ class Rewards:
         Raises: Failed naming the function and the first sample that it gives no finite number for,
         with all samples and what is known of them written to `folder`/reward_failure.jsonl.
         """
-        found = {part.name: self._part(part, list(samples)) for part in self.parts}
+        values = {part.name: self._part(part, list(samples)) for part in self.parts}
         total = np.zeros(len(samples), np.float32)
         for part in self.parts:
-            total += np.float32(part.weight) * found[part.name]
-        return Scored(total, found)
+            total += np.float32(part.weight) * values[part.name]
+        return Scored(total, values)
 
     def _part(self, part: Part, samples: list[Sample]) -> np.ndarray:
         if not samples:
@@ -156,8 +160,8 @@ class Rewards:
                 return _numbers(part.call(samples, self.seconds), len(samples))
             except (sandbox.Failed, ValueError) as error:
                 why = str(error)
-        told = f"reward {part.name!r} failed for {len(samples)} samples; they are asked one by one"
-        print(f"warning: {told}: {why}", file=sys.stderr)
+        text = f"reward {part.name!r} failed for {len(samples)} samples; they are judged one by one"
+        print(f"warning: {text}: {why}", file=sys.stderr)
         done: list[float] = []
         for sample in samples:
             try:
@@ -212,12 +216,12 @@ def _number(value: Any) -> float:
     if isinstance(value, str | bytes) or np.ndim(value) != 0:
         raise ValueError(f"returned {value!r} for a sample, not a number")
     try:
-        found = float(value)
+        real = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"returned {value!r} for a sample, not a number") from error
-    if not math.isfinite(found) or abs(found) > np.finfo(np.float32).max:
-        raise ValueError(f"returned {found} for a sample, not a finite float32")
-    return found
+    if not math.isfinite(real) or abs(real) > np.finfo(np.float32).max:
+        raise ValueError(f"returned {real} for a sample, not a finite float32")
+    return real
 
 
 @contextlib.contextmanager
@@ -233,8 +237,8 @@ def opened(
 
     Raises: ValueError as `problems`; sandbox.Failed where one of them cannot be imported.
     """
-    if found := problems(names, weights):
-        raise ValueError("\n".join(found))
+    if wrong := problems(names, weights):
+        raise ValueError("\n".join(wrong))
     factors = tuple(weights) or (1.0,) * len(names)
     with contextlib.ExitStack() as stack:
         parts = []
@@ -255,14 +259,14 @@ def _here(function: Function) -> Callable[[list[Sample], float], Any]:
 
 def problems(names: Sequence[str], weights: Sequence[float] = ()) -> list[str]:
     """Problems with these names and weights, in words, [] if there are none; nothing is run."""
-    found = []
+    texts = []
     if weights and len(weights) != len(names):
-        found.append(f"{len(weights)} weights given for {len(names)} reward functions")
-    found += [
+        texts.append(f"{len(weights)} weights given for {len(names)} reward functions")
+    texts += [
         f"weight {w} given; a finite number is needed" for w in weights if not math.isfinite(w)
     ]
     if len(set(names)) != len(names):
-        found.append(
+        texts.append(
             f"reward functions {list(names)}: one is named twice; give it a weight instead"
         )
     for name in names:
@@ -270,10 +274,10 @@ def problems(names: Sequence[str], weights: Sequence[float] = ()) -> list[str]:
         if name in BUILT_IN:
             continue
         if not place or not function:
-            found.append(
+            texts.append(
                 f"reward {name!r}: expected one of {list(BUILT_IN)}, 'file.py:function' or "
                 "'module:function'"
             )
         elif place.endswith(".py") and not pathlib.Path(place).expanduser().is_file():
-            found.append(f"reward {name!r}: no such file: {place}")
-    return found
+            texts.append(f"reward {name!r}: no such file: {place}")
+    return texts

@@ -86,17 +86,17 @@ def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
         if getattr(rollout, name) != getattr(plain, name):
             yield (
                 f"rollout.{name}: {getattr(rollout, name)!r} given with objective distill, whose "
-                f"responses are compared with a teacher's, once; {getattr(plain, name)!r} is right"
+                f"responses are compared with a teacher's, once; use {getattr(plain, name)!r}"
             )
     if objective.read != "frozen":
         yield (
-            f"objective.read: {objective.read!r} given with a rollout, whose responses no one has "
-            "seen before; 'frozen' is right"
+            f"objective.read: {objective.read!r} given with a rollout, whose responses are new at "
+            "every step; use 'frozen'"
         )
     if objective.hard:
         yield (
             f"objective.hard: {objective.hard} given with a rollout, whose targets are the "
-            "student's own; 0 is right"
+            "student's own; use 0"
         )
 
 
@@ -111,7 +111,7 @@ def _numbers(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[st
             f"plan.fsdp={plan.fsdp}; choose a multiple of {parts} responses"
         )
     if data.workers:
-        yield f"data.workers: {data.workers} given; prompts are read in this process, so 0 is right"
+        yield f"data.workers: {data.workers} given; prompts are read in this process; use 0"
 
 
 def _groups(rollout: Rollout, objective: Any) -> Iterator[str]:

@@ -138,11 +138,11 @@ def load(name: str) -> Callable[[Any], Any]:
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(place)
-    found = vars(module).get(function)
-    if not callable(found):
+    loaded = vars(module).get(function)
+    if not callable(loaded):
         have = sorted(n for n, f in vars(module).items() if callable(f) and not n.startswith("_"))
         raise ValueError(f"{name!r}: no function {function!r} there; it has {have}")
-    return found
+    return loaded
 
 
 def _serve(name: str, pipe: connection.Connection) -> None:

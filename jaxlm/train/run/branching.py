@@ -93,7 +93,7 @@ def begin(
     assert step is not None
     directory.record(folder, run)
     seen = metrics.records(trunk / metrics.FILE)
-    kept = "".join(json.dumps(r) + "\n" for r in seen if r["step"] <= step and _told(run, r))
+    kept = "".join(json.dumps(r) + "\n" for r in seen if r["step"] <= step and _recorded(run, r))
     io.write(folder / metrics.FILE, kept)
     # named as an unfinished write, which a start removes, until all of it is here
     part = folder / "checkpoints" / f"{step}.orbax-checkpoint-tmp-trunk"
@@ -109,7 +109,7 @@ def begin(
     say(f"{step} of {run.steps} steps are those of {run.trunk}")
 
 
-def _told(run: Run, record: metrics.Record) -> bool:
+def _recorded(run: Run, record: metrics.Record) -> bool:
     """Whether this run, trained whole, would have had the record."""
     step = record["step"]
     if record["split"] == "val":

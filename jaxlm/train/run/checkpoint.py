@@ -105,8 +105,8 @@ class Store:
             if self._primary:
                 _sweep_up(self._folder)
             if reason:
-                told = f"{reason} (earlier checkpoints are intact)"
-                raise io.refused(self._folder / str(step), told) from error
+                text = f"{reason} (earlier checkpoints are intact)"
+                raise io.refused(self._folder / str(step), text) from error
             raise
 
 
@@ -156,11 +156,11 @@ def items(state: State) -> dict[str, Any]:
 def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
     """(the State of a checkpoint, its carry), placed like the abstract ones: on any mesh. The
     State's frozen weights are {}: they come from their own source."""
-    found = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
-    train = found["train"]
-    opt = train["opt"]._replace(average=found.get("average"))
-    state = State(train["step"], found["params"], opt, {}, train["key"])
-    return state, found.get("carry", {})
+    saved = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
+    train = saved["train"]
+    opt = train["opt"]._replace(average=saved.get("average"))
+    state = State(train["step"], saved["params"], opt, {}, train["key"])
+    return state, saved.get("carry", {})
 
 
 def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
@@ -170,16 +170,16 @@ def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, An
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-        found = manager.restore(step, args=ocp.args.Composite(**args))
-    return {name: found[name] for name in parts}
+        saved = manager.restore(step, args=ocp.args.Composite(**args))
+    return {name: saved[name] for name in parts}
 
 
 def facts(folder: pathlib.Path, step: int) -> Facts:
     """Facts recorded with a checkpoint. Raises: ValueError if it has no readable manifest."""
-    found = integrity.facts(folder / str(step))
-    if found is None:
+    recorded = integrity.facts(folder / str(step))
+    if recorded is None:
         raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")
-    return found
+    return recorded
 
 
 def steps(folder: pathlib.Path) -> list[int]:

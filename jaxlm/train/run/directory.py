@@ -12,6 +12,7 @@ of one of the first two files is noticed, and the file is read from there.
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -131,9 +132,9 @@ def finished(run: Run) -> Result | None:
     return result
 
 
-def read_result(folder: pathlib.Path) -> Result | None:
+def read_result(folder: str | os.PathLike[str]) -> Result | None:
     """Outcome of the run in a directory; None if it has not ended. Raises: json_file.Damaged."""
-    file = folder / "result.json"
+    file = pathlib.Path(folder).expanduser() / "result.json"
     try:
         result = Result(**json_file.read_object(file))
     except FileNotFoundError:
@@ -145,7 +146,7 @@ def read_result(folder: pathlib.Path) -> Result | None:
     return result
 
 
-def ended(folder: pathlib.Path) -> Result | None:
+def ended(folder: str | os.PathLike[str]) -> Result | None:
     """`read_result` for those who read the weights alone: of a damaged one a warning and None."""
     try:
         return read_result(folder)
@@ -290,13 +291,14 @@ def record(folder: pathlib.Path, run: Run) -> None:
     io.write(folder / "config.json", json.dumps(config.to_dict(run), indent=1) + "\n")
 
 
-def load(folder: pathlib.Path) -> Run:
+def load(folder: str | os.PathLike[str]) -> Run:
     """The Run of a run directory. Where config.json cannot be read, a warning is given and the Run
     is the one that the newest checkpoint repeats.
 
     Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read, or
     in which config.json is not what the checkpoints were trained with.
     """
+    folder = pathlib.Path(folder).expanduser()
     file, sealed = folder / "config.json", proof(folder)
     if sealed is None:
         config.run_file(folder)
@@ -323,7 +325,7 @@ def load(folder: pathlib.Path) -> Run:
     return run
 
 
-def trained(folder: pathlib.Path) -> Run:
+def trained(folder: str | os.PathLike[str]) -> Run:
     """`load` of a run whose weights another one builds on. Raises: as `load`; ValueError for one
     that diverged."""
     run, result = load(folder), ended(folder)
@@ -345,23 +347,23 @@ def _trained(sealed: dict[str, Any]) -> Run | None:
 
 def _parsed(file: pathlib.Path) -> Run:
     """Raises: json_file.Damaged naming the file; ValueError naming it and a field."""
-    found = json_file.read_object(file)
+    record = json_file.read_object(file)
     try:
-        return config.from_dict(Run, found)
+        return config.from_dict(Run, record)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
-def tokenizer(folder: pathlib.Path, run: Run) -> interface.Tokenizer:
+def tokenizer(folder: str | os.PathLike[str], run: Run) -> interface.Tokenizer:
     """The tokenizer of a run directory. Raises: as `tokenizers.load`; ValueError if it is not the
     one that the weights were trained with."""
-    found, sealed = tokenizers.load(run.data.tokenizer), proof(folder)
-    if sealed is not None and sealed["tokenizer"] != found.hash:
+    loaded, sealed = tokenizers.load(run.data.tokenizer), proof(pathlib.Path(folder).expanduser())
+    if sealed is not None and sealed["tokenizer"] != loaded.hash:
         raise ValueError(
-            f"data.tokenizer: {run.data.tokenizer!r} has hash {found.hash[:12]}, and {folder} was "
+            f"data.tokenizer: {run.data.tokenizer!r} has hash {loaded.hash[:12]}, and {folder} was "
             f"trained with {sealed['tokenizer'][:12]}: its files were changed since; restore them"
         )
-    return found
+    return loaded
 
 
 def finish(folder: pathlib.Path, result: Result) -> None:

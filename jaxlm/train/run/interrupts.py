@@ -38,7 +38,7 @@ def caught() -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
     arrived: list[int] = []
-    asked = threading.Event()
+    polled = threading.Event()
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
 
@@ -47,16 +47,16 @@ def caught() -> Iterator[Callable[[], int]]:
         while numbers := ear.recv(16):
             for number in CAUGHT:
                 heard += numbers.count(number)
-                if number in numbers and (heard > 1 or not asked.is_set()):
-                    _end(number, asked.is_set())
+                if number in numbers and (heard > 1 or not polled.is_set()):
+                    _end(number, polled.is_set())
 
     def note(number: int, frame: FrameType | None) -> None:
-        if arrived or not asked.is_set():
-            _end(number, asked.is_set())
+        if arrived or not polled.is_set():
+            _end(number, polled.is_set())
         arrived.append(number)
 
     def answer() -> int:
-        asked.set()
+        polled.set()
         return arrived[0] if arrived else 0
 
     listener = threading.Thread(target=hear, name="signals", daemon=True)
@@ -81,6 +81,6 @@ def _end(number: int, begun: bool) -> None:
         return  # the other thread that heard the signal does it
     if not begun:
         name = signal.Signals(number).name
-        told = f"{name}: stopped before the first step. The same command starts again"
-        print(f"jaxlm: {told}", file=sys.stderr, flush=True)
+        text = f"{name}: stopped before the first step. The same command starts again"
+        print(f"jaxlm: {text}", file=sys.stderr, flush=True)
     os._exit(128 + number)

@@ -186,15 +186,16 @@ def _record(line: bytes) -> Record | None:
         return None
 
 
-def records(path: pathlib.Path) -> Iterator[Record]:
+def records(path: str | os.PathLike[str]) -> Iterator[Record]:
     """The records of a metrics file, in order; a torn last line is left out, no file has none.
 
     Raises: ValueError naming file and line of any other line that is not a record.
     """
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         return
-    *whole, torn = path.read_bytes().split(b"\n")
-    for number, line in enumerate(whole, start=1):
+    *lines, torn = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         record = _record(line)
         if record is not None:
             yield record
@@ -204,6 +205,6 @@ def records(path: pathlib.Path) -> Iterator[Record]:
         yield record
 
 
-def deterministic(path: pathlib.Path) -> list[Record]:
+def deterministic(path: str | os.PathLike[str]) -> list[Record]:
     """The records without what the clock decided: equal for equal runs."""
     return [{k: v for k, v in r.items() if k != "timing"} for r in records(path)]

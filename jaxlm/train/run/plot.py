@@ -1,18 +1,20 @@
 """Plots of records: the loss curve of a run."""
 
 import math
+import os
 import pathlib
 
 from jaxlm.core import json_file
 from jaxlm.train.run import metrics
 
 
-def loss(folder: pathlib.Path) -> pathlib.Path | None:
+def loss(folder: str | os.PathLike[str]) -> pathlib.Path | None:
     """Draw loss.png from a run's metrics.jsonl; its path, or None if there is nothing to draw.
 
     Left axis: nats per token on the training and the held-out split. Right axis: held-out bits per
     byte, which is comparable across tokenizers. A red line where a loss is first not finite.
     """
+    folder = pathlib.Path(folder).expanduser()
     records = list(metrics.records(folder / metrics.FILE))
     train = _series(records, "train", "loss")
     held_out, bits = _series(records, "val", "nll"), _series(records, "val", "bits_per_byte")

@@ -28,7 +28,7 @@ class Meter:
     ) -> None:
         self._run, self._supply, self._writer, self._out = run, supply, writer, out
         self._due: tuple[int, dict[str, jax.Array]] | None = None
-        self._behind: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._running: collections.deque[dict[str, jax.Array]] = collections.deque()
         self.restart(step)
 
     def note(self, step: int, measured: dict[str, jax.Array], seconds: dict[str, float]) -> None:
@@ -36,9 +36,9 @@ class Meter:
         self._read()
         for name, value in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + value
-        self._behind.append(measured)
-        if len(self._behind) > AHEAD:
-            jax.block_until_ready(self._behind.popleft())
+        self._running.append(measured)
+        if len(self._running) > AHEAD:
+            jax.block_until_ready(self._running.popleft())
         if step % self._run.log_every == 0 or step in (1, self._run.steps):
             self._due = (step, measured)
 

@@ -21,6 +21,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.train.optim import mup as mups  # the field bears the name
 from jaxlm.train.optim import optimizer  # the field bears the name
 from jaxlm.train.rl import rollout as rollouts  # the field bears the name
+from jaxlm.train.run import objective_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +125,14 @@ def validate(run: Run) -> None:
 
     Raises: ValueError listing every problem, each with the field, its value and what would fit.
     """
-    found = [*_numbers(run), *_place(run), *_data(run), *_mesh(run), *_adapter(run)]
-    found += [*_rollout(run), *mups.problems(run.model, run.mup, run.optim)]
+    problems = [*_numbers(run), *_place(run), *_data(run), *_mesh(run), *_adapter(run)]
+    problems += [*_rollout(run), *mups.problems(run.model, run.mup, run.optim)]
     try:
         optimizer.validate(run.optim, run.steps)
     except ValueError as error:
-        found += str(error).splitlines()
-    if found:
-        raise ValueError("\n".join(["this run cannot start:", *(f"  {text}" for text in found)]))
+        problems += str(error).splitlines()
+    if problems:
+        raise ValueError("\n".join(["this run cannot start:", *(f"  {text}" for text in problems)]))
 
 
 def _numbers(run: Run) -> Iterator[str]:
@@ -186,7 +187,7 @@ def _data(run: Run) -> Iterator[str]:
     try:
         data.validate()
         tokenizer = tokenizers.load(data.tokenizer)
-        made = _source(data)
+        tokenized = _source(data)
     except (ValueError, OSError, ImportError) as error:
         yield str(error)
         return
@@ -195,13 +196,13 @@ def _data(run: Run) -> Iterator[str]:
             f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has "
             f"{tokenizer.vocab} ids; set model.vocab to {tokenizer.vocab} or more"
         )
-    if run.eval_every is not None and not made and not data.holdout:
+    if run.eval_every is not None and not tokenized and not data.holdout:
         yield (
             f"data.holdout: 0 leaves nothing for eval_every={run.eval_every}; set data.holdout "
             "to a fraction such as 0.05, or eval_every to None"
         )
     model = models.build(run.model)
-    yield from objectives.problems(run.objective, model, data)
+    yield from objective_data.problems(run.objective, model, data)
     if isinstance(data, pretraining.Data):
         yield from _corrupt(data, vocab, tokenizer)
     longest = model.context
@@ -218,10 +219,10 @@ def _source(data: kinds.AnyData) -> bool:
     if not isinstance(data, pretraining.Data):
         records.read(data.source)
         return False
-    made = manifest.present(data.source)
-    if not made:
+    tokenized = manifest.present(data.source)
+    if not tokenized:
         source.documents(data.source, data.field)
-    return made
+    return tokenized
 
 
 def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
@@ -234,12 +235,12 @@ def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) 
         )
         return
     try:
-        made = prompt_tokens.written(run.data)
-        asked = [
-            prompt_tokens.asked(run.data, made, tokenizer, [Message("user", p)])
+        layout = prompt_tokens.written(run.data)
+        turns = [
+            prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)])
             for p in run.samples
         ]
-        token_sampling.check(model, [one.tokens for one in asked], [sampling(run)] * len(asked))
+        token_sampling.check(model, [turn.tokens for turn in turns], [sampling(run)] * len(turns))
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
 
@@ -338,7 +339,7 @@ def _rollout(run: Run) -> Iterator[str]:
     if run.adapter is not None and run.adapter.dropout:
         yield (
             f"adapter.dropout: {run.adapter.dropout} given with a rollout; a ratio of policies is "
-            "1 before the first step only without dropout, so 0 is right"
+            "1 before the first step only without dropout; use 0"
         )
 
 

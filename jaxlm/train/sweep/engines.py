@@ -4,7 +4,7 @@
     inline      this process, one after the other
     population  this process; those of one shape were trained before as one program
                 (`scheduler.populate`), the others come one after the other
-    ray         a cluster of hosts that Ray knows (extra `cluster`)
+    ray         a cluster of hosts under Ray (extra `cluster`)
     slurm       jobs of SLURM, through submitit (extra `cluster`)
 
 Hosts of a cluster share a file system: a trial is known by the path of its spec, and what it has
@@ -13,6 +13,7 @@ resumes wherever it runs.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -23,6 +24,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
+
+import jax
 
 Name = Literal["local", "inline", "population", "ray", "slurm"]
 # These compute where the sweep itself does.
@@ -84,6 +87,35 @@ class Resources(NamedTuple):
     """Ray: the cluster's address; "auto" is the one this machine is of."""
     cluster: str = "slurm"
     """submitit's executor: `slurm`; `local` and `debug` run its jobs on this machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Execution of trials."""
+
+    workers: int = 1
+    """Trials at once."""
+    engine: Name = "local"
+    """Place of trials: processes of this machine, this process, Ray, SLURM. `population` is this
+    process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
+    accelerator that one small model does not fill."""
+    retries: int = 1
+    """Retries of a trial that failed; one that diverged is never tried again."""
+    cluster: Resources = Resources()
+    """Resources of a trial under Ray or SLURM."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.retries < 0:
+            raise ValueError(
+                f"workers, retries: {self.workers}, {self.retries} given; at least 1 and 0"
+            )
+
+
+def spare(name: Name) -> None:
+    """Leave the accelerator to the trials where they are other processes: what is computed here is
+    small. Before anything is."""
+    if name not in IN_PROCESS:
+        jax.config.update("jax_platforms", "cpu")
 
 
 @contextlib.contextmanager
@@ -204,7 +236,7 @@ def _inline(task: Task) -> Job:
         except Exception:
             traceback.print_exc()
             code = 1
-    if code == 128 + signal.SIGINT:
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # of this process, not of the trial
         raise KeyboardInterrupt
     return Job(lambda: code, lambda: None)
 
@@ -227,8 +259,8 @@ def _ray(resources: Resources, stack: contextlib.ExitStack) -> Callable[[Task], 
     if not ray.is_initialized():
         ray.init(address=resources.address, log_to_driver=False)
         stack.callback(ray.shutdown)
-    asked = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
-    remote = ray.remote(**asked)(_ray_trial)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
+    remote = ray.remote(**options)(_ray_trial)
     where = os.getcwd()
 
     def submit(task: Task) -> Job:
@@ -271,15 +303,15 @@ def _slurm(resources: Resources, folder: pathlib.Path) -> Callable[[Task], Job]:
     with _extra("submitit"):
         submitit: Any = importlib.import_module("submitit")
     executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=resources.cluster)
-    asked = {
+    options = {
         "timeout_min": resources.minutes,
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus,
         "mem_gb": resources.memory_gb,
     }
     if resources.partition is not None:
-        asked["slurm_partition"] = resources.partition
-    executor.update_parameters(name="jaxlm", **asked)
+        options["slurm_partition"] = resources.partition
+    executor.update_parameters(name="jaxlm", **options)
     where = os.getcwd()
 
     def submit(task: Task) -> Job:

@@ -2,28 +2,29 @@
 
     power is stated -> pairs of runs up to the first look -> decided? -> ... -> ablation.json
 
-A pair has one seed and one data order. Runs are ordinary ones, each in its directory: a finished
-one is not run again, a stopped ablation goes on with the same command.
+A pair has one seed and one data order. Runs are trials of `scheduler`, on any engine: a finished
+one is not run again, a failed one is retried, a stopped ablation goes on with the same command.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import config, io, json_file
+from jaxlm.core import config, io
 from jaxlm.data import pretraining
 from jaxlm.scaling import study_record, table
 from jaxlm.scaling.ablation import compute_multiplier, paired, sequential
 from jaxlm.scaling.cost import conventions
-from jaxlm.train import loop
-from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
+from jaxlm.train.sweep import engines, scheduler
+from jaxlm.train.sweep.sweep_cells import Trial
 
 FILE = "ablation.json"
 # Fields that decide the text to be judged on; the others of data decide the order of training.
@@ -36,7 +37,8 @@ class Ablation:
     """A baseline, what is changed about it, and how it will be decided, before anything runs."""
 
     name: str
-    """Runs are out/name-ARM-sSEED, the record is out/name/ablation.json."""
+    """Runs are out/name-ARM-sSEED; the record is out/name/ablation.json, along with sweep.json,
+    the state of every run, and their logs."""
     baseline: Run
     """The run that variants are compared with."""
     variants: tuple[Run, ...]
@@ -65,39 +67,32 @@ class Ablation:
     """The directory of the run directories."""
 
 
-class Outcome(NamedTuple):
-    """Outcome of an ablation: its record, and 0 or 128 + the signal that stopped a run."""
-
-    record: dict[str, Any]
-    exit_code: int
-
-
-class _Stopped(Exception):
-    """A signal ended a run early."""
-
-
 class _Diverged(Exception):
     """A run has no finite loss: which, and why."""
 
 
 def validate(plan: Ablation) -> None:
     """Check the plan and all its runs. Raises: ValueError listing every problem by field."""
-    found = list(_problems(plan))
-    if not found:
-        for one in (plan.baseline, *plan.variants):
-            runs.validate(arm(plan, one, plan.seeds[0]))
+    problems = list(_problems(plan))
+    if not problems:
+        for run in (plan.baseline, *plan.variants):
+            runs.validate(arm(plan, run, plan.seeds[0]))
         for share in plan.lengths:
             runs.validate(arm(plan, plan.baseline, plan.seeds[0], share))
-    if found:
-        raise ValueError("\n".join(["this ablation cannot start:", *(f"  {t}" for t in found)]))
+    if problems:
+        raise ValueError("\n".join(["this ablation cannot start:", *(f"  {t}" for t in problems)]))
 
 
 def _problems(plan: Ablation) -> Iterator[str]:
     if not plan.variants:
         yield "variants: none given; at least one is needed"
-    names = [one.name for one in (plan.baseline, *plan.variants)]
+    names = [run.name for run in (plan.baseline, *plan.variants)]
     if len(set(names)) < len(names):
         yield f"variants: names {names} given; every arm needs a name of its own"
+    digests = {runs.digest(run): run.name for run in plan.variants}
+    for run in plan.variants:
+        if (other := digests[runs.digest(run)]) != run.name:
+            yield f"variants: {run.name!r} and {other!r} compute the same; leave one out"
     if len(set(plan.seeds)) < len(plan.seeds):
         yield f"seeds: {plan.seeds} given; each makes one pair, so different ones are needed"
     try:
@@ -124,29 +119,29 @@ def _problems(plan: Ablation) -> Iterator[str]:
         yield f"baseline.data: {kind} given; arms are judged on text, by nats per token"
     elif plan.baseline.eval_every is None:
         yield "baseline.eval_every: None given; arms are judged by their evaluation"
-    for one in plan.variants:
-        yield from _unfit(plan.baseline, one)
+    for run in plan.variants:
+        yield from _unfit(plan.baseline, run)
 
 
 def _unfit(baseline: Run, variant: Run) -> Iterator[str]:
     """Reason why two arms are no pair."""
     ours, theirs = (
-        config.without(config.to_dict(one), *runs.EXECUTION) for one in (baseline, variant)
+        config.without(config.to_dict(run), *runs.EXECUTION) for run in (baseline, variant)
     )
-    found = config.differences(ours, theirs)
-    if not found:
+    changes = config.differences(ours, theirs)
+    if not changes:
         yield f"variants: {variant.name!r} differs from the baseline in nothing that is computed"
-    for path, here, there in found:
-        told = f"variants: {variant.name!r} has {path}={there!r}, the baseline {here!r}"
+    for path, here, there in changes:
+        change = f"variants: {variant.name!r} has {path}={there!r}, the baseline {here!r}"
         part = path.split(".")
         if path == "seed" or path == "data.seed":
-            yield f"{told}; seeds are the ablation's (`seeds`), leave both as they are"
+            yield f"{change}; seeds are the ablation's (`seeds`), leave both as they are"
         elif part[0] == "data" and (len(part) == 1 or part[1] in _JUDGED):
-            yield f"{told}; losses on different text cannot be compared"
+            yield f"{change}; losses on different text cannot be compared"
         elif part[0] == "data":
-            yield f"{told}; a pair reads the same batches in the same order"
+            yield f"{change}; a pair reads the same batches in the same order"
         elif path == "eval_every" and there is None:
-            yield f"{told}; arms are judged by their evaluation"
+            yield f"{change}; arms are judged by their evaluation"
 
 
 def arm(plan: Ablation, run: Run, seed: int, share: float = 1.0) -> Run:
@@ -162,77 +157,127 @@ def arm(plan: Ablation, run: Run, seed: int, share: float = 1.0) -> Run:
     )
 
 
-def run(plan: Ablation, say: Callable[[str], None] = print) -> Outcome:
-    """Run an ablation to its verdicts, or on from where it stopped; its Outcome, also written to
-    out/name/ablation.json.
+def run(
+    plan: Ablation,
+    execution: engines.Execution = engines.Execution(),
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run an ablation to its verdicts, or on from where it stopped; returns its record, which is
+    also written to out/name/ablation.json.
 
-    Raises: ValueError as `validate`, and as `study_record.load`; what `loop.run` raises.
+    Raises: ValueError as `validate`, and as `study_record.load`; for a baseline that diverged, or a
+    run that failed for good; as `scheduler.running`.
     """
     validate(plan)
     curve = None if plan.law is None else _of_study(plan.law)
     folder = pathlib.Path(plan.out).expanduser() / plan.name
+    trials = _trials(plan)
+    book = scheduler.opened(folder, _EXACT, list(trials.values()), {})
     record: dict[str, Any] = {"plan": _plain(plan)}
-    try:
-        record["power"] = _stated(plan, say)
-        record["arms"] = _decide(plan, curve, say)
-    except _Stopped as stopped:
-        return Outcome(record, stopped.args[0])
-    except _Diverged as error:  # of the baseline: a variant's ends its comparison alone
-        raise ValueError(
-            f"baseline: {error}; there is nothing to compare with, lower baseline.optim.lr"
-        ) from error
-    io.make_folder(folder)
-    io.write(
-        folder / FILE, json.dumps(study_record.plain(record), indent=1, allow_nan=False) + "\n"
-    )
+    with scheduler.running(book, execution, say) as train:
+        arms = _Arms(plan, book, trials, train, say)
+        try:
+            record["power"] = _stated(arms)
+            record["arms"] = _decide(arms, curve)
+        except _Diverged as error:  # of the baseline: a variant's ends its comparison alone
+            raise ValueError(
+                f"baseline: {error}; there is nothing to compare with, lower baseline.optim.lr"
+            ) from error
+    text = json.dumps(study_record.plain(record), indent=1, allow_nan=False)
+    io.write(folder / FILE, text + "\n")
     say(f"{folder / FILE} written")
-    return Outcome(record, 0)
+    return record
+
+
+# A run of an ablation: the name of its arm, its seed, its share of the arm's steps.
+_Key = tuple[str, int, float]
+
+
+def _trials(plan: Ablation) -> dict[_Key, Trial]:
+    """Every run that the ablation may need."""
+    trials = {}
+    for run in (plan.baseline, *plan.variants):
+        for seed in plan.seeds:
+            trials[run.name, seed, 1.0] = _trial(arm(plan, run, seed))
+    for share in plan.lengths:
+        for seed in plan.seeds[: plan.looks[0]]:
+            trials[plan.baseline.name, seed, share] = _trial(arm(plan, plan.baseline, seed, share))
+    return trials
+
+
+def _trial(run: Run) -> Trial:
+    """A run with its size and cost, by the exact count."""
+    data = run.data
+    assert isinstance(data, pretraining.Data)
+    tokens = pretraining.tokens_before(data, run.steps)
+    return Trial(
+        run=run,
+        digest=runs.digest(run),
+        role="point",
+        params=conventions.params(run.model, _EXACT.params),
+        tokens=tokens,
+        flops=conventions.per_token(run.model, data.seq, _EXACT) * tokens,
+        seed=run.seed,
+        trunk=None,
+        own=run.steps,
+        cluster=run.name,
+    )
+
+
+class _Arms(NamedTuple):
+    """A plan and its runs: train(trials) runs them to their ends."""
+
+    plan: Ablation
+    book: scheduler.Book
+    trials: dict[_Key, Trial]
+    train: Callable[[Sequence[Trial]], None]
+    say: Callable[[str], None]
+
+    def of(self, run: Run, pairs: int, share: float = 1.0) -> list[Trial]:
+        """The trials of an arm with the first seeds."""
+        return [self.trials[run.name, seed, share] for seed in self.plan.seeds[:pairs]]
+
+    def losses(self, trials: Sequence[Trial]) -> np.ndarray:
+        """Held-out nats per token of trials, trained now if they were not before."""
+        self.train(trials)
+        entries = [self.book.entries[t.digest] for t in trials]
+        for entry in entries:
+            if entry.state == "diverged":
+                raise _Diverged(f"{entry.name} {entry.reason}")
+            if entry.state != "finished":
+                raise ValueError(f"{entry.name} {entry.state}: {entry.reason}")
+        return np.array([entry.loss for entry in entries])
 
 
 def _plain(plan: Ablation) -> dict[str, Any]:
-    found = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
-    arms = [plan.baseline, *plan.variants]
-    found["baseline"] = config.to_dict(plan.baseline)
-    found["variants"] = [
-        {"name": one.name, "changes": config.differences(found["baseline"], config.to_dict(one))}
-        for one in plan.variants
+    record = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    baseline = config.to_dict(plan.baseline)
+    record["baseline"] = baseline
+    record["variants"] = [
+        {"name": run.name, "changes": config.differences(baseline, config.to_dict(run))}
+        for run in plan.variants
     ]
-    found["digests"] = {one.name: runs.digest(one) for one in arms}
-    return found
+    record["digests"] = {run.name: runs.digest(run) for run in (plan.baseline, *plan.variants)}
+    return record
 
 
 def _of_study(path: str) -> compute_multiplier.Curve:
-    found = study_record.load(path)
-    return compute_multiplier.of_law(found.law, tuple(found.theta.values()), found.draws)
-
-
-def _loss(plan: Ablation, run_: Run, seed: int, share: float = 1.0) -> float:
-    """Held-out nats per token of one run, trained now if it was not before."""
-    one = arm(plan, run_, seed, share)
-    result = directory.finished(one) or loop.run(one)
-    if result.signal:
-        raise _Stopped(result.exit_code)
-    nll = None if result.val is None else json_file.number(result.val, "nll")
-    if result.diverged is not None or nll is None or not math.isfinite(nll):
-        raise _Diverged(f"{result.folder} diverged at step {result.step}: {result.diverged}")
-    return nll
-
-
-def _losses(plan: Ablation, run_: Run, pairs: int) -> np.ndarray:
-    return np.array([_loss(plan, run_, seed) for seed in plan.seeds[:pairs]])
+    study = study_record.load(path)
+    return compute_multiplier.of_law(study.law, tuple(study.theta.values()), study.draws)
 
 
 # --- Before, and after -----------------------------------------------------------------------
 
 
-def _stated(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
+def _stated(arms: _Arms) -> dict[str, Any]:
     """Reports what the plan can detect, before any variant is trained; returns the record of it."""
+    plan, say = arms.plan, arms.say
     alpha, most = plan.alpha / len(plan.variants), plan.looks[-1]
     noise, source = plan.noise, "as given"
     if noise is None:
         first = plan.looks[0]
         source = f"sqrt(2) times the sd of {first} baseline runs, as if pairing gained nothing"
-        noise = math.sqrt(2) * float(_losses(plan, plan.baseline, first).std(ddof=1))
+        noise = math.sqrt(2) * float(arms.losses(arms.of(plan.baseline, first)).std(ddof=1))
         if not noise:
             raise ValueError(
                 "noise: None given, and the baseline's runs do not differ at all between seeds; "
@@ -253,38 +298,42 @@ def _shown(levels: tuple[float, ...]) -> str:
     return ", ".join(f"{x:.2g}" for x in levels)
 
 
-def _decide(
-    plan: Ablation, curve: compute_multiplier.Curve | None, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def _decide(arms: _Arms, curve: compute_multiplier.Curve | None) -> dict[str, dict[str, Any]]:
+    """{variant: its looks, verdict and worth}."""
+    plan, say = arms.plan, arms.say
     alpha = plan.alpha / len(plan.variants)
-    arms: dict[str, dict[str, Any]] = {one.name: {"looks": []} for one in plan.variants}
+    outcomes: dict[str, dict[str, Any]] = {variant.name: {"looks": []} for variant in plan.variants}
     waiting = list(plan.variants)
     for pairs in plan.looks:
-        base = _losses(plan, plan.baseline, pairs) if waiting else np.zeros(0)
-        for one in tuple(waiting):
+        if not waiting:
+            break
+        together = [arms.of(run, pairs) for run in (plan.baseline, *waiting)]
+        arms.train([*itertools.chain(*together)])
+        base = arms.losses(arms.of(plan.baseline, pairs))
+        for variant in tuple(waiting):
             try:
-                losses = _losses(plan, one, pairs)
+                losses = arms.losses(arms.of(variant, pairs))
             except _Diverged as error:
-                waiting.remove(one)
-                arms[one.name] |= {"verdict": "diverged", "reason": str(error)}
-                say(f"{one.name:<12}diverged: {error}")
+                waiting.remove(variant)
+                outcomes[variant.name] |= {"verdict": "diverged", "reason": str(error)}
+                say(f"{variant.name:<12}diverged: {error}")
                 continue
-            seen = paired.look(base, losses, plan.looks, alpha, plan.matters)
-            arms[one.name]["looks"].append(seen)
-            say(f"{one.name:<12}{pairs} pairs: {_told(seen)}")
-            if seen.verdict == "go on":
+            look = paired.look(base, losses, plan.looks, alpha, plan.matters)
+            outcomes[variant.name]["looks"].append(look)
+            say(f"{variant.name:<12}{pairs} pairs: {_text(look)}")
+            if look.verdict == "go on":
                 continue
-            waiting.remove(one)
-            arms[one.name] |= {"baseline": base, "losses": losses, "verdict": seen.verdict}
+            waiting.remove(variant)
+            outcomes[variant.name] |= {"baseline": base, "losses": losses, "verdict": look.verdict}
     if curve is None and plan.lengths:
-        curve = _measured(plan)
-    for one in plan.variants:
-        if curve is not None and arms[one.name]["verdict"] != "diverged":
-            arms[one.name]["worth"] = _worth(plan, one, arms[one.name], curve, say)
-    return arms
+        curve = _measured(arms)
+    for variant in plan.variants:
+        if curve is not None and outcomes[variant.name]["verdict"] != "diverged":
+            outcomes[variant.name]["worth"] = _worth(arms, variant, outcomes[variant.name], curve)
+    return outcomes
 
 
-def _told(seen: paired.Look) -> str:
+def _text(seen: paired.Look) -> str:
     e = seen.effect
     return (
         f"{e.mean:+.5f} nats [{e.low:+.5f}, {e.high:+.5f}], p {e.p:.2g} against "
@@ -292,37 +341,23 @@ def _told(seen: paired.Look) -> str:
     )
 
 
-def _flops(run_: Run, share: float = 1.0) -> float:
-    """Training FLOPs of a run by the exact count."""
-    data = run_.data
-    assert isinstance(data, pretraining.Data)
-    tokens = pretraining.tokens_before(data, max(round(run_.steps * share), 2))
-    return conventions.per_token(run_.model, data.seq, _EXACT) * tokens
-
-
-def _measured(plan: Ablation) -> compute_multiplier.Curve:
+def _measured(arms: _Arms) -> compute_multiplier.Curve:
     """Loss against compute of the baseline's own runs."""
-    points = [
-        (_flops(plan.baseline, share), _loss(plan, plan.baseline, seed, share), seed)
-        for share in (1.0, *plan.lengths)
-        for seed in plan.seeds[: plan.looks[0]]
-    ]
-    flops, losses, pair = np.array(points).T
-    return compute_multiplier.of_runs(flops, losses, pair)
+    plan = arms.plan
+    shares = [arms.of(plan.baseline, plan.looks[0], share) for share in (1.0, *plan.lengths)]
+    trials = [*itertools.chain(*shares)]
+    losses, flops = arms.losses(trials), np.array([t.flops for t in trials])
+    return compute_multiplier.of_runs(flops, losses, np.array([float(t.seed) for t in trials]))
 
 
 def _worth(
-    plan: Ablation,
-    one: Run,
-    found: dict[str, Any],
-    curve: compute_multiplier.Curve,
-    say: Callable[[str], None],
+    arms: _Arms, variant: Run, outcome: dict[str, Any], curve: compute_multiplier.Curve
 ) -> compute_multiplier.Worth:
-    last = found["looks"][-1]
-    cost = _flops(one) / _flops(plan.baseline)
-    seen = compute_multiplier.worth(found["baseline"], found["losses"], curve, last.nominal, cost)
-    say(
-        f"{one.name:<12}worth {seen.multiplier:.3f} times the baseline's compute "
-        f"[{seen.low:.3f}, {seen.high:.3f}], its own cost of {cost:.3f} divided out"
+    nominal, baseline = outcome["looks"][-1].nominal, arms.plan.baseline
+    cost = arms.of(variant, 1)[0].flops / arms.of(baseline, 1)[0].flops
+    worth = compute_multiplier.worth(outcome["baseline"], outcome["losses"], curve, nominal, cost)
+    arms.say(
+        f"{variant.name:<12}worth {worth.multiplier:.3f} times the baseline's compute "
+        f"[{worth.low:.3f}, {worth.high:.3f}], its own cost of {worth.cost:.3f} divided out"
     )
-    return seen
+    return worth

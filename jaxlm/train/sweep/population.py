@@ -60,7 +60,9 @@ def alone(run: Run) -> str | None:
     """Reason why a run cannot be a member of a population, in words; None if it can."""
     data = run.data
     if not isinstance(data, pretraining.Data) or isinstance(run.objective, distill.Config):
-        return "objective, data: only runs on text (data.loader.Data) without a teacher can share"
+        return (
+            "objective, data: only runs on text (data.pretraining.Data) without a teacher can share"
+        )
     given = {"adapter": run.adapter, "rollout": run.rollout, "profile": run.profile}
     for name, value in given.items():
         if value is not None:
@@ -75,11 +77,11 @@ def alone(run: Run) -> str | None:
 def groups(wanted: Sequence[Run]) -> list[list[Run]]:
     """The runs in groups that may be populations, in order of first appearance; a run that shares
     with none is a group of its own."""
-    found: dict[str, list[Run]] = {}
+    by_shape: dict[str, list[Run]] = {}
     for index, run in enumerate(wanted):
         key = str(index) if alone(run) else json.dumps(_shape(run), sort_keys=True)
-        found.setdefault(key, []).append(run)
-    return list(found.values())
+        by_shape.setdefault(key, []).append(run)
+    return list(by_shape.values())
 
 
 def _shape(run: Run) -> dict[str, Any]:
@@ -97,9 +99,9 @@ def check(members: Sequence[Run]) -> None:
     for run in members:
         if (why := alone(run)) is not None:
             raise ValueError(f"{why} (run {run.name!r})")
-        found = config.differences(_shape(members[0]), _shape(run))
-        if found:
-            path, a, b = found[0]
+        changes = config.differences(_shape(members[0]), _shape(run))
+        if changes:
+            path, a, b = changes[0]
             raise ValueError(
                 f"{path}: {a!r} in run {members[0].name!r} and {b!r} in {run.name!r}; members of a "
                 f"population may differ in {', '.join(DATA)} alone"
@@ -116,17 +118,17 @@ def run(members: Sequence[Run]) -> list[Result]:
     """
     devices.correct()
     check(members)
-    found = {str(runs.folder(r)): directory.finished(r) for r in members}
-    waiting = [r for r in members if found[str(runs.folder(r))] is None]
-    told = [loop.prepare(r) for r in waiting]
+    results = {str(runs.folder(r)): directory.finished(r) for r in members}
+    waiting = [r for r in members if results[str(runs.folder(r))] is None]
+    warnings = [loop.prepare(r) for r in waiting]
     with contextlib.ExitStack() as stack:
         if waiting:
             out = stack.enter_context(log.open(True, f"{len(waiting)} runs", waiting[0].steps))
             arrived = stack.enter_context(interrupts.caught())
-            begun = [loop.begin(r, t, out, stack) for r, t in zip(waiting, told, strict=True)]
+            begun = [loop.begin(r, t, out, stack) for r, t in zip(waiting, warnings, strict=True)]
             for group in _abreast(begun):
-                found |= {result.folder: result for result in _train(group, out, arrived)}
-    return [end for end in found.values() if end is not None]
+                results |= {result.folder: result for result in _train(group, out, arrived)}
+    return [end for end in results.values() if end is not None]
 
 
 Begun = tuple[loop.Session, loop.From]
@@ -149,23 +151,23 @@ def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list
     states = jax.jit(lambda *each: jax.tree.map(lambda *x: jnp.stack(x), *each))(
         *(at.state for _, at in group)
     )
-    one = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
+    member = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
     try:
         with contextlib.ExitStack() as stack:
             streams = _streams(sessions, begun, stack)
             for i, session in enumerate(sessions):
                 if begun and loop.missed_evaluation(session, begun):
-                    loop.evaluate(session, one(states, i), begun)
+                    loop.evaluate(session, member(states, i), begun)
             stopped = 0
             for number in range(begun + 1, first.steps + 1):
                 fed = {seed: stream.next(number, states) for seed, stream in streams.items()}
                 states, measured = advance(states, {seed: f.batch for seed, f in fed.items()})
                 waited = {"data_wait": sum(f.seconds["data_wait"] for f in fed.values())}
-                for session, told in zip(sessions, measured, strict=True):
-                    session.meter.note(number, told, waited)
+                for session, metrics in zip(sessions, measured, strict=True):
+                    session.meter.note(number, metrics, waited)
                     session.store.poll()
                 stopped = arrived()
-                _after(sessions, partial(one, states), number, stopped)
+                _after(sessions, partial(member, states), number, stopped)
                 _tell(out, first, number, measured)
                 if number == begun + 1:
                     jax.block_until_ready(states.step)
@@ -176,7 +178,7 @@ def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list
             for session in sessions:
                 session.meter.flush()
         done = enumerate(sessions)
-        return [loop.finish(s._replace(out=out), one(states, i), stopped) for i, s in done]
+        return [loop.finish(s._replace(out=out), member(states, i), stopped) for i, s in done]
     except Exception:
         for session in sessions:
             with contextlib.suppress(Exception):
@@ -188,12 +190,12 @@ def _quiet(sessions: list[loop.Session], begun: int) -> list[loop.Session]:
     """The sessions without a line a member a step, and with one evaluation program for all: it
     reads the held-out split in order, whatever the seed."""
     silent, judge = log.Log(False, None), sessions[0].supply.evaluate
-    made = []
+    quiet = []
     for s in sessions:
         supply = s.supply._replace(evaluate=judge)
         ours = progress.Meter(s.run, supply, s.writer, silent, begun)
-        made.append(s._replace(supply=supply, out=silent, meter=ours))
-    return made
+        quiet.append(s._replace(supply=supply, out=silent, meter=ours))
+    return quiet
 
 
 def _streams(
@@ -224,8 +226,8 @@ def _advance(sessions: list[loop.Session]) -> Callable[..., tuple[step.State, li
             states, measured = jax.vmap(member)(states, rows, given)
         else:
             states, measured = jax.lax.map(lambda each: member(*each), (states, rows, given))
-        each = [{name: x[i] for name, x in measured.items()} for i in range(len(seeds))]
-        return states, each
+        # {name: [members]} -> [{name: scalar}, ...]
+        return states, [jax.tree.map(lambda x, i=i: x[i], measured) for i in range(len(seeds))]
 
     compiled, own = jax.jit(advance, donate_argnums=0), _given([s.run for s in sessions])
     return lambda states, batches: compiled(states, batches, own)
@@ -240,7 +242,10 @@ def _given(members: list[Run]) -> Given:
     """The members' own numbers, [members, ...], by the schedules that `loop.run` follows."""
     # One update at a time, as in a run's own step: an array of them rounds otherwise.
     at = [jax.jit(optimizer.rates(r.optim, r.steps)) for r in members]
-    rates = jax.device_get([[f(np.int32(s)) for s in range(members[0].steps)] for f in at])
+    rates = []  # [members][steps]
+    for rate in at:
+        rates.append([rate(np.int32(step)) for step in range(members[0].steps)])
+    rates = jax.device_get(rates)
     decays = [r.optim.weight_decay for r in members]
     return Given(jnp.asarray(np.asarray(rates), jnp.float32), jnp.asarray(decays, jnp.float32))
 
@@ -263,7 +268,7 @@ def _tell(out: log.Log, first: Run, number: int, measured: list[step.Metrics]) -
     """A line on all members where a run would write one on itself."""
     out.tick(number)
     if number % first.log_every == 0 or number in (1, first.steps):
-        losses = np.asarray(jax.device_get([told["loss"] for told in measured]))
+        losses = np.asarray(jax.device_get([metrics["loss"] for metrics in measured]))
         fine = losses[np.isfinite(losses)]
         shown = f"{fine.min():.4f} .. {fine.max():.4f}" if len(fine) else "nan"
         lost = f" ({len(losses) - len(fine)} not finite)" if len(fine) < len(losses) else ""

@@ -1,11 +1,11 @@
-"""Execution of a sweep's trials: their order, their outcomes, and the record of them.
+"""Execution of trials, a sweep's or an ablation's: their order, their outcomes, their record.
 
     sweep.json     every trial, its state, attempts, seconds, loss, and why it is no point
     runs.csv       the points: run (cluster), params, tokens, flops, loss and what they were set to
-    runs/NAME      ordinary run directories; failed.json in those that failed for good
+    runs/NAME      a sweep's run directories; failed.json in those that failed for good
     specs/, logs/  the Run of each as JSON, and what it printed
 
-A sweep that is started again resumes where it stopped: finished trials are not run again, the
+What is started again resumes where it stopped: finished trials are not run again, the
 others resume from their checkpoints.
 """
 
@@ -16,18 +16,21 @@ import io as text
 import json
 import math
 import pathlib
+import signal
 import statistics
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxlm.core import config, io, json_file
+from jaxlm.scaling.table import Counting
 from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.directory import Result
 from jaxlm.train.sweep import engines, population, sweep_cells
-from jaxlm.train.sweep.sweep_cells import Sweep, Trial
+from jaxlm.train.sweep.sweep_cells import Trial
 
 FILE, POINTS, FAILED = "sweep.json", "runs.csv", "failed.json"
 # Seconds between looks at the trials that run.
@@ -65,22 +68,23 @@ class Entry:
 
 
 class Book(NamedTuple):
-    """A sweep's entries by digest, and where they are kept."""
+    """Entries by digest, the counting of their N and C, and where they are kept."""
 
     folder: pathlib.Path
-    sweep: Sweep
+    counting: Counting
     entries: dict[str, Entry]
     facts: dict[str, Any]
 
 
-def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Book:
-    """The book of a sweep, with what is known of its trials from before. facts: JSON, kept in
-    sweep.json as it is.
+def opened(
+    place: pathlib.Path, counting: Counting, wanted: Sequence[Trial], facts: dict[str, Any]
+) -> Book:
+    """The book of trials in a directory, with what is known of them from before. facts: JSON, kept
+    in sweep.json as it is.
 
     A sweep.json that cannot be read is set aside, with a warning.
     """
-    place = sweep_cells.folder(sweep_)
-    for name in ("runs", "specs", "logs"):
+    for name in ("specs", "logs"):
         io.make_folder(place / name)
     before = {}
     if (place / FILE).is_file():
@@ -93,8 +97,17 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
             directory.warn(f"{place / FILE} is no record of a sweep ({error}); it is written again")
     entries = {}
     for t in wanted:
-        at = (t.run.name, t.digest, t.role, t.params, t.tokens, t.flops, t.seed, t.cluster, t.trunk)
-        entry = Entry(*at)
+        entry = Entry(
+            name=t.run.name,
+            digest=t.digest,
+            role=t.role,
+            params=t.params,
+            tokens=t.tokens,
+            flops=t.flops,
+            seed=t.seed,
+            cluster=t.cluster,
+            trunk=t.trunk,
+        )
         if t.digest in before:
             old = before[t.digest]
             entry.seconds, entry.state, entry.reason = old.seconds, old.state, old.reason
@@ -102,7 +115,7 @@ def opened(sweep_: Sweep, wanted: Sequence[Trial], facts: dict[str, Any]) -> Boo
         if entry.state in ("running", "failed"):
             entry.state, entry.reason, entry.attempts = "waiting", "", 0
         entries[t.digest] = entry
-    book = Book(place, sweep_, entries, facts)
+    book = Book(place, counting, entries, facts)
     for t in wanted:
         _look(book, t)
     return book
@@ -135,6 +148,46 @@ def _look(book: Book, trial: Trial) -> Result | None:
 def _branched(trial: Trial) -> bool:
     """Whether a finished run was started from its trunk."""
     return trial.trunk is not None and directory.load(runs.folder(trial.run)).trunk is not None
+
+
+@contextlib.contextmanager
+def running(
+    book: Book, execution: engines.Execution, say: Callable[[str], None]
+) -> Iterator[Callable[[Sequence[Trial]], None]]:
+    """A context with a function that runs trials to their ends; no other process may run those of
+    the same directory meanwhile. SIGTERM ends it as SIGINT does: trials save what they have.
+
+    Raises: BlockingIOError; ImportError as `engines.opened`; KeyboardInterrupt after a signal.
+    """
+    with (
+        _stopping(),
+        io.lock(book.folder / "lock"),
+        engines.opened(
+            execution.engine, execution.workers, book.folder, execution.cluster
+        ) as engine,
+    ):
+
+        def train(wanted: Sequence[Trial]) -> None:
+            if execution.engine == "population":
+                populate(book, wanted, say)
+            conduct(book, wanted, engine, execution.workers, execution.retries, say)
+
+        yield train
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def conduct(
@@ -264,8 +317,8 @@ def _settle(book: Book, trial: Trial, code: int, retries: int) -> bool:
 def _last(log: pathlib.Path) -> str:
     """The end of what a trial printed, on one line."""
     lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
-    told = [line.strip() for line in lines if line.strip()]
-    return " | ".join(told[-3:])[-400:] or "no output"
+    printed = [line.strip() for line in lines if line.strip()]
+    return " | ".join(printed[-3:])[-400:] or "no output"
 
 
 def seed_noise(book: Book) -> tuple[float, int] | None:
@@ -285,9 +338,9 @@ def seed_noise(book: Book) -> tuple[float, int] | None:
 
 def _line(book: Book, entry: Entry) -> str:
     ended = sum(e.state in SETTLED for e in book.entries.values())
-    told = f"{entry.loss:.4f} nats" if entry.loss is not None else entry.reason
+    outcome = f"{entry.loss:.4f} nats" if entry.loss is not None else entry.reason
     return (
-        f"[{ended}/{len(book.entries)}] {entry.name}: {entry.state}, {told} "
+        f"[{ended}/{len(book.entries)}] {entry.name}: {entry.state}, {outcome} "
         f"({entry.params:,.0f} parameters, {entry.tokens:,} tokens, {entry.seconds:.0f} s)"
     )
 
@@ -296,7 +349,7 @@ def write(book: Book) -> None:
     """Write sweep.json and runs.csv. Raises: io.WriteError."""
     every = list(book.entries.values())
     record = book.facts | {
-        "counting": book.sweep.counting._asdict(),
+        "counting": book.counting._asdict(),
         "cost": {
             "flops_alone": sum(e.flops for e in every if e.state == "finished"),
             "flops_spent": sum(e.spent for e in every),
@@ -322,6 +375,6 @@ def points(book: Book) -> str:
     kept = [e for e in book.entries.values() if not e.excluded]
     for e in sorted(kept, key=lambda e: (e.role == "held out", e.params, e.flops, e.seed)):
         counts = (f"{e.params:.0f}", e.tokens, repr(e.flops), repr(e.loss))
-        how = book.sweep.counting.params
+        how = book.counting.params
         table.writerow((e.cluster, *counts, how, e.role, e.seed, e.name, e.digest))
     return out.getvalue()

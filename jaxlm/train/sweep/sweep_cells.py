@@ -9,6 +9,7 @@ Nothing is trained here: scheduler.py does that, on the engines of engines.py.
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -110,24 +111,27 @@ class Hyper(NamedTuple):
 
 def isoflop(budgets: Mapping[float, Sequence[models.AnyConfig]], seed: int = 0) -> tuple[Cell, ...]:
     """The cells of {C: models trained for C}."""
-    return tuple(Cell(m, c, seed) for c, sizes in budgets.items() for m in sizes)
+    cells = []
+    for budget, sizes in budgets.items():
+        cells += [Cell(model, budget, seed) for model in sizes]
+    return tuple(cells)
 
 
-def load(target: str) -> Sweep:
+def load(target: str | os.PathLike[str]) -> Sweep:
     """The Sweep of a file with `def sweep()`, or of a folder that holds such a sweep.py;
     `target:variant` takes another of its functions.
 
     Raises: FileNotFoundError; ValueError for another thing than a Sweep.
     """
-    place, _, variant = target.partition(":")
+    place, _, variant = os.fspath(target).partition(":")
     path = pathlib.Path(place)
     file = path if path.suffix == ".py" else path / "sweep.py"
-    found = config.load(f"{file}:{variant or 'sweep'}")
-    if not isinstance(found, Sweep):
+    sweep = config.load(f"{file}:{variant or 'sweep'}")
+    if not isinstance(sweep, Sweep):
         raise ValueError(
-            f"{target}: {type(found).__name__} returned; a train.sweep.Sweep is needed"
+            f"{target}: {type(sweep).__name__} returned; a train.sweep.Sweep is needed"
         )
-    return found
+    return sweep
 
 
 def folder(sweep: Sweep) -> pathlib.Path:
@@ -144,11 +148,13 @@ def trials(sweep: Sweep) -> list[Trial]:
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(config.digest(config.to_dict(cell.model)), []).append(cell)
-    found = [t for cells in groups.values() for t in _group(sweep, cells)]
+    every = []
+    for cells in groups.values():
+        every += _group(sweep, cells)
     if sweep.held_out is not None:
-        found += [t._replace(role="held out") for t in _group(sweep, [sweep.held_out])]
-    once = {t.digest: t for t in reversed(found)}
-    return [t for t in found if once.pop(t.digest, None) is t]
+        every += [t._replace(role="held out") for t in _group(sweep, [sweep.held_out])]
+    once = {t.digest: t for t in reversed(every)}
+    return [t for t in every if once.pop(t.digest, None) is t]
 
 
 def _group(sweep: Sweep, cells: list[Cell]) -> list[Trial]:
@@ -223,8 +229,18 @@ def _trial(sweep: Sweep, cell: Cell, hyper: Hyper) -> Trial:
     name = f"{n:.0f}-{steps}-s{cell.seed}-{digest}"
     run = dataclasses.replace(run, name=name)
     tokens = steps * hyper.rows * _seq(sweep)
-    at = (n, tokens, each * tokens, cell.seed)
-    return Trial(run, digest, "point", *at, None, steps, name)
+    return Trial(
+        run=run,
+        digest=digest,
+        role="point",
+        params=n,
+        tokens=tokens,
+        flops=each * tokens,
+        seed=cell.seed,
+        trunk=None,
+        own=steps,
+        cluster=name,
+    )
 
 
 def _seq(sweep: Sweep) -> int:
@@ -234,29 +250,29 @@ def _seq(sweep: Sweep) -> int:
 def validate(sweep: Sweep) -> None:
     """Raises: ValueError listing every field that cannot be, its value and what would fit."""
     data = sweep.base.data
-    found = []
+    problems = []
     if not isinstance(data, pretraining.Data) or data.ramp or data.curriculum:
-        found.append("base.data: plain text is needed, of one batch and length for a run")
+        problems.append("base.data: plain text is needed, of one batch and length for a run")
     elif not data.holdout and not pathlib.Path(data.source).is_dir():
-        found.append("base.data.holdout: 0 given; the law is of a held-out loss")
+        problems.append("base.data.holdout: 0 given; the law is of a held-out loss")
     for name in ("start", "trunk", "adapter", "rollout"):
         if getattr(sweep.base, name) is not None:
-            found.append(f"base.{name}: given; every run begins from random weights")
+            problems.append(f"base.{name}: given; every run begins from random weights")
     if "given" in sweep.counting:
-        found.append(f"counting: {sweep.counting} does not say how to count a Config")
+        problems.append(f"counting: {sweep.counting} does not say how to count a Config")
     if len(sweep.cells) < 2:
-        found.append(f"cells: {len(sweep.cells)} given; a law needs several")
+        problems.append(f"cells: {len(sweep.cells)} given; a law needs several")
     for cell in (*sweep.cells, *([] if sweep.held_out is None else [sweep.held_out])):
         if not cell.flops > 0:
-            found.append(f"cells: flops={cell.flops} given; a number above 0 is needed")
+            problems.append(f"cells: flops={cell.flops} given; a number above 0 is needed")
     for name, low, high in (("lr_factor", 0, math.inf), ("batch_factor", 0, math.inf)):
         if not low < getattr(sweep, name) < high:
-            found.append(f"{name}: {getattr(sweep, name)} given; a number above 0 is needed")
+            problems.append(f"{name}: {getattr(sweep, name)} given; a number above 0 is needed")
     for name in ("warmup", "decay"):
         if not 0 < getattr(sweep, name) < 0.5:
-            found.append(f"{name}: {getattr(sweep, name)} given; a fraction below 0.5 is needed")
-    if found:
-        raise ValueError("\n".join([f"sweep {sweep.name}:", *(f"  {text}" for text in found)]))
+            problems.append(f"{name}: {getattr(sweep, name)} given; a fraction below 0.5 is needed")
+    if problems:
+        raise ValueError("\n".join([f"sweep {sweep.name}:", *(f"  {text}" for text in problems)]))
 
 
 class Estimate(NamedTuple):
@@ -298,8 +314,11 @@ def _seconds(sweep: Sweep, trial: Trial, held_out_tokens: int) -> float:
 def in_order(wanted: Sequence[Trial]) -> list[Trial]:
     """Trials in the order in which they are started: trunks first, the most costly first, so that
     the workers end together; held-out runs last."""
-    at = ("point", "held out")
     return sorted(
         wanted,
-        key=lambda t: (at.index(t.role), t.trunk is not None, -t.flops * t.own / t.run.steps),
+        key=lambda t: (
+            t.role == "held out",
+            t.trunk is not None,
+            -t.flops * t.own / t.run.steps,
+        ),
     )

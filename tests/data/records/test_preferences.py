@@ -90,7 +90,7 @@ def test_a_response_may_be_the_whole_conversation():
         labelled = {"prompt": prompt, "completion": both["chosen"], "label": True}
         if prompt != "h":
             assert read(listed).prompt == found.prompt == read(labelled, "labelled").prompt
-            given = preference_formats.asked(records.Record(listed, "f:1"))
+            given = preference_formats.pairs(records.Record(listed, "f:1"))
             assert given == [(found.prompt, (bot("a"),)), (found.prompt, (bot("b"),))]
     # one response alone is a conversation; a field holds the system message
     mixed = read({"prompt": "q", "chosen": [system, asked, *answer["a"]], "rejected": "b"})

@@ -140,7 +140,7 @@ GENERATION = """{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['rol
 def test_a_tokenizers_own_template_and_its_generation_blocks(folders, tmp_path):
     tokenizers.save(tokenizers.load(folders["byte_bpe"]), str(tmp_path / "t"))
     folder = str(tmp_path / "t")
-    with pytest.raises(ValueError, match="no chat_template beside the tokenizer"):
+    with pytest.raises(ValueError, match="no chat_template next to the tokenizer"):
         template.load("tokenizer", folder)
     (tmp_path / "t" / "chat_template.jinja").write_text(GENERATION)
     tokenizer = tokenizers.load(folder)

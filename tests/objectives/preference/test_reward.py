@@ -18,6 +18,7 @@ from jaxlm.models.layers import value_head
 from jaxlm.objectives import log_probs
 from jaxlm.objectives.preference import reward
 from jaxlm.ops.losses import ranking
+from jaxlm.train.run import objective_data
 from tests import programs
 from tests.families import t5 as t5_cases
 from tests.families.sizes import T, V
@@ -204,8 +205,8 @@ def test_wrong_settings_and_models_are_refused():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             reward.Config(**wrong)
     labelled = preferences.Preferences(source="-", format="labelled")
-    found = objectives.problems(reward.Config(), models.build(MODEL), labelled)
-    assert found and "learns from comparisons" in found[0]
+    problems = [*objective_data.problems(reward.Config(), models.build(MODEL), labelled)]
+    assert problems and "learns from comparisons" in problems[0]
     t5 = models.build(next(iter(t5_cases.CASES.values())))
     with pytest.raises(ValueError, match="pairs"):
         reward.build(reward.Config(), t5)

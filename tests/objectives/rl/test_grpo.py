@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxlm import models
+from jaxlm.core.batch import Rollout
 from jaxlm.models import llama, t5
-from jaxlm.objectives.rl import grpo, policy_terms
+from jaxlm.objectives.rl import grpo
 from tests import programs
 from tests.objectives import free, published
 
@@ -73,23 +74,29 @@ def test_values_and_gradients_are_the_published_ones(anchors, name):
         np.testing.assert_allclose(told["reference_kl1"], k1, atol=1e-6)
 
 
-def of(score, lengths, group, **more):
-    """Sampled responses of these scores and lengths, in rows of 5 tokens."""
+def of(score, lengths, **more):
+    """Responses of these scores and lengths, in rows of 5 tokens."""
     n = len(score)
     weight = (np.arange(5) < np.array(lengths)[:, None]).astype(np.float32)
     zero, ids = np.zeros((n, 5), np.float32), np.zeros((n, 5), np.int32)
-    whole = {"behaviour": zero, "reference": zero, "value": zero, "finished": np.ones(n, bool)}
-    whole |= {"weight": weight, "score": np.array(score, np.float32), "group": group, "longest": 5}
-    whole |= dict.fromkeys(("tokens", "targets", "segments", "positions"), ids)
-    return policy_terms.Sampled(**whole | more)
+    parts = {"behaviour": zero, "reference": zero, "value": zero, "finished": np.ones(n, bool)}
+    parts |= {"weight": weight, "score": np.array(score, np.float32)}
+    parts |= dict.fromkeys(("tokens", "targets", "segments", "positions"), ids)
+    return Rollout(**parts | more)
+
+
+def advantages_of(cfg, rows, coefficient, group):
+    """(advantage, returns, metrics) of groups of rows, in one program."""
+    compiled = programs.Whole(grpo).group_advantages
+    return compiled(cfg, rows, coefficient, group=group, longest=5)
 
 
 def test_advantages_of_every_variant_sum_to_0_in_a_group():
-    whole = of([1, 0, 0, 1, 0.3, 0.3, 0.3, 0.3], [5, 1, 2, 3, 4, 5, 1, 2], 4)
+    whole = of([1, 0, 0, 1, 0.3, 0.3, 0.3, 0.3], [5, 1, 2, 3, 4, 5, 1, 2])
     right = {"standardised": 0.8660239, "centred": 0.5, "left_out": 2 / 3}
     for name, variant in grpo.VARIANTS.items():
         cfg = grpo.Config(variant=name)
-        advantage, _, told = programs.Whole(grpo).judge(cfg, whole, grpo.coefficient(cfg))
+        advantage, _, told = advantages_of(cfg, whole, cfg.beta, 4)
         assert not np.any(np.asarray(advantage)[whole.weight == 0])
         first = np.asarray(advantage)[:, 0]
         if variant.advantage in right:
@@ -107,18 +114,17 @@ def test_reinforce_gives_a_token_what_later_ones_cost():
     """Token t's return is the score less the penalty of t and all later tokens, not of earlier."""
     r = np.random.default_rng(0)
     behaviour, reference = (r.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
-    whole = of([1, 0, 2, 0], [5, 2, 3, 4], 2, behaviour=behaviour, reference=reference)
+    whole = of([1, 0, 2, 0], [5, 2, 3, 4], behaviour=behaviour, reference=reference)
     cfg = grpo.Config(variant="reinforce", beta=0.1, kl="reward")
-    advantage, _, told = programs.Whole(grpo).judge(cfg, whole, 0.1)
+    advantage, _, told = advantages_of(cfg, whole, 0.1, 2)
     cost = 0.1 * (behaviour - reference) * whole.weight
     to_go = whole.score[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
     kept = to_go[whole.weight > 0]
     right = (to_go - kept.mean()) / kept.std(ddof=1) * whole.weight
     np.testing.assert_allclose(advantage, right, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(told["kl"], cost.sum() / 0.1 / 4, rtol=1e-5)
-    based, _, _ = programs.Whole(grpo).judge(
-        dataclasses.replace(cfg, variant="reinforce_baseline"), whole, 0.1
-    )
+    baseline = dataclasses.replace(cfg, variant="reinforce_baseline")
+    based, _, _ = advantages_of(baseline, whole, 0.1, 2)
     to_go = to_go - np.array([0.5, 0.5, 1, 1])[:, None]
     kept = to_go[whole.weight > 0]
     right = (to_go - kept.mean()) / kept.std(ddof=1) * whole.weight
@@ -126,9 +132,9 @@ def test_reinforce_gives_a_token_what_later_ones_cost():
 
 
 def test_scores_are_shaped_before_they_are_compared():
-    whole = of([9, 0, 1, 1], [5, 2, 3, 4], 2, finished=np.array([True, True, False, True]))
+    whole = of([9, 0, 1, 1], [5, 2, 3, 4], finished=np.array([True, True, False, True]))
     cfg = grpo.Config(variant="dr_grpo", score_clip=2.0, unfinished=-1.0, overlong=2)
-    _, reward, _ = programs.Whole(grpo).judge(cfg, whole, 0.0)
+    _, reward, _ = advantages_of(cfg, whole, 0.0, 2)
     # clipped and at full length; short; did not end; halfway over
     np.testing.assert_allclose(reward[:, 0], [2 - 1, 0, -1, 1 - 0.5])
 

@@ -1,4 +1,4 @@
-"""PPO: the whole loss against a reference in float64, what `judge` makes of scores."""
+"""PPO: the whole loss against a reference in float64, advantages of scores."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxlm import models
+from jaxlm.core.batch import Rollout
 from jaxlm.models import llama
-from jaxlm.objectives.rl import policy_terms, ppo
+from jaxlm.objectives.rl import ppo
 from tests import programs
 from tests.objectives import free
 from tests.objectives.cases import ppo as cases
@@ -123,22 +124,20 @@ def test_at_ratio_1_the_policy_loss_is_minus_the_mean_advantage():
 
 
 def of(**more):
-    """Sampled responses over WEIGHT, with random log-probabilities, values and scores."""
+    """Responses over WEIGHT, with random log-probabilities, values and scores."""
     r = np.random.default_rng(3)
     ids = np.zeros(WEIGHT.shape, np.int32)
     drawn_ = [(WEIGHT * r.normal(size=WEIGHT.shape)).astype(np.float32) for _ in range(3)]
     names = ("behaviour", "reference", "value")
-    whole = dict(zip(names, drawn_)) | dict.fromkeys(
+    parts = dict(zip(names, drawn_)) | dict.fromkeys(
         ("tokens", "targets", "segments", "positions"), ids
     )
-    whole |= {
+    parts |= {
         "weight": WEIGHT.astype(np.float32),
         "score": r.normal(size=5).astype(np.float32),
         "finished": np.array([True, False, True, True, False]),
-        "group": 1,
-        "longest": 5,
     }
-    return policy_terms.Sampled(**whole | more)
+    return Rollout(**parts | more)
 
 
 def judged(cfg, whole, coefficient):
@@ -174,7 +173,9 @@ def judged(cfg, whole, coefficient):
 )
 def test_judging_is_that_of_a_plain_reference(cfg):
     whole = of()
-    advantage, returns, told = jax.jit(lambda c: programs.Whole(ppo).judge(cfg, whole, c))(0.2)
+    advantage, returns, told = jax.jit(lambda c: programs.Whole(ppo).gae_advantages(cfg, whole, c))(
+        0.2
+    )
     right = judged(cfg, whole, 0.2)
     np.testing.assert_allclose(advantage, right[0], atol=1e-5)
     np.testing.assert_allclose(returns, right[1], atol=1e-5)
@@ -190,10 +191,10 @@ def test_judging_is_that_of_a_plain_reference(cfg):
 def test_whitened_rewards_keep_their_mean():
     whole = of(value=np.zeros(WEIGHT.shape, np.float32))
     cfg = ppo.Config(whiten_rewards=True, whiten_advantages=False, gamma=0.0)
-    advantage, _, _ = programs.Whole(ppo).judge(
+    advantage, _, _ = programs.Whole(ppo).gae_advantages(
         cfg, whole, 0.2
     )  # gamma=0: of each token its own reward
-    plain, _, _ = programs.Whole(ppo).judge(
+    plain, _, _ = programs.Whole(ppo).gae_advantages(
         dataclasses.replace(cfg, whiten_rewards=False), whole, 0.2
     )
     one, other = (np.asarray(x)[WEIGHT > 0] for x in (advantage, plain))
@@ -205,7 +206,7 @@ def test_without_a_penalty_nothing_reads_a_reference():
     cfg = ppo.Config(kl=ppo.Fixed(0.0))
     assert ppo.build(cfg, free.model(1, 1, V)).frozen == {}
     bad = of(reference=np.full(WEIGHT.shape, np.nan, np.float32))
-    advantage, returns, told = programs.Whole(ppo).judge(cfg, bad, ppo.coefficient(cfg))
+    advantage, returns, told = programs.Whole(ppo).gae_advantages(cfg, bad, 0.0)
     assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in told
 
 
@@ -220,10 +221,12 @@ def test_a_critic_begins_where_it_is_told():
 
 def test_controllers():
     adaptive = ppo.Config(kl=ppo.Adaptive(0.2, target=6.0, horizon=1e4))
-    told = {"kl": jnp.float32(12.0)}
-    np.testing.assert_allclose(ppo.adapt(adaptive, ppo.coefficient(adaptive), told, 64), 0.200256)
-    fixed = ppo.Config(kl=ppo.Fixed(0.3))
-    assert ppo.adapt(fixed, ppo.coefficient(fixed), told, 64) == 0.3
+    metrics, model = {"kl": jnp.float32(12.0)}, free.model(1, 1, V)
+    steered = ppo.policy(adaptive, model)
+    then = steered.adapt_kl(steered.kl_coefficient, metrics, 64)
+    np.testing.assert_allclose(then, 0.200256)
+    fixed = ppo.policy(ppo.Config(kl=ppo.Fixed(0.3)), model)
+    assert fixed.adapt_kl(fixed.kl_coefficient, metrics, 64) == 0.3
 
 
 def test_what_was_sampled_has_ratio_1_when_it_is_learnt_from():
@@ -238,9 +241,7 @@ def test_what_was_sampled_has_ratio_1_when_it_is_learnt_from():
     params["critic"]["value"] = jnp.asarray(r.normal(size=16), jnp.float32)
     rows = cases.batch(0)
     frozen = {"reference": {name: params[name] for name in model.spec}}
-    plan = models.Plan()
-    found = jax.jit(lambda: ppo.measure(cfg, model, params, frozen, rows, plan))()
-    behaviour, reference, value = found
+    behaviour, reference, value = jax.jit(ppo.policy(cfg, model).measure)(params, frozen, rows)
     assert "unembed" not in made.spec["critic"] and "unembed" in made.spec
     np.testing.assert_allclose(behaviour, reference, atol=1e-6)
     batch = rows._replace(behaviour=behaviour, reference=reference, value=value)

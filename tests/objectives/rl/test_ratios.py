@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.objectives.rl import grpo, policy_terms, ppo
+from jaxlm.core.batch import Rollout
+from jaxlm.objectives.rl import grpo, ppo
 from jaxlm.ops.losses import advantages, preference, surrogate
 from jaxlm.train.rl import episodes
 from tests import programs
@@ -136,17 +137,22 @@ def test_a_whole_objective_is_finite_where_its_responses_are_far_likelier(varian
     assert all(np.isfinite(x) for x in told.values()), told
 
 
-def _of(score, group, finished=None):
-    """Sampled responses of three tokens each, which earned these scores."""
+def _of(score, finished=None):
+    """Responses of three tokens each, which earned these scores."""
     n = len(score)
     weight = np.zeros((n, 6), np.float32)
     weight[:, 1:4] = 1
     ids, zero = np.zeros((n, 6), np.int32), np.zeros((n, 6), np.float32)
     ended = np.ones(n, bool) if finished is None else np.array(finished)
-    return policy_terms.Sampled(
-        ids, ids, weight, ids + 1, ids, weight * -1.5, weight * -2.0, zero,
-        np.float32(score), ended, group, 6,
+    return Rollout(
+        ids, ids, weight, ids + 1, ids, behaviour=weight * -1.5, reference=weight * -2.0,
+        value=zero, score=np.float32(score), finished=ended,
     )  # fmt: skip
+
+
+def _advantages(cfg, rows, group):
+    """(advantage, returns, metrics) of groups of rows, without a penalty in the reward."""
+    return programs.Whole(grpo).group_advantages(cfg, rows, 0.0, group=group, longest=6)
 
 
 def test_dapo_leaves_out_groups_that_scored_alike_and_no_response_besides():
@@ -154,10 +160,10 @@ def test_dapo_leaves_out_groups_that_scored_alike_and_no_response_besides():
     for one of a group that scored alike: 6 of 9 tokens counted, and its KL term was lost. The
     second group scored alike, the third has one response at the mean and is kept too."""
     scores = [0, 0.5, 1, 1, 1, 1, 2, 1, 0]
-    of = _of(scores, 3)
+    of = _of(scores)
     cfg = grpo.Config(variant="dapo", beta=0.1)
-    advantage, _, told = programs.Whole(grpo).judge(cfg, of, 0.0)
-    plain, _, _ = programs.Whole(grpo).judge(dataclasses.replace(cfg, variant="grpo"), of, 0.0)
+    advantage, _, told = _advantages(cfg, of, 3)
+    plain, _, _ = _advantages(dataclasses.replace(cfg, variant="grpo"), of, 3)
     np.testing.assert_allclose(advantage, plain, atol=1e-30)
     np.testing.assert_allclose(told["ties"], 1 / 3, rtol=1e-6)
     batch = free.rollout(of.weight, of.behaviour, reference=of.reference, advantage=advantage)
@@ -180,20 +186,20 @@ def test_dapo_leaves_out_groups_that_scored_alike_and_no_response_besides():
 
 def test_filling_is_no_group_that_scored_alike():
     """Rows that only fill a batch have score 0, all alike: `ties` counted their groups."""
-    of = _of([0, 1, 0, 0, 0, 0], 2)
+    of = _of([0, 1, 0, 0, 0, 0])
     of = of._replace(weight=of.weight * (np.arange(6) < 4)[:, None])
-    assert programs.Whole(grpo).judge(grpo.Config(), of, 0.0)[2]["ties"] == 0.5
+    assert _advantages(grpo.Config(), of, 2)[2]["ties"] == 0.5
     empty = of._replace(weight=0 * of.weight)
-    advantage, _, told = programs.Whole(grpo).judge(grpo.Config(variant="dapo"), empty, 0.0)
+    advantage, _, told = _advantages(grpo.Config(variant="dapo"), empty, 2)
     assert not np.any(advantage) and all(np.isfinite(x) for x in told.values())
 
 
 def test_dynamic_sampling_compares_what_advantages_are_made_of():
     """Raw scores of 0 and 0, one response unfinished at -1: something is learnt. Raw scores of 5
     and 7, clipped at 2: nothing is. The raw scores said the opposite."""
-    of = _of([0, 0, 5, 7], 2, finished=[True, False, True, True])
+    of = _of([0, 0, 5, 7], finished=[True, False, True, True])
     cfg = grpo.Config(unfinished=-1.0, score_clip=2.0)
-    score = np.asarray(grpo.shaped_score(cfg, of))
+    score = np.asarray(grpo.shaped_score(cfg, of, longest=6))
     np.testing.assert_array_equal(score, [0, -1, 2, 2])
     own = ppo.Config(unfinished=-1.0, score_clip=2.0)
     np.testing.assert_array_equal(ppo.shaped_score(own, of), score)

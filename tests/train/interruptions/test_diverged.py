@@ -150,7 +150,7 @@ def test_another_template_is_refused_where_one_was_learnt(whole):
     run = dataclasses.replace(whole[0], data=data)
     trained_weights.refuse_template(folder, run, "vicuna")
     trained_weights.refuse_template(folder, whole[0], "chatml")  # a run of text knows none
-    with pytest.raises(ValueError, match="template: 'plain' given, .*'vicuna'; it knows no other"):
+    with pytest.raises(ValueError, match="template: 'plain' given, .*'vicuna'; leave it out"):
         trained_weights.refuse_template(folder, run, "plain")
     with pytest.raises(ValueError, match="data.learn: 'last' given"):
         trained_weights.refuse_changes(folder, run, dataclasses.replace(data, learn="last"))

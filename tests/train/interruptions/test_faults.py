@@ -10,12 +10,12 @@ import pytest
 
 from jaxlm.cli import main
 from jaxlm.cli.commands import listing
-from jaxlm.core import json_file
+from jaxlm.core import io, json_file
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.records import examples, records
 from jaxlm.data.sources import source
 from jaxlm.data.tokenized import shard_cache, shards
-from jaxlm.train import loop, teacher_targets, trained_weights
+from jaxlm.train import loop, precompute, trained_weights
 from jaxlm.train.rl import reward_functions
 from jaxlm.train.run import branching, directory, integrity, metrics
 from jaxlm.train.run import run as runs
@@ -191,16 +191,18 @@ def test_a_damaged_shard_of_the_users_is_named_as_it_is_read(home, tmp_path):
         read.docs(range(len(read)))
 
 
-def test_a_teachers_damaged_answers_are_noticed(tmp_path):
-    for name in teacher_targets.FILES:
+def test_damaged_targets_are_noticed(tmp_path):
+    names = ("ids.npy", "log_probs.npy")
+    for name in names:
         np.save(tmp_path / name, np.arange(4))
-    sums = {name: teacher_targets.io.sha256(tmp_path / name) for name in teacher_targets.FILES}
-    (tmp_path / teacher_targets.FACTS).write_text(json_file.sealed({"files": sums}))
-    assert teacher_targets._fault(tmp_path) is None
-    np.save(tmp_path / teacher_targets.FILES[1], np.arange(4)[::-1])
-    assert teacher_targets._fault(tmp_path) == "log_probs.npy is not what was written"
-    (tmp_path / teacher_targets.FILES[1]).unlink()
-    assert "log_probs.npy" in teacher_targets._fault(tmp_path)
+    sums = {name: io.sha256(tmp_path / name) for name in names}
+    (tmp_path / precompute.SUMS).write_text(json_file.sealed({"files": sums}))
+    assert precompute._fault(tmp_path, 4) is None
+    assert precompute._fault(tmp_path, 5) == "ids.npy holds 4 rows of 5"
+    np.save(tmp_path / names[1], np.arange(4)[::-1])
+    assert precompute._fault(tmp_path, 4) == "log_probs.npy is not what was written"
+    (tmp_path / names[1]).unlink()
+    assert "log_probs.npy" in precompute._fault(tmp_path, 4)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.core.batch import Batch
 from jaxlm.data.records import prompts as prompting
 from jaxlm.models import llama
 from jaxlm.objectives import log_probs
@@ -28,7 +29,7 @@ def asked(rows, seq=8):
 
 @pytest.fixture(scope="module")
 def sampler():
-    """(model, weights with opinions, a function from prompts and key to Responses on the host)."""
+    """(model, weights with opinions, a function from prompts and key to a Rollout on the host)."""
     model, objective = program.build(runs.Run(name="x", model=MODEL), Plan())
     params = programs.drawn(model.spec, 3)
     params = jax.tree.map(lambda w: 2 * w, params)
@@ -36,9 +37,7 @@ def sampler():
 
     def sample(prompts, key=(0, 1), temperature=0.7):
         key = np.array(key, np.uint32)
-        return policy_sampling.Responses(
-            *jax.device_get(make(params, {}, prompts, key, temperature))
-        )
+        return jax.device_get(make(params, {}, prompts, key, temperature))
 
     return model, params, sample
 
@@ -105,7 +104,7 @@ def test_a_response_does_not_depend_on_the_rows_around_it(sampler):
     one, other = sample(asked(ROWS)), sample(asked([*ROWS[:2], [200], [201, 202], []]))
     again = sample(asked(ROWS), key=(0, 2), temperature=5.0)
     greedy = sample(asked(ROWS), temperature=0.0)
-    for name in policy_sampling.Responses._fields:
+    for name in (*Batch._fields, "behaviour", "finished"):
         assert np.array_equal(getattr(one, name)[:2], getattr(other, name)[:2])
     assert not np.array_equal(one.tokens, again.tokens)
     assert np.array_equal(greedy.tokens[0], greedy.tokens[4]) and not greedy.behaviour.any()

@@ -20,7 +20,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.train import loop, program
 from jaxlm.train import trained_weights as saving
 from jaxlm.train.optim import optimizer
-from jaxlm.train.rl import collection, episodes, policy_sampling, rollout
+from jaxlm.train.rl import collection, episodes, rollout
 from jaxlm.train.rl import reward_functions as rewards
 from jaxlm.train.run import checkpoint, directory, metrics
 from jaxlm.train.run import run as runs
@@ -174,9 +174,10 @@ def test_stopped_and_resumed_is_the_same_run(base, ran, stopping, assert_same_ru
 def collector(run):
     """A run's collector, with prompts of its source; nothing is compiled."""
     model, objective = program.training(run)
-    found = prompting.prepare(run.data)
-    made = episodes.phases(run, model, objective, (258,))
-    return collection._Collector(run, episodes.Player(run, made, found), found)
+    split = prompting.prepare(run.data)
+    phases = episodes.phases(run, model, objective, (258,))
+    player = episodes.Player(run, episodes.policy(run, model), phases, split)
+    return collection._Collector(run, player, split)
 
 
 def test_every_response_is_learnt_from_once_an_epoch(base):
@@ -205,18 +206,17 @@ def test_groups_that_scored_alike_are_replaced(base, monkeypatch):
     def play(self, state, prompts, key, temperature, rewards):
         seen.append((prompts.row.tolist(), key.tolist()))
         rows = made.nothing().rows
-        told = rows._replace(tokens=rows.tokens + len(seen), weight=rows.weight + 1)
-        ended = np.ones(8, bool)
         score = np.array(next(scores), np.float32)
-        wide = (rows.behaviour,) * 3
-        responses = policy_sampling.Responses(*told[:6], ended)
-        return episodes.Episodes(responses, *wide, score, {"x": score}, prompts.row), {
-            "generate": 1
-        }
+        rows = rows._replace(
+            tokens=rows.tokens + len(seen), weight=rows.weight + 1, advantage=None, returns=None,
+            score=score, finished=np.ones(8, bool),
+        )  # fmt: skip
+        played = episodes.Episodes(rows, rows.behaviour, {"x": score}, prompts.row)
+        return played, {"generate": 1}
 
     monkeypatch.setattr(episodes.Player, "play", play)
     found, told, seconds = made._played(None, 2)
-    assert found.score.tolist() == [0, 1, 2, 1, 5, 4, 0, 0]
+    assert found.rows.score.tolist() == [0, 1, 2, 1, 5, 4, 0, 0]
     assert found.rows.tokens[:, 0].tolist() == [1, 1, 1, 1, 3, 3, 0, 0]
     assert found.record[:6].tolist() == [*seen[0][0][2:4], *seen[0][0][6:], *seen[2][0][2:4]]
     assert found.record[6:].tolist() == [-1, -1] and not found.rows.weight[6:].any()

@@ -14,7 +14,7 @@ from jaxlm.scaling.ablation import paired
 from jaxlm.train import loop
 from jaxlm.train.optim.optimizer import Optim
 from jaxlm.train.run import directory
-from jaxlm.train.sweep import paired_runs
+from jaxlm.train.sweep import engines, paired_runs
 
 
 @pytest.fixture
@@ -27,38 +27,42 @@ def plan(tiny):
 @pytest.fixture
 def trained(monkeypatch):
     """No training: a run's loss is its seed's and its arm's, 0.03 below for `other`, and falls with
-    its steps; what was asked for is listed, once a directory."""
-    asked = []
+    its steps; runs that were started are listed."""
+    started, ended = [], {}
 
     def run(run):
-        if run.name not in asked:
-            asked.append(run.name)
+        started.append(run.name)
         noise = np.random.default_rng(zlib.crc32(run.name.encode())).normal(0, 0.004)
         shared = np.random.default_rng([run.seed, run.data.seed]).normal(0, 0.05)
         gain = {"other": -0.03, "worse": 0.03}.get(run.name.split("-")[1], 0.0)
         loss = 3 + shared + noise + gain - 0.2 * math.log(run.steps / 12)
-        return directory.Result(run.name, run.steps, run.steps, 0, {"nll": loss}, 0)
+        ended[run.name] = directory.Result(run.name, run.steps, run.steps, 0, {"nll": loss}, 0)
+        return ended[run.name]
 
     monkeypatch.setattr(loop, "run", run)
-    return asked
+    monkeypatch.setattr(directory, "finished", lambda run: ended.get(run.name))
+    return started
+
+
+HERE = engines.Execution(engine="inline")
 
 
 def test_power_is_stated_first_and_a_clear_effect_stops_early(plan, trained, tmp_path):
     said = []
     plan = dataclasses.replace(plan, noise=0.006, looks=(4, 6, 8), lengths=(0.5,))
-    found = paired_runs.run(plan, lambda text: said.append((len(trained), text)))
-    assert found.exit_code == 0
-    arm = found.record["arms"]["other"]
+    found = paired_runs.run(plan, HERE, lambda text: said.append((len(trained), text)))
+    arm = found["arms"]["other"]
     assert arm["verdict"] == "better" and len(arm["looks"]) < 3
     pairs = arm["looks"][-1].effect.pairs
     assert pairs < 8 and len(arm["losses"]) == pairs
     # power before the first run
     before = [text for runs_, text in said if not runs_]
     assert any(text.startswith("power") and "80%" in text for text in before)
-    least = found.record["power"]["detectable"]
-    assert paired.power(least, 0.006, 8, found.record["power"]["levels"][-1]) == pytest.approx(0.8)
+    least = found["power"]["detectable"]
+    assert paired.power(least, 0.006, 8, found["power"]["levels"][-1]) == pytest.approx(0.8)
     # pairs share their seeds, arms their lengths, and only the baseline is cut short
     names = set(trained)
+    assert len(names) == len(trained)
     wanted = {f"a-{arm}-s{s}" for arm in ("tiny", "other") for s in range(pairs)}
     assert names == wanted | {f"a-tiny-s{s}-x0.5" for s in range(4)}
     # the truth: 0.2 nats per e-fold of compute, so 0.03 nats are 16 % more of it
@@ -77,7 +81,7 @@ def test_two_variants_share_alpha_and_stop_apart(plan, trained):
     same = dataclasses.replace(plan.baseline, name="same", optim=Optim(lr=3e-2, warmup=2))
     plan = dataclasses.replace(plan, variants=(*plan.variants, same), matters=0.02)
     said = []
-    found = paired_runs.run(plan, said.append).record
+    found = paired_runs.run(plan, HERE, said.append)
     assert found["power"]["levels"][0] < 0.0005
     assert found["arms"]["other"]["verdict"] == "better"
     assert found["arms"]["same"]["verdict"] == "no difference that matters"
@@ -87,11 +91,52 @@ def test_two_variants_share_alpha_and_stop_apart(plan, trained):
     assert found["power"]["noise"] > 0.01
 
 
-def test_a_signal_ends_it_and_nothing_is_recorded(plan, monkeypatch, tmp_path):
-    result = directory.Result("x", 3, 12, 0, None, 15)
-    monkeypatch.setattr(loop, "run", lambda run: result)
-    assert paired_runs.run(plan, lambda text: None).exit_code == 128 + 15
-    assert not (tmp_path / "runs" / "a" / paired_runs.FILE).exists()
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_signal_ends_it_and_nothing_is_recorded(plan, monkeypatch, tmp_path, number):
+    """SIGTERM of a sweep in this process counted as a failure of its trial, which was retried."""
+    started = []
+
+    def run(run):
+        started.append(run.name)
+        return directory.Result("x", 3, 12, 0, None, number)
+
+    monkeypatch.setattr(loop, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        paired_runs.run(plan, HERE, lambda text: None)
+    assert len(started) == 1 and not (tmp_path / "runs" / "a" / paired_runs.FILE).exists()
+
+
+def test_a_run_that_fails_is_retried_and_then_named(plan, trained, monkeypatch):
+    train, odd = loop.run, {"a-other-s1": [None, None]}
+
+    def run(run):
+        if odd.get(run.name):
+            odd[run.name].pop()
+            raise MemoryError("no luck")
+        return train(run)
+
+    monkeypatch.setattr(loop, "run", run)
+    plan = dataclasses.replace(plan, noise=0.006)
+    with pytest.raises(ValueError, match=r"a-other-s1 failed: exit code 1: .*no luck"):
+        paired_runs.run(plan, HERE, lambda text: None)
+    before = len(trained)
+    found = paired_runs.run(plan, HERE, lambda text: None)
+    assert found["arms"]["other"]["verdict"] == "better"
+    assert trained.count("a-other-s1") == 1 and not set(trained[:before]) & set(trained[before:])
+
+
+def test_a_diverged_variant_ends_its_own_comparison_and_a_baseline_all(plan, monkeypatch):
+    def ended(run):
+        diverged = "held-out nll is nan" if lost in run.name else None
+        return directory.Result(run.name, 12, 12, 0, {"nll": 3.0 + run.seed / 9}, 0, diverged)
+
+    monkeypatch.setattr(directory, "finished", ended)
+    plan, lost = dataclasses.replace(plan, noise=0.006), "a-other-s2"
+    arm = paired_runs.run(plan, HERE, lambda text: None)["arms"]["other"]
+    assert arm["verdict"] == "diverged" and "a-other-s2 diverged at step 12" in arm["reason"]
+    lost = "a-tiny-s2"
+    with pytest.raises(ValueError, match="baseline: a-tiny-s2 diverged.*nothing to compare with"):
+        paired_runs.run(plan, HERE, lambda text: None)
 
 
 def variant(change):
@@ -115,6 +160,10 @@ def data(**change):
         (data(holdout=0.1), "data.holdout=0.1, the baseline 0.2; losses on different text"),
         (data(packing="concat"), "reads the same batches in the same order"),
         (variant(lambda run: {"eval_every": None}), "judged by their evaluation"),
+        (
+            lambda p: {"variants": (*p.variants, dataclasses.replace(p.variants[0], name="w"))},
+            "'other' and 'w' compute the same",
+        ),
         (lambda p: {"seeds": (0, 1, 1, 2, 3, 4, 5, 6)}, "each makes one pair"),
         (lambda p: {"looks": (3, 5)}, "the last is after all 8 pairs"),
         (lambda p: {"looks": (1, 8)}, "rise from 2 or more"),
@@ -131,7 +180,7 @@ def data(**change):
 )
 def test_what_is_no_comparison_is_refused(plan, trained, change, told):
     with pytest.raises(ValueError, match=told):
-        paired_runs.run(dataclasses.replace(plan, **change(plan)), lambda text: None)
+        paired_runs.run(dataclasses.replace(plan, **change(plan)), HERE, lambda text: None)
     assert not trained
 
 
@@ -150,9 +199,9 @@ def test_a_real_ablation_finds_that_not_learning_is_worse(tiny):
     plan = paired_runs.Ablation(
         name="real", baseline=tiny(), variants=(idle,), seeds=(0, 1), looks=(2,), out=idle.out
     )
-    first = paired_runs.run(plan, lambda text: None).record
+    first = paired_runs.run(plan, engines.Execution(engine="population"), lambda text: None)
     assert first["arms"]["idle"]["verdict"] == "worse"
     losses = first["arms"]["idle"]["losses"]
     assert len(set(losses)) == 2 and (losses > first["arms"]["idle"]["baseline"] + 0.1).all()
-    again = paired_runs.run(plan, lambda text: None).record
+    again = paired_runs.run(plan, HERE, lambda text: None)
     np.testing.assert_array_equal(again["arms"]["idle"]["losses"], losses)

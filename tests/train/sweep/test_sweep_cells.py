@@ -182,8 +182,12 @@ def pretend():
     return make
 
 
+def opened(found, wanted):
+    return scheduler.opened(sweep_cells.folder(found), found.counting, wanted, {})
+
+
 def conducted(found, wanted, engine, retries=1):
-    book = scheduler.opened(found, wanted, {})
+    book = opened(found, wanted)
     scheduler.conduct(book, wanted, engine, 2, retries, lambda text: None)
     return book
 
@@ -283,7 +287,7 @@ def test_seeds_train_as_a_population_and_end_as_they_do_alone(make):
     for name in ("together", "alone"):
         found = make(name=name, cells=cells)
         wanted = sweep_cells.trials(found)
-        book = scheduler.opened(found, wanted, {})
+        book = opened(found, wanted)
         if name == "together":
             scheduler.populate(book, wanted, lambda text: None)
             states = [book.entries[t.digest].state for t in wanted]
@@ -299,7 +303,7 @@ def test_seeds_train_as_a_population_and_end_as_they_do_alone(make):
 def test_a_population_that_fails_leaves_its_runs_to_be_trained(make, pretend, monkeypatch):
     found = make(cells=[sweep_cells.Cell(SMALL, 2e8, seed) for seed in (0, 1)])
     wanted = sweep_cells.trials(found)
-    book, said = scheduler.opened(found, wanted, {}), []
+    book, said = opened(found, wanted), []
 
     def fails(members):
         raise MemoryError("no luck")

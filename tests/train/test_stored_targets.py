@@ -2,20 +2,22 @@
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import itertools
 import json
 import pathlib
+import pickle
 import random
 
 import numpy as np
 import pytest
 
-from jaxlm.core import cache
+from jaxlm.core import cache, io
 from jaxlm.data.records import preferences
 from jaxlm.objectives import lora as adapter
 from jaxlm.objectives.preference import dpo
-from jaxlm.train import loop, reference_log_probs
+from jaxlm.train import loop, precompute, stored_targets
 from jaxlm.train.optim import optimizer
 from jaxlm.train.run import interrupts, metrics
 from jaxlm.train.run import run as runs
@@ -76,7 +78,8 @@ def measured(run):
 
 
 def kept():
-    return {p.name: p for p in (cache.folder() / "references").rglob("*.npz")}
+    """{block: its file of log-probabilities} on the disk."""
+    return {p.parent.name: p for p in (cache.folder() / "references").rglob("log_probs.npy")}
 
 
 @contextlib.contextmanager
@@ -106,13 +109,13 @@ def test_a_stored_reference_is_computed_once_and_a_stopped_run_goes_on(
     assert last["loss"] < np.log(2) and last["margin"] > 0 and last["accuracy"] > 0.5
     assert {"log_prob_chosen", "log_prob_rejected", "reward_chosen", "reward_rejected"} <= set(last)
     files = kept()
-    assert len(files) == 2 and all(np.load(f)["arr_0"].shape[1] == 3 for f in files.values())
+    assert len(files) == 2 and all(np.load(f).shape[1] == 3 for f in files.values())
 
     # a run that was stopped does not read the reference again
     def refuse(*_):
         raise AssertionError("the reference was read again")
 
-    monkeypatch.setattr(reference_log_probs, "_block", refuse)
+    monkeypatch.setattr(precompute, "_write", refuse)
     again = dataclasses.replace(run, name="again")
     with stopping(2):
         assert loop.run(again).signal == 15
@@ -124,34 +127,62 @@ def test_a_pass_goes_on_where_it_was_interrupted(preferring, monkeypatch, capsys
     run = preferring(reference="stored")
     program = loop.build(run)
     split = preferences.prepare(run.data)
-    monkeypatch.setattr(reference_log_probs, "BLOCK", 16)
-    block, calls = reference_log_probs._block, []
+    monkeypatch.setattr(precompute, "BLOCK", 16)
+    write, calls = precompute._write, []
 
-    def count(run, plain, wanted, reader):
-        calls.append(int(wanted[0]))
+    def count(source, compute, block, folder):
+        calls.append(block.rows.start)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return block(run, plain, wanted, reader)
+        return write(source, compute, block, folder)
 
-    monkeypatch.setattr(reference_log_probs, "_block", count)
-    given = (run, program.model, program.objective, split)
+    monkeypatch.setattr(precompute, "_write", count)
+
+    def attach():
+        return stored_targets.attach(run, program.model, program.objective, split)
+
     with pytest.raises(KeyboardInterrupt):
-        reference_log_probs.attach(*given)
-    assert sorted(kept()) == ["train-000000000.npz"]
-    found = reference_log_probs.attach(*given)
+        attach()
+    assert sorted(kept()) == ["train-000000000"]
+    found = attach()
     assert calls == [0, 16, 16, 32, 48, 0]  # the first block is not done again
-    assert found.facts["reference"] and np.all(found.train.reference[:, :2] < 0)
-    read = found.train.read(np.array([20, 3]))
-    assert np.array_equal(read.reference, found.train.reference[[20, 3]])
+    every = found.train.read(np.arange(len(found.train))).reference
+    assert found.facts["reference"] and np.all(every[:, :2] < 0)
+    # rows of two blocks, in their order, also where they are read by another process
+    read = pickle.loads(pickle.dumps(found.train)).read(np.array([20, 3]))
+    assert np.array_equal(read.reference, every[[20, 3]])
+    assert not len(found.train.read(np.zeros(0, np.int64)).reference)
     # where a prompt has two responses of three
     assert np.array_equal(read.reference == 0, read.rank < 0)
 
-    file = kept()["train-000000016.npz"]
+    file = kept()["train-000000016"]
     file.write_bytes(file.read_bytes()[:-4])
-    again = reference_log_probs.attach(*given)
-    assert "train-000000016.npz is damaged" in capsys.readouterr().err
+    again = attach()
+    assert "train-000000016 is damaged" in capsys.readouterr().err
     assert calls[6:] == [16]
-    assert np.array_equal(again.train.reference, found.train.reference)
+    assert np.array_equal(again.train.read(np.arange(len(every))).reference, every)
+
+
+def test_a_full_disk_keeps_the_blocks_before_it(preferring, monkeypatch, tmp_path):
+    """A teacher's distributions were written to mapped memory, where a full disk kills the process
+    without a word, and a pass that was interrupted began again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(precompute, "BLOCK", 4)
+
+    def prepare():
+        def compute(rows, batch):
+            if rows[0] >= 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return {"x": rows.astype(np.float32)[:, None]}
+
+        return compute
+
+    rows = preferences.prepare(preferring().data).train
+    source = precompute.Source("things", {}, "f", "it", 4, prepare, lambda batch, arrays: arrays)
+    with pytest.raises(io.WriteError, match="train-000000008: No space left"):
+        precompute.attach(source, {"train": rows})
+    blocks = sorted(p.name for p in (cache.folder() / "things" / source.key).glob("train-*"))
+    assert blocks == ["train-000000000", "train-000000004"]
 
 
 def test_labels_are_for_kto_and_comparisons_for_all_others(preferring):

@@ -65,7 +65,8 @@ def test_what_is_stored_is_what_the_teacher_says(place):
     one = run(place, "stored", 8, objective=asked)
     loop.run(one)
     (store,) = (place / "cache" / "jaxlm" / "teachers").iterdir()
-    ids, kept = (np.load(store / name) for name in ("ids.npy", "log_probs.npy"))
+    block = store / "train-000000000"
+    ids, kept = (np.load(block / name) for name in ("ids.npy", "log_probs.npy"))
     made = loop.build(one)
     opened = inputs.of(one, made.model, made.objective)
     found = trained_weights.load(pathlib.Path(teacher(place)))
