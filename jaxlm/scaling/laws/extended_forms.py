@@ -286,7 +286,7 @@ def _stretched(x: Any, kappa: Any) -> Any:
 
 
 class _Powers:
-    """(exp(kappa x) - 1) / kappa of x [n] and kappa [3,S,1], and its derivatives by kappa."""
+    """(exp(kappa x) - 1) / kappa of x [S,n] and kappa [3,S,1], and its derivatives by kappa."""
 
     def __init__(self, x: np.ndarray, kappa: np.ndarray) -> None:
         t = kappa * x
@@ -299,7 +299,8 @@ class _Powers:
     def derivatives(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(first, second) [3,R,n] of some of the S."""
         t, f = self.t[:, rows], self.f[:, rows]
-        power, square = self.less[:, rows] + 1, self.x * self.x
+        x = self.x[rows]
+        power, square = self.less[:, rows] + 1, x * x
         first = (power - f) / t
         second = (power - 2 * first) / t
         # close to 0 the differences are rounding
@@ -308,7 +309,7 @@ class _Powers:
         first.ravel()[small] = _series(near, 1)
         second.ravel()[small] = _series(near, 2)
         first *= square
-        second *= square * self.x
+        second *= square * x
         return first, second
 
 
