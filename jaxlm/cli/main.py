@@ -265,7 +265,6 @@ def ablate(args: Sequence[str]) -> int:
 
 def plan_ahead(args: Sequence[str]) -> int:
     """jaxlm plan-ahead --law STUDY --flops C ..."""
-    _one_thread()
     from jaxlm.cli.commands import plan_ahead
 
     return plan_ahead.plan_ahead(args)
@@ -273,18 +272,9 @@ def plan_ahead(args: Sequence[str]) -> int:
 
 def fit(args: Sequence[str]) -> int:
     """jaxlm fit RUNS [--target FLOPS] ..."""
-    _one_thread()
-    from jaxlm.cli.commands import fit
+    from jaxlm.cli import blas
 
-    return fit.fit(args)
-
-
-def _one_thread() -> None:
-    """Keep NumPy's BLAS to one thread, unless it was started or the user set a number: on matrices
-    of a few hundred rows a second thread only waits, and burns a core while it does."""
-    if "numpy" not in sys.modules:
-        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "1"))
+    return blas.fit(args)
 
 
 def feedback(args: Sequence[str]) -> int:
