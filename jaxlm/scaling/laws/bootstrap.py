@@ -8,6 +8,7 @@ A replicate of cases or clusters is the same table with multinomial counts as we
 its arrays; a replicate starts at the fit's own optimum.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +55,25 @@ def resample(
     how: str = "auto",
 ) -> Draws:
     """`cases` or `clusters`, by `method`. Raises: ValueError as they do."""
-    again = clusters if method(how, t) == "cluster" else cases
-    return again(law, t, found, replicates, seed)
+    return refit(law, t, found, counts(t, replicates, seed, how))
+
+
+def counts(t: table.Table, replicates: int, seed: int, how: str = "auto") -> np.ndarray:
+    """[R,n] how often each replicate has each point: of points drawn with replacement, or of whole
+    runs, by `method`.
+
+    Raises: ValueError for replicates below 1, or clusters of fewer than 2 runs.
+    """
+    _positive(replicates)
+    random = np.random.default_rng(seed)
+    if method(how, t) == "case":
+        n = len(t.loss)
+        return random.multinomial(n, np.full(n, 1 / n), replicates).astype(np.float64)
+    names, member = np.unique(t.run, return_inverse=True)
+    r = len(names)
+    if r < 2:
+        raise ValueError(f"all points are of run {names[0]!r}; clusters need at least 2 runs")
+    return random.multinomial(r, np.full(r, 1 / r), replicates)[:, member].astype(np.float64)
 
 
 def cases(
@@ -76,8 +94,7 @@ def cases(
     n = len(t.loss)
     _positive(replicates)
     if resamples is None:
-        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates)
-        return refit(law, t, found, drawn.astype(np.float64))
+        return resample(law, t, found, replicates, seed, "case")
     index = np.asarray(resamples)
     if index.ndim != 2 or len(index) != replicates or index.dtype.kind not in "iu":
         raise ValueError(
@@ -85,9 +102,9 @@ def cases(
         )
     if index.min() < 0 or index.max() >= n:
         raise ValueError(f"resamples go from {index.min()} to {index.max()} of {n} points")
-    counts = np.zeros((replicates, n))
-    np.add.at(counts, (np.arange(replicates)[:, None], index), 1.0)
-    return refit(law, t, found, counts)
+    times = np.zeros((replicates, n))
+    np.add.at(times, (np.arange(replicates)[:, None], index), 1.0)
+    return refit(law, t, found, times)
 
 
 def clusters(
@@ -99,13 +116,7 @@ def clusters(
 
     Raises: ValueError for replicates below 1 or fewer than 2 runs.
     """
-    _positive(replicates)
-    names, member = np.unique(t.run, return_inverse=True)
-    r = len(names)
-    if r < 2:
-        raise ValueError(f"all points are of run {names[0]!r}; clusters need at least 2 runs")
-    drawn = np.random.default_rng(seed).multinomial(r, np.full(r, 1 / r), replicates)
-    return refit(law, t, found, drawn[:, member].astype(np.float64))
+    return resample(law, t, found, replicates, seed, "cluster")
 
 
 def noise(
@@ -146,26 +157,38 @@ def refit(
 
     Weights multiply the table's own. What was held in the fit stays held.
     """
+    return refit_all(law, [(t, found, weights, loss)])[0]
+
+
+def refit_all(
+    law: loss_laws.Law,
+    parts: Sequence[tuple[table.Table, fitting.Fit, np.ndarray, np.ndarray | None]],
+) -> list[Draws]:
+    """`refit` of several (table, fit, weights, losses), solved together; all have the first fit's
+    delta and log."""
+    tasks = [_task(law, *part) for part in parts]
+    first, out = parts[0][1], []
+    solved = solve.minimise_all(law.model, law.closed, tasks, first.delta, first.log)
+    for task, s in zip(tasks, solved):
+        with np.errstate(over="ignore", invalid="ignore"):
+            theta = law.natural(s.phi, task.centre)
+        # a coefficient that grows without bound is no refit either
+        out.append(Draws(theta, s.objective, ~(s.arrived & np.isfinite(theta).all(1))))
+    return out
+
+
+def _task(
+    law: loss_laws.Law,
+    t: table.Table,
+    found: fitting.Fit,
+    weights: np.ndarray,
+    loss: np.ndarray | None,
+) -> solve.Task:
     weights = weights if t.weight is None else weights * t.weight
     r = fitting.prepare(law, t, None, found.fixed, found.delta, found.log)
     start = np.tile(law.internal(fitting.values(found), r.centre), (len(weights), 1))
     y = r.y if loss is None else np.log(loss) if found.log else loss
-    s = solve.minimise(
-        law.model,
-        law.closed,
-        start,
-        y,
-        weights,
-        r.logs,
-        r.centre,
-        r.free,
-        found.delta,
-        found.log,
-    )
-    with np.errstate(over="ignore", invalid="ignore"):
-        theta = law.natural(s.phi, r.centre)
-    # a coefficient that grows without bound is no refit either
-    return Draws(theta, s.objective, ~(s.arrived & np.isfinite(theta).all(1)))
+    return solve.Task(start, y, weights, r.logs, r.centre, r.free)
 
 
 def _positive(replicates: int) -> None:

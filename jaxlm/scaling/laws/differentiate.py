@@ -24,15 +24,16 @@ def trial(model: Callable, phi: Array, y: Array, w: Array, at: Points) -> Trial:
     more = rounded(n) - n
 
     def padded(a: Array, mode: Any = "edge") -> Array:
-        return np.pad(a, ((0, 0), (0, more)), mode)
+        return np.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, more)], mode)
 
     y, w = padded(y), padded(w, "constant")
     with jax.enable_x64(True):
-        shared = padded(at.logs), at.centre, float(at.delta), float(at.log)
+        logs, centre = padded(at.logs.swapaxes(0, 1)), at.centre[:, :, 0].T
         blocks = []
         for i in range(0, len(phi), BLOCK):
             rows = np.resize(np.arange(i, min(i + BLOCK, len(phi))), BLOCK)
-            blocks.append(_block(model, phi[rows], y[rows], w[rows], *shared))
+            arrays = (a[rows] for a in (phi, y, w, logs, centre))
+            blocks.append(_block(model, *arrays, float(at.delta), float(at.log)))
         value, gradient, hessian, bound = (
             np.concatenate(parts)[: len(phi)] for parts in zip(*blocks)
         )
@@ -62,13 +63,13 @@ def _block(
 ) -> tuple[jax.Array, ...]:
     """(value, gradient, Hessian, bound) of S problems."""
 
-    def value(p):
+    def value(p, logs, centre):
         log_loss = model(p, logs, centre)
         return jnp.where(log > 0, log_loss, jnp.exp(log_loss))
 
-    def one(p, y, w):
+    def one(p, y, w, *x):
         def total(p):
-            r = y - value(p)
+            r = y - value(p, *x)
             inside = jnp.clip(r, -delta, delta)
             return (w * inside * (r - inside / 2)).sum(), r
 
@@ -77,8 +78,8 @@ def _block(
             return gradient, (gradient, r)
 
         hessian, (gradient, r) = jax.jacfwd(slope, has_aux=True)(p)
-        slope = jax.jacfwd(value)(p)
+        slope = jax.jacfwd(value)(p, *x)
         weights = w * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), 1e-300))
         return total(p)[0], gradient, hessian, slope.T @ (weights[:, None] * slope)
 
-    return jax.vmap(one)(phi, y, w)
+    return jax.vmap(one)(phi, y, w, logs, centre)

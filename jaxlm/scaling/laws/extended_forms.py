@@ -183,30 +183,40 @@ def _farseer_slopes(
     def curvature(u: np.ndarray) -> np.ndarray:
         """[R,9,9] sum over points of u [R,n] times the second derivatives."""
         uq, up = u * share, u * other
+        steep = uq * fall
+        by_f1, by_g1 = steep * f1, steep * g1
+
+        # of numbers for each problem
+        s, tilted, third, start = s1[:, 0], tilt[:, 0], s3[:, 0], level[:, 0]
+        all_g1, all_g2 = by_g1.sum(1), _total(uq, g2)
         # (i, j): the second derivative of Q, or of P from the seventh parameter on
         bend = {
-            (0, 0): -fall * f1 * f1,
-            (0, 1): by_s1,
-            (0, 2): -fall * g1 * (1 + s1 * f1),
-            (0, 5): level * g2,
-            (1, 1): by_l1,
-            (1, 2): apart[:, 2],
-            (1, 5): level * s1 * g2,
-            (2, 2): -fall * (s1 * h1 + (s1 * g1) ** 2),
-            (3, 5): g2,
-            (5, 5): tilt * h2,
-            (6, 8): g3,
-            (8, 8): s3 * h3,
+            (0, 0): -_total(by_f1, f1),
+            (0, 1): _total(uq, by_s1),
+            (0, 2): -all_g1 - s * _total(by_g1, f1),
+            (0, 5): start * all_g2,
+            (1, 1): _total(uq, by_l1),
+            (1, 2): -s * all_g1,
+            (1, 5): start * s * all_g2,
+            (2, 2): -s * _total(steep, h1) - s**2 * _total(by_g1, g1),
+            (3, 5): all_g2,
+            (5, 5): tilted * _total(uq, h2),
+            (6, 8): _total(up, g3),
+            (8, 8): third * _total(up, h3),
         }
         out = (apart * (uq * other)[:, None]) @ apart.transpose(0, 2, 1)
         for (i, j), value in bend.items():
-            total = np.einsum("sn,sn->s", uq if i < 6 else up, value)
-            out[:, i, j] += total
+            out[:, i, j] += value
             if i != j:
-                out[:, j, i] += total
+                out[:, j, i] += value
         return out
 
     return slope, curvature
+
+
+def _total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[R] the sums over points of a b, [R,n] each."""
+    return np.einsum("sn,sn->s", a, b)
 
 
 def kaplan_derivatives(
@@ -286,7 +296,7 @@ def _stretched(x: Any, kappa: Any) -> Any:
 
 
 class _Powers:
-    """(exp(kappa x) - 1) / kappa of x [n] and kappa [3,S,1], and its derivatives by kappa."""
+    """(exp(kappa x) - 1) / kappa of x [S,n] and kappa [3,S,1], and its derivatives by kappa."""
 
     def __init__(self, x: np.ndarray, kappa: np.ndarray) -> None:
         t = kappa * x
@@ -299,7 +309,8 @@ class _Powers:
     def derivatives(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(first, second) [3,R,n] of some of the S."""
         t, f = self.t[:, rows], self.f[:, rows]
-        power, square = self.less[:, rows] + 1, self.x * self.x
+        x = self.x[rows]
+        power, square = self.less[:, rows] + 1, x * x
         first = (power - f) / t
         second = (power - 2 * first) / t
         # close to 0 the differences are rounding
@@ -308,7 +319,7 @@ class _Powers:
         first.ravel()[small] = _series(near, 1)
         second.ravel()[small] = _series(near, 2)
         first *= square
-        second *= square * self.x
+        second *= square * x
         return first, second
 
 

@@ -1,6 +1,6 @@
 """One law's fit to a table, and how it was reached."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,6 +141,31 @@ def fit(
     Raises: ValueError for fewer points than free parameters, a parameter that the law lacks or
     cannot hold, a bad weight or delta.
     """
+    return fit_all(law, [problem(law, t, delta, weights, fixed, log, near)])[0]
+
+
+class Problem(NamedTuple):
+    """A fit to be made, see `fit`."""
+
+    t: table.Table
+    ready: Ready
+    start: np.ndarray  # [S,k]
+    delta: float
+    fixed: tuple[str, ...]
+    log: bool
+    near: bool  # whether the starts are those next to a known fit
+
+
+def problem(
+    law: loss_laws.Law,
+    t: table.Table,
+    delta: float = 1e-3,
+    weights: np.ndarray | None = None,
+    fixed: Mapping[str, float] = {},
+    log: bool = True,
+    near: Fit | None = None,
+) -> Problem:
+    """The Problem of `fit`, for `fit_all`. Raises: ValueError as `fit`."""
     r = prepare(law, t, weights, tuple(fixed), delta, log)
     for name, value in fixed.items():
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -150,8 +175,25 @@ def fit(
     start = starts(law, t, r, fixed)
     if near is not None:
         start = _closest(law, t, r, start, near, fixed)
-    arrays = (r.y, r.weights, r.logs, r.centre, r.free, delta, log, 0 if near is None else AGREE)
-    s = _floorless(law, r, solve.minimise(law.model, law.closed, start, *arrays), delta, log)
+    return Problem(t, r, start, delta, tuple(fixed), log, near is not None)
+
+
+def fit_all(law: loss_laws.Law, problems: Sequence[Problem]) -> list[Fit]:
+    """The fits of one law to several tables, solved together; all have the first one's delta, log
+    and near."""
+    first, tasks = problems[0], []
+    for p in problems:
+        r = p.ready
+        tasks.append(solve.Task(p.start, r.y, r.weights, r.logs, r.centre, r.free))
+    agree = AGREE if first.near else 0
+    solved = solve.minimise_all(law.model, law.closed, tasks, first.delta, first.log, agree)
+    return [_fitted(law, p, s) for p, s in zip(problems, solved)]
+
+
+def _fitted(law: loss_laws.Law, p: Problem, s: solve.Solved) -> Fit:
+    """The Fit of a problem's solved starts."""
+    t, r = p.t, p.ready
+    s = _floorless(law, r, s, p.delta, p.log)
     objective = np.where(np.isfinite(s.objective), s.objective, np.inf)
     best = int(np.argmin(objective))
     least = objective[best]
@@ -167,15 +209,15 @@ def fit(
         law.name,
         _named(law, theta[best]),
         float(least),
-        float(delta),
+        float(p.delta),
         int((r.weights > 0).sum()),
         float(same.mean()) if known else 0.0,
         float(s.gradient[best]),
         [(float(objective[i]), _named(law, theta[i])) for i in others],
         residual,
         _failure(law, s, best, known, theta[best], r.centre),
-        tuple(fixed),
-        log,
+        p.fixed,
+        p.log,
     )
 
 

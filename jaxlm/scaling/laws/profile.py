@@ -1,5 +1,7 @@
 """Profile of a law: how much worse it fits with one parameter held."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from jaxlm.scaling import table
@@ -27,32 +29,68 @@ def profile(
     Raises: ValueError for a parameter that the law lacks or cannot hold, or held in the fit, and
     for values that it cannot take.
     """
-    grid = np.asarray(grid, np.float64)
-    if name in found.fixed:
-        raise ValueError(f"{name} was held in the fit, so it has no profile")
-    r = fitting.prepare(law, t, None, (*found.fixed, name), found.delta, found.log)
-    j = law.names.index(name)
-    known = [fitting.values(found), *(np.array(list(b.values())) for _, b in found.basins)]
-    theta = np.repeat(np.array(known)[:, None], len(grid), 1)
-    starts = law.internal(theta, r.centre)
-    theta[:, :, j] = grid
-    with np.errstate(all="ignore"):  # the other parameters need not go with the held one
-        held = law.internal(theta[0], r.centre)[:, j]
-    if not np.isfinite(held).all():
-        raise ValueError(f"{name} cannot be {grid[~np.isfinite(held)][0]} in {law.name}")
+    return profiles(law, t, found, {name: grid})[name]
 
-    def lowest(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(objective [G], phi [G,k]) of the best of starts [S,G,k]."""
-        starts[:, :, j] = held
-        arrays = (r.y, r.weights, r.logs, r.centre, r.free, found.delta, found.log)
-        s = solve.minimise(law.model, law.closed, starts.reshape(-1, len(known[0])), *arrays)
-        objective = np.where(s.arrived, s.objective, np.inf).reshape(starts.shape[:2])
-        best, at = objective.argmin(0), np.arange(len(grid))
-        return objective[best, at], s.phi.reshape(starts.shape)[best, at]
 
-    objective, phi = lowest(starts)
-    order = np.argsort(grid)
-    around = np.empty((2, *phi.shape))
-    around[0, order], around[1, order] = np.roll(phi[order], 1, 0), np.roll(phi[order], -1, 0)
-    objective = np.minimum(objective, lowest(around)[0])
-    return np.where(np.isfinite(objective), objective, np.nan)
+def profiles(
+    law: loss_laws.Law, t: table.Table, found: fitting.Fit, grids: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`profile` of each parameter along its grid, all solved together."""
+    if not grids:
+        return {}
+    parts = [_Profile(law, t, found, name, grid) for name, grid in grids.items()]
+    first = _lowest(law, found, parts, [part.start for part in parts])
+    around = []
+    for part, (_, phi) in zip(parts, first):
+        order, both = np.argsort(part.grid), np.empty((2, *phi.shape))
+        both[0, order] = np.roll(phi[order], 1, 0)
+        both[1, order] = np.roll(phi[order], -1, 0)
+        around.append(both)
+    out = {}
+    for part, one, two in zip(parts, first, _lowest(law, found, parts, around)):
+        least = np.minimum(one[0], two[0])
+        out[part.name] = np.where(np.isfinite(least), least, np.nan)
+    return out
+
+
+class _Profile:
+    """A parameter held along a grid: the problem, and where it starts."""
+
+    def __init__(
+        self, law: loss_laws.Law, t: table.Table, found: fitting.Fit, name: str, grid: np.ndarray
+    ) -> None:
+        self.name, self.grid = name, np.asarray(grid, np.float64)
+        if name in found.fixed:
+            raise ValueError(f"{name} was held in the fit, so it has no profile")
+        self.ready = fitting.prepare(law, t, None, (*found.fixed, name), found.delta, found.log)
+        self.column = law.names.index(name)
+        known = [fitting.values(found), *(np.array(list(b.values())) for _, b in found.basins)]
+        theta = np.repeat(np.array(known)[:, None], len(self.grid), 1)
+        self.start = law.internal(theta, self.ready.centre)  # [S,G,k]
+        theta[:, :, self.column] = self.grid
+        with np.errstate(all="ignore"):  # the other parameters need not go with the held one
+            self.held = law.internal(theta[0], self.ready.centre)[:, self.column]
+        if not np.isfinite(self.held).all():
+            value = self.grid[~np.isfinite(self.held)][0]
+            raise ValueError(f"{name} cannot be {value} in {law.name}")
+
+
+def _lowest(
+    law: loss_laws.Law,
+    found: fitting.Fit,
+    parts: Sequence[_Profile],
+    starts: Sequence[np.ndarray],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(objective [G], phi [G,k]) of the best of starts [S,G,k], of each profile."""
+    tasks = []
+    for part, start in zip(parts, starts):
+        start[:, :, part.column] = part.held
+        r, flat = part.ready, start.reshape(-1, start.shape[-1])
+        tasks.append(solve.Task(flat, r.y, r.weights, r.logs, r.centre, r.free))
+    solved = solve.minimise_all(law.model, law.closed, tasks, found.delta, found.log)
+    out = []
+    for start, s in zip(starts, solved):
+        objective = np.where(s.arrived, s.objective, np.inf).reshape(start.shape[:2])
+        best, at = objective.argmin(0), np.arange(start.shape[1])
+        out.append((objective[best, at], s.phi.reshape(start.shape)[best, at]))
+    return out

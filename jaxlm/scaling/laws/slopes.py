@@ -17,11 +17,10 @@ Closed = tuple[tuple[float, ...], ...] | Callable | None
 
 
 class Points(NamedTuple):
-    """Points and settings that all problems share."""
+    """The points of S problems, and what all share."""
 
-    logs: Array  # [inputs,n] logarithms of the law's inputs
-    centre: Array  # [inputs] where the law's internal parameters have their origin
-    free: Array  # [k] 1 for a parameter that is fitted, 0 for one held
+    logs: Array  # [inputs,S,n] logarithms of the law's inputs
+    centre: Array  # [inputs,S,1] where the law's internal parameters have their origin
     delta: float  # Huber's; inf is least squares
     log: float  # 1: residuals of the logarithm; 0: of the loss itself
 
@@ -65,9 +64,9 @@ def _bound(residual: Array, delta: float) -> Array:
 def by_derivatives(derivatives: Callable, phi: Array, y: Array, w: Array, at: Points) -> Trial:
     """The Trial of a law whose log loss has its derivatives in closed form; phi [S,k], y, w [S,n].
 
-    derivatives(phi [S,k], logs, centre) -> (log loss m [S,n], more), more(rows) -> (dm/dphi
-    [R,k,n], curvature), and curvature(u [R,n]) -> [R,k,k], the sum over points of u times the
-    second derivatives of m.
+    derivatives(phi [S,k], logs [inputs,S,n], centre [inputs,S,1]) -> (log loss m [S,n], more),
+    more(rows) -> (dm/dphi [R,k,n], curvature), and curvature(u [R,n]) -> [R,k,k], the sum over
+    points of u times the second derivatives of m.
     """
     logarithm, more = derivatives(phi, at.logs, at.centre)
     # dL = L dm and d2L = L (d2m + dm dm^T), where residuals are of the loss itself
@@ -104,11 +103,11 @@ def of_three_terms(
     terms [5,k] takes phi to (log E, log A, log B, alpha, beta) at the centre; where the row of
     log B is 0 the law has no such term, and one input. With p the terms'
     shares of the loss and g = (p3, p1, p2, -p1 x, -p2 z) for x, z the centred log N, log D, every
-    sum over points is one of few coefficients [S,n] against 1, x, z, x^2, z^2, xz, which all
-    problems share: one product of matrices.
+    sum over points is one of few coefficients [S,n] against 1, x, z, x^2, z^2, xz: one product of
+    matrices.
     """
     e, a, b, alpha, beta = (phi @ np.array(terms).T).T[:, :, None]
-    inputs = at.logs - at.centre[:, None]
+    inputs = at.logs - at.centre
     x, z = inputs[0], inputs[-1]
     p1 = np.exp(a - e - alpha * x)
     p2 = np.exp(b - e - beta * z) if any(terms[2]) else np.zeros_like(p1)
@@ -128,17 +127,18 @@ def of_three_terms(
         u, q, bound = weight * psi[rows], weight * near, weight * _bound(r[rows], at.delta)
         if at.log > 0:
             q = q + u
-        parts = np.empty((15, *u.shape))
+        parts, features = np.empty((len(u), 15, u.shape[1])), np.empty((len(u), 6, u.shape[1]))
         for i in range(3):
-            np.multiply(u, p[i], out=parts[i])
+            np.multiply(u, p[i], out=parts[:, i])
         for place, (i, j) in enumerate(PAIRS):
             both = p[i] * p[j]
-            np.multiply(q, both, out=parts[3 + place])
+            np.multiply(q, both, out=parts[:, 3 + place])
             if i == j:
-                parts[3 + place] -= parts[i]
-            np.multiply(bound, both, out=parts[9 + place])
-        features = np.stack([x**i * z**j for i, j in FEATURES], 1)
-        flat = (parts.reshape(-1, len(x)) @ features).reshape(15, len(u), 6).transpose(1, 0, 2)
+                parts[:, 3 + place] -= parts[:, i]
+            np.multiply(bound, both, out=parts[:, 9 + place])
+        for place, (i, j) in enumerate(FEATURES):
+            np.multiply(x[rows] ** i, z[rows] ** j, out=features[:, place])
+        flat = parts @ features.transpose(0, 2, 1)
         flat = flat.reshape(len(u), 90) @ _assembly(terms)
         gradient, hessian, bound = np.split(flat, (k, k + k * k), 1)
         return gradient, hessian.reshape(-1, k, k), bound.reshape(-1, k, k)

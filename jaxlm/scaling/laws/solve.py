@@ -5,18 +5,19 @@ of the law's value (Hoffmann et al. 2022, eq. 3), or both as they are. With delt
 residuals this is nearly least absolute deviations: only points within delta curve it, so that
 Gauss-Newton and L-BFGS stop before the optimum and the exact Hessian is needed, in float64.
 
-Problems (starts, bootstrap replicates, points of a profile) share the inputs. BLOCK of them take a
-step together, and those that have converged make room for the next.
+Problems are starts, bootstrap replicates, points of a profile, cut-offs of a back-test. BLOCK of
+them take a step together, and those that have converged make room for the next. Points without
+weight, such as those that a replicate did not draw, are left out of the arithmetic.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm.scaling.laws import slopes
-from jaxlm.scaling.laws.slopes import Closed, Evaluate, Points, Slopes
+from jaxlm.scaling.laws.slopes import Closed, Evaluate, Points, Rows, Slopes, Trial
 
 Array = np.ndarray
 
@@ -64,53 +65,123 @@ def minimise(
     delta: float,
     log: bool,
     agree: int = 0,
+    group: Array | None = None,
 ) -> Solved:
     """P problems solved from their starts [P,k].
 
     model(phi [k], logs, centre) -> log loss [n] of jnp; closed: the terms of
     `slopes.of_three_terms`, the derivatives of `slopes.by_derivatives`, or None where there are
-    only automatic ones. y [P,n] or [n] log loss (log=False: loss); weights [P,n] or [n]; logs
-    [inputs,n] shared; free [k] bool. Parameters that are not free stay at the start's value.
+    only automatic ones. y [n] log loss (log=False: loss), weights [n], logs [inputs,n], centre
+    [inputs] and free [k] bool are for all problems, or [P, ...] of each. Parameters that are not
+    free stay at the start's value.
 
-    agree: of starts of one problem, how many have to arrive at one objective, lower than where any
-    other is, for the others to be left where they are; 0: all go on to the end.
+    agree: of the starts of a group [P], how many have to arrive at one objective, below all others,
+    for those to be left where they are; 0: all go on to the end. group None: all are one.
     """
-    p, n = len(start), y.shape[-1]
+    p = len(start)
     np.empty(KEPT, np.uint8)  # freed at once, never written
     out = Solved(
         np.array(start, np.float64),
-        *(np.full(p, np.nan) for _ in range(2)),
+        *np.full((2, p), np.nan),
         np.zeros(p, bool),
         np.zeros(p, np.int64),
     )
     problems = _Problems(
         derived(model, closed),
-        np.broadcast_to(np.asarray(y, np.float64), (p, n)),
-        np.broadcast_to(np.asarray(weights, np.float64), (p, n)),
+        *(_each(a, p, axes) for a, axes in ((y, 1), (weights, 1), (logs, 2), (centre, 1))),
+        _each(free, p, 1),
+        _weighted(_each(weights, p, 1)),
+        np.zeros(p, np.int64) if group is None else group,
+        float(log),
         out,
         np.full(p, DAMPING),
     )
-    shared = (np.asarray(a, np.float64) for a in (logs, centre, free))
-    at = Points(*shared, float(delta), float(log))
-    if _blocks(problems, np.arange(p), at, STEPS, agree):
-        return out
-    lost = np.flatnonzero(~out.arrived)
+    settled = _blocks(problems, np.arange(p), delta, STEPS, agree)
+    lost, width = np.flatnonzero(~out.arrived & ~np.isin(problems.group, settled)), WIDEST
     if not len(lost):
         return out
-    width = WIDEST
     while width > delta:
         problems.damping[lost] = DAMPING
-        _blocks(problems, lost, at._replace(delta=width), WIDER)
+        _blocks(problems, lost, width, WIDER)
         width /= 10
     problems.damping[lost] = DAMPING
-    _blocks(problems, lost, at, LAST)
+    _blocks(problems, lost, delta, LAST)
     # what another try from the same place does not lower has arrived as far as rounding allows
     lost = lost[~out.arrived[lost]]
     before = out.objective[lost]
     problems.damping[lost] = DAMPING
-    _blocks(problems, lost, at, AGAIN)
+    _blocks(problems, lost, delta, AGAIN)
     out.arrived[lost] |= before - out.objective[lost] <= STALLED * before
     return out
+
+
+class Task(NamedTuple):
+    """Problems on one table, the fields of `minimise`."""
+
+    start: Array
+    y: Array
+    weights: Array
+    logs: Array
+    centre: Array
+    free: Array
+
+
+def minimise_all(
+    model: Callable,
+    closed: Closed,
+    tasks: Sequence[Task],
+    delta: float,
+    log: bool,
+    agree: int = 0,
+) -> list[Solved]:
+    """`minimise` of several tasks at once: a step of few problems takes as long as one of many.
+
+    Tables may differ in length: the shorter ones get points without weight. agree: of each task.
+    """
+    counts = [len(task.start) for task in tasks]
+    n = max(task.logs.shape[-1] for task in tasks)
+
+    def joined(arrays: Iterable[Array], axes: int, mode: Any = None) -> Array:
+        """[P, ...] of every problem, the last axis filled up to n where there is a mode."""
+        parts = []
+        for values, count in zip(arrays, counts):
+            a = _each(values, count, axes)
+            if mode is not None:
+                a = np.pad(a, [*[(0, 0)] * axes, (0, n - a.shape[-1])], mode)
+            parts.append(a)
+        return np.concatenate(parts)
+
+    start, y, weights, logs, centre, free = zip(*tasks)
+    solved = minimise(
+        model,
+        closed,
+        np.concatenate(start),
+        joined(y, 1, "edge"),
+        joined(weights, 1, "constant"),
+        joined(logs, 2, "edge"),
+        joined(centre, 1),
+        joined(free, 1),
+        delta,
+        log,
+        agree,
+        np.repeat(np.arange(len(tasks)), counts),
+    )
+    parts = zip(*(np.split(a, np.cumsum(counts)[:-1]) for a in solved))
+    return [Solved(*part) for part in parts]
+
+
+def _each(values: Array, count: int, axes: int) -> Array:
+    """[count, ...] values of every problem, of an array with so many axes or with one more."""
+    a = np.asarray(values, np.float64)
+    return np.broadcast_to(a, (count, *a.shape[-axes:]))
+
+
+def _weighted(weights: Array) -> Array:
+    """[P,m] indices of the points with weight of [P,n], and of as many without as make the rows
+    equally long."""
+    bare = weights == 0
+    most = int(np.max(np.sum(~bare, 1), initial=0))
+    return np.argsort(bare, axis=1, kind="stable")[:, :most]
 
 
 class _Problems(NamedTuple):
@@ -119,6 +190,12 @@ class _Problems(NamedTuple):
     evaluate: Evaluate
     y: Array  # [P,n]
     weights: Array  # [P,n]
+    logs: Array  # [P,inputs,n]
+    centre: Array  # [P,inputs]
+    free: Array  # [P,k] 1 for a parameter that is fitted, 0 for one held
+    used: Array  # [P,m] which points
+    group: Array  # [P] int
+    log: float
     out: Solved
     damping: Array  # [P]
 
@@ -127,8 +204,11 @@ class _Block(NamedTuple):
     """Problems under way, [S, ...] each; a step writes into the arrays."""
 
     index: Array  # [S] which problem
-    y: Array  # [S,n]
-    w: Array  # [S,n]
+    y: Array  # [S,m]
+    w: Array  # [S,m]
+    logs: Array  # [S,inputs,m]
+    centre: Array  # [S,inputs]
+    free: Array  # [S,k]
     steps: Array  # [S] int
     phi: Array  # [S,k]
     damping: Array  # [S]
@@ -140,45 +220,71 @@ class _Block(NamedTuple):
     scale: Array  # [S,k]
 
 
-def _blocks(problems: _Problems, todo: Array, at: Points, limit: int, agree: int = 0) -> bool:
-    """At most `limit` steps of the problems named by index; whether `agree` of them do."""
-    out, next = problems.out, BLOCK
+def _blocks(
+    problems: _Problems, todo: Array, delta: float, limit: int, agree: int = 0
+) -> list[int]:
+    """Takes the problems named by index at most `limit` steps; the groups of which `agree` do."""
+    next = BLOCK
     block = _begin(problems, todo[:BLOCK])
+    settled: list[int] = []
     with np.errstate(all="ignore"):  # a step too far is taken back
         while len(block.index):
-            block, arrived = _step(problems.evaluate, block, at)
+            block, arrived = _step(problems, block, delta)
             over = arrived | (block.steps >= limit)
             if not over.any():
                 continue
-            _write(problems, _Block(*(a[over] for a in block)), arrived[over], at)
+            _write(problems, _rows(block, over), arrived[over])
             new = _begin(problems, todo[next : next + over.sum()])
             next += over.sum()
             block = _Block(*(np.concatenate([a[~over], b]) for a, b in zip(block, new)))
-            known = out.objective[out.arrived]
-            if agree and len(known) >= agree and len(block.index) and next >= len(todo):
-                least = known.min() * (1 + SAME)
-                if np.sum(known <= least) >= agree and (block.value > least).all():
-                    _write(problems, block, np.zeros(len(block.index), bool), at)
-                    return True
-    return False
+            if agree and next >= len(todo):
+                done = _agreed(problems, block, agree)
+                settled += done
+                over = np.isin(problems.group[block.index], done)
+                _write(problems, _rows(block, over), np.zeros(over.sum(), bool))
+                block = _rows(block, ~over)
+    return settled
 
 
-def _write(problems: _Problems, block: _Block, arrived: Array, at: Points) -> None:
+def _agreed(problems: _Problems, block: _Block, agree: int) -> list[int]:
+    """The groups in a block of which so many problems have arrived at one objective, below that of
+    all others of the group that are under way."""
+    out, under_way = problems.out, problems.group[block.index]
+    done = []
+    for group in np.unique(under_way):
+        known = out.objective[out.arrived & (problems.group == group)]
+        if len(known) < agree:
+            continue
+        least = known.min() * (1 + SAME)
+        if np.sum(known <= least) >= agree and (block.value[under_way == group] > least).all():
+            done.append(int(group))
+    return done
+
+
+def _rows(block: _Block, rows: Array) -> _Block:
+    return _Block(*(a[rows] for a in block))
+
+
+def _write(problems: _Problems, block: _Block, arrived: Array) -> None:
     """Writes the state that a block's problems have reached."""
     out, index = problems.out, block.index
     out.phi[index], problems.damping[index] = block.phi, block.damping
     out.objective[index], out.arrived[index] = block.value, arrived
-    out.gradient[index] = np.abs(block.gradient * at.free).max(1)
+    out.gradient[index] = np.abs(block.gradient * block.free).max(1)
     out.steps[index] += block.steps
 
 
 def _begin(problems: _Problems, index: Array) -> _Block:
     """Problems before their first step, which is none: it evaluates the start."""
     many, k = len(index), problems.out.phi.shape[1]
+    used = problems.used[index]
     return _Block(
         index,
-        problems.y[index],
-        problems.weights[index],
+        problems.y[index[:, None], used],
+        problems.weights[index[:, None], used],
+        np.take_along_axis(problems.logs[index], used[:, None], 2),
+        problems.centre[index],
+        problems.free[index],
         np.zeros(many, np.int64),
         problems.out.phi[index],
         problems.damping[index],
@@ -191,9 +297,18 @@ def _begin(problems: _Problems, index: Array) -> _Block:
     )
 
 
-def _step(evaluate: Evaluate, block: _Block, at: Points) -> tuple[_Block, Array]:
+def _trial(
+    problems: _Problems, block: _Block, phi: Array, delta: float, rows: Rows = slice(None)
+) -> Trial:
+    """The Trial of some of a block's problems at phi [R,k]."""
+    logs, centre = block.logs[rows].swapaxes(0, 1), block.centre[rows].T[:, :, None]
+    at = Points(logs, centre, delta, problems.log)
+    return problems.evaluate(phi, block.y[rows], block.w[rows], at)
+
+
+def _step(problems: _Problems, block: _Block, delta: float) -> tuple[_Block, Array]:
     """(the block a step on, [S] which problems have arrived)."""
-    trial = evaluate(block.phi + block.move, block.y, block.w, at)
+    trial = _trial(problems, block, block.phi + block.move, delta)
     better = block.solvable & (trial.value <= block.value)
     rows = np.flatnonzero(better)
     if len(rows):
@@ -207,7 +322,7 @@ def _step(evaluate: Evaluate, block: _Block, at: Points) -> tuple[_Block, Array]
     factor = np.where(better, EASIER, HARDER)
     damping = np.minimum(block.damping * factor, 1e12)
     block = block._replace(damping=damping, steps=block.steps + 1)
-    move, solvable, exact = _newton(evaluate, block, at)
+    move, solvable, exact = _newton(problems, block, delta)
     promised = -(move * block.gradient).sum(1)
     enough = promised <= ARRIVED * block.value + 1e-28 * block.w.sum(1)
     arrived = exact & enough & (damping <= 1) & np.isfinite(block.value)
@@ -216,7 +331,7 @@ def _step(evaluate: Evaluate, block: _Block, at: Points) -> tuple[_Block, Array]
     return block._replace(move=move, solvable=solvable), arrived
 
 
-def _newton(evaluate: Evaluate, block: _Block, at: Points) -> tuple[Array, Array, Array]:
+def _newton(problems: _Problems, block: _Block, delta: float) -> tuple[Array, Array, Array]:
     """(step [S,k], solvable [S], by the exact Hessian [S]) of the damped Newton system.
 
     Where the Hessian is not positive definite, the reweighted least squares is added to it, and
@@ -224,45 +339,42 @@ def _newton(evaluate: Evaluate, block: _Block, at: Points) -> tuple[Array, Array
     damping enough to make it so would hold every other parameter too.
     """
     s, damping = Slopes(block.gradient, block.hessian, block.scale), block.damping
-    step, exact = _eliminate(s.hessian, s, damping, at.free)
+    step, exact = _eliminate(s.hessian, s, damping, block.free)
     solvable = exact.copy()
     rest = np.flatnonzero(~exact & np.isfinite(block.value))
     if not len(rest):
         return step, solvable, exact
-    bound = evaluate(block.phi[rest], block.y[rest], block.w[rest], at).bound()
-    part, damping = Slopes(*(a[rest] for a in s)), damping[rest]
-    step[rest], fine = _eliminate(part.hessian + bound, part, damping, at.free)
+    bound = _trial(problems, block, block.phi[rest], delta, rest).bound()
+    part, damping, free = Slopes(*(a[rest] for a in s)), damping[rest], block.free[rest]
+    step[rest], fine = _eliminate(part.hessian + bound, part, damping, free)
     solvable[rest] = fine
     if not fine.all():
         rest, part = rest[~fine], Slopes(*(a[~fine] for a in part))
-        step[rest], solvable[rest] = _eliminate(bound[~fine], part, damping[~fine], at.free)
+        step[rest], solvable[rest] = _eliminate(bound[~fine], part, damping[~fine], free[~fine])
     return step, solvable, exact
 
 
 def _eliminate(matrix: Array, s: Slopes, damping: Array, free: Array) -> tuple[Array, Array]:
-    """(step [S,k], positive definite [S]) of a damped matrix [S,k,k], by elimination.
+    """(step [S,k], positive definite [S]) of a damped matrix [S,k,k], by elimination; free [S,k].
 
     All at once and no LAPACK, since the matrices are small and many; a symmetric matrix is positive
     definite if all pivots are positive, and needs no exchange of rows then.
     """
-    k = len(free)
-    scale = s.scale.T
+    k = free.shape[1]
+    scale, free = s.scale.T, free.T
     scale = scale + 1e-12 * scale.max(0)
     # [k, k + 1, S]: problems last, where NumPy is fast
     system = np.empty((k, k + 1, len(matrix)))
-    np.multiply(matrix.transpose(1, 2, 0), np.outer(free, free)[:, :, None], out=system[:, :k])
-    np.multiply(s.gradient.T, -free[:, None], out=system[:, k])
+    np.multiply(matrix.transpose(1, 2, 0), free[:, None] * free, out=system[:, :k])
+    np.multiply(s.gradient.T, -free, out=system[:, k])
     diagonal = np.einsum("kks->ks", system[:, :k])
-    diagonal += damping * scale * free[:, None] + (1 - free)[:, None]
-    fine = np.ones(len(matrix), bool)
-    for i in range(k):
-        pivot = system[i, i]
-        good = pivot > 0
-        fine &= good
-        row = system[i, i + 1 :] / np.where(good, pivot, 1.0)
-        system[:, i + 1 :] -= system[:, i, None] * row
-        system[i, i + 1 :] = row
-    return np.ascontiguousarray(system[:, k].T), fine
+    diagonal += damping * scale * free + (1 - free)
+    with np.errstate(all="ignore"):  # beyond a pivot that is not positive there is no step
+        for i in range(k):
+            row = system[i, i + 1 :] / system[i, i]
+            system[:, i + 1 :] -= system[:, i, None] * row
+            system[i, i + 1 :] = row
+    return np.ascontiguousarray(system[:, k].T), (diagonal > 0).all(0)
 
 
 def derived(model: Callable, closed: slopes.Closed) -> slopes.Evaluate:

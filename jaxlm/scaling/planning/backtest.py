@@ -132,6 +132,56 @@ def run(
 
     Raises: ValueError if no run is on one of the sides, or too few are left for the law.
     """
+    tests, refused = rolling(law, t, [least], delta, fixed, replicates, near)
+    if refused:
+        raise ValueError(refused[0])
+    return tests[0]
+
+
+def rolling(
+    law: loss_laws.Law,
+    t: table.Table,
+    cuts: Sequence[float],
+    delta: float = 1e-3,
+    fixed: Mapping[str, float] = {},
+    replicates: int = 0,
+    near: fitting.Fit | None = None,
+) -> tuple[list[Test], list[str]]:
+    """(`run` from each cut-off that can be tested, why each other one cannot), all fits and refits
+    solved together."""
+    held, problems, refused = [], [], []
+    for least in cuts:
+        try:
+            problems.append(_problem(law, t, least, delta, fixed, near))
+            held.append((least, table.take(t, t.flops >= least)))
+        except ValueError as error:
+            refused.append(str(error))
+    fitted: list[tuple[float, table.Table, fitting.Problem, fitting.Fit]] = []
+    fits = fitting.fit_all(law, problems) if problems else []
+    for (least, test), problem, fit in zip(held, problems, fits):
+        try:
+            _usable(law, fit, fitting.inputs(law, test), least)
+            fitted.append((least, test, problem, fit))
+        except ValueError as error:
+            refused.append(str(error))
+    draws = [np.empty((0, len(law.names)))] * len(fitted)
+    if replicates and fitted:
+        parts = []
+        for _, _, p, fit in fitted:
+            parts.append((p.t, fit, bootstrap.counts(p.t, replicates, 0), None))
+        draws = [many.theta[~many.failed] for many in bootstrap.refit_all(law, parts)]
+    return [_test(law, *part, own) for part, own in zip(fitted, draws)], refused
+
+
+def _problem(
+    law: loss_laws.Law,
+    t: table.Table,
+    least: float,
+    delta: float,
+    fixed: Mapping[str, float],
+    near: fitting.Fit | None,
+) -> fitting.Problem:
+    """The fit to the runs below a cut-off. Raises: ValueError as `run`."""
     held = t.flops >= least
     if not held.any() or held.all():
         side = "at or above" if not held.any() else "below"
@@ -139,23 +189,40 @@ def run(
             f"--holdout: no run is {side} {least:g} FLOPs; they range from {t.flops.min():g} to "
             f"{t.flops.max():g}"
         )
-    rest, test = table.take(t, ~held), table.take(t, held)
+    rest = table.take(t, ~held)
     reason = identifiability.reason(law, rest)
     if reason:
         raise ValueError(
             f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {reason}"
         )
-    fit = fitting.fit(law, rest, delta=delta, fixed=fixed, near=near)
+    return fitting.problem(law, rest, delta, None, fixed, True, near)
+
+
+def _usable(law: loss_laws.Law, fit: fitting.Fit, x: tuple[Array, ...], least: float) -> None:
+    """Raises: ValueError for a fit that did not converge, or has no losses at inputs x."""
     if fit.failed:
+        raise ValueError(f"--holdout {least:g}: {law.name} on {fit.n} other runs: {fit.failed}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        predicted = np.asarray(law.predict(fitting.values(fit), x))
+    if not (np.isfinite(predicted) & (predicted > 0)).all():
         raise ValueError(
-            f"--holdout {least:g}: {law.name} on {len(rest.loss)} other runs: {fit.failed}"
+            f"--holdout {least:g}: {law.name} fitted to {fit.n} other runs predicts no loss "
+            "for these"
         )
-    x = fitting.inputs(law, test)
-    error = 100 * np.log(_predicted(law, fit, x, least) / test.loss)
-    draws, sd = np.empty((0, len(law.names))), np.zeros(len(error))
-    if replicates:
-        many = bootstrap.resample(law, rest, fit, replicates, 0)
-        draws = many.theta[~many.failed]
+
+
+def _test(
+    law: loss_laws.Law,
+    least: float,
+    test: table.Table,
+    problem: fitting.Problem,
+    fit: fitting.Fit,
+    draws: Array,
+) -> Test:
+    """The Test of a fit and its refits [R,k] on the runs held out."""
+    rest, x, sd = problem.t, fitting.inputs(law, test), np.zeros(len(test.loss))
+    error = 100 * np.log(law.predict(fitting.values(fit), x) / test.loss)
+    if len(draws):
         with np.errstate(all="ignore"):  # a draw may have no value far from its data
             sd = 100 * np.nanstd(np.log(law.predict(draws.T[:, :, None], x)), axis=0)
     return Test(
@@ -172,18 +239,6 @@ def run(
         _scale(fit.residual),
         _scale(np.array([np.median(fit.residual[g]) for _, g in _together(rest.flops)])),
     )
-
-
-def _predicted(law: loss_laws.Law, fit: fitting.Fit, x: tuple[Array, ...], least: float) -> Array:
-    """The fit's losses at inputs x. Raises: ValueError where it has none."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        predicted = np.asarray(law.predict(fitting.values(fit), x))
-    if not (np.isfinite(predicted) & (predicted > 0)).all():
-        raise ValueError(
-            f"--holdout {least:g}: {law.name} fitted to {fit.n} other runs predicts no loss "
-            "for these"
-        )
-    return predicted
 
 
 def _scale(residual: Array) -> float:

@@ -79,13 +79,12 @@ def test(
     for name, one in fitted.items():
         # sampling's share is wanted of who may plan
         again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
-        for cut in cuts:
-            try:
-                held = how.fix.get(name, {})
-                done = backtest.run(one.law, one.t, cut, how.delta, held, again, one.fit)
-                tests.setdefault(name, []).append(done)
-            except ValueError as error:
-                refused[name] = str(error)
+        held = how.fix.get(name, {})
+        done, why = backtest.rolling(one.law, one.t, cuts, how.delta, held, again, one.fit)
+        if done:
+            tests[name] = done
+        if why:
+            refused[name] = why[-1]
     if not tests and holdout is not None:
         raise ValueError(next(iter(refused.values())))
     refused = {name: why for name, why in refused.items() if name not in tests}

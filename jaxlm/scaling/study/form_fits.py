@@ -191,7 +191,7 @@ def exponent_spread(name: str, fitted: Mapping[str, Fitted]) -> float:
 
 def profiles(one: Fitted, level: float) -> Record:
     """{parameter: {grid, relative}}: the objective over its least value minus 1, percent."""
-    out: Record = {}
+    grids = {}
     for i, name in enumerate(one.law.names):
         ends = comparison.interval(one.draws[:, i], level)
         if name not in one.law.held or name in one.fit.fixed or ends is None:
@@ -199,9 +199,11 @@ def profiles(one: Fitted, level: float) -> Record:
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
         grid = np.linspace(low, high, GRID)
-        grid = grid[profile.possible(one.law, name, grid)]
-        values = profile.profile(one.law, one.t, one.fit, name, grid)
-        out[name] = {"grid": grid, "relative": 100 * (values / one.fit.objective - 1)}
+        grids[name] = grid[profile.possible(one.law, name, grid)]
+    out: Record = {}
+    for name, values in profile.profiles(one.law, one.t, one.fit, grids).items():
+        relative = 100 * (values / one.fit.objective - 1)
+        out[name] = {"grid": grids[name], "relative": relative}
     return out
 
 

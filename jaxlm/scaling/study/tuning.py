@@ -132,14 +132,14 @@ def _derivatives(phi: Array, logs: Array, centre: Array) -> tuple[Array, Callabl
     slope is s = sum p_i g_i, the second derivative sum p_i g_i g_i^T - s s^T.
     """
     e, a, b, alpha, beta, excess = phi.T[:, :, None]
-    x, z, hinge = logs - centre[:, None]
-    parts = np.exp(a - e - alpha * x), np.exp(b - e - beta * z)
+    every_x, every_z, every_hinge = logs - centre
+    parts = np.exp(a - e - alpha * every_x), np.exp(b - e - beta * every_z)
     total = 1 + parts[0] + parts[1]
 
     def more(rows: slice | Array) -> tuple[Array, Callable]:
-        rest = 1 / total[rows]
+        rest, x, z, hinge = 1 / total[rows], every_x[rows], every_z[rows], every_hinge[rows]
         p, q = parts[0][rows] * rest, parts[1][rows] * rest
-        slope = np.empty((len(p), 6, len(x)))
+        slope = np.empty((len(p), 6, x.shape[1]))
         slope[:, 0], slope[:, 1], slope[:, 2] = rest, p, q
         slope[:, 3], slope[:, 4], slope[:, 5] = -p * x, -q * z, hinge
 
@@ -152,11 +152,12 @@ def _derivatives(phi: Array, logs: Array, centre: Array) -> tuple[Array, Callabl
             for i, share, at in ((1, p, x), (2, q, z)):
                 weight = u * share
                 out[:, i, i] += weight.sum(1)
-                out[:, i, i + 2] -= weight @ at
-                out[:, i + 2, i] -= weight @ at
-                out[:, i + 2, i + 2] += weight @ at**2
+                turn = np.einsum("sn,sn->s", weight, at)
+                out[:, i, i + 2] -= turn
+                out[:, i + 2, i] -= turn
+                out[:, i + 2, i + 2] += np.einsum("sn,sn,sn->s", weight, at, at)
             return out
 
         return slope, curvature
 
-    return e + np.log(total) + excess * hinge, more
+    return e + np.log(total) + excess * every_hinge, more

@@ -153,9 +153,10 @@ def test_a_fit_that_no_step_lowers_has_arrived(runs, found, monkeypatch):
     were left out for it."""
     steps = solve._blocks
 
-    def never_enough(problems, todo, at, limit, agree=0):
-        steps(problems, todo, at, limit)
+    def never_enough(problems, todo, delta, limit, agree=0):
+        steps(problems, todo, delta, limit)
         problems.out.arrived[todo] = False
+        return []
 
     monkeypatch.setattr(solve, "_blocks", never_enough)
     again = fitting.fit(LAW, runs)
