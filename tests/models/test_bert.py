@@ -58,7 +58,7 @@ def test_global_tokens_read_with_projections_of_their_own(near):
 
     for at, there in ((shared, True), (~shared & False, False)):
         grads = param.flatten(jax.grad(total)(w, at))
-        moved = [bool(np.any(g)) for path, g in grads.items() if path.endswith("q_global")]
+        moved = [bool(np.any(g)) for path, g in grads.items() if path.endswith("global/q")]
         assert moved == [there] * 2
 
 

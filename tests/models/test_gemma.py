@@ -18,7 +18,7 @@ def test_presets_see_what_the_papers_say():
     two, three = gemma.PRESETS["gemma2-9b"], gemma.PRESETS["gemma3-27b"]
     assert two.kinds[:4] == ("local", "global", "local", "global")
     assert three.kinds.count("global") == 10 and three.kinds[60:] == ("local", "local")
-    windows = [reach.window for reach in gemma.reaches(three)]
+    windows = [layer.window for layer in gemma.layers(three)]
     assert windows[:7] == 5 * [1024] + [None, 1024]
 
 

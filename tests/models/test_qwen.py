@@ -31,7 +31,7 @@ def test_the_names_say_what_a_token_meets():
 def test_kinds():
     assert QWEN.kinds == ("global", "local", "local")
     assert CASES["qwen-moe"].kinds == ("global", "global_moe", "global_moe")
-    assert [reach.window for reach in qwen.reaches(QWEN)] == [None, 3, 3]
+    assert [layer.window for layer in qwen.layers(QWEN)] == [None, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import optax
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import flax_modules
-from jaxlm.models.layers import moe
+from jaxlm.models.layers import stack
 from jaxlm.parallel import plan as parallel_plan
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
+from jaxlm.scaling.cost import flops
 
 Mesh = jax.sharding.AbstractMesh
 # Share of the estimated activations and logits that XLA surely holds: its analysis is never below
@@ -170,14 +171,15 @@ def activations(
     spec, on = models.spec(cfg), mesh(plan)
     if isinstance(cfg, flax_modules.Config):
         return 2 * 4 * _width(("vocab",), (cfg.vocab,), on, rows, seq)
-    active = models.family(cfg).experts_per_token(cfg) if moe.has(spec) else 1
+    kinds = flops.of_kind(cfg)
     size = jnp.dtype(dtype).itemsize
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
     own = targets or seq
     kept = 2 * size * embed * own // seq
     for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
         for segment in spec.get(name, {}).values():
-            for layer in segment.values():
+            for place, layer in segment.items():
+                active = kinds[stack.kind(place)].active
                 kept += _layer(layer, plan, on, rows, length, size, active)
     return kept
 
@@ -241,7 +243,7 @@ def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int
     heads = sum(
         _width(("heads",), (p.shape[-2],), on, rows, seq)
         for path, p in param.flatten(layer).items()
-        if path.endswith("/q")
+        if path in ("attn/q", "cross/q", "layer/attn/q")
     )
     return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
 
