@@ -237,7 +237,7 @@ def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.n
 
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
-    if not model.causal:
+    if model.kind == "encoder":
         raise ValueError("this model reads both ways and continues nothing: see `decode.fill`")
     if not prompts:
         raise ValueError("prompts: none given; at least one is needed")

@@ -74,7 +74,7 @@ def load(
         raise ValueError(f"rows: {rows} given; at least 1 is needed")
     path = pathlib.Path(folder).expanduser()
     found = trained_weights.load(path, checkpoint)
-    if not found.model.causal or found.model.encode is not None:
+    if found.model.kind != "decoder":
         raise ValueError(f"{folder}: this model does not continue texts, so it says nothing")
     tokenizer = directory.tokenizer(path, found.run)
     trained_weights.refuse_template(path, found.run, layout)

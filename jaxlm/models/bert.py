@@ -190,7 +190,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         raise ValueError("bert reads both ways: it has no cache and does not continue text")
 
-    return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, causal=False)
+    return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, kind="encoder")
 
 
 def _attend(plan: Plan, w: param.Tree, h: jax.Array, at: At, window: int | None) -> jax.Array:

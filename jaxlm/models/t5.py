@@ -170,7 +170,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return tuple(layer.cache(batch, slots) for layer in written)
 
     encode = functools.partial(_encode, cfg, plan)
-    return Model(cfg, sp, hidden, decoder.head, unembed, empty, None, encode=encode, cross=_cross)
+    return Model(
+        cfg, sp, hidden, decoder.head, unembed, empty, None,
+        kind="encoder_decoder", encode=encode, cross=_cross,
+    )  # fmt: skip
 
 
 def _embed(

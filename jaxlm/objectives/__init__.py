@@ -75,9 +75,7 @@ def build(
 
 def fitting(model: Model) -> str:
     """The name of the objective that pretrains a model of this kind."""
-    if model.encode is not None:
-        return "seq2seq"
-    return "clm" if model.causal else "mlm"
+    return {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "seq2seq"}[model.kind]
 
 
 def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
@@ -111,7 +109,7 @@ def _text_problems(given: str, model: Model, data: pretraining.Data) -> list[str
             f"data.corrupt: {corrupt!r} given with objective {given}, which reads batches of "
             f"{_written(wanted)}"
         ]
-    pairs = model.encode is not None and isinstance(corrupt, span.Span)
+    pairs = model.kind == "encoder_decoder" and isinstance(corrupt, span.Span)
     if pairs and corrupt.start != model.cfg.start:
         found += [
             f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "

@@ -14,7 +14,7 @@ from jaxlm.core import param
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.ops.losses import cross_entropy, divergence
 from jaxlm.parallel.plan import Plan
 
@@ -143,9 +143,8 @@ def _tokens(
 
 
 def _check_pair(cfg: Config, model: Model, teacher: Model) -> None:
-    for who, one in (("model", model), ("objective.teacher", teacher)):
-        if one.encode is not None or not one.causal:
-            raise ValueError(f"{who}: distill is for decoders, and this model is none")
+    check_kind(model, "decoder", "distill")
+    check_kind(teacher, "decoder", "distill", "objective.teacher")
     if model.cfg.vocab != teacher.cfg.vocab:
         raise ValueError(
             f"objective.teacher: {cfg.teacher} has {teacher.cfg.vocab} ids, the student "

@@ -3,10 +3,9 @@ spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section
 
 import dataclasses
 
-from jaxlm.core import config
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Objective, check_kind
 from jaxlm.parallel.plan import Plan
 
 
@@ -30,10 +29,5 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that is no encoder-decoder.
     """
-    if model.encode is None:
-        raise ValueError(
-            "objective: seq2seq writes a target for a source, and a "
-            f"{config.kind(type(model.cfg))} model has no encoder; take an encoder-decoder (t5)"
-        )
-
+    check_kind(model, "encoder_decoder", "seq2seq")
     return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))

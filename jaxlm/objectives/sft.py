@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, param
+from jaxlm.core import param
 from jaxlm.models.model import Hidden, Model
 from jaxlm.objectives import clm
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Objective, check_kind
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -36,12 +36,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not predict the next token; as `clm.build`.
     """
-    if not model.causal or model.encode is not None:
-        family = config.kind(type(model.cfg))
-        raise ValueError(
-            f"objective: sft given with model {family}, which does not continue a text; a decoder "
-            "is needed"
-        )
+    check_kind(model, "decoder", "sft")
     return clm.build(cfg.token, noisy(model, cfg.neftune) if cfg.neftune else model, plan)
 
 

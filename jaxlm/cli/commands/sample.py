@@ -54,7 +54,7 @@ def _command(
         raise ValueError(
             f"--talk: {run} was trained on text, not on conversations; name a --template to talk in"
         )
-    if made is not None and (found.model.encode is not None or not found.model.causal):
+    if made is not None and found.model.kind != "decoder":
         raise ValueError("--template: this model does not continue texts, so it cannot answer")
     if made is None:
         about = found.run.data.corrupt if isinstance(found.run.data, pretraining.Data) else None

@@ -22,7 +22,7 @@ from jaxlm.data.records import preferences
 from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
 from jaxlm.objectives import load_balancing
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.objectives.preference import kto, responses
 from jaxlm.ops.losses import preference
 from jaxlm.parallel.plan import Plan
@@ -250,8 +250,7 @@ def problems(cfg: Config, data: preferences.Preferences) -> list[str]:
 
 
 def _check_model(cfg: Config, model: Model) -> None:
-    if model.encode is not None or not model.causal:
-        raise ValueError("objective: dpo is for decoders, and this model is none")
+    check_kind(model, "decoder", "dpo")
     if model.ahead is not None:
         raise ValueError(
             "objective: dpo reads whole responses, which leaves the weights of a model that "

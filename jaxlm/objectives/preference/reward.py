@@ -56,7 +56,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for an encoder-decoder.
     """
-    if model.encode is not None:
+    if model.kind == "encoder_decoder":
         raise ValueError("objective: reward reads one text a row, and the model reads pairs")
 
     def loss(

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.core.batch import Rollout
 from jaxlm.models.model import Model
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.objectives.rl import policy_terms
 from jaxlm.objectives.rl.policy_terms import Sampled
 from jaxlm.ops.losses import advantages, surrogate
@@ -137,7 +137,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not continue texts.
     """
-    policy_terms.check(model, "grpo")
+    check_kind(model, "decoder", "grpo")
     variant = VARIANTS[cfg.variant]
 
     def loss(

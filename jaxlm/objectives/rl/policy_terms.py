@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, param
+from jaxlm.core import param
 from jaxlm.core.batch import Array, Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -168,13 +168,3 @@ def reference(
         return jnp.zeros(rows.targets.shape, jnp.float32)
     x = log_probs.forward(model, frozen["reference"], rows).x
     return log_probs.log_probs(model, frozen["reference"], x, rows.targets, plan, temperature)
-
-
-def check(model: Model, name: str) -> None:
-    """Raises: ValueError for a model that does not continue texts."""
-    if not model.causal or model.encode is not None:
-        family = config.kind(type(model.cfg))
-        raise ValueError(
-            f"objective: {name} learns from a model's own continuations, and {family} does not "
-            "continue texts; take a decoder"
-        )

@@ -16,7 +16,7 @@ from jaxlm.core.batch import Rollout
 from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
-from jaxlm.objectives.objective import Begun, Frozen, Objective
+from jaxlm.objectives.objective import Begun, Frozen, Objective, check_kind
 from jaxlm.objectives.rl import policy_terms
 from jaxlm.objectives.rl.policy_terms import Sampled
 from jaxlm.ops.losses import advantages, surrogate
@@ -98,7 +98,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not continue texts.
     """
-    policy_terms.check(model, "ppo")
+    check_kind(model, "decoder", "ppo")
 
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None

@@ -134,9 +134,10 @@ def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: A
     for those of a source of `slots` tokens. An encoder has none: 0.
     """
     model = models.build(cfg, plan)
-    if not model.causal:
+    if model.kind == "encoder":
         return 0
-    spec = model.cache(batch, slots) + (model.cache(batch, slots) if model.encode else ())
+    parts = 2 if model.kind == "encoder_decoder" else 1
+    spec = parts * model.cache(batch, slots)
     return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
 
 

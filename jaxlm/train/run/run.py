@@ -227,7 +227,7 @@ def _source(data: kinds.AnyData) -> bool:
 def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
     if not run.samples:
         return
-    if model.encode is not None or not model.causal:
+    if model.kind != "decoder":
         yield (
             f"samples: {len(run.samples)} prompts given, but this model does not continue texts; "
             "leave them out, and see `jaxlm sample` of the finished run"
