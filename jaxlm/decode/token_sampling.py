@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings
 from jaxlm.models.model import Model
@@ -54,29 +54,15 @@ class Sampling:
     """Seed of a row. One Sampling for a batch gives row r seed + r."""
 
     def __post_init__(self) -> None:
-        _check(self.max_new >= 1, "max_new", self.max_new, "at least 1 token")
-        _check(
-            0 <= self.temperature < float("inf"), "temperature", self.temperature,
-            "a positive number, or 0 for the likeliest token",
-        )  # fmt: skip
-        _check(
-            self.top_k is None or self.top_k >= 1, "top_k", self.top_k,
-            "at least 1, or None to keep all tokens",
-        )  # fmt: skip
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]; 1 keeps all tokens")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]; 0 keeps all tokens")
-        _check(
-            0 < self.repetition_penalty < float("inf"), "repetition_penalty",
-            self.repetition_penalty, "a positive number; 1 changes nothing",
-        )  # fmt: skip
-        _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
+        check.within("sampling", self, "max_new", "top_k", least=1)
+        check.within("sampling", self, "temperature", least=0)
+        check.within("sampling", self, "top_p", above=0, most=1)
+        check.within("sampling", self, "min_p", least=0, most=1)
+        check.within("sampling", self, "repetition_penalty", above=0)
+        check.within("sampling", self, "seed", least=0, below=2**32)
         for s in self.stop_strings:
-            _check(isinstance(s, str) and s != "", "stop_strings", s, "strings that are not empty")
-
-
-def _check(ok: bool, field: str, value: Any, fit: str) -> None:
-    if not ok:
-        raise ValueError(f"sampling.{field}: {value!r} given; it must be {fit}")
+            ok = isinstance(s, str) and s != ""
+            check.field("sampling.stop_strings", s, ok, "strings that are not empty")
 
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
@@ -192,7 +178,7 @@ class _Job(NamedTuple):
 
 
 def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> _Job:
-    arrays = check(model, prompts, settings)
+    arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     batch, width = bucket(len(arrays), 1), bucket(max(len(a) for a in arrays))
     tokens, segments, positions = np.zeros((3, batch, width), np.int32)
@@ -232,7 +218,7 @@ def rows_of(settings: list[Sampling], batch: int) -> sampling_loop.Rows:
     return sampling_loop.Rows(controls, keys, jnp.asarray(stop), limit)
 
 
-def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
+def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
     """The prompts as int32 arrays.
 
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.

@@ -63,15 +63,13 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "ffn", "context", "types")
         check.divides(self, "heads", "embed")
-        if self.offset < 0:
-            raise ValueError(f"model.offset: {self.offset} given; 0 or more rows are needed")
+        check.within("model", self, "offset", least=0)
         if self.window and (len(self.window) != self.layers or min(self.window) < 1):
             raise ValueError(
-                f"model.window: {self.window} given; each of the {self.layers} layers needs a "
-                "window of at least 1, or none has one: ()"
+                f"model.window: {self.window} given; it must be a window of at least 1 for each of "
+                f"the {self.layers} layers, or () for none"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.within("model", self, "dropout", least=0, below=1)
 
     @property
     def head(self) -> int:

@@ -91,15 +91,22 @@ class Config:
     """Depth of multi-token prediction: how many tokens beyond the next are predicted (V3: 1)."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab", "embed", "layers", "heads", "rank", "nope", "rotary", "value", "ffn")
+        sizes = (
+            "vocab",
+            "embed",
+            "layers",
+            "heads",
+            "q_rank",
+            "rank",
+            "nope",
+            "rotary",
+            "value",
+            "ffn",
+        )
         check.positive(self, *sizes, "experts", "active", "shared", "expert_ffn", "context")
-        check.even(self, "rotary", "rotary embedding turns pairs")
-        if self.q_rank is not None:
-            check.positive(self, "q_rank")
-        if not 0 <= self.dense <= self.layers:
-            raise ValueError(f"model.dense: {self.dense} given; 0 .. {self.layers} layers exist")
-        if self.ahead < 0:
-            raise ValueError(f"model.ahead: {self.ahead} given; it must not be negative")
+        check.even(self, "rotary")
+        check.within("model", self, "dense", least=0, most=self.layers)
+        check.within("model", self, "ahead", least=0)
         routing.check(rule(self), self.experts)
 
 

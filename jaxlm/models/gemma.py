@@ -72,7 +72,7 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         check.pattern(self)
 
     @property

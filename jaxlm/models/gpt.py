@@ -70,12 +70,8 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "context")
         check.divides(self, "heads", "embed")
-        if self.ffn is not None:
-            check.positive(self, "ffn")
-        if self.query_scalar is not None:
-            check.positive(self, "query_scalar")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.positive(self, "ffn", "query_scalar")
+        check.within("model", self, "dropout", least=0, below=1)
 
     @property
     def head(self) -> int:

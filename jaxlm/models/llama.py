@@ -80,14 +80,14 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         if self.rotary % 2 or not 2 <= self.rotary <= self.head:
             raise ValueError(
                 f"model.rotary_share: {self.rotary_share} given, {self.rotary} of model.head="
-                f"{self.head} dimensions; an even number from 2 on is needed"
+                f"{self.head} dimensions; it must be an even number of them, at least 2"
             )
         if self.qk_norm and self.qk_norm_all:
-            raise ValueError("model.qk_norm_all: True given, and model.qk_norm: one of them fits")
+            raise ValueError("model.qk_norm_all: True given with model.qk_norm; set one of them")
 
     @property
     def rotary(self) -> int:

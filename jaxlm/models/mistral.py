@@ -77,19 +77,15 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
-        for name in ("window", "experts"):
-            if getattr(self, name) is not None:
-                check.positive(self, name)
+        check.even(self, "head")
+        check.positive(self, "window", "experts")
+        check.within("model", self, "capacity", "limit", above=0)
         for name in ("capacity", "limit"):
             value = getattr(self, name)
-            if value is not None and (value <= 0 or self.experts is None):
-                raise ValueError(
-                    f"model.{name}: {value} given with model.experts={self.experts}; it is of "
-                    "experts, and positive"
-                )
-        if not self.pattern or not {*self.pattern} <= {"local", "global"}:
-            raise ValueError(f"model.pattern: {self.pattern} given; 'local' and 'global' are known")
+            ok = value is None or self.experts is not None
+            check.field(f"model.{name}", value, ok, "None without model.experts")
+        ok = bool(self.pattern) and {*self.pattern} <= {"local", "global"}
+        check.field("model.pattern", self.pattern, ok, "of 'local' and 'global'")
         if self.experts is not None:
             routing.check(rule(self), self.experts)
 

@@ -83,15 +83,12 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        if self.rotary is not None and not 2 <= self.rotary <= self.head:
-            raise ValueError(
-                f"model.rotary: {self.rotary} given; from 2 to model.head={self.head}, or None"
-            )
+        check.within("model", self, "rotary", least=2, most=self.head)
         if self.rotary is not None:
-            check.even(self, "rotary", "rotary embedding turns pairs")
+            check.even(self, "rotary")
         if self.scaling is not None and self.rotary is None:
             raise ValueError(
-                f"model.scaling: {self.scaling} given; model.rotary=None turns nothing"
+                f"model.scaling: {self.scaling} given with model.rotary=None, which rotates nothing"
             )
         if self.block == "sequential" and self.shared_norm:
             raise ValueError(

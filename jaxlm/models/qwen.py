@@ -77,22 +77,18 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         check.pattern(self)
         if self.experts is None:
             given = {"shared_ffn": self.shared_ffn, "dense": self.dense, "capacity": self.capacity}
             for name, value in given.items():
-                if value:
-                    raise ValueError(f"model.{name}: {value} given; there are no model.experts")
+                check.field(f"model.{name}", value, not value, "left out without model.experts")
             return
-        check.positive(self, "experts", "active", "expert_ffn")
-        if self.active > self.experts:
-            raise ValueError(
-                f"model.active: {self.active} given; there are model.experts={self.experts}"
-            )
+        check.positive(self, "experts", "expert_ffn")
+        check.within("model", self, "active", least=1, most=self.experts)
         for layer in self.dense:
-            if not 0 <= layer < self.layers:
-                raise ValueError(f"model.dense: {layer} given; layers are 0 .. {self.layers - 1}")
+            ok = 0 <= layer < self.layers
+            check.field("model.dense", layer, ok, f"a layer's number, 0 .. {self.layers - 1}")
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -73,13 +73,11 @@ class Config:
         check.positive(self, "context")
         if self.buckets < 4 or self.buckets % 2 or self.farthest <= self.buckets // 2:
             raise ValueError(
-                f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; an even "
-                "number of at least 4 is needed, and a farthest distance above half of it"
+                f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; it must "
+                "be even and at least 4, and model.farthest above half of it"
             )
-        if not 0 <= self.start < self.vocab:
-            raise ValueError(f"model.start: {self.start} given; a token id below {self.vocab}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.within("model", self, "start", least=0, below=self.vocab)
+        check.within("model", self, "dropout", least=0, below=1)
 
 
 def spec(cfg: Config) -> param.Tree:

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -46,21 +46,16 @@ class Config:
     outcome, in the student too. None with `frozen`, which uses all."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.teacher), "teacher", self.teacher, "a run directory")
-        _check(0 <= self.beta <= 1, "beta", self.beta, "in [0, 1]")
-        _check(0 < self.temperature < float("inf"), "temperature", self.temperature, "positive")
-        _check(self.power >= 0, "power", self.power, "0 or more")
-        _check(0 <= self.hard < 1, "hard", self.hard, "in [0, 1); 1 would not read the teacher")
+        check.field("objective.teacher", self.teacher, bool(self.teacher), "a run directory")
+        check.within("objective", self, "beta", least=0, most=1)
+        check.within("objective", self, "temperature", above=0)
+        check.within("objective", self, "power", least=0)
+        check.within("objective", self, "hard", least=0, below=1)  # 1 would not read the teacher
         if self.read == "stored":
-            right = self.top_k is not None and self.top_k >= 1
-            _check(right, "top_k", self.top_k, "at least 1 with read='stored'")
+            ok, fits = self.top_k is not None and self.top_k >= 1, "at least 1 with read='stored'"
         else:
-            _check(self.top_k is None, "top_k", self.top_k, "None with read='frozen'")
-
-
-def _check(right: bool, field: str, value: object, fit: str) -> None:
-    if not right:
-        raise ValueError(f"objective.{field}: {value!r} given; it must be {fit}")
+            ok, fits = self.top_k is None, "None with read='frozen'"
+        check.field("objective.top_k", self.top_k, ok, fits)
 
 
 def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:

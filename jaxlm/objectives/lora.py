@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, Stored
 from jaxlm.ops import linear, quant
@@ -47,20 +47,16 @@ class Lora:
     they are."""
 
     def __post_init__(self) -> None:
-        _check(self.rank >= 1, "rank", self.rank, "at least 1")
-        _check(0 < self.alpha < math.inf, "alpha", self.alpha, "a positive number")
-        _check(bool(self.targets), "targets", self.targets, 'paths such as "stack/*/q"')
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check.within("adapter", self, "rank", least=1)
+        check.within("adapter", self, "alpha", above=0)
+        check.within("adapter", self, "dropout", least=0, below=1)
+        fits = 'paths such as "stack/*/q"'
+        check.field("adapter.targets", self.targets, bool(self.targets), fits)
 
     @property
     def scale(self) -> float:
         """The factor on the product of `a` and `b`."""
         return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
-
-
-def _check(ok: bool, field: str, value: Any, fit: str) -> None:
-    if not ok:
-        raise ValueError(f"adapter.{field}: {value!r} given; it must be {fit}")
 
 
 def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:

@@ -6,6 +6,7 @@ the text, and its weight is 1 at the holes. The loss does not depend on a mask t
 
 import dataclasses
 
+from jaxlm.core import check
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
 from jaxlm.objectives.objective import Objective, check_kind
@@ -22,8 +23,7 @@ class Config:
     """Weight of log(Z)^2, which keeps logits near normalised."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss: {self.z_loss} given; it must not be negative")
+        check.within("objective", self, "z_loss", least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.models.model import Hidden, Model
 from jaxlm.objectives import clm
 from jaxlm.objectives.objective import Objective, check_kind
@@ -27,8 +27,7 @@ class Config:
     conversation of L tokens (Jain et al. 2023, algorithm 1, who used 5 to 15). 0 adds none."""
 
     def __post_init__(self) -> None:
-        if self.neftune < 0:
-            raise ValueError(f"objective.neftune: {self.neftune} given; it must not be negative")
+        check.within("objective", self, "neftune", least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:

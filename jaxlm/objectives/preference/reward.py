@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Choices
 from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
@@ -36,13 +36,8 @@ class Config:
     determine where 0 is (Eisenstein et al. 2023, section 2.1, and TRL used 1e-2)."""
 
     def __post_init__(self) -> None:
-        for name in ("margin", "centre"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"objective.{name}: {getattr(self, name)} given; it must not be negative"
-                )
-        if not 0 <= self.smoothing < 0.5:
-            raise ValueError(f"objective.smoothing: {self.smoothing} given; it is in [0, 0.5)")
+        check.within("objective", self, "margin", "centre", least=0)
+        check.within("objective", self, "smoothing", least=0, below=0.5)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:

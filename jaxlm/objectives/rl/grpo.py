@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, check_kind
@@ -304,19 +304,10 @@ def adapt(
 
 def _check(cfg: Config) -> None:
     names = ("clip_low", "clip_high", "most", "score_clip", "temperature", "divisor")
-    for name in names:
-        given = getattr(cfg, name)
-        if given is not None and given <= 0:
-            raise ValueError(f"objective.{name}: {given} given; it must be above 0")
-    for name in ("beta", "overlong", "entropy"):
-        if getattr(cfg, name) < 0:
-            raise ValueError(
-                f"objective.{name}: {getattr(cfg, name)} given; it must not be negative"
-            )
-    if not 0 <= cfg.gamma <= 1:
-        raise ValueError(f"objective.gamma: {cfg.gamma} given; it must be in [0, 1]")
-    if cfg.dual is not None and cfg.dual <= 1:
-        raise ValueError(f"objective.dual: {cfg.dual} given; it must be above 1, e.g. 3")
+    check.within("objective", cfg, *names, above=0)
+    check.within("objective", cfg, "beta", "overlong", "entropy", least=0)
+    check.within("objective", cfg, "gamma", least=0, most=1)
+    check.within("objective", cfg, "dual", above=1)  # Ye et al. 2020 used 3
     _check_variant(cfg)
 
 

@@ -239,7 +239,9 @@ def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) 
             prompt_tokens.asked(run.data, made, tokenizer, [Message("user", p)])
             for p in run.samples
         ]
-        token_sampling.check(model, [one.tokens for one in asked], [sampling(run)] * len(asked))
+        token_sampling.check_prompts(
+            model, [one.tokens for one in asked], [sampling(run)] * len(asked)
+        )
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
 
