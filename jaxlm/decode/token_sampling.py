@@ -224,7 +224,7 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
     if model.kind == "encoder":
-        raise ValueError("this model reads both ways and continues nothing: see `decode.fill`")
+        raise ValueError("bidirectional models do not continue text; see `decode.fill_mask.fill`")
     if not prompts:
         raise ValueError("prompts: none given; at least one is needed")
     vocab, arrays = model.cfg.vocab, []
@@ -233,7 +233,7 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
         if not row.size:
             raise ValueError(
                 f"prompt {r}: empty; a model continues at least one token. To start from nothing, "
-                "give the token that stands before every document (bos, or eos without one)"
+                "give the token that begins every document (bos, or eos without one)"
             )
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
@@ -322,8 +322,8 @@ def _products(spec: param.Tree) -> tuple[_Product, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
-    one, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
-    dtype = jax.eval_shape(model.hidden, params, one, At(one, one)).x.dtype
+    token, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
+    dtype = jax.eval_shape(model.hidden, params, token, At(token, token)).x.dtype
     leaves, structure = jax.tree.flatten(params)
 
     def ready(w: jax.Array, p: _Product) -> Any:
@@ -332,8 +332,8 @@ def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -
             return linear.turned(w, p.copies, p.inputs)
         return w
 
-    made = [ready(w, p) for w, p in zip(leaves, products, strict=True)]
-    return sampling_loop.unstacked(jax.tree.unflatten(structure, made))
+    stored = [ready(w, p) for w, p in zip(leaves, products, strict=True)]
+    return sampling_loop.unstacked(jax.tree.unflatten(structure, stored))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

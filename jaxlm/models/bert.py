@@ -147,7 +147,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         types: jax.Array | None = None,
     ) -> Hidden:
         if cache is not None:
-            raise ValueError("bert reads both ways: it has no cache and does not continue text")
+            raise ValueError("bidirectional models have no KV cache: bert continues no text")
         first = None if key is None else jax.random.fold_in(key, 2**31 - 1)
         x = dropout(embed(params["embed"], tokens, at, types), cfg.dropout, first)
         x = plan.constrain(x.astype(plan.dtype), "batch seq embed")
@@ -186,7 +186,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return decoder.logits(head, layer_norm(w["norm"], head_act(h)))
 
     def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
-        raise ValueError("bert reads both ways: it has no cache and does not continue text")
+        raise ValueError("bidirectional models have no KV cache: bert continues no text")
 
     return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, kind="encoder")
 

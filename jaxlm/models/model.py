@@ -91,7 +91,7 @@ def read(
             raise ValueError("an encoder-decoder reads pairs (batch.Pairs), not single rows")
         return model.hidden(params, rows.tokens, at, key=key)
     if model.encode is None:
-        raise ValueError("pairs (batch.Pairs) are for an encoder-decoder; this model is none")
+        raise ValueError(f"pairs (batch.Pairs) require an encoder-decoder, not a {model.kind}")
     source_at = At(rows.source_segments, rows.source_positions)
     x = model.encode(params, rows.source, source_at, key=key)
     return model.hidden(params, rows.tokens, at, key=key, source=(x, source_at))

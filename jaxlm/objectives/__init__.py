@@ -90,8 +90,8 @@ def problems(cfg: AnyConfig, model: Model, data: kinds.AnyData) -> list[str]:
     if isinstance(cfg, dpo.Config) and isinstance(data, preferences.Preferences):
         return dpo.problems(cfg, data)
     if isinstance(cfg, reward.Config) and isinstance(data, preferences.Preferences):
-        told = "'labelled' given with objective reward, which learns from comparisons"
-        return [f"data.format: {told}"] if data.format == "labelled" else []
+        reason = "'labelled' given with objective reward, which learns from comparisons"
+        return [f"data.format: {reason}"] if data.format == "labelled" else []
     if not isinstance(data, pretraining.Data):
         return []
     stored = isinstance(cfg, distill.Config) and cfg.read == "stored"

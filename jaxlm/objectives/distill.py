@@ -79,7 +79,7 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
             heads["teacher"] = jax.lax.stop_gradient(teacher.head(frozen["teacher"]))
             theirs = log_probs.forward(teacher, frozen["teacher"], batch).x
             given = (jax.lax.stop_gradient(theirs),)
-        told = cross_entropy.per_token(
+        terms = cross_entropy.per_token(
             lambda heads, *piece: _tokens(cfg, model, teacher, heads, *piece),
             heads,
             (x, batch.targets, *given),
@@ -87,7 +87,7 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
         )
         # no value of a position without weight counts, not even one that is not finite
         sums = {name: jnp.sum(jnp.where(batch.weight > 0, batch.weight * value, 0.0))
-                for name, value in told.items()}  # fmt: skip
+                for name, value in terms.items()}  # fmt: skip
         soft = (1 - cfg.hard) * cfg.temperature**cfg.power
         total = soft * sums["divergence"] + cfg.hard * sums["nll"]
         return total, jnp.sum(batch.weight), sums

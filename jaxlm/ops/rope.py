@@ -172,7 +172,7 @@ def frequencies(
     needs a context, or LongRope's factors are not R/2.
     """
     if rotary_dim % 2 or rotary_dim < 2:
-        raise ValueError(f"rotary_dim: {rotary_dim} given; rotary positions turn pairs, 2 or more")
+        raise ValueError(f"rotary_dim: {rotary_dim} given; it must be even and at least 2")
     if theta <= 0:
         raise ValueError(f"theta must be positive, got {theta}")
     # float64 on the host, rounded once: every backend then sees the same 32-bit angles
@@ -288,7 +288,9 @@ def apply(
     """
     turned = 2 * len(rotary.freqs)
     if x.shape[-1] < turned:
-        raise ValueError(f"x: heads of {x.shape[-1]} given; {turned} dimensions are to be turned")
+        raise ValueError(
+            f"x: heads of {x.shape[-1]} given; RoPE rotates {turned} dimensions of each"
+        )
     angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs  # [B,T,1,R/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rotary.attention != 1.0:

@@ -116,5 +116,5 @@ def test_configs_that_are_none(change, told):
 
 def test_there_is_no_cache():
     built = models.build(BERT)
-    with pytest.raises(ValueError, match="no cache"):
+    with pytest.raises(ValueError, match="no KV cache"):
         built.cache(1, 8)

@@ -150,7 +150,7 @@ def test_scalings_equal_transformers(record, scaling, length, partial):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: rope.frequencies(7, THETA), "rotary_dim: 7 given; rotary positions turn pairs"),
+        (lambda: rope.frequencies(7, THETA), "rotary_dim: 7 given; it must be even"),
         (lambda: rope.frequencies(8, 0.0), "theta must be positive, got 0"),
         (lambda: rope.frequencies(8, 1e4, PHI), "context: none given; LongRope is decided by it"),
         (lambda: rope.frequencies(4, 1e4, PHI, 9), "4 factors given; 2 pairs of dimensions turn"),
@@ -166,7 +166,7 @@ def test_scalings_equal_transformers(record, scaling, length, partial):
             lambda: rope.apply(
                 jnp.ones((1, 1, 1, 4)), jnp.zeros((1, 1), jnp.int32), rope.frequencies(8, 1e4)
             ),
-            "x: heads of 4 given; 8 dimensions are to be turned",
+            "x: heads of 4 given; RoPE rotates 8 dimensions",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def attend(
     """
     bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias}
     if memory is not None and not causal:
-        raise ValueError("a model that reads both ways has no cache")
+        raise ValueError("bidirectional models have no KV cache")
     if memory is not None and at.shared is not None and window is not None:
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]

@@ -64,15 +64,15 @@ def segments(kinds: Sequence[str]) -> Segments:
         dense moe moe moe         [(1, ("dense",)), (3, ("moe",))]
         local*5 global, 2 times   [(2, ("local",) * 5 + ("global",))]
     """
-    found: Segments = []
+    result: Segments = []
     rest = tuple(kinds)
     while rest:
         reps = [(_repeated(rest, size), size) for size in range(1, len(rest) + 1)]
         # most layers in one scan; of equals the shortest pattern
         count, size = max(reps, key=lambda r: (r[0] * r[1] if r[0] > 1 else r[1] == 1, -r[1]))
-        found.append((count, rest[:size]))
+        result.append((count, rest[:size]))
         rest = rest[count * size :]
-    return found
+    return result
 
 
 def _repeated(kinds: tuple[str, ...], size: int) -> int:
@@ -142,13 +142,13 @@ def apply(
 
         def body(x: jax.Array, at: tuple[param.Tree, jax.Array], names=names) -> tuple:
             w, index = at
-            told = []
+            outputs = []
             for j, name in enumerate(names):
                 layer_key = None if key is None else jax.random.fold_in(key, index + j)
                 x, out = block(kind(name), w[name], x, None, layer_key)
                 x = plan.constrain(x, "batch seq embed")
-                told.append(out)
-            return x, told
+                outputs.append(out)
+            return x, outputs
 
         run: Callable[..., tuple] = body
         if plan.remat != "none":
@@ -156,12 +156,12 @@ def apply(
         index = first + len(names) * jnp.arange(n)
         if plan.unroll >= n:
             for i, part in enumerate(_ordered(unstacked({"0": segment}))):
-                x, told = run(x, (_only(part), index[i]))
-                stats += told
+                x, outputs = run(x, (_only(part), index[i]))
+                stats += outputs
         else:
-            x, told = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+            x, outputs = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
             # of each layer of the pattern [n, ...]: in order of execution, layer after layer
-            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in told]
+            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in outputs]
         first += n * len(names)
     return x, _joined(stats)
 

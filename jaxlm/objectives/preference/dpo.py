@@ -150,8 +150,8 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         return moe.rebalance(params, sums["load"], cfg.bias_speed)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        told = kto.report(sums) if cfg.loss == "kto" else {}
-        return told | (load_balancing.report(sums) if routed else {})
+        metrics = kto.report(sums) if cfg.loss == "kto" else {}
+        return metrics | (load_balancing.report(sums) if routed else {})
 
     return Objective(
         model.spec,

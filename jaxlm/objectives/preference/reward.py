@@ -61,16 +61,16 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         exists = (batch.segments > 0).any(-1) & (batch.rank >= 0)
         pairs = ranking.comparisons(batch.rank, batch.preference, batch.score, exists)
         apart = ranking.differences(r)
-        asked = apart - cfg.margin * pairs.margin
-        each = ranking.cross_entropy(asked, pairs.target, cfg.smoothing)
+        gap = apart - cfg.margin * pairs.margin
+        each = ranking.cross_entropy(gap, pairs.target, cfg.smoothing)
         each += cfg.centre * (r[:, :, None] + r[:, None, :]) ** 2
-        told = {
+        metrics = {
             "nll": ranking.cross_entropy(apart, pairs.target),
             "accuracy": ranking.agreement(apart, pairs.target),
             "margin": apart,
             "brier": ranking.brier(apart, pairs.target),
         }
-        sums = {name: ranking.mean(pairs, value) for name, value in told.items()}
+        sums = {name: ranking.mean(pairs, value) for name, value in metrics.items()}
         sums["reliability"] = ranking.reliability(pairs, apart, _BINS)
         sums["moments"] = ranking.moments(r, exists)
         return ranking.mean(pairs, each), ranking.prompts(pairs), sums

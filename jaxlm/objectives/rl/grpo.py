@@ -143,21 +143,21 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        found = policy_terms.read(model, params, batch, plan, cfg.temperature)
+        terms = policy_terms.read(model, params, batch, plan, cfg.temperature)
         here = batch.weight > 0
-        now = jnp.where(here, found.log_prob, 0.0)
+        now = jnp.where(here, terms.log_prob, 0.0)
         before, reference = (jnp.where(here, x, 0.0) for x in (batch.behaviour, batch.reference))
         policy, bound = policy_loss(cfg, now, before, batch.advantage, batch.weight)
         each = policy
         if cfg.beta and cfg.kl == "loss":
             each = each + cfg.beta * _kl_loss(cfg, now, before, reference, batch.weight)
-        each = each - cfg.entropy * found.entropy if cfg.entropy else each
+        each = each - cfg.entropy * terms.entropy if cfg.entropy else each
         weight = batch.weight
         if not variant.counts_ties:
             # 0 where the whole group scored alike, and there alone (`judge`)
             weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
         total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
-        return total, count, policy_terms.watch(batch, found, now - before, policy, bound)
+        return total, count, policy_terms.watch(batch, terms, now - before, policy, bound)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return policy_terms.report(sums, cfg.beta > 0)
@@ -216,9 +216,9 @@ def measure(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(behaviour, reference, value), float32[N, T] each: what a Sampled holds of rows just
     sampled from these weights, by the same forward pass that learns from them; value is 0."""
-    found = policy_terms.read(model, params, rows, plan, cfg.temperature)
+    terms = policy_terms.read(model, params, rows, plan, cfg.temperature)
     reference = policy_terms.reference(model, frozen, rows, plan, cfg.temperature)
-    return found.log_prob, reference, jnp.zeros_like(found.log_prob)
+    return terms.log_prob, reference, jnp.zeros_like(terms.log_prob)
 
 
 def judge(
@@ -237,15 +237,15 @@ def judge(
     variant = VARIANTS[cfg.variant]
     score = shaped_score(cfg, of)
     here = of.weight > 0
-    told = policy_terms.lengths(of)
+    metrics = policy_terms.lengths(of)
     cost = jnp.zeros_like(of.weight)
     if cfg.beta:
-        told |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
+        metrics |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
     if cfg.beta and cfg.kl == "reward":
         cost = jnp.where(here, coefficient * advantages.k1(of.behaviour, of.reference), 0.0)
-    whole = score - jnp.sum(cost, axis=1)
+    response_return = score - jnp.sum(cost, axis=1)
     if of.group > 1:
-        told |= {"ties": _ties(score, jnp.any(here, axis=1), of.group)}
+        metrics |= {"ties": _ties(score, jnp.any(here, axis=1), of.group)}
     if variant.advantage in ("whitened", "whitened_centred"):
         base = (
             advantages.centred(score, of.group)
@@ -255,13 +255,13 @@ def judge(
         to_go = advantages.to_go(advantages.at_last(base, of.weight) - cost, of.weight, cfg.gamma)
         advantage = advantages.whiten(to_go, of.weight)
     else:
-        by_row = _ADVANTAGES[variant.advantage](whole, of.group)
+        by_row = _ADVANTAGES[variant.advantage](response_return, of.group)
         if not variant.counts_ties:
             by_row = jnp.where(
-                (by_row == 0) & ~advantages.alike(whole, of.group), _SMALLEST, by_row
+                (by_row == 0) & ~advantages.alike(response_return, of.group), _SMALLEST, by_row
             )
         advantage = jnp.where(here, by_row[:, None], 0.0)
-    return advantage, jnp.where(here, whole[:, None], 0.0), told
+    return advantage, jnp.where(here, response_return[:, None], 0.0), metrics
 
 
 def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
@@ -296,7 +296,7 @@ def coefficient(cfg: Config) -> float:
 
 
 def adapt(
-    cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
+    cfg: Config, coefficient: jax.Array, metrics: dict[str, jax.Array], episodes: int
 ) -> jax.Array:
     """The coefficient after `episodes` responses: as before."""
     return coefficient

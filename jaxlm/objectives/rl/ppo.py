@@ -103,17 +103,17 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        found = policy_terms.read(model, params, batch, plan, cfg.temperature)
-        now = values(cfg, model, params, batch, found.x)
-        log_ratio = jnp.where(batch.weight > 0, found.log_prob - batch.behaviour, 0.0)
+        terms = policy_terms.read(model, params, batch, plan, cfg.temperature)
+        now = values(cfg, model, params, batch, terms.x)
+        log_ratio = jnp.where(batch.weight > 0, terms.log_prob - batch.behaviour, 0.0)
         policy, bound = surrogate.clipped(
             log_ratio, batch.advantage, cfg.clip, cfg.clip, dual=cfg.dual
         )
         critic, held = surrogate.value(now, batch.value, batch.returns, cfg.value_clip)
         each = policy + cfg.value_weight * critic
-        each = each - cfg.entropy * found.entropy if cfg.entropy else each
+        each = each - cfg.entropy * terms.entropy if cfg.entropy else each
         total, weight = surrogate.total(each, batch.weight, "token")
-        sums = policy_terms.watch(batch, found, log_ratio, policy, bound)
+        sums = policy_terms.watch(batch, terms, log_ratio, policy, bound)
         return total, weight, sums | _value_sums(batch, now, critic, held)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -153,9 +153,9 @@ def measure(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(behaviour, reference, value), float32[N, T] each: what a Sampled holds of rows just
     sampled from these weights, by the same forward pass that learns from them."""
-    found = policy_terms.read(model, params, rows, plan, cfg.temperature)
+    terms = policy_terms.read(model, params, rows, plan, cfg.temperature)
     reference = policy_terms.reference(model, frozen, rows, plan, cfg.temperature)
-    return found.log_prob, reference, values(cfg, model, params, rows, found.x)
+    return terms.log_prob, reference, values(cfg, model, params, rows, terms.x)
 
 
 def judge(
@@ -174,13 +174,13 @@ def judge(
     reward = advantages.at_last(score_, of.weight) - cost
     reward = advantages.whiten(reward, of.weight, keep=1.0) if cfg.whiten_rewards else reward
     advantage, returns = advantages.gae(reward, of.value, of.weight, cfg.gamma, cfg.lam)
-    told = policy_terms.lengths(of) | {"advantage_std": _std(advantage, of.weight)}
+    metrics = policy_terms.lengths(of) | {"advantage_std": _std(advantage, of.weight)}
     if penalised(cfg):
-        told |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
-        told |= {"objective": told["score"] - coefficient * told["kl"]}
+        metrics |= {"kl": policy_terms.divergence(of), "kl_coefficient": jnp.asarray(coefficient)}
+        metrics |= {"objective": metrics["score"] - coefficient * metrics["kl"]}
     if cfg.whiten_advantages:
         advantage = advantages.whiten(advantage, of.weight)
-    return advantage, returns, told
+    return advantage, returns, metrics
 
 
 def shaped_score(cfg: Config, of: Sampled) -> jax.Array:
@@ -199,12 +199,12 @@ def coefficient(cfg: Config) -> float:
 
 
 def adapt(
-    cfg: Config, coefficient: jax.Array, told: dict[str, jax.Array], episodes: int
+    cfg: Config, coefficient: jax.Array, metrics: dict[str, jax.Array], episodes: int
 ) -> jax.Array:
     """The coefficient after `episodes` responses for which `judge` reported `told`."""
     if isinstance(cfg.kl, Fixed):
         return coefficient
-    return advantages.adapted(coefficient, told["kl"], cfg.kl.target, cfg.kl.horizon, episodes)
+    return advantages.adapted(coefficient, metrics["kl"], cfg.kl.target, cfg.kl.horizon, episodes)
 
 
 def _value_sums(

@@ -195,9 +195,9 @@ def _layer(
     embed = _width(("embed",), (width,), on, rows, seq)
     outputs, inner = _products(layer, on, rows, seq, active)
     norms = max(2 * embed, _norms(layer, on, rows, seq))
-    whole = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
-    each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
-    return n * each + (0 if plan.remat == "none" else whole)
+    single = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
+    each = {"none": single, "dots": size * outputs, "full": size * embed}[plan.remat]
+    return n * each + (0 if plan.remat == "none" else single)
 
 
 def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
