@@ -49,7 +49,7 @@ def generate(
     rows = token_sampling.each(settings, len(prompts))  # row r with seed + r
     data, model = saved.run.data, saved.model
     layout = prompt_tokens.written(data, template)
-    decoder = model.causal and model.encode is None
+    decoder = model.kind == "decoder"
     if not decoder:
         if layout is not None:
             raise ValueError("template: this model does not continue texts, so it cannot answer")

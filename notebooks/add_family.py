@@ -19,7 +19,7 @@ from jaxlm.models.flax_modules import from_flax
 from jaxlm.models.layers import decoder, ffn, mha, stack
 from jaxlm.models.model import logits
 from jaxlm.objectives import clm
-from jaxlm.ops import linear, norm, rope
+from jaxlm.ops import norm, rope
 from jaxlm.ops.attention import At
 from jaxlm.train import step
 
@@ -40,23 +40,28 @@ class Config:
 
 def spec(cfg):
     """One string per weight: its shape, its axis names and its fan-in."""
-    p = param.shaper(vocab=cfg.vocab, embed=cfg.embed, heads=cfg.heads, head=cfg.head, ffn=cfg.ffn)
+    p = param.shaper(
+        vocab=cfg.vocab, embed=cfg.embed, heads=cfg.heads, kv=cfg.heads, head=cfg.head, ffn=cfg.ffn
+    )
 
-    def layer(kind):
-        attn = {name: p("embed -> heads head") for name in "qkv"}
-        attn |= {"o": p("heads head -> embed")}
+    def weights(kind):
         return {
-            "attn": attn,
+            "attn": mha.spec(p, out=param.fan_in()),
             "ffn": ffn.spec(p, gated=True, bias=False, out=param.fan_in()),
             "gain": p("embed", init=param.zeros),
         }
 
     return {
         "embed": {"table": p("vocab embed", init=param.normal(1.0))},
-        "stack": stack.spec([(cfg.layers, ("global",))], layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": p("embed", init=param.ones),
         "unembed": p("embed -> vocab"),
     }
+
+
+def layers(cfg):
+    """What the block, the cache and the cost functions need to know of every layer."""
+    return cfg.layers * [mha.layer("global", cfg.heads, cfg.heads, cfg.head)]
 
 
 def build(cfg, plan=jaxlm.Plan()):
@@ -66,17 +71,15 @@ def build(cfg, plan=jaxlm.Plan()):
     def embed(w, tokens, at, key):
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
 
-    def block(kind, w, x, at, memory, key):
-        q, k, v = (linear.einsum("BTD,DNH->BTNH", x, w["attn"][n]) for n in "qkv")
-        q, k = (rope.apply(a, at.positions, rotary) for a in (q, k))
+    def block(layer, w, x, at, memory, key):
+        q, k, v = mha.project(w["attn"], x, at, rotary=rotary)
         y, out = mha.attend(q, k, v, at, memory, plan)
-        h = linear.einsum("BTNH,NHD->BTD", y, w["attn"]["o"]) + ffn.apply(w["ffn"], x, jax.nn.silu)
+        h = mha.output(w["attn"], y) + ffn.apply(w["ffn"], x, jax.nn.silu)
         return x + w["gain"].astype(x.dtype) * h, out
 
     return decoder.build(
-        cfg, spec(cfg), plan, embed=embed, block=block, context=None,
+        cfg, spec(cfg), plan, layers=layers(cfg), embed=embed, block=block, context=None,
         norm=lambda w, x: norm.rms_norm(x, w, 1e-6),
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.heads, cfg.head),
     )  # fmt: skip
 
 

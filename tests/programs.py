@@ -79,14 +79,14 @@ def pretraining(model, plan):
 
 def fit(family, batch):
     """The batch as a model reads it: where it reads pairs, the targets are the sources too."""
-    if shape(family).encode is None:
+    if shape(family).kind != "encoder_decoder":
         return batch
     return Pairs(*batch, batch.targets, batch.segments, batch.positions)
 
 
 def sourced(model, params, batch):
     """What `hidden` needs beside tokens: of an encoder-decoder, the encoded source."""
-    if model.encode is None:
+    if model.kind != "encoder_decoder":
         return {}
     at = At(batch.source_segments, batch.source_positions)
     return {"source": (model.encode(params, batch.source, at), at)}

@@ -1,7 +1,7 @@
 """Figures of model families, drawn from the specs of their presets: nothing is allocated.
 
 The order of operations follows from the weights and the kinds of layer: `a_norm` is before sublayer
-`a`, `a_post_norm` or `a_end` after it; of a layer `post`, and in BERT, the norm is after the sum.
+`a`, `a_post_norm` after it; of a layer `post`, and in BERT, the norm is after the sum.
 """
 
 import math
@@ -11,7 +11,7 @@ from jaxlm.core import param
 from jaxlm.models.layers import stack
 
 SUBLAYERS = ("attn", "cross", "ffn", "moe")
-NORMS = ("_norm", "_post_norm", "_end")
+NORMS = ("_norm", "_post_norm")
 
 
 def figure(preset: str) -> str:

@@ -41,7 +41,7 @@ def sizes(run: Run, steps: Sequence[int] = (0, 1, 10)) -> Sizes:
         raise ValueError(f"steps: {wanted} given; rising numbers from 0 to steps={run.steps} fit")
     run = dataclasses.replace(run, eval_every=None)
     program = loop.build(run)
-    if program.model.encode is not None or run.rollout is not None:
+    if program.model.kind == "encoder_decoder" or run.rollout is not None:
         raise ValueError("model: a decoder that trains on rows is needed for a coordinate check")
     state = step.init(program.objective, program.tx, run.plan, run.seed)
     look = jax.jit(lambda params, rows: _activations(program.model, params, rows))

@@ -220,8 +220,8 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         where = f"{path}:{own[-1]}" if own else str(path)
         if isinstance(error, ImportError):
             raise ImportError(f"{where}: {error}; correct the name, or install it") from error
-        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{where}: {told}") from error
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{where}: {text}") from error
 
 
 def run_file(folder: pathlib.Path) -> pathlib.Path:

@@ -97,9 +97,11 @@ def shaper(**sizes: int) -> Callable[..., Param]:
         copies, _, body = text.rpartition("|")
         ins, arrow, outs = body.partition("->")
         if not arrow and init is None:
-            raise ValueError(f"weight {text!r} has no arrow, so it must say init=...")
+            raise ValueError(f"weight {text!r} has no arrow, so it requires init=...")
         if arrow and not (ins.split() and outs.split()):
-            raise ValueError(f"weight {text!r}: an arrow stands between inputs and outputs")
+            raise ValueError(
+                f"weight {text!r}: an arrow requires inputs before it and outputs after it"
+            )
         inputs = len(ins.split()) if arrow else 0
         axes = tuple((copies + " " + ins + " " + outs).split())
         if unknown := [a for a in axes if a not in sizes]:

@@ -82,7 +82,7 @@ def stream(
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
     ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
-    token_sampling.check(model, [ids], settings)
+    token_sampling.check_prompts(model, [ids], settings)
     row = stop_strings.Watch(tokenizer, ids, sampling.stop_strings)
 
     def pieces() -> Iterator[str]:

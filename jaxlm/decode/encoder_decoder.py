@@ -61,7 +61,7 @@ def generate(
     if any(s.stop_strings for s in settings):
         raise ValueError("sampling.stop_strings: targets end at stop tokens only")
     start = [[model.cfg.start]] * len(sources)
-    token_sampling.check(model, start, settings)
+    token_sampling.check_prompts(model, start, settings)
     arrays = [_checked(r, row, model.cfg.vocab) for r, row in enumerate(sources)]
     batch, width = (
         token_sampling.bucket(len(arrays), 1),

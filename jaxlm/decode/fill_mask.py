@@ -105,7 +105,7 @@ def log_probs(model: Model, params: param.Tree, ids: Sequence[int]) -> np.ndarra
     Raises: ValueError for a model that does not read both ways, and a text longer than its
     positions.
     """
-    if model.causal or model.encode is not None:
+    if model.kind != "encoder":
         raise ValueError(
             f"a {config.kind(type(model.cfg))} model does not read both ways: it fills in no holes"
         )

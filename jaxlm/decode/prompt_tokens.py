@@ -34,7 +34,7 @@ def asked(
     data: kinds.AnyData,
     made: template.Template | None,
     tokenizer: tokenizers.Tokenizer,
-    said: Sequence[Message],
+    messages: Sequence[Message],
 ) -> Turn:
     """The Turn before the model's next words: the text of the one message where `made` is None;
     else the conversation so far, with the run's system message.
@@ -42,11 +42,11 @@ def asked(
     Raises: ValueError as `template.prompt`.
     """
     if made is None:
-        (only,) = said
+        (only,) = messages
         return Turn(completions.encode(tokenizer, only.text), ())
     if isinstance(data, chats.Chats) and data.system is not None:
-        said = [Message("system", data.system), *said]
-    tokens = template.prompt(made, tokenizer, said).tolist()
+        messages = [Message("system", data.system), *messages]
+    tokens = template.prompt(made, tokenizer, messages).tolist()
     return Turn(tokens, template.stops(made, tokenizer))
 
 

@@ -26,11 +26,11 @@ def reply(
 
     Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`.
     """
-    if model.encode is not None:
+    if model.kind == "encoder_decoder":
         return iter(
             [_target(model, params, tokenizer, prompt, sampling, marks(tokenizer, corrupt))]
         )
-    if not model.causal:
+    if model.kind == "encoder":
         return iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))
     return _continued(prompt, completions.stream(model, params, tokenizer, prompt, sampling))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import batch as batches
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings
 from jaxlm.models.model import Model
@@ -55,29 +55,15 @@ class Sampling:
     """Seed of a row. One Sampling for a batch gives row r seed + r."""
 
     def __post_init__(self) -> None:
-        _check(self.max_new >= 1, "max_new", self.max_new, "at least 1 token")
-        _check(
-            0 <= self.temperature < float("inf"), "temperature", self.temperature,
-            "a positive number, or 0 for the likeliest token",
-        )  # fmt: skip
-        _check(
-            self.top_k is None or self.top_k >= 1, "top_k", self.top_k,
-            "at least 1, or None to keep all tokens",
-        )  # fmt: skip
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]; 1 keeps all tokens")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]; 0 keeps all tokens")
-        _check(
-            0 < self.repetition_penalty < float("inf"), "repetition_penalty",
-            self.repetition_penalty, "a positive number; 1 changes nothing",
-        )  # fmt: skip
-        _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
+        check.within("sampling", self, "max_new", "top_k", least=1)
+        check.within("sampling", self, "temperature", least=0)
+        check.within("sampling", self, "top_p", above=0, most=1)
+        check.within("sampling", self, "min_p", least=0, most=1)
+        check.within("sampling", self, "repetition_penalty", above=0)
+        check.within("sampling", self, "seed", least=0, below=2**32)
         for s in self.stop_strings:
-            _check(isinstance(s, str) and s != "", "stop_strings", s, "strings that are not empty")
-
-
-def _check(ok: bool, field: str, value: Any, fit: str) -> None:
-    if not ok:
-        raise ValueError(f"sampling.{field}: {value!r} given; it must be {fit}")
+            ok = isinstance(s, str) and s != ""
+            check.field("sampling.stop_strings", s, ok, "strings that are not empty")
 
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
@@ -193,7 +179,7 @@ class _Job(NamedTuple):
 
 
 def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> _Job:
-    arrays = check(model, prompts, settings)
+    arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     batch, width = bucket(len(arrays), 1), bucket(max(len(a) for a in arrays))
     rows = batches.rows(arrays, width, batch)
@@ -230,13 +216,13 @@ def rows_of(settings: list[Sampling], batch: int) -> sampling_loop.Rows:
     return sampling_loop.Rows(controls, keys, jnp.asarray(stop), limit)
 
 
-def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
+def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
     """The prompts as int32 arrays.
 
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
-    if not model.causal:
-        raise ValueError("this model reads both ways and continues nothing: see `decode.fill`")
+    if model.kind == "encoder":
+        raise ValueError("bidirectional models do not continue text; see `decode.fill_mask.fill`")
     if not prompts:
         raise ValueError("prompts: none given; at least one is needed")
     vocab, arrays = model.cfg.vocab, []
@@ -245,7 +231,7 @@ def check(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.n
         if not row.size:
             raise ValueError(
                 f"prompt {r}: empty; a model continues at least one token. To start from nothing, "
-                "give the token that stands before every document (bos, or eos without one)"
+                "give the token that begins every document (bos, or eos without one)"
             )
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
@@ -334,8 +320,8 @@ def _products(spec: param.Tree) -> tuple[_Product, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
-    one, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
-    dtype = jax.eval_shape(model.hidden, params, one, At(one, one)).x.dtype
+    token, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
+    dtype = jax.eval_shape(model.hidden, params, token, At(token, token)).x.dtype
     leaves, structure = jax.tree.flatten(params)
 
     def ready(w: jax.Array, p: _Product) -> Any:
@@ -344,8 +330,8 @@ def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -
             return linear.turned(w, p.copies, p.inputs)
         return w
 
-    made = [ready(w, p) for w, p in zip(leaves, products, strict=True)]
-    return sampling_loop.unstacked(jax.tree.unflatten(structure, made))
+    stored = [ready(w, p) for w, p in zip(leaves, products, strict=True)]
+    return sampling_loop.unstacked(jax.tree.unflatten(structure, stored))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -75,7 +75,7 @@ def load(
         raise ValueError(f"rows: {rows} given; at least 1 is needed")
     path = pathlib.Path(folder).expanduser()
     saved = trained_weights.load(path, checkpoint)
-    if not saved.model.causal or saved.model.encode is not None:
+    if saved.model.kind != "decoder":
         raise ValueError(f"{folder}: this model does not continue texts; a decoder is needed")
     tokenizer = directory.tokenizer(path, saved.run)
     trained_weights.refuse_template(path, saved.run, layout)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear, norm
 from jaxlm.ops.attention import At
@@ -62,25 +63,18 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "ffn", "context", "types")
         check.divides(self, "heads", "embed")
-        if self.offset < 0:
-            raise ValueError(f"model.offset: {self.offset} given; 0 or more rows are needed")
+        check.within("model", self, "offset", least=0)
         if self.window and (len(self.window) != self.layers or min(self.window) < 1):
             raise ValueError(
-                f"model.window: {self.window} given; each of the {self.layers} layers needs a "
-                "window of at least 1, or none has one: ()"
+                f"model.window: {self.window} given; it must be a window of at least 1 for each of "
+                f"the {self.layers} layers, or () for none"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.within("model", self, "dropout", least=0, below=1)
 
     @property
     def head(self) -> int:
         """Size of one head."""
         return self.embed // self.heads
-
-    @property
-    def kinds(self) -> list[str]:
-        """The kind of each layer: its window is in the name."""
-        return [f"near{w}" for w in self.window] or self.layers * ["full"]
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -91,6 +85,7 @@ def spec(cfg: Config) -> param.Tree:
         types=cfg.types,
         embed=cfg.embed,
         heads=cfg.heads,
+        kv=cfg.heads,
         head=cfg.head,
         ffn=cfg.ffn,
     )
@@ -102,15 +97,12 @@ def spec(cfg: Config) -> param.Tree:
     def dense() -> param.Tree:
         return {"dense": p("embed -> embed", init=small), "bias": p("embed", init=param.zeros)}
 
-    def layer(kind: str) -> param.Tree:
-        names = ("q", "k", "v")
-        if kind != "full":
-            names += ("q_global", "k_global", "v_global")
-        qkv = {n: p("embed -> heads head", init=small) for n in names}
-        qkv |= {f"{n}_bias": p("heads head", init=param.zeros) for n in names}
-        o = {"o": p("heads head -> embed", init=small), "o_bias": p("embed", init=param.zeros)}
+    def weights(kind: str) -> param.Tree:
+        attn = mha.spec(p, out=small, init=small, bias=True, out_bias=True)
+        if kind != "full":  # global tokens read with projections of their own
+            attn |= {"global": {n: w for n, w in attn.items() if n not in ("o", "o_bias")}}
         return {
-            "attn": qkv | o,
+            "attn": attn,
             "attn_norm": norm_weights(),
             "ffn": ffn.spec(p, gated=False, bias=True, out=small, init=small),
             "ffn_norm": norm_weights(),
@@ -123,17 +115,18 @@ def spec(cfg: Config) -> param.Tree:
             "types": p("types embed", init=small),
             "norm": norm_weights(),
         },
-        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "stack": stack.spec(layers(cfg), weights),
         "mlm": dense() | {"norm": norm_weights()},
         "unembed_bias": p("vocab", init=param.zeros),
     }
     return tree | {"pooler": dense()} if cfg.pooler else tree
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention, without global tokens."""
-    pair = 4 * cfg.heads * cfg.head
-    return [mha.Reach(w, pair, "around") for w in (cfg.window or cfg.layers * (None,))]
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order; global tokens, which see all keys, are not in its window."""
+    sizes = (cfg.heads, cfg.heads, cfg.head)
+    near = [mha.layer(f"near{w}", *sizes, w, over="around") for w in cfg.window]
+    return near or cfg.layers * [mha.layer("full", *sizes, over="around")]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -143,7 +136,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     everywhere if None.
     """
     act, head_act = ffn.ACTIVATIONS[cfg.act], ffn.ACTIVATIONS[cfg.head_act or cfg.act]
-    windows = {f"near{w}": w for w in cfg.window}
+    of_kind = {layer.kind: layer for layer in layers(cfg)}
 
     def hidden(
         params: param.Tree,
@@ -154,13 +147,13 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         types: jax.Array | None = None,
     ) -> Hidden:
         if cache is not None:
-            raise ValueError("bert reads both ways: it has no cache and does not continue text")
+            raise ValueError("bidirectional models have no KV cache: bert continues no text")
         first = None if key is None else jax.random.fold_in(key, 2**31 - 1)
         x = dropout(embed(params["embed"], tokens, at, types), cfg.dropout, first)
         x = plan.constrain(x.astype(plan.dtype), "batch seq embed")
 
         def layer(kind: str, w: param.Tree, x: jax.Array, _: Any, key: jax.Array | None) -> tuple:
-            return block(kind, w, x, at, key), {}
+            return block(of_kind[kind], w, x, at, key), {}
 
         x, stats = stack.apply(params["stack"], x, layer, plan, key)
         return Hidden(x, None, stats)
@@ -168,7 +161,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def embed(w: param.Tree, tokens: jax.Array, at: At, types: jax.Array | None) -> jax.Array:
         table = plan.gather(w["table"], "vocab embed")
         positions = plan.gather(w["positions"], "seq embed")
-        x = jnp.take(table, tokens, axis=0)
+        x = jnp.take(table, tokens, axis=0)  # [B, T, D]
         x += jnp.take(positions, at.positions + cfg.offset, axis=0)
         kinds = plan.gather(w["types"], "types embed")
         x += kinds[0] if types is None else jnp.take(kinds, types, axis=0)
@@ -177,9 +170,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
         return norm.layer_norm(x, w["scale"], w["bias"], cfg.eps)
 
-    def block(kind: str, w: param.Tree, x: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
+    def block(layer: Layer, w: param.Tree, x: jax.Array, at: At, key: Any) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
-        h = _attend(plan, w["attn"], x, at, windows.get(kind))
+        h = _attend(plan, w["attn"], x, at, layer.window)
         x = layer_norm(w["attn_norm"], x + dropout(h, cfg.dropout, keys[0]))
         h = ffn.apply(w["ffn"], x, act)
         return layer_norm(w["ffn_norm"], x + dropout(h, cfg.dropout, keys[1]))
@@ -193,26 +186,22 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return decoder.logits(head, layer_norm(w["norm"], head_act(h)))
 
     def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
-        raise ValueError("bert reads both ways: it has no cache and does not continue text")
+        raise ValueError("bidirectional models have no KV cache: bert continues no text")
 
-    return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, causal=False)
+    return Model(cfg, spec(cfg), hidden, head, unembed, no_cache, cfg.context, kind="encoder")
 
 
 def _attend(plan: Plan, w: param.Tree, h: jax.Array, at: At, window: int | None) -> jax.Array:
-    def project(name: str) -> jax.Array:
-        return linear.einsum("BTD,DNH->BTNH", h, w[name]) + w[f"{name}_bias"].astype(h.dtype)
-
-    def read(names: tuple[str, ...], at: At, window: int | None) -> jax.Array:
-        q, k, v = (project(name) for name in names)
+    def read(w: param.Tree, at: At, window: int | None) -> jax.Array:
+        q, k, v = mha.project(w, h, at)
         return mha.attend(q, k, v, at, None, plan, causal=False, window=window)[0]
 
-    y = read(("q", "k", "v"), at, window)
-    if "q_global" in w and at.shared is not None:
+    y = read(w, at, window)  # [B, T, N, H]
+    if "global" in w and at.shared is not None:
         # what a global token itself reads, it reads with other projections
         own = At(at.segments, at.positions)
-        whole = read(("q_global", "k_global", "v_global"), own, None)
-        y = jnp.where(at.shared[..., None, None], whole, y)
-    return linear.einsum("BTNH,NHD->BTD", y, w["o"]) + w["o_bias"].astype(h.dtype)
+        y = jnp.where(at.shared[..., None, None], read(w["global"], own, None), y)
+    return mha.output(w, y)
 
 
 def pool(w: param.Tree, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, mla, moe, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
@@ -90,15 +91,22 @@ class Config:
     """Depth of multi-token prediction: how many tokens beyond the next are predicted (V3: 1)."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab", "embed", "layers", "heads", "rank", "nope", "rotary", "value", "ffn")
+        sizes = (
+            "vocab",
+            "embed",
+            "layers",
+            "heads",
+            "q_rank",
+            "rank",
+            "nope",
+            "rotary",
+            "value",
+            "ffn",
+        )
         check.positive(self, *sizes, "experts", "active", "shared", "expert_ffn", "context")
-        check.even(self, "rotary", "rotary embedding turns pairs")
-        if self.q_rank is not None:
-            check.positive(self, "q_rank")
-        if not 0 <= self.dense <= self.layers:
-            raise ValueError(f"model.dense: {self.dense} given; 0 .. {self.layers} layers exist")
-        if self.ahead < 0:
-            raise ValueError(f"model.ahead: {self.ahead} given; it must not be negative")
+        check.even(self, "rotary")
+        check.within("model", self, "dense", least=0, most=self.layers)
+        check.within("model", self, "ahead", least=0)
         routing.check(rule(self), self.experts)
 
 
@@ -124,9 +132,11 @@ def softmax_scale(cfg: Config) -> float:
     return scale
 
 
-def kinds(cfg: Config) -> list[str]:
-    """The kind of every layer."""
-    return cfg.dense * ["dense"] + (cfg.layers - cfg.dense) * ["moe"]
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order. Those that predict further ahead are like the last."""
+    sizes = (cfg.heads, cfg.rank, cfg.nope, cfg.rotary, cfg.value)
+    dense, mixture = mla.layer("dense", *sizes), mla.layer("moe", *sizes, active=cfg.active)
+    return cfg.dense * [dense] + (cfg.layers - cfg.dense) * [mixture]
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -139,7 +149,7 @@ def spec(cfg: Config) -> param.Tree:
     # not grow with depth (Radford et al. 2019, section 2.3).
     out = param.fan_in((2 * cfg.layers) ** -0.5)
 
-    def layer(kind: str) -> param.Tree:
+    def weights(kind: str) -> param.Tree:
         attn = mla.spec(
             embed=cfg.embed, heads=cfg.heads, q_rank=cfg.q_rank, rank=cfg.rank, nope=cfg.nope,
             rotary=cfg.rotary, value=cfg.value, out=out,
@@ -161,40 +171,30 @@ def spec(cfg: Config) -> param.Tree:
             "token_norm": p("embed", init=param.ones),
             "hidden_norm": p("embed", init=param.ones),
             "join": p("pair embed -> embed"),
-            "layer": layer(kind),
+            "layer": weights(kind),
             "norm": p("embed", init=param.ones),
         }
 
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
-        "stack": stack.spec(stack.segments(kinds(cfg)), layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": p("embed", init=param.ones),
     }
     if cfg.ahead:
-        tree |= {"ahead": stack.spec([(cfg.ahead, (kinds(cfg)[-1],))], further)}
+        tree |= {"ahead": stack.spec(cfg.ahead * layers(cfg)[-1:], further)}
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
-
-
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention; layers that predict further ahead come last."""
-    return (cfg.layers + cfg.ahead) * [mla.reach(cfg.heads, cfg.nope, cfg.rotary, cfg.value)]
-
-
-def experts_per_token(cfg: Config) -> int:
-    """Number of a layer's routed experts that a token goes to."""
-    return cfg.active
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
-    scale, routing, last = softmax_scale(cfg), rule(cfg), kinds(cfg)[-1]
+    scale, routing, last = softmax_scale(cfg), rule(cfg), layers(cfg)[-1]
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
 
     def block(
-        kind: str, w: param.Tree, x: jax.Array, at: At, memory: mha.Memory, key: Any
+        layer: Layer, w: param.Tree, x: jax.Array, at: At, memory: mha.Memory, key: Any
     ) -> tuple[jax.Array, mha.Out]:
         h, entries = mla.apply(
             w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory, plan,
@@ -202,7 +202,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         )  # fmt: skip
         x = x + h
         h = norm.rms_norm(x, w["ffn_norm"], cfg.eps)
-        if kind == "dense":
+        if layer.kind == "dense":
             h, stats = ffn.apply(w["ffn"], h, jax.nn.silu), {}
         else:
             h, stats = moe.apply(w["moe"], h, at, routing, plan, capacity=cfg.capacity)
@@ -217,7 +217,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return plan.constrain(norm.rms_norm(x, w["norm"], cfg.eps), "batch seq embed"), stats
 
     def ahead(params: param.Tree, x: jax.Array, tokens: jax.Array, at: At) -> tuple:
-        run, found, told = further, [], []
+        run, depths, stats = further, [], []
         if plan.remat != "none":
             run = jax.checkpoint(further, policy=stack.REMAT[plan.remat])
         for k in range(1, cfg.ahead + 1):
@@ -225,20 +225,20 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             token, there = shift.later(tokens, at.segments, k)
             here = At(jnp.where(there, at.segments, 0), at.positions)
             token = embed(params["embed"], token, here, None).astype(x.dtype)
-            w = jax.tree.map(lambda w, k=k: w[k - 1], params["ahead"]["0"][f"0_{last}"])
-            x, stats = run(w, x, token, here)
-            found.append(x)
-            told.append(stats)
-        return found, {name: jnp.stack([one[name] for one in told]) for name in told[0]}
+            w = jax.tree.map(lambda w, k=k: w[k - 1], params["ahead"]["0"][f"0_{last.kind}"])
+            x, layer_stats = run(w, x, token, here)
+            depths.append(x)
+            stats.append(layer_stats)
+        return depths, jax.tree.map(lambda *values: jnp.stack(values), *stats)
 
     model = decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        memory=lambda kind, batch, slots: mla.cache(batch, slots, cfg.rank, cfg.rotary),
         context=rope.limit(cfg.scaling, cfg.context),
     )
     return model._replace(ahead=ahead) if cfg.ahead else model

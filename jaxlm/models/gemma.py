@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope
+from jaxlm.ops import norm, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -71,7 +72,7 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         check.pattern(self)
 
     @property
@@ -89,47 +90,38 @@ def spec(cfg: Config) -> param.Tree:
     out = param.fan_in((2 * cfg.layers) ** -0.5)
     scale = p("embed", init=param.zeros)
 
-    def layer(kind: str) -> param.Tree:
-        attn = {
-            "q": p("embed -> heads head"),
-            "k": p("embed -> kv head"),
-            "v": p("embed -> kv head"),
-            "o": p("heads head -> embed", init=out),
-        }
-        if cfg.qk_norm:
-            attn |= {f"{n}_norm": p("head", init=param.zeros) for n in "qk"}
+    def weights(kind: str) -> param.Tree:
+        qk_norm = "head" if cfg.qk_norm else None
+        attn = mha.spec(p, out=out, qk_norm=qk_norm, scale=param.zeros)
         feed = ffn.spec(p, gated=True, bias=False, out=out)
         tree = {"attn_norm": scale, "attn": attn, "ffn_norm": scale, "ffn": feed}
-        return tree | {"attn_end": scale, "ffn_end": scale} if cfg.sandwich else tree
+        return tree | {"attn_post_norm": scale, "ffn_post_norm": scale} if cfg.sandwich else tree
 
     tree = {
         # unit variance once it is multiplied by sqrt(embed)
         "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
-        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": scale,
     }
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def _window(cfg: Config, kind: str) -> int | None:
-    return cfg.window if kind == "local" else None
-
-
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
-    return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
+    windows = {"local": cfg.window, "global": None}
+    return [mha.layer(kind, cfg.heads, cfg.kv, cfg.head, windows[kind]) for kind in cfg.kinds]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
-    turns = {"global": rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)}
-    turns["local"] = turns["global"]
+    rotary = {"global": rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)}
+    rotary["local"] = rotary["global"]
     if cfg.local_theta is not None:
-        turns["local"] = rope.frequencies(cfg.head, cfg.local_theta)
+        rotary["local"] = rope.frequencies(cfg.head, cfg.local_theta)
     scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
         # the root is rounded to the computing dtype, as it was when Gemma was trained: in bfloat16
         # sqrt(3072) = 55.43 is 55.5
         return x.astype(plan.dtype) * jnp.asarray(cfg.embed**0.5, plan.dtype)
@@ -138,42 +130,33 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return norm.rms_norm(x, w, cfg.eps, offset=1.0)
 
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
         memory: mha.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
-        h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
-        x = x + (rms(w["attn_end"], h) if "attn_end" in w else h)
-        h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), ffn.ACTIVATIONS["gelu_tanh"])
-        x = x + (rms(w["ffn_end"], h) if "ffn_end" in w else h)
-        return x, entries
-
-    def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
-    ) -> tuple[jax.Array, mha.Out]:
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
-        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
-        if "q_norm" in w:
-            q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
-        q, k = (rope.apply(a, at.positions, turns[kind]) for a in (q, k))
+        h = rms(w["attn_norm"], x)
+        q, k, v = mha.project(w["attn"], h, at, norm=rms, rotary=rotary[layer.kind])
         y, entries = mha.attend(
             q, k, v, at, memory, plan,
-            window=_window(cfg, kind), softcap=cfg.score_softcap, scale=scale,
+            window=layer.window, softcap=cfg.score_softcap, scale=scale,
         )  # fmt: skip
-        return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+        h = mha.output(w["attn"], y)
+        x = x + (rms(w["attn_post_norm"], h) if "attn_post_norm" in w else h)
+        h = ffn.apply(w["ffn"], rms(w["ffn_norm"], x), ffn.ACTIVATIONS["gelu_tanh"])
+        x = x + (rms(w["ffn_post_norm"], h) if "ffn_post_norm" in w else h)
+        return x, entries
 
     return decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
         norm=rms,
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         softcap=cfg.softcap,
         context=rope.limit(cfg.scaling, cfg.context),
     )

@@ -18,9 +18,11 @@ import numpy as np
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, position_bias
+from jaxlm.ops import norm, position_bias
 from jaxlm.ops.attention import At
+from jaxlm.ops.dropout import dropout
 from jaxlm.parallel.plan import Plan
 
 
@@ -68,12 +70,8 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "context")
         check.divides(self, "heads", "embed")
-        if self.ffn is not None:
-            check.positive(self, "ffn")
-        if self.query_scalar is not None:
-            check.positive(self, "query_scalar")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.positive(self, "ffn", "query_scalar")
+        check.within("model", self, "dropout", least=0, below=1)
 
     @property
     def head(self) -> int:
@@ -93,6 +91,7 @@ def spec(cfg: Config) -> param.Tree:
         seq=cfg.context,
         embed=cfg.embed,
         heads=cfg.heads,
+        kv=cfg.heads,
         head=cfg.head,
         ffn=cfg.width,
     )
@@ -101,15 +100,10 @@ def spec(cfg: Config) -> param.Tree:
     def norm_weights() -> param.Tree:
         return {"scale": p("embed", init=param.ones), "bias": p("embed", init=param.zeros)}
 
-    def layer(kind: str) -> param.Tree:
-        attn = {n: p("embed -> heads head", init=small) for n in "qkv"}
-        attn |= {"o": p("heads head -> embed", init=out)}
-        if cfg.bias:
-            attn |= {f"{n}_bias": p("heads head", init=param.zeros) for n in "qkv"}
-            attn |= {"o_bias": p("embed", init=param.zeros)}
+    def weights(kind: str) -> param.Tree:
         return {
             "attn_norm": norm_weights(),
-            "attn": attn,
+            "attn": mha.spec(p, out=out, init=small, bias=cfg.bias, out_bias=cfg.bias),
             "ffn_norm": norm_weights(),
             "ffn": ffn.spec(p, gated=False, bias=cfg.bias, out=out, init=small),
         }
@@ -119,15 +113,15 @@ def spec(cfg: Config) -> param.Tree:
         embed |= {"positions": p("seq embed", init=param.normal(0.01))}
     if cfg.embed_norm:
         embed |= {"norm": norm_weights()}
-    tree = {"embed": embed, "stack": stack.spec([(cfg.layers, (cfg.norm,))], layer)}
+    tree = {"embed": embed, "stack": stack.spec(layers(cfg), weights)}
     if cfg.norm == "pre":
         tree |= {"norm": norm_weights()}
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab", init=small)}
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
-    return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
+    return cfg.layers * [mha.layer(cfg.norm, cfg.heads, cfg.heads, cfg.head)]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -138,19 +132,19 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
         if "positions" in w:
             positions = plan.gather(w["positions"], "seq embed")
             x = x + jnp.take(positions, at.positions, axis=0)
         if "norm" in w:
             x = layer_norm(w["norm"], x)
-        return _dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, 2**31 - 1))
+        return dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, 2**31 - 1))
 
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
         return norm.layer_norm(x, w["scale"], w["bias"], cfg.eps)
 
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
@@ -158,34 +152,30 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
         keys = (None, None) if key is None else jax.random.split(key)
-        if kind == "pre":
+        if layer.kind == "pre":
             h, entries = attend(w["attn"], layer_norm(w["attn_norm"], x), at, memory)
-            x = x + _dropout(h, cfg.dropout, keys[0])
+            x = x + dropout(h, cfg.dropout, keys[0])
             h = ffn.apply(w["ffn"], layer_norm(w["ffn_norm"], x), act)
-            return x + _dropout(h, cfg.dropout, keys[1]), entries
+            return x + dropout(h, cfg.dropout, keys[1]), entries
         h, entries = attend(w["attn"], x, at, memory)
-        x = layer_norm(w["attn_norm"], x + _dropout(h, cfg.dropout, keys[0]))
+        x = layer_norm(w["attn_norm"], x + dropout(h, cfg.dropout, keys[0]))
         h = ffn.apply(w["ffn"], x, act)
-        return layer_norm(w["ffn_norm"], x + _dropout(h, cfg.dropout, keys[1])), entries
+        return layer_norm(w["ffn_norm"], x + dropout(h, cfg.dropout, keys[1])), entries
 
     def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
-        q, k, v = (project("BTD,DNH->BTNH", h, w, n) for n in "qkv")
+        q, k, v = mha.project(w, h, at)
         q = q * w["scale"].astype(q.dtype) if "scale" in w else q
         y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope, scale=scale)
-        return project("BTNH,NHD->BTD", y, w, "o"), entries
-
-    def project(equation: str, h: jax.Array, w: param.Tree, name: str) -> jax.Array:
-        y = linear.einsum(equation, h, w[name])
-        return y + w[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in w else y
+        return mha.output(w, y), entries
 
     return decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
         norm=layer_norm,
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.heads, cfg.head),
         softcap=cfg.softcap,
         context=cfg.context if learned else None,
         constants=_numbered if cfg.scale_by_layer else None,
@@ -195,13 +185,6 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 def _numbered(layer: int) -> param.Tree:
     """The factor of a layer's scores, by its number from 0."""
     return {"attn": {"scale": np.float32(1 / (layer + 1))}}
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    if rate == 0 or key is None:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def _opt(embed: int, layers: int, heads: int) -> Config:

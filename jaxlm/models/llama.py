@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope
+from jaxlm.ops import norm, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -79,14 +80,14 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         if self.rotary % 2 or not 2 <= self.rotary <= self.head:
             raise ValueError(
                 f"model.rotary_share: {self.rotary_share} given, {self.rotary} of model.head="
-                f"{self.head} dimensions; an even number from 2 on is needed"
+                f"{self.head} dimensions; it must be an even number of them, at least 2"
             )
         if self.qk_norm and self.qk_norm_all:
-            raise ValueError("model.qk_norm_all: True given, and model.qk_norm: one of them fits")
+            raise ValueError("model.qk_norm_all: True given with model.qk_norm; set one of them")
 
     @property
     def rotary(self) -> int:
@@ -102,47 +103,29 @@ def spec(cfg: Config) -> param.Tree:
     # Outputs into the residual stream start smaller by sqrt(2 layers), so that its variance does
     # not grow with depth (Radford et al. 2019, section 2.3).
     out = param.fan_in((2 * cfg.layers) ** -0.5)
-    norms = {"pre": ("attn_norm", "ffn_norm"), "post": ("attn_post_norm", "ffn_post_norm")}
+    scale = p("embed", init=param.ones)
+    qk_norm = "heads head" if cfg.qk_norm_all else "head" if cfg.qk_norm else None
 
-    def layer(kind: str) -> param.Tree:
-        attn = {
-            "q": p("embed -> heads head"),
-            "k": p("embed -> kv head"),
-            "v": p("embed -> kv head"),
-            "o": p("heads head -> embed", init=out),
-        }
-        if cfg.bias:
-            attn |= {
-                "q_bias": p("heads head", init=param.zeros),
-                "k_bias": p("kv head", init=param.zeros),
-                "v_bias": p("kv head", init=param.zeros),
-            }
-        if cfg.out_bias:
-            attn |= {"o_bias": p("embed", init=param.zeros)}
-        if cfg.qk_norm:
-            attn |= {"q_norm": p("head", init=param.ones), "k_norm": p("head", init=param.ones)}
-        if cfg.qk_norm_all:
-            attn |= {
-                "q_norm_all": p("heads head", init=param.ones),
-                "k_norm_all": p("kv head", init=param.ones),
-            }
-        return {
-            **{name: p("embed", init=param.ones) for name in norms[cfg.norm]},
-            "attn": attn,
+    def weights(kind: str) -> param.Tree:
+        tree = {
+            "attn": mha.spec(p, out=out, bias=cfg.bias, out_bias=cfg.out_bias, qk_norm=qk_norm),
             "ffn": ffn.spec(p, gated=cfg.gated, bias=cfg.ffn_bias, out=out),
         }
+        if cfg.norm == "post":
+            return tree | {"attn_post_norm": scale, "ffn_post_norm": scale}
+        return tree | {"attn_norm": scale, "ffn_norm": scale}
 
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
-        "stack": stack.spec([(cfg.layers, ("global",))], layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": p("embed", init=param.ones),
     }
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
-    return [mha.reach(cfg.window, cfg.heads, cfg.head)] * cfg.layers
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
+    return cfg.layers * [mha.layer("global", cfg.heads, cfg.kv, cfg.head, cfg.window)]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -151,57 +134,46 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     act = ffn.ACTIVATIONS[cfg.activation]
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+
+    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.rms_norm(x, w, cfg.eps)
+
+    def qk_norm(w: jax.Array, x: jax.Array) -> jax.Array:
+        if w.ndim == 1:  # [H]: each head of x [B, T, N, H] by itself
+            return rms(w, x)
+        flat = x.reshape(*x.shape[:2], -1)  # [B, T, N H]: all heads together
+        return rms(w.reshape(-1), flat).reshape(x.shape)
 
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
         memory: mha.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
-        h, out = attend(w["attn"], _norm(w, "attn_norm", x, cfg.eps), at, memory)
-        x = x + _norm(w, "attn_post_norm", h, cfg.eps)
-        h = ffn.apply(w["ffn"], _norm(w, "ffn_norm", x, cfg.eps), act)
-        return x + _norm(w, "ffn_post_norm", h, cfg.eps), out
+        def normed(name: str, x: jax.Array) -> jax.Array:
+            return rms(w[name], x) if name in w else x
 
-    def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
-        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
-        if "q_bias" in w:
-            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
-        q, k = _norm(w, "q_norm", q, cfg.eps), _norm(w, "k_norm", k, cfg.eps)
-        q, k = _norm_all(w, "q_norm_all", q, cfg.eps), _norm_all(w, "k_norm_all", k, cfg.eps)
-        q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
-        y, out = mha.attend(q, k, v, at, memory, plan, window=cfg.window)
-        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
-        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, out
+        h = normed("attn_norm", x)
+        q, k, v = mha.project(w["attn"], h, at, norm=qk_norm, rotary=rotary)
+        y, out = mha.attend(q, k, v, at, memory, plan, window=layer.window)
+        x = x + normed("attn_post_norm", mha.output(w["attn"], y))
+        h = ffn.apply(w["ffn"], normed("ffn_norm", x), act)
+        return x + normed("ffn_post_norm", h), out
 
     return decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
-        norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
+        norm=rms,
         softcap=cfg.softcap,
         context=rope.limit(cfg.scaling, cfg.context),
     )
-
-
-def _norm(w: param.Tree, name: str, x: jax.Array, eps: float) -> jax.Array:
-    """x, RMS-normalised where the layer has that weight."""
-    return norm.rms_norm(x, w[name], eps) if name in w else x
-
-
-def _norm_all(w: param.Tree, name: str, x: jax.Array, eps: float) -> jax.Array:
-    """x [B, T, N, H], RMS-normalised over all heads where the layer has that weight."""
-    if name not in w:
-        return x
-    return norm.rms_norm(x.reshape(*x.shape[:2], -1), w[name].reshape(-1), eps).reshape(x.shape)
 
 
 def _llama1(embed: int, layers: int, heads: int, ffn: int) -> Config:

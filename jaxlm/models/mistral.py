@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, moe, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope, routing
+from jaxlm.ops import norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -76,19 +77,15 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
-        for name in ("window", "experts"):
-            if getattr(self, name) is not None:
-                check.positive(self, name)
+        check.even(self, "head")
+        check.positive(self, "window", "experts")
+        check.within("model", self, "capacity", "limit", above=0)
         for name in ("capacity", "limit"):
             value = getattr(self, name)
-            if value is not None and (value <= 0 or self.experts is None):
-                raise ValueError(
-                    f"model.{name}: {value} given with model.experts={self.experts}; it is of "
-                    "experts, and positive"
-                )
-        if not self.pattern or not {*self.pattern} <= {"local", "global"}:
-            raise ValueError(f"model.pattern: {self.pattern} given; 'local' and 'global' are known")
+            ok = value is None or self.experts is not None
+            check.field(f"model.{name}", value, ok, "None without model.experts")
+        ok = bool(self.pattern) and {*self.pattern} <= {"local", "global"}
+        check.field("model.pattern", self.pattern, ok, "of 'local' and 'global'")
         if self.experts is not None:
             routing.check(rule(self), self.experts)
 
@@ -114,20 +111,8 @@ def spec(cfg: Config) -> param.Tree:
     # not grow with depth (Radford et al. 2019, section 2.3).
     out = param.fan_in((2 * cfg.layers) ** -0.5)
 
-    def layer(kind: str) -> param.Tree:
-        attn = {
-            "q": p("embed -> heads head"),
-            "k": p("embed -> kv head"),
-            "v": p("embed -> kv head"),
-            "o": p("heads head -> embed", init=out),
-        }
-        if cfg.bias:
-            attn |= {
-                "q_bias": p("heads head", init=param.zeros),
-                "k_bias": p("kv head", init=param.zeros),
-                "v_bias": p("kv head", init=param.zeros),
-                "o_bias": p("embed", init=param.zeros),
-            }
+    def weights(kind: str) -> param.Tree:
+        attn = mha.spec(p, out=out, bias=cfg.bias, out_bias=cfg.bias)
         if cfg.sinks:
             attn |= {"sinks": p("heads", init=param.zeros)}
         tree = {
@@ -141,21 +126,17 @@ def spec(cfg: Config) -> param.Tree:
 
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
-        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": p("embed", init=param.ones),
     }
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
+    sizes, active = (cfg.heads, cfg.kv, cfg.head), 1 if cfg.experts is None else cfg.active
     windows = {"local": cfg.window, "global": None}
-    return [mha.reach(windows[kind], cfg.heads, cfg.head) for kind in cfg.kinds]
-
-
-def experts_per_token(cfg: Config) -> int:
-    """Number of a layer's experts that a token goes to."""
-    return cfg.active
+    return [mha.layer(kind, *sizes, windows[kind], active=active) for kind in cfg.kinds]
 
 
 def clamped(gate: jax.Array, up: jax.Array, limit: float, alpha: float) -> jax.Array:
@@ -168,39 +149,32 @@ def clamped(gate: jax.Array, up: jax.Array, limit: float, alpha: float) -> jax.A
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     rotary = rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)
-    windows, routing, limit = {"local": cfg.window, "global": None}, rule(cfg), cfg.limit
+    routing, limit = rule(cfg), cfg.limit
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+
+    def rms(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.rms_norm(x, w, cfg.eps)
 
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
         memory: mha.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
-        h, out = attend(kind, w["attn"], norm.rms_norm(x, w["attn_norm"], cfg.eps), at, memory)
-        x = x + h
-        h = norm.rms_norm(x, w["ffn_norm"], cfg.eps)
+        h = rms(w["attn_norm"], x)
+        q, k, v = mha.project(w["attn"], h, at, rotary=rotary)
+        sinks = w["attn"].get("sinks")
+        y, out = mha.attend(q, k, v, at, memory, plan, window=layer.window, sinks=sinks)
+        x = x + mha.output(w["attn"], y)
+        h = rms(w["ffn_norm"], x)
         if "ffn" in w:
             return x + ffn.apply(w["ffn"], h, jax.nn.silu), out
         h, stats = moe.apply(w["moe"], h, at, routing, plan, gated=gated, capacity=cfg.capacity)
         return x + h, stats if memory is None else out
-
-    def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
-    ) -> tuple[jax.Array, mha.Out]:
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
-        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
-        if "q_bias" in w:
-            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
-        q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
-        y, out = mha.attend(q, k, v, at, memory, plan, window=windows[kind], sinks=w.get("sinks"))
-        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
-        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, out
 
     def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
         return moe.swiglu(gate, up) if limit is None else clamped(gate, up, limit, cfg.alpha)
@@ -209,10 +183,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
-        norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
+        norm=rms,
         context=rope.limit(cfg.scaling, cfg.context),
     )
 

@@ -1,7 +1,7 @@
 """The interface of a model: a config, a spec of its weights, and pure functions over them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -9,6 +9,7 @@ from jaxlm.core import batch, param
 from jaxlm.ops.attention import At
 
 Params = param.Tree
+Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
 
 class Cache(NamedTuple):
@@ -47,8 +48,8 @@ class Model(NamedTuple):
     unembed(head, x [..., D]) -> logits float32[..., V].
     cache(batch, slots) -> an empty Cache spec: a tree of `Param`.
     context: the longest sequence the model's positions allow, None where any length runs.
-    causal: whether a token sees only what is before it; an encoder's sees its whole segment, and
-        has no cache.
+    kind: a "decoder" sees only what is before a token, and continues texts; an "encoder" sees the
+        whole segment, and has no cache; an "encoder_decoder" writes a target for a source.
     encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
         `hidden` then takes source=(x, at), what the decoder reads. None in all others.
     cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights, the keys and values of
@@ -65,7 +66,7 @@ class Model(NamedTuple):
     unembed: Callable[[Params, jax.Array], jax.Array]
     cache: Callable[[int, int], tuple[dict[str, param.Param], ...]]
     context: int | None
-    causal: bool = True
+    kind: Kind = "decoder"
     encode: Callable[..., jax.Array] | None = None
     ahead: Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]] | None = None
     cross: Callable[[Params, jax.Array], Params] | None = None
@@ -86,11 +87,11 @@ def read(
     """
     at = At(rows.segments, rows.positions)
     if not isinstance(rows, batch.Pairs):
-        if model.encode is not None:
+        if model.kind == "encoder_decoder":
             raise ValueError("an encoder-decoder reads pairs (batch.Pairs), not single rows")
         return model.hidden(params, rows.tokens, at, key=key)
     if model.encode is None:
-        raise ValueError("pairs (batch.Pairs) are for an encoder-decoder; this model is none")
+        raise ValueError(f"pairs (batch.Pairs) require an encoder-decoder, not a {model.kind}")
     source_at = At(rows.source_segments, rows.source_positions)
     x = model.encode(params, rows.source, source_at, key=key)
     return model.hidden(params, rows.tokens, at, key=key, source=(x, source_at))

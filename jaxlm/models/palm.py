@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, position_bias, rope
+from jaxlm.ops import norm, position_bias, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -82,15 +83,12 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        if self.rotary is not None and not 2 <= self.rotary <= self.head:
-            raise ValueError(
-                f"model.rotary: {self.rotary} given; from 2 to model.head={self.head}, or None"
-            )
+        check.within("model", self, "rotary", least=2, most=self.head)
         if self.rotary is not None:
-            check.even(self, "rotary", "rotary embedding turns pairs")
+            check.even(self, "rotary")
         if self.scaling is not None and self.rotary is None:
             raise ValueError(
-                f"model.scaling: {self.scaling} given; model.rotary=None turns nothing"
+                f"model.scaling: {self.scaling} given with model.rotary=None, which rotates nothing"
             )
         if self.block == "sequential" and self.shared_norm:
             raise ValueError(
@@ -110,25 +108,9 @@ def spec(cfg: Config) -> param.Tree:
         tree = {"scale": p("embed", init=param.ones)}
         return tree | {"bias": p("embed", init=param.zeros)} if cfg.norm_bias else tree
 
-    def layer(kind: str) -> param.Tree:
-        attn = {
-            "q": p("embed -> heads head"),
-            "k": p("embed -> kv head"),
-            "v": p("embed -> kv head"),
-            "o": p("heads head -> embed", init=out),
-        }
-        if cfg.attn_bias:
-            attn |= {
-                "q_bias": p("heads head", init=param.zeros),
-                "k_bias": p("kv head", init=param.zeros),
-                "v_bias": p("kv head", init=param.zeros),
-                "o_bias": p("embed", init=param.zeros),
-            }
-        if cfg.qk_norm:
-            attn |= {
-                "q_norm": p("heads head", init=param.ones),
-                "k_norm": p("kv head", init=param.ones),
-            }
+    def weights(kind: str) -> param.Tree:
+        bias, qk_norm = cfg.attn_bias, "heads head" if cfg.qk_norm else None
+        attn = mha.spec(p, out=out, bias=bias, out_bias=bias, qk_norm=qk_norm)
         tree = {
             "attn_norm": norm_weights(),
             "attn": attn,
@@ -140,7 +122,7 @@ def spec(cfg: Config) -> param.Tree:
     table = cfg.embed**-0.5 / (1.0 if cfg.logit_scale is None else cfg.logit_scale)
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(table))},
-        "stack": stack.spec([(cfg.layers, (cfg.block,))], layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": norm_weights(),
     }
     if not cfg.tied:
@@ -148,28 +130,31 @@ def spec(cfg: Config) -> param.Tree:
     return tree | {"unembed_bias": p("vocab", init=param.zeros)} if cfg.unembed_bias else tree
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
-    return [mha.reach(None, cfg.heads, cfg.head)] * cfg.layers
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
+    return cfg.layers * [mha.layer(cfg.block, cfg.heads, cfg.kv, cfg.head)]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     act = ffn.ACTIVATIONS[cfg.activation]
-    turn = slope = None
+    rotary = slope = None
     if cfg.rotary is not None:
-        turn = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
+        rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
     if cfg.alibi is not None:
         slope = position_bias.alibi(cfg.alibi * position_bias.slopes(cfg.heads))
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
 
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
         return norm.layer_norm(x, w["scale"], w.get("bias"), cfg.eps)
 
+    def qk_norm(w: jax.Array, x: jax.Array) -> jax.Array:
+        return norm.layer_norm(x, w, None, cfg.eps)
+
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
@@ -177,37 +162,24 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
         h = layer_norm(w["attn_norm"], x)
-        y, entries = attend(w["attn"], h, at, memory)
-        if kind == "sequential":
+        q, k, v = mha.project(w["attn"], h, at, norm=qk_norm, rotary=rotary)
+        y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope)
+        y = mha.output(w["attn"], y)
+        if layer.kind == "sequential":
             x = x + y
             return x + ffn.apply(w["ffn"], layer_norm(w["ffn_norm"], x), act), entries
         if "ffn_norm" in w:
             h = layer_norm(w["ffn_norm"], x)
         return x + y + ffn.apply(w["ffn"], h, act), entries
 
-    def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
-        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
-        if "q_bias" in w:
-            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
-        if "q_norm" in w:
-            q = norm.layer_norm(q, w["q_norm"], None, cfg.eps)
-            k = norm.layer_norm(k, w["k_norm"], None, cfg.eps)
-        if turn is not None:
-            q, k = rope.apply(q, at.positions, turn), rope.apply(k, at.positions, turn)
-        y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope)
-        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
-        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
-
     return decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
         norm=layer_norm,
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         scale=cfg.logit_scale,
         context=rope.limit(cfg.scaling, cfg.context),
     )

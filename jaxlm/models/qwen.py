@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, moe, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, norm, rope, routing
+from jaxlm.ops import norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -76,22 +77,18 @@ class Config:
     def __post_init__(self) -> None:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
-        check.even(self, "head", "rotary embedding turns pairs")
+        check.even(self, "head")
         check.pattern(self)
         if self.experts is None:
             given = {"shared_ffn": self.shared_ffn, "dense": self.dense, "capacity": self.capacity}
             for name, value in given.items():
-                if value:
-                    raise ValueError(f"model.{name}: {value} given; there are no model.experts")
+                check.field(f"model.{name}", value, not value, "left out without model.experts")
             return
-        check.positive(self, "experts", "active", "expert_ffn")
-        if self.active > self.experts:
-            raise ValueError(
-                f"model.active: {self.active} given; there are model.experts={self.experts}"
-            )
+        check.positive(self, "experts", "expert_ffn")
+        check.within("model", self, "active", least=1, most=self.experts)
         for layer in self.dense:
-            if not 0 <= layer < self.layers:
-                raise ValueError(f"model.dense: {layer} given; layers are 0 .. {self.layers - 1}")
+            ok = 0 <= layer < self.layers
+            check.field("model.dense", layer, ok, f"a layer's number, 0 .. {self.layers - 1}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -117,23 +114,9 @@ def spec(cfg: Config) -> param.Tree:
         shared = ffn.spec(wide, gated=True, bias=False, out=out)
         return moe.spec(small, out=out, shared=shared, shared_gate=True)
 
-    def layer(kind: str) -> param.Tree:
-        attn = {
-            "q": p("embed -> heads head"),
-            "k": p("embed -> kv head"),
-            "v": p("embed -> kv head"),
-            "o": p("heads head -> embed", init=out),
-        }
-        if cfg.bias:
-            attn |= {
-                "q_bias": p("heads head", init=param.zeros),
-                "k_bias": p("kv head", init=param.zeros),
-                "v_bias": p("kv head", init=param.zeros),
-            }
-        if cfg.out_bias:
-            attn |= {"o_bias": p("embed", init=param.zeros)}
-        if cfg.qk_norm:
-            attn |= {f"{n}_norm": p("head", init=param.ones) for n in "qk"}
+    def weights(kind: str) -> param.Tree:
+        qk_norm = "head" if cfg.qk_norm else None
+        attn = mha.spec(p, out=out, bias=cfg.bias, out_bias=cfg.out_bias, qk_norm=qk_norm)
         feed = {"ffn": ffn.spec(p, gated=True, bias=False, out=out)}
         return {
             "attn_norm": p("embed", init=param.ones),
@@ -143,47 +126,46 @@ def spec(cfg: Config) -> param.Tree:
 
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(cfg.embed**-0.5))},
-        "stack": stack.spec(stack.segments(cfg.kinds), layer),
+        "stack": stack.spec(layers(cfg), weights),
         "norm": p("embed", init=param.ones),
     }
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def _window(cfg: Config, kind: str) -> int | None:
-    return cfg.window if kind.startswith("local") else None
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, in order."""
 
+    def layer(kind: str) -> Layer:
+        window = cfg.window if kind.startswith("local") else None
+        active = cfg.active if kind.endswith("_moe") else 1
+        return mha.layer(kind, cfg.heads, cfg.kv, cfg.head, window, active=active)
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each layer's attention."""
-    return [mha.reach(_window(cfg, kind), cfg.heads, cfg.head) for kind in cfg.kinds]
-
-
-def experts_per_token(cfg: Config) -> int:
-    """Experts of a layer that a token meets, the shared one not counted."""
-    return cfg.active
+    return [layer(kind) for kind in cfg.kinds]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
-    turns = rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)
+    rotary = rope.frequencies(cfg.head, cfg.theta, cfg.scaling, cfg.context)
     rule = routing.Rule(cfg.active, renormalise=cfg.renormalise)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
 
     def rms(w: jax.Array, x: jax.Array) -> jax.Array:
         return norm.rms_norm(x, w, cfg.eps)
 
     def block(
-        kind: str,
+        layer: Layer,
         w: param.Tree,
         x: jax.Array,
         at: At,
         memory: mha.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
-        h, entries = attend(kind, w["attn"], rms(w["attn_norm"], x), at, memory)
-        x = x + h
+        h = rms(w["attn_norm"], x)
+        q, k, v = mha.project(w["attn"], h, at, norm=rms, rotary=rotary)
+        y, entries = mha.attend(q, k, v, at, memory, plan, window=layer.window)
+        x = x + mha.output(w["attn"], y)
         h = rms(w["ffn_norm"], x)
         if "moe" in w:
             h, stats = moe.apply(w["moe"], h, at, rule, plan, capacity=cfg.capacity)
@@ -191,29 +173,14 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             h, stats = ffn.apply(w["ffn"], h, jax.nn.silu), {}
         return x + h, stats if memory is None else entries
 
-    def attend(
-        kind: str, w: param.Tree, h: jax.Array, at: At, memory: mha.Memory
-    ) -> tuple[jax.Array, mha.Out]:
-        q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
-        k = linear.einsum("BTD,DKH->BTKH", h, w["k"])
-        v = linear.einsum("BTD,DKH->BTKH", h, w["v"])
-        if "q_bias" in w:
-            q, k, v = (a + w[f"{n}_bias"].astype(a.dtype) for n, a in zip("qkv", (q, k, v)))
-        if "q_norm" in w:
-            q, k = rms(w["q_norm"], q), rms(w["k_norm"], k)
-        q, k = (rope.apply(a, at.positions, turns) for a in (q, k))
-        y, entries = mha.attend(q, k, v, at, memory, plan, window=_window(cfg, kind))
-        y = linear.einsum("BTNH,NHD->BTD", y, w["o"])
-        return y + w["o_bias"].astype(y.dtype) if "o_bias" in w else y, entries
-
     return decoder.build(
         cfg,
         spec(cfg),
         plan,
+        layers=layers(cfg),
         embed=embed,
         block=block,
         norm=rms,
-        memory=lambda kind, batch, slots: mha.cache(batch, slots, cfg.kv, cfg.head),
         context=rope.limit(cfg.scaling, cfg.context),
     )
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import attention as ops_attention
 from jaxlm.ops import linear, norm, position_bias
@@ -72,13 +73,11 @@ class Config:
         check.positive(self, "context")
         if self.buckets < 4 or self.buckets % 2 or self.farthest <= self.buckets // 2:
             raise ValueError(
-                f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; an even "
-                "number of at least 4 is needed, and a farthest distance above half of it"
+                f"model.buckets: {self.buckets} given with model.farthest={self.farthest}; it must "
+                "be even and at least 4, and model.farthest above half of it"
             )
-        if not 0 <= self.start < self.vocab:
-            raise ValueError(f"model.start: {self.start} given; a token id below {self.vocab}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: {self.dropout} given; it must be in [0, 1)")
+        check.within("model", self, "start", least=0, below=self.vocab)
+        check.within("model", self, "dropout", least=0, below=1)
 
 
 def spec(cfg: Config) -> param.Tree:
@@ -91,44 +90,43 @@ def spec(cfg: Config) -> param.Tree:
         vocab=cfg.vocab,
         embed=cfg.embed,
         heads=cfg.heads,
+        kv=cfg.heads,
         head=cfg.head,
         ffn=cfg.ffn,
         buckets=cfg.buckets,
     )
     width = param.normal(cfg.embed**-0.5)
 
-    def attn() -> param.Tree:
-        return {
-            "q": p("embed -> heads head", init=param.fan_in(cfg.head**-0.5)),
-            "k": p("embed -> heads head"),
-            "v": p("embed -> heads head"),
-            "o": p("heads head -> embed"),
-        }
+    attn = mha.spec(p, out=param.fan_in())
+    attn |= {"q": p("embed -> heads head", init=param.fan_in(cfg.head**-0.5))}
 
-    def layer(kind: str) -> param.Tree:
-        parts = {"attn": attn(), "attn_norm": p("embed", init=param.ones)}
+    def weights(kind: str) -> param.Tree:
+        parts = {"attn": attn, "attn_norm": p("embed", init=param.ones)}
         if kind == "decoder":
-            parts |= {"cross": attn(), "cross_norm": p("embed", init=param.ones)}
+            parts |= {"cross": attn, "cross_norm": p("embed", init=param.ones)}
         feed = ffn.spec(p, gated=cfg.gated, bias=False, out=param.fan_in())
         return parts | {"ffn": feed, "ffn_norm": p("embed", init=param.ones)}
 
     tree = {
         "embed": {"table": p("vocab embed", init=param.normal(1.0))},
-        "encoder": stack.spec([(cfg.encoder, ("encoder",))], layer),
+        "encoder": stack.spec(layers(cfg)[: cfg.encoder], weights),
         "encoder_bias": p("buckets heads", init=width),
         "encoder_norm": p("embed", init=param.ones),
-        "stack": stack.spec([(cfg.layers, ("decoder",))], layer),
+        "stack": stack.spec(layers(cfg)[cfg.encoder :], weights),
         "bias": p("buckets heads", init=width),
         "norm": p("embed", init=param.ones),
     }
     return tree if cfg.tied else tree | {"unembed": p("embed -> vocab")}
 
 
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Cost of each attention: of the encoder's layers, and the two of each decoder layer."""
-    pair = 4 * cfg.heads * cfg.head
-    one, own, other = (mha.Reach(None, pair, o) for o in ("around", "past", "source"))
-    return cfg.encoder * [one] + cfg.layers * [own, other]
+def layers(cfg: Config) -> list[Layer]:
+    """Every layer, the encoder's first; a layer of the decoder reads the source too."""
+    sizes = (cfg.heads, cfg.heads, cfg.head)
+    read, write = (
+        mha.layer("encoder", *sizes, over="around"),
+        mha.layer("decoder", *sizes, cross=True),
+    )
+    return cfg.encoder * [read] + cfg.layers * [write]
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
@@ -137,7 +135,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     Its `hidden` is the decoder's and takes source=(x, at), see `Source`: a decoder token reads the
     source tokens of its own segment, so that several pairs may be packed into a row.
     """
-    sp = spec(cfg)
+    sp, written = spec(cfg), layers(cfg)[cfg.encoder :]
 
     def hidden(
         params: param.Tree,
@@ -153,33 +151,33 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             cfg,
             sp,
             plan,
+            layers=written,
             embed=functools.partial(_embed, cfg, plan),
             block=functools.partial(_decode, cfg, plan, params["bias"], source),
             norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-            memory=memory,
             context=None,
         )
         # the decoder's draws are not the encoder's
         out = reading.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3))
         return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
 
-    def memory(kind: str, batch: int, slots: int) -> dict[str, param.Param]:
-        return mha.cache(batch, slots, cfg.heads, cfg.head)
-
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         return decoder.logits(head, x, scale=cfg.embed**-0.5 if cfg.scaled else None)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
-        return tuple(memory(kind, batch, slots) for kind in stack.layers(sp["stack"]))
+        return tuple(layer.cache(batch, slots) for layer in written)
 
     encode = functools.partial(_encode, cfg, plan)
-    return Model(cfg, sp, hidden, decoder.head, unembed, empty, None, encode=encode, cross=_cross)
+    return Model(
+        cfg, sp, hidden, decoder.head, unembed, empty, None,
+        kind="encoder_decoder", encode=encode, cross=_cross,
+    )  # fmt: skip
 
 
 def _embed(
     cfg: Config, plan: Plan, w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None
 ) -> jax.Array:
-    x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)
+    x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
     return dropout(x, cfg.dropout, _fold(key, 2**31 - 1))
 
 
@@ -214,7 +212,7 @@ def _decode(
     plan: Plan,
     table: jax.Array,
     source: Source,
-    kind: str,
+    layer: Layer,
     w: param.Tree,
     x: jax.Array,
     at: At,
@@ -243,10 +241,10 @@ def _attend(
     table: jax.Array,
     causal: bool,
 ) -> tuple[jax.Array, mha.Out]:
-    q, k, v = (linear.einsum("BTD,DNH->BTNH", h, w[n]) for n in "qkv")
+    q, k, v = mha.project(w, h, at)
     near = position_bias.bucketed(table, cfg.farthest, causal)
     y, out = mha.attend(q, k, v, at, memory, plan, causal=causal, scale=1.0, bias=near)
-    return linear.einsum("BTNH,NHD->BTD", y, w["o"]), out
+    return mha.output(w, y), out
 
 
 def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
@@ -257,7 +255,7 @@ def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
     y = ops_attention.attend(
         q, read["keys"], read["values"], at, source_at, causal=False, scale=1.0
     )
-    return linear.einsum("BTNH,NHD->BTD", y, w["o"])
+    return mha.output(w, y)
 
 
 def _project(w: param.Tree, x: jax.Array) -> param.Tree:

@@ -57,6 +57,4 @@ def build(
 
 def fitting(model: Model) -> str:
     """The name of the objective that pretrains a model of this kind."""
-    if model.encode is not None:
-        return "seq2seq"
-    return "clm" if model.causal else "mlm"
+    return {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "seq2seq"}[model.kind]

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Batch
 from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
@@ -38,11 +38,8 @@ class Config:
     (DeepSeek V3 used 0.3, in the last third of its training 0.1)."""
 
     def __post_init__(self) -> None:
-        for name in ("z_loss", "balance", "router_z", "bias_speed", "ahead"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"objective.{name}: {getattr(self, name)} given; it must not be negative"
-                )
+        names = ("z_loss", "balance", "router_z", "bias_speed", "ahead")
+        check.within("objective", self, *names, least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -91,18 +88,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
 
 def _check(cfg: Config, model: Model) -> None:
-    routed = moe.has(model.spec)
-    for name in ("balance", "router_z"):
-        if getattr(cfg, name) and not routed:
-            raise ValueError(
-                f"objective.{name}: {getattr(cfg, name)} given, but the model has no experts; 0 is "
-                "right"
-            )
-    if cfg.bias_speed and not moe.has(model.spec, "select_bias"):
-        raise ValueError(
-            f"objective.bias_speed: {cfg.bias_speed} given, but the model's routers have no "
-            "select_bias; 0 is right"
-        )
+    load_balancing.check_model(cfg, model)
     if model.ahead is not None and not cfg.ahead:
         raise ValueError(
             "objective.ahead: 0 given, which leaves weights of this model untrained; give a "

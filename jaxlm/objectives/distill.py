@@ -10,11 +10,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.ops.losses import cross_entropy, divergence
 from jaxlm.parallel.plan import Plan
 
@@ -46,21 +46,16 @@ class Config:
     outcome, in the student too. None with `frozen`, which uses all."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.teacher), "teacher", self.teacher, "a run directory")
-        _check(0 <= self.beta <= 1, "beta", self.beta, "in [0, 1]")
-        _check(0 < self.temperature < float("inf"), "temperature", self.temperature, "positive")
-        _check(self.power >= 0, "power", self.power, "0 or more")
-        _check(0 <= self.hard < 1, "hard", self.hard, "in [0, 1); 1 would not read the teacher")
+        check.field("objective.teacher", self.teacher, bool(self.teacher), "a run directory")
+        check.within("objective", self, "beta", least=0, most=1)
+        check.within("objective", self, "temperature", above=0)
+        check.within("objective", self, "power", least=0)
+        check.within("objective", self, "hard", least=0, below=1)  # 1 would not read the teacher
         if self.read == "stored":
-            right = self.top_k is not None and self.top_k >= 1
-            _check(right, "top_k", self.top_k, "at least 1 with read='stored'")
+            ok, fits = self.top_k is not None and self.top_k >= 1, "at least 1 with read='stored'"
         else:
-            _check(self.top_k is None, "top_k", self.top_k, "None with read='frozen'")
-
-
-def _check(right: bool, field: str, value: object, fit: str) -> None:
-    if not right:
-        raise ValueError(f"objective.{field}: {value!r} given; it must be {fit}")
+            ok, fits = self.top_k is None, "None with read='frozen'"
+        check.field("objective.top_k", self.top_k, ok, fits)
 
 
 def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
@@ -84,7 +79,7 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
             heads["teacher"] = jax.lax.stop_gradient(teacher.head(frozen["teacher"]))
             theirs = log_probs.forward(teacher, frozen["teacher"], batch).x
             given = (jax.lax.stop_gradient(theirs),)
-        told = cross_entropy.per_token(
+        terms = cross_entropy.per_token(
             lambda heads, *piece: _tokens(cfg, model, teacher, heads, *piece),
             heads,
             (x, batch.targets, *given),
@@ -92,7 +87,7 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
         )
         # no value of a position without weight counts, not even one that is not finite
         sums = {name: jnp.sum(jnp.where(batch.weight > 0, batch.weight * value, 0.0))
-                for name, value in told.items()}  # fmt: skip
+                for name, value in terms.items()}  # fmt: skip
         soft = (1 - cfg.hard) * cfg.temperature**cfg.power
         total = soft * sums["divergence"] + cfg.hard * sums["nll"]
         return total, jnp.sum(batch.weight), sums
@@ -143,9 +138,8 @@ def _tokens(
 
 
 def _check_pair(cfg: Config, model: Model, teacher: Model) -> None:
-    for who, one in (("model", model), ("objective.teacher", teacher)):
-        if one.encode is not None or not one.causal:
-            raise ValueError(f"{who}: distill is for decoders, and this model is none")
+    check_kind(model, "decoder", "distill")
+    check_kind(teacher, "decoder", "distill", "objective.teacher")
     if model.cfg.vocab != teacher.cfg.vocab:
         raise ValueError(
             f"objective.teacher: {cfg.teacher} has {teacher.cfg.vocab} ids, the student "

@@ -1,12 +1,29 @@
 """Losses that keep a mixture's experts in use, and metrics of their loads."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import check
+from jaxlm.models.layers import moe
+from jaxlm.models.model import Model
 from jaxlm.ops import routing
 
 # The layers' statistics, as `models.moe.apply` makes them: float32[layers with experts, ...].
 Stats = dict[str, jax.Array]
+
+
+def check_model(cfg: Any, model: Model) -> None:
+    """Raises: ValueError for balance, router_z or bias_speed of an objective's Config where the
+    model has no experts, or no bias to move."""
+    routed, biased = moe.has(model.spec), moe.has(model.spec, "select_bias")
+    for name in ("balance", "router_z"):
+        value = getattr(cfg, name)
+        fits = "0 for a model without experts"
+        check.field(f"objective.{name}", value, routed or not value, fits)
+    ok, fits = biased or not cfg.bias_speed, "0 for a model without select_bias"
+    check.field("objective.bias_speed", cfg.bias_speed, ok, fits)
 
 
 def loss(stats: Stats, balance: float, router_z: float) -> jax.Array:

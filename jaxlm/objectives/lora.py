@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, Stored
 from jaxlm.ops import linear, quant
@@ -47,20 +47,16 @@ class Lora:
     they are."""
 
     def __post_init__(self) -> None:
-        _check(self.rank >= 1, "rank", self.rank, "at least 1")
-        _check(0 < self.alpha < math.inf, "alpha", self.alpha, "a positive number")
-        _check(bool(self.targets), "targets", self.targets, 'paths such as "stack/*/q"')
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check.within("adapter", self, "rank", least=1)
+        check.within("adapter", self, "alpha", above=0)
+        check.within("adapter", self, "dropout", least=0, below=1)
+        fits = 'paths such as "stack/*/q"'
+        check.field("adapter.targets", self.targets, bool(self.targets), fits)
 
     @property
     def scale(self) -> float:
         """The factor on the product of `a` and `b`."""
         return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
-
-
-def _check(ok: bool, field: str, value: Any, fit: str) -> None:
-    if not ok:
-        raise ValueError(f"adapter.{field}: {value!r} given; it must be {fit}")
 
 
 def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
@@ -98,10 +94,10 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
         drop = None
         if key is not None and cfg.dropout:
             key, drop = jax.random.split(key)
-        whole = joined(cfg, base, params[ADAPTER], drop) | {n: params[n] for n in heads}
+        adapted = joined(cfg, base, params[ADAPTER], drop) | {n: params[n] for n in heads}
         others = {n: {k: base[k] for k in part.spec} for n, part in shared.items()}
         others |= {n: frozen[n] for n in apart}
-        return objective.loss(whole, others, batch, key)
+        return objective.loss(adapted, others, batch, key)
 
     return Objective(
         {ADAPTER: spec(model.spec, cfg)} | heads,
@@ -115,8 +111,8 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
 
 def spec(weights: param.Tree, cfg: Lora) -> param.Tree:
     """The adapters of a model's weights: {path of a target: {"a", "b"}}. Raises: as `targets`."""
-    found = targets(weights, cfg)
-    return param.nested({path: _pair(p, cfg.rank) for path, p in found.items()})
+    chosen = targets(weights, cfg)
+    return param.nested({path: _pair(p, cfg.rank) for path, p in chosen.items()})
 
 
 def targets(spec: param.Tree, cfg: Lora) -> dict[str, param.Param]:
@@ -127,15 +123,15 @@ def targets(spec: param.Tree, cfg: Lora) -> dict[str, param.Param]:
     """
     flat = param.flatten(spec)
     matrices = {path: p for path, p in flat.items() if p.inputs}
-    found: dict[str, param.Param] = {}
+    chosen: dict[str, param.Param] = {}
     for pattern in cfg.targets:
         hits = {path: p for path, p in matrices.items() if fnmatch.fnmatchcase(path, pattern)}
         if not hits:
             near = difflib.get_close_matches(pattern, matrices, 3, 0.0)
             what = "no matrix" if fnmatch.filter(flat, pattern) else "no weight"
             raise ValueError(f"adapter.targets: {pattern!r} matches {what}; the nearest are {near}")
-        found |= hits
-    for path, p in found.items():
+        chosen |= hits
+    for path, p in chosen.items():
         if not single(p):
             raise ValueError(
                 f"adapter.targets: {path} is a matrix for each of {p.axes[: p.copies]}; adapters "
@@ -144,9 +140,9 @@ def targets(spec: param.Tree, cfg: Lora) -> dict[str, param.Param]:
         if cfg.dropout and not p.copies:
             raise ValueError(
                 f"adapter.dropout: {cfg.dropout} given, and {path} in adapter.targets, which "
-                "stands beside the layers; 0 is right"
+                "is not a weight of the layers; it must be 0"
             )
-    return {path: found[path] for path in flat if path in found}
+    return {path: chosen[path] for path in flat if path in chosen}
 
 
 def single(p: param.Param) -> bool:

@@ -6,10 +6,10 @@ the text, and its weight is 1 at the holes. The loss does not depend on a mask t
 
 import dataclasses
 
-from jaxlm.core import config
+from jaxlm.core import check
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Objective, check_kind
 from jaxlm.parallel.plan import Plan
 
 
@@ -23,8 +23,7 @@ class Config:
     """Weight of log(Z)^2, which keeps logits near normalised."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss: {self.z_loss} given; it must not be negative")
+        check.within("objective", self, "z_loss", least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -33,10 +32,5 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that sees only the past, or that reads pairs.
     """
-    if model.causal or model.encode is not None:
-        raise ValueError(
-            f"objective: mlm fills in tokens from both sides, and a {config.kind(type(model.cfg))} "
-            "model cannot; take a model that reads both ways (bert)"
-        )
-
+    check_kind(model, "encoder", "mlm")
     return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))

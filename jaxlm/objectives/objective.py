@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlm.core import param
+from jaxlm.core import config, param
+from jaxlm.models.model import Kind, Model
 
 # loss(params, frozen, batch, key) -> (sum, weight, {name: sum}). The step divides by the total
 # weight once, over all micro-batches and devices, so the result does not depend on the cut.
@@ -15,6 +16,12 @@ Loss = Callable[
     tuple[jax.Array, jax.Array, dict[str, jax.Array]],
 ]
 
+
+_KINDS: dict[Kind, str] = {
+    "decoder": "a decoder",
+    "encoder": "an encoder (bert)",
+    "encoder_decoder": "an encoder-decoder (t5)",
+}
 
 # The step's sums, over all micro-batches and devices, by name.
 Sums = dict[str, jax.Array]
@@ -84,3 +91,13 @@ class Objective(NamedTuple):
     frozen: dict[str, Frozen] = {}
     weights: Callable[[param.Tree, param.Tree], param.Tree] = _trained
     begun: dict[str, Begun] = {}
+
+
+def check_kind(model: Model, kind: Kind, name: str, field: str = "model") -> None:
+    """Raises: ValueError for a model of another kind than the objective `name` reads."""
+    if model.kind != kind:
+        family = config.kind(type(model.cfg))
+        raise ValueError(
+            f"objective: {name} given with {field} {family}, which is not {_KINDS[kind]}; "
+            f"{name} requires one"
+        )

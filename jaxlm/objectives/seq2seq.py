@@ -3,10 +3,10 @@ spans cut out by `data.span` it is T5's pretraining (Raffel et al. 2020, section
 
 import dataclasses
 
-from jaxlm.core import config
+from jaxlm.core import check
 from jaxlm.models.model import Model
 from jaxlm.objectives import targets
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Objective, check_kind
 from jaxlm.parallel.plan import Plan
 
 
@@ -20,8 +20,7 @@ class Config:
     """Weight of log(Z)^2, which keeps logits near normalised (T5 used 1e-4)."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss: {self.z_loss} given; it must not be negative")
+        check.within("objective", self, "z_loss", least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -30,10 +29,5 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that is no encoder-decoder.
     """
-    if model.encode is None:
-        raise ValueError(
-            "objective: seq2seq writes a target for a source, and a "
-            f"{config.kind(type(model.cfg))} model has no encoder; take an encoder-decoder (t5)"
-        )
-
+    check_kind(model, "encoder_decoder", "seq2seq")
     return Objective(model.spec, targets.likelihood(model, plan, cfg.z_loss))

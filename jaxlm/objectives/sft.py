@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, param
+from jaxlm.core import check, param
 from jaxlm.models.model import Hidden, Model
 from jaxlm.objectives import clm
-from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.objective import Objective, check_kind
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
@@ -27,8 +27,7 @@ class Config:
     conversation of L tokens (Jain et al. 2023, algorithm 1, who used 5 to 15). 0 adds none."""
 
     def __post_init__(self) -> None:
-        if self.neftune < 0:
-            raise ValueError(f"objective.neftune: {self.neftune} given; it must not be negative")
+        check.within("objective", self, "neftune", least=0)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -36,12 +35,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not predict the next token; as `clm.build`.
     """
-    if not model.causal or model.encode is not None:
-        family = config.kind(type(model.cfg))
-        raise ValueError(
-            f"objective: sft given with model {family}, which does not continue a text; a decoder "
-            "is needed"
-        )
+    check_kind(model, "decoder", "sft")
     return clm.build(cfg.token, noisy(model, cfg.neftune) if cfg.neftune else model, plan)
 
 

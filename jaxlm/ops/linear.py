@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import string
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -113,6 +114,12 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     if jax.default_backend() == "cpu":
         return _product(summed, leading, dtype, x, w)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> jax.Array:
+    """`einsum` with weights[name], plus weights[name + "_bias"] where there is one."""
+    y = einsum(spec, x, weights[name])
+    return y + weights[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in weights else y
 
 
 def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import check
+
 
 class Rotary(NamedTuple):
     """freqs float32[R/2]: the angle of each pair per position. attention: the factor on
@@ -36,7 +38,7 @@ class Linear:
     """Factor by which the context grows."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1)
+        check.within("", self, "factor", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Ntk:
     """Factor by which the slowest pair is slowed."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1)
+        check.within("", self, "factor", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Dynamic:
     """Context the model was trained at."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1, original=1)
+        check.within("", self, "factor", "original", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +85,9 @@ class Llama3:
     """Context the model was trained at."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1, low=0, original=1)
-        if self.high <= self.low:
-            raise ValueError(f"high: {self.high} given; more than low={self.low} is needed")
+        check.within("", self, "factor", "original", least=1)
+        check.within("", self, "low", least=0)
+        check.field("high", self.high, self.high > self.low, f"above low={self.low}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +116,10 @@ class Yarn:
     """Whether the ends of the blend are rounded outwards to whole pairs."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1, original=1, beta_slow=0, attention=0)
-        if self.beta_fast <= self.beta_slow:
-            raise ValueError(
-                f"beta_fast: {self.beta_fast} given; more than beta_slow={self.beta_slow} is needed"
-            )
+        check.within("", self, "factor", "original", least=1)
+        check.within("", self, "beta_slow", "attention", least=0)
+        ok, fits = self.beta_fast > self.beta_slow, f"above beta_slow={self.beta_slow}"
+        check.field("beta_fast", self.beta_fast, ok, fits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +140,11 @@ class LongRope:
     """Factor on queries and keys; None takes sqrt(1 + log(factor) / log(original))."""
 
     def __post_init__(self) -> None:
-        _least(self, factor=1, original=2, attention=0)
+        check.within("", self, "factor", least=1)
+        check.within("", self, "original", least=2)
+        check.within("", self, "attention", least=0)
         for name, values in (("short", self.short), ("long", self.long)):
-            if any(value <= 0 for value in values):
-                raise ValueError(f"{name}: {values} given; factors must be positive")
+            check.field(name, values, all(value > 0 for value in values), "positive factors")
         if len(self.short) != len(self.long):
             raise ValueError(
                 f"long: {len(self.long)} factors given, and short has {len(self.short)}; each "
@@ -170,7 +172,7 @@ def frequencies(
     needs a context, or LongRope's factors are not R/2.
     """
     if rotary_dim % 2 or rotary_dim < 2:
-        raise ValueError(f"rotary_dim: {rotary_dim} given; rotary positions turn pairs, 2 or more")
+        raise ValueError(f"rotary_dim: {rotary_dim} given; it must be even and at least 2")
     if theta <= 0:
         raise ValueError(f"theta must be positive, got {theta}")
     # float64 on the host, rounded once: every backend then sees the same 32-bit angles
@@ -271,13 +273,6 @@ def _known(scaling: Scaling, context: int | None) -> int:
     return context
 
 
-def _least(scaling: Scaling, **least: float) -> None:
-    for name, bound in least.items():
-        value = getattr(scaling, name)
-        if value is not None and value < bound:
-            raise ValueError(f"{name}: {value} given; at least {bound} is needed")
-
-
 def apply(
     x: jax.Array, positions: jax.Array, rotary: Rotary, interleaved: bool = False
 ) -> jax.Array:
@@ -293,7 +288,9 @@ def apply(
     """
     turned = 2 * len(rotary.freqs)
     if x.shape[-1] < turned:
-        raise ValueError(f"x: heads of {x.shape[-1]} given; {turned} dimensions are to be turned")
+        raise ValueError(
+            f"x: heads of {x.shape[-1]} given; RoPE rotates {turned} dimensions of each"
+        )
     angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs  # [B,T,1,R/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rotary.attention != 1.0:

@@ -110,8 +110,8 @@ def first_largest(x: jax.Array) -> jax.Array:
     CPU."""
     index = jnp.arange(x.shape[-1], dtype=jnp.int32)
     largest = jnp.max(x, axis=-1, keepdims=True)
-    found = jnp.min(jnp.where(x == largest, index, x.shape[-1]), axis=-1)
-    return jnp.minimum(found, x.shape[-1] - 1)  # a row of NaN has no maximum
+    place = jnp.min(jnp.where(x == largest, index, x.shape[-1]), axis=-1)
+    return jnp.minimum(place, x.shape[-1] - 1)  # a row of NaN has no maximum
 
 
 def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:

@@ -112,9 +112,9 @@ def _on_abort(act: Callable[[], None]) -> Iterator[None]:
 def _end(python: IO[str], log: IO[str]) -> None:
     """Say who is lost, and end this process."""
     with open(log.name, encoding="utf-8", errors="replace") as file:
-        told = file.read()
+        report = file.read()
     print(
-        f"jaxlm: {_who(told)} of this run is lost, so this one ends too; all up to the last "
+        f"jaxlm: {_who(report)} of this run is lost, so this one ends too; all up to the last "
         "checkpoint is saved, and the same command on every process resumes: "
         f"{logs.command()} (details: {log.name})",
         file=python,
@@ -124,12 +124,12 @@ def _end(python: IO[str], log: IO[str]) -> None:
     os._exit(LOST)
 
 
-def _who(told: str) -> str:
+def _who(report: str) -> str:
     """The lost processes, by the coordinator's report."""
-    named = re.findall(r"stopped sending heartbeats\):\n([\d, \n]*\d)", told)
-    named += re.findall(r"task:(\d+)[^\n]*(?:heartbeat|unhealthy|disconnect)", told)
+    named = re.findall(r"stopped sending heartbeats\):\n([\d, \n]*\d)", report)
+    named += re.findall(r"task:(\d+)[^\n]*(?:heartbeat|unhealthy|disconnect)", report)
     numbers = sorted({int(n) for text in named for n in re.findall(r"\d+", text)})
     if numbers:
         return f"process {', '.join(map(str, numbers))}"
     # only the coordinator's own end closes the connection to it
-    return "process 0, the coordinator," if "PollForError" in told else "another process"
+    return "process 0, the coordinator," if "PollForError" in report else "another process"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.parallel import rules
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -43,9 +43,7 @@ class Plan:
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
 
     def __post_init__(self) -> None:
-        for name in (*MESH_AXES, "microbatches", "unroll", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"plan.{name}: {getattr(self, name)} given; at least 1 is needed")
+        check.within("plan", self, *MESH_AXES, "microbatches", "unroll", "loss_chunk", least=1)
 
     @property
     def devices(self) -> int:

@@ -15,12 +15,12 @@ def batch(plan: Plan, local: Any) -> Any:
     Raises: ValueError naming the batch if its rows do not divide over the mesh.
     """
     processes = jax.process_count()
-    whole = jax.tree.map(
+    gathered = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * processes, *x.shape[1:]), x.dtype), local
     )
     return jax.tree.map(
         lambda where, x, like: jax.make_array_from_process_local_data(where, x, like.shape),
-        plan.shard_batch(whole),
+        plan.shard_batch(gathered),
         local,
-        whole,
+        gathered,
     )

@@ -33,7 +33,7 @@ def test_scaling(run, args):
 @pytest.mark.parametrize(
     ("run", "args", "said"),
     [
-        (YARN, ["--model.scaling.factor", "0.5"], "factor: 0.5 given; at least 1 is needed"),
+        (YARN, ["--model.scaling.factor", "0.5"], "factor: 0.5 given; it must be at least 1"),
         (YARN, ["--model.scaling.low", "1"], "--model.scaling.low"),
         (PLAIN, ["model.scaling:yarm"], "model.scaling:yarn"),
     ],

@@ -145,7 +145,7 @@ def test_the_model_is_the_configs_own_family(place, capsys):
     ("args", "expected"),
     [
         (["--model.heads", "3", "--model.kv", "2"], "model.kv: 2 does not divide model.heads=3"),
-        (["--plan.data", "0"], "plan.data: 0 given; at least 1 is needed"),
+        (["--plan.data", "0"], "plan.data: 0 given; it must be at least 1"),
         (["stray"], "stray"),
     ],
 )

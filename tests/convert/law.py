@@ -100,7 +100,7 @@ def ours(cfg: Any, params: Any, ids: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def run(params: Any) -> jax.Array:
-        if built.encode is None:
+        if built.kind != "encoder_decoder":
             return model_.logits(built, params, ids, at)
         source = (built.encode(params, ids, at), at)
         return built.unembed(built.head(params), built.hidden(params, ids, at, source=source).x)

@@ -47,7 +47,7 @@ def test_logits(stored, name):
 
     @jax.jit
     def run(params):
-        if built.encode is None:
+        if built.kind != "encoder_decoder":
             return model.logits(built, params, ids, at)
         x = built.hidden(params, ids, at, source=(built.encode(params, ids, at), at)).x
         return built.unembed(built.head(params), x)

@@ -79,7 +79,7 @@ def forward(built):
     reads."""
 
     def run(params, ids, at):
-        if built.encode is None:
+        if built.kind != "encoder_decoder":
             return model_.logits(built, params, ids, at)
         source = (built.encode(params, ids, at), at)
         x = built.hidden(params, ids, at, source=source).x

@@ -36,13 +36,13 @@ def test_without_an_arrow_nothing_is_contracted():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("embed", "weight 'embed' has no arrow, so it must say init"),
+        ("embed", "weight 'embed' has no arrow, so it requires init"),
         (
             "embed -> width",
             "weight 'embed -> width': unknown axis 'width'; have ['embed', 'expert'",
         ),
-        ("-> embed", "weight '-> embed': an arrow stands between inputs and outputs"),
-        ("embed ->", "weight 'embed ->': an arrow stands between inputs and outputs"),
+        ("-> embed", "weight '-> embed': an arrow requires inputs before it"),
+        ("embed ->", "weight 'embed ->': an arrow requires inputs before it"),
     ],
 )
 def test_a_wrong_string_is_named(text, message):

@@ -165,7 +165,7 @@ def test_unstacked_layers_are_the_layers(tiny):
     model, params = tiny("llama")
     apart = sampling_loop.unstacked(params)
     assert sampling_loop.unstacked(apart) is apart
-    assert stack.layers(apart["stack"]) == stack.layers(params["stack"])
+    assert stack.kinds(apart["stack"]) == stack.kinds(params["stack"])
     q = [apart["stack"][str(i)]["0_global"]["attn"]["q"] for i in range(2)]
     np.testing.assert_array_equal(jnp.concatenate(q), params["stack"]["0"]["0_global"]["attn"]["q"])
 

@@ -244,4 +244,4 @@ def test_requests_that_cannot_be_served(prompts, settings, message, tiny):
 
 def test_rope_models_may_exceed_the_context_they_were_meant_for(tiny):
     model, _ = tiny("llama")
-    assert len(token_sampling.check(model, [[1] * 100], [GREEDY])) == 1
+    assert len(token_sampling.check_prompts(model, [[1] * 100], [GREEDY])) == 1

@@ -58,7 +58,7 @@ def test_global_tokens_read_with_projections_of_their_own(near):
 
     for at, there in ((shared, True), (~shared & False, False)):
         grads = param.flatten(jax.grad(total)(w, at))
-        moved = [bool(np.any(g)) for path, g in grads.items() if path.endswith("q_global")]
+        moved = [bool(np.any(g)) for path, g in grads.items() if path.endswith("global/q")]
         assert moved == [there] * 2
 
 
@@ -116,5 +116,5 @@ def test_configs_that_are_none(change, told):
 
 def test_there_is_no_cache():
     built = models.build(BERT)
-    with pytest.raises(ValueError, match="no cache"):
+    with pytest.raises(ValueError, match="no KV cache"):
         built.cache(1, 8)

@@ -18,7 +18,7 @@ def test_presets_see_what_the_papers_say():
     two, three = gemma.PRESETS["gemma2-9b"], gemma.PRESETS["gemma3-27b"]
     assert two.kinds[:4] == ("local", "global", "local", "global")
     assert three.kinds.count("global") == 10 and three.kinds[60:] == ("local", "local")
-    windows = [reach.window for reach in gemma.reaches(three)]
+    windows = [layer.window for layer in gemma.layers(three)]
     assert windows[:7] == 5 * [1024] + [None, 1024]
 
 
@@ -49,10 +49,10 @@ def test_embeddings_are_multiplied_by_the_rounded_root():
         ({"pattern": ("local",)}, "model.window: None given"),
         ({"pattern": ("local",), "window": 0}, "model.window: 0 given"),
         ({"window": 4}, "no local layer"),
-        ({"pattern": ()}, "model.pattern: 0 layers"),
-        ({"pattern": 3 * ("global",)}, "model.pattern: 3 layers given; 1 to model.layers=2"),
+        ({"pattern": ()}, r"model.pattern: \(\) given; it must be 1 to model.layers=2"),
+        ({"pattern": 3 * ("global",)}, "model.pattern: .* given; it must be 1 to model.layers=2"),
         ({"kv": 3}, "model.kv: 3 does not divide"),
-        ({"head": 5}, "model.head: 5 is odd"),
+        ({"head": 5}, "model.head: 5 given; it must be even"),
         ({"ffn": 0}, "model.ffn: 0 given"),
     ],
 )

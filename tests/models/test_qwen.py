@@ -31,18 +31,21 @@ def test_the_names_say_what_a_token_meets():
 def test_kinds():
     assert QWEN.kinds == ("global", "local", "local")
     assert CASES["qwen-moe"].kinds == ("global", "global_moe", "global_moe")
-    assert [reach.window for reach in qwen.reaches(QWEN)] == [None, 3, 3]
+    assert [layer.window for layer in qwen.layers(QWEN)] == [None, 3, 3]
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"pattern": ("local",), "window": None}, "model.window: None given"),
-        ({"dense": (0,)}, "model.dense.*there are no model.experts"),
-        ({"shared_ffn": 8}, "model.shared_ffn.*there are no model.experts"),
-        ({"capacity": 1.5}, "model.capacity.*there are no model.experts"),
-        ({"experts": 4, "active": 5}, "model.active: 5 given; there are model.experts=4"),
-        ({"experts": 4, "active": 2, "dense": (3,)}, "model.dense: 3 given; layers are 0 .. 2"),
+        ({"dense": (0,)}, "model.dense.*left out without model.experts"),
+        ({"shared_ffn": 8}, "model.shared_ffn.*left out without model.experts"),
+        ({"capacity": 1.5}, "model.capacity.*left out without model.experts"),
+        ({"experts": 4, "active": 5}, r"model.active: 5 given; it must be in \[1, 4\]"),
+        (
+            {"experts": 4, "active": 2, "dense": (3,)},
+            "model.dense: 3 given; it must be a layer's number, 0 .. 2",
+        ),
         ({"experts": 0}, "model.experts: 0 given"),
         ({"heads": 3}, "model.kv: 2 does not divide model.heads=3"),
     ],

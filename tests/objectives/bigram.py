@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.core.batch import Choices
-from jaxlm.models.model import Hidden, Model
+from jaxlm.models.model import Hidden, Kind, Model
 
 V, T = 7, 6
 # (prompt tokens, response tokens, rank): a ranking with a tie, pairs, one the other way round, a
@@ -31,9 +31,9 @@ LABELLED = (((2, 4, 0), (2, 2, -1)), ((1, 1, 1), (1, 5, -1)), ((3, 2, 1), (3, 3,
             ((1, 3, 0), (1, 4, -1)), ())  # fmt: skip
 
 
-def model(causal: bool = True, pairs: bool = False, ahead: bool = False) -> Model:
-    """The Model of table [V, V]. pairs: an encoder-decoder, whose source adds its own rows; ahead:
-    a second table predicts the token after the next one."""
+def model(kind: Kind = "decoder", ahead: bool = False) -> Model:
+    """The Model of table [V, V]. The source of an encoder-decoder adds its own rows; ahead: a
+    second table predicts the token after the next one."""
     p = param.shaper(vocab=V, embed=V)
     spec = {"table": p("vocab -> embed")} | ({"ahead": p("vocab -> embed")} if ahead else {})
 
@@ -49,8 +49,10 @@ def model(causal: bool = True, pairs: bool = False, ahead: bool = False) -> Mode
         unembed=lambda head, x: x,
         cache=lambda batch, slots: (),
         context=None,
-        causal=causal,
-        encode=(lambda params, tokens, at, key=None: params["table"][tokens]) if pairs else None,
+        kind=kind,
+        encode=(lambda params, tokens, at, key=None: params["table"][tokens])
+        if kind == "encoder_decoder"
+        else None,
         ahead=(lambda params, x, tokens, at: ([params["ahead"][tokens]], {})) if ahead else None,
     )
 

@@ -74,7 +74,10 @@ def test_report_is_the_definition():
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (clm.Config(balance=0.1), "objective.balance: 0.1 given, but the model has no experts"),
+        (
+            clm.Config(balance=0.1),
+            "objective.balance: 0.1 given, it must be 0 for a model without experts",
+        ),
         (clm.Config(router_z=0.1), "objective.router_z: 0.1 given"),
         (clm.Config(bias_speed=0.1), "objective.bias_speed: 0.1 given"),
     ],
@@ -85,7 +88,7 @@ def test_a_model_without_experts_refuses(cfg, message):
 
 
 def test_a_router_without_the_bias_refuses():
-    with pytest.raises(ValueError, match="no select_bias"):
+    with pytest.raises(ValueError, match="0 for a model without select_bias"):
         clm.build(clm.Config(bias_speed=0.1), models.build(mistral.MISTRAL))
     with pytest.raises(ValueError, match="objective.balance: -1"):
         clm.Config(balance=-1.0)

@@ -156,8 +156,8 @@ def learnt():
     built, params, frozen, given = {}, {}, {}, {}
     for case, cfg in (DISTILLED | PLAIN).items():
         models = {
-            "mlm": {"causal": False},
-            "seq2seq": {"pairs": True},
+            "mlm": {"kind": "encoder"},
+            "seq2seq": {"kind": "encoder_decoder"},
             "clm ahead": {"ahead": True},
         }
         teacher = bigram.model() if case in DISTILLED else None

@@ -150,23 +150,23 @@ def test_scalings_equal_transformers(record, scaling, length, partial):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: rope.frequencies(7, THETA), "rotary_dim: 7 given; rotary positions turn pairs"),
+        (lambda: rope.frequencies(7, THETA), "rotary_dim: 7 given; it must be even"),
         (lambda: rope.frequencies(8, 0.0), "theta must be positive, got 0"),
         (lambda: rope.frequencies(8, 1e4, PHI), "context: none given; LongRope is decided by it"),
         (lambda: rope.frequencies(4, 1e4, PHI, 9), "4 factors given; 2 pairs of dimensions turn"),
         (lambda: rope.frequencies(2, 1e4, rope.Ntk(2.0)), "rotary_dim: 2 given; NTK-aware"),
-        (lambda: rope.Linear(0.5), "factor: 0.5 given; at least 1 is needed"),
-        (lambda: rope.Dynamic(0.5, 64), "factor: 0.5 given; at least 1 is needed"),
-        (lambda: rope.Dynamic(2.0, 0), "original: 0 given; at least 1 is needed"),
-        (lambda: rope.Llama3(low=4.0), "high: 4.0 given; more than low=4.0"),
-        (lambda: rope.Yarn(4.0, 64, beta_slow=40.0), "beta_fast: 32.0 given; more than"),
+        (lambda: rope.Linear(0.5), "factor: 0.5 given; it must be at least 1"),
+        (lambda: rope.Dynamic(0.5, 64), "factor: 0.5 given; it must be at least 1"),
+        (lambda: rope.Dynamic(2.0, 0), "original: 0 given; it must be at least 1"),
+        (lambda: rope.Llama3(low=4.0), "high: 4.0 given; it must be above low=4.0"),
+        (lambda: rope.Yarn(4.0, 64, beta_slow=40.0), "beta_fast: 32.0 given; it must be above"),
         (lambda: rope.LongRope((1.0,), (1.0, 2.0), 64, 2.0), "long: 2 factors given, and short"),
-        (lambda: rope.LongRope((0.0,), (1.0,), 64, 2.0), "short: .* factors must be positive"),
+        (lambda: rope.LongRope((0.0,), (1.0,), 64, 2.0), "short: .* it must be positive factors"),
         (
             lambda: rope.apply(
                 jnp.ones((1, 1, 1, 4)), jnp.zeros((1, 1), jnp.int32), rope.frequencies(8, 1e4)
             ),
-            "x: heads of 4 given; 8 dimensions are to be turned",
+            "x: heads of 4 given; RoPE rotates 8 dimensions",
         ),
     ],
 )

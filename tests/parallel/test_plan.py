@@ -18,7 +18,7 @@ P = param.shaper(vocab=6, embed=8, heads=4, head=3)
 
 @pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "microbatches", "unroll", "loss_chunk"])
 def test_a_number_below_one_is_named(name):
-    with pytest.raises(ValueError, match=rf"plan.{name}: 0 given; at least 1 is needed"):
+    with pytest.raises(ValueError, match=rf"plan.{name}: 0 given; it must be at least 1"):
         Plan(**{name: 0})
 
 

@@ -54,7 +54,7 @@ def _command(
         raise ValueError(
             f"--talk: {run} was trained on text, not on conversations; name a --template to talk in"
         )
-    if chat is not None and (saved.model.encode is not None or not saved.model.causal):
+    if chat is not None and saved.model.kind != "decoder":
         raise ValueError("--template: this model does not continue texts, so it cannot answer")
     if chat is None:
         about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None

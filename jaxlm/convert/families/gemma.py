@@ -26,9 +26,9 @@ ROWS = [
 # Gemma 1's second norm has the name that later Gemmas have for the end of attention.
 PLAIN = [same("ffn_norm", "post_attention_layernorm.weight")]
 SANDWICH = [
-    same("attn_end", "post_attention_layernorm.weight"),
+    same("attn_post_norm", "post_attention_layernorm.weight"),
     same("ffn_norm", "pre_feedforward_layernorm.weight"),
-    same("ffn_end", "post_feedforward_layernorm.weight"),
+    same("ffn_post_norm", "post_feedforward_layernorm.weight"),
 ]
 # Gemma 3 other than its text: names as released, and as transformers 5 has them in memory.
 IMAGES = (r"^(model\.)?vision_tower\.", r"^(model\.)?multi_modal_projector\.")

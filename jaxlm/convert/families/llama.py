@@ -30,8 +30,8 @@ PRE = [
 POST = [
     same("attn_post_norm", "post_attention_layernorm.weight"),
     same("ffn_post_norm", "post_feedforward_layernorm.weight"),
-    same("attn/q_norm_all", "self_attn.q_norm.weight"),
-    same("attn/k_norm_all", "self_attn.k_norm.weight"),
+    same("attn/q_norm", "self_attn.q_norm.weight"),
+    same("attn/k_norm", "self_attn.k_norm.weight"),
 ]
 ATTENTION = [
     linear("attn/q", "self_attn.q_proj.weight"),

@@ -16,7 +16,6 @@ from types import FunctionType
 from typing import Any, Literal, NoReturn
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import mha
 from jaxlm.models.model import Model
 from jaxlm.parallel.plan import Plan
 
@@ -92,11 +91,6 @@ def config(
 def spec(cfg: Config) -> param.Tree:
     """The weights of the module, without memory for them."""
     return build(cfg).spec
-
-
-def reaches(cfg: Config) -> list[mha.Reach]:
-    """Nothing: what a module's attention costs is not known, so FLOPs count its matrices alone."""
-    return []
 
 
 def build(cfg: Config, plan: Plan = Plan()) -> Model:

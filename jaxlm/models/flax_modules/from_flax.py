@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxlm.core import joint, param
+from jaxlm.core import check, joint, param
 from jaxlm.models.flax_modules import recompute
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Cache, Hidden, Model
@@ -291,8 +291,7 @@ def _unboxed(leaf: Any) -> Any:
 
 def _check(reads: tuple[str, ...], documents: str, plan: Plan) -> None:
     for name in reads:
-        if name not in READS:
-            raise ValueError(f"reads: {name!r} given; it must be among {list(READS)}")
+        check.field("reads", name, name in READS, f"one of {list(READS)}")
     if documents == "apart" and not {"mask", "segment_ids"} & {*reads}:
         raise ValueError(
             "documents: 'apart' given, and the module reads neither mask nor segment_ids, so it "

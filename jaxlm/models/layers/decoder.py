@@ -1,6 +1,6 @@
 """A decoder-only language model around a family's block: embed -> stack -> norm -> unembed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxlm.ops import linear
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
-# A family's block: (kind, w, x [B,T,D], at, memory, key) -> (x, attention.Out).
+# A family's block: (layer, w, x [B, T, D], at, memory, key) -> (x, mha.Out).
 FamilyBlock = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -22,10 +22,10 @@ def build(
     spec: param.Tree,
     plan: Plan,
     *,
+    layers: Sequence[stack.Layer],
     embed: Callable[[param.Tree, jax.Array, At, jax.Array | None], jax.Array],
     block: FamilyBlock,
     norm: Callable[[param.Tree, jax.Array], jax.Array],
-    memory: Callable[[str, int, int], dict[str, param.Param]],
     context: int | None,
     softcap: float | None = None,
     scale: float | None = None,
@@ -33,11 +33,12 @@ def build(
 ) -> Model:
     """A Model from a family's parts.
 
-    embed(params["embed"], tokens, at, key) -> x [B, T, D]; norm(params["norm"], x), where the spec
-    has it; memory(kind, batch, slots) -> the cache spec of one layer; constants(layer, from 0) ->
-    scalars its block reads. The model's `hidden` also takes perturb(x [B, T, D]) -> x, embeddings.
+    layers: of the spec's stack, in order. embed(params["embed"], tokens, at, key) -> x [B, T, D];
+    norm(params["norm"], x), where the spec has it; constants(layer, from 0) -> scalars its block
+    reads. The model's `hidden` also takes perturb(x [B, T, D]) -> x, embeddings.
     scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
     """
+    of_kind = {layer.kind: layer for layer in layers}
 
     def hidden(
         params: param.Tree,
@@ -51,16 +52,17 @@ def build(
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, entries: Any, layer_key: Any) -> tuple:
-            return block(kind, w, x, at, None if cache is None else (entries, cache.at), layer_key)
+            memory = None if cache is None else (entries, cache.at)
+            return block(of_kind[kind], w, x, at, memory, layer_key)
 
         def last(x: jax.Array) -> jax.Array:
             return norm(params["norm"], x) if "norm" in params else x
 
-        layers = stack.with_constants(params["stack"], constants)
+        weights = stack.with_constants(params["stack"], constants)
         if cache is None:
-            x, stats = stack.apply(layers, x, layer, plan, key)
+            x, stats = stack.apply(weights, x, layer, plan, key)
             return Hidden(last(x), None, stats)
-        x, new = stack.remember(layers, x, layer, cache)
+        x, new = stack.remember(weights, x, layer, cache)
         x = last(x)
         return Hidden(x, _append(cache, new, at, x, empty(1, 1)))
 
@@ -68,7 +70,7 @@ def build(
         return logits(head, x, softcap, scale)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
-        return tuple(memory(kind, batch, slots) for kind in stack.layers(spec["stack"]))
+        return tuple(layer.cache(batch, slots) for layer in layers)
 
     return Model(cfg, spec, hidden, head, unembed, empty, context)
 

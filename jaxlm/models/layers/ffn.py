@@ -52,11 +52,6 @@ def spec(
 
 def apply(w: param.Tree, h: jax.Array, act: Activation) -> jax.Array:
     """The layer's output [B, T, D] for h [B, T, D]; act is one of ACTIVATIONS."""
-
-    def project(equation: str, h: jax.Array, name: str) -> jax.Array:
-        y = linear.einsum(equation, h, w[name])
-        return y + w[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in w else y
-
-    up = project("...D,DF->...F", h, "up")
-    up = act(project("...D,DF->...F", h, "gate")) * up if "gate" in w else act(up)
-    return project("...F,FD->...D", up, "down")
+    up = linear.biased("...D,DF->...F", h, w, "up")
+    up = act(linear.biased("...D,DF->...F", h, w, "gate")) * up if "gate" in w else act(up)
+    return linear.biased("...F,FD->...D", up, w, "down")

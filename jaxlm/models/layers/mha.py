@@ -1,14 +1,23 @@
-"""Multi-head attention as families call it: one function for training, prefill and decoding."""
+"""Multi-head attention as families call it: its weights, its projections, and one function that
+attends in training, prefill and decoding.
+
+    q, k, v = project(w, h, at, rotary=...)     [B, T, N, H], [B, T, K, H]
+    y, out = attend(q, k, v, at, memory, plan)  [B, T, N, H]
+    x = x + output(w, y)                        [B, T, D]
+
+Biases and norms of queries and keys are there where the weights have them.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.ops import attention
+from jaxlm.models.layers import stack
+from jaxlm.ops import attention, linear, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
@@ -22,20 +31,86 @@ Memory = tuple[dict[str, jax.Array], At] | None
 Out = dict[str, jax.Array]
 
 
-class Reach(NamedTuple):
-    """Cost of one layer's attention: window, the keys a query sees on a side (None: all), pair,
-    the FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v; and over,
-    which keys these are: those of its own past, those around it (an encoder's), or of an
-    encoder-decoder the source's."""
+def layer(
+    kind: str,
+    heads: int,
+    kv: int,
+    head: int,
+    window: int | None = None,
+    *,
+    over: Literal["past", "around"] = "past",
+    cross: bool = False,
+    active: int = 1,
+) -> stack.Layer:
+    """The Layer whose keys and values have one size; its cache holds `kv` of each."""
+    entries = functools.partial(cache, kv=kv, head=head)
+    return stack.Layer(kind, 4 * heads * head, entries, window, over, cross, active)
 
-    window: int | None
-    pair: int
-    over: Literal["past", "around", "source"] = "past"
+
+def spec(
+    p: Callable[..., param.Param],
+    *,
+    out: param.Init,
+    init: param.Init | None = None,
+    bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: Literal["head", "heads head"] | None = None,
+    scale: param.Init = param.ones,
+) -> param.Tree:
+    """The weights of one layer: q [D, N, H]; k, v [D, K, H]; o [N, H, D]; biases of q, k and v, of
+    o; and the scales of a norm of queries and keys, one for all heads or one for each.
+
+    p is a shaper of `embed`, `heads`, `kv` and `head`. out starts the matrix into the residual
+    stream, init the others (by their fan-in if None), scale the scales.
+    """
+    tree = {
+        "q": p("embed -> heads head", init=init),
+        "k": p("embed -> kv head", init=init),
+        "v": p("embed -> kv head", init=init),
+        "o": p("heads head -> embed", init=out),
+    }
+    if bias:
+        tree |= {
+            "q_bias": p("heads head", init=param.zeros),
+            "k_bias": p("kv head", init=param.zeros),
+            "v_bias": p("kv head", init=param.zeros),
+        }
+    if out_bias:
+        tree |= {"o_bias": p("embed", init=param.zeros)}
+    if qk_norm is not None:
+        tree |= {
+            "q_norm": p(qk_norm, init=scale),
+            "k_norm": p(qk_norm.replace("heads", "kv"), init=scale),
+        }
+    return tree
 
 
-def reach(window: int | None, heads: int, head: int) -> Reach:
-    """The Reach of a layer whose keys and values have one size."""
-    return Reach(window, 4 * heads * head)
+def project(
+    w: param.Tree,
+    h: jax.Array,
+    at: At,
+    *,
+    norm: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    rotary: rope.Rotary | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B, T, N, H], keys and values [B, T, K, H] of h [B, T, D].
+
+    norm(scale, x) normalises queries and keys where the layer has scales; rotary then rotates them
+    by their positions, None rotates nothing.
+    """
+    q = linear.biased("BTD,DNH->BTNH", h, w, "q")
+    k = linear.biased("BTD,DKH->BTKH", h, w, "k")
+    v = linear.biased("BTD,DKH->BTKH", h, w, "v")
+    if norm is not None and "q_norm" in w:
+        q, k = norm(w["q_norm"], q), norm(w["k_norm"], k)
+    if rotary is not None:
+        q, k = rope.apply(q, at.positions, rotary), rope.apply(k, at.positions, rotary)
+    return q, k, v
+
+
+def output(w: param.Tree, y: jax.Array) -> jax.Array:
+    """The layer's output [B, T, D] for attention's y [B, T, N, H]."""
+    return linear.biased("BTNH,NHD->BTD", y, w, "o")
 
 
 def attend(
@@ -64,7 +139,7 @@ def attend(
     """
     bends = {"window": window, "softcap": softcap, "scale": scale, "bias": bias}
     if memory is not None and not causal:
-        raise ValueError("a model that reads both ways has no cache")
+        raise ValueError("bidirectional models have no KV cache")
     if memory is not None and at.shared is not None and window is not None:
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]

@@ -12,11 +12,13 @@ The cache holds [c, rope] alone, R + H_r elements a token, and the absorbed form
 stored: multi-query attention in which the cache is both the key and the value.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.models.layers import mha
+from jaxlm.models.layers import mha, stack
 from jaxlm.ops import attention as ops_attention
 from jaxlm.ops import linear, norm, rope
 from jaxlm.ops.attention import At
@@ -150,6 +152,9 @@ def cache(batch: int, slots: int, rank: int, rotary: int) -> dict[str, param.Par
     return {"latent": p("batch seq rank", init=param.zeros)}
 
 
-def reach(heads: int, nope: int, rotary: int, value: int) -> mha.Reach:
-    """Cost of a layer's attention in the expanded form: a key's and a value's elements."""
-    return mha.Reach(None, 2 * heads * (nope + rotary + value))
+def layer(
+    kind: str, heads: int, rank: int, nope: int, rotary: int, value: int, active: int = 1
+) -> stack.Layer:
+    """The Layer, its attention in the expanded form: a key's and a value's elements."""
+    entries = functools.partial(cache, rank=rank, rotary=rotary)
+    return stack.Layer(kind, 2 * heads * (nope + rotary + value), entries, active=active)

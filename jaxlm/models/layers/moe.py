@@ -247,5 +247,5 @@ def _limited(
         return y + w[f"{name}_bias"][:, None].astype(y.dtype) if f"{name}_bias" in w else y
 
     y = linear.batched(gated(project(x, "gate"), project(x, "up")), w["down"])
-    found = y.at[at].get(mode="fill", fill_value=0)  # [B, T, k, D]
-    return jnp.einsum("BTKD,BTK->BTD", found, weights.astype(y.dtype))
+    gathered = y.at[at].get(mode="fill", fill_value=0)  # [B, T, k, D]
+    return jnp.einsum("BTKD,BTK->BTD", gathered, weights.astype(y.dtype))

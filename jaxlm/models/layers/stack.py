@@ -13,7 +13,7 @@ layer's weights at every token).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,32 @@ from jaxlm.models.model import Cache
 from jaxlm.parallel.plan import Plan
 
 Segments = list[tuple[int, tuple[str, ...]]]
-Layer = dict[str, jax.Array]
+# One layer's part of the cache, or its statistics.
+Entries = dict[str, jax.Array]
 # block(kind, w, x, memory, key) -> (x, new cache entries; without a memory statistics or {})
-Block = Callable[[str, Any, jax.Array, Layer | None, jax.Array | None], tuple[jax.Array, Layer]]
+Block = Callable[[str, Any, jax.Array, Entries | None, jax.Array | None], tuple[jax.Array, Entries]]
+
+
+class Layer(NamedTuple):
+    """The facts of one layer, which its block, its cache and the cost functions read.
+
+    kind: the name of its block, which is in the weights' paths too.
+    pair: FLOPs of one query-key pair in all heads: 2 for each element of q.k and of p.v.
+    cache: (rows, slots) -> the spec of its part of the cache.
+    window: keys that a query sees on a side, itself included; None: all of them.
+    over: whether these are the keys of its own past or, of an encoder, those around it.
+    cross: whether there is a second attention of the same size, over a source.
+    active: experts that a token goes to; 1 in a dense layer.
+    """
+
+    kind: str
+    pair: int
+    cache: Callable[[int, int], dict[str, param.Param]]
+    window: int | None = None
+    over: Literal["past", "around"] = "past"
+    cross: bool = False
+    active: int = 1
+
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -41,15 +64,15 @@ def segments(kinds: Sequence[str]) -> Segments:
         dense moe moe moe         [(1, ("dense",)), (3, ("moe",))]
         local*5 global, 2 times   [(2, ("local",) * 5 + ("global",))]
     """
-    found: Segments = []
+    result: Segments = []
     rest = tuple(kinds)
     while rest:
         reps = [(_repeated(rest, size), size) for size in range(1, len(rest) + 1)]
         # most layers in one scan; of equals the shortest pattern
         count, size = max(reps, key=lambda r: (r[0] * r[1] if r[0] > 1 else r[1] == 1, -r[1]))
-        found.append((count, rest[:size]))
+        result.append((count, rest[:size]))
         rest = rest[count * size :]
-    return found
+    return result
 
 
 def _repeated(kinds: tuple[str, ...], size: int) -> int:
@@ -60,17 +83,23 @@ def _repeated(kinds: tuple[str, ...], size: int) -> int:
     return count
 
 
-def spec(segments: Segments, layer: Callable[[str], param.Tree]) -> param.Tree:
-    """The spec of all layers, from the spec of one layer of each kind."""
-    return {
-        f"{i}": {f"{j}_{kind}": param.stacked(n, layer(kind)) for j, kind in enumerate(kinds)}
-        for i, (n, kinds) in enumerate(segments)
-    }
+def spec(layers: Sequence[Layer], weights: Callable[[str], param.Tree]) -> param.Tree:
+    """The spec of all layers, from the weights of one layer of each kind."""
+    tree: param.Tree = {}
+    for i, (n, kinds) in enumerate(segments([layer.kind for layer in layers])):
+        named = {f"{j}_{kind}": weights(kind) for j, kind in enumerate(kinds)}
+        tree[f"{i}"] = param.stacked(n, named)
+    return tree
 
 
-def layers(stack: param.Tree) -> list[str]:
+def kinds(stack: param.Tree) -> list[str]:
     """The kind of every layer of a stack (weights or spec), in order of execution."""
-    return [name.partition("_")[2] for _, name, _ in places(stack)]
+    return [kind(name) for _, name, _ in places(stack)]
+
+
+def kind(name: str) -> str:
+    """The kind in a layer's name: "moe" of "2_moe"."""
+    return name.partition("_")[2]
 
 
 def places(stack: param.Tree) -> list[tuple[str, str, int]]:
@@ -102,7 +131,7 @@ def apply(
     block: Block,
     plan: Plan,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, Layer]:
+) -> tuple[jax.Array, Entries]:
     """x [B, T, D] after every layer, and the layers' statistics {name: [layers that have it, ...]}.
 
     Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as in the plan.
@@ -113,13 +142,13 @@ def apply(
 
         def body(x: jax.Array, at: tuple[param.Tree, jax.Array], names=names) -> tuple:
             w, index = at
-            told = []
+            outputs = []
             for j, name in enumerate(names):
                 layer_key = None if key is None else jax.random.fold_in(key, index + j)
-                x, out = block(name.partition("_")[2], w[name], x, None, layer_key)
+                x, out = block(kind(name), w[name], x, None, layer_key)
                 x = plan.constrain(x, "batch seq embed")
-                told.append(out)
-            return x, told
+                outputs.append(out)
+            return x, outputs
 
         run: Callable[..., tuple] = body
         if plan.remat != "none":
@@ -127,12 +156,12 @@ def apply(
         index = first + len(names) * jnp.arange(n)
         if plan.unroll >= n:
             for i, part in enumerate(_ordered(unstacked({"0": segment}))):
-                x, told = run(x, (_only(part), index[i]))
-                stats += told
+                x, outputs = run(x, (_only(part), index[i]))
+                stats += outputs
         else:
-            x, told = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+            x, outputs = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
             # of each layer of the pattern [n, ...]: in order of execution, layer after layer
-            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in told]
+            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in outputs]
         first += n * len(names)
     return x, _joined(stats)
 
@@ -167,7 +196,7 @@ def _merged(a: param.Tree, b: param.Tree) -> param.Tree:
     return a | {name: _merged(a.get(name, {}), part) for name, part in b.items()}
 
 
-def _joined(stats: list[Layer]) -> Layer:
+def _joined(stats: list[Entries]) -> Entries:
     """Each layer's statistics, one array a name over the layers that have it."""
     names = dict.fromkeys(name for layer in stats for name in layer)
     return {n: jnp.stack([layer[n] for layer in stats if n in layer]) for n in names}
@@ -175,14 +204,14 @@ def _joined(stats: list[Layer]) -> Layer:
 
 def remember(
     stack: param.Tree, x: jax.Array, block: Block, cache: Cache
-) -> tuple[jax.Array, list[Layer]]:
+) -> tuple[jax.Array, list[Entries]]:
     """x [B, T, D] after every layer, and each layer's new cache entries: layers run one by one and
     read their own part of the cache."""
-    new: list[Layer] = []
+    new: list[Entries] = []
     for segment in _ordered(unstacked(stack)):
         for name in _ordered_names(segment):
             w = _only(segment[name])
-            x, entries = block(name.partition("_")[2], w, x, cache.layers[len(new)], None)
+            x, entries = block(kind(name), w, x, cache.layers[len(new)], None)
             new.append(entries)
     return x, new
 

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Choices
 from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
 from jaxlm.objectives import load_balancing
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.objectives.preference import kto, responses
 from jaxlm.ops.losses import preference
 from jaxlm.parallel.plan import Plan
@@ -78,14 +78,12 @@ class Config:
     """Step of the bias by which a router selects, as for clm."""
 
     def __post_init__(self) -> None:
-        _check(self.loss in LOSSES, "loss", self.loss, f"one of {sorted(LOSSES)}")
+        known = f"one of {sorted(LOSSES)}"
+        check.field("objective.loss", self.loss, self.loss in LOSSES, known)
         positive = ("beta", "tau", "nll", "desirable", "undesirable")
-        for name in positive:
-            value = getattr(self, name)
-            _check(0 < value < float("inf"), name, value, "positive")
-        _check(0 < self.smoothing < 0.5, "smoothing", self.smoothing, "in (0, 0.5)")
-        for name in ("gamma", "balance", "router_z", "bias_speed"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check.within("objective", self, *positive, above=0)
+        check.within("objective", self, "smoothing", above=0, below=0.5)
+        check.within("objective", self, "gamma", "balance", "router_z", "bias_speed", least=0)
         read = fields(self.loss, self.divergence)
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
@@ -94,11 +92,6 @@ class Config:
                     f"objective.{field.name}: {given!r} given, but loss={self.loss!r} does not "
                     f"read it; leave it at {field.default!r}"
                 )
-
-
-def _check(right: bool, field: str, given: object, fit: str) -> None:
-    if not right:
-        raise ValueError(f"objective.{field}: {given!r} given; it must be {fit}")
 
 
 LOSSES = preference.PAIRS | preference.BATCHES | {"kto": preference.kto}
@@ -156,8 +149,8 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         return moe.rebalance(params, sums["load"], cfg.bias_speed)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        told = kto.report(sums) if cfg.loss == "kto" else {}
-        return told | (load_balancing.report(sums) if routed else {})
+        metrics = kto.report(sums) if cfg.loss == "kto" else {}
+        return metrics | (load_balancing.report(sums) if routed else {})
 
     return Objective(
         model.spec,
@@ -237,15 +230,10 @@ def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str
 
 
 def _check_model(cfg: Config, model: Model) -> None:
-    if model.encode is not None or not model.causal:
-        raise ValueError("objective: dpo is for decoders, and this model is none")
+    check_kind(model, "decoder", "dpo")
     if model.ahead is not None:
         raise ValueError(
             "objective: dpo reads whole responses, which leaves the weights of a model that "
             "predicts further ahead untrained; leave them out (model.ahead=0)"
         )
-    routed = moe.has(model.spec)
-    for name in ("balance", "router_z"):
-        _check(routed or not getattr(cfg, name), name, getattr(cfg, name), "0 without experts")
-    biased = moe.has(model.spec, "select_bias")
-    _check(biased or not cfg.bias_speed, "bias_speed", cfg.bias_speed, "0 without select_bias")
+    load_balancing.check_model(cfg, model)

@@ -59,20 +59,20 @@ def read(
 
 
 def loss(
-    found: Read, settings: dict[str, float]
+    response: Read, settings: dict[str, float]
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(sum over responses, how many, sums): the mean log-ratio of stand-ins is a statistic of each
     micro-batch, so cutting the batch changes the step a little."""
-    each = preference.kto(found.log_ratio, found.desirable, found.baseline, **settings)
-    weight = jnp.sum(found.there, dtype=jnp.float32)
-    rewards = settings["beta"] * found.log_ratio
-    sorts = jnp.stack([found.there & found.desirable, found.there & ~found.desirable])
-    columns = jnp.stack([jnp.ones_like(rewards), rewards, found.log_prob])
+    each = preference.kto(response.log_ratio, response.desirable, response.baseline, **settings)
+    weight = jnp.sum(response.there, dtype=jnp.float32)
+    rewards = settings["beta"] * response.log_ratio
+    sorts = jnp.stack([response.there & response.desirable, response.there & ~response.desirable])
+    columns = jnp.stack([jnp.ones_like(rewards), rewards, response.log_prob])
     sums = {
-        "baseline": weight * found.baseline,
+        "baseline": weight * response.baseline,
         "labelled": jnp.einsum("sb,cb->sc", sorts.astype(jnp.float32), columns),
     }
-    return jnp.sum(jnp.where(found.there, each, 0.0)), weight, jax.lax.stop_gradient(sums)
+    return jnp.sum(jnp.where(response.there, each, 0.0)), weight, jax.lax.stop_gradient(sums)
 
 
 def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -80,7 +80,7 @@ def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     none, and the difference of the rewards."""
     count, rewards, log_probs = sums["labelled"].T
     reward, log_prob = (x / jnp.maximum(count, 1.0) for x in (rewards, log_probs))
-    told = {"desirable_share": count[0] / jnp.maximum(jnp.sum(count), 1.0)}
+    metrics = {"desirable_share": count[0] / jnp.maximum(jnp.sum(count), 1.0)}
     for i, name in enumerate(("desirable", "undesirable")):
-        told |= {f"reward_{name}": reward[i], f"log_prob_{name}": log_prob[i]}
-    return told | {"margin": reward[0] - reward[1]}
+        metrics |= {f"reward_{name}": reward[i], f"log_prob_{name}": log_prob[i]}
+    return metrics | {"margin": reward[0] - reward[1]}

@@ -42,20 +42,20 @@ def read(
     log_prob = jnp.sum(jnp.where(batch.weight > 0, each, 0.0), axis=-1)
     learnt = targets(batch) if text else batch.weight > 0
     nll = -jnp.sum(jnp.where(learnt, each, 0.0), axis=-1) / jnp.maximum(jnp.sum(learnt, -1), 1)
-    found = preference.Response(
+    values = preference.Response(
         log_prob=log_prob,
         reference=jnp.zeros_like(log_prob) if reference is None else reference,
         tokens=jnp.maximum(tokens, 1.0),
         nll=nll,
     )
-    return Read(found, there, hidden.stats)
+    return Read(values, there, hidden.stats)
 
 
 def summed(model: Model, params: param.Tree, batch: Choices, plan: Plan) -> jax.Array:
     """float32[B, K]: each response's log-probability, summed over its tokens; no gradient comes
     through. Used for a reference, now or stored before."""
-    found = log_probs.responses(model, jax.lax.stop_gradient(params), batch, plan)
-    return jnp.sum(found, axis=-1)
+    values = log_probs.responses(model, jax.lax.stop_gradient(params), batch, plan)
+    return jnp.sum(values, axis=-1)
 
 
 def counted(batch: Choices) -> jax.Array:

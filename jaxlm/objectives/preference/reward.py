@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Choices
 from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
@@ -37,13 +37,8 @@ class Config:
     determine where 0 is (Eisenstein et al. 2023, section 2.1, and TRL used 1e-2)."""
 
     def __post_init__(self) -> None:
-        for name in ("margin", "centre"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"objective.{name}: {getattr(self, name)} given; it must not be negative"
-                )
-        if not 0 <= self.smoothing < 0.5:
-            raise ValueError(f"objective.smoothing: {self.smoothing} given; it is in [0, 0.5)")
+        check.within("objective", self, "margin", "centre", least=0)
+        check.within("objective", self, "smoothing", least=0, below=0.5)
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -57,7 +52,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for an encoder-decoder.
     """
-    if model.encode is not None:
+    if model.kind == "encoder_decoder":
         raise ValueError("objective: reward reads one text a row, and the model reads pairs")
 
     def loss(
@@ -67,16 +62,16 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
         exists = (batch.segments > 0).any(-1) & (batch.rank >= 0)
         pairs = ranking.comparisons(batch.rank, batch.preference, batch.score, exists)
         apart = ranking.differences(r)
-        asked = apart - cfg.margin * pairs.margin
-        each = ranking.cross_entropy(asked, pairs.target, cfg.smoothing)
+        gap = apart - cfg.margin * pairs.margin
+        each = ranking.cross_entropy(gap, pairs.target, cfg.smoothing)
         each += cfg.centre * (r[:, :, None] + r[:, None, :]) ** 2
-        told = {
+        metrics = {
             "nll": ranking.cross_entropy(apart, pairs.target),
             "accuracy": ranking.agreement(apart, pairs.target),
             "margin": apart,
             "brier": ranking.brier(apart, pairs.target),
         }
-        sums = {name: ranking.mean(pairs, value) for name, value in told.items()}
+        sums = {name: ranking.mean(pairs, value) for name, value in metrics.items()}
         sums["reliability"] = ranking.reliability(pairs, apart, _BINS)
         sums["moments"] = ranking.moments(r, exists)
         return ranking.mean(pairs, each), ranking.prompts(pairs), sums

@@ -29,10 +29,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Rollout
 from jaxlm.models.model import Model
-from jaxlm.objectives.objective import Frozen, Objective
+from jaxlm.objectives.objective import Frozen, Objective, check_kind
 from jaxlm.objectives.rl import policy_terms
 from jaxlm.objectives.rl.policy_terms import Advantages, Measured, Policy
 from jaxlm.ops.losses import advantages, surrogate
@@ -138,27 +138,27 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not continue texts.
     """
-    policy_terms.check(model, "grpo")
+    check_kind(model, "decoder", "grpo")
     variant = VARIANTS[cfg.variant]
 
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        found = policy_terms.read(model, params, batch, plan, cfg.temperature)
+        terms = policy_terms.read(model, params, batch, plan, cfg.temperature)
         here = batch.weight > 0
-        now = jnp.where(here, found.log_prob, 0.0)
+        now = jnp.where(here, terms.log_prob, 0.0)
         before, reference = (jnp.where(here, x, 0.0) for x in (batch.behaviour, batch.reference))
         policy, bound = policy_loss(cfg, now, before, batch.advantage, batch.weight)
         each = policy
         if cfg.beta and cfg.kl == "loss":
             each = each + cfg.beta * _kl_loss(cfg, now, before, reference, batch.weight)
-        each = each - cfg.entropy * found.entropy if cfg.entropy else each
+        each = each - cfg.entropy * terms.entropy if cfg.entropy else each
         weight = batch.weight
         if not variant.counts_ties:
             # 0 where the whole group scored alike, and there alone (`group_advantages`)
             weight = weight * jnp.any(batch.advantage != 0, axis=1, keepdims=True)
         total, count = surrogate.total(each, weight, variant.aggregate, cfg.divisor)
-        return total, count, policy_terms.watch(batch, found, now - before, policy, bound)
+        return total, count, policy_terms.watch(batch, terms, now - before, policy, bound)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return policy_terms.report(sums, cfg.beta > 0)
@@ -302,19 +302,10 @@ _ADVANTAGES = {
 
 def _check(cfg: Config) -> None:
     names = ("clip_low", "clip_high", "most", "score_clip", "temperature", "divisor")
-    for name in names:
-        given = getattr(cfg, name)
-        if given is not None and given <= 0:
-            raise ValueError(f"objective.{name}: {given} given; it must be above 0")
-    for name in ("beta", "overlong", "entropy"):
-        if getattr(cfg, name) < 0:
-            raise ValueError(
-                f"objective.{name}: {getattr(cfg, name)} given; it must not be negative"
-            )
-    if not 0 <= cfg.gamma <= 1:
-        raise ValueError(f"objective.gamma: {cfg.gamma} given; it must be in [0, 1]")
-    if cfg.dual is not None and cfg.dual <= 1:
-        raise ValueError(f"objective.dual: {cfg.dual} given; it must be above 1, e.g. 3")
+    check.within("objective", cfg, *names, above=0)
+    check.within("objective", cfg, "beta", "overlong", "entropy", least=0)
+    check.within("objective", cfg, "gamma", least=0, most=1)
+    check.within("objective", cfg, "dual", above=1)  # Ye et al. 2020 used 3
     _check_variant(cfg)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, param
+from jaxlm.core import param
 from jaxlm.core.batch import Array, Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -80,8 +80,8 @@ def read(model: Model, params: param.Tree, rows: Any, plan: Plan, temperature: f
         log_prob = at_target - jax.nn.logsumexp(logits, axis=-1)
         return {"log_prob": log_prob, "entropy": advantages.entropy(logits)}
 
-    found = cross_entropy.per_token(piece, model.head(params), (x, rows.targets), plan.loss_chunk)
-    return Read(found["log_prob"], found["entropy"], x)
+    terms = cross_entropy.per_token(piece, model.head(params), (x, rows.targets), plan.loss_chunk)
+    return Read(terms["log_prob"], terms["entropy"], x)
 
 
 # Metrics of `report`, and names of the sums over tokens of weight 1 whose means they are.
@@ -102,17 +102,17 @@ _LOW, _PER_OCTAVE, _BINS = -24, 4, 125
 
 
 def watch(
-    batch: Rollout, found: Read, log_ratio: jax.Array, loss: jax.Array, clipped: jax.Array
+    batch: Rollout, terms: Read, log_ratio: jax.Array, loss: jax.Array, clipped: jax.Array
 ) -> dict[str, jax.Array]:
     """The sums that `report` reads: "tokens" float32[1 + means], "ratio_bins" float32[bins].
 
     log_ratio [N, T] by token; loss and clipped broadcast to [N, T]. No gradient passes.
     """
     log_ratio = jax.lax.stop_gradient(log_ratio)
-    now = jax.lax.stop_gradient(found.log_prob)
+    now = jax.lax.stop_gradient(terms.log_prob)
     parts = [
         loss,
-        found.entropy,
+        terms.entropy,
         surrogate.ratio(log_ratio),
         clipped,
         *(kl(batch.behaviour, now) for kl in (advantages.k1, advantages.k2, advantages.k3)),
@@ -133,10 +133,10 @@ def report(sums: dict[str, jax.Array], reference: bool) -> dict[str, jax.Array]:
     where it is below 6e-8)."""
     count, *rest = sums["tokens"]
     names = (*MEANS, *REFERENCE) if reference else MEANS
-    told = {name: x / jnp.maximum(count, 1.0) for name, x in zip(names, rest)}
+    means = {name: x / jnp.maximum(count, 1.0) for name, x in zip(names, rest)}
     top = jnp.max(jnp.where(sums["ratio_bins"] > 0, jnp.arange(_BINS), 0))
     gap = jnp.where(top > 0, 2.0 ** (_LOW + top / _PER_OCTAVE), 0.0)
-    return told | {"ratio_gap": gap}
+    return means | {"ratio_gap": gap}
 
 
 def lengths(sampled: Rollout) -> dict[str, jax.Array]:
@@ -180,13 +180,3 @@ def reference(
         return jnp.zeros(rows.targets.shape, jnp.float32)
     x = log_probs.forward(model, frozen["reference"], rows).x
     return log_probs.log_probs(model, frozen["reference"], x, rows.targets, plan, temperature)
-
-
-def check(model: Model, name: str) -> None:
-    """Raises: ValueError for a model that does not continue texts."""
-    if not model.causal or model.encode is not None:
-        family = config.kind(type(model.cfg))
-        raise ValueError(
-            f"objective: {name} learns from a model's own continuations, and {family} does not "
-            "continue texts; take a decoder"
-        )

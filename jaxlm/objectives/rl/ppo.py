@@ -12,12 +12,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Rollout
 from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
-from jaxlm.objectives.objective import Begun, Frozen, Objective
+from jaxlm.objectives.objective import Begun, Frozen, Objective, check_kind
 from jaxlm.objectives.rl import policy_terms
 from jaxlm.objectives.rl.policy_terms import Advantages, Measured, Policy
 from jaxlm.ops.losses import advantages, surrogate
@@ -99,22 +99,22 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
 
     Raises: ValueError for a model that does not continue texts.
     """
-    policy_terms.check(model, "ppo")
+    check_kind(model, "decoder", "ppo")
 
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Rollout, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        found = policy_terms.read(model, params, batch, plan, cfg.temperature)
-        now = values(cfg, model, params, batch, found.x)
-        log_ratio = jnp.where(batch.weight > 0, found.log_prob - batch.behaviour, 0.0)
+        terms = policy_terms.read(model, params, batch, plan, cfg.temperature)
+        now = values(cfg, model, params, batch, terms.x)
+        log_ratio = jnp.where(batch.weight > 0, terms.log_prob - batch.behaviour, 0.0)
         policy, bound = surrogate.clipped(
             log_ratio, batch.advantage, cfg.clip, cfg.clip, dual=cfg.dual
         )
         critic, held = surrogate.value(now, batch.value, batch.returns, cfg.value_clip)
         each = policy + cfg.value_weight * critic
-        each = each - cfg.entropy * found.entropy if cfg.entropy else each
+        each = each - cfg.entropy * terms.entropy if cfg.entropy else each
         total, weight = surrogate.total(each, batch.weight, "token")
-        sums = policy_terms.watch(batch, found, log_ratio, policy, bound)
+        sums = policy_terms.watch(batch, terms, log_ratio, policy, bound)
         return total, weight, sums | _value_sums(batch, now, critic, held)
 
     def report(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -244,25 +244,15 @@ def _std(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _check(cfg: Config) -> None:
-    over: dict[str, float | None] = {"clip": cfg.clip, "temperature": cfg.temperature}
-    over |= {"value_clip": cfg.value_clip, "score_clip": cfg.score_clip}
+    check.within("objective", cfg, "clip", "temperature", "value_clip", "score_clip", above=0)
+    check.within("objective", cfg, "kl.coefficient", "value_weight", "entropy", least=0)
+    check.within("objective", cfg, "gamma", "lam", least=0, most=1)
+    check.within("objective", cfg, "dual", above=1)  # Ye et al. 2020 used 3
     if isinstance(cfg.kl, Adaptive):
-        names = ("coefficient", "target", "horizon")
-        over |= {f"kl.{name}": getattr(cfg.kl, name) for name in names}
-    for name, given in over.items():
-        if given is not None and given <= 0:
-            raise ValueError(f"objective.{name}: {given} given; it must be above 0")
-    least = {"kl.coefficient": cfg.kl.coefficient, "value_weight": cfg.value_weight}
-    for name, given in (least | {"entropy": cfg.entropy}).items():
-        if given < 0:
-            raise ValueError(f"objective.{name}: {given} given; it must not be negative")
-    for name, given in {"gamma": cfg.gamma, "lam": cfg.lam}.items():
-        if not 0 <= given <= 1:
-            raise ValueError(f"objective.{name}: {given} given; it must be in [0, 1]")
+        names = ("kl.coefficient", "kl.target", "kl.horizon")
+        check.within("objective", cfg, *names, above=0)
     if cfg.critic_start is not None and cfg.critic != "own":
         raise ValueError(
             f"objective.critic_start: {cfg.critic_start!r} given with objective.critic='shared', "
             "which reads the policy's own layers; objective.critic='own' begins from it"
         )
-    if cfg.dual is not None and cfg.dual <= 1:
-        raise ValueError(f"objective.dual: {cfg.dual} given; it must be above 1, e.g. 3")

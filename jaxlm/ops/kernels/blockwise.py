@@ -31,7 +31,7 @@ def attend(
             f"T={q.shape[1]} queries and S={k.shape[1]} keys; kernel 'xla' does this"
         )
     if q_at.shared is not None or k_at.shared is not None:
-        raise ValueError("kernel 'blockwise' knows no shared tokens; kernel 'xla' does")
+        raise ValueError("kernel 'blockwise' does not support shared tokens; use 'xla'")
     biases, weights = _closed(bias, q, k, q_at, k_at, rule)
     return _blockwise(rule, biases, q, k, v, q_at, k_at, sinks, weights)
 

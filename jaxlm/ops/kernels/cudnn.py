@@ -41,7 +41,7 @@ def attend(
 def _refuse(q, k, v, rule, bias, sinks) -> None:
     for name, given in (("softcap", rule.softcap), ("bias", bias), ("sinks", sinks)):
         if given is not None:
-            raise ValueError(f"kernel 'cudnn' knows no {name}; kernels 'xla' and 'blockwise' do")
+            raise ValueError(f"kernel 'cudnn' does not support {name}; use 'xla' or 'blockwise'")
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(
             f"kernel 'cudnn' computes in bfloat16 or float16, got {q.dtype}: set plan.compute"

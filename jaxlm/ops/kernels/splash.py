@@ -36,9 +36,9 @@ def attend(
             f"T={length} queries and S={keys} keys; kernel 'xla' does this"
         )
     if bias is not None:
-        raise ValueError("kernel 'splash' knows no bias; kernels 'xla' and 'blockwise' do")
+        raise ValueError("kernel 'splash' does not support bias; use 'xla' or 'blockwise'")
     if q_at.shared is not None or k_at.shared is not None:
-        raise ValueError("kernel 'splash' knows no shared tokens; kernel 'xla' does")
+        raise ValueError("kernel 'splash' does not support shared tokens; use 'xla'")
     # it scales nothing itself; rounded to q's dtype again, which is exact for powers of two
     q = (q.astype(jnp.float32) * rule.scale).astype(q.dtype)
     run = _kernel(q.shape[2], _whole_blocks(length), _whole_blocks(keys), rule, interpret)
@@ -60,14 +60,14 @@ def _kernel(heads: int, length: int, keys: int, rule: masks.Rule, interpret: boo
 
     shape, window = (length, keys), rule.window
     if window is not None:
-        one = splash_attention.LocalMask(shape, (window - 1, 0 if rule.causal else window - 1), 0)
+        mask = splash_attention.LocalMask(shape, (window - 1, 0 if rule.causal else window - 1), 0)
     elif rule.causal:
-        one = splash_attention.CausalMask(shape)
+        mask = splash_attention.CausalMask(shape)
     else:
-        one = splash_attention.FullMask(shape)
+        mask = splash_attention.FullMask(shape)
     t, s = _block(length), _block(keys)
     return splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([one] * heads),
+        splash_attention.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention.BlockSizes(
             block_q=t,
             block_kv=s,

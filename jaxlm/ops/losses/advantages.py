@@ -65,13 +65,13 @@ def gae(
     def back(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
         later, expected = carry
         r, v, now = at
-        found = r + gamma * expected - v + gamma * lam * later
-        return (jnp.where(now, found, later), jnp.where(now, v, expected)), found
+        estimates = r + gamma * expected - v + gamma * lam * later
+        return (jnp.where(now, estimates, later), jnp.where(now, v, expected)), estimates
 
     nothing = jnp.zeros_like(reward[:, 0])
     columns = (reward.T, value.T, there.T)  # [T, B] each
-    _, found = jax.lax.scan(back, (nothing, nothing), columns, reverse=True)
-    advantage = jnp.where(there, found.T, 0.0)
+    _, estimates = jax.lax.scan(back, (nothing, nothing), columns, reverse=True)
+    advantage = jnp.where(there, estimates.T, 0.0)
     return advantage, jnp.where(there, advantage + value, 0.0)
 
 

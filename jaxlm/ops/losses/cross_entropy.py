@@ -110,12 +110,12 @@ def per_token(
 
     _, out = _scan(step, None, _pieces(arrays, chunk))
 
-    def whole(x):
+    def rejoined(x):
         tail = x.shape[2:]
         x = x.reshape(x.shape[0], batch, -1, *tail).swapaxes(0, 1)  # [B, pieces, columns, ...]
         return x.reshape(batch, -1, *tail)[:, :time]
 
-    return jax.tree.map(whole, out)
+    return jax.tree.map(rejoined, out)
 
 
 def _check(x, targets, weight, chunk):

@@ -34,14 +34,14 @@ def comparisons(
     return Comparisons(weight, preference[:, None, None], margin)
 
 
-def prompts(found: Comparisons) -> jax.Array:
+def prompts(pairs: Comparisons) -> jax.Array:
     """float32 scalar: how many prompts have at least one comparison."""
-    return jnp.sum(jnp.any(found.weight > 0, axis=(1, 2)).astype(jnp.float32))
+    return jnp.sum(jnp.any(pairs.weight > 0, axis=(1, 2)).astype(jnp.float32))
 
 
-def mean(found: Comparisons, value: jax.Array) -> jax.Array:
+def mean(pairs: Comparisons, value: jax.Array) -> jax.Array:
     """float32 scalar: the sum over prompts of the mean of value [B, K, K] over their pairs."""
-    return jnp.sum(jnp.where(found.weight > 0, found.weight * value, 0.0))
+    return jnp.sum(jnp.where(pairs.weight > 0, pairs.weight * value, 0.0))
 
 
 def differences(reward: jax.Array) -> jax.Array:
@@ -78,15 +78,15 @@ def brier(difference: jax.Array, target: jax.Array) -> jax.Array:
     return target * jnp.square(1 - p) + (1 - target) * jnp.square(p)
 
 
-def reliability(found: Comparisons, difference: jax.Array, bins: int) -> jax.Array:
+def reliability(pairs: Comparisons, difference: jax.Array, bins: int) -> jax.Array:
     """float32[bins, 3]: the weight of the pairs whose confidence sigmoid(|difference|), from 0.5 to
     1, falls into each of `bins` equal intervals; the sum of their confidence; and of how often they
     are right. Sums of parts of a batch are those of the whole, so `calibration` is exact."""
     confidence = jax.nn.sigmoid(jnp.abs(difference))
     at = jnp.clip((2 * bins * (confidence - 0.5)).astype(jnp.int32), 0, bins - 1)
-    right = agreement(difference, jnp.broadcast_to(found.target, difference.shape))
+    right = agreement(difference, jnp.broadcast_to(pairs.target, difference.shape))
     each = jnp.stack([jnp.ones_like(confidence), confidence, right], axis=-1)
-    each = jnp.where(found.weight[..., None] > 0, found.weight[..., None] * each, 0.0)
+    each = jnp.where(pairs.weight[..., None] > 0, pairs.weight[..., None] * each, 0.0)
     return jnp.zeros((bins, 3)).at[at.reshape(-1)].add(each.reshape(-1, 3))
 
 

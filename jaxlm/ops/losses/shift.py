@@ -10,8 +10,8 @@ def later(x: jax.Array, segments: jax.Array, k: int) -> tuple[jax.Array, jax.Arr
 
     segments int32[B, T]: the document, 0 for padding; each is contiguous.
     """
-    found = _moved(segments, k)
-    same = (found == segments) & (segments != 0)
+    moved = _moved(segments, k)
+    same = (moved == segments) & (segments != 0)
     return jnp.where(same, _moved(x, k), 0), same
 
 

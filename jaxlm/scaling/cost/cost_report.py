@@ -112,7 +112,7 @@ def _bytes(
 
 def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row]:
     model = models.build(cfg, plan)
-    if not model.causal:
+    if model.kind == "encoder":
         return [Row("none", "it reads whole texts, and continues none")]
     longest = model.context
     lengths = {min(n, longest or n) for n in (CACHE_TOKENS, seq)}

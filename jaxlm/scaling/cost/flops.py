@@ -14,7 +14,8 @@ from typing import Any
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import flax_modules
-from jaxlm.models.layers import mha, stack
+from jaxlm.models.layers import stack
+from jaxlm.models.layers.stack import Layer
 
 # A backward pass costs two forward passes: the gradients of inputs and of weights.
 TRAINING = 3
@@ -72,14 +73,22 @@ def per_token(
         return Flops(sum(2.0 * math.prod(p.shape) for p in matrices), 0.0, 0.0)
     own = seq if targets is None else targets
     stacks = param.flatten({name: spec[name] for name in STACKS if name in spec})
-    layers = sum(
-        2 * math.prod(p.shape) * _used(cfg, p) * (1 if _of_source(path) else own / seq)
-        for path, p in stacks.items()
-        if p.inputs
-    )
-    scores = sum(_attention(r, seq, own, causal) for r in models.family(cfg).reaches(cfg))
-    times = 1 + (len(stack.layers(spec["ahead"])) if "ahead" in spec else 0)
-    return Flops(layers, times * _head(spec) * own / seq, scores)
+    kinds = of_kind(cfg)
+    products = scores = 0.0
+    for path, p in stacks.items():
+        if p.inputs:
+            times = _used(kinds, path, p) * (1 if _of_source(path) else own / seq)
+            products += 2 * math.prod(p.shape) * times
+    for name in STACKS:
+        for kind in stack.kinds(spec.get(name, {})):
+            scores += _attention(kinds[kind], seq, own, causal)
+    heads = 1 + len(stack.kinds(spec.get("ahead", {})))
+    return Flops(products, heads * _head(spec) * own / seq, scores)
+
+
+def of_kind(cfg: models.AnyConfig) -> dict[str, Layer]:
+    """A family's layers by their kind."""
+    return {layer.kind: layer for layer in models.family(cfg).layers(cfg)}
 
 
 def _of_source(path: str) -> bool:
@@ -87,27 +96,28 @@ def _of_source(path: str) -> bool:
     return path.startswith("encoder/") or path.endswith(("/cross/k", "/cross/v"))
 
 
-def _attention(reach: mha.Reach, seq: int, own: int, causal: bool) -> float:
-    """FLOPs of one attention per token of `seq`; `own` is the length of a decoder's row."""
-    if reach.over == "source":
-        return reach.pair * own
-    if reach.over == "around":
-        return reach.pair * (2 * visible_keys(seq, reach.window) - 1 if causal else seq)
-    return reach.pair * (visible_keys(own, reach.window) if causal else own) * own / seq
+def _attention(layer: Layer, seq: int, own: int, causal: bool) -> float:
+    """FLOPs of one layer's scores per token of `seq`; `own` is the length of a decoder's row."""
+    if layer.over == "around":
+        return layer.pair * (2 * visible_keys(seq, layer.window) - 1 if causal else seq)
+    past = layer.pair * (visible_keys(own, layer.window) if causal else own) * own / seq
+    return past + layer.pair * own if layer.cross else past
 
 
 def active(cfg: models.AnyConfig) -> float:
     """The parameters a token meets, embedding table and output matrix among them: of a layer's
     experts only those it is sent to. All of them in a model without experts."""
+    kinds = of_kind(cfg)
     flat = param.flatten(models.spec(cfg))
-    return sum(math.prod(p.shape) * _used(cfg, p) for p in flat.values())
+    return sum(math.prod(p.shape) * _used(kinds, path, p) for path, p in flat.items())
 
 
-def _used(cfg: models.AnyConfig, p: param.Param) -> float:
+def _used(kinds: dict[str, Layer], path: str, p: param.Param) -> float:
     """The share of a weight's copies that a token meets: of experts, those it is sent to."""
     if "expert" not in p.axes[: p.copies]:
         return 1
-    return models.family(cfg).experts_per_token(cfg) / p.shape[p.axes.index("expert")]
+    layer = path.split("/")[2]  # stack/0/1_moe/...
+    return kinds[stack.kind(layer)].active / p.shape[p.axes.index("expert")]
 
 
 def visible_keys(seq: int, window: int | None) -> float:

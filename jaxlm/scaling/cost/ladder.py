@@ -86,15 +86,15 @@ def nearest(params: float, how: Counting | str = "matmul-only", vocab: int = 327
 
 
 def _widths() -> list[int]:
-    found, width = [], SMALLEST
+    widths, width = [], SMALLEST
     while width <= LARGEST:
-        found.append(width)
+        widths.append(width)
         head = next(head for below, head in HEADS if width < below)
         # from one multiple to the next, but no finer than a sixteenth of the width
         width += max(head, width // 16 // head * head)
         head = next(head for below, head in HEADS if width < below)
         width -= width % head
-    return found
+    return widths
 
 
 def _stretched(cfg: llama.Config) -> list[llama.Config]:

@@ -16,10 +16,11 @@ import optax
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import flax_modules
-from jaxlm.models.layers import moe
+from jaxlm.models.layers import stack
 from jaxlm.parallel import plan as parallel_plan
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
+from jaxlm.scaling.cost import flops
 
 Mesh = jax.sharding.AbstractMesh
 # Share of the estimated activations and logits that XLA surely holds: its analysis is never below
@@ -133,9 +134,10 @@ def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: A
     for those of a source of `slots` tokens. An encoder has none: 0.
     """
     model = models.build(cfg, plan)
-    if not model.causal:
+    if model.kind == "encoder":
         return 0
-    spec = model.cache(batch, slots) + (model.cache(batch, slots) if model.encode else ())
+    parts = 2 if model.kind == "encoder_decoder" else 1
+    spec = parts * model.cache(batch, slots)
     return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
 
 
@@ -170,14 +172,15 @@ def activations(
     spec, on = models.spec(cfg), mesh(plan)
     if isinstance(cfg, flax_modules.Config):
         return 2 * 4 * _width(("vocab",), (cfg.vocab,), on, rows, seq)
-    active = models.family(cfg).experts_per_token(cfg) if moe.has(spec) else 1
+    kinds = flops.of_kind(cfg)
     size = jnp.dtype(dtype).itemsize
     embed = _width(("embed",), spec["embed"]["table"].shape[1:], on, rows, seq)
     own = targets or seq
     kept = 2 * size * embed * own // seq
     for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
         for segment in spec.get(name, {}).values():
-            for layer in segment.values():
+            for place, layer in segment.items():
+                active = kinds[stack.kind(place)].active
                 kept += _layer(layer, plan, on, rows, length, size, active)
     return kept
 
@@ -192,9 +195,9 @@ def _layer(
     embed = _width(("embed",), (width,), on, rows, seq)
     outputs, inner = _products(layer, on, rows, seq, active)
     norms = max(2 * embed, _norms(layer, on, rows, seq))
-    whole = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
-    each = {"none": whole, "dots": size * outputs, "full": size * embed}[plan.remat]
-    return n * each + (0 if plan.remat == "none" else whole)
+    single = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
+    each = {"none": single, "dots": size * outputs, "full": size * embed}[plan.remat]
+    return n * each + (0 if plan.remat == "none" else single)
 
 
 def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
@@ -241,7 +244,7 @@ def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int
     heads = sum(
         _width(("heads",), (p.shape[-2],), on, rows, seq)
         for path, p in param.flatten(layer).items()
-        if path.endswith("/q")
+        if path in ("attn/q", "cross/q", "layer/attn/q")
     )
     return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
 

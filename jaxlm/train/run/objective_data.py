@@ -66,7 +66,7 @@ def _text_problems(name: str, model: Model, data: pretraining.Data) -> Iterator[
             f"data.corrupt: {corrupt!r} given with objective {name}, which reads batches of "
             f"{_written(wanted)}"
         )
-    pairs = model.encode is not None and isinstance(corrupt, span.Span)
+    pairs = model.kind == "encoder_decoder" and isinstance(corrupt, span.Span)
     if pairs and corrupt.start != model.cfg.start:
         yield (
             f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "

@@ -228,7 +228,7 @@ def _source(data: kinds.AnyData) -> bool:
 def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
     if not run.samples:
         return
-    if model.encode is not None or not model.causal:
+    if model.kind != "decoder":
         yield (
             f"samples: {len(run.samples)} prompts given, but this model does not continue texts; "
             "leave them out, and see `jaxlm sample` of the finished run"
@@ -240,7 +240,9 @@ def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) 
             prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)])
             for p in run.samples
         ]
-        token_sampling.check(model, [turn.tokens for turn in turns], [sampling(run)] * len(turns))
+        token_sampling.check_prompts(
+            model, [turn.tokens for turn in turns], [sampling(run)] * len(turns)
+        )
     except ValueError as error:
         yield f"samples, sample_tokens: {error}"
 

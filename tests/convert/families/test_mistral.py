@@ -113,7 +113,7 @@ def test_what_a_config_json_cannot_express_is_refused():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("experts", None, "model.limit: 1.0 given with model.experts=None"),
+        ("experts", None, "model.limit: 1.0 given; it must be None without model.experts"),
         ("active", 5, "count=5"),
         ("capacity", 0.0, "model.capacity: 0.0"),
         ("pattern", ("near",), "model.pattern"),

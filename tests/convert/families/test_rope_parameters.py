@@ -71,7 +71,10 @@ def test_forms_of_old_checkpoints(record, scaling):
         ({"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 9}}, "no {'alpha': 9}"),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing for rope_type='linear'"),
-        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor: 0.5 given; at least 1"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 0.5}},
+            "factor: 0.5 given; it must be at least 1",
+        ),
         (
             {"rope_scaling": {"factor": 2.0}, "rope_parameters": {"factor": 4.0}},
             r"rope_parameters and rope_scaling differ in \['factor'\]",

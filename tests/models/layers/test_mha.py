@@ -50,7 +50,7 @@ def test_what_a_cache_cannot_hold_is_refused():
     at = kernels.At(jnp.ones((1, 2), int), jnp.arange(2)[None], jnp.ones((1, 2), bool))
     q = jnp.ones((1, 2, 1, 4))
     memory = ({}, at)
-    with pytest.raises(ValueError, match="reads both ways has no cache"):
+    with pytest.raises(ValueError, match="bidirectional models have no KV cache"):
         mha.attend(q, q, q, at, memory, Plan(), causal=False)
     with pytest.raises(ValueError, match="shared tokens and a window"):
         mha.attend(q, q, q, at, memory, Plan(), window=2)

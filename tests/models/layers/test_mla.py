@@ -68,6 +68,6 @@ def test_the_cache_is_a_latent_and_one_rotary_key():
     assert (name, p.shape, p.axes) == ("latent", (2, 9, R + ROPE), ("batch", "seq", "rank"))
 
 
-def test_reach_counts_a_keys_and_a_values_elements():
+def test_a_pair_costs_a_keys_and_a_values_elements():
     # q.k over 128 + 64 dimensions and p.v over 128, in 128 heads
-    assert mla.reach(128, 128, 64, 128).pair == 2 * 128 * (192 + 128)
+    assert mla.layer("moe", 128, 512, 128, 64, 128).pair == 2 * 128 * (192 + 128)

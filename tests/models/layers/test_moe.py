@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core import param
-from jaxlm.models.layers import ffn, moe, stack
+from jaxlm.models.layers import ffn, mha, moe, stack
 from jaxlm.ops import routing
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
@@ -123,12 +123,14 @@ def test_padding_meets_no_expert():
 
 
 def test_rebalance_moves_each_layer_by_its_own_load():
-    segments = [(1, ("dense",)), (2, ("moe", "dense", "moe"))]
-    layer = {"dense": {"ffn": P("embed", init=param.zeros)}, "moe": {"moe": SPEC}}
-    params = {"stack": param.map(lambda p: np.zeros(p.shape), stack.spec(segments, layer.get))}
+    kinds = ("dense", *2 * ("moe", "plain", "other"))
+    layers = [mha.layer(kind, heads=1, kv=1, head=1) for kind in kinds]
+    dense, mixture = {"ffn": P("embed", init=param.zeros)}, {"moe": SPEC}
+    weights = {"dense": dense, "plain": dense, "moe": mixture, "other": mixture}
+    params = {"stack": param.map(lambda p: np.zeros(p.shape), stack.spec(layers, weights.get))}
     load = np.array([[3, 1, 1, 3], [2, 2, 2, 2], [0, 0, 0, 8], [1, 0, 0, 0]], np.float32)
     got = moe.rebalance(jax.tree.map(jnp.asarray, params), jnp.asarray(load), 0.5)["stack"]["1"]
-    first, last = (np.asarray(got[name]["moe"]["select_bias"]) for name in ("0_moe", "2_moe"))
+    first, last = (np.asarray(got[name]["moe"]["select_bias"]) for name in ("0_moe", "2_other"))
     want = 0.5 * np.array([[-1, 1, 1, -1], [0, 0, 0, 0], [1, 1, 1, -1], [-1, 1, 1, 1]])
     np.testing.assert_array_equal(np.stack([first[0], last[0], first[1], last[1]]), want)
     assert not np.any(got["0_moe"]["moe"]["router"])

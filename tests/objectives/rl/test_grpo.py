@@ -188,7 +188,7 @@ def test_a_field_that_would_do_nothing_is_refused(fields, told):
 
 def test_only_what_continues_texts_can_learn_from_its_continuations():
     small = {"vocab": 8, "embed": 8, "layers": 1, "heads": 2, "ffn": 8}
-    with pytest.raises(ValueError, match="t5 does not continue texts"):
+    with pytest.raises(ValueError, match="model t5, which is not a decoder; grpo requires one"):
         grpo.build(grpo.Config(), models.build(t5.Config(encoder=1, head=4, **small)))
     made = grpo.build(grpo.Config(beta=0.1), models.build(llama.Config(kv=1, head=4, **small)))
     assert made.frozen["reference"].run is None

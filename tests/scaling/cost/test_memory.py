@@ -1,16 +1,21 @@
 """Memory against XLA's own analysis of the compiled program, and against hand-counted shards."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.extend import core
 
 from jaxlm import models, objectives
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
-from jaxlm.models import gemma, gpt, llama, mistral
+from jaxlm.models import gemma, gpt, llama, mistral, model
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
+from tests import programs
+from tests.families.sizes import B, T
 
 GIB = 2**30
 LLAMA = llama.Config(vocab=256, embed=128, layers=6, heads=4, kv=2, head=32, ffn=352)
@@ -48,11 +53,56 @@ def _xla_temporaries(cfg, plan):
 )
 def test_activations_are_within_a_third_of_xlas(cfg, plan):
     """dots once kept nothing on CPU, because the linear layer's own gradient rule hid its matrix
-    product from the policy: its memory was that of full. Gemma's norms after its sublayers, named
-    attn_end and ffn_end, and those of queries and keys were once left out: a fifth too little."""
+    product from the policy: its memory was that of full. Gemma's norms after its sublayers and
+    those of queries and keys were once left out: a fifth too little."""
     part = memory.training(cfg, plan, batch=ROWS, seq=SEQ, tx=optax.adamw(1e-3), dtype=jnp.float32)
     ratio = (part.activations + part.logits) / _xla_temporaries(cfg, plan)
     assert 0.75 < ratio < 1.33
+
+
+def _normalised(jaxpr, times=1):
+    """Elements that a program multiplies by 1 / rms or 1 / std: the widths of its norms."""
+    total, inverses = 0, set()
+    for eqn in jaxpr.eqns:
+        repeats = times * eqn.params.get("length", 1)  # of a scan
+        for inner in core.jaxprs_in_params(eqn.params):
+            total += _normalised(getattr(inner, "jaxpr", inner), repeats)
+        inputs = [v for v in eqn.invars if not hasattr(v, "val")]
+        name, derived = eqn.primitive.name, any(v in inverses for v in inputs)
+        if name == "rsqrt" or (name == "broadcast_in_dim" and derived):
+            inverses.add(eqn.outvars[0])
+        if name == "mul" and derived:
+            total += times * eqn.outvars[0].aval.size
+    return total
+
+
+@pytest.mark.parametrize("case", programs.FAMILIES)
+def test_every_norm_of_every_family_is_counted(case):
+    """Norms are the one part that float32 and bfloat16 activations share: 8 bytes an element of
+    their widths. Norms were once told by the ends of their weights' names, which missed Gemma's
+    after each sublayer. The widths here are those of the traced program."""
+    cfg = programs.FAMILIES[case]
+    if "ahead" in models.spec(cfg):
+        cfg = dataclasses.replace(cfg, ahead=0)  # runs in training alone
+    plan = Plan(attention="blockwise")
+    half, full = (
+        memory.activations(cfg, plan, B, T, dtype) for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    attentions = sum(1 + layer.cross for layer in models.family(cfg).layers(cfg))
+    counted = 2 * half - full - 4 * B * T * cfg.heads * attentions  # the sums of the softmax
+
+    built, rows = models.build(cfg), programs.fit(case, programs.rows(0))
+    weights = param.abstract(built.spec)
+    trace = jax.make_jaxpr(lambda w, rows: model.read(built, w, rows).x)(weights, rows)
+    inner = {"stack", "encoder", "mlm"}
+    around = sum(
+        p.shape[0]
+        for path, p in param.flatten(built.spec).items()
+        if path.split("/")[0] not in inner and path.removesuffix("/scale").endswith("norm")
+    )
+    layers = _normalised(trace.jaxpr) - B * T * around
+    least = 2 * B * T * cfg.embed * len(models.family(cfg).layers(cfg))
+    assert counted == 8 * max(layers, least)
 
 
 def test_weights_and_optimiser_are_cut_by_the_rules():
