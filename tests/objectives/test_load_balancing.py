@@ -76,7 +76,7 @@ def test_report_is_the_definition():
     [
         (
             clm.Config(balance=0.1),
-            "objective.balance: 0.1 given, it must be 0 for a model without experts",
+            "objective.balance: 0.1 given; it must be 0 for a model without experts",
         ),
         (clm.Config(router_z=0.1), "objective.router_z: 0.1 given"),
         (clm.Config(bias_speed=0.1), "objective.bias_speed: 0.1 given"),
