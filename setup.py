@@ -14,6 +14,7 @@ assert VERSION is not None
 CORE = [
     "absl-py>=2",
     "array_record>=0.8,<0.9",
+    "chex>=0.1.90,<0.2",
     "etils[epath]>=1.13,<2",
     "flax>=0.12,<0.13",
     "fsspec>=2025.1",

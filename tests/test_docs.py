@@ -136,6 +136,14 @@ def test_commands_of_the_pages_are_understood(monkeypatch):
         assert not unknown, (command, given)
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_imports_of_python_blocks_exist(name):
+    """Of blocks that do not run, too: after a move, five pages imported modules of the past."""
+    for block in blocks("python", (ROOT / name).read_text("utf-8")):
+        imports = [n for n in ast.parse(block).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), name, "exec"), {})
+
+
 def test_python_of_the_pages_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,8 +1,9 @@
 """Scores of queries and keys: which may meet, how a score bends, the parts of a masked softmax."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -47,10 +48,11 @@ def rule(
 
     Raises: ValueError for shapes that do not fit, or numbers out of range.
     """
-    if k.shape[:3] != v.shape[:3] or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-        raise ValueError(
-            f"q [B,T,N,H], k [B,S,K,H], v [B,S,K,H'] do not fit: {q.shape}, {k.shape}, {v.shape}"
-        )
+    shapes = f"q [B,T,N,H], k [B,S,K,H], v [B,S,K,H']: {q.shape}, {k.shape}, {v.shape}"
+    refuse: Any = {"custom_message": shapes, "exception_type": ValueError}
+    chex.assert_rank([q, k, v], 4, **refuse)
+    chex.assert_shape(k, (q.shape[0], None, None, q.shape[3]), **refuse)
+    chex.assert_equal_shape_prefix([k, v], 3, **refuse)
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"heads must be a multiple of kv, got {q.shape[2]} and {k.shape[2]}")
     if window is not None and window < 1:

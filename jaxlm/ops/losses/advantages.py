@@ -4,6 +4,7 @@ the controller of a penalty. All of it in float32, of arrays [B, T] with explici
 A weight is 1 at what a response's author chose, 0 elsewhere; nothing at a 0 changes a result.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -59,7 +60,9 @@ def gae(
 
     Raises: ValueError if the shapes differ.
     """
-    _same(reward=reward, value=value, weight=weight)
+    chex.assert_equal_shape(
+        [reward, value, weight], custom_message="reward, value, weight", exception_type=ValueError
+    )
     there = weight > 0
 
     def back(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
@@ -87,7 +90,7 @@ def whiten(x: jax.Array, weight: jax.Array, keep: float = 0.0) -> jax.Array:
     n), and that of one place alone is 0. keep: the share of the mean that is added back; with 1
     the mean is left as it was, as is usual for rewards.
     """
-    _same(x=x, weight=weight)
+    chex.assert_equal_shape([x, weight], custom_message="x, weight", exception_type=ValueError)
     here = (weight > 0).astype(jnp.float32)
     n = jnp.sum(here)
     mean = jnp.sum(here * x) / jnp.maximum(n, 1.0)
@@ -167,9 +170,3 @@ def entropy(logits: jax.Array) -> jax.Array:
     log_p = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
     # a forbidden outcome (-inf) has p = 0 and adds nothing
     return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)
-
-
-def _same(**arrays: jax.Array) -> None:
-    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"shapes differ: {shapes}")

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -121,11 +122,12 @@ def per_token(
 def _check(x, targets, weight, chunk):
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    if not x.shape[:2] == targets.shape == weight.shape:
-        raise ValueError(
-            f"x [B,T,D], targets [B,T], weight [B,T] differ: {x.shape}, {targets.shape}, "
-            f"{weight.shape}"
-        )
+    refuse = {
+        "custom_message": "x [B,T,D], targets [B,T], weight [B,T]",
+        "exception_type": ValueError,
+    }
+    chex.assert_rank([targets, weight], 2, **refuse)
+    chex.assert_equal_shape_prefix([x, targets, weight], 2, **refuse)
 
 
 def _pieces(arrays, chunk):

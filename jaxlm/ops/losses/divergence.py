@@ -12,6 +12,7 @@ The ends are KL divergences, as in TRL, not the limits of the middle, which are 
 middle is about beta KL(t || s) and (1 - beta) KL(s || t).
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,8 +23,9 @@ def divergence(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array
 
     Raises: ValueError if the shapes differ or beta is not in [0, 1].
     """
-    if teacher.shape != student.shape:
-        raise ValueError(f"teacher {teacher.shape} and student {student.shape} differ in shape")
+    chex.assert_equal_shape(
+        [teacher, student], custom_message="teacher, student", exception_type=ValueError
+    )
     if not 0 <= beta <= 1:
         raise ValueError(f"beta: {beta} given; it must be in [0, 1]")
     if beta == 0:

@@ -179,5 +179,5 @@ def test_errors():
     params, x, targets, weight = inputs()
     with pytest.raises(ValueError, match="chunk must be at least 1 token, got 0"):
         cross_entropy.cross_entropy(logits_fn, params, x, targets, weight, chunk=0)
-    with pytest.raises(ValueError, match=r"differ: \(4, 7, 6\), \(4, 6\), \(4, 7\)"):
+    with pytest.raises(ValueError, match=r"\(4, 7\), \(4, 6\), \(4, 7\).*targets \[B,T\]"):
         cross_entropy.cross_entropy(logits_fn, params, x, targets[:, 1:], weight, chunk=8)
