@@ -159,11 +159,11 @@ def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return [] if a == b else [(where, a, b)]
-    found: list[tuple[str, Any, Any]] = []
+    changed: list[tuple[str, Any, Any]] = []
     for name in dict.fromkeys((*a, *b)):
         path = f"{where}.{name}" if where else name
-        found += differences(a.get(name), b.get(name), path)
-    return found
+        changed += differences(a.get(name), b.get(name), path)
+    return changed
 
 
 def file(target: str) -> tuple[pathlib.Path, str]:
@@ -247,8 +247,8 @@ def no_function(path: pathlib.Path, wanted: str, have: list[str]) -> str:
 
 def near(name: str, names: typing.Iterable[str]) -> str:
     """The end of a message about a wrong name: the nearest right one, or all."""
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]!r}?" if found else f"; there are {sorted(names)}"
+    matches = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; there are {sorted(names)}"
 
 
 def variants(module: types.ModuleType) -> list[str]:

@@ -97,8 +97,8 @@ def sweep(folder: Path) -> None:
         rf"\..+\.{re.escape(platform.node())}\.(\d+)\.(\d+)\.[0-9a-f]{{32}}\.part", re.DOTALL
     )
     with os.scandir(folder) as entries:
-        found = [(e, name.fullmatch(e.name)) for e in entries if e.name.endswith(".part")]
-    for entry, parts in found:
+        partial = [(e, name.fullmatch(e.name)) for e in entries if e.name.endswith(".part")]
+    for entry, parts in partial:
         if parts is None or _runs(int(parts[1]), int(parts[2])):
             continue
         with contextlib.suppress(OSError), held(Path(entry.path)):

@@ -53,13 +53,13 @@ def read(path: pathlib.Path) -> Any:
 def read_object(path: pathlib.Path) -> Record:
     """The object in a JSON file, its checksum verified if it has one and left out. Raises: as
     `read`."""
-    found = read(path)
-    if not isinstance(found, dict):
-        raise Damaged(f"{path}: a JSON {type(found).__name__}, where an object is needed")
-    seal = found.pop(SEAL, None)
-    if seal is not None and seal != digest(found):
+    value = read(path)
+    if not isinstance(value, dict):
+        raise Damaged(f"{path}: a JSON {type(value).__name__}, where an object is needed")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != digest(value):
         raise Damaged(f"{path}: not what was written (its SHA-256 differs)")
-    return found
+    return value
 
 
 def sealed(record: Record) -> str:
@@ -81,8 +81,8 @@ def plain(record: Record) -> Record:
         for name, value in record.items()
         if isinstance(value, float) and not math.isfinite(value)
     }
-    found = {name: None if name in odd else _plain(value) for name, value in record.items()}
-    return found | ({NOT_FINITE: odd} if odd else {})
+    finite = {name: None if name in odd else _plain(value) for name, value in record.items()}
+    return finite | ({NOT_FINITE: odd} if odd else {})
 
 
 def _plain(value: Any) -> Any:

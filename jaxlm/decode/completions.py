@@ -43,7 +43,7 @@ def complete(
     ids = [_ids(tokenizer, prompt) for prompt in prompts]
     settings = [with_eos(tokenizer, s) for s in token_sampling.each(sampling, len(prompts))]
     out = token_sampling.generate(model, params, ids, settings, tokenizer)
-    found = []
+    texts = []
     for r, (prompt, s) in enumerate(zip(ids, settings)):
         length, finish = int(out.lengths[r]), int(out.finish[r])
         tokens = out.tokens[r, :length].tolist()
@@ -51,7 +51,7 @@ def complete(
         for token in tokens[: length - (finish == sampling_loop.STOP_TOKEN)]:
             row.push(token)
         row.finish()
-        found.append(
+        texts.append(
             Completion(
                 row.text,
                 tokens,
@@ -60,7 +60,7 @@ def complete(
                 token_sampling.FINISH[finish],
             )
         )
-    return found
+    return texts
 
 
 def stream(

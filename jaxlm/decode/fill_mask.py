@@ -52,12 +52,12 @@ def encode(
 def spelled(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     """Spellings of the tokenizer's special tokens in a prompt, with their ids: names in brackets,
     and the mask as "<mask>" and "[MASK]" both."""
-    found = {
+    marks = {
         name: i for name, i in tokenizer.special.items() if name[:1] + name[-1:] in ("<>", "[]")
     }
     if "mask" in tokenizer.special:
-        found |= dict.fromkeys(("<mask>", "[MASK]"), tokenizer.special["mask"])
-    return found
+        marks |= dict.fromkeys(("<mask>", "[MASK]"), tokenizer.special["mask"])
+    return marks
 
 
 def fill(
@@ -84,8 +84,8 @@ def fill(
             f"{text!r:.60} has nothing to fill in: write "
             f"{' or '.join(n for n, i in (marks or spelled(tokenizer)).items() if i == mask)}"
         )
-    found = log_probs(model, params, ids)[holes]
-    best = np.argsort(-found, axis=-1, kind="stable")[:, :top]
+    scores = log_probs(model, params, ids)[holes]
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :top]
     return [
         [
             Guess(
@@ -95,7 +95,7 @@ def fill(
             )
             for t in row
         ]
-        for row, p in zip(best, found, strict=True)
+        for row, p in zip(best, scores, strict=True)
     ]
 
 

@@ -37,17 +37,17 @@ def reply(
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
     """{spelling of a special token in a prompt: its id}."""
-    found = fill_mask.spelled(tokenizer)
+    spelled = fill_mask.spelled(tokenizer)
     if isinstance(corrupt, mask.Mask) and corrupt.token is not None:
-        found |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)
+        spelled |= dict.fromkeys(("<mask>", "[MASK]"), corrupt.token)
     if isinstance(corrupt, span.Span) and corrupt.sentinel is not None:
         roles = {i for name, i in tokenizer.special.items() if name in ("pad", "bos", "eos", "unk")}
         for number in range(100):  # as many as T5 has
             i = corrupt.sentinel - number
             if i in roles or (i < tokenizer.vocab and i not in tokenizer.special.values()):
                 break  # the sentinels end where other ids begin
-            found[f"<extra_id_{number}>"] = i
-    return found
+            spelled[f"<extra_id_{number}>"] = i
+    return spelled
 
 
 def _continued(prompt: str, pieces: Iterator[str]) -> Iterator[str]:
@@ -67,11 +67,11 @@ def _holes(
             "this model fills in masked tokens, and its tokenizer has no mask: give its id as "
             "data.corrupt.token of the run"
         )
-    found = fill_mask.fill(model, params, tokenizer, prompt, names["<mask>"], marks=names)
+    holes = fill_mask.fill(model, params, tokenizer, prompt, names["<mask>"], marks=names)
     lines = [prompt]
-    for number, hole in enumerate(found, 1):
-        told = "  ".join(f"{guess.text!r} {guess.probability:.3f}" for guess in hole)
-        lines.append(f"\n  mask {number}: {told}")
+    for number, hole in enumerate(holes, 1):
+        guesses = "  ".join(f"{guess.text!r} {guess.probability:.3f}" for guess in hole)
+        lines.append(f"\n  mask {number}: {guesses}")
     return lines
 
 

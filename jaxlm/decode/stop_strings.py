@@ -47,9 +47,9 @@ class Watch:
     def _add(self, piece: str) -> None:
         start = max(0, len(self.text) - self._longest + 1)
         self.text += piece
-        found = [at for at in (self.text.find(s, start) for s in self._strings) if at >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
+        starts = [at for at in (self.text.find(s, start) for s in self._strings) if at >= 0]
+        if starts:
+            self.text, self.stopped = self.text[: min(starts)], True
 
     def _held(self) -> int:
         """Characters at the end that begin a stop string."""

@@ -68,8 +68,8 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             z_loss=cfg.z_loss,
         )
         if model.ahead is not None:
-            more, told, further = multi_token.loss(model, params, x, batch, plan)
-            total, sums = total + cfg.ahead * more, sums | told
+            more, ahead_sums, further = multi_token.loss(model, params, x, batch, plan)
+            total, sums = total + cfg.ahead * more, sums | ahead_sums
             stats = {name: jnp.concatenate([stats[name], further[name]]) for name in stats}
         weight = jnp.sum(batch.weight)
         if cfg.balance or cfg.router_z:

@@ -123,12 +123,12 @@ def dynamic_levels() -> np.ndarray:
     """float32[256], rising: levels with a sign, denser towards 0. Dettmers et al. 2022 (8-bit
     optimizers), section 2.1: for e = 0 .. 6, the midpoints of 2^e equal steps
     from 0.1 to 1, times 10^(e - 6); and 0 and 1."""
-    found = [0.0, 1.0]
+    levels = [0.0, 1.0]
     for e in range(7):
         steps = np.linspace(0.1, 1.0, 2**e + 1, dtype=np.float32)
         middle = 10.0 ** (e - 6) * ((steps[:-1] + steps[1:]) / 2).astype(np.float64)
-        found += [*middle, *-middle]
-    return np.sort(np.array(found, np.float32))
+        levels += [*middle, *-middle]
+    return np.sort(np.array(levels, np.float32))
 
 
 def _nearest(x: jax.Array, levels: np.ndarray) -> jax.Array:

@@ -184,10 +184,10 @@ def restored(module: nnx.Module | Mapping[str, Any], params: param.Tree) -> Any:
 def _nnx(module: nnx.Module | Lazy) -> _Parts:
     if isinstance(module, Lazy):
         lazy = module
-        made = nnx.eval_shape(lambda: lazy.drawn(jax.random.key(0)))
+        template = nnx.eval_shape(lambda: lazy.drawn(jax.random.key(0)))
     else:
-        made = module
-    graph, state, rest = nnx.split(made, nnx.Param, ...)
+        template = module
+    graph, state, rest = nnx.split(template, nnx.Param, ...)
     variables = nnx.to_flat_state(state)
     others = nnx.to_flat_state(rest)
     for keys, v in others:
@@ -246,8 +246,8 @@ def _linen(module: linen.Module, reads: tuple[str, ...]) -> _Parts:
     def abstract(key: jax.Array) -> Any:
         return jax.eval_shape(variables, key)
 
-    made = abstract(jax.random.key(0))
-    if other := sorted({*made} - _PASSING):
+    shapes = abstract(jax.random.key(0))
+    if other := sorted({*shapes} - _PASSING):
         raise ValueError(
             f"module: it has variables {other}; only 'params' are carried by training, so batch "
             "statistics and caches cannot be"
@@ -262,7 +262,7 @@ def _linen(module: linen.Module, reads: tuple[str, ...]) -> _Parts:
         assert isinstance(out, jax.Array)
         return out
 
-    leaves = [(_path(keys), leaf) for keys, leaf in _leaves(made["params"])]
+    leaves = [(_path(keys), leaf) for keys, leaf in _leaves(shapes["params"])]
     return _Parts(
         {path: _unboxed(leaf) for path, leaf in leaves},
         {path: tuple(leaf.names) if _boxed(leaf) else () for path, leaf in leaves},

@@ -106,8 +106,8 @@ def fields(loss: Name, divergence: preference.Divergence) -> set[str]:
 
 
 def _settings(loss: Name) -> list[str]:
-    found = inspect.signature(LOSSES[loss]).parameters.values()
-    return [p.name for p in found if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    parameters = inspect.signature(LOSSES[loss]).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
@@ -138,9 +138,9 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             stats = labelled.stats
             total, weight, sums = kto.loss(labelled, settings)
         else:
-            found = responses.read(model, params, batch, reference, plan, cfg.nll_over == "text")
-            stats = found.stats
-            total, weight, sums = _paired(cfg, settings, found, batch)
+            pair = responses.read(model, params, batch, reference, plan, cfg.nll_over == "text")
+            stats = pair.stats
+            total, weight, sums = _paired(cfg, settings, pair, batch)
         if cfg.balance or cfg.router_z:
             total += weight * load_balancing.loss(stats, cfg.balance, cfg.router_z)
         return total, weight, sums | (load_balancing.sums(stats) if routed else {})
@@ -211,14 +211,14 @@ def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
     return before / jnp.maximum(pairs, 1.0)[:, None, None], pairs > 0
 
 
-def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str, jax.Array]:
+def _sums(cfg: Config, pair: preference.Response, order: jax.Array) -> dict[str, jax.Array]:
     """Reported sums of pairs, as listed in `build`; `order` is from `ordered`."""
-    found = jax.lax.stop_gradient(found)
-    reward = cfg.beta * preference.ratio(found)
+    pair = jax.lax.stop_gradient(pair)
+    reward = cfg.beta * preference.ratio(pair)
     if cfg.loss in ("simpo", "orpo"):
-        reward = reward / found.tokens
+        reward = reward / pair.tokens
     chosen, rejected = jnp.sum(order, axis=2), jnp.sum(order, axis=1)
-    columns = {"reward": reward, "log_prob": found.log_prob, "tokens": found.tokens}
+    columns = {"reward": reward, "log_prob": pair.log_prob, "tokens": pair.tokens}
     sums = {}
     for name, column in columns.items():
         sums[f"{name}_chosen"] = jnp.sum(chosen * column)
@@ -226,7 +226,7 @@ def _sums(cfg: Config, found: preference.Response, order: jax.Array) -> dict[str
     sums["margin"] = sums["reward_chosen"] - sums["reward_rejected"]
     apart = jnp.sign(reward[:, :, None] - reward[:, None, :])
     sums["accuracy"] = jnp.sum(order * (1 + apart) / 2)
-    return sums | ({"nll": jnp.sum(chosen * found.nll)} if "nll" in _settings(cfg.loss) else {})
+    return sums | ({"nll": jnp.sum(chosen * pair.nll)} if "nll" in _settings(cfg.loss) else {})
 
 
 def _check_model(cfg: Config, model: Model) -> None:

@@ -91,8 +91,8 @@ def power(size: float, sd: float, pairs: int, alpha: float = 0.05) -> float:
     node, weight = np.polynomial.legendre.leggauss(_NODES)
     chi = (high + low + (high - low) * node) / 2
     s = stats.t.ppf(1 - alpha / 2, df) * chi / math.sqrt(df)
-    found = stats.norm.sf(s - shift) + stats.norm.cdf(-s - shift)
-    return float(found * stats.chi.pdf(chi, df) @ weight) * float(high - low) / 2
+    beyond = stats.norm.sf(s - shift) + stats.norm.cdf(-s - shift)
+    return float(beyond * stats.chi.pdf(chi, df) @ weight) * float(high - low) / 2
 
 
 def detectable(sd: float, pairs: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
@@ -160,10 +160,10 @@ def look(
     if matters is not None and not matters > 0:
         raise ValueError(f"matters: {matters} given; a positive number of nats is needed")
     level = levels[looks.index(n)]
-    found = effect(baseline, variant, level)
+    estimate = effect(baseline, variant, level)
     verdict = "undecided" if n == looks[-1] else "go on"
-    if found.p <= level:
-        verdict = "better" if found.mean < 0 else "worse"
-    elif matters is not None and -matters <= found.low and found.high <= matters:
+    if estimate.p <= level:
+        verdict = "better" if estimate.mean < 0 else "worse"
+    elif matters is not None and -matters <= estimate.low and estimate.high <= matters:
         verdict = "no difference that matters"
-    return Look(found, level, verdict)
+    return Look(estimate, level, verdict)

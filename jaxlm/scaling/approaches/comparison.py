@@ -101,8 +101,8 @@ def compare(
     of laws with an optimum, whose exponent is taken at `target` FLOPs.
     """
     out: Record = {"envelope": _envelope(first, target, level)}
-    for name, found in second.items():
-        out[name] = _isoflop(t, found, target, level)
+    for name, other in second.items():
+        out[name] = _isoflop(t, other, target, level)
     for law, (theta, draws) in parametric.items():
         best = optimum.at(law, theta, target, per=per)
         if not np.isfinite([best.exponent, best.params]).all():
@@ -184,17 +184,17 @@ def outliers(
         rest = table.take(t, np.sort(order[count:]))
         if len(rest.loss) <= len(law.names):
             continue
-        found = fitting.fit(law, rest, delta=delta, fixed=fixed, near=near)
-        near = None if found.failed else found
-        best = optimum.at(law.name, fitting.values(found), target, per=per)
+        refit = fitting.fit(law, rest, delta=delta, fixed=fixed, near=near)
+        near = None if refit.failed else refit
+        best = optimum.at(law.name, fitting.values(refit), target, per=per)
         rows.append(
             {
                 "dropped": count,
                 "points": len(rest.loss),
                 "law": law.name,
-                "theta": found.theta,
-                "objective": found.objective,
-                "failed": found.failed,
+                "theta": refit.theta,
+                "objective": refit.objective,
+                "failed": refit.failed,
                 "exponent": float(best.exponent),
                 "params": float(best.params),
                 "tokens_per_parameter": float(best.tokens / best.params),

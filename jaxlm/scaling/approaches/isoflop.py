@@ -122,8 +122,10 @@ def fit(
     minima = tuple(_minimum(t, g, method, noise, times, random) for g in groups)
     used = [m for m in minima if not m.left_out]
     if len(used) < 2:
-        told = "; ".join(f"{m.flops:.4g}: {m.left_out or 'used'}" for m in minima)
-        raise ValueError(f"flops: {len(used)} budget with a minimum inside, 2 are needed ({told})")
+        reasons = "; ".join(f"{m.flops:.4g}: {m.left_out or 'used'}" for m in minima)
+        raise ValueError(
+            f"flops: {len(used)} budget with a minimum inside, 2 are needed ({reasons})"
+        )
     c = np.log([m.flops for m in used])
     weighted = times and method == "akima"
     weights = np.array([m.sd for m in used]) ** -2.0 if weighted else np.ones(len(used))
@@ -165,7 +167,7 @@ def budgets(t: Table, tolerance: float = TOLERANCE) -> list[np.ndarray]:
     if not tolerance > 1:
         raise ValueError(f"tolerance: {tolerance} given; a ratio above 1 is needed")
     left = np.argsort(t.flops, kind="stable")
-    found = []
+    groups = []
     while len(left) >= SIZES:
         c = t.flops[left]
         ends = np.searchsorted(c, c * tolerance, "right")
@@ -175,10 +177,10 @@ def budgets(t: Table, tolerance: float = TOLERANCE) -> list[np.ndarray]:
         # of windows with as many points the narrowest
         most = np.flatnonzero(count == count.max())
         first = most[np.argmin(c[ends[most] - 1] / c[most])]
-        found.append(left[first : ends[first]])
+        groups.append(left[first : ends[first]])
         low, high = c[first] / tolerance, c[ends[first] - 1] * tolerance
         left = left[(c < low) | (c > high)]
-    return sorted(found, key=lambda group: t.flops[group[0]])
+    return sorted(groups, key=lambda group: t.flops[group[0]])
 
 
 def scatter(t: Table, groups: Sequence[np.ndarray] | None = None) -> float:

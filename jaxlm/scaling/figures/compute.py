@@ -106,12 +106,12 @@ def residuals(picture: Any, v: Values) -> bool:
         _rows(axes, p[name], residual, p["row"], sorted(named))
     grid[0].set_ylabel("log L - log fit (%)")
     typical = float(np.median(np.abs(residual)))
-    told = f"Residuals of {v.law}: half are within {typical:.2g} %"
+    title = f"Residuals of {v.law}: half are within {typical:.2g} %"
     if len(far):
-        told += f"; {len(far)} beyond {OUTLYING:.0f} sd, named by row"
+        title += f"; {len(far)} beyond {OUTLYING:.0f} sd, named by row"
     line = "line: running median; " if len(residual) >= 2 * FEW else ""
-    told += f"  ({line}band: 2 robust sd)"
-    picture.text(0.07, 0.91, told, fontsize=10)
+    title += f"  ({line}band: 2 robust sd)"
+    picture.text(0.07, 0.91, title, fontsize=10)
     return True
 
 

@@ -14,14 +14,14 @@ BINS = 30  # of the exponent's density
 
 def isoflop(picture: Any, v: Values) -> bool:
     """Loss against N for each budget in one scale of colours, with Akima's and parabolic fits."""
-    found = v.record["approaches"].get("isoflop akima", {})
-    if "minima" not in found:
+    akima = v.record["approaches"].get("isoflop akima", {})
+    if "minima" not in akima:
         return False
     from matplotlib import colormaps
 
     p = v.points
     axes = picture.add_axes((0.1, 0.2, 0.7, 0.71))
-    groups = [np.array(g) for g in found["budgets"]]
+    groups = [np.array(g) for g in akima["budgets"]]
     budgets = np.log10([np.median(p["flops"][g]) for g in groups])
     low, high = float(budgets.min()), float(budgets.max())
     shades = colormaps["viridis"]((budgets - low) / max(high - low, 1e-9) * 0.92)
@@ -46,10 +46,10 @@ def isoflop(picture: Any, v: Values) -> bool:
         x, y = [m["params"] for m in used], [m["loss"] for m in used]
         label = f"minimum ({name.split()[1]})"
         axes.plot(x, y, mark, color="k", markersize=size, mec="w", mew=0.6, label=label, zorder=4)
-    grows = style.superscript(f"{found['exponent']:.2f}")
+    grows = style.superscript(f"{akima['exponent']:.2f}")
     title = f"{len(groups)} budgets; by their minima N* grows as C{grows}"
-    if found["interval"]:
-        title += " ({:.2f} to {:.2f})".format(*found["interval"])
+    if akima["interval"]:
+        title += " ({:.2f} to {:.2f})".format(*akima["interval"])
     style.frame(axes, "parameters", "loss (nats per token)", title)
     every = np.concatenate(groups)
     style.log_axis(axes, "x", *style.widened(p["params"][every]), "count")
@@ -98,20 +98,20 @@ def _scale(picture: Any, low: float, high: float) -> None:
 
 def profiles(picture: Any, v: Values) -> bool:
     """The objective along each parameter, and the bootstrap density of N*'s exponent."""
-    found = v.record["profiles"]
+    profiles_ = v.record["profiles"]
     form = v.record["forms"][v.law]
     exponents = _exponents(v)
-    panels = len(found) + (len(exponents) > 1)
+    panels = len(profiles_) + (len(exponents) > 1)
     if not panels:
         return False
     grid = picture.subplots(1, panels, squeeze=False)[0]
     picture.subplots_adjust(0.06, 0.17, 0.985, 0.82, wspace=0.12)
     shade = style.colour(v.law)
-    heights = [np.array(one["relative"], float) for one in found.values()]
+    heights = [np.array(one["relative"], float) for one in profiles_.values()]
     # as high as every curve rises on both sides, and half as much again
     ends = [min(h[0], h[-1]) for h in heights if np.isfinite(h[[0, -1]]).all()]
     highest = max(1.5 * max(ends, default=0.0), 1.0)
-    for i, (axes, (name, one)) in enumerate(zip(grid, found.items())):
+    for i, (axes, (name, one)) in enumerate(zip(grid, profiles_.items())):
         axes.plot(one["grid"], one["relative"], color=shade, linewidth=1.5)
         axes.axvline(form["theta"][name], color="k", linewidth=0.8)
         low, high = form["intervals"][name]

@@ -96,8 +96,8 @@ class Values:
     def minima(self) -> list[dict[str, Any]]:
         """Minima of isoFLOP curves by Akima's spline that were used, or those by parabola."""
         for name in ("isoflop akima", "isoflop parabola"):
-            found = self.record["approaches"].get(name, {}).get("minima", [])
-            used = [m for m in found if not m["left_out"]]
+            rows = self.record["approaches"].get(name, {}).get("minima", [])
+            used = [m for m in rows if not m["left_out"]]
             if used:
                 return used
         return []

@@ -173,14 +173,14 @@ def _checked(
 
 def _best(law: Form, x: Sequence[Array], error: Array) -> list[Array]:
     """The candidates of smallest sum of squares."""
-    found = []
+    fits = []
     for theta in law.starts(x, error):
         if np.all(np.isfinite(theta)) and np.all(theta[np.array(law.positive)] > 0):
             with np.errstate(over="ignore"):
-                found.append((float(np.sum((law.predict(theta, x) - error) ** 2)), theta))
-    if not found:
+                fits.append((float(np.sum((law.predict(theta, x) - error) ** 2)), theta))
+    if not fits:
         raise ValueError(f"error: no start of {law.names} describes errors such as {error[:3]}")
-    return [theta for _, theta in sorted(found, key=lambda pair: pair[0])[:REFINED]]
+    return [theta for _, theta in sorted(fits, key=lambda pair: pair[0])[:REFINED]]
 
 
 # --- From loss -------------------------------------------------------------------------------

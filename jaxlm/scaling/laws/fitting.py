@@ -44,13 +44,13 @@ def inputs(law: loss_laws.Law, t: table.Table) -> tuple[np.ndarray, ...]:
 
     Raises: ValueError where the table has no unique tokens and the law is of them.
     """
-    found = []
+    columns = []
     for name in law.inputs:
         x = _field(t, name)
         if x is None:
             raise ValueError(f"{law.name} needs {name} tokens, which the table does not have")
-        found.append(np.asarray(x))
-    return tuple(found)
+        columns.append(np.asarray(x))
+    return tuple(columns)
 
 
 def _field(t: table.Table, name: str) -> np.ndarray | None:
@@ -262,12 +262,12 @@ def _floorless(
 
 def _others(objective: np.ndarray, least: float) -> list[int]:
     """Indices of optima [S] within NEAR of the least, one of each, by rising objective."""
-    found: list[int] = []
+    others: list[int] = []
     for i in np.argsort(objective):
-        known = objective[found[-1]] if found else least
+        known = objective[others[-1]] if others else least
         if known * (1 + 10 * SAME) < objective[i] <= least * (1 + NEAR):
-            found.append(int(i))
-    return found
+            others.append(int(i))
+    return others
 
 
 def _failure(
@@ -322,10 +322,10 @@ def likelihood(residual: np.ndarray, delta: float = 1e-3) -> tuple[float, float]
 
     middle = np.log(r.mean())
     bounds = (middle + np.log(min(delta, 1.0)) - 10, middle + 10)
-    found = optimize.minimize_scalar(
+    best = optimize.minimize_scalar(
         minus, bounds=bounds, method="bounded", options={"xatol": 1e-10}
     )
-    return -float(found.fun), float(np.exp(found.x))
+    return -float(best.fun), float(np.exp(best.x))
 
 
 def _named(law: loss_laws.Law, theta: np.ndarray) -> dict[str, float]:

@@ -36,9 +36,9 @@ def reason(law: loss_laws.Law, t: table.Table) -> str:
         return _varied("flops", t.flops, SIZES)
     for name, values in (("params", t.params), ("tokens", t.tokens)):
         if name in law.inputs:
-            told = _varied(name, values, SHARED.get(law.name, SIZES))
-            if told:
-                return told
+            varied = _varied(name, values, SHARED.get(law.name, SIZES))
+            if varied:
+                return varied
         elif values.max() > values.min() * (1 + SAME):
             return (
                 f"{name} run from {values.min():.3g} to {values.max():.3g}, which the form does "

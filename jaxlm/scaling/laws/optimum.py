@@ -69,8 +69,8 @@ def at(
     rows, values, shape = _pairs(law, theta, flops, per, unique, "flops", paired)
     n, a = _solve(law, rows, values, per, unique, HALVINGS)
     d = values / (per * n)
-    found = (n, d, _loss(law, rows, n, d, unique), a)
-    return Optimum(*(x.reshape(shape) for x in found))
+    optima = (n, d, _loss(law, rows, n, d, unique), a)
+    return Optimum(*(x.reshape(shape) for x in optima))
 
 
 def loss(

@@ -41,11 +41,11 @@ def _nonnegative(gram: np.ndarray, moment: np.ndarray) -> np.ndarray:
             own = np.ix_(range(many), columns)
             # exponents near one another make columns that are nearly one
             system = gram[:, columns][:, :, columns] + RIDGE * np.eye(size)
-            found = np.linalg.solve(system, moment[own][:, :, None])[:, :, 0]
-            value = (found * moment[own]).sum(1)
-            better = (found >= 0).all(1) & (value > gain)
+            coefficients = np.linalg.solve(system, moment[own][:, :, None])[:, :, 0]
+            value = (coefficients * moment[own]).sum(1)
+            better = (coefficients >= 0).all(1) & (value > gain)
             best[better], gain[better] = 0.0, value[better]
-            best[np.ix_(better, columns)] = found[better]
+            best[np.ix_(better, columns)] = coefficients[better]
     return best
 
 

@@ -153,7 +153,7 @@ def posterior(
     ratios = np.geomspace(*RATIOS)
     edges = np.concatenate([[0.0], np.sqrt(ratios[1:] * ratios[:-1]), [np.inf]])
     prior = np.diff(np.arctan(edges)) * 2 / np.pi
-    found = []
+    terms = []
     for length in LENGTHS:
         own = _kernel(form.position, form.position, length) * np.outer(form.scale, form.scale)
         cross = _kernel(form.position, place, length) * np.outer(form.scale, scale) @ take.T
@@ -164,8 +164,10 @@ def posterior(
         z = basis.T @ form.residual
         # of the functional less what the trend takes up: covariance with z, variance
         shared = basis.T @ (cross - own @ fitted @ carried.T)
-        told = np.sum(carried * (fitted.T @ cross).T, 1)
-        alone = np.diag(far) - 2 * told + np.sum(carried @ (fitted.T @ own @ fitted) * carried, 1)
+        explained = np.sum(carried * (fitted.T @ cross).T, 1)
+        alone = (
+            np.diag(far) - 2 * explained + np.sum(carried @ (fitted.T @ own @ fitted) * carried, 1)
+        )
         for ratio, share in zip(ratios**2, prior):
             total = 1 + ratio * values
             noise = float(np.mean(z**2 / total))
@@ -173,11 +175,11 @@ def posterior(
             mean = ratio * shared.T @ (z / total)
             less = np.sum(shared**2 / total[:, None], 0)
             variance = noise * ratio * (alone - ratio * less)
-            found.append((likelihood + np.log(share), mean, np.sqrt(np.maximum(variance, 0.0))))
-    weight = np.exp(np.array([f[0] for f in found]) - max(f[0] for f in found))
+            terms.append((likelihood + np.log(share), mean, np.sqrt(np.maximum(variance, 0.0))))
+    weight = np.exp(np.array([f[0] for f in terms]) - max(f[0] for f in terms))
     weight /= weight.sum()
     kept = weight > NEGLIGIBLE * weight.max()
-    mean, sd = (np.stack([f[i] for f in found])[kept] for i in (1, 2))
+    mean, sd = (np.stack([f[i] for f in terms])[kept] for i in (1, 2))
     return weight[kept] / weight[kept].sum(), mean, sd
 
 

@@ -326,8 +326,8 @@ def _each(law: Law, thetas: Array, c: Array) -> optimum.Optimum:
     """The optimum of draw i at c[i]; nan where c is not finite."""
     out = optimum.Optimum(*(np.full(len(c), np.nan) for _ in optimum.Optimum._fields))
     has = np.isfinite(c)
-    for kept, found in zip(out, optimum.at(law.law, thetas[has], c[has], law.per, paired=True)):
-        kept[has] = found
+    for kept, optima in zip(out, optimum.at(law.law, thetas[has], c[has], law.per, paired=True)):
+        kept[has] = optima
     return out
 
 

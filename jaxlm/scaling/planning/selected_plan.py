@@ -286,13 +286,13 @@ def _frontier(
     t = backtest.frontier(akima.minima)
     if len(t.loss) < MINIMA:
         return None
-    found = fitting.fit(loss_laws.OFFSET, t, delta=how.delta)
-    if found.failed:
+    fit = fitting.fit(loss_laws.OFFSET, t, delta=how.delta)
+    if fit.failed:
         return None
-    many = bootstrap.noise(loss_laws.OFFSET, t, found, how.replicates, how.seed)
+    many = bootstrap.noise(loss_laws.OFFSET, t, fit, how.replicates, how.seed)
     draws = _rows(many.theta[~many.failed], how.replicates)
     errors = backtest.edges(tested.cutoffs, t, how.delta)
-    return {"theta": fitting.values(found), "draws": draws}, model_selection.spread(errors)
+    return {"theta": fitting.values(fit), "draws": draws}, model_selection.spread(errors)
 
 
 def _values(record: Record, target: float, level: float) -> Record:

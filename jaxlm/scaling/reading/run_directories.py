@@ -47,7 +47,7 @@ def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) 
     files = sorted(p for p in root.rglob("config.json"))
     if not files:
         raise ValueError(f"{root} holds no run directory: none has a config.json")
-    found, left = [], []
+    runs, left = [], []
     for file in files:
         name = str(file.parent.relative_to(root)) if file.parent != root else root.name
         record = json_file.read_object(file)
@@ -57,11 +57,11 @@ def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) 
             continue
         if intermediate and not decaying:
             _ends_anywhere(file, record)
-        found.append(_Found(name, record, _evaluations(file.parent, intermediate)))
-    if not found:
+        runs.append(_Found(name, record, _evaluations(file.parent, intermediate)))
+    if not runs:
         raise ValueError(f"{root}: no finished run: {'; '.join(left)}")
-    _comparable(root, found)
-    return _table(root, found, how, tuple(left))
+    _comparable(root, runs)
+    return _table(root, runs, how, tuple(left))
 
 
 def _named(root: pathlib.Path, folder: pathlib.Path) -> str:

@@ -26,7 +26,7 @@ def fill(about: study_record.About, root: pathlib.Path, intermediate: bool) -> s
 
     rows = _values([r["data"]["batch"] * r["data"]["seq"] for r in runs])
     source = _values([r["data"]["source"] for r in runs])
-    found = {
+    facts = {
         "architecture": said("model", "kind", "embed", "layers", "heads", "ffn", "vocab"),
         "corpus": source,
         "tokenizer": _values([r["data"]["tokenizer"] for r in runs]),
@@ -37,7 +37,7 @@ def fill(about: study_record.About, root: pathlib.Path, intermediate: bool) -> s
         "smoothing": "none",
         "loss_set": f"held out of {source}, {said('data', 'holdout')}",
     }
-    untold = {k: v for k, v in found.items() if getattr(about, k) == study_record.UNTOLD}
+    untold = {k: v for k, v in facts.items() if getattr(about, k) == study_record.UNTOLD}
     return dataclasses.replace(about, **untold)
 
 

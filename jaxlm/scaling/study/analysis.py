@@ -218,15 +218,15 @@ def _next(
     if candidates is None:
         return []
     params, tokens, cost = candidates
-    found = experiment_design.choose(one.fit, one.t, params, tokens, target, cost, per, one.draws)
+    ranked = experiment_design.choose(one.fit, one.t, params, tokens, target, cost, per, one.draws)
     return [
         {
-            "params": found.params[i],
-            "tokens": found.tokens[i],
-            "cost": found.cost[i],
-            "width_before": found.before,
-            "width_after": found.after[i],
-            "gain_per_flop": found.gain[i],
+            "params": ranked.params[i],
+            "tokens": ranked.tokens[i],
+            "cost": ranked.cost[i],
+            "width_before": ranked.before,
+            "width_after": ranked.after[i],
+            "gain_per_flop": ranked.gain[i],
         }
-        for i in found.order
+        for i in ranked.order
     ]

@@ -75,14 +75,14 @@ def every(
             continue
         why = identifiability.reason(law, points)
         if not why:
-            found = fitting.fit(law, points, delta=how.delta, fixed=how.fix.get(name, {}))
-            why = found.failed or identifiability.rises(law, fitting.values(found), points)
+            fit = fitting.fit(law, points, delta=how.delta, fixed=how.fix.get(name, {}))
+            why = fit.failed or identifiability.rises(law, fitting.values(fit), points)
         if why:
             skipped[name] = why
             continue
-        many = bootstrap.resample(law, points, found, how.replicates, how.seed, how.bootstrap)
+        many = bootstrap.resample(law, points, fit, how.replicates, how.seed, how.bootstrap)
         draws = many.theta[~many.failed]
-        fitted[name] = Fitted(law, points, found, draws, int(np.sum(many.failed)))
+        fitted[name] = Fitted(law, points, fit, draws, int(np.sum(many.failed)))
     if not any(plans(f.law) for f in fitted.values()):
         reasons = "; ".join(f"{k}: {v}" for k, v in skipped.items())
         raise ValueError(
@@ -110,27 +110,27 @@ def record(
     one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
 ) -> Record:
     """A form's entry in a study's record."""
-    law, found = one.law, one.fit
+    law, fit = one.law, one.fit
     ends = {
-        name: None if name in found.fixed else comparison.interval(one.draws[:, i], level)
+        name: None if name in fit.fixed else comparison.interval(one.draws[:, i], level)
         for i, name in enumerate(law.names)
     }
     return {
         "source": law.source,
         "inputs": law.inputs,
-        "theta": found.theta,
-        "fixed": list(found.fixed),
+        "theta": fit.theta,
+        "fixed": list(fit.fixed),
         "intervals": ends,
-        "objective": found.objective,
-        "points": found.n,
-        "reached": found.reached,
-        "gradient": found.gradient,
-        "basins": [{"objective": value, "theta": theta} for value, theta in found.basins],
+        "objective": fit.objective,
+        "points": fit.n,
+        "reached": fit.reached,
+        "gradient": fit.gradient,
+        "basins": [{"objective": value, "theta": theta} for value, theta in fit.basins],
         "condition": diagnostics.number(
             experiment_design.gradients(law, one.theta, fitting.inputs(law, one.t))
         ),
-        "residual": found.residual,
-        "residual_sd": float(np.std(found.residual)),
+        "residual": fit.residual,
+        "residual_sd": float(np.std(fit.residual)),
         "optimum": _optimum(one, fitted, level, target, per),
         "failed": one.failed,
         "draws": one.draws,

@@ -177,12 +177,12 @@ def _optimum(record: Record) -> Section:
 
 def _approaches(record: Record) -> Section:
     numbers = {"envelope": "1", "isoflop parabola": "2", "isoflop akima": "2"}
-    rows, told = [], []
+    rows, notes = [], []
     for name, side in record["approaches"].items():
         label = f"{numbers.get(name, '3')} {name}"
         if "skipped" in side or side["exponent"] is None:
             why = side.get("skipped", "it has no optimum at the target")
-            told.append(f"{label}: skipped: {why}")
+            notes.append(f"{label}: skipped: {why}")
             continue
         rows.append(
             [
@@ -194,12 +194,12 @@ def _approaches(record: Record) -> Section:
         )
     header = ["approach", "exponent of N*(C)", "interval", "N* at the target"]
     title = "exponent of the optimum, three approaches"
-    return Section(title, header, rows, after=told)
+    return Section(title, header, rows, after=notes)
 
 
 def _backtest(record: Record) -> Section:
-    found = record["backtest"]
-    loss, sizes = found["forms"], found["sizes"]
+    backtest = record["backtest"]
+    loss, sizes = backtest["forms"], backtest["sizes"]
     cuts = list(dict.fromkeys(c for test in loss.values() for c in test["cutoffs"]))
     planners = {record["law"]: "loss", record["plan"]["form"]: "N*"}
     if record["law"] == record["plan"]["form"]:
@@ -214,13 +214,13 @@ def _backtest(record: Record) -> Section:
         median = "-" if size is None or size["median"] is None else f"{100 * size['median']:.1f}"
         label = f"{name} ({planners[name]})" if name in planners else name
         rows.append([label, *cells, median])
-    skipped = [f"{name}: no back-test: {why}" for name, why in found["skipped"].items()]
+    skipped = [f"{name}: no back-test: {why}" for name, why in backtest["skipped"].items()]
     if not rows:
         return Section("back-test", after=skipped)
     title = (
         f"back-test on the largest budgets, held out from each of {len(cuts)} cut-offs on: loss, "
     )
-    title += f"{found['unit']}; N* against measured minima"
+    title += f"{backtest['unit']}; N* against measured minima"
     header = ["form", "tested", "mean", "mean abs", *(f"{c} on" for c in cuts), "N* median"]
     return Section(title, header, rows, after=skipped)
 
