@@ -55,12 +55,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ty check --python $(VENV)
 
-# What depends on the versions of Python, JAX and NumPy: everything compiled or differentiated, a
-# checkpoint, an import and an export, a fit. What only reads and writes text runs in `make test`.
-NEWEST := core ops models objectives parallel test_api.py test_laws.py cli/test_field_overrides.py \
-	cli/test_schema.py data/test_pack.py decode/test_sampling_loop.py decode/test_token_sampling.py \
-	eval train/test_step.py train/test_loop.py train/optim train/run/test_checkpoint.py \
-	convert/test_golden.py convert/test_pretrained.py scaling/laws/test_fitting.py
+# What depends on the versions of Python, JAX and NumPy, once each: the laws over every family and
+# objective, kernels, the step, a run, a checkpoint, an import, Flax, a fit. Newer compilers have no
+# quick setting, so that a test costs three times as much. All of it: `PYTHON=python3.12 make test`.
+NEWEST := core ops/kernels ops/test_attention.py ops/test_linear.py ops/test_quant.py \
+	ops/test_sampling.py parallel models/test_flax_modules.py objectives/test_objective_laws.py \
+	objectives/test_lora.py test_laws.py cli/test_field_overrides.py cli/test_schema.py \
+	data/test_pack.py decode/test_sampling_loop.py eval train/test_step.py train/test_loop.py \
+	train/optim train/run/test_checkpoint.py convert/test_golden.py scaling/laws/test_fitting.py
 
 # The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to.
 test-newest:
