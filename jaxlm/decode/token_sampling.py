@@ -205,11 +205,11 @@ def rows_of(settings: list[Sampling], batch: int) -> sampling_loop.Rows:
     for r, s in enumerate(padded):
         stop[r, : len(s.stop_tokens)] = s.stop_tokens
     controls = sampling.Controls(
-        column([s.temperature for s in padded], np.float32),
-        column([s.top_k or 0 for s in padded], np.int32),
-        column([s.top_p for s in padded], np.float32),
-        column([s.min_p for s in padded], np.float32),
-        column([s.repetition_penalty for s in padded], np.float32),
+        temperature=column([s.temperature for s in padded], np.float32),
+        top_k=column([s.top_k or 0 for s in padded], np.int32),
+        top_p=column([s.top_p for s in padded], np.float32),
+        min_p=column([s.min_p for s in padded], np.float32),
+        repetition=column([s.repetition_penalty for s in padded], np.float32),
     )
     keys = jax.vmap(jax.random.key)(column([s.seed for s in padded], np.uint32))
     limit = column([s.max_new for s in settings] + [0] * (batch - len(settings)), np.int32)

@@ -24,9 +24,12 @@ def controls(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0):
 
     f = np.float32
     return sampling.Controls(
-        full(temperature, f), full(top_k, np.int32), full(top_p, f), full(min_p, f),
-        full(repetition, f),
-    )  # fmt: skip
+        temperature=full(temperature, f),
+        top_k=full(top_k, np.int32),
+        top_p=full(top_p, f),
+        min_p=full(min_p, f),
+        repetition=full(repetition, f),
+    )
 
 
 def softmax(x):
@@ -81,8 +84,8 @@ def test_process_is_the_oracle_row_by_row(setting, ties):
     seen = np.random.default_rng(2).random((B, V)) < 0.3
     got = np.asarray(RUN(x, seen, c))
     for r in range(B):
-        one = [float(field[r]) if field.dtype != np.int32 else int(field[r]) for field in c]
-        want = oracle(x[r], seen[r], *one)
+        one = {name: field[r].item() for name, field in c._asdict().items()}
+        want = oracle(x[r], seen[r], **one)
         np.testing.assert_array_equal(np.isneginf(got[r]), np.isneginf(want))
         kept = np.isfinite(want)
         assert kept.any()
