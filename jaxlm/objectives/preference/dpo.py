@@ -106,8 +106,14 @@ def fields(loss: Name, divergence: preference.Divergence) -> set[str]:
 
 
 def _settings(loss: Name) -> list[str]:
+    """The keyword arguments of a loss. Raises: ValueError for one that is no field of Config."""
     parameters = inspect.signature(LOSSES[loss]).parameters.values()
-    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if missing := [name for name in names if name not in Config.__dataclass_fields__]:
+        raise ValueError(
+            f"objective.loss: {loss!r} reads {missing}, and dpo.Config has no such field; add one"
+        )
+    return names
 
 
 def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:

@@ -221,3 +221,12 @@ def test_a_field_that_the_loss_does_not_read_is_refused():
     for name in dpo.LOSSES:
         dpo.Config(loss=name)
     assert set(dpo.LOSSES) == set(dpo.Name.__args__)
+
+
+def test_a_setting_of_a_loss_that_is_no_field_is_named(monkeypatch):
+    def penalised(chosen, rejected, *, beta, penalty):
+        return chosen.log_prob - rejected.log_prob
+
+    monkeypatch.setitem(dpo.LOSSES, "penalised", penalised)
+    with pytest.raises(ValueError, match=r"'penalised' reads \['penalty'\], and dpo.Config has no"):
+        dpo.Config(loss="penalised")
