@@ -44,7 +44,9 @@ def check(args: Sequence[str]) -> None:
 def _check_run(command: str, target: str, rest: Sequence[str]) -> None:
     if command == "plan" and ".py" not in target and "/" not in target:
         if target not in schema.presets():
-            raise ValueError(f"no preset {target!r}{config.near(target, schema.presets())}")
+            listed = "`jaxlm list` prints all; the plan of a config takes its file, configs/NAME.py"
+            near = config.near(target, schema.presets(), listed)
+            raise ValueError(f"no preset {target!r}{near}")
     elif not target.endswith(".json"):
         schema.check_config(target)
     own = ["--memory"] if command == "plan" else []

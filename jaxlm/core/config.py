@@ -245,10 +245,13 @@ def no_function(path: pathlib.Path, wanted: str, have: list[str]) -> str:
     return f"{path}: no function {wanted!r}; it has {have}{hint}"
 
 
-def near(name: str, names: typing.Iterable[str]) -> str:
-    """The end of a message about a wrong name: the nearest right one, or all."""
+def near(name: str, names: typing.Iterable[str], otherwise: str | None = None) -> str:
+    """The end of a message about a wrong name: the nearest right one, or else all of them, or
+    `otherwise` where they are too many."""
     matches = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; there are {sorted(names)}"
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    return f"; {otherwise}" if otherwise else f"; there are {sorted(names)}"
 
 
 def variants(module: types.ModuleType) -> list[str]:

@@ -179,6 +179,7 @@ def test_wrong_overrides_name_the_field(place, capsys, args, expected):
         (["eval", "runs/none"], "runs/none is no run directory"),
         (["plot", "runs/none"], "runs/none is no run directory"),
         (["plan", "llama3-9b"], "no preset 'llama3-9b'; did you mean 'llama3-8b'?"),
+        (["plan", "mine"], "no preset 'mine'; `jaxlm list` prints all"),
         (["plan", "llama3-8b", "--plan.tensor", "3"], "does not divide over tensor=3"),
         (["tokenizer", "trian"], "no action 'trian'; there is 'train'"),
         (["tokenizer", "train", "--kind", "bpee", "--vocab", "300", "--out", "t"], "'bpe'"),
