@@ -164,8 +164,13 @@ def refit_all(
     law: loss_laws.Law,
     parts: Sequence[tuple[table.Table, fitting.Fit, np.ndarray, np.ndarray | None]],
 ) -> list[Draws]:
-    """`refit` of several (table, fit, weights, losses), solved together; all have the first fit's
-    delta and log."""
+    """`refit` of several (table, fit, weights, losses), solved together.
+
+    Raises: ValueError where the fits differ in delta or log.
+    """
+    settings = {(fit.delta, fit.log) for _, fit, _, _ in parts}
+    if len(settings) > 1:
+        raise ValueError(f"(delta, log): {sorted(settings)} given; all fits need the same")
     tasks = [_task(law, *part) for part in parts]
     first, out = parts[0][1], []
     solved = solve.minimise_all(law.model, law.closed, tasks, first.delta, first.log)

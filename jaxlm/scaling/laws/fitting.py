@@ -179,8 +179,15 @@ def problem(
 
 
 def fit_all(law: loss_laws.Law, problems: Sequence[Problem]) -> list[Fit]:
-    """The fits of one law to several tables, solved together; all have the first one's delta, log
-    and near."""
+    """The fits of one law to several tables, solved together.
+
+    Raises: ValueError where delta, log or near differ among them.
+    """
+    settings = {(p.delta, p.log, p.near) for p in problems}
+    if len(settings) > 1:
+        raise ValueError(
+            f"(delta, log, near): {sorted(settings)} given; all problems need the same"
+        )
     first, tasks = problems[0], []
     for p in problems:
         r = p.ready

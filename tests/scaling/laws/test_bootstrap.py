@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxlm.scaling import table
-from jaxlm.scaling.laws import bootstrap, fitting, loss_laws
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, profile
 from tests.scaling import public
 
 LAW = loss_laws.CHINCHILLA
@@ -33,6 +33,38 @@ def test_a_replicate_is_the_fit_of_its_points(runs, found):
         alone = fitting.fit(LAW, table.take(runs, index[i]))
         assert draws.objective[i] == pytest.approx(alone.objective, rel=1e-9)
         np.testing.assert_allclose(draws.theta[i], fitting.values(alone), rtol=1e-5)
+
+
+def test_solved_together_is_solved_alone(runs, found):
+    """Tables of 40, 32 and 24 points in one call: their fits, refits and profiles, one of them with
+    points of weight 0, are those of a call each. Settings that differ are refused."""
+    tables = [table.take(runs, runs.flops < least) for least in (np.inf, 3e20, 3e19)]
+    assert [len(t.loss) for t in tables] == [40, 32, 24]
+    few = [np.ones(40), np.ones(32), np.repeat([1.0, 0.0], 12)]
+    few[2] = np.random.default_rng(2).permutation(few[2])
+    problems = [fitting.problem(LAW, t, weights=w) for t, w in zip(tables, few)]
+    together = fitting.fit_all(LAW, problems)
+    alone = [fitting.fit(LAW, t, weights=w) for t, w in zip(tables, few)]
+    alone[2] = fitting.fit(LAW, table.take(tables[2], few[2] > 0))
+    parts = [(t, f, bootstrap.counts(t, 5, 0, "case"), None) for t, f in zip(tables, together)]
+    draws = bootstrap.refit_all(LAW, parts)
+    for part, one, many, own in zip(parts, together, draws, alone):
+        assert one.failed is None and one.objective == pytest.approx(own.objective, rel=1e-9)
+        np.testing.assert_allclose(fitting.values(one), fitting.values(own), rtol=1e-5)
+        again = bootstrap.refit(LAW, *part[:3])
+        assert not many.failed.any()
+        np.testing.assert_allclose(many.objective, again.objective, rtol=1e-9)
+        np.testing.assert_allclose(many.theta, again.theta, rtol=1e-4)
+    grids = {"alpha": np.linspace(0.3, 0.4, 5), "E": np.linspace(1.5, 1.7, 4)}
+    for name, least in profile.profiles(LAW, runs, found, grids).items():
+        single = profile.profile(LAW, runs, found, name, grids[name])
+        np.testing.assert_allclose(least, single, rtol=1e-9)
+    problems[1] = fitting.problem(LAW, tables[1], delta=1e-2)
+    with pytest.raises(ValueError, match=r"\(delta, log, near\).*all problems need the same"):
+        fitting.fit_all(LAW, problems)
+    parts[1] = (tables[1], fitting.fit(LAW, tables[1], delta=1e-2), np.ones((1, 32)), None)
+    with pytest.raises(ValueError, match=r"\(delta, log\).*all fits need the same"):
+        bootstrap.refit_all(LAW, parts)
 
 
 def test_bootstraps_are_of_their_seed_and_their_kind(runs, found):
