@@ -36,7 +36,7 @@ Join = Callable[[Any, dict[str, np.ndarray]], Any]
 
 
 class Source(NamedTuple):
-    """Something that is computed of every example."""
+    """Arrays to compute for every example: their identity, and the functions that make them."""
 
     kind: str
     """The folder of the cache."""

@@ -91,12 +91,12 @@ class Resources(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Execution of trials."""
+    """Settings for running the trials of a sweep or an ablation."""
 
     workers: int = 1
     """Trials at once."""
     engine: Name = "local"
-    """Place of trials: processes of this machine, this process, Ray, SLURM. `population` is this
+    """Place that trials run in: processes of this machine, this process, Ray, SLURM. `population` is this
     process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
     accelerator that one small model does not fill."""
     retries: int = 1
