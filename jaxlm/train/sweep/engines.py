@@ -96,9 +96,9 @@ class Execution:
     workers: int = 1
     """Trials at once."""
     engine: Name = "local"
-    """Place that trials run in: processes of this machine, this process, Ray, SLURM. `population` is this
-    process too, with runs of one shape (seeds, learning rates) as one compiled program: for an
-    accelerator that one small model does not fill."""
+    """Place that trials run in: processes of this machine, this process, Ray, SLURM. `population`
+    is this process too, with runs of one shape (seeds, learning rates) as one compiled program: for
+    an accelerator that one small model does not fill."""
     retries: int = 1
     """Retries of a trial that failed; one that diverged is never tried again."""
     cluster: Resources = Resources()
