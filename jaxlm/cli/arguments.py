@@ -37,12 +37,12 @@ def check(args: Sequence[str]) -> None:
         if command == "sweep":
             known |= schema.annotations([RUN])
         check_options(rest, known, f"jaxlm {command} {action}".rstrip(), flags=True)
-    if command in ("train", "plan") and not target.startswith("-"):
+    if command in ("train", "plan", "certify") and not target.startswith("-"):
         _check_run(command, target, rest[1:])
 
 
 def _check_run(command: str, target: str, rest: Sequence[str]) -> None:
-    if command == "plan" and ".py" not in target and "/" not in target:
+    if command in ("plan", "certify") and ".py" not in target and "/" not in target:
         if target not in schema.presets():
             listed = "`jaxlm list` prints all; the plan of a config takes its file, configs/NAME.py"
             near = config.near(target, schema.presets(), listed)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import joint
+from jaxlm.core import joint, precision
 
 Tree = Any  # a nested dict with one kind of leaf
 Init = Callable[[jax.Array, "Param"], jax.Array]
@@ -60,17 +60,17 @@ class Normal:
 
     def __call__(self, key: jax.Array, p: "Param") -> jax.Array:
         """float32 draws of the weight's shape."""
-        return self.std(p) * jax.random.normal(key, p.shape, jnp.float32)
+        return self.std(p) * jax.random.normal(key, p.shape, jnp.float32).astype(precision.wide())
 
 
 def zeros(key: jax.Array, p: Param) -> jax.Array:
     """float32 zeros of the weight's shape."""
-    return jnp.zeros(p.shape, jnp.float32)
+    return jnp.zeros(p.shape, precision.wide())
 
 
 def ones(key: jax.Array, p: Param) -> jax.Array:
     """float32 ones of the weight's shape."""
-    return jnp.ones(p.shape, jnp.float32)
+    return jnp.ones(p.shape, precision.wide())
 
 
 def normal(std: float) -> Normal:
@@ -167,8 +167,10 @@ def init(spec: Tree, key: jax.Array) -> Tree:
     return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
 
 
-def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
-    """ShapeDtypeStructs for a spec: for restoring, counting and compiling without memory."""
+def abstract(spec: Tree, dtype: Any = None) -> Tree:
+    """ShapeDtypeStructs for a spec: for restoring, counting and compiling without memory. dtype:
+    None is that of weights, `precision.wide`."""
+    dtype = precision.wide() if dtype is None else dtype
     return map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), spec)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import check, param
+from jaxlm.core import check, param, precision
 from jaxlm.core.batch import Batch, Taught
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -119,8 +119,8 @@ def _tokens(
     targets: jax.Array,
     *given: jax.Array,
 ) -> dict[str, jax.Array]:
-    """{"divergence", "nll", "agreement"} [C] of C tokens; given: the teacher's x [C, D], or its
-    kept ids [C, k] and what they and the rest have [C, k + 1]."""
+    """{"divergence", "nll", "agreement"} [B, C] of tokens; given: the teacher's x [B, C, D],
+    or its kept ids [B, C, k] and what they and the rest have [B, C, k + 1]."""
     logits = model.unembed(heads["student"], x)
     ours = divergence.softened(logits, cfg.temperature)
     if len(given) == 1:
@@ -129,11 +129,11 @@ def _tokens(
         apart = divergence.divergence(theirs, ours, cfg.beta)
     else:
         ids, kept = given
-        likeliest = ids[:, 0]
+        likeliest = ids[..., 0]
         apart = divergence.divergence(kept, divergence.coarse(ours, ids), cfg.beta)
     plain = jax.nn.log_softmax(logits, axis=-1)
-    nll = -jnp.take_along_axis(plain, targets[:, None], axis=-1)[:, 0]
-    agree = (jnp.argmax(logits, axis=-1) == likeliest).astype(jnp.float32)
+    nll = -jnp.take_along_axis(plain, targets[..., None], axis=-1)[..., 0]
+    agree = (jnp.argmax(logits, axis=-1) == likeliest).astype(precision.wide())
     return {"divergence": apart, "nll": nll, "agreement": agree}
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import check, param
+from jaxlm.core import check, param, precision
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, Stored
 from jaxlm.ops import linear, quant
@@ -164,7 +164,7 @@ def uniform(key: jax.Array, p: param.Param) -> jax.Array:
     """Uniform in +-1 / sqrt(inputs): He et al. 2015 with a = sqrt(5), as torch starts a linear
     layer and peft an adapter's `a`."""
     bound = p.fan_in**-0.5
-    return jax.random.uniform(key, p.shape, jnp.float32, -bound, bound)
+    return jax.random.uniform(key, p.shape, jnp.float32, -bound, bound).astype(precision.wide())
 
 
 def joined(cfg: Lora, base: param.Tree, adapters: param.Tree, key: jax.Array | None) -> param.Tree:

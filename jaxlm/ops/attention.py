@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
 from jaxlm.ops import masks
 from jaxlm.ops.kernels import blockwise, cudnn, splash
 
@@ -110,7 +111,7 @@ def attend_cached(
     rule = masks.rule(q, k_new, v_new, True, window, softcap, scale)
     old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))
     masks.rule(q, *old, True, window, softcap, scale)
-    slots, f32 = k_cache.shape[2], {"preferred_element_type": jnp.float32}
+    slots, f32 = k_cache.shape[2], {"preferred_element_type": precision.wide()}
     grouped = masks.group(q, k_new.shape[2])  # [B,T,K,G,H]
     batch, kv = k_cache.shape[:2]
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
@@ -143,7 +144,7 @@ def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
 
 def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
     """Scaled and capped scores, float32[B,K,G,T,S], of grouped q [B,T,K,G,H]."""
-    products = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    products = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=precision.wide())
     return masks.bent(products, rule)
 
 
@@ -153,7 +154,7 @@ def _softmax(scores, allowed, sinks):
     if sinks is None:
         mass = masks.mass(scores, allowed, peak)
         return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-    sink = sinks.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)  # [K,G,1,1]
+    sink = sinks.astype(precision.wide()).reshape(*scores.shape[1:3], 1, 1)  # [K,G,1,1]
     peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
     mass = masks.mass(scores, allowed, peak)
     return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
@@ -161,4 +162,6 @@ def _softmax(scores, allowed, sinks):
 
 def _mix(p: jax.Array, v: jax.Array) -> jax.Array:
     """Values weighted by p [B,K,G,T,S], float32[B,T,K,G,H]."""
-    return jnp.einsum("BKGTS,BSKH->BTKGH", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "BKGTS,BSKH->BTKGH", p.astype(v.dtype), v, preferred_element_type=precision.wide()
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
 from jaxlm.ops import dropout, quant
 from jaxlm.ops.kernels import ragged
 
@@ -81,7 +82,7 @@ def dense(w: Leaf) -> jax.Array:
         copies = w.a.ndim + w.b.ndim - 2 - len(w.shape)
         a = w.a.reshape(*w.a.shape[:copies], -1, w.a.shape[-1])  # [copies..., inputs, rank]
         b = w.b.reshape(*w.b.shape[: copies + 1], -1)  # [copies..., rank, outputs]
-        product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
+        product = jnp.matmul(a, b, preferred_element_type=precision.wide())
         return dense(w.w) + w.scale * product.reshape(w.shape)
     return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)
 
@@ -271,5 +272,5 @@ def _barrier(x):
 
 
 def _dot(a, b, contract, dtype):
-    out = jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    out = jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=precision.wide())
     return out.astype(dtype)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """x / rms(x) * (offset + scale), [..., D] in x.dtype. Zhang and Sennrich 2019, eq. 4.
@@ -11,9 +13,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     With offset 1 the weight is what the scale differs from 1 by, as Gemma has it: the sum is in
     float32, where bfloat16 would round a weight of 2^-9 away.
     """
-    h = x.astype(jnp.float32)
+    h = x.astype(precision.wide())
     inverse = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-    factor = scale.astype(jnp.float32)
+    factor = scale.astype(precision.wide())
     factor = factor if offset == 0 else offset + factor
     return (h * inverse * factor).astype(x.dtype)
 
@@ -23,10 +25,10 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
 
     x [..., D] of any float dtype; scale [D]; bias [D], or None where the weight is absent.
     """
-    h = x.astype(jnp.float32)
+    h = x.astype(precision.wide())
     h = h - jnp.mean(h, axis=-1, keepdims=True)
     h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-    h = h * scale.astype(jnp.float32)
+    h = h * scale.astype(precision.wide())
     if bias is not None:
-        h = h + bias.astype(jnp.float32)
+        h = h + bias.astype(precision.wide())
     return h.astype(x.dtype)

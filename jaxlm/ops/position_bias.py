@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core import precision
 from jaxlm.ops import masks
 
 
@@ -38,8 +39,8 @@ def alibi(slope: np.ndarray) -> masks.Bias:
     """
 
     def bias(ahead: jax.Array) -> jax.Array:
-        distance = jnp.abs(ahead).astype(jnp.float32)
-        return -jnp.asarray(slope, jnp.float32)[:, None, None] * distance[:, None]  # [B,N,T,S]
+        distance = jnp.abs(ahead).astype(precision.wide())
+        return -jnp.asarray(slope, precision.wide())[:, None, None] * distance[:, None]  # [B,N,T,S]
 
     return bias
 
@@ -75,6 +76,6 @@ def bucketed(table: jax.Array, farthest: int, causal: bool) -> masks.Bias:
 
     def bias(ahead: jax.Array) -> jax.Array:
         rows = buckets(ahead, table.shape[0], farthest, causal)  # [B,T,S]
-        return jnp.moveaxis(table.astype(jnp.float32)[rows], -1, -3)  # [B,N,T,S]
+        return jnp.moveaxis(table.astype(precision.wide())[rows], -1, -3)  # [B,N,T,S]
 
     return bias

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import check
+from jaxlm.core import check, precision
 
 
 class Rotary(NamedTuple):
@@ -291,11 +291,11 @@ def apply(
         raise ValueError(
             f"x: heads of {x.shape[-1]} given; RoPE rotates {turned} dimensions of each"
         )
-    angle = positions[:, :, None, None].astype(jnp.float32) * rotary.freqs  # [B,T,1,R/2]
+    angle = positions[:, :, None, None].astype(precision.wide()) * rotary.freqs  # [B,T,1,R/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rotary.attention != 1.0:
         cos, sin = cos * rotary.attention, sin * rotary.attention
-    head = x[..., :turned].astype(jnp.float32)  # [B,T,N,R]
+    head = x[..., :turned].astype(precision.wide())  # [B,T,N,R]
     if interleaved:
         a, b = head[..., ::2], head[..., 1::2]  # [B,T,N,R/2]
         y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(head.shape)

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -53,7 +55,7 @@ def choose(logits: jax.Array, rule: Rule, select_bias: jax.Array | None = None) 
     Raises: ValueError where the rule does not fit the number of experts.
     """
     check(rule, logits.shape[-1])
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(precision.wide())
     softmax = rule.score == "softmax"
     scores = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
     ranked = scores if select_bias is None else scores + select_bias
@@ -98,7 +100,7 @@ def load(experts: jax.Array, keep: jax.Array, total: int) -> jax.Array:
     """float32[E]: how many tokens each of `total` experts got. experts int32[..., k]; keep
     bool[...] is False for padding, which is not counted."""
     hit = (experts[..., None] == jnp.arange(total)) & keep[..., None, None]  # [..., k, E]
-    return jnp.sum(hit, axis=tuple(range(hit.ndim - 1)), dtype=jnp.float32)
+    return jnp.sum(hit, axis=tuple(range(hit.ndim - 1)), dtype=precision.wide())
 
 
 def shares(scores: jax.Array, keep: jax.Array) -> jax.Array:
@@ -124,7 +126,7 @@ def balance(load: jax.Array, shares: jax.Array) -> jax.Array:
 def router_z(logits: jax.Array, keep: jax.Array) -> jax.Array:
     """The router z-loss, a float32 sum over tokens of log(sum exp logits)^2, which keeps the
     router's logits small. Zoph et al. 2022 (ST-MoE), eq. 5. (log E)^2 a token at logits of 0."""
-    return _sum(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2, keep)
+    return _sum(jax.nn.logsumexp(logits.astype(precision.wide()), axis=-1) ** 2, keep)
 
 
 def entropy(scores: jax.Array, keep: jax.Array) -> jax.Array:

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.core import check, param
+from jaxlm.core import check, param, precision
 from jaxlm.parallel import rules
-
-MESH_AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +22,28 @@ class Plan:
     """Devices over which the batch is split and the weights are copied."""
     fsdp: int = 1
     """Devices over which the batch and the weights are both split."""
+    expert: int = 1
+    """Devices over which the batch is split, and experts are placed; other weights as by fsdp."""
+    context: int = 1
+    """Devices over which every row's sequence is split; weights are stored as by fsdp."""
     tensor: int = 1
     """Devices over which heads, feed-forward and vocabulary are split."""
+    zero: Literal[0, 1, 2] = 0
+    """What `data`, which copies the weights, splits of the rest of the training state: nothing;
+    the optimiser's state (ZeRO stage 1); also the sum of micro-batches' gradients (stage 2). fsdp
+    is stage 3."""
+    sequence: bool = False
+    """Whether the residual stream's positions are split over `tensor`, too, between the products
+    that are split over it."""
+    context_keys: Literal["ring", "gathered"] = "ring"
+    """How queries meet the keys of the other `context` devices: these go round in a ring, or every
+    device gathers all of them."""
     microbatches: int = 1
     """Parts each step's batch is cut into; gradients are summed exactly, then divided once."""
-    compute: Literal["platform", "float32", "bfloat16", "float16"] = "platform"
+    compute: Literal["platform", "float64", "float32", "bfloat16", "float16"] = "platform"
     """Dtype of activations. `platform` is bfloat16 on TPU and GPU and float32 on CPU. Weights and
-    optimiser state are always float32; float16 trains with dynamic loss scaling."""
+    optimiser state are float32; float16 trains with dynamic loss scaling. float64, weights too, is
+    for comparisons: it requires JAX_ENABLE_X64=1."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recomputed per layer in the backward pass: nothing, all but matrix products, everything."""
     unroll: int = 1
@@ -43,27 +56,54 @@ class Plan:
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
 
     def __post_init__(self) -> None:
-        check.within("plan", self, *MESH_AXES, "microbatches", "unroll", "loss_chunk", least=1)
+        check.within("plan", self, *rules.AXES, "microbatches", "unroll", "loss_chunk", least=1)
+        for name, fits in (("zero", (0, 1, 2)), ("context_keys", ("ring", "gathered"))):
+            value = getattr(self, name)
+            check.field(f"plan.{name}", value, value in fits, f"one of {list(fits)}")
+        ok = not self.sequence or self.tensor > 1
+        check.field("plan.sequence", self.sequence, ok, "False, or plan.tensor at least 2")
+        ok = not self.zero or self.data > 1
+        check.field("plan.zero", self.zero, ok, "0, or plan.data at least 2")
 
     @property
     def devices(self) -> int:
         """Devices the mesh needs."""
-        return self.data * self.fsdp * self.tensor
+        return math.prod(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the mesh axes `rules.AXES`."""
+        return tuple(getattr(self, name) for name in rules.AXES)
+
+    @property
+    def row_parts(self) -> int:
+        """Parts into which the devices split the rows of a batch."""
+        return math.prod(getattr(self, name) for name in rules.ROWS)
+
+    def __str__(self) -> str:
+        """The mesh in words: "data=2 x fsdp=4", "one device"."""
+        sizes = zip(rules.AXES, self.shape, strict=True)
+        return " x ".join(f"{name}={n}" for name, n in sizes if n > 1) or "one device"
 
     @property
     def dtype(self) -> Any:
-        """The activations' dtype on this platform."""
+        """The activations' dtype on this platform.
+
+        Raises: ValueError for float64 where JAX has no 64-bit types.
+        """
+        if self.compute == "float64" and precision.wide() != jnp.float64:
+            raise ValueError("plan.compute: 'float64' given; it requires JAX_ENABLE_X64=1")
         if self.compute == "platform":
             return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         return jnp.dtype(self.compute)
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
-        """The device mesh (data, fsdp, tensor).
+        """The device mesh of `rules.AXES`.
 
         Raises: ValueError when this machine has fewer devices than the plan names.
         """
-        return _mesh(self.data, self.fsdp, self.tensor)
+        return _mesh(self)
 
     def shard_params(self, spec: param.Tree) -> param.Tree:
         """NamedShardings for a spec. Raises: ValueError naming a weight that does not divide."""
@@ -74,14 +114,30 @@ class Plan:
         structure = jax.tree.structure(spec, is_leaf=param.is_param)
         return jax.tree.unflatten(structure, list(flat.values()))
 
+    def shard_state(self, spec: param.Tree) -> param.Tree:
+        """NamedShardings of what training keeps of every weight but itself, moments and gradients:
+        those of the weights, split over `data`, too, with zero. Raises: as `shard_params`."""
+        if not self.zero:
+            return self.shard_params(spec)
+
+        def place(weight: NamedSharding, p: param.Param) -> NamedSharding:
+            return NamedSharding(self.mesh, rules.further(weight.spec, p.shape, self.mesh, "data"))
+
+        return jax.tree.map(place, self.shard_params(spec), spec)
+
     def shard_batch(self, batch: Any) -> Any:
-        """NamedShardings for a batch: every leaf split over its leading axis."""
-        return jax.tree.map(
-            lambda x: rules.sharding(
-                ("batch", *["seq"] * (len(x.shape) - 1)), x.shape, self.mesh, "data.batch"
-            ),
-            batch,
-        )
+        """NamedShardings for a batch: leaves [B, ...] are split by rows, and along the axis where
+        batch.tokens [B, ..., T] has its sequence.
+
+        Raises: ValueError for rows or a sequence that do not divide over the mesh.
+        """
+        last = len(batch.tokens.shape) - 1  # 1, but for rows of several responses each
+
+        def place(x: Any) -> NamedSharding:
+            rest = ["seq" if i == last else "whole" for i in range(1, len(x.shape))]
+            return rules.sharding(("batch", *rest), x.shape, self.mesh, "data.batch")
+
+        return jax.tree.map(place, batch)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -89,16 +145,17 @@ class Plan:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def gather(self, w: jax.Array, axes: str) -> jax.Array:
-        """The weight w with its parts along `fsdp` brought together: gather(w, "vocab embed").
+        """The weight w with its stored parts (`rules.STORED`) brought together:
+        gather(w, "vocab embed").
 
         This is what every use of a weight begins with. The partitioner finds it by itself for
         products, but not for look-ups, where it would split x as the table is split and then copy
         all of x to every device to split it by rows.
         """
-        if self.fsdp == 1:
+        if self.fsdp * self.expert * self.context == 1:
             return w
         names = tuple(axes.split())
-        place = rules.sharding(names, w.shape, self.mesh, f"weight {axes!r}", whole="fsdp")
+        place = rules.sharding(names, w.shape, self.mesh, f"weight {axes!r}", whole=rules.STORED)
         return jax.lax.with_sharding_constraint(w, place)
 
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
@@ -106,18 +163,19 @@ class Plan:
         if self.devices == 1:
             return x
         names = tuple(axes.split())
+        if self.sequence and names == ("batch", "seq", "embed"):
+            names = ("batch", "residual", "embed")
         return jax.lax.with_sharding_constraint(
             x, rules.sharding(names, x.shape, self.mesh, f"activation {axes!r}")
         )
 
 
 @functools.lru_cache
-def _mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    need, have = math.prod((data, fsdp, tensor)), jax.devices()
+def _mesh(plan: Plan) -> jax.sharding.Mesh:
+    need, have = plan.devices, jax.devices()
     if need > len(have):
         raise ValueError(
-            f"plan.data={data} x plan.fsdp={fsdp} x plan.tensor={tensor} needs {need} devices; "
-            f"{len(have)} {jax.default_backend()} device(s) here"
+            f"plan: {plan} needs {need} devices; {len(have)} {jax.default_backend()} device(s) here"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, kinds, devices=have[:need])
+    kinds = (jax.sharding.AxisType.Auto,) * len(rules.AXES)
+    return jax.make_mesh(plan.shape, rules.AXES, kinds, devices=have[:need])

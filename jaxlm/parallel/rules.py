@@ -1,7 +1,7 @@
-"""The mesh axis that splits each named dimension: one table for weights and activations.
+"""The mesh axes that split each named dimension: one table for weights and activations.
 
-    weight      "embed heads head"   -> (fsdp, tensor, None)
-    activation  "batch seq embed"    -> ((data, fsdp), None, None)
+    weight      "embed heads head"   -> ((fsdp, expert, context), tensor, None)
+    activation  "batch seq embed"    -> ((data, fsdp, expert), context, None)
 
 A mesh axis goes to the leftmost dimension that requires it, so `embed` takes `fsdp` in a weight and
 yields it to `batch` in an activation. A dimension that does not divide is an error naming it, never
@@ -9,6 +9,7 @@ a silent replication.
 """
 
 import math
+from collections.abc import Collection
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -16,25 +17,33 @@ from jax.sharding import NamedSharding, PartitionSpec
 # A real mesh to run on, or an abstract one to plan for.
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
+# The axes of every mesh, the slowest to change first: those after it are on nearer devices.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+# Those that split the rows of a batch.
+ROWS = ("data", "fsdp", "expert")
+# Those that split a weight only to store it: whoever uses it gathers it along them first.
+STORED = ("fsdp", "expert", "context")
+
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "seq": (),
+    "batch": ROWS,
+    "seq": ("context",),
+    "residual": ("context", "tensor"),
     "layer": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": STORED,
     "heads": ("tensor",),
     "kv": ("tensor",),
     "head": (),
     "ffn": ("tensor",),
-    "expert": (),
+    "expert": ("expert",),
     "shared": (),
     "types": (),
     "buckets": (),
-    "rank": ("fsdp",),
-    "q_rank": ("fsdp",),
+    "rank": STORED,
+    "q_rank": STORED,
     "pair": (),
     "lora": (),
-    "block": ("fsdp", "tensor"),
+    "block": (*STORED, "tensor"),
     "code": (),
     "group": (),
     "whole": (),
@@ -42,10 +51,14 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def partition(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str, whole: str | None = None
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    name: str,
+    whole: Collection[str] = (),
 ) -> PartitionSpec:
-    """The PartitionSpec of an array with these axis names and sizes; no part of it is split over
-    the mesh axis `whole`.
+    """The PartitionSpec of an array with these axis names and sizes; no dimension of it is split
+    over the mesh axes `whole`.
 
     Raises: ValueError naming the array, the dimension and the sizes where it does not divide;
     ValueError for an axis name without a rule.
@@ -55,21 +68,44 @@ def partition(
     for axis, size in zip(axes, shape, strict=True):
         if axis not in RULES:
             raise ValueError(f"{name}: axis {axis!r} has no rule; there are {sorted(RULES)}")
-        want = tuple(m for m in RULES[axis] if m not in {*taken, whole} and mesh.shape[m] > 1)
+        want = tuple(
+            m for m in RULES[axis] if m not in {*taken, *whole} and mesh.shape.get(m, 1) > 1
+        )
         parts = math.prod(mesh.shape[m] for m in want)
         if size % parts:
             mesh_text = " x ".join(f"{m}={mesh.shape[m]}" for m in want)
             raise ValueError(
                 f"{name}: dimension {axis!r} of size {size} does not divide over {mesh_text}; "
-                f"choose mesh sizes whose product divides {size}"
+                f"the nearest products that fit are {_nearest(size, parts)}"
             )
         taken.update(want)
         entries.append(want or None)
     return PartitionSpec(*entries)
 
 
+def _nearest(size: int, parts: int) -> str:
+    """The divisors of a size next to a number that is none: "2 and 4"."""
+    below = max(n for n in range(1, parts) if size % n == 0)
+    above = next((n for n in range(parts + 1, size + 1) if size % n == 0), None)
+    return f"{below}" if above is None else f"{below} and {above}"
+
+
+def further(place: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, axis: str) -> PartitionSpec:
+    """The PartitionSpec with one more mesh axis, on the leftmost dimension that divides over it,
+    too; as it was where none does."""
+    entries = [entry or () for entry in place]
+    for i, (entry, size) in enumerate(zip(entries, shape, strict=True)):
+        if size % math.prod(mesh.shape[m] for m in (*entry, axis)) == 0:
+            return PartitionSpec(*entries[:i], (*entry, axis), *entries[i + 1 :])
+    return place
+
+
 def sharding(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str, whole: str | None = None
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    name: str,
+    whole: Collection[str] = (),
 ) -> NamedSharding:
     """`partition` on this mesh as a NamedSharding."""
     return NamedSharding(mesh, partition(axes, shape, mesh, name, whole))

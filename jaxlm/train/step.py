@@ -87,15 +87,17 @@ def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State
 
 
 def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
-    """The State's NamedShardings: optimiser moments, known by the paths they end in, are placed
-    like their weights; what has another shape has a copy everywhere.
+    """The State's NamedShardings: optimiser moments, known by the paths they end in, are placed by
+    `Plan.shard_state`; what has another shape than its weight has a copy everywhere.
 
     Raises: ValueError naming a weight whose dimension does not divide over the mesh.
     """
     where = plan.shard_params(objective.spec)
     places = {
         path: (p.shape, place)
-        for (path, p), place in zip(param.flatten(objective.spec).items(), jax.tree.leaves(where))
+        for (path, p), place in zip(
+            param.flatten(objective.spec).items(), jax.tree.leaves(plan.shard_state(objective.spec))
+        )
     }
 
     def lies(keys: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -134,7 +136,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:
         total, weight, sums, grads = accumulate(objective, plan, scale, state, batch, key)
         learnt = weight > 0  # an empty batch moves nothing, not by momentum or decay either
         by = jnp.where(learnt, weight, 1.0)
-        grads = jax.tree.map(lambda g: g / (by * scale), grads)
+        grads = _scattered(jax.tree.map(lambda g: g / (by * scale), grads), objective, plan)
         updates, new = tx.update(grads, state.opt, state.params, learnt=learnt)
         opt: Any = new
         params = optax.apply_updates(state.params, updates)
@@ -169,7 +171,8 @@ def accumulate(
 
     def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
         part, index = at
-        return optax.tree.add(carry, grad(part, jax.random.fold_in(key, index))), None
+        *sums, grads = optax.tree.add(carry, grad(part, jax.random.fold_in(key, index)))
+        return (*sums, _scattered(grads, objective, plan) if plan.zero == 2 else grads), None
 
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
@@ -178,14 +181,21 @@ def accumulate(
     return jax.lax.scan(add, zero, (parts, jnp.arange(plan.microbatches)))[0]
 
 
+def _scattered(grads: param.Tree, objective: Objective, plan: Plan) -> param.Tree:
+    """Gradients split as the optimiser's state is; what they are without `plan.zero`."""
+    if not plan.zero:
+        return grads
+    return jax.lax.with_sharding_constraint(grads, plan.shard_state(objective.spec))
+
+
 def _cut(x: jax.Array, plan: Plan) -> jax.Array:
     """[B, ...] -> [M, B / M, ...]. Micro-batch m takes every M-th row, so that rows stay on the
     devices they are on."""
     rows, m = x.shape[0], plan.microbatches
-    if rows % (m * plan.data * plan.fsdp):
+    if rows % (m * plan.row_parts):
         raise ValueError(
             f"data.batch: {rows} rows do not divide into plan.microbatches={m} x "
-            f"{plan.data * plan.fsdp} data-parallel devices"
+            f"{plan.row_parts} devices ({plan})"
         )
     parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)
     return plan.constrain(parts, "layer batch" + " seq" * (x.ndim - 1))

@@ -25,7 +25,7 @@ def test_a_number_below_one_is_named(name):
 def test_too_few_devices_are_counted():
     with pytest.raises(ValueError) as error:
         _ = Plan(data=3, fsdp=5).mesh
-    assert "plan.data=3 x plan.fsdp=5 x plan.tensor=1 needs 15 devices; 8 cpu" in str(error.value)
+    assert "plan: data=3 x fsdp=5 needs 15 devices; 8 cpu" in str(error.value)
 
 
 def test_a_weight_that_does_not_divide_is_named():

@@ -29,7 +29,7 @@ def test_a_mesh_axis_goes_to_the_leftmost_dimension_that_asks(axes, shape, want)
 
 
 def test_an_axis_can_be_kept_whole():
-    got = rules.partition(("vocab", "embed"), (10, 8), MESH, "x", whole="fsdp")
+    got = rules.partition(("vocab", "embed"), (10, 8), MESH, "x", whole=("fsdp",))
     assert got == PartitionSpec(("tensor",), None)
 
 
@@ -38,7 +38,7 @@ def test_a_dimension_that_does_not_divide_is_named():
         rules.partition(("batch", "seq"), (12, 5), MESH, "data.batch")
     assert str(error.value) == (
         "data.batch: dimension 'batch' of size 12 does not divide over data=2 x fsdp=4; "
-        "choose mesh sizes whose product divides 12"
+        "the nearest products that fit are 6 and 12"
     )
 
 

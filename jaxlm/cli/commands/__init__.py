@@ -81,6 +81,11 @@ COMMANDS = {
     "plan": Command(
         "train_run:plan", "plan CONFIG-or-PRESET", "parameters, FLOPs, bytes; does it fit?"
     ),
+    "certify": Command(
+        "train_run:certify",
+        "certify CONFIG-or-PRESET",
+        "is a plan's step that of one device? in float64",
+    ),
     "sweep": Command(
         "sweep:sweep",
         "sweep FOLDER",

@@ -4,6 +4,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import jax
+
 from jaxlm import models, objectives
 from jaxlm.cli import arguments, field_overrides, launch
 from jaxlm.core import config, json_file
@@ -13,7 +15,7 @@ from jaxlm.models import llama
 from jaxlm.parallel import multihost
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report
-from jaxlm.train import loop, preflight, program
+from jaxlm.train import certificate, loop, preflight, program
 from jaxlm.train.optim import optimizer
 from jaxlm.train.run.run import Run
 
@@ -45,19 +47,10 @@ def plan(args: Sequence[str]) -> int:
         return 0
     target, overrides = arguments.target("plan", args)
     overrides, device_gib = _memory(overrides)
-    preset = models.presets().get(target)
-    if preset is not None:
-        # A published model has no run: one row of its context, on an accelerator.
-        data = Data(seq=preset.context, batch=1)
-        objective = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
-        plan = Plan(compute="bfloat16")
-        run = Run(name=target, model=preset, data=data, objective=objective, plan=plan)
-    else:
-        run = _loaded(config.load(target), target)
-    run = field_overrides.apply(run, overrides, f"jaxlm plan {target}")
+    run = _chosen("plan", target, overrides)
     built = program.build(run, run.plan)[1]
     tx = optimizer.build(run.optim, built.spec, run.steps, fp16=False)
-    steps = None if preset is not None else run.steps
+    steps = None if target in models.presets() else run.steps
     rows = cost_report.rows(
         run.model,
         run.plan,
@@ -70,6 +63,36 @@ def plan(args: Sequence[str]) -> int:
     )
     print(cost_report.text([*rows, *preflight.rows(run, built, device_gib)]))
     return 0
+
+
+def certify(args: Sequence[str]) -> int:
+    """jaxlm certify CONFIG-or-PRESET [--field value ...], on CPU devices whatever there are"""
+    if not args or args[0] in ("-h", "--help"):
+        print(arguments.usage("certify"))
+        print("\nUnder the plan, and on one device: --plan.fsdp 2 --plan.context 4, say")
+        print(f"\npresets: {', '.join(models.presets())}")
+        return 0
+    target, overrides = arguments.target("certify", args)
+    run = _chosen("certify", target, overrides)
+    jax.config.update("jax_platforms", "cpu")
+    launch.devices(run.plan.devices)
+    result = certificate.certify(run)
+    print("\n".join(certificate.lines(result)))
+    return 0 if result.different is None else 1
+
+
+def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
+    """The Run of a config or preset with overrides."""
+    preset = models.presets().get(target)
+    if preset is None:
+        run = _loaded(config.load(target), target)
+    else:
+        # A published model has no run: one row of its context, on an accelerator.
+        data = Data(seq=preset.context, batch=1)
+        objective = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
+        plan = Plan(compute="bfloat16")
+        run = Run(name=target, model=preset, data=data, objective=objective, plan=plan)
+    return field_overrides.apply(run, overrides, f"jaxlm {command} {target}")
 
 
 def _memory(args: list[str]) -> tuple[list[str], float | None]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear
@@ -87,9 +87,9 @@ def logits(
 ) -> jax.Array:
     """float32[..., V] logits of x [..., D], scaled and then capped, as in `build`."""
     if "unembed" in head:
-        z = linear.einsum("...D,DV->...V", x, head["unembed"], jnp.float32)
+        z = linear.einsum("...D,DV->...V", x, head["unembed"], precision.wide())
     else:
-        z = linear.einsum("...D,VD->...V", x, head["embed"]["table"], jnp.float32)
+        z = linear.einsum("...D,VD->...V", x, head["embed"]["table"], precision.wide())
     if "unembed_bias" in head:
         z = z + head["unembed_bias"]
     z = z if scale is None else z * scale

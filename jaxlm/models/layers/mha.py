@@ -19,7 +19,7 @@ from jaxlm.core import param
 from jaxlm.models.layers import stack
 from jaxlm.ops import attention, linear, rope
 from jaxlm.ops.attention import At
-from jaxlm.parallel import rules
+from jaxlm.parallel import context_parallel
 from jaxlm.parallel.plan import Plan
 
 # The part of the cache that a block reads: its layer's entries and the place of every slot; None
@@ -145,44 +145,20 @@ def attend(
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "batch seq heads head")
-        run = functools.partial(attention.attend, causal=causal, kernel=plan.attention, **bends)
-        if plan.attention == "splash" and plan.devices > 1:
-            run = per_device(run, plan)
-        return run(q, k, v, at, at, sinks=sinks), {} if memory is None else entries
+        return _own(q, k, v, at, plan, causal, bends, sinks), {} if memory is None else entries
     old, slots = memory
     y = attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, sinks=sinks, **bends)
     return y, entries
 
 
-def per_device(run: Callable[..., jax.Array], plan: Plan) -> Callable[..., jax.Array]:
-    """run(q, k, v, at, at, sinks=) that computes each device's rows and heads on that device.
-
-    For a kernel that the partitioner cannot cut, as it cuts XLA's own operations.
-
-    Raises: ValueError (the function) where rows, heads or kv do not divide over the mesh.
-    """
-
-    def split(q, k, v, q_at, k_at, *, sinks=None):
-        names = {
-            "q": ("batch", "seq", "heads", "head"),
-            "k": ("batch", "seq", "kv", "head"),
-            "at": ("batch", "seq"),
-            "sinks": ("heads",),
-        }
-        arrays = (("q", q), ("k", k), ("k", v), ("at", q_at), ("at", k_at), ("sinks", sinks))
-        places = tuple(
-            jax.tree.map(lambda x, n=n: rules.partition(names[n], x.shape, plan.mesh, n), tree)
-            for n, tree in arrays
-        )
-        return jax.shard_map(
-            lambda q, k, v, q_at, k_at, sinks: run(q, k, v, q_at, k_at, sinks=sinks),
-            mesh=plan.mesh,
-            in_specs=places,
-            out_specs=places[0],
-            check_vma=False,  # the kernel does not say over which axes its outputs vary
-        )(q, k, v, q_at, k_at, sinks)
-
-    return split
+def _own(q, k, v, at, plan, causal, bends, sinks):
+    """Attention over the row's own keys by the plan's kernel, [B, T, N, H]."""
+    if plan.context > 1:
+        return context_parallel.attend(q, k, v, at, plan, causal=causal, sinks=sinks, **bends)
+    run = functools.partial(attention.attend, causal=causal, kernel=plan.attention, **bends)
+    if plan.attention == "splash" and plan.devices > 1:
+        run = context_parallel.per_device(run, plan)
+    return run(q, k, v, at, at, sinks=sinks)
 
 
 def cache(batch: int, slots: int, kv: int, head: int) -> dict[str, param.Param]:

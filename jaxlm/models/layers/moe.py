@@ -6,7 +6,7 @@ Two ways to compute it, equal where nothing is dropped:
 
 dropless  tokens are sorted by expert, and each expert multiplies as many as came. On a mesh every
           device sorts its own tokens and holds a part of every expert's ffn, so that uneven loads
-          leave no device idle.
+          leave no device idle; with plan.expert it holds a part of the experts.
 capacity  each expert has a fixed number of places for each row of the batch, given to tokens in
           order of time, so that no token takes a place from an earlier one; what finds none adds
           nothing (Lepikhin et al. 2021, section 2.2, with rows for groups). Documents packed in a
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.models.layers import ffn, stack
 from jaxlm.ops import linear, routing
 from jaxlm.ops.attention import At
@@ -102,12 +102,12 @@ def apply(
     that found no place.
     """
     real = at.segments > 0
-    logits = linear.einsum("BTD,DE->BTE", h.astype(jnp.float32), w["router"])  # [B, T, E]
+    logits = linear.einsum("BTD,DE->BTE", h.astype(precision.wide()), w["router"])  # [B, T, E]
     if "router_bias" in w:
         logits = logits + w["router_bias"]
     routes = routing.choose(logits, rule, w.get("select_bias"))
     stats = {
-        "routed": jnp.sum(real, dtype=jnp.float32),
+        "routed": jnp.sum(real, dtype=precision.wide()),
         "load": routing.load(routes.experts, real, logits.shape[-1]),
         "shares": routing.shares(routes.scores, real),
         "router_z": routing.router_z(logits, real),
@@ -128,7 +128,7 @@ def apply(
         def run(matrices: param.Tree, *rows: jax.Array) -> jax.Array:
             return _dropless(matrices, *rows, gated)
 
-        y = expert_parallel.by_rows(run, plan, matrices, AXES, h, weights, experts)
+        y = expert_parallel.apply(run, plan, matrices, AXES, h, weights, experts)
     if "down_bias" in w:
         hit = experts[..., None] == jnp.arange(logits.shape[-1])  # [B, T, k, E]
         share = jnp.sum(jnp.where(hit, weights[..., None], 0.0), axis=-2).astype(h.dtype)
@@ -216,7 +216,7 @@ def _places(experts: jax.Array, count: int, capacity: float) -> tuple[jax.Array,
     """The experts int32[B, T, k] with `count` for the choices that find no place, and how many
     these are, float32."""
     lost = (_rank(experts, count) >= _limit(experts, count, capacity)) & (experts < count)
-    return jnp.where(lost, count, experts), jnp.sum(lost, dtype=jnp.float32)
+    return jnp.where(lost, count, experts), jnp.sum(lost, dtype=precision.wide())
 
 
 def _rank(experts: jax.Array, count: int) -> jax.Array:

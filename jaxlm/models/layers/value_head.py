@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.models.model import Model
 
 
@@ -16,7 +16,7 @@ def spec(model: Model) -> param.Param:
 
 def read(w: jax.Array, x: jax.Array) -> jax.Array:
     """float32[...] from x [..., D] and the head's weight w [D]; summed in float32."""
-    return jnp.einsum("...D,D->...", x.astype(jnp.float32), w.astype(jnp.float32))
+    return jnp.einsum("...D,D->...", x.astype(precision.wide()), w.astype(precision.wide()))
 
 
 def last(segments: jax.Array) -> jax.Array:

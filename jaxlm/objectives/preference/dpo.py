@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import check, param
+from jaxlm.core import check, param, precision
 from jaxlm.core.batch import Choices
 from jaxlm.models.layers import moe
 from jaxlm.models.model import Model
@@ -205,7 +205,7 @@ def _paired(
     certain = batch.preference[:, None, None]
     mixed = certain * each(first, second) + (1 - certain) * each(second, first)
     total = jnp.sum(jnp.where(order > 0, order * mixed, 0.0))
-    return total, jnp.sum(has, dtype=jnp.float32), _sums(cfg, found.responses, order)
+    return total, jnp.sum(has, dtype=precision.wide()), _sums(cfg, found.responses, order)
 
 
 def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -213,7 +213,7 @@ def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
     is ranked before j, else 0; and which prompts have a pair."""
     both = there[:, :, None] & there[:, None, :]
     before = both & (rank[:, :, None] < rank[:, None, :])
-    pairs = jnp.sum(before, axis=(1, 2), dtype=jnp.float32)
+    pairs = jnp.sum(before, axis=(1, 2), dtype=precision.wide())
     return before / jnp.maximum(pairs, 1.0)[:, None, None], pairs > 0
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.core.batch import Choices
 from jaxlm.models.model import Model
 from jaxlm.objectives.preference import responses
@@ -64,13 +64,13 @@ def loss(
     """(sum over responses, how many, sums): the mean log-ratio of stand-ins is a statistic of each
     micro-batch, so cutting the batch changes the step a little."""
     each = preference.kto(response.log_ratio, response.desirable, response.baseline, **settings)
-    weight = jnp.sum(response.there, dtype=jnp.float32)
+    weight = jnp.sum(response.there, dtype=precision.wide())
     rewards = settings["beta"] * response.log_ratio
     sorts = jnp.stack([response.there & response.desirable, response.there & ~response.desirable])
     columns = jnp.stack([jnp.ones_like(rewards), rewards, response.log_prob])
     sums = {
         "baseline": weight * response.baseline,
-        "labelled": jnp.einsum("sb,cb->sc", sorts.astype(jnp.float32), columns),
+        "labelled": jnp.einsum("sb,cb->sc", sorts.astype(precision.wide()), columns),
     }
     return jnp.sum(jnp.where(response.there, each, 0.0)), weight, jax.lax.stop_gradient(sums)
 

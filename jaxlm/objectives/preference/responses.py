@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.core.batch import Choices
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -60,7 +60,7 @@ def summed(model: Model, params: param.Tree, batch: Choices, plan: Plan) -> jax.
 
 def counted(batch: Choices) -> jax.Array:
     """float32[B, K]: how many tokens of each response are learnt from; 0 where there is none."""
-    return jnp.sum(batch.weight > 0, axis=-1, dtype=jnp.float32)
+    return jnp.sum(batch.weight > 0, axis=-1, dtype=precision.wide())
 
 
 def targets(batch: Choices) -> jax.Array:

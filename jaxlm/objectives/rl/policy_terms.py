@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.core.batch import Array, Rollout
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
@@ -74,10 +74,7 @@ def read(model: Model, params: param.Tree, rows: Any, plan: Plan, temperature: f
 
     def piece(head: param.Tree, h: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
         logits = model.unembed(head, h) / temperature
-        # compare and sum, not gather: with a sharded vocabulary each shard sums what it has
-        hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
-        at_target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        log_prob = at_target - jax.nn.logsumexp(logits, axis=-1)
+        log_prob = cross_entropy.at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
         return {"log_prob": log_prob, "entropy": advantages.entropy(logits)}
 
     terms = cross_entropy.per_token(piece, model.head(params), (x, rows.targets), plan.loss_chunk)
@@ -120,10 +117,10 @@ def watch(
     ]
     here = batch.weight > 0
     sums = [jnp.sum(jnp.where(here, jax.lax.stop_gradient(part), 0.0)) for part in parts]
-    count = jnp.sum(here.astype(jnp.float32))
+    count = jnp.sum(here.astype(precision.wide()))
     octaves = jnp.log2(jnp.maximum(jnp.abs(log_ratio), 2.0 ** (_LOW - 1))) - _LOW
     place = jnp.clip(jnp.ceil(octaves * _PER_OCTAVE), 0, _BINS - 1).astype(jnp.int32)
-    bins = jnp.zeros(_BINS, jnp.float32).at[place].add(here.astype(jnp.float32))
+    bins = jnp.zeros(_BINS, precision.wide()).at[place].add(here.astype(precision.wide()))
     return {"tokens": jnp.stack([count, *sums]), "ratio_bins": bins}
 
 
@@ -142,8 +139,8 @@ def report(sums: dict[str, jax.Array], reference: bool) -> dict[str, jax.Array]:
 def lengths(sampled: Rollout) -> dict[str, jax.Array]:
     """{name: float32 scalar} of the responses as they came: mean and largest number of tokens, the
     share that ended, mean and deviation of the scores."""
-    count = jnp.sum((sampled.weight > 0).astype(jnp.float32), axis=1)
-    there = (count > 0).astype(jnp.float32)
+    count = jnp.sum((sampled.weight > 0).astype(precision.wide()), axis=1)
+    there = (count > 0).astype(precision.wide())
     n = jnp.maximum(jnp.sum(there), 1.0)
     score = jnp.sum(there * sampled.score) / n
     spread = jnp.sum(there * jnp.square(sampled.score - score)) / n
@@ -160,14 +157,14 @@ def divergence(sampled: Rollout) -> jax.Array:
     """float32 scalar: k1 to the reference in nats of a whole response, its mean: what an adaptive
     controller steers by (Ziegler et al. 2019, section 2.2)."""
     kl = jnp.where(sampled.weight > 0, advantages.k1(sampled.behaviour, sampled.reference), 0.0)
-    rows = jnp.sum((jnp.sum(sampled.weight, axis=1) > 0).astype(jnp.float32))
+    rows = jnp.sum((jnp.sum(sampled.weight, axis=1) > 0).astype(precision.wide()))
     return jnp.sum(kl) / jnp.maximum(rows, 1.0)
 
 
 def scored(sampled: Rollout, unfinished: float | None, clip: float | None) -> jax.Array:
     """float32[N]: the scores at most `clip` from 0, and `unfinished` in place of the score of a
     response that did not end (Stiennon et al. 2020 give such a one -1)."""
-    score = sampled.score.astype(jnp.float32)
+    score = sampled.score.astype(precision.wide())
     score = score if clip is None else jnp.clip(score, -clip, clip)
     return score if unfinished is None else jnp.where(sampled.finished, score, unfinished)
 
@@ -177,6 +174,6 @@ def reference(
 ) -> jax.Array:
     """float32[N, T]: the log-probabilities of the reference, zeros where there is none."""
     if "reference" not in frozen:
-        return jnp.zeros(rows.targets.shape, jnp.float32)
+        return jnp.zeros(rows.targets.shape, precision.wide())
     x = log_probs.forward(model, frozen["reference"], rows).x
     return log_probs.log_probs(model, frozen["reference"], x, rows.targets, plan, temperature)

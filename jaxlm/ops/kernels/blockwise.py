@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
 from jaxlm.ops import masks
 
 
@@ -97,12 +98,12 @@ def _rows_back(parts: list[jax.Array], like: jax.Array) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, *contract: tuple[int, ...]) -> jax.Array:
     """a [B,K,...] times b [B,K,...] over the contracted axes, in float32."""
     numbers: Any = (contract, ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, numbers, preferred_element_type=precision.wide())
 
 
 def _per_head(sinks: jax.Array, kv: int) -> jax.Array:
     """sinks [N] as float32[K,G,1,1]."""
-    return sinks.astype(jnp.float32).reshape(kv, -1, 1, 1)
+    return sinks.astype(precision.wide()).reshape(kv, -1, 1, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -182,9 +183,9 @@ def _of_sinks(sinks, log_total, inner):
 def _inner(out: jax.Array, g: jax.Array) -> jax.Array:
     """The sum of p * dp over keys, float32[B,T,N,1]: the product of output and cotangent."""
     heads, head = out.shape[2:]
-    product = (out.astype(jnp.float32) * g).reshape(*out.shape[:2], -1)
+    product = (out.astype(precision.wide()) * g).reshape(*out.shape[:2], -1)
     # a product with ones for each head: on CPU ten times as fast as a sum of its few elements
-    ones = jnp.repeat(jnp.eye(heads, dtype=jnp.float32), head, axis=0)
+    ones = jnp.repeat(jnp.eye(heads, dtype=precision.wide()), head, axis=0)
     return jnp.matmul(product, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 

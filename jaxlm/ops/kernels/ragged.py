@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 # Larger tiles copy fewer matrices, smaller ones multiply fewer masked rows.
 LARGEST, SMALLEST = 128, 8
 
@@ -66,7 +68,7 @@ def _backward(dtype, saved, g):
         y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))  # [D, F]
         return dw.at[at.group].add(y), None
 
-    dw = jnp.zeros(w.shape, jnp.float32)
+    dw = jnp.zeros(w.shape, precision.wide())
     dw = jax.lax.scan(visit, dw, _visits(sizes, x.shape[0], size))[0]
     return _multiply(g, w, sizes, x.dtype, 1), dw.astype(w.dtype), None
 
@@ -105,4 +107,4 @@ def _rows(x: jax.Array, at: _Visits, size: int) -> jax.Array:
 
 
 def _dot(a, b, contract):
-    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=precision.wide())

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
 from jaxlm.ops.losses import surrogate
 
 EPS = 1e-6  # added to a group's deviation, as in verl; TRL adds 1e-4
@@ -91,7 +92,7 @@ def whiten(x: jax.Array, weight: jax.Array, keep: float = 0.0) -> jax.Array:
     the mean is left as it was, as is usual for rewards.
     """
     chex.assert_equal_shape([x, weight], custom_message="x, weight", exception_type=ValueError)
-    here = (weight > 0).astype(jnp.float32)
+    here = (weight > 0).astype(precision.wide())
     n = jnp.sum(here)
     mean = jnp.sum(here * x) / jnp.maximum(n, 1.0)
     variance = jnp.sum(here * jnp.square(x - mean)) / jnp.maximum(n - 1.0, 1.0)
@@ -141,7 +142,7 @@ def _groups(score: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax.Arr
             f"score {list(score.shape)} does not consist of groups of {group}; a group has at "
             "least 2 responses, and all have as many"
         )
-    rows = score.astype(jnp.float32).reshape(-1, group)
+    rows = score.astype(precision.wide()).reshape(-1, group)
     equal = jnp.all(rows == rows[:, :1], axis=1)
     mean = jnp.mean(rows, axis=1, keepdims=True)
     return rows, jnp.where(equal[:, None], rows[:, :1], mean), equal
@@ -150,7 +151,7 @@ def _groups(score: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax.Arr
 def overlong(length: jax.Array, longest: int, buffer: int) -> jax.Array:
     """float32[N]: the penalty of a response's length, from 0 up to `longest` - `buffer` tokens down
     to -1 at `longest`, in a straight line. Yu et al. 2025 (DAPO), eq. 13."""
-    over = length.astype(jnp.float32) - (longest - buffer)
+    over = length.astype(precision.wide()) - (longest - buffer)
     return -jnp.clip(over / buffer, 0.0, 1.0)
 
 
@@ -166,7 +167,7 @@ def adapted(
 
 def entropy(logits: jax.Array) -> jax.Array:
     """float32[...]: the entropy in nats of softmax(logits [..., V])."""
-    z = logits.astype(jnp.float32)
+    z = logits.astype(precision.wide())
     log_p = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
     # a forbidden outcome (-inf) has p = 0 and adds nothing
     return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)

@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 Params = Any
 LogitsFn = Callable[[Params, jax.Array], jax.Array]
 
@@ -24,14 +26,15 @@ def cross_entropy(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(sum of weight * (nll + z_loss * logZ^2), {"nll", "z", "correct"} sums), float32 scalars.
 
-    logits_fn(params, x [C,D]) -> float32 logits [C,V] holds head, bias and cap; it reads traced
+    logits_fn(params, x [B,C,D]) -> float32 logits [B,C,V] holds head, bias and cap; it reads traced
     values through its arguments only. x [B,T,D]; targets int32[B,T]; weight [B,T], 0 = ignored.
     "z" is the sum of weight * logZ^2 (Chowdhery et al. 2022, section 5), "correct" that of weight
     where the target has the largest logit. The sums carry no gradient, weight gets none.
 
-    About `chunk` tokens are done at a time, in whole columns of the batch so that every data shard
-    works on every chunk; at least one column (B tokens), at most all. The gradients are computed
-    with the values, chunk by chunk, so that no logits are kept or computed twice.
+    About `chunk` tokens are done at a time, in columns from all over the batch so that every shard
+    of its rows or of their sequences works on every chunk; at least one column (B tokens), at most
+    all. The gradients are computed with the values, chunk by chunk, so that no logits are kept
+    or computed twice.
 
     Raises: ValueError if chunk is not positive or the shapes differ.
     """
@@ -62,9 +65,7 @@ def _forward(logits_fn, chunk, z_loss, params, x, targets, weight):
 
     start = (_zero_sums(), jax.tree.map(jnp.zeros_like, params))
     (total, dparams), dx = _scan(step, start, _pieces((x, targets, weight), chunk))
-    batch, time, dim = x.shape
-    dx = dx.reshape(dx.shape[0], batch, -1, dim).swapaxes(0, 1).reshape(batch, -1, dim)[:, :time]
-    return _result(total, z_loss), (dparams, dx, weight)
+    return _result(total, z_loss), (dparams, _rejoined(dx, x.shape[1]), weight)
 
 
 def _backward(logits_fn, chunk, z_loss, saved, cotangent):
@@ -90,7 +91,7 @@ def token_logprobs(
 
     def piece_logprobs(params, h, target):
         logits = logits_fn(params, h)
-        return _at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
+        return at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
     return per_token(piece_logprobs, params, (x, targets), chunk)
 
@@ -100,23 +101,16 @@ def per_token(
 ) -> Any:
     """f of every token: a tree of [B,T,...] from arrays [B,T,...], differentiable in both.
 
-    f(params, *pieces [C,...]) -> a tree of [C,...]. About `chunk` tokens are done at a time, as in
-    `cross_entropy`; f of a chunk is recomputed in the backward pass.
+    f(params, *pieces [B,C,...]) -> a tree of [B,C,...]. About `chunk` tokens are done at a time, as
+    in `cross_entropy`; f of a chunk is recomputed in the backward pass.
     """
-    batch, time = arrays[0].shape[:2]
     run = jax.checkpoint(f)
 
     def step(carry, piece):
         return carry, run(params, *piece)
 
     _, out = _scan(step, None, _pieces(arrays, chunk))
-
-    def rejoined(x):
-        tail = x.shape[2:]
-        x = x.reshape(x.shape[0], batch, -1, *tail).swapaxes(0, 1)  # [B, pieces, columns, ...]
-        return x.reshape(batch, -1, *tail)[:, :time]
-
-    return jax.tree.map(rejoined, out)
+    return jax.tree.map(lambda x: _rejoined(x, arrays[0].shape[1]), out)
 
 
 def _check(x, targets, weight, chunk):
@@ -131,17 +125,24 @@ def _check(x, targets, weight, chunk):
 
 
 def _pieces(arrays, chunk):
-    """Arrays [B,T,...] as [pieces, tokens, ...]: runs of columns, the last padded by zeros."""
+    """Arrays [B,T,...] as [pieces,B,C,...]: of n pieces the first has columns 0, n, 2n, ...; past
+    the last column are zeros."""
     batch, time = arrays[0].shape[:2]
     columns = min(time, max(1, chunk // batch))
     count = -(-time // columns)
 
     def cut(a):
         padding = [(0, 0), (0, count * columns - time)] + [(0, 0)] * (a.ndim - 2)
-        a = jnp.pad(a, padding).reshape(batch, count, columns, *a.shape[2:])
-        return a.swapaxes(0, 1).reshape(count, batch * columns, *a.shape[3:])
+        a = jnp.pad(a, padding).reshape(batch, columns, count, *a.shape[2:])
+        return jnp.moveaxis(a, 2, 0)
 
     return tuple(cut(a) for a in arrays)
+
+
+def _rejoined(x, time):
+    """Pieces [pieces,B,C,...] as [B,T,...] again."""
+    x = jnp.moveaxis(x, 0, 2)  # [B,C,pieces,...]
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
 
 
 def _scan(step, carry, pieces):
@@ -153,32 +154,35 @@ def _scan(step, carry, pieces):
 
 
 def _zero_sums():
-    return {name: jnp.zeros((), jnp.float32) for name in ("nll", "z", "correct")}
+    return {name: jnp.zeros((), precision.wide()) for name in ("nll", "z", "correct")}
 
 
 def _result(total, z_loss):
     return total["nll"] + z_loss * total["z"], total
 
 
-def _at_target(logits, target):
+def at_target(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """The target's logit, [...], of logits [..., V]."""
     # compare and sum, not gather: with a sharded vocabulary each shard sums what it has
-    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    return jnp.sum(jnp.where(_hit(logits, target), logits, 0.0), axis=-1)
+
+
+def _hit(logits, target):
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == target[..., None]
 
 
 def _value_and_slope(logits, target, weight, z_loss):
-    """The sums over tokens, and d(weight * (nll + z_loss * logZ^2)) / d logits [C,V]."""
-    weight = weight.astype(jnp.float32)
-    peak = jnp.max(logits, axis=-1)  # [C]
-    mass = jnp.exp(logits - peak[:, None])  # [C,V]
+    """The sums over tokens, and d(weight * (nll + z_loss * logZ^2)) / d logits [B,C,V]."""
+    weight = weight.astype(precision.wide())
+    peak = jnp.max(logits, axis=-1)  # [B,C]
+    mass = jnp.exp(logits - peak[..., None])  # [B,C,V]
     total = jnp.sum(mass, axis=-1)
     log_z = peak + jnp.log(total)
-    at_target = _at_target(logits, target)
+    ours = at_target(logits, target)
     sums = {
-        "nll": jnp.sum(weight * (log_z - at_target)),
+        "nll": jnp.sum(weight * (log_z - ours)),
         "z": jnp.sum(weight * log_z**2),
-        "correct": jnp.sum(weight * (at_target >= peak)),
+        "correct": jnp.sum(weight * (ours >= peak)),
     }
-    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target[:, None]
-    pull = (weight * (1 + 2 * z_loss * log_z) / total)[:, None]  # [C,1]
-    return sums, mass * pull - jnp.where(hit, weight[:, None], 0.0)
+    pull = (weight * (1 + 2 * z_loss * log_z) / total)[..., None]  # [B,C,1]
+    return sums, mass * pull - jnp.where(_hit(logits, target), weight[..., None], 0.0)

@@ -16,6 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 
 def divergence(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
     """The divergence [...] in nats of log-probabilities float32[..., V]: 0 where they are equal,
@@ -45,7 +47,7 @@ def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
 
 def softened(logits: jax.Array, temperature: float) -> jax.Array:
     """Log-probabilities float32[..., V] of logits divided by the temperature."""
-    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    return jax.nn.log_softmax(logits.astype(precision.wide()) / temperature, axis=-1)
 
 
 def top(log_probs: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

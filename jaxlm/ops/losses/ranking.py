@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 
 class Comparisons(NamedTuple):
     """Every ordered pair (better i, worse j) of K responses of B prompts.
@@ -28,7 +30,7 @@ def comparisons(
     hold no text. A tie is no comparison."""
     there = exists & (rank >= 0)
     pair = there[:, :, None] & there[:, None, :] & (rank[:, :, None] < rank[:, None, :])
-    weight = pair.astype(jnp.float32)
+    weight = pair.astype(precision.wide())
     weight /= jnp.maximum(jnp.sum(weight, axis=(1, 2), keepdims=True), 1.0)
     margin = jnp.where(pair, score[:, :, None] - score[:, None, :], 0.0)
     return Comparisons(weight, preference[:, None, None], margin)
@@ -36,7 +38,7 @@ def comparisons(
 
 def prompts(pairs: Comparisons) -> jax.Array:
     """float32 scalar: how many prompts have at least one comparison."""
-    return jnp.sum(jnp.any(pairs.weight > 0, axis=(1, 2)).astype(jnp.float32))
+    return jnp.sum(jnp.any(pairs.weight > 0, axis=(1, 2)).astype(precision.wide()))
 
 
 def mean(pairs: Comparisons, value: jax.Array) -> jax.Array:
@@ -99,7 +101,7 @@ def calibration(sums: jax.Array) -> jax.Array:
 def moments(reward: jax.Array, exists: jax.Array) -> jax.Array:
     """float32[3]: how many rewards [B, K] there are, their sum, and the sum of their squares."""
     r = jnp.where(exists, reward, 0.0)
-    return jnp.stack([jnp.sum(exists.astype(jnp.float32)), jnp.sum(r), jnp.sum(r * r)])
+    return jnp.stack([jnp.sum(exists.astype(precision.wide())), jnp.sum(r), jnp.sum(r * r)])
 
 
 def spread(sums: jax.Array) -> tuple[jax.Array, jax.Array]:

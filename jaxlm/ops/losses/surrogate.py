@@ -13,6 +13,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import precision
+
 # Divisors of a sum over tokens:
 #   token          the tokens of the batch (DAPO, PPO in TRL)
 #   sequence       its response's tokens, then the responses of the batch (GRPO)
@@ -119,7 +121,7 @@ def total(
     """(sum, weight): a loss by token [N, T], summed so that the sum over all parts of a batch
     divided by the sum of weights is the mean that `aggregate` names, however it is cut."""
     tokens = jnp.sum(weight, axis=1)  # [N]
-    responses = jnp.sum((tokens > 0).astype(jnp.float32))
+    responses = jnp.sum((tokens > 0).astype(precision.wide()))
     by_row = jnp.sum(jnp.where(weight > 0, weight * loss, 0.0), axis=1)  # [N]
     if aggregate == "token":
         return jnp.sum(by_row), jnp.sum(weight)

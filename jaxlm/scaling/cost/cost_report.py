@@ -96,11 +96,10 @@ def _bytes(
     targets: int | None,
 ) -> list[Row]:
     part = memory.training(cfg, plan, batch=batch, seq=seq, tx=tx, dtype=dtype, targets=targets)
-    mesh = f"data {plan.data} x fsdp {plan.fsdp} x tensor {plan.tensor}"
     rows = f"{batch} x {seq:,} tokens, {plan.microbatches} micro-batches"
     how = f"{jnp.dtype(dtype).name}, remat {plan.remat}, attention {plan.attention}"
     return [
-        Row(f"bytes per device: {mesh}; {rows}; {how}", ""),
+        Row(f"bytes per device: {plan}; {rows}; {how}", ""),
         Row("weights, float32", devices.binary(part.weights)),
         Row("optimiser", devices.binary(part.optimiser)),
         Row("gradients, float32", devices.binary(part.gradients)),

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import flax_modules
 from jaxlm.models.layers import stack
-from jaxlm.parallel import plan as parallel_plan
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
@@ -78,15 +78,16 @@ def training(
     """
     spec, on = models.spec(cfg), mesh(plan)
     trained = spec if trained is None else trained
-    copies = 2 if plan.microbatches > 1 else 1
+    more = "data" if plan.zero else None
     weights = spec_bytes(trained, on, jnp.float32)
+    added = spec_bytes(trained, on, jnp.float32, "data" if plan.zero == 2 else None)
     rows, left = divmod(batch, plan.microbatches)
     if left:
         raise ValueError(f"data.batch: {batch} rows do not divide by {plan.microbatches=}")
     return Memory(
         weights=weights,
-        optimiser=optimiser(tx, trained, on),
-        gradients=copies * weights,
+        optimiser=optimiser(tx, trained, on, more),
+        gradients=weights + (added if plan.microbatches > 1 else 0),
         activations=activations(cfg, plan, rows, seq, dtype, targets),
         logits=_logits(cfg.vocab, plan, rows, targets or seq),
         frozen=frozen,
@@ -95,23 +96,26 @@ def training(
 
 def mesh(plan: Plan) -> Mesh:
     """The plan's mesh without devices: shapes can be cut on it, nothing can run."""
-    return Mesh((plan.data, plan.fsdp, plan.tensor), parallel_plan.MESH_AXES)
+    return Mesh(plan.shape, rules.AXES)
 
 
-def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any) -> int:
-    """Bytes per device of a spec's arrays.
+def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any, more: str | None = None) -> int:
+    """Bytes per device of a spec's arrays, split over one `more` mesh axis where that divides.
 
     Raises: ValueError naming a weight that does not divide.
     """
     size = jnp.dtype(dtype).itemsize
     return sum(
-        size * _elements(p.axes, p.shape, on, f"weight {path}")
+        size * _elements(p.axes, p.shape, on, f"weight {path}", more)
         for path, p in param.flatten(spec).items()
     )
 
 
-def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> int:
-    """Bytes per device of an optimiser's state: a moment is stored where its weight is."""
+def optimiser(
+    tx: optax.GradientTransformation, spec: param.Tree, on: Mesh, more: str | None = None
+) -> int:
+    """Bytes per device of an optimiser's state: a moment is stored where its weight is, split over
+    one `more` mesh axis where that divides."""
 
     weights = param.flatten(spec)
 
@@ -121,7 +125,7 @@ def optimiser(tx: optax.GradientTransformation, spec: param.Tree, on: Mesh) -> i
         p = next((weights[t] for t in tails if t in weights), None)
         if p is None or p.shape != leaf.shape:
             return _nbytes(leaf)
-        return leaf.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state")
+        return leaf.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state", more)
 
     shapes = jax.eval_shape(tx.init, param.abstract(spec))
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(held, shapes)))
@@ -161,8 +165,9 @@ def activations(
               stream, since it is only added to it
         full  size x embed, the residual stream
 
-    and attention's own: with kernel xla three float32 scores per head and key, with blockwise one
-    float32 per head. `dots` and `full` recompute attention and hold one layer's `none` meanwhile.
+    and attention's own: with kernel xla three float32 scores per head and key, with blockwise or
+    over `context` one float32 per head. `dots` and `full` recompute attention and hold one layer's
+    `none` meanwhile.
     Around the layers are the last hidden state and its gradient, 2 x size x embed. Of an
     encoder-decoder the encoder's layers have `seq` tokens and the decoder's have `targets`. A
     token's experts count each for itself, with the token's copy among their inputs and outputs.
@@ -192,15 +197,15 @@ def _layer(
     n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
     widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
     width = next(width for width in widths if width)
-    embed = _width(("embed",), (width,), on, rows, seq)
+    embed = _width(("embed",), (width,), on, rows, seq, plan)
     outputs, inner = _products(layer, on, rows, seq, active)
-    norms = max(2 * embed, _norms(layer, on, rows, seq))
+    norms = max(2 * embed, _norms(layer, on, rows, seq, plan))
     single = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
     each = {"none": single, "dots": size * outputs, "full": size * embed}[plan.remat]
     return n * each + (0 if plan.remat == "none" else single)
 
 
-def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
+def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int, plan: Plan) -> int:
     """Elements per device that one layer's norms read: the widths of their scales, by shape."""
     weights = param.flatten(layer)
     total = 0
@@ -211,7 +216,7 @@ def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int) -> int:
         if axes == ("head",):  # one scale for all heads of `q` or `k`
             matrix = weights[path.removesuffix("_norm")]
             axes, shape = matrix.axes[-2:], matrix.shape[-2:]
-        total += _width(axes, shape, on, rows, seq)
+        total += _width(axes, shape, on, rows, seq, plan if axes == ("embed",) else None)
     return total
 
 
@@ -246,23 +251,37 @@ def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int
         for path, p in param.flatten(layer).items()
         if path in ("attn/q", "cross/q", "layer/attn/q")
     )
-    return 4 * heads * (3 * seq if plan.attention == "xla" else 1)
+    return 4 * heads * (3 * seq if plan.attention == "xla" and plan.context == 1 else 1)
 
 
 def _logits(vocab: int, plan: Plan, rows: int, seq: int) -> int:
     """Bytes per device of one chunk's logits and of their gradient."""
     tokens = rows * min(seq, max(1, plan.loss_chunk // rows))
-    on = mesh(plan)
-    return 2 * 4 * _elements(("batch", "vocab"), (tokens, vocab), on, "logits")
+    each = _elements(("batch", "vocab"), (tokens, vocab), mesh(plan), "logits")
+    return 2 * 4 * each // plan.context
 
 
-def _width(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, rows: int, seq: int) -> int:
-    """Elements per device of an activation [rows, seq, *shape]."""
-    return _elements(("batch", "seq", *axes), (rows, seq, *shape), on, "data.batch")
+def _width(
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    on: Mesh,
+    rows: int,
+    seq: int,
+    residual: Plan | None = None,
+) -> int:
+    """Elements per device of an activation [rows, seq, *shape]; residual: the plan, of one that is
+    split as the residual stream is."""
+    time = "residual" if residual is not None and residual.sequence else "seq"
+    return _elements(("batch", time, *axes), (rows, seq, *shape), on, "data.batch")
 
 
-def _elements(axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, name: str) -> int:
-    return math.prod(rules.sharding(axes, shape, on, name).shard_shape(shape))
+def _elements(
+    axes: tuple[str, ...], shape: tuple[int, ...], on: Mesh, name: str, more: str | None = None
+) -> int:
+    place = rules.partition(axes, shape, on, name)
+    if more is not None:
+        place = rules.further(place, shape, on, more)
+    return math.prod(NamedSharding(on, place).shard_shape(shape))
 
 
 def _nbytes(x: Any) -> int:

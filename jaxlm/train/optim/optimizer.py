@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.train.optim import schedule
 
 Transform = optax.GradientTransformationExtraArgs
@@ -211,7 +211,7 @@ def assemble(
     direct = _direction(cfg, spec, decay)
 
     def init(params: param.Tree) -> State:
-        zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        zero, none = jnp.zeros((), precision.wide()), jnp.zeros((), jnp.int32)
         return State(
             inner=direct.init(params),
             count=none,
@@ -220,7 +220,7 @@ def assemble(
             lr=zero,
             mean=None if cfg.skip is None else Mean(zero, none),
             average=None if cfg.ema is None else Average(optax.tree.zeros_like(params), zero),
-            scale=Scale(jnp.full((), SCALE_START, jnp.float32), none) if fp16 else None,
+            scale=Scale(jnp.full((), SCALE_START, precision.wide()), none) if fp16 else None,
         )
 
     def update(
@@ -230,7 +230,7 @@ def assemble(
         finite = jnp.isfinite(size)
         keep = finite & learnt
         keep = keep if state.mean is None else keep & ~_spikes(cfg, state.mean, size)
-        lr = jnp.asarray(rate(state.count), jnp.float32)
+        lr = jnp.asarray(rate(state.count), precision.wide())
         d, inner = direct.update(grads, state.inner, params)
         # -0.0, not 0.0, is what leaves every bit of a weight alone, those of -0.0 too.
         moves = jax.tree.map(lambda u: jnp.where(keep, lr * u, -0.0), d)
@@ -346,14 +346,18 @@ def _rescaled(scale: Scale, finite: jax.Array) -> Scale:
 
 def loss_scale(opt: State) -> jax.Array:
     """Factor on the loss before differentiating, float32 scalar; 1 except for float16."""
-    return jnp.ones((), jnp.float32) if opt.scale is None else opt.scale.value
+    return jnp.ones((), precision.wide()) if opt.scale is None else opt.scale.value
 
 
 def report(opt: State) -> dict[str, jax.Array]:
     """float32 scalars about the last step: grad_norm (before clipping), lr, skipped (steps not done
     so far, those from which nothing was learnt among them);
     loss_scale (the next step's) and grad_norm_mean where there are such."""
-    out = {"grad_norm": opt.grad_norm, "lr": opt.lr, "skipped": opt.skipped.astype(jnp.float32)}
+    out = {
+        "grad_norm": opt.grad_norm,
+        "lr": opt.lr,
+        "skipped": opt.skipped.astype(precision.wide()),
+    }
     if opt.scale is not None:
         out["loss_scale"] = opt.scale.value
     if opt.mean is not None:

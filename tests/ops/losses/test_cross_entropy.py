@@ -28,7 +28,7 @@ def inputs():
 
 
 def logits_fn(params, h):
-    return linear.einsum("TD,DV->TV", h, params["head"]).astype(jnp.float32) + params["bias"]
+    return linear.einsum("...D,DV->...V", h, params["head"]).astype(jnp.float32) + params["bias"]
 
 
 def oracle(params, x, targets, weight):
