@@ -93,7 +93,7 @@ def _nearest(size: int, parts: int) -> str:
 def further(place: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, axis: str) -> PartitionSpec:
     """The PartitionSpec with one more mesh axis, on the leftmost dimension that divides over it,
     too; as it was where none does."""
-    entries = [entry or () for entry in place]
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in place]
     for i, (entry, size) in enumerate(zip(entries, shape, strict=True)):
         if size % math.prod(mesh.shape[m] for m in (*entry, axis)) == 0:
             return PartitionSpec(*entries[:i], (*entry, axis), *entries[i + 1 :])
