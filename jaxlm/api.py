@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm.core import cache
+from jaxlm.core import cache, check
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import examples
 from jaxlm.data.sources import source
@@ -82,7 +82,7 @@ def evaluate(
     """
     run, model = saved.run, saved.model
     data = run.data if data is None else data
-    data.validate()
+    check.refuse("", data.problems())
     trained_weights.refuse_changes(saved.folder, run, data)
     tokenizer = tokenizers.load(data.tokenizer)
     if tokenizer.vocab > run.model.vocab and data.tokenizer != run.data.tokenizer:
