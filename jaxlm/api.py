@@ -90,11 +90,8 @@ def evaluate(
             f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model has "
             f"{run.model.vocab}"
         )
-    if model.context is not None and data.seq > model.context:
-        raise ValueError(
-            f"data.seq: {data.seq} given, and the model's learned positions end at "
-            f"{model.context}; give that many or fewer"
-        )
+    fits = f"at most {model.context}, where the model's learned positions end"
+    check.field("data.seq", data.seq, data.seq <= (model.context or data.seq), fits)
     if not isinstance(data, pretraining.Data):
         return _examples(saved, data, split)
     folder = shard_cache.prepare(data, str(cache.folder() / "shards"))

@@ -7,6 +7,7 @@ Config is checked when it is built, by what raises: `field`, `within` and those 
 import dataclasses
 import functools
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -39,7 +40,8 @@ def outside(
     most: float | None = None,
     below: float = math.inf,
 ) -> Iterator[str]:
-    """A line for each field outside of an interval, or NaN. None is not checked.
+    """A line for each field outside of an interval, NaN or no number. None fits where a field's
+    type has it.
 
     where: the name of cfg in a Run, such as "objective"; "" names the fields alone. least and most
     belong to the interval, above and below do not; infinity fits nowhere.
@@ -51,16 +53,24 @@ def outside(
         end = f"{below})" if most is None else f"{most}]"
         fits = f"in {'[' if above is None else '('}{low}, {end}"
     for name in names:
-        value = functools.reduce(getattr, name.split("."), cfg)
-        if value is not None:
-            ok = (least is None or value >= least) and (above is None or value > above)
-            ok = ok and (value < below if most is None else value <= most)
-            yield from problem(path(where, name), value, ok, fits)
+        *parents, last = name.split(".")
+        owner: Any = functools.reduce(getattr, parents, cfg)
+        value = getattr(owner, last)
+        if value is None and types.NoneType in typing.get_args(_types(owner)[last]):
+            continue
+        ok = isinstance(value, numbers.Real)
+        ok = ok and (least is None or value >= least) and (above is None or value > above)
+        ok = ok and (value < below if most is None else value <= most)
+        yield from problem(path(where, name), value, ok, fits)
+
+
+def _types(cfg: Any) -> dict[str, Any]:
+    return typing.get_type_hints(type(cfg))
 
 
 def choices(where: str, cfg: Any) -> Iterator[str]:
     """A line for each field whose type lists its values (a Literal, or None) and has another."""
-    for name, hint in typing.get_type_hints(type(cfg)).items():
+    for name, hint in _types(cfg).items():
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         kinds = typing.get_args(hint) if union else (hint,)
         if all(k is types.NoneType or typing.get_origin(k) is typing.Literal for k in kinds):

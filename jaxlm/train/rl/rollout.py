@@ -71,11 +71,9 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
     if isinstance(objective, distill.Config):
         yield from _taught(rollout, objective)
     else:
-        if not rollout.rewards and rollout.reward_model is None:
-            yield (
-                "rollout.rewards: none given, and rollout.reward_model=None; name a function, such "
-                "as 'exact' or 'file.py:function', or a reward model's run directory"
-            )
+        ok = bool(rollout.rewards) or rollout.reward_model is not None
+        fits = "functions such as 'exact' or 'file.py:function', with rollout.reward_model=None"
+        yield from check.problem("rollout.rewards", rollout.rewards, ok, fits)
         yield from reward_functions.problems("rollout", rollout.rewards, rollout.weights)
         yield from _groups(rollout, objective)
     if not wrong:

@@ -298,7 +298,7 @@ def problem(run):
         ("samples", 0, "rollout.samples: 0 given; it must be at least 1"),
         ("minibatches", 3, "rollout.minibatches: 3 given, but data.batch=4 x rollout.samples=2"),
         ("rewards", ("nowhere.py:f",), "rollout.rewards: .*no such file: nowhere.py"),
-        ("rewards", (), "rollout.rewards: none given, and rollout.reward_model=None"),
+        ("rewards", (), r"rollout.rewards: \(\) given; .* with rollout.reward_model=None"),
         ("weights", (1.0,), r"rollout.weights: \(1.0,\) given; .* each of 2 reward functions"),
         ("reward_seconds", 0.0, "rollout.reward_seconds: 0.0 given"),
         ("eval_temperature", -1.0, "rollout.eval_temperature: -1.0 given"),
