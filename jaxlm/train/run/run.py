@@ -247,10 +247,8 @@ def _mesh(run: Run) -> Iterator[str]:
         return  # minibatches are what has to divide; or `_data` names what is wrong
     parts = plan.microbatches * plan.data * plan.fsdp
     for stage in kinds.stages(run.data):
-        fits = (
-            f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
-            f"{plan.microbatches} x plan.data={plan.data} x plan.fsdp={plan.fsdp}"
-        )
+        fits = f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
+        fits += f"{plan.microbatches} x plan.data={plan.data} x plan.fsdp={plan.fsdp}"
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
         fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
         yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
