@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm.core import cache
+from jaxlm.core import cache, check
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import examples
 from jaxlm.data.sources import source
@@ -82,7 +82,7 @@ def evaluate(
     """
     run, model = saved.run, saved.model
     data = run.data if data is None else data
-    data.validate()
+    check.refuse("", data.problems())
     trained_weights.refuse_changes(saved.folder, run, data)
     tokenizer = tokenizers.load(data.tokenizer)
     if tokenizer.vocab > run.model.vocab and data.tokenizer != run.data.tokenizer:
@@ -90,11 +90,8 @@ def evaluate(
             f"data.tokenizer: {data.tokenizer!r} has {tokenizer.vocab} ids, the model has "
             f"{run.model.vocab}"
         )
-    if model.context is not None and data.seq > model.context:
-        raise ValueError(
-            f"data.seq: {data.seq} given, and the model's learned positions end at "
-            f"{model.context}; give that many or fewer"
-        )
+    fits = f"at most {model.context}, where the model's learned positions end"
+    check.field("data.seq", data.seq, data.seq <= (model.context or data.seq), fits)
     if not isinstance(data, pretraining.Data):
         return _examples(saved, data, split)
     folder = shard_cache.prepare(data, str(cache.folder() / "shards"))

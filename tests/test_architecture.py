@@ -25,7 +25,7 @@ FILE_LINES, FUNCTION_LINES, COLUMNS = 400, 60, 100
 # Never import jax: the data layer, which runs in worker processes, and what it builds on.
 WITHOUT_JAX = [
     *sorted(PACKAGE.glob("data/**/*.py")),
-    *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "config", "io", "log")),
+    *(PACKAGE / "core" / f"{name}.py" for name in ("batch", "check", "config", "io", "log")),
     PACKAGE / "cli" / "schema.py",
     PACKAGE / "cli" / "arguments.py",
 ]

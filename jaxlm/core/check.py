@@ -1,16 +1,37 @@
-"""Checks of a Config's fields when it is built: errors name the field, its value and what fits."""
+"""Checks of settings, in lines that name the field, its value and what fits.
 
+Settings have `problems(...)`, which yields such lines, and `refuse` raises all of them together. A
+Config is checked when it is built, by what raises: `field`, `within` and those below it.
+"""
+
+import dataclasses
+import functools
 import math
-from typing import Any
+import numbers
+import types
+import typing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def field(name: str, value: Any, ok: bool, fits: str) -> None:
-    """Raises: ValueError unless ok: field("data.seq", 0, False, "at least 1")."""
+def refuse(heading: str, problems: Iterable[str]) -> None:
+    """Raises: ValueError with all problems under the heading ("" is none), where there are any."""
+    lines = list(problems)
+    if lines and heading:
+        lines = [heading, *(f"  {line}" for line in lines)]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def problem(name: str, value: Any, ok: bool, fits: str) -> Iterator[str]:
+    """A line unless ok: problem("data.seq", 0, False, "at least 1")."""
     if not ok:
-        raise ValueError(f"{name}: {value!r} given; it must be {fits}")
+        yield f"{name}: {value!r} given; it must be {fits}"
 
 
-def within(
+def outside(
     where: str,
     cfg: Any,
     *names: str,
@@ -18,8 +39,9 @@ def within(
     above: float | None = None,
     most: float | None = None,
     below: float = math.inf,
-) -> None:
-    """Raises: ValueError for a field outside of an interval, and for NaN. None is not checked.
+) -> Iterator[str]:
+    """A line for each field outside of an interval, NaN or no number. None fits where a field's
+    type has it.
 
     where: the name of cfg in a Run, such as "objective"; "" names the fields alone. least and most
     belong to the interval, above and below do not; infinity fits nowhere.
@@ -31,14 +53,72 @@ def within(
         end = f"{below})" if most is None else f"{most}]"
         fits = f"in {'[' if above is None else '('}{low}, {end}"
     for name in names:
-        value = cfg
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value is None:
+        *parents, last = name.split(".")
+        owner: Any = functools.reduce(getattr, parents, cfg)
+        value = getattr(owner, last)
+        if value is None and types.NoneType in typing.get_args(_types(owner)[last]):
             continue
-        ok = (least is None or value >= least) and (above is None or value > above)
+        ok = isinstance(value, numbers.Real)
+        ok = ok and (least is None or value >= least) and (above is None or value > above)
         ok = ok and (value < below if most is None else value <= most)
-        field(f"{where}.{name}" if where else name, value, ok, fits)
+        yield from problem(path(where, name), value, ok, fits)
+
+
+def _types(cfg: Any) -> dict[str, Any]:
+    return typing.get_type_hints(type(cfg))
+
+
+def choices(where: str, cfg: Any) -> Iterator[str]:
+    """A line for each field whose type lists its values (a Literal, or None) and has another."""
+    for name, hint in _types(cfg).items():
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        if all(k is types.NoneType or typing.get_origin(k) is typing.Literal for k in kinds):
+            fits = [value for kind in kinds for value in typing.get_args(kind) or (None,)]
+            value = getattr(cfg, name)
+            yield from problem(path(where, name), value, value in fits, f"one of {fits}")
+
+
+def changed(where: str, cfg: Any, *names: str, why: str) -> Iterator[str]:
+    """A line for each field that is not at its default, where nothing else fits. why: the reason,
+    such as "with a teacher"."""
+    for field in dataclasses.fields(cfg):
+        if field.name in names:
+            value, fits = getattr(cfg, field.name), f"{field.default!r} {why}"
+            yield from problem(path(where, field.name), value, value == field.default, fits)
+
+
+def loaded(where: str, load: Callable[[], T]) -> Generator[str, None, T | None]:
+    """The value of load(), for `value = yield from loaded(...)`; None, and a line with the reason
+    after `where` ("" is the reason alone), if it raises."""
+    try:
+        return load()
+    except (ValueError, OSError, ImportError) as error:
+        yield f"{where}: {error}" if where else str(error)
+        return None
+
+
+def path(where: str, name: str) -> str:
+    """The name of a field of the settings that are at `where`."""
+    return f"{where}.{name}" if where else name
+
+
+def field(name: str, value: Any, ok: bool, fits: str) -> None:
+    """Raises: ValueError with the line of `problem`, unless ok."""
+    refuse("", problem(name, value, ok, fits))
+
+
+def within(
+    where: str,
+    cfg: Any,
+    *names: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float = math.inf,
+) -> None:
+    """Raises: ValueError with the lines of `outside`."""
+    refuse("", outside(where, cfg, *names, least=least, above=above, most=most, below=below))
 
 
 def positive(cfg: Any, *names: str) -> None:

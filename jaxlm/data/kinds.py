@@ -7,7 +7,7 @@ prompts     prompts of a policy (`train.rollout`)
 
 All others are examples (`examples.Rows`), read from records. Such a module has a frozen dataclass
 with at least the fields source, tokenizer, holdout, seq, batch, seed and workers and a method
-`validate()`, and a function `prepare(data) -> examples.Split`.
+`problems()`, and a function `prepare(data) -> examples.Split`.
 """
 
 from types import ModuleType

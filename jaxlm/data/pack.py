@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.core import batch
+from jaxlm.core import batch, check
 
 Packing = Literal["concat", "best_fit"]
 # Randomness of each row: numbers from which its random generator starts.
@@ -48,10 +48,8 @@ def pack(lengths: np.ndarray, seq: int, packing: Packing) -> Rows:
 
     Raises: ValueError for seq < 1, an unknown packing, or no documents of two tokens or more.
     """
-    if seq < 1:
-        raise ValueError(f"seq={seq}: expected at least 1")
-    if packing not in PACKERS:
-        raise ValueError(f"packing={packing!r}: expected one of {list(PACKERS)}")
+    check.field("seq", seq, seq >= 1, "at least 1")
+    check.field("packing", packing, packing in PACKERS, f"one of {list(PACKERS)}")
     pairs = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
     if not pairs.any():
         raise ValueError("no document of at least two tokens to pack")

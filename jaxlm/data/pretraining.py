@@ -7,6 +7,7 @@ A stage may have another batch B' and a shorter sequence T'. Rows are always pac
 a step of the stage takes B' T' / T of them and cuts them into B' rows of T' (pack.shorten).
 """
 
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
-from jaxlm.data import pack, tokenizers
+from jaxlm.core import batch, check
+from jaxlm.data import pack, shared_fields, tokenizers
 from jaxlm.data.corrupt import infill as infilling  # the field bears the name
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenized import shards
@@ -66,65 +67,49 @@ class Data:
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        for name in ("source", "field", "tokenizer"):
-            _check(bool(getattr(self, name)), f"data.{name}=''", "a name or path")
-        _check(
-            self.packing in pack.PACKERS,
-            f"data.packing={self.packing!r}",
-            f"one of {list(pack.PACKERS)}",
-        )
-        _check(0 <= self.holdout < 1, f"data.holdout={self.holdout}", "a fraction in [0, 1)")
-        _check(self.seq >= 1, f"data.seq={self.seq}", "at least 1")
-        _check(self.batch >= 1, f"data.batch={self.batch}", "at least 1")
-        _check(0 <= self.seed < 1 << 32, f"data.seed={self.seed}", "0 .. 2**32 - 1")
-        _check(self.workers >= 0, f"data.workers={self.workers}", "0 or more")
-        if self.corrupt is not None:
-            self.corrupt.validate()
-        if isinstance(self.corrupt, span.Span):
-            span.piece(self.corrupt, self.seq)
-            self._keeps_rows("corrupt=Span")
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        parts = [part for part in (self.corrupt, self.infill) if part is not None]
+        wrong = [
+            *shared_fields.problems(self, 1),
+            *check.problem("data.field", self.field, bool(self.field), "the name of a field"),
+            *_changes("ramp", self.ramp),
+            *_changes("curriculum", self.curriculum),
+            *(line for part in parts for line in part.problems()),
+        ]
+        yield from wrong
+        why = "with data.{}, which keeps what belongs together in one row"
         if self.infill is not None:
-            self.infill.validate()
-            self._keeps_rows("infill")
-            _check(self.corrupt is None, f"data.corrupt={self.corrupt} with data.infill", "None")
-        _check_changes("ramp", self.ramp)
-        _check_changes("curriculum", self.curriculum)
-        for _, seq in self.curriculum:
-            _check(
-                self.seq % seq == 0,
-                f"data.curriculum={self.curriculum}",
-                f"lengths that divide data.seq={self.seq}; {seq} does not",
-            )
-        for stage in _bounds(self):
-            _check(
-                stage.batch * stage.seq % self.seq == 0,
-                f"data: from step {stage.first_step} on batch={stage.batch} and seq={stage.seq}",
-                f"a batch of whole rows of data.seq={self.seq}: a multiple of "
-                f"{self.seq // stage.seq}",
-            )
-
-    def _keeps_rows(self, why: str) -> None:
-        given = f"data.packing={self.packing!r} with data.{why}"
-        _check(self.packing == "best_fit", given, "best_fit: what belongs together keeps its row")
-        given = f"data.curriculum={self.curriculum} with data.{why}"
-        _check(not self.curriculum, given, "no changes: what belongs together keeps its row")
+            names = ("packing", "curriculum", "corrupt")
+            yield from check.changed("data", self, *names, why=why.format("infill"))
+        elif isinstance(self.corrupt, span.Span):
+            names = ("packing", "curriculum")
+            yield from check.changed("data", self, *names, why=why.format("corrupt=Span"))
+        if not wrong:
+            yield from _lengths(self)
 
 
-def _check(right: bool, given: str, expected: str) -> None:
-    if not right:
-        raise ValueError(f"{given}: expected {expected}")
-
-
-def _check_changes(name: str, changes: tuple[tuple[int, int], ...]) -> None:
+def _changes(name: str, changes: tuple[tuple[int, int], ...]) -> Iterator[str]:
     steps = [step for step, _ in changes]
-    _check(
-        steps == sorted(set(steps)) and all(s >= 0 and v >= 1 for s, v in changes),
-        f"data.{name}={changes}",
-        "(first step, value) pairs with rising steps from 0 and values of at least 1, such as "
-        "((0, 8), (100, 16))",
-    )
+    ok = steps == sorted(set(steps)) and all(s >= 0 and v >= 1 for s, v in changes)
+    fits = "(first step, value) pairs with rising steps from 0 and values of at least 1"
+    return check.problem(f"data.{name}", changes, ok, fits)
+
+
+def _lengths(data: Data) -> Iterator[str]:
+    """Problems of the lengths of rows, where each field by itself is right."""
+    if isinstance(data.corrupt, span.Span):
+        yield from check.loaded("", functools.partial(span.piece, data.corrupt, data.seq))
+    if data.infill is not None:
+        yield from infilling.short(data.seq)
+    uneven = [seq for _, seq in data.curriculum if data.seq % seq]
+    fits = f"of lengths that divide data.seq={data.seq}; {uneven} do not"
+    yield from check.problem("data.curriculum", data.curriculum, not uneven, fits)
+    for stage in [] if uneven else _bounds(data):
+        cut = data.seq // stage.seq
+        fits = f"a multiple of {cut}, whole rows of data.seq={data.seq}, from step "
+        fits += f"{stage.first_step} on, with rows of {stage.seq}"
+        yield from check.problem("data.batch", stage.batch, stage.batch % cut == 0, fits)
 
 
 # --- Which rows a step reads -----------------------------------------------------------------
@@ -199,13 +184,10 @@ class Steps:
         process_index: int,
         process_count: int,
     ):
-        data.validate()
+        check.refuse("", data.problems())
         for stage in stages(data):
-            _check(
-                stage.batch % process_count == 0,
-                f"data: batch={stage.batch} from step {stage.first_step} on",
-                f"a multiple of the {process_count} processes",
-            )
+            fits = f"a multiple of the {process_count} processes from step {stage.first_step} on"
+            check.field("data.batch", stage.batch, stage.batch % process_count == 0, fits)
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
         self._reader = reader(data, split)
@@ -327,7 +309,7 @@ def batches(
 
     With data.workers > 0 the main module must be importable (`if __name__ == "__main__":`).
 
-    Raises: ValueError from `Data.validate`, or if a batch does not divide over the processes.
+    Raises: ValueError with `Data.problems`, or if a batch does not divide over the processes.
     """
     steps = Steps(data, split, start_step, process_index, process_count)
     return read_ahead(steps, data.workers)
@@ -376,11 +358,8 @@ def val_batches(
 
     Raises: ValueError if data.batch does not divide over the processes.
     """
-    _check(
-        data.batch % process_count == 0,
-        f"data.batch={data.batch}",
-        f"a multiple of the {process_count} processes",
-    )
+    fits = f"a multiple of the {process_count} processes"
+    check.field("data.batch", data.batch, data.batch % process_count == 0, fits)
     each = data.batch // process_count
     return _in_order(data, _reader(data, split, "best_fit"), process_index * each, each)
 

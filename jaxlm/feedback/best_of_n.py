@@ -7,10 +7,11 @@ scored by reward functions (train/rl/reward_functions.py), a reward model's run,
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxlm.core import keyed_random
+from jaxlm.core import check, keyed_random
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import output, prompt_files, scorers
 from jaxlm.feedback.chat_model import Reply, Voice
@@ -73,7 +74,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
 
     Raises: as `critique.run`; `reward_functions.Failed` naming the sample that got no score.
     """
-    _check(settings)
+    check.refuse("this feedback cannot start:", problems(settings))
     prompts = prompt_files.read(settings.prompts)
     means: list[tuple[float, float]] = []  # of each prompt: mean and best score
     with _scorer(settings) as scorer:
@@ -89,19 +90,20 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
         return output.run(settings, provenance, prompts, respond, lambda records: _facts(means))
 
 
-def _check(settings: Settings) -> None:
-    output.at_least(1, count=settings.count, batch=settings.batch)
+def problems(settings: Settings) -> Iterator[str]:
+    """Problems of the settings, a line for each field that does not fit."""
+    yield from output.problems(settings)
+    yield from check.outside("", settings, "count", "batch", least=1)
+    yield from check.outside("", settings, "reward_seconds", above=0)
+    yield from reward_functions.problems("", settings.rewards, settings.weights)
     scored = bool(settings.rewards) or settings.reward_model is not None
-    if settings.keep in ("best", "above") and not scored:
-        raise ValueError(
-            f"keep: {settings.keep!r} given without rewards or reward_model, which score responses"
-        )
-    if settings.keep != "above" and settings.threshold:
-        raise ValueError(f"threshold: {settings.threshold} given, which keep='above' alone reads")
-    if problems := reward_functions.problems(settings.rewards, settings.weights):
-        raise ValueError("rewards: " + "; ".join(problems))
-    if not settings.reward_seconds > 0:
-        raise ValueError(f"reward_seconds: {settings.reward_seconds} given; it must be above 0")
+    fits = "'all' or 'each' without rewards or reward_model, which score responses"
+    yield from check.problem(
+        "keep", settings.keep, scored or settings.keep in ("all", "each"), fits
+    )
+    ok = settings.keep == "above" and math.isfinite(settings.threshold)
+    fits = "a finite number with keep='above', and 0 with all else, which does not read it"
+    yield from check.problem("threshold", settings.threshold, ok or settings.threshold == 0, fits)
 
 
 def _provenance(voice: Voice, settings: Settings) -> Record:

@@ -6,10 +6,10 @@ takes the place of the first one, so that a conversation does not grow with the 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxlm.core import keyed_random
+from jaxlm.core import check, keyed_random
 from jaxlm.data.templates.template import Message
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import output, principles, prompt_files
@@ -66,7 +66,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     principles and records that do not fit.
     """
     constitution = principles.load(settings.constitution)
-    _check(settings, constitution)
+    check.refuse("this feedback cannot start:", problems(settings, constitution))
     prompts = prompt_files.read(settings.prompts)
     provenance = output.provenance(
         "revise", voice, settings, constitution=principles.digest(constitution)
@@ -83,14 +83,13 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     return output.run(settings, provenance, prompts, revise)
 
 
-def _check(settings: Settings, constitution: Constitution) -> None:
-    output.at_least(1, rounds=settings.rounds, batch=settings.batch)
-    output.at_least(0, examples=settings.examples)
-    if settings.examples > len(constitution.examples):
-        raise ValueError(
-            f"examples: {settings.examples} given; {settings.constitution} has "
-            f"{len(constitution.examples)}"
-        )
+def problems(settings: Settings, constitution: Constitution) -> Iterator[str]:
+    """Problems of the settings, a line for each field that does not fit."""
+    yield from output.problems(settings)
+    yield from check.outside("", settings, "rounds", "batch", least=1)
+    shown, have = settings.examples, len(constitution.examples)
+    fits = f"0 to {have}, the examples of {settings.constitution}"
+    yield from check.problem("examples", shown, 0 <= shown <= have, fits)
 
 
 def _answered(

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from jaxlm.core import config
+from jaxlm.core import check, config
 from jaxlm.data.templates.template import Message
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import journal
@@ -43,6 +43,15 @@ class _Named(Protocol):
 
 
 N = TypeVar("N", bound=_Named)
+
+
+def problems(settings: Any) -> Iterator[str]:
+    """Problems of the fields that all settings of feedback have, a line for each."""
+    fits = "a name that ends in .jsonl"
+    yield from check.problem("out", settings.out, settings.out.endswith(".jsonl"), fits)
+    yield from check.choices("", settings)
+    why = "where `seed` decides the seed of every sample"
+    yield from check.changed("sampling", settings.sampling, "seed", why=why)
 
 
 class Output:
@@ -128,19 +137,12 @@ def flaw(reply: Reply, unfinished: Unfinished) -> str | None:
 
 @contextlib.contextmanager
 def opened(path: str, provenance: Record) -> Iterator[Output]:
-    """The Output of a file. Raises: as `journal.opened`; ValueError for a name without .jsonl."""
-    out = file(path)
+    """The Output of a file. Raises: as `journal.opened`."""
+    out = pathlib.Path(path).expanduser()
     # hidden, so that whoever trains on the folder does not read it
     reasons = out.with_name(f".{out.name}.dropped")
     with journal.opened(out, provenance) as kept, journal.opened(reasons, provenance) as dropped:
         yield Output(kept, dropped)
-
-
-def file(path: str) -> pathlib.Path:
-    """The file of records. Raises: ValueError for a name without .jsonl."""
-    if not path.endswith(".jsonl"):
-        raise ValueError(f"out: {path!r} given; a name that ends in .jsonl is needed")
-    return pathlib.Path(path).expanduser()
 
 
 def run(
@@ -163,15 +165,7 @@ def run(
 def provenance(by: str, voice: Voice, settings: Any, **extra: Any) -> Record:
     """Provenance stored in every record: the model, all settings that matter, and the places of
     what was read. Those may move: a model is known by its run and step, a prompt by its id. extra:
-    further entries.
-
-    Raises: ValueError for a sampling.seed, which would do nothing.
-    """
-    if settings.sampling.seed:
-        raise ValueError(
-            f"sampling.seed: {settings.sampling.seed} given; every sample has a seed of its own, "
-            "which `seed` decides"
-        )
+    further entries."""
     values = config.to_dict(settings)
     del values["sampling"]["seed"]
     places = {name: values[name] for name in _FILES if name in values}
@@ -182,13 +176,6 @@ def provenance(by: str, voice: Voice, settings: Any, **extra: Any) -> Record:
         journal.FILES: {"run": voice.about["folder"]} | places,
         **extra,
     }
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raises: ValueError naming the first value below `least`."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name}: {value} given; at least {least} is needed")
 
 
 def assistant(text: str) -> Message:

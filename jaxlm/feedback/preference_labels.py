@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import keyed_random
+from jaxlm.core import check, keyed_random
 from jaxlm.data.records import records
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import output, principles, prompt_files
@@ -85,7 +85,7 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     Raises: as `critique.run`.
     """
     constitution = principles.load(settings.constitution)
-    _check(settings, constitution)
+    check.refuse("this feedback cannot start:", problems(settings, constitution))
     pairs = read(settings.pairs)
     provenance = output.provenance(
         "label", voice, settings, constitution=principles.digest(constitution)
@@ -100,15 +100,19 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     return output.run(settings, provenance, pairs, label, _facts)
 
 
-def _check(settings: Settings, constitution: Constitution) -> None:
-    output.at_least(1, each=settings.each, batch=settings.batch)
-    have = len(constitution.principles)
-    if settings.each > have:
-        raise ValueError(f"each: {settings.each} given; {settings.constitution} has {have}")
-    if not settings.thought and settings.sampling != Settings(pairs="", out="").sampling:
-        raise ValueError("sampling: given without thought=True; nothing else is sampled")
-    if settings.clamp is not None and not 0 <= settings.clamp[0] <= 0.5 <= settings.clamp[1] <= 1:
-        raise ValueError(f"clamp: {settings.clamp} given; 0 <= low <= 0.5 <= high <= 1 is needed")
+def problems(settings: Settings, constitution: Constitution) -> Iterator[str]:
+    """Problems of the settings, a line for each field that does not fit."""
+    yield from output.problems(settings)
+    yield from check.outside("", settings, "batch", least=1)
+    each, have = settings.each, len(constitution.principles)
+    fits = f"1 to {have}, the principles of {settings.constitution}"
+    yield from check.problem("each", each, 1 <= each <= have, fits)
+    if not settings.thought:
+        why = "without thought=True: nothing else is sampled"
+        yield from check.changed("", settings, "sampling", why=why)
+    low, high = settings.clamp or (0, 1)
+    ok, fits = 0 <= low <= 0.5 <= high <= 1, "two numbers with 0 <= low <= 0.5 <= high <= 1"
+    yield from check.problem("clamp", settings.clamp, ok, fits)
 
 
 def read(name: str) -> list[Pair]:

@@ -7,13 +7,14 @@ everything kept before it is at most `most_alike`.
 """
 
 import dataclasses
+import pathlib
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxlm.core import keyed_random
+from jaxlm.core import check, keyed_random
 from jaxlm.data.records import records
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.feedback import journal, output, rouge
@@ -71,14 +72,9 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
     Raises: ValueError and FileNotFoundError, before anything is sampled, for settings and
     seeds that do not fit, and where the model has no room for a request.
     """
-    _check(settings)
     seeds = [records.text(r, "instruction") for r in records.read(settings.seeds)]
-    if settings.shown > len(seeds):
-        raise ValueError(
-            f"seeds: {settings.seeds} holds {len(seeds)} instructions; shown={settings.shown} "
-            "needs as many"
-        )
-    out = output.file(settings.out)
+    check.refuse("this feedback cannot start:", problems(settings, seeds))
+    out = pathlib.Path(settings.out).expanduser()
     left: Counter[str] = Counter()
     with journal.opened(out, _provenance(voice, settings)) as kept:
         done = {record["id"] for record in kept.records}
@@ -91,14 +87,16 @@ def run(voice: Voice, settings: Settings) -> output.Summary:
         return output.Summary(str(out), written, kept.found, dict(left), {})
 
 
-def _check(settings: Settings) -> None:
-    for name in ("count", "rounds", "requests", "shown"):
-        output.at_least(1, **{name: getattr(settings, name)})
-    if not 0 <= settings.own <= settings.shown:
-        raise ValueError(f"own: {settings.own} given; 0 .. shown={settings.shown} is needed")
-    if not 0 <= settings.most_alike <= 1:
-        raise ValueError(f"most_alike: {settings.most_alike} given; 0 .. 1 is needed")
-    output.file(settings.out)
+def problems(settings: Settings, seeds: Sequence[str]) -> Iterator[str]:
+    """Problems of the settings, a line for each field that does not fit."""
+    yield from output.problems(settings)
+    yield from check.outside("", settings, "count", "rounds", "requests", least=1)
+    shown, have = settings.shown, len(seeds)
+    fits = f"1 to {have}, the instructions of {settings.seeds}"
+    yield from check.problem("shown", shown, 1 <= shown <= have, fits)
+    own, fits = settings.own, f"0 to shown={shown}"
+    yield from check.problem("own", own, 0 <= own <= shown, fits)
+    yield from check.outside("", settings, "most_alike", least=0, most=1)
 
 
 def _provenance(voice: Voice, settings: Settings) -> Record:

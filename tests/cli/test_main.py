@@ -380,7 +380,7 @@ def test_settings_reach_the_process(place):
         env=environ, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "data.batch: 3 rows" in done.stderr
+    assert "data.batch: 3 given; it must be a multiple of 2" in done.stderr
     wanted = launch.PAGES if sys.platform.startswith("linux") else "None"
     assert f"TUNABLES {wanted}" in done.stdout
     flags = re.search(r"^DEVICES 2 (.*)", done.stdout, re.MULTILINE)

@@ -117,7 +117,7 @@ def test_links_out_of_a_checkpoint_are_refused_and_those_of_a_download_cache_fol
         ({"num_hidden_layers": -3}, "model.layers: -3"),
         ({"vocab_size": -1}, "model.vocab: -1"),
         ({"vocab_size": 10**15}, "vocab_size=1000000000000000 given"),
-        ({"vocab_size": "many"}, "a field has a value that a llama cannot have"),
+        ({"vocab_size": "many"}, "model.vocab: 'many' given; it must be at least 1"),
         ({"num_attention_heads": 0}, "a field has a value|model.heads: 0"),
         ({"num_attention_heads": None}, "num_attention_heads=null is not supported"),
         ({"rope_parameters": [1]}, "a field has a value that a llama cannot have"),

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from jaxlm.core import check
+from jaxlm.models import gpt
 from jaxlm.objectives import clm
 
 
@@ -27,7 +28,7 @@ class Outer:
         ({"least": 0, "most": 1}, "in [0, 1]", (0, 0.5, 1), (-0.1, 1.1, math.nan)),
         ({"least": 0, "below": 1}, "in [0, 1)", (0, 0.99), (1, -0.1, math.nan)),
         ({"above": 0, "below": 0.5}, "in (0, 0.5)", (0.1,), (0, 0.5)),
-        ({"above": 0, "most": 1}, "in (0, 1]", (1,), (0, 1.5)),
+        ({"above": 0, "most": 1}, "in (0, 1]", (1,), (0, 1.5, "1")),
     ],
 )
 def test_an_interval(bounds, fits, accepted, refused):
@@ -37,6 +38,11 @@ def test_an_interval(bounds, fits, accepted, refused):
         with pytest.raises(ValueError) as error:
             check.within("objective", Outer(Inner(value)), "inner.rate", **bounds)
         assert str(error.value) == f"objective.inner.rate: {value!r} given; it must be {fits}"
+
+
+def test_none_fits_where_the_type_of_a_field_has_it():
+    with pytest.raises(ValueError, match="model.embed: None given; it must be at least 1"):
+        gpt.Config(embed=None)
 
 
 def test_a_weight_of_a_loss_is_a_number():

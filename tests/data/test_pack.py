@@ -179,9 +179,9 @@ def test_shorter_rows_restart_documents(packing):
 
 def test_bad_arguments_are_named():
     lengths = np.array([5, 6])
-    with pytest.raises(ValueError, match="seq=0: expected at least 1"):
+    with pytest.raises(ValueError, match="seq: 0 given; it must be at least 1"):
         pack.pack(lengths, 0, "concat")
-    with pytest.raises(ValueError, match="packing='first_fit': expected one of"):
+    with pytest.raises(ValueError, match="packing: 'first_fit' given; it must be one of"):
         pack.pack(lengths, 4, "first_fit")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no document of at least two tokens"):
         pack.pack(np.array([1, 1]), 4, "concat")

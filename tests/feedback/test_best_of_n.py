@@ -91,11 +91,14 @@ def test_nothing_whole(settings, script):
 @pytest.mark.parametrize(
     "changes, told_",
     [
-        ({"keep": "best"}, "without rewards or reward_model"),
-        ({"rewards": ("exakt",)}, "reward 'exakt': expected one of"),
-        ({"rewards": ("exact",), "threshold": 1.0}, "which keep='above' alone reads"),
-        ({"count": 0}, "count: 0 given"),
-        ({"rewards": ("exact",), "reward_seconds": 0.0}, "must be above 0"),
+        ({"keep": "best"}, "keep: 'best' given; it must be 'all' or 'each' without rewards"),
+        ({"rewards": ("exakt",)}, "rewards: 'exakt' given; it must be one of"),
+        ({"rewards": ("exact",), "threshold": 1.0}, "threshold: 1.0 given; .* with keep='above'"),
+        ({"count": 0}, "count: 0 given; it must be at least 1"),
+        (
+            {"rewards": ("exact",), "reward_seconds": 0.0},
+            "reward_seconds: 0.0 given; it must be above 0",
+        ),
     ],
 )
 def test_wrong_settings(settings, script, changes, told_):

@@ -163,9 +163,9 @@ def test_conversations(settings, script, read, write):
 @pytest.mark.parametrize(
     "changes, told_",
     [
-        ({"rounds": 0}, "rounds: 0 given; at least 1"),
-        ({"examples": 2}, "examples: 2 given; .* has 1"),
-        ({"out": "x.txt"}, "ends in .jsonl"),
+        ({"rounds": 0}, "rounds: 0 given; it must be at least 1"),
+        ({"examples": 2}, "examples: 2 given; it must be 0 to 1, the examples of"),
+        ({"out": "x.txt"}, "out: 'x.txt' given; it must be a name that ends in .jsonl"),
         ({"sampling": Sampling(seed=1)}, "sampling.seed: 1 given"),
     ],
 )

@@ -120,9 +120,12 @@ def test_wrong_pairs(write, value, told):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"each": 99}, "each: 99 given; default has"),
-        ({"clamp": (0.6, 0.9)}, "0 <= low <= 0.5"),
-        ({"sampling": Sampling(max_new=3)}, "given without thought=True"),
+        ({"each": 99}, r"each: 99 given; it must be 1 to \d+, the principles of default"),
+        ({"clamp": (0.6, 0.9)}, r"clamp: \(0.6, 0.9\) given; .* 0 <= low <= 0.5"),
+        (
+            {"sampling": Sampling(max_new=3)},
+            r"sampling: .*max_new=3,.* given; it must be .*max_new=256,.* without thought=True",
+        ),
     ],
 )
 def test_wrong_settings(settings, script, changes, told):

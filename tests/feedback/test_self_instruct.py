@@ -164,11 +164,11 @@ def test_going_on_after_a_kill(settings, script, read, torn, tmp_path):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"shown": 5, "own": 0}, "holds 4 instructions; shown=5 needs as many"),
-        ({"own": 5}, "own: 5 given; 0 .. shown=4"),
-        ({"most_alike": 1.5}, "most_alike: 1.5 given"),
-        ({"out": "x"}, "ends in .jsonl"),
-        ({"count": 0}, "count: 0 given"),
+        ({"shown": 5, "own": 0}, "shown: 5 given; it must be 1 to 4, the instructions of"),
+        ({"own": 5}, "own: 5 given; it must be 0 to shown=4"),
+        ({"most_alike": 1.5}, r"most_alike: 1.5 given; it must be in \[0, 1\]"),
+        ({"out": "x"}, "out: 'x' given; it must be a name that ends in .jsonl"),
+        ({"count": 0}, "count: 0 given; it must be at least 1"),
     ],
 )
 def test_wrong_settings(settings, script, changes, told):

@@ -49,17 +49,21 @@ def test_only_what_belongs_together_is_accepted(model, objective, corrupt):
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("mlm", {"corrupt": mask.Mask()}, "data.corrupt.token: None"),
+        ("mlm", {"corrupt": mask.Mask()}, "data.corrupt.token: None given"),
         (
             "mlm",
             {"corrupt": mask.Mask(token=300)},
-            "model.vocab: 270 given.* set model.vocab to 301",
+            "model.vocab: 270 given; it must be at least 301",
         ),
         ("mlm", {"corrupt": None}, "data.corrupt: None given with objective mlm"),
         ("mlm", {"seq": 64}, "data.seq: 64 given"),
-        ("seq2seq", {"corrupt": span.Span(sentinel=300)}, "set model.vocab to 301"),
+        (
+            "seq2seq",
+            {"corrupt": span.Span(sentinel=300)},
+            "model.vocab: 270 given; it must be at least 301",
+        ),
         ("seq2seq", {"corrupt": span.Span(sentinel=269, start=5)}, "data.corrupt.start: 5 given"),
-        ("seq2seq", {"packing": "concat"}, "data.packing='concat'"),
+        ("seq2seq", {"packing": "concat"}, "data.packing: 'concat' given"),
         ("clm", {"corrupt": mask.Mask(token=259)}, "data.corrupt: Mask"),
     ],
 )
@@ -70,7 +74,10 @@ def test_a_run_is_refused_before_compute(name, change, told):
 
 def test_samples_are_for_models_that_continue():
     run = dataclasses.replace(_run("mlm", "."), samples=("a",))
-    with pytest.raises(ValueError, match="samples: 1 prompts given"):
+    with pytest.raises(
+        ValueError,
+        match=r"samples: \('a',\) given; it must be \(\) with a model that does not continue",
+    ):
         runs.validate(run)
 
 

@@ -155,26 +155,29 @@ def data(run, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: dataclasses.replace(r, steps=0), "steps: 0 given; at least 1"),
+        (lambda r: dataclasses.replace(r, steps=0), "steps: 0 given; it must be at least 1"),
         (lambda r: dataclasses.replace(r, seed=-1), "seed: -1 given"),
         (lambda r: dataclasses.replace(r, name="a/b"), "name: 'a/b' given"),
-        (lambda r: dataclasses.replace(r, out="gs://x"), "out: 'gs://x' given; a local"),
+        (lambda r: dataclasses.replace(r, out="gs://x"), "out: 'gs://x' given; it must be a local"),
         (lambda r: dataclasses.replace(r, profile=(5, 4)), r"profile: \(5, 4\) given"),
         (
             lambda r: dataclasses.replace(r, model=dataclasses.replace(r.model, vocab=256)),
-            "model.vocab: 256 given, but the tokenizer 'bytes' has 259 ids; set model.vocab to 259",
+            "model.vocab: 256 given; it must be at least 259, the ids of the tokenizer 'bytes'",
         ),
         (
             lambda r: dataclasses.replace(
                 r, model=gpt.Config(vocab=259, embed=16, layers=1, heads=2, context=16)
             ),
-            "data.seq: 32 given, .* model.context=16",
+            "data.seq: 32 given; it must be at most model.context=16",
         ),
-        (lambda r: data(r, batch=6, ramp=()), "data.batch: 6 rows .* choose a multiple of 4"),
-        (lambda r: data(r, holdout=0.0), "data.holdout: 0 leaves nothing for eval_every=6"),
-        (lambda r: data(r, source="nowhere.txt"), "nowhere.txt': no such file"),
-        (lambda r: data(r, tokenizer="nowhere"), "tokenizer 'nowhere': neither"),
-        (lambda r: data(r, seq=0), "data.seq=0: expected at least 1"),
+        (
+            lambda r: data(r, batch=6, ramp=()),
+            "data.batch: 6 given; it must be a multiple of 4 from step 0 on: plan.microbatches=4",
+        ),
+        (lambda r: data(r, holdout=0.0), "data.holdout: 0.0 given; .* above 0, .* eval_every=6"),
+        (lambda r: data(r, source="nowhere.txt"), "data.source: .*nowhere.txt': no such file"),
+        (lambda r: data(r, tokenizer="nowhere"), "data.tokenizer: tokenizer 'nowhere': neither"),
+        (lambda r: data(r, seq=0), "data.seq: 0 given; it must be at least 1"),
         (
             lambda r: dataclasses.replace(r, plan=Plan(data=16)),
             "plan.data=16 .* needs 16 devices; 8 cpu",
@@ -193,7 +196,7 @@ def data(run, **changes):
         ),
         (
             lambda r: dataclasses.replace(r, samples=("x",), eval_every=None),
-            "samples: prompts given, and eval_every=None",
+            r"samples: \('x',\) given; it must be \(\) with eval_every=None",
         ),
     ],
 )
@@ -209,7 +212,7 @@ def test_all_problems_are_reported_at_once(tiny):
 def test_a_wrong_number_of_steps_is_named_alone(tiny):
     """`--steps -5` was also told that a warm-up of 0 .. -6 steps would fit."""
     text = problem(tiny(steps=-5, profile=(2, 3)))
-    assert text == "this run cannot start:\n  steps: -5 given; at least 1 is needed"
+    assert text == "this run cannot start:\n  steps: -5 given; it must be at least 1"
     assert "optim.lr: -1.0" in problem(tiny(steps=-5, optim=optimizer.Optim(lr=-1.0)))
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from jaxlm import api
 from jaxlm.cli import arguments
-from jaxlm.core import cache, json_file
+from jaxlm.core import cache, check, json_file
 from jaxlm.data import pretraining
 from jaxlm.data.records import preference_formats, records
 from jaxlm.data.sources import source
@@ -43,7 +43,7 @@ def evaluate(args: Sequence[str]) -> int:
             data: What is read; the run's own data where nothing else is given. What the weights
                 were trained to predict (tokenizer, template, corrupt, learn, ...) stays as it was.
         """
-        data.validate()
+        check.refuse("", data.problems())
         trained_weights.refuse_changes(run, directory.load(run), data)
         cache.programs()
         saved = trained_weights.load(run, checkpoint)

@@ -12,12 +12,13 @@ every piece is cut and moved on its own; a piece that is not the document's last
 with the end mark all the same.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
+from jaxlm.core import batch, check
 from jaxlm.data import pack
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
@@ -42,13 +43,14 @@ class Infill:
     end: str | None = None
     """The mark after the middle; None is the tokenizer's eos, as in Bavarian et al. 2022."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        for name in ("rate", "spm"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"data.infill.{name}={getattr(self, name)}: expected a fraction in [0, 1]"
-                )
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        return check.outside("data.infill", self, "rate", "spm", least=0, most=1)
+
+
+def short(seq: int) -> Iterator[str]:
+    """A line if rows of `seq` have no room for text and its marks."""
+    return check.problem("data.seq", seq, seq > _EXTRA, f"above {_EXTRA} with data.infill")
 
 
 class Marks(NamedTuple):
@@ -71,16 +73,16 @@ def marks(infill: Infill, tokenizer: tokenizers.Tokenizer) -> Marks:
     for field, name in (names | ends).items():
         if name not in tokenizer.special:
             raise ValueError(
-                f"data.infill.{field}={name!r}: the {tokenizer.kind} tokenizer has no such special "
-                f"token; it has {sorted(tokenizer.special)}. Train one with the extra tokens "
-                f"{', '.join(names.values())}, or name its own"
+                f"data.infill.{field}: {name!r} given, but the {tokenizer.kind} tokenizer has no "
+                f"such special token; it has {sorted(tokenizer.special)}. Train one with the extra "
+                f"tokens {', '.join(names.values())}, or name its own"
             )
     ids = [tokenizer.special[name] for name in (names | ends).values()]
     eos = tokenizer.special["eos"]
     if len({*ids, eos}) <= len(ids):
         raise ValueError(
-            f"data.infill: prefix, suffix, middle and end have the ids {ids}, eos {eos}; expected "
-            "each its own (and end=None for an eos that ends the middle)"
+            f"data.infill: prefix, suffix, middle and end have the ids {ids}, eos {eos}; each must "
+            "be its own (and end=None for an eos that ends the middle)"
         )
     return Marks(*ids[:3], ids[3] if ends else eos, eos)
 
@@ -143,8 +145,7 @@ def reader(
     Raises: ValueError where a row has no room for text, or no document has any.
     """
     most = seq - _EXTRA
-    if most < 1:
-        raise ValueError(f"data.seq={seq} with data.infill: expected more than {_EXTRA}")
+    check.refuse("", short(seq))
     pairs = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
     if not pairs.any():
         raise ValueError("no document of at least two tokens to pack")

@@ -10,12 +10,13 @@ another token, and one in ten stays. A row holds whole documents, their first an
     weight      0    0   1   0   0  0   0    0
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
+from jaxlm.core import batch, check
 from jaxlm.data import pack
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
@@ -33,16 +34,14 @@ class Mask:
     keep: float = 0.1
     """The fraction of the chosen tokens that stay as they are."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        if not 0 < self.rate < 1:
-            raise ValueError(f"data.corrupt.rate={self.rate}: expected a fraction in (0, 1)")
-        for name in ("random", "keep"):
-            if not 0 <= getattr(self, name) <= 1 or self.random + self.keep > 1:
-                raise ValueError(
-                    f"data.corrupt.{name}={getattr(self, name)}: expected fractions whose sum "
-                    f"random + keep = {self.random + self.keep} is at most 1"
-                )
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        yield from check.outside("data.corrupt", self, "rate", above=0, below=1)
+        wrong = [*check.outside("data.corrupt", self, "random", "keep", least=0, most=1)]
+        yield from wrong
+        ok = bool(wrong) or self.random + self.keep <= 1
+        fits = f"at most 1 - random = {1 - self.random:g}"
+        yield from check.problem("data.corrupt.keep", self.keep, ok, fits)
 
 
 class Ids(NamedTuple):
@@ -64,14 +63,14 @@ def ids(mask: Mask, tokenizer: tokenizers.Tokenizer) -> Ids:
     chosen = masks[0] if mask.token is None and masks else mask.token
     if chosen is None:
         raise ValueError(
-            f"data.corrupt.token: None takes the tokenizer's mask, and the {tokenizer.kind} "
-            "tokenizer has none; train one with the extra token '<mask>' (a wordpiece one has "
-            f"[MASK]), or give an id after its last, such as {tokenizer.vocab}, with a "
-            "model.vocab above it"
+            "data.corrupt.token: None given, which takes the tokenizer's mask, and the "
+            f"{tokenizer.kind} tokenizer has none; train one with the extra token '<mask>' (a "
+            f"wordpiece one has [MASK]), or give an id after its last, such as {tokenizer.vocab}, "
+            "with a model.vocab above it"
         )
     if chosen < 0 or (chosen < tokenizer.vocab and chosen not in special):
         raise ValueError(
-            f"data.corrupt.token={chosen}: this is a token of text; expected a special id of the "
+            f"data.corrupt.token: {chosen} given, a token of text; it must be a special id of the "
             f"tokenizer ({sorted(special)}) or one from {tokenizer.vocab} on"
         )
     ordinary = np.array([i for i in range(tokenizer.vocab) if i not in special | {chosen}])

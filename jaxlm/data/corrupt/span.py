@@ -10,11 +10,12 @@ lengths of the text between them. As in the paper's own code a piece ends with a
 count from the first in every piece.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.core import batch
+from jaxlm.core import batch, check
 from jaxlm.data import pack
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
@@ -33,14 +34,11 @@ class Span:
     start: int = 0
     """First token of the decoder: `start` of the model."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        if not 0 < self.rate < 1:
-            raise ValueError(f"data.corrupt.rate={self.rate}: expected a fraction in (0, 1)")
-        if self.mean < 1:
-            raise ValueError(f"data.corrupt.mean={self.mean}: expected at least 1 token")
-        if self.start < 0:
-            raise ValueError(f"data.corrupt.start={self.start}: expected a token id")
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        yield from check.outside("data.corrupt", self, "rate", above=0, below=1)
+        yield from check.outside("data.corrupt", self, "mean", least=1)
+        yield from check.outside("data.corrupt", self, "start", least=0)
 
 
 def missing(span: Span, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,8 +62,7 @@ def piece(span: Span, seq: int) -> int:
     """
     sizes = np.arange(2, max(3, int(2 * seq / (1 - span.rate)) + 3))
     fits = sizes[lengths(span, sizes)[0] <= seq]
-    if not len(fits):
-        raise ValueError(f"data.seq={seq}: expected at least 4 source tokens, to cut a span from")
+    check.field("data.seq", seq, len(fits) > 0, "at least 4, the source of two tokens with a span")
     return int(fits[-1])
 
 
@@ -86,19 +83,19 @@ def sentinels(span: Span, seq: int, tokenizer: tokenizers.Tokenizer) -> np.ndarr
         absent = [name for name in names if name not in special]
         if absent:
             raise ValueError(
-                f"data.corrupt.sentinel: None takes the tokenizer's, and the {tokenizer.kind} "
-                f"tokenizer has no {absent[0]}; data.seq={seq} needs {need}. Train one with the "
-                f"extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id after its "
-                f"last, such as {tokenizer.vocab + need - 1}, with a model.vocab above it"
+                "data.corrupt.sentinel: None given, which takes the tokenizer's, and the "
+                f"{tokenizer.kind} tokenizer has no {absent[0]}; data.seq={seq} needs {need}: "
+                f"train one with extra tokens <extra_id_0> .. <extra_id_{need - 1}>, or give an id "
+                f"after its last, such as {tokenizer.vocab + need - 1}, with a model.vocab above it"
             )
         return np.array([special[name] for name in names])
     chosen = span.sentinel - np.arange(need)
     text = [i for i in chosen if i < 0 or (i < tokenizer.vocab and i not in special.values())]
     if text:
         raise ValueError(
-            f"data.corrupt.sentinel={span.sentinel}: data.seq={seq} needs {need} sentinels down to "
-            f"{chosen[-1]}, and {text[0]} is a token of text; expected "
-            f"{tokenizer.vocab + need - 1} or more"
+            f"data.corrupt.sentinel: {span.sentinel} given, but data.seq={seq} needs {need} "
+            f"sentinels down to {chosen[-1]}, and {text[0]} is a token of text; it must be at "
+            f"least {tokenizer.vocab + need - 1}"
         )
     return chosen
 

@@ -240,4 +240,3 @@ _READERS: dict[str, Callable[[Record, str, Tree], Iterator[Conversation]]] = {
     "oasst": _oasst,
     "prompt_completion": _prompt_completion,
 }
-FORMATS = tuple(_READERS)

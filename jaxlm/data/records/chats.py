@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
-from jaxlm.data import pack, tokenizers
+from jaxlm.core import batch, check
+from jaxlm.data import pack, shared_fields, tokenizers
 from jaxlm.data.records import chat_formats, examples, records
 from jaxlm.data.records.chat_formats import Conversation
 from jaxlm.data.records.messages import Message
@@ -73,34 +73,9 @@ class Chats:
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit; as
-        `template.load` and `tokenizers.load`."""
-        for name in ("source", "tokenizer", "template"):
-            _check(bool(getattr(self, name)), name, self, "a name or path")
-        choices = {
-            "format": (None, *chat_formats.FORMATS),
-            "learn": ("all", "last"),
-            "tree": ("best", "all"),
-            "packing": ("best_fit", "single"),
-        }
-        for name, right in choices.items():
-            _check(getattr(self, name) in right, name, self, f"one of {list(right)}")
-        _check(0 <= self.holdout < 1, "holdout", self, "a fraction in [0, 1)")
-        _check(self.seq >= 2, "seq", self, "at least 2")
-        _check(self.batch >= 1, "batch", self, "at least 1")
-        _check(0 <= self.seed < 1 << 32, "seed", self, "0 .. 2**32 - 1")
-        _check(self.workers >= 0, "workers", self, "0 or more")
-        try:
-            layout = template.load(self.template, self.tokenizer)
-            template.stops(layout, tokenizers.load(self.tokenizer))
-        except ValueError as error:
-            raise ValueError(f"data.template: {error}") from error
-
-
-def _check(right: bool, name: str, data: Chats, expected: str) -> None:
-    if not right:
-        raise ValueError(f"data.{name}={getattr(data, name)!r}: expected {expected}")
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        return shared_fields.problems(self, 2)
 
 
 class Example(NamedTuple):
@@ -159,6 +134,7 @@ def prepare(data: Chats) -> examples.Split:
     Raises: ValueError naming the file and line of a record that cannot be read or written out, and
     if nothing is left to train on.
     """
+    check.refuse("", data.problems())
     tokenizer = tokenizers.load(data.tokenizer)
     layout = template.load(data.template, data.tokenizer)
     parts: dict[str, list[Example]] = {"train": [], "val": []}

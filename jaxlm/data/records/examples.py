@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxlm.core import check
 from jaxlm.core.batch import Batch
 from jaxlm.data import pack, pretraining, tally
 
@@ -66,10 +67,8 @@ class Steps:
     ):
         if not len(rows):
             raise ValueError("data.source: no example is left to train on")
-        if batch % process_count:
-            raise ValueError(
-                f"data.batch={batch}: expected a multiple of the {process_count} processes"
-            )
+        fits = f"a multiple of the {process_count} processes"
+        check.field("data.batch", batch, batch % process_count == 0, fits)
         pack.refuse_repeats(len(rows), batch)
         self._rows, self._batch, self._first = rows, batch, first
         self._each = batch // process_count

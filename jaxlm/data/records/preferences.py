@@ -8,15 +8,14 @@ is counted and named in the facts of the Split, which a run writes to env.json.
 """
 
 import collections
-import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
-from jaxlm.data import tokenizers
+from jaxlm.core import batch, check
+from jaxlm.data import shared_fields, tokenizers
 from jaxlm.data.records import examples, preference_formats, records
 from jaxlm.data.sources import source
 from jaxlm.data.tally import Tally
@@ -52,22 +51,9 @@ class Preferences:
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        for name in ("source", "tokenizer", "template"):
-            _check(bool(getattr(self, name)), name, "", "a name or path")
-        formats = typing.get_args(preference_formats.Format)
-        _check(self.format in (None, *formats), "format", self.format, f"None or one of {formats}")
-        _check(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction in [0, 1)")
-        _check(self.seq >= 2, "seq", self.seq, "at least 2")
-        _check(self.batch >= 1, "batch", self.batch, "at least 1")
-        _check(0 <= self.seed < 1 << 32, "seed", self.seed, "0 .. 2**32 - 1")
-        _check(self.workers >= 0, "workers", self.workers, "0 or more")
-
-
-def _check(right: bool, field: str, given: object, expected: str) -> None:
-    if not right:
-        raise ValueError(f"data.{field}={given!r}: expected {expected}")
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        return shared_fields.problems(self, 2)
 
 
 class Text(NamedTuple):
@@ -133,7 +119,7 @@ def prepare(data: Preferences) -> examples.Split:
     Raises: ValueError naming the record's place for one that is no preference, and if no record is
     left; FileNotFoundError as `records.read`.
     """
-    data.validate()
+    check.refuse("", data.problems())
     tokenizer = tokenizers.load(data.tokenizer)
     layout = template.load(data.template, data.tokenizer)
     kept: dict[str, list[_Read]] = {"train": [], "val": []}

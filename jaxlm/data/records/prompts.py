@@ -11,14 +11,14 @@ prompt is tokenised once, by the template.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import batch
-from jaxlm.data import tokenizers
+from jaxlm.core import batch, check
+from jaxlm.data import shared_fields, tokenizers
 from jaxlm.data.records import examples, messages, records
 from jaxlm.data.records.messages import Message
 from jaxlm.data.sources import source
@@ -62,21 +62,11 @@ class Prompts:
     workers: int = 0
     """Processes that read batches; 0 reads in threads of this one. The batches are the same."""
 
-    def validate(self) -> None:
-        """Check every field. Raises: ValueError naming the field, its value and what would fit."""
-        for name in ("source", "tokenizer", "template"):
-            _check(bool(getattr(self, name)), name, "", "a name or path")
-        _check(self.field != "", "field", "", "the name of a field, or None")
-        _check(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction in [0, 1)")
-        _check(self.seq >= 1, "seq", self.seq, "at least 1")
-        _check(self.batch >= 1, "batch", self.batch, "at least 1")
-        _check(0 <= self.seed < 1 << 32, "seed", self.seed, "0 .. 2**32 - 1")
-        _check(self.workers >= 0, "workers", self.workers, "0 or more")
-
-
-def _check(right: bool, field: str, given: object, expected: str) -> None:
-    if not right:
-        raise ValueError(f"data.{field}={given!r}: expected {expected}")
+    def problems(self) -> Iterator[str]:
+        """Problems of the fields, in lines that name the field, its value and what fits."""
+        yield from shared_fields.problems(self, 1)
+        fits = "the name of a field, or None"
+        yield from check.problem("data.field", self.field, self.field != "", fits)
 
 
 class Prompt(NamedTuple):
@@ -133,7 +123,7 @@ def prepare(data: Prompts) -> examples.Split:
     Raises: ValueError naming the record's place for one without a prompt, for a prompt longer than
     `seq` where long="refuse", and if no record is left; FileNotFoundError as `records.read`.
     """
-    data.validate()
+    check.refuse("", data.problems())
     tokenizer = tokenizers.load(data.tokenizer)
     layout = template.load(data.template, data.tokenizer)
     kept: dict[str, list[Prompt]] = {"train": [], "val": []}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import atomic
+from jaxlm.core import atomic, check
 from jaxlm.data.sources import source
 from jaxlm.data.tokenized import manifest
 from jaxlm.data.tokenizers import tokenizer as interface
@@ -74,10 +74,8 @@ def tokenize(
     target = pathlib.Path(out_dir).expanduser()
     if target.exists():
         raise FileExistsError(f"out_dir {str(target)!r} exists; name a new directory")
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout={holdout}: expected a fraction in [0, 1), such as 0.05")
-    if workers < 0:
-        raise ValueError(f"workers={workers}: expected 0 (this process) or more")
+    check.field("holdout", holdout, 0 <= holdout < 1, "in [0, 1), such as 0.05")
+    check.field("workers", workers, workers >= 0, "at least 0 (this process)")
     source_name = os.fspath(source_name)
     fingerprint = source.fingerprint(source_name, field)
     facts = Facts(source_name, field, fingerprint, tokenizer, holdout)

@@ -85,13 +85,9 @@ class Config:
         check.within("objective", self, "smoothing", above=0, below=0.5)
         check.within("objective", self, "gamma", "balance", "router_z", "bias_speed", least=0)
         read = fields(self.loss, self.divergence)
-        for field in dataclasses.fields(self):
-            given = getattr(self, field.name)
-            if field.name not in read and given != field.default:
-                raise ValueError(
-                    f"objective.{field.name}: {given!r} given, but loss={self.loss!r} does not "
-                    f"read it; leave it at {field.default!r}"
-                )
+        unread = [field.name for field in dataclasses.fields(self) if field.name not in read]
+        why = f"with loss={self.loss!r}, which does not read it"
+        check.refuse("", check.changed("objective", self, *unread, why=why))
 
 
 LOSSES = preference.PAIRS | preference.BATCHES | {"kto": preference.kto}

@@ -24,6 +24,7 @@ Variants are values of one field; each is an advantage, a surrogate and a mean, 
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -306,32 +307,20 @@ def _check(cfg: Config) -> None:
     check.within("objective", cfg, "beta", "overlong", "entropy", least=0)
     check.within("objective", cfg, "gamma", least=0, most=1)
     check.within("objective", cfg, "dual", above=1)  # Ye et al. 2020 used 3
-    _check_variant(cfg)
+    check.refuse("", _unread(cfg))
 
 
-def _check_variant(cfg: Config) -> None:
-    """Raises: ValueError for a field that the variant does not read."""
+def _unread(cfg: Config) -> Iterator[str]:
+    """A line for each field that is given and that the variant does not read."""
     variant = VARIANTS[cfg.variant]
-    unread = []
-    if variant.low is None:
-        unread += ["clip_low"]
-    if variant.high is None:
-        unread += ["clip_high"]
-    if variant.surrogate != "clipped":
-        unread += ["most", "dual"]
-    for name in unread:
-        if getattr(cfg, name) is not None:
-            raise ValueError(
-                f"objective.{name}: {getattr(cfg, name)} given, but {cfg.variant} has nothing that "
-                "it would bound; None is right"
-            )
-    if cfg.divisor != Config.divisor and variant.aggregate != "constant":
-        raise ValueError(
-            f"objective.divisor: {cfg.divisor} given, but {cfg.variant} divides by what is there, "
-            "only dr_grpo by a constant; leave it out"
-        )
-    if cfg.gamma != 1 and not variant.advantage.startswith("whitened"):
-        raise ValueError(
-            f"objective.gamma: {cfg.gamma} given, but {cfg.variant} rewards whole responses; 1 is "
-            "right"
-        )
+    bounds = {"clip_low": variant.low is None, "clip_high": variant.high is None}
+    bounds |= dict.fromkeys(("most", "dual"), variant.surrogate != "clipped")
+    names = [name for name, unread in bounds.items() if unread]
+    why = f"with {cfg.variant}, which has nothing that it would bound"
+    yield from check.changed("objective", cfg, *names, why=why)
+    if variant.aggregate != "constant":
+        why = f"with {cfg.variant}: only dr_grpo divides by a constant"
+        yield from check.changed("objective", cfg, "divisor", why=why)
+    if not variant.advantage.startswith("whitened"):
+        why = f"with {cfg.variant}, which rewards whole responses"
+        yield from check.changed("objective", cfg, "gamma", why=why)

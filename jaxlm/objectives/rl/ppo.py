@@ -251,8 +251,6 @@ def _check(cfg: Config) -> None:
     if isinstance(cfg.kl, Adaptive):
         names = ("kl.coefficient", "kl.target", "kl.horizon")
         check.within("objective", cfg, *names, above=0)
-    if cfg.critic_start is not None and cfg.critic != "own":
-        raise ValueError(
-            f"objective.critic_start: {cfg.critic_start!r} given with objective.critic='shared', "
-            "which reads the policy's own layers; objective.critic='own' begins from it"
-        )
+    if cfg.critic != "own":
+        why = "with objective.critic='shared'; objective.critic='own' begins from it"
+        check.refuse("", check.changed("objective", cfg, "critic_start", why=why))

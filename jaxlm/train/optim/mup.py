@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm import models
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.train.optim import optimizer
 
 Widths = tuple[tuple[str, int], ...]
@@ -59,28 +59,23 @@ def base(model: models.AnyConfig, widths: Widths) -> models.AnyConfig:
 def problems(
     model: models.AnyConfig, widths: Widths | None, optim: optimizer.Optim
 ) -> Iterator[str]:
-    """Problems of a run's muP, in words, each with the field and what would be right."""
+    """Problems of a run's muP, each a line with the field and what fits."""
     if widths is None:
         return
-    try:
-        small = models.spec(base(model, widths))
-    except ValueError as error:
-        yield str(error)
-        return
-    if optim.name == "adafactor":
-        yield (
-            "optim.name: 'adafactor' given with mup; its steps are relative to each weight's size, "
-            "for which no rule is known here: use adamw, lion or muon"
-        )
+    small = yield from check.loaded("", lambda: models.spec(base(model, widths)))
+    fits = "adamw, lion or muon with mup, which has no rule for steps relative to a weight's size"
+    yield from check.problem("optim.name", optim.name, optim.name != "adafactor", fits)
     head = param.flatten(models.build(model).head(models.spec(model)))
     if any(p.inputs == 0 and {"vocab", "embed"} <= {*p.axes} for p in head.values()):
         yield (
-            "mup: given, but the output matrix is the embedding table, whose logits would need a "
-            "multiplier; untie them (model.tied=False)"
+            f"mup: {widths} given, but the output matrix is the embedding table, whose logits "
+            "would need a multiplier; untie them (model.tied=False)"
         )
-    if isinstance(model, models.t5.Config) and model.scaled:
-        yield "model.scaled: True given with mup, which scales logits itself; use False"
-    yield from _shapes(models.spec(model), small)
+    if isinstance(model, models.t5.Config):
+        fits = "False with mup, which scales logits itself"
+        yield from check.problem("model.scaled", model.scaled, not model.scaled, fits)
+    if small is not None:
+        yield from _shapes(models.spec(model), small)
 
 
 def _shapes(spec: param.Tree, small: param.Tree) -> Iterator[str]:

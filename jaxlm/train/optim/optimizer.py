@@ -11,8 +11,6 @@ Only the weights that `param.decayed` selects are decayed: matrices and embeddin
 """
 
 import dataclasses
-import math
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +19,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxlm.core import param, precision
+from jaxlm.core import check, param, precision
 from jaxlm.train.optim import schedule
 
 Transform = optax.GradientTransformationExtraArgs
@@ -129,58 +127,33 @@ class State(NamedTuple):
     scale: Scale | None
 
 
-def validate(cfg: Optim, steps: int) -> None:
-    """Check an optimiser for a run of `steps` updates.
-
-    Raises: ValueError listing every wrong field, its value and what would be right.
-    """
-    problems = list(_problems(cfg, steps))
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _problems(cfg: Optim, steps: int) -> Iterator[str]:
-    names = [name for name in ("name", "schedule") if getattr(cfg, name) not in _choices(name)]
-    for name in names:
-        yield f"optim.{name}: {getattr(cfg, name)!r} given; choose one of {_choices(name)}"
-    if names:
+def problems(cfg: Optim, steps: int) -> Iterator[str]:
+    """Problems of an optimiser for a run of `steps` updates, a line for every wrong field."""
+    wrong = [*check.choices("optim", cfg)]
+    yield from wrong
+    yield from check.outside("optim", cfg, "lr", "eps", "clip", above=0)
+    yield from check.outside("optim", cfg, "final", least=0, most=1)
+    yield from check.outside("optim", cfg, "decay", above=0, most=1)
+    yield from check.outside("optim", cfg, "b1", "b2", least=0, below=1)
+    yield from check.outside("optim", cfg, "weight_decay", least=0)
+    yield from check.outside("optim", cfg, "skip", above=1)
+    yield from check.outside("optim", cfg, "ema", above=0, below=1)
+    if steps >= 1:  # a run without steps is refused as such
+        ok, fits = 0 <= cfg.warmup < steps, f"in [0, {steps}), within steps={steps}"
+        yield from check.problem("optim.warmup", cfg.warmup, ok, fits)
+    if wrong:
         return
-    bounds = {
-        "lr": (cfg.lr, lambda x: x > 0, "a positive number is needed"),
-        "final": (cfg.final, lambda x: 0 <= x <= 1, "a fraction of lr from 0 to 1 is needed"),
-        "decay": (cfg.decay, lambda x: 0 < x <= 1, "a fraction of all steps, up to 1, is needed"),
-        "b1": (cfg.b1, lambda x: 0 <= x < 1, "a rate in [0, 1) is needed"),
-        "b2": (cfg.b2, lambda x: 0 <= x < 1, "a rate in [0, 1) is needed"),
-        "eps": (cfg.eps, lambda x: x > 0, "a positive number is needed"),
-        "weight_decay": (cfg.weight_decay, lambda x: x >= 0, "it must not be negative"),
-        "clip": (cfg.clip, lambda x: x > 0, "a positive norm is needed, or None"),
-        "skip": (cfg.skip, lambda x: x > 1, "a factor above 1 is needed, or None"),
-        "ema": (cfg.ema, lambda x: 0 < x < 1, "a rate in (0, 1) is needed, or None"),
-    }
-    for name, (value, right, need) in bounds.items():
-        if value is not None and not (math.isfinite(value) and right(value)):
-            yield f"optim.{name}: {value} given; {need}"
-    has = {*DEFAULTS[cfg.name], *_shape_fields(cfg)}
-    for name in ("b1", "b2", "eps", "final", "decay"):
-        if getattr(cfg, name) is not None and name not in has:
-            owner = cfg.schedule if name in ("final", "decay") else cfg.name
-            yield f"optim.{name}: {getattr(cfg, name)} given, but {owner} has none; leave it None"
-    if steps >= 1 and not 0 <= cfg.warmup < steps:  # a run without steps is refused as such
-        yield f"optim.warmup: {cfg.warmup} given; 0 .. {steps - 1} fit in a run of {steps} steps"
+    for name in ("b1", "b2", "eps"):
+        if name not in DEFAULTS[cfg.name]:
+            yield from check.changed("optim", cfg, name, why=f"with {cfg.name}, which has none")
+    for name, have in (("final", FINAL), ("decay", DECAY)):
+        if cfg.schedule not in have:
+            yield from check.changed("optim", cfg, name, why=f"with {cfg.schedule}, which has none")
     decay = (cfg.decay or DECAY["wsd"]) if cfg.schedule == "wsd" else 0.0
-    if 0 <= cfg.warmup < steps < cfg.warmup + round(decay * steps):
-        yield (
-            f"optim.decay: {decay} of {steps} steps given, but optim.warmup={cfg.warmup} leaves "
-            f"{steps - cfg.warmup}; at most {(steps - cfg.warmup) / steps:.3g} fits"
-        )
-
-
-def _choices(name: str) -> list[str]:
-    return list(typing.get_args({"name": Name, "schedule": Schedule}[name]))
-
-
-def _shape_fields(cfg: Optim) -> list[str]:
-    return [name for name, have in (("final", FINAL), ("decay", DECAY)) if cfg.schedule in have]
+    if 0 < decay <= 1 and 0 <= cfg.warmup < steps:
+        ok = cfg.warmup + round(decay * steps) <= steps
+        fits = f"at most {(steps - cfg.warmup) / steps:.3g} after optim.warmup={cfg.warmup}"
+        yield from check.problem("optim.decay", decay, ok, f"{fits} of {steps} steps")
 
 
 def build(cfg: Optim, spec: param.Tree, steps: int, fp16: bool) -> Transform:
@@ -192,9 +165,9 @@ def build(cfg: Optim, spec: param.Tree, steps: int, fp16: bool) -> Transform:
     weights; the loss scale and the mean of norms stay too. fp16 adds a dynamic loss scale: the
     caller multiplies the loss by `loss_scale(state)` and divides the gradient by it again.
 
-    Raises: ValueError listing every wrong field of cfg.
+    Raises: ValueError with `problems`.
     """
-    validate(cfg, steps)
+    check.refuse("", problems(cfg, steps))
     return assemble(cfg, spec, fp16, rates(cfg, steps), cfg.weight_decay)
 
 

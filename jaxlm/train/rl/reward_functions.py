@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import io
+from jaxlm.core import check, io
 from jaxlm.train.rl import answers, sandbox
 
 
@@ -235,10 +235,9 @@ def opened(
     """A context with the Rewards of these functions; () of weights is 1 for each. Functions of the
     user's are started in their processes, which end with the context.
 
-    Raises: ValueError as `problems`; sandbox.Failed where one of them cannot be imported.
+    Raises: ValueError with `problems`; sandbox.Failed where one of them cannot be imported.
     """
-    if wrong := problems(names, weights):
-        raise ValueError("\n".join(wrong))
+    check.refuse("", problems("", names, weights))
     factors = tuple(weights) or (1.0,) * len(names)
     with contextlib.ExitStack() as stack:
         parts = []
@@ -257,27 +256,19 @@ def _here(function: Function) -> Callable[[list[Sample], float], Any]:
     return lambda samples, seconds: function(samples)
 
 
-def problems(names: Sequence[str], weights: Sequence[float] = ()) -> list[str]:
-    """Problems with these names and weights, in words, [] if there are none; nothing is run."""
-    texts = []
-    if weights and len(weights) != len(names):
-        texts.append(f"{len(weights)} weights given for {len(names)} reward functions")
-    texts += [
-        f"weight {w} given; a finite number is needed" for w in weights if not math.isfinite(w)
-    ]
-    if len(set(names)) != len(names):
-        texts.append(
-            f"reward functions {list(names)}: one is named twice; give it a weight instead"
-        )
+def problems(where: str, names: Sequence[str], weights: Sequence[float]) -> Iterator[str]:
+    """Problems of the fields rewards and weights of the settings that are at `where`; nothing is
+    run."""
+    ok = len(weights) in (0, len(names)) and all(map(math.isfinite, weights))
+    fits = f"a finite number for each of {len(names)} reward functions"
+    yield from check.problem(check.path(where, "weights"), tuple(weights), ok, fits)
+    field = check.path(where, "rewards")
+    fits = "different functions: one that is named twice takes a weight instead"
+    yield from check.problem(field, tuple(names), len({*names}) == len(names), fits)
     for name in names:
         place, _, function = name.rpartition(":")
-        if name in BUILT_IN:
-            continue
-        if not place or not function:
-            texts.append(
-                f"reward {name!r}: expected one of {list(BUILT_IN)}, 'file.py:function' or "
-                "'module:function'"
-            )
-        elif place.endswith(".py") and not pathlib.Path(place).expanduser().is_file():
-            texts.append(f"reward {name!r}: no such file: {place}")
-    return texts
+        fits = f"one of {list(BUILT_IN)}, 'file.py:function' or 'module:function'"
+        known = name in BUILT_IN or bool(place and function)
+        yield from check.problem(field, name, known, fits)
+        if known and place.endswith(".py") and not pathlib.Path(place).expanduser().is_file():
+            yield f"{field}: {name!r} given, but there is no such file: {place}"

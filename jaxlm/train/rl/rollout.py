@@ -2,9 +2,11 @@
 and how often they are learnt from. collection.py makes the batches."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from jaxlm.core import check
 from jaxlm.data.records import prompts
 from jaxlm.objectives import distill
 from jaxlm.objectives.rl import grpo
@@ -55,76 +57,58 @@ class Rollout:
 
 
 def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan) -> Iterator[str]:
-    """Problems of a run's rollout, in words that name the field."""
-    least = {"samples": 1, "max_new": 1, "epochs": 1, "minibatches": 1, "save_every": 1}
-    least |= {"reward_retries": 0, "resample": 0, "save": 0, "eval_temperature": 0}
-    for name, bound in least.items():
-        given = getattr(rollout, name)
-        if not given >= bound:
-            yield f"rollout.{name}: {given} given; at least {bound} is needed"
-            return
+    """Problems of a run's rollout, a line for each field that does not fit."""
+    names = ("samples", "max_new", "epochs", "minibatches", "save_every")
+    wrong = [*check.outside("rollout", rollout, *names, least=1)]
+    yield from wrong
+    names = ("reward_retries", "resample", "save", "eval_temperature")
+    yield from check.outside("rollout", rollout, *names, least=0)
+    yield from check.outside("rollout", rollout, "reward_seconds", above=0)
+    weight = rollout.reward_model_weight
+    yield from check.problem(
+        "rollout.reward_model_weight", weight, math.isfinite(weight), "a finite number"
+    )
     if isinstance(objective, distill.Config):
         yield from _taught(rollout, objective)
-        yield from _numbers(rollout, data, plan)
-        return
-    if not rollout.reward_seconds > 0:
-        yield f"rollout.reward_seconds: {rollout.reward_seconds} given; it must be above 0"
-    if not rollout.rewards and rollout.reward_model is None:
-        yield (
-            "rollout.rewards: none given, and rollout.reward_model=None; name a function, such as "
-            "'exact' or 'file.py:function', or a reward model's run directory"
-        )
-    for text in reward_functions.problems(rollout.rewards, rollout.weights):
-        yield f"rollout.rewards: {text}"
-    yield from _numbers(rollout, data, plan)
-    yield from _groups(rollout, objective)
+    else:
+        ok = bool(rollout.rewards) or rollout.reward_model is not None
+        fits = "functions such as 'exact' or 'file.py:function', with rollout.reward_model=None"
+        yield from check.problem("rollout.rewards", rollout.rewards, ok, fits)
+        yield from reward_functions.problems("rollout", rollout.rewards, rollout.weights)
+        yield from _groups(rollout, objective)
+    if not wrong:
+        yield from _rows(rollout, data, plan)
 
 
 def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
-    plain = Rollout()
-    for name in ("epochs", "minibatches", "rewards", "weights", "reward_model", "resample"):
-        if getattr(rollout, name) != getattr(plain, name):
-            yield (
-                f"rollout.{name}: {getattr(rollout, name)!r} given with objective distill, whose "
-                f"responses are compared with a teacher's, once; use {getattr(plain, name)!r}"
-            )
-    if objective.read != "frozen":
-        yield (
-            f"objective.read: {objective.read!r} given with a rollout, whose responses are new at "
-            "every step; use 'frozen'"
-        )
-    if objective.hard:
-        yield (
-            f"objective.hard: {objective.hard} given with a rollout, whose targets are the "
-            "student's own; use 0"
-        )
+    names = ("epochs", "minibatches", "rewards", "weights", "reward_model", "resample")
+    why = "with objective distill, whose responses are compared with a teacher's, once"
+    yield from check.changed("rollout", rollout, *names, why=why)
+    fits = "'frozen' with a rollout, whose responses are new at every step"
+    yield from check.problem("objective.read", objective.read, objective.read == "frozen", fits)
+    fits = "0 with a rollout, whose targets are the student's own"
+    yield from check.problem("objective.hard", objective.hard, not objective.hard, fits)
 
 
-def _numbers(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[str]:
+def _rows(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[str]:
     rows = data.batch * rollout.samples
     parts = rollout.minibatches * plan.microbatches * plan.data * plan.fsdp
-    if rows % parts:
+    if data.batch >= 1 and rows % parts:
         yield (
             f"rollout.minibatches: {rollout.minibatches} given, but data.batch={data.batch} x "
             f"rollout.samples={rollout.samples} responses do not divide into that many x "
             f"plan.microbatches={plan.microbatches} x plan.data={plan.data} x "
             f"plan.fsdp={plan.fsdp}; choose a multiple of {parts} responses"
         )
-    if data.workers:
-        yield f"data.workers: {data.workers} given; prompts are read in this process; use 0"
+    yield from check.changed("data", data, "workers", why="with prompts: this process reads them")
 
 
 def _groups(rollout: Rollout, objective: Any) -> Iterator[str]:
-    if rollout.samples > 1:
+    if rollout.samples != 1:
         return
-    if rollout.resample:
-        yield (
-            f"rollout.resample: {rollout.resample} given with rollout.samples=1; it replaces "
-            "groups of at least 2 responses whose scores are equal"
-        )
-    group = isinstance(objective, grpo.Config)
-    if group and grpo.VARIANTS[objective.variant].advantage != "whitened":
-        yield (
-            f"rollout.samples: 1 given, but {objective.variant} compares the responses to a "
-            "prompt; at least 2 are needed"
-        )
+    why = "with rollout.samples=1: it replaces groups of responses whose scores are equal"
+    yield from check.changed("rollout", rollout, "resample", why=why)
+    if isinstance(objective, grpo.Config):
+        ok = grpo.VARIANTS[objective.variant].advantage == "whitened"
+        fits = f"at least 2: {objective.variant} compares the responses to a prompt"
+        yield from check.problem("rollout.samples", 1, ok, fits)

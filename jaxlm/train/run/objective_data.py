@@ -4,7 +4,7 @@ import types
 from collections.abc import Iterator
 
 from jaxlm import objectives
-from jaxlm.core import config
+from jaxlm.core import check, config
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.records import chats, preferences, prompts
@@ -40,7 +40,8 @@ def problems(cfg: objectives.AnyConfig, model: Model, data: kinds.AnyData) -> It
     elif isinstance(data, pretraining.Data):
         yield from _text_problems(name, model, data)
         if isinstance(cfg, distill.Config) and cfg.read == "stored":
-            yield from _stored_problems(data)
+            why = "with objective.read='stored', which stores a distribution for each whole row"
+            yield from check.changed("data", data, "ramp", "curriculum", "infill", why=why)
 
 
 def _preference_problems(cfg: objectives.AnyConfig, data: preferences.Preferences) -> Iterator[str]:
@@ -51,8 +52,9 @@ def _preference_problems(cfg: objectives.AnyConfig, data: preferences.Preference
             f"objective.loss: {cfg.loss} given with data.format={data.format!r}; labelled "
             f"responses are {right}"
         )
-    if isinstance(cfg, reward.Config) and labelled:
-        yield ("data.format: 'labelled' given with objective reward, which learns from comparisons")
+    if isinstance(cfg, reward.Config):
+        fits = "one of comparisons with objective reward, which learns from them"
+        yield from check.problem("data.format", data.format, not labelled, fits)
 
 
 def _text_problems(name: str, model: Model, data: pretraining.Data) -> Iterator[str]:
@@ -67,22 +69,10 @@ def _text_problems(name: str, model: Model, data: pretraining.Data) -> Iterator[
             f"{_written(wanted)}"
         )
     pairs = model.kind == "encoder_decoder" and isinstance(corrupt, span.Span)
-    if pairs and corrupt.start != model.cfg.start:
-        yield (
-            f"data.corrupt.start: {corrupt.start} given, but the model's decoder starts with "
-            f"model.start={model.cfg.start}"
-        )
-
-
-def _stored_problems(data: pretraining.Data) -> Iterator[str]:
-    """Settings of the data that prevent storing a teacher's distributions row by row."""
-    plain = pretraining.Data()
-    for name in ("ramp", "curriculum", "infill"):
-        if getattr(data, name) != getattr(plain, name):
-            yield (
-                f"data.{name}: {getattr(data, name)!r} given with objective.read='stored', which "
-                f"stores whole rows; use {getattr(plain, name)!r}"
-            )
+    if pairs:
+        first = model.cfg.start
+        fits = f"model.start={first}, with which the model's decoder starts"
+        yield from check.problem("data.corrupt.start", corrupt.start, corrupt.start == first, fits)
 
 
 def _written(kind: type) -> str:

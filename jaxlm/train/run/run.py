@@ -1,16 +1,18 @@
 """The Run: everything that decides a training run, as one frozen value."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 
 import jax
 
 from jaxlm import models, objectives
-from jaxlm.core import config, param
+from jaxlm.core import check, config, param
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import prompts, records
 from jaxlm.data.sources import source
+from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import manifest
 from jaxlm.decode import prompt_tokens, token_sampling
@@ -121,97 +123,80 @@ def digest(run: Run) -> str:
 
 
 def validate(run: Run) -> None:
-    """Check everything that can be known before compute.
+    """Raises: ValueError with `problems`."""
+    check.refuse("this run cannot start:", problems(run))
 
-    Raises: ValueError listing every problem, each with the field, its value and what would fit.
-    """
-    problems = [*_numbers(run), *_place(run), *_data(run), *_mesh(run), *_adapter(run)]
-    problems += [*_rollout(run), *mups.problems(run.model, run.mup, run.optim)]
-    try:
-        optimizer.validate(run.optim, run.steps)
-    except ValueError as error:
-        problems += str(error).splitlines()
-    if problems:
-        raise ValueError("\n".join(["this run cannot start:", *(f"  {text}" for text in problems)]))
+
+def problems(run: Run) -> Iterator[str]:
+    """Everything wrong that can be known before compute, a line for each field."""
+    yield from _numbers(run)
+    yield from _place(run)
+    yield from _data(run)
+    yield from _mesh(run)
+    yield from _adapter(run)
+    yield from _rollout(run)
+    yield from mups.problems(run.model, run.mup, run.optim)
+    yield from optimizer.problems(run.optim, run.steps)
 
 
 def _numbers(run: Run) -> Iterator[str]:
-    least = {
-        "steps": run.steps,
-        "log_every": run.log_every,
-        "eval_every": run.eval_every,
-        "eval_batches": run.eval_batches,
-        "sample_tokens": run.sample_tokens,
-        "checkpoint.every": run.checkpoint.every,
-        "checkpoint.keep_last": run.checkpoint.keep_last,
-        "checkpoint.keep_every": run.checkpoint.keep_every,
-        "checkpoint.at": min(run.checkpoint.at, default=None),
-    }
-    for name, value in least.items():
-        if value is not None and value < 1:
-            yield f"{name}: {value} given; at least 1 is needed"
-    if not 0 <= run.seed < 1 << 32:
-        yield f"seed: {run.seed} given; 0 .. 2**32 - 1 is needed"
+    names = ("steps", "log_every", "eval_every", "eval_batches", "sample_tokens")
+    kept = ("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every")
+    yield from check.outside("", run, *names, *kept, least=1)
+    at = run.checkpoint.at
+    yield from check.problem("checkpoint.at", at, min(at, default=1) >= 1, "steps of at least 1")
+    yield from check.outside("", run, "seed", least=0, below=2**32)
     first, last = (1, 1) if run.profile is None else run.profile
-    if run.steps >= 1 and not 1 <= first <= last <= run.steps:
-        yield (
-            f"profile: {run.profile} given; two steps with 1 <= first <= last <= steps={run.steps}"
-        )
-    if run.samples and run.eval_every is None:
-        yield "samples: prompts given, and eval_every=None; samples are drawn at evaluations"
-    if run.samples and run.plan.devices > 1:
-        yield (
-            f"samples: prompts given, and the plan has {run.plan.devices} devices; a run samples "
-            "on one only: leave them out, and sample from the run directory"
-        )
+    ok = run.steps < 1 or 1 <= first <= last <= run.steps
+    fits = f"two steps with 1 <= first <= last <= steps={run.steps}"
+    yield from check.problem("profile", run.profile, ok, fits)
+    if run.eval_every is None:
+        why = "with eval_every=None: samples are drawn at evaluations"
+        yield from check.changed("", run, "samples", why=why)
+    if run.plan.devices > 1:
+        why = f"with a plan of {run.plan.devices} devices; sample from the run directory instead"
+        yield from check.changed("", run, "samples", why=why)
 
 
 def _place(run: Run) -> Iterator[str]:
-    if not run.name or pathlib.PurePath(run.name).name != run.name or run.name.startswith("."):
-        yield f"name: {run.name!r} given; a directory's name is needed, without '/'"
-    if "://" in run.out:
-        yield (
-            f"out: {run.out!r} given; a local directory is needed (mount remote storage): "
-            "metrics are appended and checkpoints renamed"
-        )
-        return
+    ok = pathlib.PurePath(run.name).name == run.name and run.name[:1] not in ("", ".")
+    yield from check.problem("name", run.name, ok, "a directory's name, without '/'")
+    fits = "a local directory (mount remote storage): files there are appended to and renamed"
+    yield from check.problem("out", run.out, "://" not in run.out, fits)
     place = pathlib.Path(run.out).expanduser()
     while not place.exists():
         place = place.parent
-    if not place.is_dir():
-        yield f"out: {run.out!r} given, but {place} is a file"
+    yield from check.problem("out", run.out, place.is_dir(), f"a directory; {place} is a file")
 
 
 def _data(run: Run) -> Iterator[str]:
     data, vocab = run.data, run.model.vocab
-    try:
-        data.validate()
-        tokenizer = tokenizers.load(data.tokenizer)
-        tokenized = _source(data)
-    except (ValueError, OSError, ImportError) as error:
-        yield str(error)
-        return
-    if tokenizer.vocab > vocab and run.start is None:  # an imported model may come with such a one
-        yield (
-            f"model.vocab: {vocab} given, but the tokenizer {data.tokenizer!r} has "
-            f"{tokenizer.vocab} ids; set model.vocab to {tokenizer.vocab} or more"
-        )
-    if run.eval_every is not None and not tokenized and not data.holdout:
-        yield (
-            f"data.holdout: 0 leaves nothing for eval_every={run.eval_every}; set data.holdout "
-            "to a fraction such as 0.05, or eval_every to None"
-        )
+    wrong = [*data.problems()]
+    yield from wrong
     model = models.build(run.model)
     yield from objective_data.problems(run.objective, model, data)
-    if isinstance(data, pretraining.Data):
-        yield from _corrupt(data, vocab, tokenizer)
-    longest = model.context
-    if longest is not None and data.seq > longest:
-        yield (
-            f"data.seq: {data.seq} given, but the model's learned positions end at "
-            f"model.context={longest}; lower data.seq or raise model.context"
-        )
-    yield from _samples(run, model, tokenizer)
+    fits = f"at most model.context={model.context}, where the model's learned positions end"
+    yield from check.problem("data.seq", data.seq, data.seq <= (model.context or data.seq), fits)
+    if not (data.source and data.tokenizer):
+        return
+    tokenized = yield from check.loaded("data.source", lambda: _source(data))
+    tokenizer = yield from check.loaded("data.tokenizer", lambda: tokenizers.load(data.tokenizer))
+    if tokenizer is None:
+        return
+    if run.start is None:  # an imported model may come with a tokenizer of more ids
+        fits = f"at least {tokenizer.vocab}, the ids of the tokenizer {data.tokenizer!r}"
+        yield from check.problem("model.vocab", vocab, tokenizer.vocab <= vocab, fits)
+    ok = run.eval_every is None or tokenized is not False or data.holdout != 0
+    fits = f"above 0, such as 0.05, with eval_every={run.eval_every}; or set that to None"
+    yield from check.problem("data.holdout", data.holdout, ok, fits)
+    if isinstance(data, pretraining.Data) and not wrong:
+        ids = yield from check.loaded("", lambda: pretraining.added_ids(data, tokenizer))
+        least = 1 + max(ids or (), default=-1)
+        fits = f"at least {least}, for the ids that data.corrupt or data.infill puts into batches"
+        yield from check.problem("model.vocab", vocab, vocab >= least, fits)
+    stops = yield from check.loaded("data.template", lambda: _stops(data, tokenizer))
+    if stops is not None:
+        yield from _samples(run, model, tokenizer)
 
 
 def _source(data: kinds.AnyData) -> bool:
@@ -225,100 +210,67 @@ def _source(data: kinds.AnyData) -> bool:
     return tokenized
 
 
+def _stops(data: kinds.AnyData, tokenizer: tokenizers.tokenizer.Tokenizer) -> tuple[int, ...]:
+    """The ids that end a turn of conversations; () of text. Raises: as writing one would."""
+    layout = prompt_tokens.written(data)
+    return () if layout is None else template.stops(layout, tokenizer)
+
+
 def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> Iterator[str]:
-    if not run.samples:
-        return
     if model.kind != "decoder":
-        yield (
-            f"samples: {len(run.samples)} prompts given, but this model does not continue texts; "
-            "leave them out, and see `jaxlm sample` of the finished run"
-        )
-        return
-    try:
-        layout = prompt_tokens.written(run.data)
-        turns = [
-            prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)])
-            for p in run.samples
-        ]
-        token_sampling.check_prompts(
-            model, [turn.tokens for turn in turns], [sampling(run)] * len(turns)
-        )
-    except ValueError as error:
-        yield f"samples, sample_tokens: {error}"
+        why = "with a model that does not continue texts; see `jaxlm sample` of the finished run"
+        yield from check.changed("", run, "samples", why=why)
+    elif run.samples:
+        yield from check.loaded("samples, sample_tokens", lambda: _fit(run, model, tokenizer))
 
 
-def _corrupt(
-    data: pretraining.Data, vocab: int, tokenizer: tokenizers.tokenizer.Tokenizer
-) -> Iterator[str]:
-    try:
-        largest = max(pretraining.added_ids(data, tokenizer), default=-1)
-    except ValueError as error:
-        yield str(error)
-        return
-    if largest >= vocab:
-        yield (
-            f"model.vocab: {vocab} given, but data.corrupt or data.infill puts ids up to {largest} "
-            f"into batches; set model.vocab to {largest + 1} or more"
-        )
+def _fit(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> None:
+    """Raises: ValueError where a sample's prompt and its tokens do not fit the model."""
+    layout = prompt_tokens.written(run.data)
+    turns = [
+        prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)]) for p in run.samples
+    ]
+    settings = [sampling(run)] * len(turns)
+    token_sampling.check_prompts(model, [turn.tokens for turn in turns], settings)
 
 
 def _mesh(run: Run) -> Iterator[str]:
     plan, processes = run.plan, jax.process_count()
-    try:
-        plan.shard_params(models.spec(run.model))
-    except ValueError as error:
-        yield str(error)
-    try:
-        attention.check_platform(plan.attention)
-    except ValueError as error:
-        yield f"plan.attention: {error}"
+    yield from check.loaded("", lambda: plan.shard_params(models.spec(run.model)))
+    yield from check.loaded("plan.attention", lambda: attention.check_platform(plan.attention))
     if processes > 1 and plan.devices != jax.device_count():
         yield (
             f"plan: data x fsdp x tensor is {plan.devices}; with {processes} processes it must be "
             f"all {jax.device_count()} devices"
         )
-    if run.rollout is not None:
-        return  # its minibatches are what has to divide
-    try:
-        stages = kinds.stages(run.data)
-    except (ValueError, ZeroDivisionError):
-        return  # data.validate has reported it
-    for stage in stages:
-        parts = plan.microbatches * plan.data * plan.fsdp
-        if stage.batch % parts:
-            yield (
-                f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
-                f"into plan.microbatches={plan.microbatches} x plan.data={plan.data} x "
-                f"plan.fsdp={plan.fsdp}; choose a multiple of {parts}"
-            )
-        if stage.batch % processes:
-            yield (
-                f"data.batch: {stage.batch} rows (from step {stage.first_step} on) do not divide "
-                f"over {processes} processes"
-            )
+    if run.rollout is not None or any(run.data.problems()):
+        return  # minibatches are what has to divide; or `_data` names what is wrong
+    parts = plan.microbatches * plan.data * plan.fsdp
+    for stage in kinds.stages(run.data):
+        fits = f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
+        fits += f"{plan.microbatches} x plan.data={plan.data} x plan.fsdp={plan.fsdp}"
+        yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
+        fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
+        yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
 
 
 def _adapter(run: Run) -> Iterator[str]:
     if run.adapter is None:
         return
-    if run.mup is not None:
-        yield f"mup: {run.mup} given with an adapter, for which no rule is known here; None fits"
+    yield from check.changed("", run, "mup", why="with an adapter, for which no rule is known here")
     if run.start is None:
         yield (
             "start: None given with an adapter, which stands on trained weights; name the run "
             "directory that has them (`jaxlm import` makes one)"
         )
     weights = models.spec(run.model)
-    try:
-        run.plan.shard_params(adapters.spec(weights, run.adapter))
-    except ValueError as error:
-        yield str(error)
+    new = functools.partial(adapters.spec, weights, run.adapter)
+    yield from check.loaded("", lambda: run.plan.shard_params(new()))
     kept = adapters.stored(weights, run.adapter)
     parts = {} if kept is None else param.flatten(kept.spec)
-    try:
-        run.plan.shard_params({p: x for p, x in parts.items() if p not in param.flatten(weights)})
-    except ValueError as error:
-        yield f"adapter.quantise: {run.adapter.quantise!r} given: {error}"
+    parts = {p: x for p, x in parts.items() if p not in param.flatten(weights)}
+    given = f"adapter.quantise: {run.adapter.quantise!r} given"
+    yield from check.loaded(given, lambda: run.plan.shard_params(parts))
 
 
 def _rollout(run: Run) -> Iterator[str]:
@@ -328,21 +280,17 @@ def _rollout(run: Run) -> Iterator[str]:
             yield "rollout: None given with prompts, which need responses; set rollout=Rollout(...)"
         return
     if not isinstance(data, prompts.Prompts):
-        kind = config.kind(type(data))
-        yield f"rollout: given with data of kind {kind}; responses are sampled to prompts.Prompts"
+        why = f"with data of kind {config.kind(type(data))}: responses are sampled to prompts"
+        yield from check.changed("", run, "rollout", why=why)
         return
     yield from rollouts.problems(run.rollout, data, run.objective, run.plan)
-    longest = models.build(run.model).context
-    if longest is not None and data.seq + run.rollout.max_new > longest:
-        yield (
-            f"rollout.max_new: {run.rollout.max_new} given, but with data.seq={data.seq} a text "
-            f"has more than the model's {longest} positions; at most {longest - data.seq} fits"
-        )
-    if run.adapter is not None and run.adapter.dropout:
-        yield (
-            f"adapter.dropout: {run.adapter.dropout} given with a rollout; a ratio of policies is "
-            "1 before the first step only without dropout; use 0"
-        )
+    context, new = models.build(run.model).context, run.rollout.max_new
+    if context is not None:
+        fits = f"at most {context - data.seq}, model.context={context} less data.seq={data.seq}"
+        yield from check.problem("rollout.max_new", new, data.seq + new <= context, fits)
+    if run.adapter is not None:
+        why = "with a rollout: only without dropout is a ratio of policies 1 before the first step"
+        yield from check.changed("adapter", run.adapter, "dropout", why=why)
 
 
 def evaluates(run: Run, number: int) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core import config, io
+from jaxlm.core import check, config, io
 from jaxlm.data import pretraining
 from jaxlm.scaling import study_record, table
 from jaxlm.scaling.ablation import compute_multiplier, paired, sequential
@@ -71,21 +71,23 @@ class _Diverged(Exception):
     """A run has no finite loss: which, and why."""
 
 
-def validate(plan: Ablation) -> None:
-    """Check the plan and all its runs. Raises: ValueError listing every problem by field."""
-    problems = list(_problems(plan))
-    if not problems:
-        for run in (plan.baseline, *plan.variants):
-            runs.validate(arm(plan, run, plan.seeds[0]))
-        for share in plan.lengths:
-            runs.validate(arm(plan, plan.baseline, plan.seeds[0], share))
-    if problems:
-        raise ValueError("\n".join(["this ablation cannot start:", *(f"  {t}" for t in problems)]))
+def problems(plan: Ablation) -> Iterator[str]:
+    """Problems of the plan, a line for each field that does not fit; of its runs where it has
+    none."""
+    wrong = [*_problems(plan)]
+    yield from wrong
+    arms = [(plan.baseline, x) for x in (1.0, *plan.lengths)] + [(v, 1.0) for v in plan.variants]
+    seen: set[str] = set()
+    for run, share in [] if wrong else arms:
+        one = arm(plan, run, plan.seeds[0], share)
+        lines = [line for line in runs.problems(one) if line not in seen]
+        seen.update(lines)
+        yield from (f"{one.name}: {line}" for line in lines)
 
 
 def _problems(plan: Ablation) -> Iterator[str]:
-    if not plan.variants:
-        yield "variants: none given; at least one is needed"
+    fits = "at least one Run, a change of the baseline"
+    yield from check.problem("variants", plan.variants, bool(plan.variants), fits)
     names = [run.name for run in (plan.baseline, *plan.variants)]
     if len(set(names)) < len(names):
         yield f"variants: names {names} given; every arm needs a name of its own"
@@ -93,30 +95,27 @@ def _problems(plan: Ablation) -> Iterator[str]:
     for run in plan.variants:
         if (other := digests[runs.digest(run)]) != run.name:
             yield f"variants: {run.name!r} and {other!r} compute the same; leave one out"
-    if len(set(plan.seeds)) < len(plan.seeds):
-        yield f"seeds: {plan.seeds} given; each makes one pair, so different ones are needed"
-    try:
-        sequential.nominal(plan.looks, plan.alpha / max(len(plan.variants), 1))
-    except ValueError as error:
-        yield str(error)
-    if plan.looks and plan.looks[-1] != len(plan.seeds):
-        yield f"looks: {plan.looks} given; the last is after all {len(plan.seeds)} pairs"
-    for name in ("noise", "matters"):
-        value = getattr(plan, name)
-        if value is not None and not value > 0:
-            yield f"{name}: {value} given; a positive number of nats is needed"
-    if not plan.alpha < plan.power < 1:
-        yield f"power: {plan.power} given; more than alpha={plan.alpha} and less than 1 is needed"
-    if any(not 0 < share < math.inf or share == 1 for share in plan.lengths):
-        yield f"lengths: {plan.lengths} given; positive multiples of steps other than 1"
-    if plan.law is not None and plan.lengths:
-        yield (
-            f"lengths: {plan.lengths} given with law={plan.law!r}; one of them says what a loss is "
-            "worth, leave the other out"
-        )
+    fits = "different ones: each makes one pair"
+    yield from check.problem("seeds", plan.seeds, len({*plan.seeds}) == len(plan.seeds), fits)
+    wrong = [*check.outside("", plan, "alpha", above=0, below=1)]
+    yield from wrong
+    if not wrong:
+        share = plan.alpha / max(len(plan.variants), 1)
+        yield from check.loaded("", lambda: sequential.nominal(plan.looks, share))
+        yield from check.outside("", plan, "power", above=plan.alpha, below=1)
+    ok = plan.looks[-1:] in ((), (len(plan.seeds),))
+    fits = f"numbers whose last is that of all {len(plan.seeds)} pairs"
+    yield from check.problem("looks", plan.looks, ok, fits)
+    yield from check.outside("", plan, "noise", "matters", above=0)
+    ok = all(0 < share < math.inf and share != 1 for share in plan.lengths)
+    fits = "positive multiples of steps other than 1"
+    yield from check.problem("lengths", plan.lengths, ok, fits)
+    if plan.law is not None:
+        why = f"with law={plan.law!r}: one of them gives the worth of a loss"
+        yield from check.changed("", plan, "lengths", why=why)
     if not isinstance(plan.baseline.data, pretraining.Data):
-        kind = type(plan.baseline.data).__name__
-        yield f"baseline.data: {kind} given; arms are judged on text, by nats per token"
+        kind = config.kind(type(plan.baseline.data))
+        yield f"baseline.data: {kind} given; it must be text: arms are judged by nats per token"
     elif plan.baseline.eval_every is None:
         yield "baseline.eval_every: None given; arms are judged by their evaluation"
     for run in plan.variants:
@@ -165,10 +164,10 @@ def run(
     """Run an ablation to its verdicts, or on from where it stopped; returns its record, which is
     also written to out/name/ablation.json.
 
-    Raises: ValueError as `validate`, and as `study_record.load`; for a baseline that diverged, or a
-    run that failed for good; as `scheduler.running`.
+    Raises: ValueError with `problems`, and as `study_record.load`; for a baseline that diverged, or
+    a run that failed for good; as `scheduler.running`.
     """
-    validate(plan)
+    check.refuse("this ablation cannot start:", problems(plan))
     curve = None if plan.law is None else _of_study(plan.law)
     folder = pathlib.Path(plan.out).expanduser() / plan.name
     trials = _trials(plan)

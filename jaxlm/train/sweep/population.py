@@ -15,7 +15,7 @@ in the seconds that all took.
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core import config, log
+from jaxlm.core import check, config, log
 from jaxlm.data import pretraining
 from jaxlm.objectives import distill
 from jaxlm.parallel import devices
@@ -56,22 +56,17 @@ class Given(NamedTuple):
     decay: jax.Array
 
 
-def alone(run: Run) -> str | None:
-    """Reason why a run cannot be a member of a population, in words; None if it can."""
-    data = run.data
-    if not isinstance(data, pretraining.Data) or isinstance(run.objective, distill.Config):
-        return (
-            "objective, data: only runs on text (data.pretraining.Data) without a teacher can share"
-        )
-    given = {"adapter": run.adapter, "rollout": run.rollout, "profile": run.profile}
-    for name, value in given.items():
-        if value is not None:
-            return f"{name}: {value} given; a member of a population has None"
-    if run.samples:
-        return f"samples: {len(run.samples)} prompts given; a member of a population has none"
-    if run.plan.devices > 1:
-        return f"plan: {run.plan.devices} devices given; a population runs on one"
-    return None
+def alone(run: Run) -> Iterator[str]:
+    """Reasons why a run cannot be a member of a population, a line for each field."""
+    if not isinstance(run.data, pretraining.Data):
+        yield f"data: {config.kind(type(run.data))} given; it must be text (data.pretraining.Data)"
+    if isinstance(run.objective, distill.Config):
+        yield "objective: distill given; it must be one without a teacher"
+    names = ("adapter", "rollout", "profile", "samples")
+    yield from check.changed("", run, *names, why="in a population")
+    yield from check.problem(
+        "plan", run.plan, run.plan.devices == 1, "for 1 device in a population"
+    )
 
 
 def groups(wanted: Sequence[Run]) -> list[list[Run]]:
@@ -79,7 +74,7 @@ def groups(wanted: Sequence[Run]) -> list[list[Run]]:
     with none is a group of its own."""
     by_shape: dict[str, list[Run]] = {}
     for index, run in enumerate(wanted):
-        key = str(index) if alone(run) else json.dumps(_shape(run), sort_keys=True)
+        key = str(index) if any(alone(run)) else json.dumps(_shape(run), sort_keys=True)
         by_shape.setdefault(key, []).append(run)
     return list(by_shape.values())
 
@@ -90,19 +85,16 @@ def _shape(run: Run) -> dict[str, Any]:
     return record | {"optim.weight_decay > 0": run.optim.weight_decay > 0}
 
 
-def check(members: Sequence[Run]) -> None:
-    """Raises: ValueError naming the field that keeps these runs from being one population."""
+def problems(members: Sequence[Run]) -> Iterator[str]:
+    """Reasons why these runs are no population, a line for each field."""
     folders = [str(runs.folder(run)) for run in members]
-    twice = sorted({name for name in folders if folders.count(name) > 1})
-    if twice:
-        raise ValueError(f"name: {twice[0]} is the directory of two runs; each needs its own")
+    for name in sorted({name for name in folders if folders.count(name) > 1}):
+        yield f"name: {name} is the directory of several runs; each needs its own"
     for run in members:
-        if (why := alone(run)) is not None:
-            raise ValueError(f"{why} (run {run.name!r})")
-        changes = config.differences(_shape(members[0]), _shape(run))
-        if changes:
-            path, a, b = changes[0]
-            raise ValueError(
+        wrong = [*alone(run)]
+        yield from (f"{line} (run {run.name!r})" for line in wrong)
+        for path, a, b in [] if wrong else config.differences(_shape(members[0]), _shape(run)):
+            yield (
                 f"{path}: {a!r} in run {members[0].name!r} and {b!r} in {run.name!r}; members of a "
                 f"population may differ in {', '.join(DATA)} alone"
             )
@@ -114,10 +106,10 @@ def run(members: Sequence[Run]) -> list[Result]:
     Finished members are not run again. A signal ends all early, with everything saved, as in
     `loop.run`; an error of one (a full disk) ends all.
 
-    Raises: ValueError for members that differ in more than `DATA`, and as `loop.run`.
+    Raises: ValueError with `problems`, and as `loop.run`.
     """
     devices.correct()
-    check(members)
+    check.refuse("these runs are no population:", problems(members))
     results = {str(runs.folder(r)): directory.finished(r) for r in members}
     waiting = [r for r in members if results[str(runs.folder(r))] is None]
     warnings = [loop.prepare(r) for r in waiting]

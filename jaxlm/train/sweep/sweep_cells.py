@@ -11,11 +11,11 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jaxlm import models
-from jaxlm.core import config
+from jaxlm.core import check, config
 from jaxlm.data import pretraining
 from jaxlm.scaling.cost import conventions, flops, hyperparameter_rules
 from jaxlm.scaling.study import analysis
@@ -144,7 +144,7 @@ def trials(sweep: Sweep) -> list[Trial]:
 
     Raises: ValueError naming the cell or field that cannot be.
     """
-    validate(sweep)
+    check.refuse(f"sweep {sweep.name} cannot start:", problems(sweep))
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(config.digest(config.to_dict(cell.model)), []).append(cell)
@@ -247,32 +247,33 @@ def _seq(sweep: Sweep) -> int:
     return sweep.base.data.seq
 
 
-def validate(sweep: Sweep) -> None:
-    """Raises: ValueError listing every field that cannot be, its value and what would fit."""
-    data = sweep.base.data
-    problems = []
-    if not isinstance(data, pretraining.Data) or data.ramp or data.curriculum:
-        problems.append("base.data: plain text is needed, of one batch and length for a run")
-    elif not data.holdout and not pathlib.Path(data.source).is_dir():
-        problems.append("base.data.holdout: 0 given; the law is of a held-out loss")
-    for name in ("start", "trunk", "adapter", "rollout"):
-        if getattr(sweep.base, name) is not None:
-            problems.append(f"base.{name}: given; every run begins from random weights")
-    if "given" in sweep.counting:
-        problems.append(f"counting: {sweep.counting} does not say how to count a Config")
-    if len(sweep.cells) < 2:
-        problems.append(f"cells: {len(sweep.cells)} given; a law needs several")
-    for cell in (*sweep.cells, *([] if sweep.held_out is None else [sweep.held_out])):
-        if not cell.flops > 0:
-            problems.append(f"cells: flops={cell.flops} given; a number above 0 is needed")
-    for name, low, high in (("lr_factor", 0, math.inf), ("batch_factor", 0, math.inf)):
-        if not low < getattr(sweep, name) < high:
-            problems.append(f"{name}: {getattr(sweep, name)} given; a number above 0 is needed")
-    for name in ("warmup", "decay"):
-        if not 0 < getattr(sweep, name) < 0.5:
-            problems.append(f"{name}: {getattr(sweep, name)} given; a fraction below 0.5 is needed")
-    if problems:
-        raise ValueError("\n".join([f"sweep {sweep.name}:", *(f"  {text}" for text in problems)]))
+def problems(sweep: Sweep) -> Iterator[str]:
+    """Problems of a sweep's settings, a line for each field that does not fit."""
+    base, data = sweep.base, sweep.base.data
+    if isinstance(data, pretraining.Data):
+        why = "since a run has one batch and one length"
+        yield from check.changed("base.data", data, "ramp", "curriculum", why=why)
+        ok = data.holdout != 0 or pathlib.Path(data.source).is_dir()
+        fits = "above 0: the law is of a held-out loss"
+        yield from check.problem("base.data.holdout", data.holdout, ok, fits)
+    else:
+        yield f"base.data: {config.kind(type(data))} given; it must be text (data.pretraining.Data)"
+    why = "since every run begins from random weights"
+    yield from check.changed("base", base, "start", "trunk", "adapter", "rollout", why=why)
+    ok, fits = "given" not in sweep.counting, "rules that count a Config"
+    yield from check.problem("counting", tuple(sweep.counting), ok, fits)
+    yield from check.choices("", sweep)
+    count = len(sweep.cells)
+    yield from check.problem("cells", count, count >= 2, "at least 2, which a law needs")
+    for number, cell in enumerate(sweep.cells):
+        yield from check.outside(f"cells[{number}]", cell, "flops", above=0)
+    if sweep.held_out is not None:
+        yield from check.outside("", sweep, "held_out.flops", above=0)
+    yield from check.outside("", sweep, "lr_factor", "batch_factor", above=0)
+    yield from check.outside("", sweep, "multiple", least=1)
+    yield from check.outside("", sweep, "warmup", "decay", above=0, below=0.5)
+    yield from check.outside("", sweep, "speed.flops_per_second", above=0)
+    yield from check.outside("", sweep, "speed.flops_overhead", "speed.seconds_per_run", least=0)
 
 
 class Estimate(NamedTuple):

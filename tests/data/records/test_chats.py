@@ -239,21 +239,6 @@ def test_a_system_message_is_added_only_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"template": "chatml"}, "data.template: .*special tokens"),
-        ({"seq": 1}, "data.seq=1: expected at least 2"),
-        ({"format": "alpacca"}, "data.format='alpacca': expected one of"),
-        ({"packing": "concat"}, "data.packing='concat'"),
-        ({"holdout": 1.0}, "data.holdout=1.0"),
-    ],
-)
-def test_wrong_fields_are_named(change, told):
-    with pytest.raises(ValueError, match=told):
-        Chats(**{"source": "x.jsonl", **change}).validate()
-
-
-@pytest.mark.parametrize(
     "file, layout, tree, least",
     [
         ("instruction-data.json", "alpaca", "best", 1100),

@@ -286,12 +286,6 @@ def test_copies_of_a_prompt_are_on_one_side(tmp_path):
     assert len(made.train) + len(made.val) == 60
 
 
-def test_wrong_fields_are_named():
-    for field, value in (("seq", 1), ("holdout", 1.0), ("format", "pairs"), ("batch", 0)):
-        with pytest.raises(ValueError, match=f"data.{field}"):
-            preferences.Preferences(**{"source": "x", field: value}).validate()
-
-
 def test_the_real_transcripts_are_read(tmp_path):
     """Anthropic's harmless-base test file, its first 80 pairs."""
     if not HH.is_file():

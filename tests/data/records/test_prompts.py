@@ -92,17 +92,6 @@ def test_a_record_that_asks_nothing_is_named(tmp_path, record, told):
         prompts.prepare(Prompts(write(tmp_path, record)))
 
 
-def test_fields_are_checked_before_anything_is_read():
-    for fields, told in (
-        ({"source": ""}, "data.source"),
-        ({"source": "x", "holdout": 1.0}, "data.holdout=1.0"),
-        ({"source": "x", "seq": 0}, "data.seq=0"),
-        ({"source": "x", "field": ""}, "data.field"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            Prompts(**fields).validate()
-
-
 def test_a_batch_is_a_function_of_seed_and_step(tmp_path):
     source = write(tmp_path, *({"prompt": str(i)} for i in range(5)))
     rows = prompts.prepare(Prompts(source, holdout=0.0, seq=4)).train

@@ -169,9 +169,9 @@ def test_bad_arguments_are_refused_before_reading(made, tmp_path):
     _, path, folder, tokenizer = made
     with pytest.raises(FileExistsError, match="exists; name a new directory"):
         shards.tokenize(path, "text", tokenizer, folder, 0.2)
-    with pytest.raises(ValueError, match=r"holdout=1.5: expected a fraction"):
+    with pytest.raises(ValueError, match=r"holdout: 1.5 given; it must be in \[0, 1\)"):
         shards.tokenize(path, "text", tokenizer, str(tmp_path / "o"), 1.5)
-    with pytest.raises(ValueError, match=r"workers=-1"):
+    with pytest.raises(ValueError, match="workers: -1 given; it must be at least 0"):
         shards.tokenize(path, "text", tokenizer, str(tmp_path / "o"), 0.2, -1)
     write_lines(tmp_path / "one.jsonl", 1)
     with pytest.raises(ValueError, match="no document falls into the 'val' split"):

@@ -175,10 +175,13 @@ def test_a_ratio_of_1_is_known_as_such_and_its_largest_is_told():
         ({"temperature": -1.0}, "objective.temperature"),
         ({"beta": -0.1}, "objective.beta"),
         ({"dual": 1.0}, "above 1"),
-        ({"variant": "sapo", "clip_high": 0.2}, "sapo has nothing that it would bound"),
-        ({"variant": "cispo", "clip_low": 0.2}, "cispo has nothing"),
-        ({"divisor": 9.0}, "only dr_grpo by a constant"),
-        ({"gamma": 0.9}, "grpo rewards whole responses"),
+        (
+            {"variant": "sapo", "clip_high": 0.2},
+            "clip_high: 0.2 given; it must be None with sapo, which has nothing",
+        ),
+        ({"variant": "cispo", "clip_low": 0.2}, "clip_low: 0.2 given; it must be None with cispo"),
+        ({"divisor": 9.0}, "divisor: 9.0 given; it must be 64.0 with grpo: only dr_grpo"),
+        ({"gamma": 0.9}, "gamma: 0.9 given; it must be 1.0 with grpo, which rewards whole"),
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(fields, told):

@@ -142,7 +142,9 @@ def test_what_has_no_rule_is_refused_in_words():
 
     assert told(shape(64)) == "" and told(shape(64), None) == ""
     assert "multiplier" in told(shape(64, tied=True))
-    assert "optim.name: 'adafactor' given with mup" in told(shape(64), name="adafactor")
+    assert "optim.name: 'adafactor' given; it must be adamw, lion or muon with mup" in told(
+        shape(64), name="adafactor"
+    )
     assert "axis 'head' of weight" in told(shape(64), (*BASE, ("head", 16)))
     assert "'wide' given, but model has no such width" in told(shape(64), (("wide", 3),))
     assert "2 times" in told(shape(64), (("embed", 16), ("embed", 8)))

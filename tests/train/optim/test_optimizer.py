@@ -303,26 +303,29 @@ def test_other_precisions_have_no_loss_scale():
 
 
 WRONG = [
-    ({"name": "adam"}, "optim.name: 'adam' given; choose one of ['adamw', 'adafactor'"),
-    ({"schedule": "cos"}, "optim.schedule: 'cos' given; choose one of ['cosine', 'linear'"),
-    ({"lr": 0.0}, "optim.lr: 0.0 given; a positive"),
-    ({"lr": float("nan")}, "optim.lr: nan given; a positive"),
-    ({"warmup": 20}, "optim.warmup: 20 given; 0 .. 19 fit in a run of 20 steps"),
-    ({"warmup": -1}, "optim.warmup: -1 given; 0 .. 19"),
-    ({"final": 1.5}, "optim.final: 1.5 given; a fraction of lr"),
-    ({"schedule": "constant", "final": 0.1}, "optim.final: 0.1 given, but constant has none"),
-    ({"decay": 0.2}, "optim.decay: 0.2 given, but cosine has none; leave it None"),
-    ({"schedule": "wsd", "decay": 0.0}, "optim.decay: 0.0 given; a fraction of all steps"),
-    ({"schedule": "wsd", "decay": 0.9}, "optim.decay: 0.9 of 20 steps given, but optim.warmup=4"),
-    ({"b1": 1.0}, "optim.b1: 1.0 given; a rate in [0, 1)"),
-    ({"b2": -0.1}, "optim.b2: -0.1 given; a rate in [0, 1)"),
-    ({"name": "adafactor", "b2": 0.9}, "optim.b2: 0.9 given, but adafactor has none"),
-    ({"name": "lion", "eps": 1e-8}, "optim.eps: 1e-08 given, but lion has none"),
-    ({"eps": 0.0}, "optim.eps: 0.0 given; a positive"),
-    ({"weight_decay": -0.1}, "optim.weight_decay: -0.1 given; it must not be negative"),
-    ({"clip": 0.0}, "optim.clip: 0.0 given; a positive norm is needed, or None"),
-    ({"skip": 1.0}, "optim.skip: 1.0 given; a factor above 1 is needed, or None"),
-    ({"ema": 1.0}, "optim.ema: 1.0 given; a rate in (0, 1) is needed, or None"),
+    ({"name": "adam"}, "optim.name: 'adam' given; it must be one of ['adamw', 'adafactor'"),
+    ({"schedule": "cos"}, "optim.schedule: 'cos' given; it must be one of ['cosine', 'linear'"),
+    ({"lr": 0.0}, "optim.lr: 0.0 given; it must be above 0"),
+    ({"lr": float("inf")}, "optim.lr: inf given; it must be above 0"),
+    ({"warmup": 20}, "optim.warmup: 20 given; it must be in [0, 20), within steps=20"),
+    ({"warmup": -1}, "optim.warmup: -1 given; it must be in [0, 20)"),
+    ({"final": 1.5}, "optim.final: 1.5 given; it must be in [0, 1]"),
+    (
+        {"schedule": "constant", "final": 0.1},
+        "optim.final: 0.1 given; it must be None with constant",
+    ),
+    ({"decay": 0.2}, "optim.decay: 0.2 given; it must be None with cosine, which has none"),
+    ({"schedule": "wsd", "decay": 0.0}, "optim.decay: 0.0 given; it must be in (0, 1]"),
+    ({"schedule": "wsd", "decay": 0.9}, "optim.decay: 0.9 given; it must be at most 0.8 after"),
+    ({"b1": 1.0}, "optim.b1: 1.0 given; it must be in [0, 1)"),
+    ({"b2": -0.1}, "optim.b2: -0.1 given; it must be in [0, 1)"),
+    ({"name": "adafactor", "b2": 0.9}, "optim.b2: 0.9 given; it must be None with adafactor"),
+    ({"name": "lion", "eps": 1e-8}, "optim.eps: 1e-08 given; it must be None with lion"),
+    ({"eps": 0.0}, "optim.eps: 0.0 given; it must be above 0"),
+    ({"weight_decay": -0.1}, "optim.weight_decay: -0.1 given; it must be at least 0"),
+    ({"clip": 0.0}, "optim.clip: 0.0 given; it must be above 0"),
+    ({"skip": 1.0}, "optim.skip: 1.0 given; it must be above 1"),
+    ({"ema": 1.0}, "optim.ema: 1.0 given; it must be in (0, 1)"),
 ]
 
 
@@ -332,11 +335,3 @@ def test_a_wrong_value_is_named(change, message):
     with pytest.raises(ValueError) as error:
         optimizer.build(cfg, SPEC, STEPS, False)
     assert message in str(error.value)
-
-
-def test_all_wrong_values_are_named_at_once():
-    with pytest.raises(ValueError) as error:
-        optimizer.validate(optimizer.Optim(lr=-1.0, clip=-1.0, warmup=99), 20)
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        "optim.lr", "optim.clip", "optim.warmup",
-    ]  # fmt: skip

@@ -109,7 +109,7 @@ def test_other_weights_are_refused(base, judge, tmp_path):
         initial_weights.check(critical(wide, judge))
     with pytest.raises(ValueError, match="the critic's weights, from .*nowhere"):
         initial_weights.check(critical(base, str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match="objective.critic_start: 'runs/x' given with"):
+    with pytest.raises(ValueError, match="objective.critic_start: 'runs/x' given; it must be None"):
         ppo.Config(critic_start="runs/x")
 
 

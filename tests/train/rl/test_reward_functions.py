@@ -133,15 +133,24 @@ def test_too_few_numbers_are_no_answer_for_all(own):
 
 
 def test_what_cannot_be_called_is_refused_before_anything_runs(own):
-    assert reward_functions.problems(["exact", own("lengths")], [1.0, 2.0]) == []
+    assert not [*reward_functions.problems("", ["exact", own("lengths")], [1.0, 2.0])]
     for names, weights, told in (
-        (["exakt"], [], "expected one of"),
+        (["exakt"], [], "rewards: 'exakt' given; it must be one of"),
         (["nowhere.py:f"], [], "no such file"),
-        (["exact", "exact"], [], "named twice"),
-        (["exact"], [1.0, 2.0], "2 weights given for 1"),
-        (["exact"], [float("nan")], "finite"),
+        (
+            ["exact", "exact"],
+            [],
+            "rewards: ('exact', 'exact') given; it must be different functions",
+        ),
+        (
+            ["exact"],
+            [1.0, 2.0],
+            "weights: (1.0, 2.0) given; it must be a finite number for each of 1",
+        ),
+        (["exact"], [float("nan")], "weights: (nan,) given; it must be a finite"),
     ):
-        assert told in reward_functions.problems(names, weights)[0]
+        (line,) = reward_functions.problems("", names, weights)
+        assert told in line
     told = r"no function 'nothing' there; it has \['dies'"
     with pytest.raises(sandbox.Failed, match=told), reward_functions.opened([own("nothing")]):
         pass

@@ -152,7 +152,7 @@ def data(**change):
 @pytest.mark.parametrize(
     "change, told",
     [
-        (lambda p: {"variants": ()}, "variants: none given"),
+        (lambda p: {"variants": ()}, r"variants: \(\) given; it must be at least one Run"),
         (lambda p: {"variants": (p.baseline,)}, "every arm needs a name of its own"),
         (variant(lambda run: {}), "'v' differs from the baseline in nothing"),
         (variant(lambda run: {"seed": 3}), "seed=3, the baseline 0; seeds are the ablation's"),
@@ -165,17 +165,20 @@ def data(**change):
             "'other' and 'w' compute the same",
         ),
         (lambda p: {"seeds": (0, 1, 1, 2, 3, 4, 5, 6)}, "each makes one pair"),
-        (lambda p: {"looks": (3, 5)}, "the last is after all 8 pairs"),
+        (lambda p: {"looks": (3, 5)}, r"looks: \(3, 5\) given; .* last is that of all 8 pairs"),
         (lambda p: {"looks": (1, 8)}, "rise from 2 or more"),
-        (lambda p: {"noise": 0.0}, "noise: 0.0 given"),
-        (lambda p: {"power": 0.01}, "power: 0.01 given"),
+        (lambda p: {"noise": 0.0}, "noise: 0.0 given; it must be above 0"),
+        (lambda p: {"power": 0.01}, r"power: 0.01 given; it must be in \(0.05, 1\)"),
         (lambda p: {"lengths": (1.0,)}, "lengths: .* other than 1"),
-        (lambda p: {"lengths": (0.5,), "law": "study.json"}, "leave the other out"),
+        (
+            lambda p: {"lengths": (0.5,), "law": "study.json"},
+            r"lengths: \(0.5,\) given; it must be \(\) with law='study.json'",
+        ),
         (
             lambda p: {"baseline": dataclasses.replace(p.baseline, data=prompts.Prompts("p"))},
-            "judged on text",
+            "baseline.data: prompts given; it must be text",
         ),
-        (variant(lambda run: {"steps": 0}), "steps: 0 given"),
+        (variant(lambda run: {"steps": 0}), "a-v-s0: steps: 0 given"),
     ],
 )
 def test_what_is_no_comparison_is_refused(plan, trained, change, told):

@@ -120,13 +120,13 @@ def test_what_cannot_share_is_refused_by_field(tiny):
         r"steps: 12 in run 'a' and 13": {"steps": 13},
         r"weight_decay > 0: True in run 'a' and False": {"optim__weight_decay": 0.0},
         r"profile: \(1, 2\) given; .* \(run 'b'\)": {"profile": (1, 2)},
-        r"samples: 1 prompts": {"samples": ("a",)},
+        r"samples: \('a',\) given; .* \(run 'b'\)": {"samples": ("a",)},
     }
     for message, changes in cases.items():
         with pytest.raises(ValueError, match=message):
-            population.check([member(run, "a"), member(run, "b", **changes)])
-    with pytest.raises(ValueError, match="directory of two runs"):
-        population.check([run, run])
+            population.run([member(run, "a"), member(run, "b", **changes)])
+    with pytest.raises(ValueError, match="directory of several runs"):
+        population.run([run, run])
     with pytest.raises(ValueError, match="optim.lr: -1"):
         population.run([member(run, "a", optim__lr=-1.0)])
 

@@ -119,10 +119,13 @@ def test_the_estimate_adds_up(make):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"cells": ()}, "cells: 0 given"),
-        ({"decay": 0.7}, "decay: 0.7 given"),
-        ({"lr_factor": 0}, "lr_factor: 0 given"),
-        ({"counting": Counting()}, "does not say how to count"),
+        ({"cells": ()}, "cells: 0 given; it must be at least 2"),
+        ({"decay": 0.7}, r"decay: 0.7 given; it must be in \(0, 0.5\)"),
+        ({"lr_factor": 0}, "lr_factor: 0 given; it must be above 0"),
+        (
+            {"counting": Counting()},
+            r"counting: \('given', '6ND'\) given; it must be rules that count",
+        ),
         (
             {"cells": (sweep_cells.Cell(SMALL, 1e6), sweep_cells.Cell(SMALL, 2e6))},
             "too few with 1 of warm-up",
