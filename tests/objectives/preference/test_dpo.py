@@ -206,8 +206,9 @@ def test_a_field_that_the_loss_does_not_read_is_refused():
         dpo.Config(loss="nca", divergence="js")
     with pytest.raises(ValueError, match="objective.alpha"):
         dpo.Config(divergence="js", alpha=0.3)
-    with pytest.raises(ValueError, match="objective.smoothing.*in"):
-        dpo.Config(loss="cdpo", smoothing=0.5)
+    for smoothing in (0.0, 0.5):
+        with pytest.raises(ValueError, match=r"objective.smoothing.*in \(0, 0.5\)"):
+            dpo.Config(loss="cdpo", smoothing=smoothing)
     with pytest.raises(ValueError, match="objective.loss.*one of"):
         dpo.Config(loss="ipo")
     with pytest.raises(ValueError, match="objective.balance"):
