@@ -1,5 +1,7 @@
 """Filling in masks: probabilities of the model at the holes, text with special tokens."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,12 @@ def test_reply_of_an_encoder_decoder_is_the_target():
 
 
 def test_special_tokens_are_spelled_and_read():
+    """Without marks: the tokenizer's own, in brackets; its mask by two names."""
+    special = {"eos": 1, "[SEP]": 4, "<extra_id_0>": 5, "mask": 6, "[x": 7}
+    own = types.SimpleNamespace(special=special, encode=BYTES.encode)
+    assert fill_mask.spelled(own) == {"[SEP]": 4, "<extra_id_0>": 5, "<mask>": 6, "[MASK]": 6}
+    told = fill_mask.encode(own, "a[MASK][SEP]<mask>[x<extra_id_0>")
+    assert told == [97, 6, 4, 6, 91, 120, 5]
     names = reply.marks(BYTES, span.Span(sentinel=269))
     ids = fill_mask.encode(BYTES, "a<extra_id_0>bc<extra_id_10>", names)
     assert ids == [97, 269, 98, 99, 259]

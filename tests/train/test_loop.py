@@ -13,6 +13,7 @@ from jaxlm.core import config, io
 from jaxlm.eval import perplexity
 from jaxlm.models import gpt
 from jaxlm.parallel.plan import Plan
+from jaxlm.scaling.cost import flops
 from jaxlm.train import inputs, loop, trained_weights
 from jaxlm.train.optim import optimizer
 from jaxlm.train.run import checkpoint, directory, metrics, tensorboard
@@ -32,6 +33,7 @@ def test_a_run_leaves_a_complete_directory(whole):
     assert {"grad_norm", "lr", "skipped", "weight", "tokens"} <= train[0].keys()
     rates = {"tokens_per_second", "step_seconds", "data_wait_seconds", "gflop_per_second_causal"}
     assert rates <= train[-1]["timing"].keys() and "host_peak_bytes" in train[-1]["timing"]
+    assert [r["tokens"] for r in train] == [r["step"] * 4 * 32 for r in train]
     val = [r for r in records if r["split"] == "val"]
     assert [r["step"] for r in val] == [6, 12]
     assert val[1]["tokens"] > val[0]["tokens"]  # eval_batches on the way, the whole split at last
@@ -41,6 +43,15 @@ def test_a_run_leaves_a_complete_directory(whole):
     described = json.loads((folder / "env.json").read_text())
     assert described["kernels"]["attention"] == "xla" and described["dtype"] == "float32"
     assert len(described["corpus"]["fingerprint"]) == 64 and described["parameters"] > 0
+    needed = {
+        name: flops.per_token(run.model, 32, causal=name == "causal").training
+        for name in ("causal", "full")
+    }
+    assert described["flops_per_token"] == needed and needed["causal"] < needed["full"]
+    timing = train[-1]["timing"]
+    assert timing["step_seconds"] * timing["tokens_per_second"] == pytest.approx(4 * 32)
+    rate = needed["causal"] * timing["tokens_per_second"] / 1e9
+    assert timing["gflop_per_second_causal"] == pytest.approx(rate)
     assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert checkpoint.steps(folder / "checkpoints") == [9, 12]
     assert "attention=xla" in printed and "step 12/12" in printed and "float32" in printed

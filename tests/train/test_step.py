@@ -113,3 +113,22 @@ def test_an_init_compiles_at_the_first_level_unless_the_flags_name_one(flags, le
     monkeypatch.setenv("XLA_FLAGS", flags)
     options = devices.compile_once()
     assert (options and options["xla_backend_optimization_level"]) == level
+
+
+def test_micro_batches_take_every_nth_row_and_have_to_divide():
+    p = param.shaper(embed=2)
+    spec, plan = {"w": p("embed", init=param.ones)}, Plan(data=2, fsdp=2, microbatches=2)
+
+    def loss(params, frozen, batch, key):
+        return jnp.sum(batch @ params["w"]), jnp.float32(len(batch)), {}
+
+    objective = Objective(spec, loss)
+    tx = optimizer.build(optimizer.Optim(warmup=0), spec, 10, fp16=False)
+    body, state = step.body(objective, tx, plan), step.abstract(objective, tx, plan)
+    for rows in (4, 12):
+        message = f"data.batch: {rows} rows do not divide into plan.microbatches=2 x 4 data-par"
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(body, state, np.zeros((rows, 2), np.float32))
+    jax.eval_shape(body, state, np.zeros((8, 2), np.float32))
+    cut = step._cut(jnp.arange(6.0)[:, None], Plan(microbatches=2))
+    np.testing.assert_array_equal(cut[..., 0], [[0, 2, 4], [1, 3, 5]])

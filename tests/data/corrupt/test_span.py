@@ -24,6 +24,9 @@ def test_the_lengths_of_t5():
     assert span.piece(span.Span(), 512) == 568
     assert span.target_length(span.Span(), 512) == 114
     assert [int(n) for n in span.missing(span.Span(), np.array(568))] == [85, 28]
+    # a text of two tokens or more keeps one, and no two spans touch
+    gone, spans = span.missing(span.Span(rate=0.9), np.array([1, 2, 3, 20]))
+    assert gone.tolist() == [1, 1, 2, 18] and spans.tolist() == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("settings", [SPAN, span.Span(0.5, 3.0, 999), span.Span(0.15, 1.0, 999)])

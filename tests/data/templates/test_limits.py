@@ -127,7 +127,9 @@ FEATURES = """{% macro turn(m, last=false) -%}
 {{ [1, 2] + [3] }} {{ 'x-y'.split('-')[-1] }} {{ 'abc'.replace('b', 'd') }} {{ 7 ** 2 }}
 {{ messages | tojson }} {{ 'a' in 'abc' }} {{ 1 < 2 < 3 }} {{ {'a': 1} == {'a': 1} }} {{ missing }}
 {% set block %}{% call(x) wrap() %}{{ x }}{% endcall %}{% endset %}{{ block }}
-{{ '{} {a}'.format(1, a=2) }} {{ 'a\nb' | indent(2) }} {{ range(3) | list }} {{ 'A' ~ 1 ~ none }}"""
+{{ '{} {a}'.format(1, a=2) }} {{ 'a\nb' | indent(2) }} {{ range(3) | list }} {{ 'A' ~ 1 ~ none }}
+{{ [1, 2] | join }} {{ 'a\nb' | indent }} {{ 'a\tb'.expandtabs() }} {{ 'aa' | replace('a', '', 1) }}
+{{ [] | join('-') }} {{ ', '.join(['a', 'b']) }} {{ 'a'.ljust(3) }} {{ '%5s' | format('a') }}"""
 FEATURES = "{% macro wrap() %}[{{ caller('in') }}]{% endmacro %}" + FEATURES
 
 

@@ -276,6 +276,14 @@ def test_a_ratio_at_its_bound_is_not_counted_as_clipped():
     np.testing.assert_array_equal(held, [False, True])
 
 
+def test_a_shaped_loss_holds_its_ratio_at_least_at_one_in_a_hundred_million():
+    """As TRL does: phi is then tiny and not 0."""
+    advantage = np.array([[1.0], [-1.0]])
+    loss, _ = surrogate.shaped(jnp.full((2, 1), -50.0), jnp.float32(advantage), jnp.float32(-2.0))
+    phi = [[1e-8**2 * np.exp(3.0)], [1e-8**3 * np.exp(2.0)]]
+    np.testing.assert_allclose(loss, 2 * np.array(phi) * advantage, rtol=1e-4)
+
+
 def test_means_over_tokens_and_responses():
     """Of [2 2 2 2], [4 4] and nothing: by token 16 / 6, by response 3, per response 8, and the
     constant 4 makes it 2."""

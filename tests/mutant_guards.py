@@ -1,0 +1,183 @@
+"""The test files that guard each module: those that `mutants.py` runs on a mutant of it."""
+
+import functools
+import pathlib
+
+from tests import sources
+
+GOLDEN = "tests/convert/test_golden.py"
+LAWS = "tests/test_laws.py"
+COUNTS = "tests/models/test_counts.py"
+PLAIN = "tests/objectives/test_pins.py"
+PAIRS = "tests/objectives/preference/test_preference_pins.py"
+RL = (
+    "tests/objectives/rl/test_rollout_pins.py",
+    "tests/ops/losses/test_advantages.py",
+    "tests/objectives/rl/test_grpo.py",
+    "tests/objectives/rl/test_ppo.py",
+    "tests/objectives/rl/test_ratios.py",
+)
+ATTENTION = ("tests/ops/test_attention.py", "tests/ops/test_position_bias.py")
+DPO = (PAIRS, "tests/objectives/preference/test_dpo.py")
+REWARD = (PLAIN, "tests/objectives/preference/test_reward.py")
+HIDDEN = (PLAIN, "tests/objectives/test_hidden.py")
+SFT = (PLAIN, "tests/objectives/test_sft.py")
+EXPERTS = "tests/objectives/test_load_balancing.py"
+ENTROPY = "tests/data/synthetic/test_known_entropy.py"
+TEMPLATES = ("tests/data/templates/test_template.py", "tests/data/templates/test_limits.py")
+RECORDS = (
+    "tests/data/records/test_chats.py",
+    "tests/data/records/test_preferences.py",
+    "tests/data/records/test_prompts.py",
+    "tests/data/test_reasoning.py",
+)
+TOKENIZERS = (
+    "tests/data/tokenizers/test_tokenizers.py",
+    "tests/data/tokenizers/test_foreign_tokenizers.py",
+)
+DECODE = (
+    "tests/decode/test_token_sampling.py",
+    "tests/decode/test_sampling_loop.py",
+    "tests/decode/test_completions.py",
+)
+RESUMED = (
+    "tests/train/run/test_checkpoint.py",
+    "tests/train/interruptions/test_faults.py",
+    "tests/train/test_loop.py",
+)
+# Cases of the golden file that a family holds; the laws' cases carry its name.
+FAMILIES = {
+    "bert": "bert or longformer",
+    "deepseek": "deepseek",
+    "gemma": "gemma",
+    "gpt": "gpt2 or openai or bloom or opt",
+    "llama": "llama or phi3 or olmo2",
+    "mistral": "mistral or mixtral or gpt_oss",
+    "palm": "cohere or falcon or neox or gptj",
+    "qwen": "qwen",
+    "t5": "t5",
+}
+
+# Files that `files_of` does not derive, the most telling first; `FILE -k WORDS` is a selection.
+GUARDS: dict[str, tuple[str, ...]] = {
+    f"models/{family}": (f"{GOLDEN} -k '{words}'", f"{LAWS} -k {family}", COUNTS)
+    for family, words in FAMILIES.items()
+} | {
+    "core/atomic": ("tests/core/test_io.py", RESUMED[0]),
+    "core/batch": ("tests/data/test_pack.py", "tests/data/test_pretraining.py", *SFT),
+    "core/config": ("tests/cli/test_field_overrides.py", "tests/cli/test_schema.py"),
+    "core/io": RESUMED[:2],
+    "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
+    "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),
+    "core/keyed_random": ("tests/feedback/test_journal.py", "tests/feedback/test_best_of_n.py"),
+    "data/kinds": (*RECORDS, "tests/train/test_chats.py"),
+    "data/records/chat_formats": RECORDS,
+    "data/records/examples": RECORDS,
+    "data/records/messages": RECORDS,
+    "data/records/records": (*RECORDS, "tests/data/test_paths.py"),
+    "data/sources/files": (
+        "tests/data/sources/test_source.py",
+        "tests/data/records/test_chats.py",
+        "tests/data/test_paths.py",
+        "tests/test_safety.py",
+    ),
+    "data/synthetic/__init__": ("tests/data/synthetic/test_in_context.py",),
+    "data/tally": ("tests/data/tokenized/test_shards.py", "tests/train/test_chats.py"),
+    "data/templates/offsets": (*TEMPLATES, *RECORDS),
+    "data/templates/rendering": (*TEMPLATES, *RECORDS),
+    "data/templates/variables": (*TEMPLATES, *RECORDS),
+    "data/tokenizers/__init__": (*TOKENIZERS, "tests/convert/test_hostile.py"),
+    "data/tokenizers/bytelevel": TOKENIZERS,
+    "data/tokenizers/hf": TOKENIZERS,
+    "data/tokenizers/ranks": TOKENIZERS,
+    "data/tokenizers/spm": TOKENIZERS,
+    "decode/__init__": DECODE,
+    "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
+    "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
+    "models/__init__": (COUNTS, GOLDEN, LAWS),
+    "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),
+    "models/layers/decoder": (GOLDEN, LAWS),
+    "models/layers/ffn": (GOLDEN, COUNTS),
+    "models/layers/mha": (GOLDEN, LAWS),
+    "models/layers/mla": (f"{GOLDEN} -k deepseek", "tests/models/test_deepseek.py"),
+    "models/layers/moe": (f"{GOLDEN} -k 'moe or mixtral or deepseek'",),
+    "models/layers/stack": (GOLDEN, LAWS),
+    "models/layers/value_head": (
+        "tests/objectives/preference/test_reward.py",
+        "tests/train/rl/test_critic.py",
+        "tests/convert/test_classifier.py",
+    ),
+    "models/model": (GOLDEN, *DECODE, LAWS),
+    "objectives/__init__": (PLAIN, PAIRS, "tests/objectives/test_hidden.py"),
+    "objectives/multi_token": (PLAIN, "tests/models/test_deepseek.py"),
+    "objectives/clm": (*SFT, EXPERTS),
+    "objectives/distill": (PLAIN,),
+    "objectives/preference/dpo": DPO,
+    "objectives/rl/grpo": RL,
+    "objectives/log_probs": (*DPO, *REWARD),
+    "objectives/mlm": HIDDEN,
+    "objectives/objective": ("tests/objectives/test_lora.py",),
+    "objectives/rl/ppo": RL,
+    "objectives/preference/responses": DPO,
+    "objectives/preference/reward": REWARD,
+    "objectives/rl/policy_terms": RL,
+    "objectives/seq2seq": HIDDEN,
+    "objectives/sft": SFT,
+    "objectives/targets": HIDDEN,
+    "objectives/preference/kto": DPO,
+    "ops/attention": ATTENTION,
+    "ops/position_bias": ATTENTION,
+    "ops/kernels/blockwise": ATTENTION,
+    "ops/losses/divergence": (PLAIN,),
+    "ops/linear": ("tests/objectives/test_lora.py",),
+    "ops/losses/cross_entropy": SFT,
+    "ops/losses/preference": DPO,
+    "ops/losses/ranking": REWARD,
+    "ops/losses/advantages": RL,
+    "ops/routing": (EXPERTS,),
+    "ops/masks": ATTENTION,
+    "ops/losses/shift": (PLAIN, "tests/models/test_deepseek.py"),
+    "ops/losses/surrogate": RL,
+    "parallel/agreement": ("tests/train/test_loop.py",),
+    "parallel/expert_parallel": ("tests/models/layers/test_moe.py",),
+    "parallel/multihost": ("tests/cli/test_main.py",),
+    "parallel/plan": (f"{LAWS} -k llama",),
+    "parallel/rules": (f"{LAWS} -k llama",),
+    "parallel/transfer": ("tests/train/test_stored_targets.py", "tests/train/rl/test_rollout.py"),
+    "train/run/environment": ("tests/train/test_loop.py", "tests/train/run/test_plot.py"),
+    "train/run/integrity": RESUMED,
+    "train/run/interrupts": ("tests/train/interruptions/test_kill.py", *RESUMED[2:]),
+    "train/run/objective_data": ("tests/train/test_preflight.py", "tests/train/test_chats.py"),
+    "train/run/progress": ("tests/train/test_loop.py",),
+    "train/run/trace": ("tests/train/test_loop.py",),
+    "train/step": (f"{LAWS} -k gpt", "tests/objectives/test_objective_laws.py"),
+}
+
+
+def files_of(path: str) -> list[str]:
+    """The test files of a module (a path under ROOT): of the same name, then GUARDS', then those
+    of its folder's tests that import it."""
+    name = path.removeprefix("jaxlm/").removesuffix(".py")
+    folder, _, stem = name.rpartition("/")
+    first = f"tests/{folder}/test_{stem}.py"
+    files = [first] if (sources.ROOT / first).is_file() else []
+    files += GUARDS.get(name, ())
+    dotted = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    files += [
+        test
+        for test in sorted(tests())
+        if test.startswith(f"tests/{folder.partition('/')[0]}/") and dotted in tests()[test]
+    ]
+    return list(dict.fromkeys(files))
+
+
+@functools.cache
+def tests() -> dict[str, set[str]]:
+    """{test file: what it imports} of all test files, by their paths under ROOT."""
+    files: list[pathlib.Path] = sorted((sources.ROOT / "tests").rglob("test_*.py"))
+    return {
+        str(file.relative_to(sources.ROOT)): {
+            name for name, _ in sources.imports(sources.nodes_of(file), file)
+        }
+        for file in files
+    }
