@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 
 def wide() -> Any:
     """float32; where JAX has 64-bit types enabled (JAX_ENABLE_X64), float64, in which two plans are
     compared to the last places. Read when a program is traced."""
-    return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    return jnp.result_type(float)

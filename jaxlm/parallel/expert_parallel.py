@@ -68,4 +68,8 @@ def _own(
     local = experts - jax.lax.axis_index("expert") * count
     local = jnp.where((local >= 0) & (local < count), local, count)
     order = jnp.argsort(local == count, axis=-1, stable=True)[..., : min(count, experts.shape[-1])]
-    return h, *(jnp.take_along_axis(x, order, axis=-1) for x in (weights, local))
+    return (
+        h,
+        jnp.take_along_axis(weights, order, axis=-1),
+        jnp.take_along_axis(local, order, axis=-1),
+    )

@@ -4,6 +4,7 @@ order; the mathematics is in each family's Config."""
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -29,14 +30,14 @@ class Plan:
     tensor: int = 1
     """Devices over which heads, feed-forward and vocabulary are split."""
     zero: Literal[0, 1, 2] = 0
-    """What `data`, which copies the weights, splits of the rest of the training state: nothing;
-    the optimiser's state (ZeRO stage 1); also the sum of micro-batches' gradients (stage 2). fsdp
-    is stage 3."""
+    """Parts of the training state that `data`, which copies the weights, splits: 0 none, 1 the
+    optimiser's state (ZeRO stage 1), 2 also the sum of micro-batches' gradients (stage 2). Stage 3
+    is fsdp."""
     sequence: bool = False
     """Whether the residual stream's positions are split over `tensor`, too, between the products
     that are split over it."""
     context_keys: Literal["ring", "gathered"] = "ring"
-    """How queries meet the keys of the other `context` devices: these go round in a ring, or every
+    """Route of the keys of other `context` devices to the queries: round a ring, or every
     device gathers all of them."""
     microbatches: int = 1
     """Parts each step's batch is cut into; gradients are summed exactly, then divided once."""
@@ -56,14 +57,22 @@ class Plan:
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
 
     def __post_init__(self) -> None:
-        check.within("plan", self, *rules.AXES, "microbatches", "unroll", "loss_chunk", least=1)
-        for name, fits in (("zero", (0, 1, 2)), ("context_keys", ("ring", "gathered"))):
-            value = getattr(self, name)
-            check.field(f"plan.{name}", value, value in fits, f"one of {list(fits)}")
-        ok = not self.sequence or self.tensor > 1
-        check.field("plan.sequence", self.sequence, ok, "False, or plan.tensor at least 2")
-        ok = not self.zero or self.data > 1
-        check.field("plan.zero", self.zero, ok, "0, or plan.data at least 2")
+        check.refuse("", self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A line for every field whose value does not fit."""
+        counts = (*rules.AXES, "microbatches", "unroll", "loss_chunk")
+        yield from check.outside("plan", self, *counts, least=1)
+        yield from check.choices("plan", self)
+        for name, axis in (("sequence", "tensor"), ("zero", "data")):
+            if getattr(self, axis) == 1:
+                yield from check.changed("plan", self, name, why=f"with plan.{axis}=1")
+        if self.context > 1:
+            ok = self.attention in ("xla", "blockwise")
+            fits = "'xla' or 'blockwise' with plan.context, which computes it block by block"
+            yield from check.problem("plan.attention", self.attention, ok, fits)
+        else:
+            yield from check.changed("plan", self, "context_keys", why="with plan.context=1")
 
     @property
     def devices(self) -> int:

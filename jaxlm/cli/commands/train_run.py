@@ -15,8 +15,9 @@ from jaxlm.models import llama
 from jaxlm.parallel import multihost
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report
-from jaxlm.train import certificate, loop, preflight, program
+from jaxlm.train import loop, preflight, program
 from jaxlm.train.optim import optimizer
+from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
 
 

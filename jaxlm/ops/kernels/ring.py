@@ -71,7 +71,7 @@ def undeal(x: jax.Array, axis: str, size: int) -> jax.Array:
 
 
 def _routes(size: int) -> list[list[tuple[int, int]]]:
-    """Where each device sends its first and its second half: [(from, to), ...] of each."""
+    """Routes of the first and the second half of every device: [(from, to), ...] of each."""
     owner = [min(half, 2 * size - 1 - half) for half in range(2 * size)]
     return [[(i, owner[2 * i + part]) for i in range(size)] for part in (0, 1)]
 
@@ -86,7 +86,7 @@ def _exchange(x, axis, first, second):
 
 
 class _Keys(NamedTuple):
-    """What goes round, in blocks: k [n,B,K,S,H], v [n,B,K,S,H'], at [n,B,S]."""
+    """Keys and values that go round, in blocks: k [n,B,K,S,H], v [n,B,K,S,H'], at [n,B,S]."""
 
     k: jax.Array
     v: jax.Array
@@ -161,7 +161,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _rotate(x: Any, ring: Ring) -> Any:
-    """What the device before this one holds."""
+    """The arrays that the device before this one holds."""
     if ring.size == 1:
         return x
     route = [(i, (i + 1) % ring.size) for i in range(ring.size)]

@@ -92,13 +92,13 @@ def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
 
 def _rows(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[str]:
     rows = data.batch * rollout.samples
-    parts = rollout.minibatches * plan.microbatches * plan.data * plan.fsdp
+    parts = rollout.minibatches * plan.microbatches * plan.row_parts
     if data.batch >= 1 and rows % parts:
         yield (
             f"rollout.minibatches: {rollout.minibatches} given, but data.batch={data.batch} x "
             f"rollout.samples={rollout.samples} responses do not divide into that many x "
-            f"plan.microbatches={plan.microbatches} x plan.data={plan.data} x "
-            f"plan.fsdp={plan.fsdp}; choose a multiple of {parts} responses"
+            f"plan.microbatches={plan.microbatches} x {plan.row_parts} parts of the rows ({plan}); "
+            f"choose a multiple of {parts} responses"
         )
     yield from check.changed("data", data, "workers", why="with prompts: this process reads them")
 

@@ -240,15 +240,20 @@ def _mesh(run: Run) -> Iterator[str]:
     yield from check.loaded("plan.attention", lambda: attention.check_platform(plan.attention))
     if processes > 1 and plan.devices != jax.device_count():
         yield (
-            f"plan: data x fsdp x tensor is {plan.devices}; with {processes} processes it must be "
-            f"all {jax.device_count()} devices"
+            f"plan: {plan} given, {plan.devices} devices; with {processes} processes it must be "
+            f"all {jax.device_count()}"
+        )
+    if plan.row_parts % processes:
+        yield (
+            f"plan: {plan} splits rows into {plan.row_parts} parts; it must be a multiple of the "
+            f"{processes} processes, each of which reads its own rows"
         )
     if run.rollout is not None or any(run.data.problems()):
         return  # minibatches are what has to divide; or `_data` names what is wrong
-    parts = plan.microbatches * plan.data * plan.fsdp
+    parts = plan.microbatches * plan.row_parts
     for stage in kinds.stages(run.data):
         fits = f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
-        fits += f"{plan.microbatches} x plan.data={plan.data} x plan.fsdp={plan.fsdp}"
+        fits += f"{plan.microbatches}, and {plan.row_parts} parts of the rows by {plan}"
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
         fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
         yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)

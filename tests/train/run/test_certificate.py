@@ -11,7 +11,7 @@ import pytest
 from jaxlm import models
 from jaxlm.objectives import clm
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import certificate
+from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
 from tests import programs
 

@@ -87,12 +87,12 @@ def smaller(cfg: models.AnyConfig, plan: Plan) -> models.AnyConfig:
     """The Config with every size as small as its checks and the plan's mesh allow, and all kinds of
     layers."""
     kinds = _kinds(models.spec(cfg))
+    sizes = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
     for name in SIZES:
-        value = getattr(cfg, name, None)
-        if type(value) is not int:
+        if type(sizes.get(name)) is not int:
             continue
-        for size in _candidates(name, cfg, plan):
-            if size >= value:
+        for size in _candidates(name, sizes, plan):
+            if size >= sizes[name]:
                 break
             try:
                 changed = dataclasses.replace(cfg, **{name: size})
@@ -106,14 +106,15 @@ def smaller(cfg: models.AnyConfig, plan: Plan) -> models.AnyConfig:
     return cfg
 
 
-def _candidates(name: str, cfg: models.AnyConfig, plan: Plan) -> list[int]:
+def _candidates(name: str, given: dict[str, Any], plan: Plan) -> list[int]:
     if name in ("layers", "encoder"):
-        return list(range(2, 2 + getattr(cfg, name)))
+        return list(range(2, 2 + given[name]))
     if name in ("context", "window"):
         return [length(plan)] if name == "context" else [5]
     unit = math.lcm(2, plan.fsdp * plan.expert * plan.context * plan.data, plan.tensor)
     first = 32 if name == "vocab" else 4
-    sizes = {unit * m for m in range(1, 33)} | {math.lcm(unit, cfg.heads) * m for m in range(1, 5)}
+    wide = math.lcm(unit, given.get("heads", 1))
+    sizes = {unit * m for m in range(1, 33)} | {wide * m for m in range(1, 5)}
     return sorted(size for size in sizes if size >= first)
 
 
@@ -150,12 +151,16 @@ def rows(model: Model, plan: Plan) -> Batch | Pairs:
 
 
 def random_weights(spec: param.Tree) -> param.Tree:
-    """Weights far from their start, where biases are 0 and scales 1."""
+    """Weights as they are drawn at the start, moved away from it by 0.1: biases are no longer 0 and
+    scales no longer 1."""
     draw = np.random.default_rng(1)
-    return param.map(
-        lambda p: draw.normal(size=p.shape) * (max(p.fan_in, 4) ** -0.5) + (not p.inputs) * 0.5,
-        spec,
-    )
+
+    def weight(p: param.Param) -> np.ndarray:
+        std = p.init.std(p) if isinstance(p.init, param.Normal) else 0.0
+        centre = 1.0 if p.init is param.ones else 0.0
+        return centre + std * draw.normal(size=p.shape) + 0.1 * draw.normal(size=p.shape)
+
+    return param.map(weight, spec)
 
 
 def gradients(
@@ -183,17 +188,22 @@ def gradients(
 
 
 def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[Leaf, ...]:
-    """The Leaf of every array of two results of `gradients`."""
-    return tuple(_leaf(path, a, theirs[path]) for path, a in ours.items())
+    """The Leaf of every array of two results of `gradients`.
 
+    A gradient without an element above TOLERANCE of all gradients' largest is rounding alone, as a
+    key's bias has it, to which softmax is blind: it is compared with that largest one.
+    """
+    most = max(np.abs(x).max(initial=0.0) for path, x in theirs.items() if path != "loss")
 
-def _leaf(path: str, ours: np.ndarray, theirs: np.ndarray) -> Leaf:
-    largest = np.abs(theirs).max(initial=0.0)
-    apart = np.abs(ours - theirs).max(initial=0.0)
-    if not np.isfinite(ours).all():
-        return Leaf(path, math.inf, math.inf)
-    unit = np.spacing(largest) if largest else np.finfo(np.float64).tiny
-    return Leaf(path, float(apart / largest) if largest else float(apart), float(apart / unit))
+    def leaf(path: str, a: np.ndarray, b: np.ndarray) -> Leaf:
+        if not np.isfinite(a).all():
+            return Leaf(path, math.inf, math.inf)
+        apart, largest = np.abs(a - b).max(initial=0.0), np.abs(b).max(initial=0.0)
+        if largest <= TOLERANCE * most:
+            largest = most
+        return Leaf(path, float(apart / largest), float(apart / np.spacing(largest)))
+
+    return tuple(leaf(path, a, theirs[path]) for path, a in ours.items())
 
 
 def lines(certificate: Certificate) -> Iterator[str]:
