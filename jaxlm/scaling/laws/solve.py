@@ -27,7 +27,7 @@ BLOCK = 128
 # Newton steps; what has not arrived is then taken through wider deltas, from WIDEST down tenfold
 # with WIDER steps at each: where few points are within delta the objective is nearly piecewise
 # linear, and steps from afar end at the next kink. At last LAST steps.
-STEPS, WIDEST, WIDER, LAST = 160, 0.1, 100, 150
+STEPS, WIDEST, WIDER, LAST = 160, 0.1, 50, 100
 # A problem has arrived when Newton promises less than this share of its objective.
 ARRIVED = 1e-14
 # So has one that AGAIN more steps lower by less than this share: at a kink, or at the rounding of
@@ -39,8 +39,9 @@ SAME = 1e-8
 # largest): to map the memory of every array anew takes longer than the arithmetic.
 KEPT = 31 << 20
 # Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
-# objective and after one that did not.
-DAMPING, EASIER, HARDER = 1e-2, 0.15, 5.0
+# objective and after one that did not; then it is at least ANEW, or many small steps' easing would
+# take as many refusals to undo.
+DAMPING, EASIER, HARDER, ANEW = 1e-2, 0.15, 5.0, 1e-4
 
 
 class Solved(NamedTuple):
@@ -319,8 +320,8 @@ def _step(problems: _Problems, block: _Block, delta: float) -> tuple[_Block, Arr
         block.value[rows] = trial.value[rows]
         for old, part in zip((block.gradient, block.hessian, block.scale), new):
             old[rows] = part[fine]
-    factor = np.where(better, EASIER, HARDER)
-    damping = np.minimum(block.damping * factor, 1e12)
+    harder = np.clip(block.damping * HARDER, ANEW, 1e12)
+    damping = np.where(better, block.damping * EASIER, harder)
     block = block._replace(damping=damping, steps=block.steps + 1)
     move, solvable, exact = _newton(problems, block, delta)
     promised = -(move * block.gradient).sum(1)
