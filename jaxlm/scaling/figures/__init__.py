@@ -49,7 +49,8 @@ def draw(record: Record, folder: pathlib.Path, names: Sequence[str] = NAMES) -> 
     values = Values(record)
     out = []
     # names in the SVG that are hashes of what they name: the same record gives the same bytes
-    with matplotlib.rc_context({"svg.hashsalt": "jaxlm", "font.size": 9, "axes.titlesize": 10}):
+    look = {"svg.hashsalt": "jaxlm", "font.size": 9, "axes.titlesize": 10, "text.hinting": "none"}
+    with matplotlib.rc_context(look):
         for name in names:
             plot, size = FIGURES[name]
             picture = figure.Figure(figsize=size)
