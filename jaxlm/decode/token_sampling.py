@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import batch as batches
-from jaxlm.core import check, param
+from jaxlm.core import check, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings
 from jaxlm.models.model import Model
@@ -326,7 +326,7 @@ def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -
 
     def ready(w: jax.Array, p: _Product) -> Any:
         w = w.astype(dtype) if p.inputs else w
-        if p.inputs and p.single and jax.default_backend() == "cpu":
+        if p.inputs and p.single and target.platform() == "cpu":
             return linear.turned(w, p.copies, p.inputs)
         return w
 

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import precision
+from jaxlm.core import precision, target
 from jaxlm.ops import masks
 from jaxlm.ops.kernels import blockwise, cudnn, splash
 
@@ -25,19 +25,19 @@ Bias = masks.Bias
 
 
 def runs_here(kernel: Kernel) -> bool:
-    """Whether this process computes on a platform that has the kernel."""
-    return PLATFORMS.get(kernel, jax.default_backend()) == jax.default_backend()
+    """Whether programs are compiled for a platform that has the kernel."""
+    return PLATFORMS.get(kernel, target.platform()) == target.platform()
 
 
 def check_platform(kernel: Kernel) -> None:
-    """Nothing, where this process computes on a platform that has the kernel.
+    """Nothing, where programs are compiled for a platform that has the kernel.
 
     Raises: ValueError naming the kernel and both platforms.
     """
     if not runs_here(kernel):
         raise ValueError(
             f"attention kernel {kernel!r} runs on {PLATFORMS[kernel]} only, and this process "
-            f"computes on {jax.default_backend()}; 'xla' and 'blockwise' run everywhere"
+            f"computes on {target.platform()}; 'xla' and 'blockwise' run everywhere"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import precision
+from jaxlm.core import precision, target
 from jaxlm.ops import dropout, quant
 from jaxlm.ops.kernels import ragged
 
@@ -109,10 +109,10 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     if isinstance(w, quant.Nf4):
         return _frozen(spec, dtype, x, w)
     if isinstance(w, Turned):
-        if leading and summed == w.inputs and jax.default_backend() == "cpu":
+        if leading and summed == w.inputs and target.platform() == "cpu":
             return _product(summed, False, dtype, x, w.data)
         w = jnp.asarray(w)
-    if jax.default_backend() == "cpu":
+    if target.platform() == "cpu":
         return _product(summed, leading, dtype, x, w)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
 
@@ -129,7 +129,7 @@ def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
     last group give 0 and get no gradient. sizes int32[E].
     """
-    if jax.default_backend() == "cpu":
+    if target.platform() == "cpu":
         return ragged.product(x, w, sizes, x.dtype)
     mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
     # other backends may leave anything in rows of no group
@@ -194,7 +194,7 @@ def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> ja
 
 def _read(spec, dtype, x, w):
     summed, leading = _parse(spec, x.shape, w.shape)
-    if jax.default_backend() == "cpu":
+    if target.platform() == "cpu":
         return _multiply(summed, leading, dtype, x, dense(w))
     return jnp.einsum(spec, x, dense(w).astype(x.dtype), preferred_element_type=dtype)
 

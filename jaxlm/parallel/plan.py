@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.core import check, param, precision
+from jaxlm.core import check, param, precision, target
 from jaxlm.parallel import rules
 
 
@@ -103,7 +104,7 @@ class Plan:
         if self.compute == "float64" and precision.wide() != jnp.float64:
             raise ValueError("plan.compute: 'float64' given; it requires JAX_ENABLE_X64=1")
         if self.compute == "platform":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return jnp.float32 if target.platform() == "cpu" else jnp.bfloat16
         return jnp.dtype(self.compute)
 
     @property
@@ -184,7 +185,9 @@ def _mesh(plan: Plan) -> jax.sharding.Mesh:
     need, have = plan.devices, jax.devices()
     if need > len(have):
         raise ValueError(
-            f"plan: {plan} needs {need} devices; {len(have)} {jax.default_backend()} device(s) here"
+            f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(rules.AXES)
-    return jax.make_mesh(plan.shape, rules.AXES, kinds, devices=have[:need])
+    # not jax.make_mesh: for some shapes of some TPUs it has no layout, with axes whole on a torus
+    placed = mesh_utils.create_device_mesh(plan.shape, have[:need], allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, rules.AXES, kinds)

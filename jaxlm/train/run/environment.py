@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxlm
+from jaxlm.core import target
 from jaxlm.scaling.cost import flops
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
@@ -31,7 +32,7 @@ def quiet() -> None:
 
 def kernels(run: Run) -> dict[str, str]:
     """The implementation chosen for each op that has several."""
-    linear = "flat_custom_vjp" if jax.default_backend() == "cpu" else "xla_einsum"
+    linear = "flat_custom_vjp" if target.platform() == "cpu" else "xla_einsum"
     return {"attention": run.plan.attention, "linear": linear, "loss": "chunked"}
 
 
