@@ -230,6 +230,27 @@ def test_config_fields_have_a_meaning():
     assert not wrong
 
 
+# Packages that take a pathlib.Path, which their callers make of the text.
+PATHS_ONLY = {"cli", "core", "parallel", "scaling"}
+
+
+def test_public_functions_take_paths_as_text_or_as_path_objects():
+    """`peft.load("runs/x", ...)` failed on str / str, where `trained_weights.load` took both. The
+    type checker holds the bodies to the annotations."""
+    wrong, count = [], 0
+    for path in LIBRARY:
+        if path.relative_to(PACKAGE).parts[0] in PATHS_ONLY:
+            continue
+        functions = [n for n in tree_of(path).body if isinstance(n, ast.FunctionDef)]
+        for f in (f for f in functions if not f.name.startswith("_")):
+            for a in (*f.args.args, *f.args.kwonlyargs):
+                annotation = ast.unparse(a.annotation)
+                count += "PathLike" in annotation
+                if "Path" in annotation.replace("str | os.PathLike[str]", ""):
+                    wrong.append(f"{where(path, f)}: {f.name} takes {a.arg}: {annotation}")
+    assert not wrong and count > 80
+
+
 def test_no_name_forbidden_by_the_style():
     """Defaults by getattr hide a missing field; use_ and enable_ flags hide an absent weight."""
     wrong = []
