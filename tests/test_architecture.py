@@ -224,8 +224,8 @@ def test_config_fields_have_a_meaning():
             fields = [(i, n) for i, n in enumerate(node.body) if isinstance(n, ast.AnnAssign)]
             for i, field in fields:
                 after = node.body[i + 1] if i + 1 < len(node.body) else None
-                told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if node.name in ("Config", "Plan", "Run", "Data", "Optim", "Sampling") and not told:
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if node.name in ("Config", "Plan", "Run", "Data", "Optim", "Sampling") and not text:
                     wrong.append(f"{where(path, field)}: {node.name}.{ast.unparse(field.target)}")
     assert not wrong
 
