@@ -58,7 +58,10 @@ gc.set_threshold(200_000, 20, 20)
 
 # Longest first: the last to end is then a short one. What starts processes of its own and waits
 # for them comes before all.
-ORDER = ("experiments", "train", "objectives", "test_laws.py", "decode", "convert", "scaling")
+ORDER = (
+    "test_mutants.py", "experiments", "train", "objectives", "test_laws.py", "decode", "convert",
+    "scaling",
+)  # fmt: skip
 
 
 def place(path: pathlib.Path) -> int:

@@ -82,7 +82,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
         "tests/test_safety.py",
     ),
     "data/synthetic/__init__": ("tests/data/synthetic/test_in_context.py",),
-    "data/tally": ("tests/data/tokenized/test_shards.py", "tests/train/test_chats.py"),
+    "data/tally": ("tests/data/tokenized/test_shards.py", *RECORDS),
     "data/templates/offsets": (*TEMPLATES, *RECORDS),
     "data/templates/rendering": (*TEMPLATES, *RECORDS),
     "data/templates/variables": (*TEMPLATES, *RECORDS),
@@ -150,18 +150,23 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "train/run/objective_data": ("tests/train/test_preflight.py", "tests/train/test_chats.py"),
     "train/run/progress": ("tests/train/test_loop.py",),
     "train/run/trace": ("tests/train/test_loop.py",),
-    "train/step": (f"{LAWS} -k gpt", "tests/objectives/test_objective_laws.py"),
+    "train/step": (
+        f"{EXPERTS} -k adjusts",
+        "tests/train/test_step.py",
+        f"{LAWS} -k gpt",
+        "tests/objectives/test_objective_laws.py",
+    ),
 }
 
 
 def files_of(path: str) -> list[str]:
-    """The test files of a module (a path under ROOT): of the same name, then GUARDS', then those
-    of its folder's tests that import it."""
+    """The test files of a module (a path under ROOT): of the same name, unless GUARDS names it
+    later, then GUARDS', then those of its folder's tests that import it."""
     name = path.removeprefix("jaxlm/").removesuffix(".py")
     folder, _, stem = name.rpartition("/")
-    first = f"tests/{folder}/test_{stem}.py"
-    files = [first] if (sources.ROOT / first).is_file() else []
-    files += GUARDS.get(name, ())
+    first, named = f"tests/{folder}/test_{stem}.py", GUARDS.get(name, ())
+    files = [first] if (sources.ROOT / first).is_file() and first not in named else []
+    files += named
     dotted = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
     files += [
         test

@@ -1,10 +1,28 @@
 """Mutation analysis of the library's numbers: small changes to one line each, and whether the tests
 of that module notice.
 
-    python -m tests.mutants                      230 mutants, sampled by seed 0
+    python -m tests.mutants                      115 mutants, five of each folder, by seed 0
+    python -m tests.mutants --sample 20000       all of them
     python -m tests.mutants --sample 20 --file jaxlm/ops/losses/surrogate.py
+    python -m tests.mutants --parts              one of each of PARTS: a slow test runs it
     python -m tests.mutants --slow               also the slow tests, on what the fast ones miss
 
+A mutant is caught where a test fails (and passes without the mutant: else it is "broken") or a run
+takes longer than `--seconds`. Mutants are drawn by a hash of their function, their line's text and
+their change, so that most of a sample stays the same when other lines change. Each mutant runs in a
+fork of one process that has imported JAX; only its own module is compiled from changed source,
+nothing on disk is changed. A process that a test starts reads the disk, so that tests of commands
+and of signals do not see the mutant.
+
+Measured over 170 mutants of seed 0, fast tests alone: 143 were caught at first. Of the 27 that
+survived, 13 are caught by tests added since, and one by tests that `mutant_guards.py` left out. Ten
+change no value: a version in a cache's name; the shape of one micro-batch or another; the key of an
+embedding's dropout; a letter of a byte that there is not; a token that only a shape is read of; the
+order of checks; a bound at which no random number lies; the order of an expert's own tokens;
+threads for processes; the size of an enumeration. Two are figures without a second source, a
+length's limit and a device's FLOP/s. One is a signal's, in a process of its own: written to the
+disk, it is caught. In an earlier sample of 200 of objectives and ops, 191 were caught and nine
+changed no value.
 """
 
 import argparse
@@ -246,7 +264,7 @@ def recorded(path: pathlib.Path) -> dict[str, str]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, default=230, help="how many mutants")
+    parser.add_argument("--sample", type=int, default=115, help="how many mutants")
     parser.add_argument("--skip", type=int, default=0, help="leave out the sample's first")
     parser.add_argument("--parts", action="store_true", help="one mutant of each part alone")
     parser.add_argument("--seed", type=int, default=0)

@@ -149,12 +149,13 @@ def agree(family, plan):
 
 
 EVERYTHING = dataclasses.replace(
-    programs.MESH, microbatches=2, remat="full", unroll=2, loss_chunk=16
+    programs.MESH, microbatches=2, zero=2, remat="full", unroll=2, loss_chunk=16
 )
 # Where the law fails under everything at once, these say by which of its parts.
 PARTS = {
     "5, the batch in parts": Plan(microbatches=4, loss_chunk=16),
     "6, a mesh": programs.MESH,
+    "6, a state split by data": Plan(data=2, zero=2, microbatches=2),
     "7, all recomputed": Plan(remat="full"),
     "7, all but products recomputed, and unrolled": Plan(remat="dots", unroll=3),
 }
@@ -188,6 +189,10 @@ def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(famil
     for path in split:
         w = param.flatten(state.params)[path]
         assert w.addressable_shards[0].data.size * 4 == w.size, path
+    # the optimiser's moments are split over `data`, too, where a dimension divides
+    moments = [x for path, x in param.flatten(state.opt).items() if path.endswith(tuple(split))]
+    parts = {x.size // x.addressable_shards[0].data.size for x in moments}
+    assert len(moments) >= 2 * len(split) and parts <= {4, 8} and 8 in parts
 
 
 @pytest.mark.slow

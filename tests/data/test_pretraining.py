@@ -91,6 +91,9 @@ def test_resuming_is_going_on(found):
     for start in (1, 13, 29):
         same(take(DATA, found["train"], 30 - start, start=start), whole[start:])
         same([pretraining.batch_at(DATA, found["train"], start)], [whole[start]])
+    alone = pretraining.batches(DATA, found["train"])  # one process of one
+    same([next(alone)], whole[:1])
+    alone.close()
     far = 10**9  # O(1): nothing is skipped over
     same(take(DATA, found["train"], 1, far), [pretraining.batch_at(DATA, found["train"], far)])
 

@@ -170,27 +170,33 @@ def outliers(
     delta: float,
     per: float,
     fixed: Mapping[str, float] = {},
+    near: fitting.Fit | None = None,
 ) -> list[Record]:
     """One row for each count of highest losses left out: exponents, and D/N at the target.
 
     How outliers are treated moves the optimum of Hoffmann et al. 2022's runs more than the
     bootstrap's interval is wide. Counts that leave fewer points than parameters + 1 have no row.
-    fixed: parameters held at values.
+    fixed: parameters held at values. near: the law's fit to most of the points, to start from; not
+    given: one to all of them.
     """
     order = np.argsort(-t.loss, kind="stable")
-    rows: list[Record] = []
-    near: fitting.Fit | None = None
-    for count in OUTLIERS:
+    counts = [count for count in OUTLIERS if len(order) - count > len(law.names)]
+    if not counts:
+        return []
+    near = near or fitting.fit(law, t, delta=delta, fixed=fixed)
+    if near.failed:
+        near = None
+    problems = []
+    for count in counts:
         rest = table.take(t, np.sort(order[count:]))
-        if len(rest.loss) <= len(law.names):
-            continue
-        refit = fitting.fit(law, rest, delta=delta, fixed=fixed, near=near)
-        near = None if refit.failed else refit
+        problems.append(fitting.problem(law, rest, delta, fixed=fixed, near=near))
+    rows: list[Record] = []
+    for count, refit in zip(counts, fitting.fit_all(law, problems)):
         best = optimum.at(law.name, fitting.values(refit), target, per=per)
         rows.append(
             {
                 "dropped": count,
-                "points": len(rest.loss),
+                "points": len(order) - count,
                 "law": law.name,
                 "theta": refit.theta,
                 "objective": refit.objective,

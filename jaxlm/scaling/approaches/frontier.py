@@ -54,12 +54,11 @@ def fit(t: Table, *, replicates: int = 1000, seed: int = 0, grid: int = GRID) ->
     names, which, count = np.unique(t.run, return_inverse=True, return_counts=True)
     curves = bool((count > 1).any())
     log_c, height = _curves(t, which, count, grid) if curves else _points(t)
-    lowest = np.argmin(height, 0)
     sizes = np.array([t.params[which == i].max() for i in range(len(names))])
     log_n = np.log(sizes if curves else t.params)
     runs = names if curves else t.run
-    held = _frontier(height, np.arange(len(height)), log_n, curves)
-    x, best = log_c[held], lowest[held]
+    held, best = _frontier(height, np.arange(len(height)), log_n, curves)
+    x = log_c[held]
     if len(np.unique(log_n[best])) < 2:
         low, high = (f"{np.exp(end):.4g}" for end in (log_n.min(), log_n.max()))
         raise ValueError(
@@ -113,18 +112,21 @@ def _points(t: Table) -> tuple[np.ndarray, np.ndarray]:
     return log_c, np.where(reached, np.log(t.loss)[:, None], np.inf)
 
 
-def _frontier(height: np.ndarray, rows: np.ndarray, log_n: np.ndarray, curves: bool) -> np.ndarray:
-    """The columns with a place on the frontier of some rows: of curves those where one is; of
-    points those at which the lowest loss falls, where a run has just come onto it. Not where the
-    lowest is of the least or the largest size."""
+def _frontier(
+    height: np.ndarray, rows: np.ndarray, log_n: np.ndarray, curves: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the columns with a place on the frontier of some rows, the lowest row there): of curves
+    those where one is; of points those at which the lowest loss falls, where a run has just come
+    onto it. Not where the lowest is of the least or the largest size."""
     own = height[rows]
-    first = np.argmin(own, 0)
-    low, size = own[first, np.arange(own.shape[1])], log_n[rows[first]]
-    within = (size > log_n.min()) & (size < log_n.max())
-    if curves:
-        return np.flatnonzero(np.isfinite(low) & within)
-    before = np.concatenate([[np.inf], low[:-1]])
-    return np.flatnonzero((low < before) & within)
+    low = own.min(0)
+    before = np.full(len(low), np.inf)
+    if not curves:
+        before[1:] = low[:-1]
+    held = np.flatnonzero(low < before)
+    lowest = rows[np.argmin(own[:, held], 0)]
+    within = (log_n[lowest] > log_n.min()) & (log_n[lowest] < log_n.max())
+    return held[within], lowest[within]
 
 
 def _draws(
@@ -140,9 +142,9 @@ def _draws(
     out = []
     for _ in range(replicates):
         rows = np.unique(random.integers(0, len(height), len(height)))
-        held = _frontier(height, rows, log_n, curves)
-        n = log_n[rows[np.argmin(height[rows][:, held], 0)]] if len(held) else np.empty(0)
-        if len(np.unique(n)) > 1:
+        held, lowest = _frontier(height, rows, log_n, curves)
+        n = log_n[lowest]
+        if len(held) and np.ptp(n) > 0:
             law = isoflop.power(log_c[held], n)
             out.append((law.exponent, law.intercept))
     return np.array(out).reshape(-1, 2)

@@ -149,10 +149,10 @@ def fit(
 def power(log_x: np.ndarray, log_y: np.ndarray, weights: np.ndarray | None = None) -> Power:
     """The weighted least-squares line of log y on log x, [n] each; weights None are all 1."""
     w = np.ones(len(log_x)) if weights is None else weights
-    x0, y0 = np.average(log_x, weights=w), np.average(log_y, weights=w)
+    x0, y0 = w @ log_x / w.sum(), w @ log_y / w.sum()
     x, y = log_x - x0, log_y - y0
-    slope = float(np.sum(w * x * y) / np.sum(w * x * x))
-    left, all_of_it = float(np.sum(w * (y - slope * x) ** 2)), float(np.sum(w * y * y))
+    slope = float((w * x) @ y / ((w * x) @ x))
+    left, all_of_it = float(w @ (y - slope * x) ** 2), float(w @ y**2)
     return Power(slope, float(y0 - slope * x0), 1 - left / all_of_it if all_of_it else 1.0)
 
 

@@ -28,8 +28,10 @@ class Curve(NamedTuple):
 
     def band(self, values: Array, level: float) -> tuple[Array, Array]:
         """(low, high) percentiles [m] of values [R, m] over the draws."""
+        # numpy takes the columns one by one where it looks for nan
+        percentile = np.nanpercentile if np.isnan(values).any() else np.percentile
         with np.errstate(all="ignore"):
-            ends = np.nanpercentile(values, (50 * (1 - level), 50 * (1 + level)), axis=0)
+            ends = percentile(values, (50 * (1 - level), 50 * (1 + level)), axis=0)
         return ends[0], ends[1]
 
 

@@ -39,9 +39,9 @@ def trial(model: Callable, phi: Array, y: Array, w: Array, at: Points) -> Trial:
         )
 
     def slopes(rows: Rows) -> Slopes:
-        return Slopes(gradient[rows], hessian[rows], np.einsum("skk->sk", bound[rows]))
+        return Slopes(gradient[rows], hessian[rows], bound[rows])
 
-    return Trial(value, slopes, lambda: bound)
+    return Trial(value, slopes)
 
 
 def rounded(n: int) -> int:

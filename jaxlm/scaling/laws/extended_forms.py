@@ -276,13 +276,8 @@ def _log_sum(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     gap = p - q
     less = np.exp(-np.abs(gap))
     more = 1 / (1 + less)
-    less *= more
-    first = gap > 0
-    return (
-        np.where(first, p, q) - np.log(more),
-        np.where(first, more, less),
-        np.where(first, less, more),
-    )
+    share = np.where(gap > 0, more, less * more)
+    return np.maximum(p, q) - np.log(more), share, 1 - share
 
 
 def _stretched(x: Any, kappa: Any) -> Any:

@@ -18,7 +18,7 @@ Array = np.ndarray
 
 # The search looks between these tokens per parameter, first at so many geometric places.
 RATIOS, PLACES = (1e-4, 1e8), 97
-HALVINGS = 52  # of the bracket between two places, to below rounding
+HALVINGS = 38  # of the bracket between two places, to 1e-12
 ROUGH = 20  # where the loss alone is wanted: it is flat at the optimum, to 1e-13 then
 # Step of the slope by log N: rounding moves the minimum by 1e-10, and where curvature jumps (at the
 # first repeated token) the minimum is off by a tenth of a step at most.

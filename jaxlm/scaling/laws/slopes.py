@@ -34,7 +34,7 @@ class Slopes(NamedTuple):
 
     gradient: Array  # [R,k]
     hessian: Array  # [R,k,k] exact
-    scale: Array  # [R,k] the diagonal of Trial.bound
+    bound: Array  # [R,k,k] of the reweighted least squares that bounds Huber's loss
 
 
 class Trial(NamedTuple):
@@ -42,7 +42,6 @@ class Trial(NamedTuple):
 
     value: Array  # [S]
     slopes: Callable[[Rows], Slopes]  # of some of the problems
-    bound: Callable[[], Array]  # [S,k,k] of the reweighted least squares that bounds Huber's loss
 
 
 Evaluate = Callable[[Array, Array, Array, Points], Trial]
@@ -81,18 +80,12 @@ def by_derivatives(derivatives: Callable, phi: Array, y: Array, w: Array, at: Po
         if not at.log > 0:
             u *= value[rows]
             q, bound = q * value[rows] ** 2 - u, bound * value[rows] ** 2
-        part = slope * q[:, None]
-        hessian = part @ slope.transpose(0, 2, 1) - curvature(u)
-        np.multiply(slope, slope, out=part)
-        scale = (part @ bound[:, :, None])[:, :, 0]
-        return Slopes(-(slope @ u[:, :, None])[:, :, 0], hessian, scale)
+        across, part = slope.transpose(0, 2, 1), slope * q[:, None]
+        hessian = part @ across - curvature(u)
+        np.multiply(slope, bound[:, None], out=part)
+        return Slopes(-(slope @ u[:, :, None])[:, :, 0], hessian, part @ across)
 
-    def bound() -> Array:
-        slope, _ = more(slice(None))
-        weights = w * _bound(r, at.delta) * (1.0 if at.log > 0 else value**2)
-        return (slope * weights[:, None]) @ slope.transpose(0, 2, 1)
-
-    return Trial((w * rho).sum(1), slopes, bound)
+    return Trial(np.vecdot(w, rho), slopes)
 
 
 def of_three_terms(
@@ -118,8 +111,7 @@ def of_three_terms(
     rho, psi = huber(r, at.delta)
     k = phi.shape[1]
 
-    def sums(rows: Rows) -> tuple[Array, Array, Array]:
-        """(gradient, Hessian, bound)."""
+    def slopes(rows: Rows) -> Slopes:
         # shares of the logarithm's slope, or the terms themselves as slopes of the loss
         unit = (1.0 if at.log > 0 else value[rows]) / total[rows]
         p = (p1[rows] * unit, p2[rows] * unit, unit)
@@ -136,18 +128,15 @@ def of_three_terms(
             if i == j:
                 parts[:, 3 + place] -= parts[:, i]
             np.multiply(bound, both, out=parts[:, 9 + place])
-        for place, (i, j) in enumerate(FEATURES):
-            np.multiply(x[rows] ** i, z[rows] ** j, out=features[:, place])
+        own, other = x[rows], z[rows]
+        for place, values in enumerate((1.0, own, other, own * own, other * other, own * other)):
+            features[:, place] = values
         flat = parts @ features.transpose(0, 2, 1)
         flat = flat.reshape(len(u), 90) @ _assembly(terms)
         gradient, hessian, bound = np.split(flat, (k, k + k * k), 1)
-        return gradient, hessian.reshape(-1, k, k), bound.reshape(-1, k, k)
+        return Slopes(gradient, hessian.reshape(-1, k, k), bound.reshape(-1, k, k))
 
-    def slopes(rows: Rows) -> Slopes:
-        gradient, hessian, bound = sums(rows)
-        return Slopes(gradient, hessian, np.einsum("skk->sk", bound))
-
-    return Trial((w * rho).sum(1), slopes, lambda: sums(slice(None))[2])
+    return Trial(np.vecdot(w, rho), slopes)
 
 
 # For log E, log A, log B, alpha and beta: which term's share the slope has, times -1 to a power,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.scaling.laws import slopes
-from jaxlm.scaling.laws.slopes import Closed, Evaluate, Points, Rows, Slopes, Trial
+from jaxlm.scaling.laws.slopes import Closed, Evaluate, Points
 
 Array = np.ndarray
 
@@ -27,7 +27,7 @@ BLOCK = 128
 # Newton steps; what has not arrived is then taken through wider deltas, from WIDEST down tenfold
 # with WIDER steps at each: where few points are within delta the objective is nearly piecewise
 # linear, and steps from afar end at the next kink. At last LAST steps.
-STEPS, WIDEST, WIDER, LAST = 160, 0.1, 100, 150
+STEPS, WIDEST, WIDER, LAST = 160, 0.1, 50, 100
 # A problem has arrived when Newton promises less than this share of its objective.
 ARRIVED = 1e-14
 # So has one that AGAIN more steps lower by less than this share: at a kink, or at the rounding of
@@ -39,8 +39,9 @@ SAME = 1e-8
 # largest): to map the memory of every array anew takes longer than the arithmetic.
 KEPT = 31 << 20
 # Levenberg-Marquardt: damping at the start, and its factors after a step that lowered the
-# objective and after one that did not.
-DAMPING, EASIER, HARDER = 1e-2, 0.15, 5.0
+# objective and after one that did not; then it is at least ANEW, or many small steps' easing would
+# take as many refusals to undo.
+DAMPING, EASIER, HARDER, ANEW = 1e-2, 0.15, 5.0, 1e-6
 
 
 class Solved(NamedTuple):
@@ -217,7 +218,7 @@ class _Block(NamedTuple):
     value: Array  # [S] the objective and its Slopes, at phi
     gradient: Array  # [S,k]
     hessian: Array  # [S,k,k]
-    scale: Array  # [S,k]
+    bound: Array  # [S,k,k]
 
 
 def _blocks(
@@ -234,9 +235,14 @@ def _blocks(
             if not over.any():
                 continue
             _write(problems, _rows(block, over), arrived[over])
-            new = _begin(problems, todo[next : next + over.sum()])
-            next += over.sum()
-            block = _Block(*(np.concatenate([a[~over], b]) for a, b in zip(block, new)))
+            rows = np.flatnonzero(over)
+            new = _begin(problems, todo[next : next + len(rows)])
+            next += len(rows)
+            here, gone = np.split(rows, [len(new.index)])
+            for a, b in zip(block, new):
+                a[here] = b
+            if len(gone):
+                block = _rows(block, np.delete(np.arange(len(over)), gone))
             if agree and next >= len(todo):
                 done = _agreed(problems, block, agree)
                 settled += done
@@ -292,23 +298,15 @@ def _begin(problems: _Problems, index: Array) -> _Block:
         np.ones(many, bool),
         np.full(many, np.inf),
         np.zeros((many, k)),
-        np.tile(np.eye(k), (many, 1, 1)),
-        np.ones((many, k)),
+        *np.tile(np.eye(k), (2, many, 1, 1)),
     )
-
-
-def _trial(
-    problems: _Problems, block: _Block, phi: Array, delta: float, rows: Rows = slice(None)
-) -> Trial:
-    """The Trial of some of a block's problems at phi [R,k]."""
-    logs, centre = block.logs[rows].swapaxes(0, 1), block.centre[rows].T[:, :, None]
-    at = Points(logs, centre, delta, problems.log)
-    return problems.evaluate(phi, block.y[rows], block.w[rows], at)
 
 
 def _step(problems: _Problems, block: _Block, delta: float) -> tuple[_Block, Array]:
     """(the block a step on, [S] which problems have arrived)."""
-    trial = _trial(problems, block, block.phi + block.move, delta)
+    logs, centre = block.logs.swapaxes(0, 1), block.centre.T[:, :, None]
+    at = Points(logs, centre, delta, problems.log)
+    trial = problems.evaluate(block.phi + block.move, block.y, block.w, at)
     better = block.solvable & (trial.value <= block.value)
     rows = np.flatnonzero(better)
     if len(rows):
@@ -317,12 +315,12 @@ def _step(problems: _Problems, block: _Block, delta: float) -> tuple[_Block, Arr
         rows = rows[fine]
         block.phi[rows] += block.move[rows]
         block.value[rows] = trial.value[rows]
-        for old, part in zip((block.gradient, block.hessian, block.scale), new):
+        for old, part in zip((block.gradient, block.hessian, block.bound), new):
             old[rows] = part[fine]
-    factor = np.where(better, EASIER, HARDER)
-    damping = np.minimum(block.damping * factor, 1e12)
+    harder = np.clip(block.damping * HARDER, ANEW, 1e12)
+    damping = np.where(better, block.damping * EASIER, harder)
     block = block._replace(damping=damping, steps=block.steps + 1)
-    move, solvable, exact = _newton(problems, block, delta)
+    move, solvable, exact = _newton(block)
     promised = -(move * block.gradient).sum(1)
     enough = promised <= ARRIVED * block.value + 1e-28 * block.w.sum(1)
     arrived = exact & enough & (damping <= 1) & np.isfinite(block.value)
@@ -331,44 +329,36 @@ def _step(problems: _Problems, block: _Block, delta: float) -> tuple[_Block, Arr
     return block._replace(move=move, solvable=solvable), arrived
 
 
-def _newton(problems: _Problems, block: _Block, delta: float) -> tuple[Array, Array, Array]:
+def _newton(block: _Block) -> tuple[Array, Array, Array]:
     """(step [S,k], solvable [S], by the exact Hessian [S]) of the damped Newton system.
 
     Where the Hessian is not positive definite, the reweighted least squares is added to it, and
     alone where the sum is not either: at a saddle, such as an exponent of a term that is still 0,
     damping enough to make it so would hold every other parameter too.
     """
-    s, damping = Slopes(block.gradient, block.hessian, block.scale), block.damping
-    step, exact = _eliminate(s.hessian, s, damping, block.free)
-    solvable = exact.copy()
-    rest = np.flatnonzero(~exact & np.isfinite(block.value))
-    if not len(rest):
-        return step, solvable, exact
-    bound = _trial(problems, block, block.phi[rest], delta, rest).bound()
-    part, damping, free = Slopes(*(a[rest] for a in s)), damping[rest], block.free[rest]
-    step[rest], fine = _eliminate(part.hessian + bound, part, damping, free)
-    solvable[rest] = fine
-    if not fine.all():
-        rest, part = rest[~fine], Slopes(*(a[~fine] for a in part))
-        step[rest], solvable[rest] = _eliminate(bound[~fine], part, damping[~fine], free[~fine])
+    step, exact = _eliminate(block.hessian, block)
+    solvable, rest = exact.copy(), np.flatnonzero(~exact & np.isfinite(block.value))
+    for matrix in (block.hessian + block.bound, block.bound):
+        if len(rest):
+            step[rest], solvable[rest] = _eliminate(matrix[rest], _rows(block, rest))
+            rest = rest[~solvable[rest]]
     return step, solvable, exact
 
 
-def _eliminate(matrix: Array, s: Slopes, damping: Array, free: Array) -> tuple[Array, Array]:
-    """(step [S,k], positive definite [S]) of a damped matrix [S,k,k], by elimination; free [S,k].
+def _eliminate(matrix: Array, block: _Block) -> tuple[Array, Array]:
+    """(step [S,k], positive definite [S]) of a damped matrix [S,k,k], by elimination.
 
     All at once and no LAPACK, since the matrices are small and many; a symmetric matrix is positive
     definite if all pivots are positive, and needs no exchange of rows then.
     """
-    k = free.shape[1]
-    scale, free = s.scale.T, free.T
-    scale = scale + 1e-12 * scale.max(0)
+    free, scale = block.free.T, np.einsum("skk->ks", block.bound)
+    k, scale = len(free), scale + 1e-12 * scale.max(0)
     # [k, k + 1, S]: problems last, where NumPy is fast
     system = np.empty((k, k + 1, len(matrix)))
     np.multiply(matrix.transpose(1, 2, 0), free[:, None] * free, out=system[:, :k])
-    np.multiply(s.gradient.T, -free, out=system[:, k])
+    np.multiply(block.gradient.T, -free, out=system[:, k])
     diagonal = np.einsum("kks->ks", system[:, :k])
-    diagonal += damping * scale * free + (1 - free)
+    diagonal += block.damping * scale * free + (1 - free)
     with np.errstate(all="ignore"):  # beyond a pivot that is not positive there is no step
         for i in range(k):
             row = system[i, i + 1 :] / system[i, i]

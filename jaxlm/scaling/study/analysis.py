@@ -8,6 +8,7 @@ The record is complete: `report.text` and `figures.draw` read nothing else.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -112,7 +113,7 @@ def run(
             per,
             level,
         ),
-        "outliers": _outliers(t, planned, options, target, per),
+        "outliers": _outliers(t, planned, fitted, options, target, per),
         "profiles": form_fits.profiles(planned, level),
         "points": {f: t._asdict()[f] for f in POINTS} | {"used": used},
     }
@@ -149,11 +150,17 @@ def _pair(one: form_fits.Fitted) -> tuple[Array, Array]:
 
 
 def _outliers(
-    t: table.Table, planned: form_fits.Fitted, options: Options, target: float, per: float
+    t: table.Table,
+    planned: form_fits.Fitted,
+    fitted: Mapping[str, form_fits.Fitted],
+    options: Options,
+    target: float,
+    per: float,
 ) -> list[Record]:
     law = _outlier_law(planned)
     held = fixed_parameters.parse(options.fix).get(law.name, {})
-    return comparison.outliers(t, law, target, options.delta, per, held)
+    near = fitted[law.name].fit if law.name in fitted else None
+    return comparison.outliers(t, law, target, options.delta, per, held, near)
 
 
 def _outlier_law(planned: form_fits.Fitted) -> loss_laws.Law:

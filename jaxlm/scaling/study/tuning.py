@@ -100,24 +100,18 @@ def correct(
     start = np.append(
         law.internal(fitting.values(fitted), ready.centre), excess.at_largest / h.max()
     )
-    weights = np.ones((1 + replicates, n))
-    weights[1:] = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates)
-    s = solve.minimise(
-        _model,
-        _derivatives,
-        np.tile(start, (len(weights), 1)),
-        ready.y,
-        weights * ready.weights,
-        logs,
-        centre,
-        np.ones(k + 1, bool),
-        fitted.delta,
-        True,
-    )
-    if not s.arrived[0] or not s.phi[0, k] > 0:
+
+    def solved(start: Array, weights: Array) -> solve.Solved:
+        task = solve.Task(start, ready.y, weights, logs, centre, np.ones(k + 1, bool))
+        return solve.minimise_all(_model, _derivatives, [task], fitted.delta, True)[0]
+
+    best = solved(start[None], ready.weights)
+    if not best.arrived[0] or not best.phi[0, k] > 0:
         return None
-    theta = law.natural(s.phi[:, :k], ready.centre)
-    return Corrected(theta[0], theta[1:][s.arrived[1:]])
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates)
+    many = solved(np.tile(best.phi, (replicates, 1)), times * ready.weights)
+    theta = law.natural(many.phi[:, :k], ready.centre)
+    return Corrected(law.natural(best.phi[0, :k], ready.centre), theta[many.arrived])
 
 
 def _model(phi: Any, logs: Any, centre: Any) -> Any:

@@ -58,6 +58,16 @@ def rank_file(merges):
     return b"".join(base64.b64encode(p) + f" {rank}\n".encode() for rank, p in enumerate(pieces))
 
 
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"wordpiece"}))
+def test_every_id_is_located_at_its_characters(made, kind):
+    tokenizer, text = made[kind][0], "The cats, 12 \u00e9\U0001f600 sat"
+    for first, spans in ((True, {}), (False, {})):
+        for i, *place in zip(*tokenizer.locate(text, first), strict=True):
+            spans.setdefault(tuple(place), []).append(i)
+        assert "".join(text[a:b] for a, b in spans) == text
+        assert all(tokenizer.decode(ids) == text[a:b] for (a, b), ids in spans.items())
+
+
 unicode = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n\t\r\u2581a\0"))
 awkward = st.lists(st.sampled_from(["<eos>", "</s>", "  ", "\u2581", "a"])).map("".join)
 quick = hypothesis.settings(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxlm.scaling import table
-from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, profile
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, profile, solve
 from tests.scaling import public
 
 LAW = loss_laws.CHINCHILLA
@@ -33,6 +33,27 @@ def test_a_replicate_is_the_fit_of_its_points(runs, found):
         alone = fitting.fit(LAW, table.take(runs, index[i]))
         assert draws.objective[i] == pytest.approx(alone.objective, rel=1e-9)
         np.testing.assert_allclose(draws.theta[i], fitting.values(alone), rtol=1e-5)
+
+
+def test_damping_that_many_steps_eased_is_soon_back(runs, monkeypatch):
+    """Of a form that is wrong few points are within delta, and a step often ends at a kink. Damping
+    that twenty steps had eased to 1e-16 took as many refusals to undo, each as dear as a step."""
+    refused, longest, step = np.zeros(200, int), 0, solve._step
+
+    def counted(problems, block, delta):
+        nonlocal longest
+        before = block.damping
+        out, arrived = step(problems, block, delta)
+        again = np.where(out.damping > before, refused[out.index] + 1, 0)
+        refused[out.index] = again
+        longest = max(longest, int(again[~arrived].max(initial=0)))
+        return out, arrived
+
+    fit = fitting.fit(loss_laws.KAPLAN, runs)
+    weights = bootstrap.counts(runs, 200, 0, "case")
+    monkeypatch.setattr(solve, "_step", counted)
+    draws = bootstrap.refit(loss_laws.KAPLAN, runs, fit, weights)
+    assert draws.failed.mean() < 0.02 and longest <= 12
 
 
 def test_solved_together_is_solved_alone(runs, found):

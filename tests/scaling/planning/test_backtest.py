@@ -5,7 +5,7 @@ import pytest
 
 from jaxlm.scaling import table
 from jaxlm.scaling.approaches import comparison
-from jaxlm.scaling.laws import identifiability, loss_laws
+from jaxlm.scaling.laws import fitting, identifiability, loss_laws
 from jaxlm.scaling.planning import backtest
 from tests.scaling import public
 
@@ -33,6 +33,10 @@ def test_leaving_out_the_highest_losses_of_hoffmann():
     expected = [6.8, 11.4, 14.7, 17.9, 19.9, 31.2]
     assert [r["tokens_per_parameter"] for r in rows] == pytest.approx(expected, abs=0.06)
     assert not any(r["failed"] for r in rows)
+    fit = fitting.fit(CHINCHILLA, public.epoch())
+    near = comparison.outliers(public.epoch(0), CHINCHILLA, 5.76e23, 1e-3, 6.0, near=fit)
+    for a, b in zip(near, rows):
+        assert a["theta"] == pytest.approx(b["theta"], rel=1e-6)
 
 
 def some(n, d, unique=None):
