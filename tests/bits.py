@@ -42,12 +42,12 @@ def computed() -> Iterator[tuple[str, Any]]:
     for case in laws.FIRST:
         total, weight, sums, grads = laws.gradient(case, Plan())(laws.rows_of(case))
         yield f"objective {case}", {"total": total, "weight": weight, "sums": sums, "grads": grads}
-        made = laws.build(case, Plan())
-        tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), made.spec, 10, False)
-        state = step.init(made, tx, Plan(), seed=3)
+        objective = laws.build(case, Plan())
+        tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), objective.spec, 10, False)
+        state = step.init(objective, tx, Plan(), seed=3)
         params, frozen = laws.weights(case)
         state = state._replace(params=params, frozen=frozen)
-        state, metrics = step.make(made, tx, Plan())(state, laws.rows_of(case))
+        state, metrics = step.make(objective, tx, Plan())(state, laws.rows_of(case))
         yield f"a step of {case}", {"params": state.params, "metrics": metrics}
     with np.load(golden.FILE) as stored:
         records = golden.records(dict(stored))

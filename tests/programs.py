@@ -1,4 +1,4 @@
-"""Tiny models of every family and their compiled programs, each made once and shared by tests."""
+"""Tiny models of every family and their compiled programs, each built once and shared by tests."""
 
 import contextlib
 import functools
@@ -148,7 +148,7 @@ def start(family, plan):
 @functools.cache
 def trainer(family, plan):
     """The step of a family under a plan, run once so that it is compiled."""
-    made = step.make(*parts(family, plan), plan)
+    program = step.make(*parts(family, plan), plan)
     shardings = step.shard(*parts(family, plan), plan)
     # the same on every mesh, as law 10 says; only float16 has a loss scale
     first = start(family, Plan(compute="float16") if plan.compute == "float16" else Plan())
@@ -157,8 +157,8 @@ def trainer(family, plan):
         return jax.device_put(first, shardings)
 
     with printed() as log:
-        made(fresh(), placed(fit(family, rows(0)), plan))
-    return Trainer(fresh, made, shardings, log())
+        program(fresh(), placed(fit(family, rows(0)), plan))
+    return Trainer(fresh, program, shardings, log())
 
 
 @contextlib.contextmanager
@@ -254,12 +254,12 @@ def only(batch, *places):
 
 def run(family, plan, batches):
     """(state, [metrics]) after training on the batches under a plan."""
-    made = trainer(family, plan)
-    state, told = made.start(), []
+    training = trainer(family, plan)
+    state, history = training.start(), []
     for batch in batches:
-        state, metrics = made.step(state, placed(fit(family, batch), plan))
-        told.append({k: float(v) for k, v in metrics.items()})
-    return state, told
+        state, metrics = training.step(state, placed(fit(family, batch), plan))
+        history.append({k: float(v) for k, v in metrics.items()})
+    return state, history
 
 
 # Documents of different lengths and different weights: a mean of means would differ.

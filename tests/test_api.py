@@ -7,8 +7,10 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.convert import pretrained
 from jaxlm.decode import completions
-from jaxlm.train.run import directory
+from jaxlm.train import trained_weights
+from jaxlm.train.run import checkpoint, directory, integrity
 from jaxlm.train.run import run as runs
 
 
@@ -62,6 +64,16 @@ def test_equal_prompts_are_continued_differently(saved):
     assert len({*texts}) == 3
     later = jaxlm.Sampling(max_new=12, seed=5)
     assert jaxlm.generate(saved[1], ["ab"], later) == texts[1:2], "row r has seed + r"
+
+
+def test_what_is_kept_of_a_run_is_read_by_a_path_as_text(saved):
+    """Checkpoints took pathlib alone, where runs took text."""
+    folder, kept = "runs/first", "runs/first/checkpoints"
+    assert checkpoint.steps(kept) == [2] == [checkpoint.good(kept, print, [2])]
+    assert integrity.fault(f"{kept}/2") is None
+    assert checkpoint.facts(kept, 2) == integrity.facts(f"{kept}/2") == directory.proof(folder)
+    assert directory.check(folder, saved[1].run) is None
+    assert pretrained.was(folder) is None and trained_weights.begun(folder) == {}
 
 
 def test_importing_loads_nothing_slow():

@@ -85,8 +85,8 @@ def test_links_lead_somewhere(name):
 def test_make_targets_exist():
     wanted = {c[1] for c in SHELL + SHOWN if c[0] == "make"}
     wanted |= set(re.findall(r"`make ([\w-]+)", README + (ROOT / "CONTRIBUTING.md").read_text()))
-    found = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    assert wanted <= set(found)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert wanted <= set(targets)
     done = subprocess.run(
         ["make", "-n", *sorted(wanted)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -283,17 +283,17 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(example, "README.md", "exec"), {})
-    told = re.search(r"# ([\d.]+) \+- ([\d.]+)", example)
+    stated = re.search(r"# ([\d.]+) \+- ([\d.]+)", example)
     *_, measured, texts = out.getvalue().splitlines()
-    assert abs(float(measured) - float(told[1])) <= float(told[2])
+    assert abs(float(measured) - float(stated[1])) <= float(stated[2])
     assert len(ast.literal_eval(texts)) == 1
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_a_config_is_a_lab_record(file):
-    told = ast.get_docstring(ast.parse(file.read_text("utf-8")))
-    assert told.splitlines()[0].endswith((".", "?"))
-    record = dict(re.findall(r"^(\w+): (.+)$", told, re.MULTILINE))
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8")))
+    assert docstring.splitlines()[0].endswith((".", "?"))
+    record = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
     assert list(record) == FIELDS
     assert f"jaxlm train {file.relative_to(ROOT)}" in record["Command"] or file.stem == "demo"
 

@@ -136,15 +136,15 @@ def test_4_prefill_and_decoding_are_the_forward_pass(family):
 def agree(family, plan):
     """Three steps under a plan are three steps under the default plan."""
     batches = [programs.rows(i, programs.UNEVEN) for i in range(3)]
-    (one, told), (other, also) = (
+    (one, metrics), (other, also) = (
         programs.run(family, Plan(), batches),
         programs.run(family, plan, batches),
     )
-    for a, b in zip(told, also, strict=True):
+    for a, b in zip(metrics, also, strict=True):
         assert b == pytest.approx(a, rel=2e-5)
     programs.close(other.params, one.params, 1e-4, 1e-4)
     programs.close(other.opt.average.params, one.opt.average.params, 1e-4, 1e-4)
-    assert told[0]["z"] > 0 and told[2]["loss"] != told[0]["loss"]
+    assert metrics[0]["z"] > 0 and metrics[2]["loss"] != metrics[0]["loss"]
     return other
 
 
@@ -177,12 +177,12 @@ def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(famil
     except AssertionError as failure:
         failure.add_note("Alone: " + ("; ".join(diagnosis(family)) or "every part agrees"))
         raise
-    made = programs.trainer(family, EVERYTHING)
+    training = programs.trainer(family, EVERYTHING)
     # the partitioner found a way for every array
-    assert "rematerialization" not in made.log
+    assert "rematerialization" not in training.log
     # everything lies where it should
     for path, x in param.flatten(state).items():
-        assert x.sharding == param.flatten(made.shardings)[path], path
+        assert x.sharding == param.flatten(training.shardings)[path], path
     spec = param.flatten(programs.shape(family).spec)
     split = [k for k, p in spec.items() if "embed" in p.axes and {"heads", "ffn"} & {*p.axes}]
     assert split
@@ -203,15 +203,15 @@ def test_5_6_7_and_with_blocks():
 
 @pytest.mark.parametrize("plan", [Plan(), programs.MESH], ids=["one", "mesh"])
 def test_8_a_restored_state_steps_to_the_same_bits(plan):
-    made = programs.trainer("llama-all", plan)
+    training = programs.trainer("llama-all", plan)
     state, _ = programs.run("llama-all", plan, [programs.rows(0), programs.rows(1)])
     kept = jax.tree.map(np.asarray, state)
-    on, metrics = made.step(state, programs.placed(programs.rows(2), plan))
-    again, told = made.step(
-        jax.device_put(kept, made.shardings), programs.placed(programs.rows(2), plan)
+    on, metrics = training.step(state, programs.placed(programs.rows(2), plan))
+    again, metrics_again = training.step(
+        jax.device_put(kept, training.shardings), programs.placed(programs.rows(2), plan)
     )
     programs.same(on, again)
-    programs.same(metrics, told)
+    programs.same(metrics, metrics_again)
 
 
 @kernels
@@ -313,15 +313,15 @@ def test_15_the_step_compiles_once(family, plan):
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
-    made = programs.trainer(family, plan)
+    training = programs.trainer(family, plan)
     batches = [programs.placed(programs.fit(family, programs.rows(i)), plan) for i in range(3)]
-    state = made.start()
+    state = training.start()
     compiled.clear()
     for batch in batches:
-        state, _ = made.step(state, batch)
-    restored = jax.device_put(jax.tree.map(np.asarray, state), made.shardings)
-    made.step(restored, batches[0])
-    assert not compiled and made.step._cache_size() == 1
+        state, _ = training.step(state, batch)
+    restored = jax.device_put(jax.tree.map(np.asarray, state), training.shardings)
+    training.step(restored, batches[0])
+    assert not compiled and training.step._cache_size() == 1
 
 
 def test_logits_is_the_whole_forward_pass():

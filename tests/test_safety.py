@@ -104,8 +104,11 @@ def test_the_code_of_a_checkpoint_is_ignored_and_its_pickles_refused(
     settings(folder, auto_map=named | {"AutoTokenizer": ["tokenization_llama.T", None]})
     tokenizers.train("byte_bpe", ["words"] * 9, 262, str(tmp_path / "made"))
     (tmp_path / "made" / "tokenizer.json").rename(folder / "tokenizer.json")
-    told = {"eos_token": "<|eos|>", "auto_map": {"AutoTokenizer": ["tokenization_llama.T", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    tokenizer_config = {
+        "eos_token": "<|eos|>",
+        "auto_map": {"AutoTokenizer": ["tokenization_llama.T", None]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     for name in ("training_args.bin", "pytorch_model.bin"):
         (folder / name).write_bytes(pickle.dumps(Marks(mark)))
     settings(folder, vocab_size=48)

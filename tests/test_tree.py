@@ -44,10 +44,10 @@ def unit(dotted):
 
 
 def test_every_part_of_the_library_has_a_floor():
-    found = {
+    parts = {
         p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix in ("", ".py")
     }
-    assert found - {"__init__", "__pycache__"} <= set(FLOORS)
+    assert parts - {"__init__", "__pycache__"} <= set(FLOORS)
 
 
 def modules():

@@ -5,6 +5,7 @@ model's logits move, the field is followed here or refused by name.
 """
 
 import math
+import os
 import pathlib
 import re
 from collections.abc import Collection
@@ -33,12 +34,13 @@ HARMLESS = (
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def read(file: pathlib.Path) -> dict[str, Any]:
+def read(file: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields, defaults filled in.
 
     Raises: FileNotFoundError without the file; ValueError for a kind of adapter, an initialisation
     or a field that is not supported.
     """
+    file = pathlib.Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no adapter of peft: it has no {NAME}")
     record = json_file.read_object(tensor_files.inside(file.parent, file.name))
@@ -59,7 +61,9 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     return FOLLOWED | {k: v for k, v in record.items() if v is not None}
 
 
-def refuse_unchosen(file: pathlib.Path, record: dict[str, Any], modules: Collection[str]) -> None:
+def refuse_unchosen(
+    file: str | os.PathLike[str], record: dict[str, Any], modules: Collection[str]
+) -> None:
     """Raises: ValueError for a module with tensors that the config gives no adapter to: peft leaves
     them out, and what was meant is unknown."""
     for module in modules:

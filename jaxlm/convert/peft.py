@@ -13,6 +13,7 @@ same.
 
 import json
 import math
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def _place(job: read.Job, kind: str) -> Place:
 
 
 def write(
-    folder: pathlib.Path,
+    folder: str | os.PathLike[str],
     kind: str,
     cfg: models.AnyConfig,
     lora: adapter.Lora,
@@ -124,6 +125,7 @@ def write(
 
     Raises: ValueError as `modules`.
     """
+    folder = pathlib.Path(folder).expanduser()
     pairs = _pairs(adapters)
     adapted = modules(kind, cfg, pairs)
     groups = []
@@ -226,7 +228,9 @@ def _targeted(names: list[str], everything: list[str]) -> list[str]:
 # --- Reading ---------------------------------------------------------------------------------
 
 
-def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapter.Lora, param.Tree]:
+def load(
+    folder: str | os.PathLike[str], kind: str, cfg: models.AnyConfig
+) -> tuple[adapter.Lora, param.Tree]:
     """(config, adapters) of peft's files, for a model of this Config.
 
     Our matrices of one module share its adapter. Of different ranks the largest is taken, and
@@ -235,6 +239,7 @@ def load(folder: pathlib.Path, kind: str, cfg: models.AnyConfig) -> tuple[adapte
     Raises: FileNotFoundError without the files; ValueError for a kind of adapter that is not read,
     and for tensors that are unknown, missing or of a wrong shape.
     """
+    folder = pathlib.Path(folder).expanduser()
     record, tensors = lora_config.read(folder / CONFIG), tensor_files.find(folder)
     end = ".lora_A.weight"
     given = {n.removeprefix(PREFIX).removesuffix(end) for n in tensors if n.endswith(end)}

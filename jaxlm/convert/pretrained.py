@@ -76,8 +76,8 @@ def import_run(
 
 
 def fill(
-    folder: pathlib.Path,
-    target: pathlib.Path,
+    folder: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     run: Run,
     params: param.Tree,
     facts: dict[str, Any],
@@ -85,6 +85,7 @@ def fill(
     tokenizer_hash: str,
 ) -> None:
     """Write a finished run directory at step 0 into a folder that will be `target`."""
+    folder = pathlib.Path(folder)
     (folder / "checkpoints").mkdir()
     sealed = directory.identity(run, tokenizer_hash, facts.get("start", {})) | facts
     checkpoint.commit_weights(folder / "checkpoints", params, sealed)
@@ -167,20 +168,21 @@ def export_run(
     return kind
 
 
-def was(folder: pathlib.Path) -> str | None:
+def was(folder: str | os.PathLike[str]) -> str | None:
     """The model_type a run directory was imported as; None for one that was trained here. Its
     checkpoint records it, or env.json. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed.get("model_type")
     try:
-        return json_file.read_object(folder / "env.json").get("model_type")
+        return json_file.read_object(pathlib.Path(folder, "env.json")).get("model_type")
     except FileNotFoundError:
         return None
 
 
-def refuse_existing(target: pathlib.Path) -> None:
+def refuse_existing(target: str | os.PathLike[str]) -> None:
     """Raises: FileExistsError unless the target is absent or an empty directory."""
+    target = pathlib.Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; name a new directory")
 

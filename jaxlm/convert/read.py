@@ -73,12 +73,13 @@ class Description(NamedTuple):
     ignored: dict[str, Any]
 
 
-def config(folder: pathlib.Path, ignored: Collection[str] = ()) -> Description:
+def config(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Description:
     """The Description of a checkpoint. ignored: unknown fields that the user answers for.
 
     Raises: ValueError for an unknown model_type, for fields that are not supported, and for a name
     in `ignored` that is understood here or absent.
     """
+    folder = pathlib.Path(folder).expanduser()
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -129,7 +130,7 @@ def understood(fields: Fields, kind: str) -> models.AnyConfig:
     return cfg
 
 
-def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
+def inspect(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Checkpoint:
     """Plans the conversion of a checkpoint to our weights. Reads headers, and of weights only an
     output matrix and the table that it may be tied to.
 
@@ -142,6 +143,7 @@ def inspect(folder: pathlib.Path, ignored: Collection[str] = ()) -> Checkpoint:
     Raises: ValueError as `config`, and listing tensors that are unknown, missing, of a wrong shape
     or dtype.
     """
+    folder = pathlib.Path(folder).expanduser()
     kind, cfg, scores, skipped = config(folder, ignored)
     names = functools.partial(_names, kind, scores)
     table = names(cfg)
@@ -282,7 +284,7 @@ def _misshaped(planned: list[Job], tensors: dict[str, tensor_files.Tensor]) -> l
 
 def load(folder: str | os.PathLike[str]) -> tuple[models.AnyConfig, param.Tree]:
     """(Config, float32 NumPy weights) of a checkpoint. Raises: as `inspect`."""
-    source = inspect(pathlib.Path(folder))
+    source = inspect(folder)
     flat = param.flatten(source.spec)
     weights = {path: np.empty(p.shape, np.float32) for path, p in flat.items()}
 

@@ -9,6 +9,7 @@ read and written one at a time.
 import collections
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -40,13 +41,14 @@ class Tensor(NamedTuple):
     offset: int
 
 
-def find(folder: pathlib.Path) -> dict[str, Tensor]:
+def find(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by name, from the headers of its files.
 
     Raises: FileNotFoundError for a folder without safetensors, or without a file its index names;
     ValueError naming a file that is cut off, no safetensors or outside the folder, or a tensor that
     is there twice.
     """
+    folder = pathlib.Path(folder)
     index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
         listed = _listed(inside(folder, index.name))
@@ -85,12 +87,13 @@ def _nothing(folder: pathlib.Path) -> str:
     return f"{folder} holds no .safetensors file"
 
 
-def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
+def inside(folder: str | os.PathLike[str], name: Any) -> pathlib.Path:
     """The path of a checkpoint's file by its name.
 
     Raises: ValueError for a name with a directory in it, and for a link to a file outside the
     checkpoint; links into the same repository of a download cache (`blobs`) are followed.
     """
+    folder = pathlib.Path(folder)
     plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name
     if not plain or pathlib.PurePath(name).name != name:
         raise ValueError(f"{folder}: {name!r} given; the name of a file in it is needed")
@@ -214,7 +217,7 @@ class Item(NamedTuple):
 
 
 def write(
-    folder: pathlib.Path,
+    folder: str | os.PathLike[str],
     groups: Sequence[tuple[list[Item], Any]],
     arrays: Any,
     dtype: np.dtype,
@@ -226,6 +229,7 @@ def write(
     groups: (tensors that are computed together, their source). arrays(source) -> their arrays,
     called once a group, in order, so that no more than one group is held.
     """
+    folder = pathlib.Path(folder)
     shards: list[list[tuple[list[Item], Any]]] = [[]]
     filled = 0
     for group in groups:

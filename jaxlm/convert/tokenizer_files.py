@@ -1,6 +1,7 @@
 """Files stored along with the weights: tokenizer and generation settings, both ways."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -23,12 +24,13 @@ PROBE = 'The quick brown foxes\' 1,234.5 kg:\n\n  f(x_1) = "naïve" -> Übung; �
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def named(folder: pathlib.Path) -> str | None:
+def named(folder: str | os.PathLike[str]) -> str | None:
     """The part of a folder that `tokenizers.load` takes: "" for the folder itself (a
     tokenizer.json), the name of a sentencepiece model, or None where there is no tokenizer.
 
     Raises: ValueError for a tokenizer in files of another kind.
     """
+    folder = pathlib.Path(folder)
     if (folder / "tokenizer.json").is_file():
         return ""
     for name in MODELS:
@@ -46,25 +48,26 @@ def named(folder: pathlib.Path) -> str | None:
     return None
 
 
-def bring(folder: pathlib.Path, target: pathlib.Path) -> str | None:
+def bring(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str | None:
     """Copies a checkpoint's tokenizer to a new directory; returns the part that `tokenizers.load`
     takes, as `named` does."""
     name = named(folder)
     if name is None:
         return None
-    target.mkdir()
+    pathlib.Path(target).mkdir()
     for file in FILES:
-        if (folder / file).is_file():
-            shutil.copyfile(tensor_files.inside(folder, file), target / file)
+        if pathlib.Path(folder, file).is_file():
+            shutil.copyfile(tensor_files.inside(folder, file), pathlib.Path(target, file))
     return name
 
 
-def warnings(folder: pathlib.Path, name: str | None, vocab: int) -> list[str]:
+def warnings(folder: str | os.PathLike[str], name: str | None, vocab: int) -> list[str]:
     """Warnings about the tokenizer that a checkpoint is imported with: `name`, as `tokenizers.load`
     takes it, or the checkpoint's own.
 
     Raises: ValueError for one that cannot be read, and for a model that lacks the ends of texts.
     """
+    folder = pathlib.Path(folder)
     own = named(folder) if name is None else None
     if name is None and own is None:
         return [
@@ -97,11 +100,11 @@ def _other(folder: pathlib.Path, name: str, given: interface.Tokenizer) -> list[
     ]
 
 
-def generation(folder: pathlib.Path) -> dict[str, Any]:
+def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The generation settings of a checkpoint: generation_config.json, and the special ids that
     only its config.json has."""
-    record = _read(folder / GENERATION)
-    config = _read(folder / "config.json")
+    record = _read(pathlib.Path(folder, GENERATION))
+    config = _read(pathlib.Path(folder, "config.json"))
     ids = {name: config[name] for name in IDS if config.get(name) is not None}
     return ids | record
 
@@ -112,11 +115,12 @@ def special(name: str) -> dict[str, Any]:
     return {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}
 
 
-def give(name: str, folder: pathlib.Path) -> str:
+def give(name: str, folder: str | os.PathLike[str]) -> str:
     """Writes a run's tokenizer for transformers into a folder; returns a list of the files as text.
 
     Raises: ValueError for `bytes` and tiktoken files, which transformers has no file for.
     """
+    folder = pathlib.Path(folder)
     path = pathlib.Path(name).expanduser()
     source = path if path.is_dir() else path.parent
     tokenizer = tokenizers.load(name)

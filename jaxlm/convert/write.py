@@ -1,6 +1,7 @@
 """Our Config and weights as a transformers checkpoint, written row after row."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -74,7 +75,7 @@ def _refuse_lost(kind: str, cfg: models.AnyConfig, record: dict[str, Any]) -> No
 
 
 def weights(
-    folder: pathlib.Path,
+    folder: str | os.PathLike[str],
     kind: str,
     cfg: models.AnyConfig,
     params: param.Tree,
@@ -130,7 +131,7 @@ def _host(x: Any) -> np.ndarray:
 
 
 def configs(
-    folder: pathlib.Path, record: dict[str, Any], generation: dict[str, Any], dtype: str
+    folder: str | os.PathLike[str], record: dict[str, Any], generation: dict[str, Any], dtype: str
 ) -> None:
     """Write config.json and generation_config.json; the special ids are in both."""
     # an id left out would be their class's default, which may be beyond the vocabulary
@@ -139,4 +140,4 @@ def configs(
     # a decoder that starts from an id is the config's own business
     complete = {**ids, **record, "dtype": dtype}
     for name, value in (("config.json", complete), ("generation_config.json", generation)):
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        pathlib.Path(folder, name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")

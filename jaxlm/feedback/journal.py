@@ -53,12 +53,13 @@ class Journal:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, provenance: Record) -> Iterator[Journal]:
+def opened(path: str | os.PathLike[str], provenance: Record) -> Iterator[Journal]:
     """The Journal of a file, new or to go on with; no other process can open it meanwhile.
 
     Raises: BlockingIOError if one has; ValueError, and the file is as it was, if it holds a record
     that other settings made (naming the first that differs) or a line that is none.
     """
+    path = pathlib.Path(path)
     io.make_folder(path.parent)
     with contextlib.ExitStack() as held:
         try:

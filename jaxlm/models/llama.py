@@ -81,11 +81,9 @@ class Config:
         check.positive(self, "vocab", "embed", "layers", "heads", "kv", "head", "ffn", "context")
         check.divides(self, "kv", "heads")
         check.even(self, "head")
-        if self.rotary % 2 or not 2 <= self.rotary <= self.head:
-            raise ValueError(
-                f"model.rotary_share: {self.rotary_share} given, {self.rotary} of model.head="
-                f"{self.head} dimensions; it must be an even number of them, at least 2"
-            )
+        fits = f"an even number of model.head={self.head} dimensions, 2 or more, not {self.rotary}"
+        ok = self.rotary % 2 == 0 and 2 <= self.rotary <= self.head
+        check.field("model.rotary_share", self.rotary_share, ok, fits)
         if self.qk_norm and self.qk_norm_all:
             raise ValueError("model.qk_norm_all: True given with model.qk_norm; set one of them")
 
@@ -131,7 +129,6 @@ def layers(cfg: Config) -> list[Layer]:
 def build(cfg: Config, plan: Plan = Plan()) -> Model:
     """The model: pure functions over the weights of `spec(cfg)`."""
     rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
-    act = ffn.ACTIVATIONS[cfg.activation]
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
         return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
@@ -140,10 +137,9 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return norm.rms_norm(x, w, cfg.eps)
 
     def qk_norm(w: jax.Array, x: jax.Array) -> jax.Array:
-        if w.ndim == 1:  # [H]: each head of x [B, T, N, H] by itself
-            return rms(w, x)
-        flat = x.reshape(*x.shape[:2], -1)  # [B, T, N H]: all heads together
-        return rms(w.reshape(-1), flat).reshape(x.shape)
+        # w [H]: each head of x [B, T, N, H] by itself; w [N, H]: all heads together
+        rows = x.reshape(*x.shape[:2], -1, w.size)
+        return rms(w.reshape(-1), rows).reshape(x.shape)
 
     def block(
         layer: Layer,
@@ -160,7 +156,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         q, k, v = mha.project(w["attn"], h, at, norm=qk_norm, rotary=rotary)
         y, out = mha.attend(q, k, v, at, memory, plan, window=layer.window)
         x = x + normed("attn_post_norm", mha.output(w["attn"], y))
-        h = ffn.apply(w["ffn"], normed("ffn_norm", x), act)
+        h = ffn.apply(w["ffn"], normed("ffn_norm", x), ffn.ACTIVATIONS[cfg.activation])
         return x + normed("ffn_post_norm", h), out
 
     return decoder.build(
@@ -188,10 +184,10 @@ def _code(plain: Config, vocab: int = 32016) -> Config:
     return dataclasses.replace(plain, vocab=vocab, theta=1e6, context=16384)
 
 
-def _llama3(embed: int, layers: int, heads: int, ffn: int) -> Config:
+def _llama3(embed: int, layers: int, heads: int, ffn: int, head: int = 128) -> Config:
     return Config(
-        vocab=128256, embed=embed, layers=layers, heads=heads, kv=8, ffn=ffn, theta=500000.0,
-        context=8192,
+        vocab=128256, embed=embed, layers=layers, heads=heads, kv=8, head=head, ffn=ffn,
+        theta=500000.0, context=8192,
     )  # fmt: skip
 
 
@@ -236,9 +232,7 @@ PRESETS: dict[str, Config] = {
     "llama3.1-8b": _llama31(_llama3(4096, 32, 32, 14336)),
     "llama3.1-70b": _llama31(_llama3(8192, 80, 64, 28672)),
     "llama3.1-405b": _llama31(_llama3(16384, 126, 128, 53248)),
-    "llama3.2-1b": _llama31(
-        dataclasses.replace(_llama3(2048, 16, 32, 8192), head=64), factor=32.0, tied=True
-    ),
+    "llama3.2-1b": _llama31(_llama3(2048, 16, 32, 8192, head=64), factor=32.0, tied=True),
     "llama3.2-3b": _llama31(_llama3(3072, 28, 24, 8192), factor=32.0, tied=True),
     "olmo2-1b": _olmo2(2048, 16, 16, 16, 8192),
     "olmo2-7b": _olmo2(4096, 32, 32, 32, 11008),

@@ -1,5 +1,6 @@
 """Weights that a run begins from, or reads frozen: those of other run directories."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -194,6 +195,6 @@ def _check_shapes(name: str, folder: str, spec: param.Tree, weights: param.Tree)
             )
 
 
-def recorded(folder: pathlib.Path) -> dict[str, Any]:
+def recorded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Source of this directory's initial weights, as `weights` reported it; {} if random."""
     return trained_weights.begun(folder)

@@ -168,18 +168,18 @@ def _joined(
     return jax.jit(join, out_shardings=places)(params, below)
 
 
-def begun(folder: pathlib.Path) -> dict[str, Any]:
+def begun(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Source of this run's initial weights ("folder", "step", "run"); {} if they were random. It is
     recorded in its checkpoints, or in env.json before there are any. Raises: json_file.Damaged."""
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed["start"]
     try:
-        return json_file.read_object(folder / "env.json").get("start", {})
+        return json_file.read_object(pathlib.Path(folder, "env.json")).get("start", {})
     except FileNotFoundError:
         return {}
     except json_file.Damaged:
-        if not checkpoint.steps(folder / "checkpoints"):
+        if not checkpoint.steps(pathlib.Path(folder, "checkpoints")):
             return {}  # nothing was saved: the run begins anew
         raise
 
@@ -193,7 +193,7 @@ def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
 
 
-def refuse_template(folder: pathlib.Path, run: Run, layout: str | None) -> None:
+def refuse_template(folder: str | os.PathLike[str], run: Run, layout: str | None) -> None:
     """Raises: ValueError if conversations in this layout, a template's name or file, are not what
     the run was trained on. A run of text has none, and takes any; None is the run's own."""
     if layout is None or isinstance(run.data, pretraining.Data):
@@ -211,7 +211,7 @@ READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", 
 READ += ("workers",)
 
 
-def refuse_changes(folder: pathlib.Path, run: Run, data: kinds.AnyData) -> None:
+def refuse_changes(folder: str | os.PathLike[str], run: Run, data: kinds.AnyData) -> None:
     """Raises: ValueError naming the first field of `data`, which the run's weights are to be scored
     on, that would make the score one of something else; all but `READ` may not differ. Another path
     to the same tokenizer or template is no difference."""

@@ -165,7 +165,7 @@ def test_checkpoints_are_read_into_narrower_dtypes_by_the_same_rule(tmp_path):
     params = weights(CFG)
     params["stack"]["0"]["0_global"]["ffn"]["up"][2, 5, 5] = 1e6
     save(tmp_path, params=params)
-    found = read.inspect(tmp_path)
+    found = read.inspect(str(tmp_path))
     with pytest.raises(ValueError, match="model.layers.2.mlp.up_proj.weight has 1e.06, .*float16"):
         read.place(found, dtype=jnp.float16)
     assert read.place(found, dtype=jnp.bfloat16)["norm"].dtype == jnp.bfloat16

@@ -86,7 +86,7 @@ def test_their_matrix_plus_their_update_is_ours_merged(kind, tmp_path):
         change = after[f"{name}.weight"] - before[f"{name}.weight"]
         change = change.T if told["fan_in_fan_out"] and "lm_head" not in name else change
         np.testing.assert_allclose(change, update, atol=2e-6, err_msg=name)
-    again, found = peft.load(where, kind, cfg)
+    again, found = peft.load(str(where), kind, cfg)
     assert again.scale == pytest.approx(lora.scale) and again.scaling == lora.scaling
     want = param.flatten(merged(cfg, lora, base, adapters))
     got = param.flatten(merged(cfg, again, base, found))

@@ -92,14 +92,14 @@ def model(w, tokens, cfg, freqs):
         (one,) = w["stack"][name].values()
         for i in range(len(one["attn_norm"])):
             x = layer(jax.tree.map(lambda a, i=i: a[i], one), x, cfg, freqs)
-    found = [rms(x, w["norm"])]
+    hidden = [rms(x, w["norm"])]
     for k in range(1, cfg.ahead + 1):
         if len(tokens) == k:
             break
         (one,) = w["ahead"]["0"].values()
         one = jax.tree.map(lambda a, k=k: a[k - 1], one)
         e = rms(table[tokens[k:]][None], one["token_norm"])
-        h = rms(found[-1][:, :-1], one["hidden_norm"])
+        h = rms(hidden[-1][:, :-1], one["hidden_norm"])
         x = np.concatenate([e, h], -1) @ one["join"].reshape(-1, cfg.embed)
-        found.append(rms(layer(one["layer"], x, cfg, freqs), one["norm"]))
-    return [x[0] for x in found]
+        hidden.append(rms(layer(one["layer"], x, cfg, freqs), one["norm"]))
+    return [x[0] for x in hidden]

@@ -101,7 +101,7 @@ def test_the_pooler_reads_the_first_token():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"window": (2,)}, "model.window"),
         ({"offset": -1}, "model.offset"),
@@ -109,8 +109,8 @@ def test_the_pooler_reads_the_first_token():
         ({"heads": 3}, "model.heads"),
     ],
 )
-def test_configs_that_are_none(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_configs_that_are_none(change, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(BERT, **change)
 
 

@@ -69,14 +69,14 @@ def test_hidden_states_and_loss_are_the_papers_equations(cfg):
         return [x, *depths], objective.loss(w, {}, batch, jax.random.key(0))
 
     with jax.default_matmul_precision("highest"):
-        found, (total, weight, sums) = run(w, batch)
+        hidden, (total, weight, sums) = run(w, batch)
     freqs = np.float64(rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling).freqs)
     nll, seen = np.zeros(cfg.ahead + 1), 0
     for b, n in ((b, n) for b, row in enumerate(CUTS) for n in range(1, len(row) + 1)):
         here = batch.segments[b] == n
         targets, weights = batch.targets[b, here], batch.weight[b, here]
         for k, want in enumerate(latent.model(w, batch.tokens[b, here], cfg, freqs)):
-            got = np.asarray(found[k])[b, here][: len(want)]
+            got = np.asarray(hidden[k])[b, here][: len(want)]
             np.testing.assert_allclose(got, want, atol=5e-5, err_msg=f"row {b}, {n}, depth {k}")
             z = want @ np.float64(w["unembed"])
             z = np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), targets[k:]]
@@ -139,8 +139,8 @@ def test_active_parameters():
 
 def test_the_cache_of_v3_is_its_latents():
     v3 = models.presets()["deepseek-v3"]
-    found = memory.cache(v3, Plan(), batch=1, slots=4096, dtype=jnp.bfloat16)
-    assert found == 4096 * 61 * (512 + 64) * 2
+    size = memory.cache(v3, Plan(), batch=1, slots=4096, dtype=jnp.bfloat16)
+    assert size == 4096 * 61 * (512 + 64) * 2
 
 
 def test_no_copy_of_cache_or_weights_while_decoding():

@@ -44,7 +44,7 @@ def test_embeddings_are_multiplied_by_the_rounded_root():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pattern": ("local",)}, "model.window: None given"),
         ({"pattern": ("local",), "window": 0}, "model.window: 0 given"),
@@ -56,6 +56,6 @@ def test_embeddings_are_multiplied_by_the_rounded_root():
         ({"ffn": 0}, "model.ffn: 0 given"),
     ],
 )
-def test_refusals(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(GEMMA, **changes)

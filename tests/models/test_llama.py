@@ -57,18 +57,15 @@ def test_a_call_as_long_as_the_context_agrees(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        (
-            {"rotary_share": 0.75},
-            "rotary_share: 0.75 given, 3 of model.head=4 dimensions; it must be an even",
-        ),
-        ({"rotary_share": 1.5}, "rotary_share: 1.5 given, 6 of model.head=4"),
+        ({"rotary_share": 0.75}, "rotary_share: 0.75 given; .* an even number .*, not 3"),
+        ({"rotary_share": 1.5}, "rotary_share: 1.5 given; .* of model.head=4 .*, not 6"),
         ({"qk_norm": True, "qk_norm_all": True}, "qk_norm_all: True given with model.qk_norm"),
     ],
 )
-def test_errors(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(cases.LLAMA, **changes)
 
 

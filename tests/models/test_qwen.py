@@ -35,7 +35,7 @@ def test_kinds():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pattern": ("local",), "window": None}, "model.window: None given"),
         ({"dense": (0,)}, "model.dense.*left out without model.experts"),
@@ -50,6 +50,6 @@ def test_kinds():
         ({"heads": 3}, "model.kv: 2 does not divide model.heads=3"),
     ],
 )
-def test_refusals(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(QWEN, **changes)

@@ -107,13 +107,13 @@ def pairs(rank):
     """(prompt, chosen, rejected, share of the prompt) of every ordered pair."""
     for b, row in enumerate(rank):
         places = range(len(row))
-        found = [(i, j) for i, j in itertools.permutations(places, 2) if 0 <= row[i] < row[j]]
-        yield from ((b, i, j, 1 / len(found)) for i, j in found)
+        ordered = [(i, j) for i, j in itertools.permutations(places, 2) if 0 <= row[i] < row[j]]
+        yield from ((b, i, j, 1 / len(ordered)) for i, j in ordered)
 
 
 def gradient(f, params: dict[str, np.ndarray], step: float = 1e-6) -> dict[str, np.ndarray]:
     """The gradient of f(params) by central differences."""
-    found = {name: np.zeros_like(x) for name, x in params.items()}
+    slopes = {name: np.zeros_like(x) for name, x in params.items()}
     for name, x in params.items():
         for i in np.ndindex(x.shape):
             sides = []
@@ -121,8 +121,8 @@ def gradient(f, params: dict[str, np.ndarray], step: float = 1e-6) -> dict[str, 
                 moved = x.copy()
                 moved[i] += s
                 sides.append(f(params | {name: moved}))
-            found[name][i] = (sides[0] - sides[1]) / (2 * step)
-    return found
+            slopes[name][i] = (sides[0] - sides[1]) / (2 * step)
+    return slopes
 
 
 def slopes(objectives, params, frozen, batches):
@@ -147,11 +147,11 @@ def slopes(objectives, params, frozen, batches):
         return jax.tree.map(np.asarray, jax.jit(every)(inputs))
 
 
-def agrees(found, oracle, params, weight):
+def agrees(ours, oracle, params, weight):
     """That (sum, weight, sums, gradient) are oracle(params)'s value and gradient, and the weight.
 
     oracle(params, held): the sum; held are the params again, for what carries no gradient."""
-    value, count, _, grads = found
+    value, count, _, grads = ours
     np.testing.assert_allclose(count, weight, rtol=1e-6)
     np.testing.assert_allclose(value, oracle(params, params), rtol=2e-6, atol=1e-6)
     right = gradient(lambda p: oracle(p, params), params)

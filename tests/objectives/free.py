@@ -62,5 +62,5 @@ def slope(objective, params, frozen, batch):
         return total / jnp.maximum(weight, 1e-9), (weight, sums)
 
     (value, (weight, sums)), grads = jax.jit(jax.value_and_grad(f, has_aux=True))(params)
-    told = {name: x / weight for name, x in sums.items() if not x.ndim}
-    return value, told | objective.report(sums), grads
+    means = {name: x / weight for name, x in sums.items() if not x.ndim}
+    return value, means | objective.report(sums), grads

@@ -47,7 +47,7 @@ def test_only_what_belongs_together_is_accepted(model, objective, corrupt):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         ("mlm", {"corrupt": mask.Mask()}, "data.corrupt.token: None given"),
         (
@@ -67,8 +67,8 @@ def test_only_what_belongs_together_is_accepted(model, objective, corrupt):
         ("clm", {"corrupt": mask.Mask(token=259)}, "data.corrupt: Mask"),
     ],
 )
-def test_a_run_is_refused_before_compute(name, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_run_is_refused_before_compute(name, change, message):
+    with pytest.raises(ValueError, match=message):
         runs.validate(_run(name, ".", **change))
 
 

@@ -58,8 +58,10 @@ def test_report_is_the_definition():
         "router_entropy": np.float32([6, 0]),
         "dropped": np.float32([6, 0]),
     }
-    told = {k: float(v) for k, v in load_balancing.report(jax.tree.map(jnp.asarray, sums)).items()}
-    assert told == pytest.approx(
+    report = {
+        k: float(v) for k, v in load_balancing.report(jax.tree.map(jnp.asarray, sums)).items()
+    }
+    assert report == pytest.approx(
         {
             "balance": 1.0,
             "router_z": 1.5,
@@ -112,12 +114,12 @@ def test_a_step_adjusts_from_all_micro_batches_and_not_when_it_is_skipped():
     for plan in (Plan(), Plan(microbatches=2)):
         tx = optimizer.build(optimizer.Optim(warmup=0), spec, 10, False)
         run = step.make(objective, tx, plan)
-        state, told = run(step.init(objective, tx, plan, 0), rows)
+        state, metrics = run(step.init(objective, tx, plan, 0), rows)
         assert state.params["b"].tolist() == rows.sum(axis=0).tolist()
-        assert told["most"] == rows.sum(axis=0).max() and told["x"] == told["loss"]
-        assert "seen" not in told
-        state, told = run(state, np.full_like(rows, np.inf))
-        assert told["skipped"] == 1 and state.params["b"].tolist() == rows.sum(axis=0).tolist()
+        assert metrics["most"] == rows.sum(axis=0).max() and metrics["x"] == metrics["loss"]
+        assert "seen" not in metrics
+        state, metrics = run(state, np.full_like(rows, np.inf))
+        assert metrics["skipped"] == 1 and state.params["b"].tolist() == rows.sum(axis=0).tolist()
 
 
 @pytest.mark.slow
@@ -130,11 +132,11 @@ def test_the_bias_moves_alike_on_every_cut_and_mesh():
         tx = optimizer.build(optimizer.Optim(warmup=0), objective.spec, 10, False)
         run = step.make(objective, tx, plan)
         state = step.init(objective, tx, plan, 3)
-        state, told = run(state, programs.placed(batch, plan))
+        state, metrics = run(state, programs.placed(batch, plan))
         params = param.flatten(jax.tree.map(np.asarray, state.params))
         (bias,) = (x for path, x in params.items() if path.endswith("select_bias"))
-        states.append((bias, {k: float(v) for k, v in told.items()}))
+        states.append((bias, {k: float(v) for k, v in metrics.items()}))
     assert set(np.abs(states[0][0]).ravel().tolist()) <= {0.0, 0.125} and states[0][0].any()
-    for bias, told in states[1:]:
+    for bias, metrics in states[1:]:
         np.testing.assert_array_equal(bias, states[0][0])
-        assert told == pytest.approx(states[0][1], rel=2e-5)
+        assert metrics == pytest.approx(states[0][1], rel=2e-5)

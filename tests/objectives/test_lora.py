@@ -63,10 +63,10 @@ def test_every_stored_array_has_its_place_on_a_mesh(quantise):
     """Of the base's weights those in 4 bits have a place for each part, the others one."""
     weights = models.spec(MODEL)
     kept = lora.stored(weights, lora.Lora(targets=EVERYTHING, quantise=quantise))
-    made = jax.eval_shape(kept.make, param.abstract(weights))
+    arrays = jax.eval_shape(kept.make, param.abstract(weights))
     shapes = jax.tree.map(lambda p: p.shape, kept.spec, is_leaf=param.is_param)
-    assert shapes == jax.tree.map(lambda x: x.shape, made)
-    assert made["embed"]["table"].shape == weights["embed"]["table"].shape
+    assert shapes == jax.tree.map(lambda x: x.shape, arrays)
+    assert arrays["embed"]["table"].shape == weights["embed"]["table"].shape
 
 
 @pytest.mark.parametrize("quantise", [None, pytest.param("nf4_double", marks=pytest.mark.slow)])
@@ -203,25 +203,25 @@ def test_rank_r_ends_at_the_tail_of_the_singular_values(scaling, ranks):
     objective, model = linear_problem(wanted)
     for rank in ranks:
         cfg = lora.Lora(rank=rank, alpha=2.0 * rank, targets=("stack/w",), scaling=scaling)
-        made = lora.adapt(objective, model, cfg)
+        adapted = lora.adapt(objective, model, cfg)
         frozen = {lora.BASE: param.init(model.spec, jax.random.key(0))}
         tx = optax.adam(optax.cosine_decay_schedule(0.03, 1500))
 
         @jax.jit
-        def train(params, made=made, frozen=frozen, tx=tx):
+        def train(params, adapted=adapted, frozen=frozen, tx=tx):
             def update(carry, _):
                 params, opt = carry
-                value, g = jax.value_and_grad(lambda p: made.loss(p, frozen, jnp.eye(8), None)[0])(
-                    params
-                )
+                value, g = jax.value_and_grad(
+                    lambda p: adapted.loss(p, frozen, jnp.eye(8), None)[0]
+                )(params)
                 change, opt = tx.update(g, opt)
                 return (optax.apply_updates(params, change), opt), value
 
             return jax.lax.scan(update, (params, tx.init(params)), None, length=1500)[1]
 
-        told = train(param.init(made.spec, jax.random.key(1)))
+        losses = train(param.init(adapted.spec, jax.random.key(1)))
         tail = float(np.sum(values[rank:] ** 2))
-        assert tail - 1e-4 <= told[-1] <= tail + 1e-3, rank
+        assert tail - 1e-4 <= losses[-1] <= tail + 1e-3, rank
 
 
 def test_the_reference_is_the_base_and_heads_are_trained_whole():
@@ -231,11 +231,11 @@ def test_the_reference_is_the_base_and_heads_are_trained_whole():
     cfg = lora.Lora(rank=2, quantise="nf4")
     inner = dpo.build(dpo.Config(), model, Plan())
     assert inner.frozen["reference"].run is None
-    made = lora.adapt(inner, model, cfg)
-    assert made.frozen.keys() == {lora.BASE} and made.spec.keys() == {lora.ADAPTER}
-    params = param.init(made.spec, jax.random.key(0))
-    frozen = stored(made, base())
-    total, weight, _ = jax.jit(lambda p, f, b: made.loss(p, f, b, None))(
+    adapted = lora.adapt(inner, model, cfg)
+    assert adapted.frozen.keys() == {lora.BASE} and adapted.spec.keys() == {lora.ADAPTER}
+    params = param.init(adapted.spec, jax.random.key(0))
+    frozen = stored(adapted, base())
+    total, weight, _ = jax.jit(lambda p, f, b: adapted.loss(p, f, b, None))(
         params, frozen, dpo_cases.batch(0)
     )
     np.testing.assert_allclose(total / weight, np.log(2), atol=1e-5)
@@ -245,7 +245,7 @@ def test_the_reference_is_the_base_and_heads_are_trained_whole():
     assert scored.weights(given, {lora.BASE: {"embed": 2.0}}) == {"embed": 2.0, "score": 1.0}
 
 
-def test_frozen_weights_of_other_runs_stay_beside_the_base():
+def test_frozen_weights_of_other_runs_stay_along_with_the_base():
     model = models.build(MODEL)
     parts = {"reference": Frozen(model.spec), "teacher": Frozen(model.spec, "runs/teacher")}
     seen = {}
@@ -254,9 +254,9 @@ def test_frozen_weights_of_other_runs_stay_beside_the_base():
         seen.update(frozen)
         return jnp.zeros(()), jnp.ones(()), {}
 
-    made = lora.adapt(Objective(model.spec, loss, frozen=parts), model, lora.Lora())
-    assert made.frozen.keys() == {lora.BASE, "teacher"}
-    made.loss({lora.ADAPTER: {}}, {lora.BASE: base(), "teacher": "theirs"}, None, None)
+    adapted = lora.adapt(Objective(model.spec, loss, frozen=parts), model, lora.Lora())
+    assert adapted.frozen.keys() == {lora.BASE, "teacher"}
+    adapted.loss({lora.ADAPTER: {}}, {lora.BASE: base(), "teacher": "theirs"}, None, None)
     assert seen["teacher"] == "theirs"
     assert seen["reference"]["stack"] is base()["stack"]
 
@@ -314,10 +314,10 @@ def test_experts_and_rules_that_move_weights_are_refused():
     )
     with pytest.raises(ValueError, match=r"adapter.targets: .*/gate is a matrix for each of .*exp"):
         lora.spec(models.spec(cfg), lora.Lora(targets=("stack/*/gate",)))
-    made, model = linear_problem(np.eye(2))
-    moving = made._replace(adjust=lambda params, sums: params)
+    objective, model = linear_problem(np.eye(2))
+    moving = objective._replace(adjust=lambda params, sums: params)
     with pytest.raises(ValueError, match="adapter: this objective moves weights"):
         lora.adapt(moving, model, lora.Lora(targets=("stack/w",)))
-    taken = made._replace(frozen={"base": Frozen(model.spec)})
+    taken = objective._replace(frozen={"base": Frozen(model.spec)})
     with pytest.raises(ValueError, match="weights called 'base'"):
         lora.adapt(taken, model, lora.Lora(targets=("stack/w",)))

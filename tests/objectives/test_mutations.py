@@ -56,9 +56,9 @@ def pairs():
 @functools.cache
 def weights(seed):
     """Weights of a policy that is far from even, and heads that are not 0."""
-    made = programs.drawn(MODEL.spec, seed)
+    params = programs.drawn(MODEL.spec, seed)
     draw = np.random.default_rng(seed).normal(size=16).astype(np.float32)
-    return made | {"unembed": 2 * made["unembed"], "value": draw / 4, "score": draw / 2}
+    return params | {"unembed": 2 * params["unembed"], "value": draw / 4, "score": draw / 2}
 
 
 def table(params, temperature=1.0):
@@ -73,12 +73,12 @@ def known():
     return tuple(np.asarray(jax.jit(table)(weights(seed)), np.float64) for seed in (1, 2))
 
 
-def same(found, right):
+def same(ours, right):
     """That two trees of gradients agree to 1e-4 of the largest."""
-    found, right = (param.flatten(x) for x in (found, right))
+    ours, right = (param.flatten(x) for x in (ours, right))
     for name in right:
         atol = 1e-4 * np.abs(right[name]).max() + 1e-7
-        np.testing.assert_allclose(found[name], right[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(ours[name], right[name], rtol=0, atol=atol, err_msg=name)
 
 
 def trunk(tree):
@@ -93,8 +93,8 @@ def gradients(objective, frozen, batch, params):
     def total(params):
         return objective.loss(params, frozen, batch, None)[:2]
 
-    (value, weight), found = jax.jit(jax.value_and_grad(total, has_aux=True))(names)
-    return value, weight, trunk(found)
+    (value, weight), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(names)
+    return value, weight, trunk(grads)
 
 
 def ascent(f):
@@ -110,10 +110,10 @@ def check_supervised():
     chance = np.exp(world.source(SIZE, 3))
     rows = world.batch(SIZE, PROMPT, INDEX)
     rows = rows._replace(weight=rows.weight * chance.ravel()[:, None].astype(np.float32))
-    value, weight, found = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
+    value, weight, grads = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
     assert weight == pytest.approx(rows.weight.sum())
     assert value == pytest.approx(-(chance * known()[0]).sum(), abs=1e-4)
-    same(found, ascent(lambda log_p: -(chance * log_p).sum()))
+    same(grads, ascent(lambda log_p: -(chance * log_p).sum()))
 
 
 def check_reward():
@@ -121,16 +121,16 @@ def check_reward():
     params = weights(1)
     texts = world.choices(SIZE, PROMPT[:, None], INDEX[:, None], 0 * INDEX[:, None])
     read = functools.partial(reward.rewards, MODEL)
-    found = np.asarray(jax.jit(read)(params, texts))[:, 0]
+    rewards = np.asarray(jax.jit(read)(params, texts))[:, 0]
     lengths = texts.segments[:, 0].sum(-1)
-    alone = np.zeros(len(found))
+    alone = np.zeros(len(rewards))
     forward = jax.jit(functools.partial(log_probs.forward, MODEL))
     for n in np.unique(lengths):
         mine = np.flatnonzero(lengths == n)
         tokens = texts.tokens[mine, 0, :n]
         rows = Batch(tokens, tokens, tokens, np.ones_like(tokens), 0 * tokens + np.arange(n))
         alone[mine] = np.asarray(forward(params, rows).x[:, -1]) @ params["score"]
-    np.testing.assert_allclose(found, alone, atol=1e-5)
+    np.testing.assert_allclose(rewards, alone, atol=1e-5)
     value, weight, _ = gradients(reward.build(reward.Config(), MODEL), {}, pairs(), params)
     assert weight == len(PAIR)
     d = -np.diff(alone.reshape(2, N)[PAIR_PROMPT, PAIR])[:, 0]
@@ -149,10 +149,10 @@ def check_dpo():
 
     objective = dpo.build(dpo.Config(beta=BETA), MODEL)
     frozen = {"reference": trunk(weights(2))}
-    value, weight, found = gradients(objective, frozen, pairs(), weights(1))
+    value, weight, grads = gradients(objective, frozen, pairs(), weights(1))
     assert weight == len(PAIR)
     assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
-    same(found, ascent(loss))
+    same(grads, ascent(loss))
 
 
 def judged(policy, params, index, prompt, chance):
@@ -187,9 +187,9 @@ def check_ppo():
     )
     chance = np.exp(known()[0]).ravel() / 2
     batch, _ = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, chance)
-    _, weight, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    _, weight, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
     assert weight == 2 * LISTED.real.sum()
-    same(found, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, ascent(lambda log_p: -objective_of(log_p)))
 
 
 def check_ppo_returns():
@@ -217,9 +217,9 @@ def check_grpo():
     )
     first = np.asarray(advantage)[:, 1].reshape(-1, 2)
     np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
-    _, weight, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+    _, weight, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
     assert weight == len(batch.tokens)
-    same(found, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, ascent(lambda log_p: -objective_of(log_p)))
 
 
 def check_penalty():
@@ -232,8 +232,8 @@ def check_penalty():
         batch, _ = judged(policy, weights(1), INDEX, PROMPT, np.zeros(2 * N))
         chance = visits.ravel().astype(np.float32)
         batch = batch._replace(weight=batch.weight * chance[:, None])
-        _, _, found = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
-        same(found, penalised(estimator, visits))
+        _, _, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+        same(grads, penalised(estimator, visits))
 
 
 def penalised(estimator, visits):
@@ -272,9 +272,9 @@ def check_surrogate():
         return -jnp.where(real, jnp.minimum(ratio * a, bound * a), 0).sum()
 
     right, slope = jax.jit(jax.value_and_grad(loss))(trunk(weights(1)))
-    value, _, found = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    value, _, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
     assert value == pytest.approx(float(right), rel=1e-4)
-    same(found, slope)
+    same(grads, slope)
 
 
 def check_sampler():

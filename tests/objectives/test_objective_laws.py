@@ -75,21 +75,21 @@ def drawn(spec, seed):
 @functools.cache
 def weights(case):
     """(params, frozen) as NumPy arrays."""
-    made = build(case, Plan())
-    frozen = {name: drawn(part.spec, 7) for name, part in made.frozen.items()}
-    return drawn(made.spec, 5), frozen
+    objective = build(case, Plan())
+    frozen = {name: drawn(part.spec, 7) for name, part in objective.frozen.items()}
+    return drawn(objective.spec, 5), frozen
 
 
 @functools.cache
 def gradient(case, plan):
     """Compiled (params, frozen, batch) -> (sum, weight, sums, gradient)."""
-    made = build(case, plan)
-    where = plan.shard_params(made.spec)
-    frozen_where = {name: plan.shard_params(part.spec) for name, part in made.frozen.items()}
+    objective = build(case, plan)
+    where = plan.shard_params(objective.spec)
+    frozen_where = {name: plan.shard_params(part.spec) for name, part in objective.frozen.items()}
 
     def run(params, frozen, batch):
         state = step.State(jnp.zeros((), jnp.int32), params, None, frozen, jnp.zeros(2, jnp.uint32))
-        return step.accumulate(made, plan, jnp.float32(1), state, batch, jax.random.key(1))
+        return step.accumulate(objective, plan, jnp.float32(1), state, batch, jax.random.key(1))
 
     compiled = jax.jit(run)
 
@@ -154,13 +154,13 @@ def test_rows_of_zeros_are_nothing_and_rows_add_up(case):
 @each
 def test_frozen_weights_stay_and_the_step_compiles_once(case):
     plan = Plan()
-    made = build(case, plan)
-    tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), made.spec, 10, False)
+    objective = build(case, plan)
+    tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), objective.spec, 10, False)
     params, frozen = weights(case)
-    state = step.begin(made, tx, plan, 3, jax.tree.map(jnp.array, params))
-    where = step.shard(made, tx, plan).frozen
+    state = step.begin(objective, tx, plan, 3, jax.tree.map(jnp.array, params))
+    where = step.shard(objective, tx, plan).frozen
     state = state._replace(frozen=jax.device_put(jax.tree.map(jnp.array, frozen), where))
-    run = step.make(made, tx, plan)
+    run = step.make(objective, tx, plan)
     for seed in range(2):
         state, metrics = run(state, programs.placed(rows_of(case, seed), plan))
         assert all(np.isfinite(v) for v in metrics.values()), metrics

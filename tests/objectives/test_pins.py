@@ -70,9 +70,9 @@ def test_reward_losses_are_their_formulas(case):
             total += share * cfg.centre * (r[b, i] + r[b, j]) ** 2
         return total
 
-    found = rewarded()[case]
-    bigram.agrees(found, oracle, SCORED, 4)
-    r, sums = earned(SCORED), found[2]
+    ours = rewarded()[case]
+    bigram.agrees(ours, oracle, SCORED, 4)
+    r, sums = earned(SCORED), ours[2]
     right = dict.fromkeys(("nll", "accuracy", "margin", "brier"), 0.0)
     bins = np.zeros((10, 3))
     for b, i, j, share in pairs(batch.rank):
@@ -89,12 +89,12 @@ def test_reward_losses_are_their_formulas(case):
     for name, value in right.items():
         np.testing.assert_allclose(sums[name], value, rtol=2e-5, err_msg=name)
     np.testing.assert_allclose(sums["reliability"], bins, atol=2e-5)
-    told = objectives.build(cfg, bigram.model()).report(sums)
+    report = objectives.build(cfg, bigram.model()).report(sums)
     here = r[batch.rank >= 0]
-    np.testing.assert_allclose(told["reward_mean"], here.mean(), rtol=1e-4)
-    np.testing.assert_allclose(told["reward_std"], here.std(), rtol=1e-4)
+    np.testing.assert_allclose(report["reward_mean"], here.mean(), rtol=1e-4)
+    np.testing.assert_allclose(report["reward_std"], here.std(), rtol=1e-4)
     ece = np.abs(bins[:, 1] - bins[:, 2]).sum() / 4
-    np.testing.assert_allclose(told["calibration"], ece, rtol=1e-4)
+    np.testing.assert_allclose(report["calibration"], ece, rtol=1e-4)
 
 
 # --- Distillation, and plain targets ---------------------------------------------------------
@@ -201,13 +201,15 @@ def test_distillation_is_its_formula(case):
         soft, hard = parts(params)
         return (1 - cfg.hard) * cfg.temperature**cfg.power * soft + cfg.hard * hard
 
-    found = learnt()[case]
-    bigram.agrees(found, oracle, PARAMS, batch.weight.sum())
+    outputs = learnt()[case]
+    bigram.agrees(outputs, oracle, PARAMS, batch.weight.sum())
     soft, hard = parts(PARAMS)
-    np.testing.assert_allclose([found[2]["divergence"], found[2]["nll"]], [soft, hard], rtol=1e-5)
+    np.testing.assert_allclose(
+        [outputs[2]["divergence"], outputs[2]["nll"]], [soft, hard], rtol=1e-5
+    )
     best = [p["table"][batch.tokens].argmax(-1) for p in (PARAMS, REFERENCE)]
     agreed = (batch.weight * (best[0] == best[1])).sum()
-    np.testing.assert_allclose(found[2]["agreement"], agreed, rtol=1e-6)
+    np.testing.assert_allclose(outputs[2]["agreement"], agreed, rtol=1e-6)
     assert 0 < agreed < batch.weight.sum()
 
 
@@ -247,10 +249,10 @@ def test_plain_targets_are_their_formula(case):
         return nll + cfg.z_loss * square + more
 
     params = AHEAD if case == "clm ahead" else PARAMS
-    found = learnt()[case]
-    bigram.agrees(found, oracle, params, batch.weight.sum())
+    ours = learnt()[case]
+    bigram.agrees(ours, oracle, params, batch.weight.sum())
     z = PARAMS["table"][batch.tokens]
     z = z + PARAMS["table"][batch.targets] if case == "seq2seq" else z
-    sums = found[2]
+    sums = ours[2]
     right = terms(z, batch.targets, batch.weight)
     np.testing.assert_allclose([sums["nll"], sums["z"], sums["correct"]], right, rtol=1e-5)

@@ -20,7 +20,7 @@ MODEL = llama.Config(vocab=V, embed=16, layers=2, heads=2, kv=1, head=8, ffn=24,
 
 
 @functools.cache
-def made():
+def compiled():
     """(model, its weights, the compiled loss with its gradient, the compiled logits)."""
     model = models.build(MODEL)
     params = programs.drawn(model.spec, 3)
@@ -43,7 +43,7 @@ def flat(grads):
 
 def test_the_loss_is_the_answers_cross_entropy():
     """Against float64 NumPy: the sum over targets with weight, of logits of the same positions."""
-    _, params, loss, logits = made()
+    _, params, loss, logits = compiled()
     batch = cases.batch(0)
     (total, (weight, sums)), _ = loss(params, batch)
     z = np.asarray(logits(params, batch), np.float64)
@@ -55,7 +55,7 @@ def test_the_loss_is_the_answers_cross_entropy():
 
 def test_one_conversation_reads_nothing_of_another_in_its_row():
     """Packed without segments ("wrapped"), a conversation is learnt as the last one's sequel."""
-    model, params, _, _ = made()
+    model, params, _, _ = compiled()
     batch = jax.tree.map(lambda x: x[1:2], cases.batch(0))
     second = batch._replace(weight=batch.weight * (batch.segments == 2))
     assert second.weight.sum() > 0
@@ -68,14 +68,14 @@ def test_one_conversation_reads_nothing_of_another_in_its_row():
         loss = clm.build(clm.Config(), model._replace(hidden=moved)).loss
         return loss(params, {}, second, None)[0]
 
-    found = np.asarray(jax.grad(reach)(jnp.zeros((1, T, MODEL.embed))))[0]
+    slopes = np.asarray(jax.grad(reach)(jnp.zeros((1, T, MODEL.embed))))[0]
     first = np.asarray(batch.segments[0]) == 1
-    assert not found[first].any()
-    assert np.abs(found[np.asarray(second.weight[0]) > 0]).min() > 0
+    assert not slopes[first].any()
+    assert np.abs(slopes[np.asarray(second.weight[0]) > 0]).min() > 0
 
 
 def test_packed_is_unpacked():
-    _, params, loss, _ = made()
+    _, params, loss, _ = compiled()
     batch = cases.batch(0)
     (packed, (weight, _)), grads = loss(params, batch)
     apart = [np.zeros((16, T), x.dtype) for x in batch]
@@ -88,15 +88,15 @@ def test_packed_is_unpacked():
     unpacked = unpacked._replace(segments=np.minimum(unpacked.segments, 1))
     total, held, gathered = 0.0, 0.0, 0.0
     for half in (slice(0, 8), slice(8, 16)):
-        (part, (count, _)), found = loss(params, Batch(*(x[half] for x in unpacked)))
-        total, held, gathered = total + part, held + count, gathered + flat(found)
+        (part, (count, _)), slopes = loss(params, Batch(*(x[half] for x in unpacked)))
+        total, held, gathered = total + part, held + count, gathered + flat(slopes)
     np.testing.assert_allclose(total, packed, rtol=1e-6)
     assert held == weight
     np.testing.assert_allclose(gathered, flat(grads), rtol=1e-4, atol=1e-6)
 
 
 def test_rows_without_an_answer_give_nothing_and_no_nan():
-    _, params, loss, _ = made()
+    _, params, loss, _ = compiled()
     batch = cases.batch(0)
     (total, (weight, _)), grads = loss(params, batch._replace(weight=0 * batch.weight))
     assert total == 0 and weight == 0
@@ -106,7 +106,7 @@ def test_rows_without_an_answer_give_nothing_and_no_nan():
 def test_the_mean_is_over_all_tokens_of_a_step_not_over_parts():
     """A mean of the parts' means weighs the tokens of short answers more: found in 2024 in most
     trainers (transformers issue 34191)."""
-    _, params, loss, _ = made()
+    _, params, loss, _ = compiled()
     batch = cases.batch(0)
     (_, (weight, _)), grads = loss(params, batch)
     wanted = flat(grads) / weight
@@ -128,19 +128,19 @@ def test_noise_is_as_large_as_each_conversation_is_long():
     """Jain et al. 2023, algorithm 1: |noise| <= alpha / sqrt(L D), its variance a third of that
     squared; L counts the conversation's own tokens, not the row's."""
     segments = np.array([[1] * 20 + [2] * 5 + [0] * 7, [1] * 32])
-    found = np.asarray(sft.noise(jax.random.key(0), jnp.asarray(segments), 64, 5.0))
-    assert not found[0, 25:].any()
+    noise = np.asarray(sft.noise(jax.random.key(0), jnp.asarray(segments), 64, 5.0))
+    assert not noise[0, 25:].any()
     for r, s, length in ((0, 1, 20), (0, 2, 5), (1, 1, 32)):
-        part, bound = found[r][segments[r] == s], 5 / np.sqrt(length * 64)
+        part, bound = noise[r][segments[r] == s], 5 / np.sqrt(length * 64)
         assert 0.9 * bound < np.abs(part).max() <= bound
         np.testing.assert_allclose(part.std(), bound / np.sqrt(3), rtol=0.1)
 
 
 def test_noise_is_for_training_alone():
-    model, params, _, _ = made()
+    model, params, _, _ = compiled()
     batch = cases.batch(0)
     noisy = jax.jit(objectives.build(sft.Config(neftune=5.0), model).loss)
-    quiet = made()[2](params, batch)[0][0]
+    quiet = compiled()[2](params, batch)[0][0]
     assert noisy(params, {}, batch, None)[0] == pytest.approx(float(quiet), rel=1e-6)
     a, b, again = (noisy(params, {}, batch, jax.random.key(k))[0] for k in (1, 2, 1))
     assert a != b and a == again and abs(a - quiet) > 1e-3
@@ -153,4 +153,4 @@ def test_wrong_settings_and_models_are_refused():
     with pytest.raises(ValueError, match="sft given with model bert"):
         objectives.build(sft.Config(), encoder)
     with pytest.raises(ValueError, match="0 for a model without experts"):
-        objectives.build(sft.Config(token=clm.Config(balance=0.1)), made()[0])
+        objectives.build(sft.Config(token=clm.Config(balance=0.1)), compiled()[0])

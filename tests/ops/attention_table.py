@@ -18,7 +18,7 @@ from tests.ops import attention_oracle as oracle
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/attention.md"
 
-# Cell: what is asked for. kernels that know it beside "xla", which knows all.
+# Cell: (settings, kernels that support them in addition to "xla", which supports all).
 EVERY = ("blockwise", "splash", "cudnn")
 CELLS = {
     "causal": ({}, EVERY),
@@ -83,15 +83,15 @@ def dtype_of(kernel, cell):
 
 def inputs(kernel, cell):
     """Arrays, both Ats as tuples, and the options of attention, of one cell."""
-    asked = CELLS[cell][0]
-    keys = asked.get("keys", oracle.T)
-    x = oracle.arrays(kv=asked.get("kv", 2), head_v=asked.get("head_v", oracle.H), keys=keys)
+    settings = CELLS[cell][0]
+    keys = settings.get("keys", oracle.T)
+    x = oracle.arrays(kv=settings.get("kv", 2), head_v=settings.get("head_v", oracle.H), keys=keys)
     x = {name: jnp.asarray(a, dtype_of(kernel, cell)) for name, a in x.items()}
     x |= {name: x[name].astype(jnp.float32) for name in ("sinks", "table")}
     segments, positions = oracle.places()
-    at = (segments, positions, oracle.shared(asked.get("shared"), segments, positions))
+    at = (segments, positions, oracle.shared(settings.get("shared"), segments, positions))
     k_at = tuple(None if a is None else a[:, :keys] for a in at)
-    return x, at, k_at, {name: value for name, value in asked.items() if name not in INPUTS}
+    return x, at, k_at, {name: value for name, value in settings.items() if name not in INPUTS}
 
 
 def call(kernel, real, cell, x, q_at, k_at, options):

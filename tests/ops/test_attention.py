@@ -58,9 +58,9 @@ def test_what_the_table_calls_refused_is_refused_by_name():
     for kernel in table.EVERY:
         for cell in table.CELLS:
             if not table.knows(kernel, cell) and not table.CELLS[cell][0].get("cached"):
-                said = table.refusal(kernel, cell)
-                assert said is not None, (kernel, cell)
-                assert re.search(f"kernel '{kernel}' .*({words[cell]})", said), (cell, said)
+                message = table.refusal(kernel, cell)
+                assert message is not None, (kernel, cell)
+                assert re.search(f"kernel '{kernel}' .*({words[cell]})", message), (cell, message)
 
 
 def test_the_page_is_the_declared_table():
@@ -245,8 +245,8 @@ def test_blockwise_leaves_out_keys_that_no_query_of_the_block_sees(options, widt
     at = At(place, place)
     trace = jax.make_jaxpr(lambda *a: attention.attend(*a, kernel="blockwise", **options))
     text = str(trace(shape, shape, shape, at, at))
-    found = {int(n) for n in re.findall(r"f32\[1,1,1,64,(\d+)\] = dot_general", text)}
-    assert found - {8} == widths
+    products = {int(n) for n in re.findall(r"f32\[1,1,1,64,(\d+)\] = dot_general", text)}
+    assert products - {8} == widths
 
 
 def test_a_kernel_of_other_hardware_is_refused_before_compute():

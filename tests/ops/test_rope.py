@@ -148,7 +148,7 @@ def test_scalings_equal_transformers(record, scaling, length, partial):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: rope.frequencies(7, THETA), "rotary_dim: 7 given; it must be even"),
         (lambda: rope.frequencies(8, 0.0), "theta must be positive, got 0"),
@@ -170,6 +170,6 @@ def test_scalings_equal_transformers(record, scaling, length, partial):
         ),
     ],
 )
-def test_errors(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

@@ -1,5 +1,6 @@
 """The manifest of a shards directory: what was tokenised, with what, and what must be there."""
 
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Manifest(NamedTuple):
     empty: int = 0  # texts of the source that were left out
 
 
-def write(manifest: Manifest, folder: pathlib.Path) -> None:
+def write(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
     """Write manifest.json into the folder."""
     splits = {
         name: split._asdict()
@@ -69,15 +70,16 @@ def write(manifest: Manifest, folder: pathlib.Path) -> None:
         for name, split in manifest.splits.items()
     }
     text = json_file.sealed(manifest._asdict() | {"splits": splits})
-    (folder / FILE).write_text(text, "utf-8")
+    pathlib.Path(folder, FILE).write_text(text, "utf-8")
 
 
-def read(folder: pathlib.Path) -> Manifest:
+def read(folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a shards directory.
 
     Raises: FileNotFoundError without one; json_file.Damaged for one that is not ours or not as it
     was written; ValueError for another format.
     """
+    folder = pathlib.Path(folder)
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(

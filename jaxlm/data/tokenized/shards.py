@@ -92,9 +92,9 @@ class Facts(NamedTuple):
     holdout: float
 
 
-def write(facts: Facts, target: pathlib.Path, workers: int) -> manifest.Manifest:
+def write(facts: Facts, target: str | os.PathLike[str], workers: int) -> manifest.Manifest:
     """`tokenize` of what is known to be right. Raises: OSError where `target` is there already."""
-    with atomic.folder(target) as temporary:
+    with atomic.folder(pathlib.Path(target)) as temporary:
         return _write_all(facts, temporary, workers)
 
 

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -230,7 +231,7 @@ def opened(
     weights: Sequence[float] = (),
     seconds: float = 60.0,
     retries: int = 1,
-    folder: pathlib.Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Iterator[Rewards]:
     """A context with the Rewards of these functions; () of weights is 1 for each. Functions of the
     user's are started in their processes, which end with the context.
@@ -249,7 +250,8 @@ def opened(
                 process.start()
                 call = process.call
             parts.append(Part(name, float(weight), call))
-        yield Rewards(tuple(parts), seconds, retries, folder)
+        logs = None if folder is None else pathlib.Path(folder)
+        yield Rewards(tuple(parts), seconds, retries, logs)
 
 
 def _here(function: Function) -> Callable[[list[Sample], float], Any]:

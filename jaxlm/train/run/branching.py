@@ -13,6 +13,7 @@ rounds otherwise: it is no trunk.
 """
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -78,7 +79,10 @@ def _point(run: Run, trunk: pathlib.Path) -> list[int]:
 
 
 def begin(
-    run: Run, folder: pathlib.Path, warn: Callable[[str], None], say: Callable[[str], None]
+    run: Run,
+    folder: str | os.PathLike[str],
+    warn: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> None:
     """Copy the beginning of a run that has a trunk and no checkpoint yet: the trunk's newest whole
     checkpoint before this run's decay, and the metrics up to there. For the primary process, which
@@ -86,6 +90,7 @@ def begin(
 
     Raises: as `check`; ValueError if no such checkpoint is whole; io.WriteError.
     """
+    folder = pathlib.Path(folder)
     if run.trunk is None or checkpoint.steps(folder / "checkpoints"):
         return
     trunk = pathlib.Path(run.trunk).expanduser()

@@ -124,11 +124,12 @@ def _reason(error: BaseException) -> str | None:
     return str(error) if isinstance(error, OSError) else None
 
 
-def commit_weights(folder: pathlib.Path, params: Any, facts: Facts) -> None:
+def commit_weights(folder: str | os.PathLike[str], params: Any, facts: Facts) -> None:
     """Write weights alone as the checkpoint of step 0, sealed, in a folder that nobody reads yet.
 
     facts: as in `Store.save`. Raises: io.WriteError if it could not be written.
     """
+    folder = pathlib.Path(folder)
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
@@ -153,7 +154,9 @@ def items(state: State) -> dict[str, Any]:
     return parts if state.opt.average is None else parts | {"average": state.opt.average}
 
 
-def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[State, Any]:
+def restore(
+    folder: str | os.PathLike[str], step: int, like: State, carry: Any
+) -> tuple[State, Any]:
     """(the State of a checkpoint, its carry), placed like the abstract ones: on any mesh. The
     State's frozen weights are {}: they come from their own source."""
     saved = read(folder, step, items(like) | ({"carry": carry} if carry else {}))
@@ -163,32 +166,34 @@ def restore(folder: pathlib.Path, step: int, like: State, carry: Any) -> tuple[S
     return state, saved.get("carry", {})
 
 
-def read(folder: pathlib.Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+def read(folder: str | os.PathLike[str], step: int, parts: dict[str, Any]) -> dict[str, Any]:
     """Some of the `items` of a checkpoint, placed like these abstract ones."""
     import orbax.checkpoint as ocp
 
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(**args))
     return {name: saved[name] for name in parts}
 
 
-def facts(folder: pathlib.Path, step: int) -> Facts:
+def facts(folder: str | os.PathLike[str], step: int) -> Facts:
     """Facts recorded with a checkpoint. Raises: ValueError if it has no readable manifest."""
-    recorded = integrity.facts(folder / str(step))
+    place = pathlib.Path(folder, str(step))
+    recorded = integrity.facts(place)
     if recorded is None:
-        raise ValueError(f"{folder / str(step)}: {integrity.fault(folder / str(step))}")
+        raise ValueError(f"{place}: {integrity.fault(place)}")
     return recorded
 
 
-def steps(folder: pathlib.Path) -> list[int]:
+def steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps of all committed checkpoints, rising; not whether they are whole."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdecimal())
+    places = pathlib.Path(folder).glob("*")
+    return sorted(int(p.name) for p in places if p.is_dir() and p.name.isdecimal())
 
 
 def good(
-    folder: pathlib.Path,
+    folder: str | os.PathLike[str],
     warn: Callable[[str], None],
     wanted: list[int],
     parts: tuple[str, ...] = (),
@@ -200,6 +205,7 @@ def good(
 
     Raises: ValueError naming all of them if there are checkpoints and none is whole.
     """
+    folder = pathlib.Path(folder)
     faults = []
     for step in reversed(wanted):
         fault = integrity.fault(folder / str(step), parts)
@@ -215,8 +221,9 @@ def good(
     return None
 
 
-def set_aside(folder: pathlib.Path, after: int) -> list[str]:
+def set_aside(folder: str | os.PathLike[str], after: int) -> list[str]:
     """Rename the checkpoints after a step, none of which verified, to N.corrupt; the new names."""
+    folder = pathlib.Path(folder)
     moved = []
     for step in steps(folder):
         if step > after:
@@ -227,7 +234,7 @@ def set_aside(folder: pathlib.Path, after: int) -> list[str]:
     return moved
 
 
-def surplus(folder: pathlib.Path, cfg: Checkpoint) -> list[int]:
+def surplus(folder: str | os.PathLike[str], cfg: Checkpoint) -> list[int]:
     """The steps that need not be kept: not among the last, nor every n-th, nor asked
     for by number, nor the best."""
     have = steps(folder)
@@ -240,19 +247,19 @@ def surplus(folder: pathlib.Path, cfg: Checkpoint) -> list[int]:
     return [step for step in have if step not in keep]
 
 
-def best(folder: pathlib.Path) -> int | None:
+def best(folder: str | os.PathLike[str]) -> int | None:
     """The step with the fewest validation bits per byte, the first of equals; None without any."""
     scores = {}
     for step in steps(folder):
-        noted = integrity.facts(folder / str(step))
+        noted = integrity.facts(pathlib.Path(folder, str(step)))
         if noted is not None and noted["val"] is not None:
             scores[step] = noted["val"]
     return min(scores, key=lambda step: (scores[step], step)) if scores else None
 
 
-def sweep(folder: pathlib.Path) -> None:
+def sweep(folder: str | os.PathLike[str]) -> None:
     """Remove what a killed process left half-written or half-removed."""
-    for path in folder.glob("*"):
+    for path in pathlib.Path(folder).glob("*"):
         if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removed"):
             shutil.rmtree(path, ignore_errors=True)
 

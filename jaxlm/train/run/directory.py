@@ -155,22 +155,23 @@ def ended(folder: str | os.PathLike[str]) -> Result | None:
         return None
 
 
-def lost_records(folder: pathlib.Path, result: Result) -> str | None:
+def lost_records(folder: str | os.PathLike[str], result: Result) -> str | None:
     """Describes what is missing from a finished run's metrics.jsonl; None if nothing is, or if the
     directory does not record which records there were."""
     sealed = proof(folder)
     try:
-        run = _parsed(folder / "config.json") if sealed is None else _trained(sealed)
+        run = _parsed(pathlib.Path(folder, "config.json")) if sealed is None else _trained(sealed)
     except (FileNotFoundError, ValueError):
         return None
     if run is None:
         return None
     mark = None if sealed is None else sealed.get("metrics")
     due = runs.records_due(run, result.step)
-    return metrics.fault(folder / metrics.FILE, None if mark is None else metrics.Mark(*mark), due)
+    file = pathlib.Path(folder, metrics.FILE)
+    return metrics.fault(file, None if mark is None else metrics.Mark(*mark), due)
 
 
-def warn_of_lost_records(folder: pathlib.Path) -> None:
+def warn_of_lost_records(folder: str | os.PathLike[str]) -> None:
     """Prints a warning where `lost_records` reports a loss."""
     try:
         result = read_result(folder)
@@ -180,13 +181,14 @@ def warn_of_lost_records(folder: pathlib.Path) -> None:
         warn(fault)
 
 
-def check(folder: pathlib.Path, run: Run) -> str | None:
+def check(folder: str | os.PathLike[str], run: Run) -> str | None:
     """Describes damage to a directory's config.json, where its checkpoints prove that it holds this
     run all the same; None if there is none.
 
     Raises: ValueError if the directory's config is not this run's, naming the first field that
     differs and both values; fields in `run.EXECUTION` may differ.
     """
+    folder = pathlib.Path(folder)
     file = folder / "config.json"
     ours = config.without(config.to_dict(run), *runs.EXECUTION)
     sealed = proof(folder)
@@ -235,10 +237,10 @@ def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) 
     return f"{text}; or remove the directory to train it anew"
 
 
-def proof(folder: pathlib.Path) -> dict[str, Any] | None:
+def proof(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The facts of the newest checkpoint that has a whole manifest and records which run it is of:
     "run" (its digest), "config", "start", "tokenizer"; None if there is none."""
-    places = [p for p in (folder / "checkpoints").glob("*") if p.name.isdecimal()]
+    places = [p for p in pathlib.Path(folder, "checkpoints").glob("*") if p.name.isdecimal()]
     for place in sorted(places, key=lambda p: -int(p.name)):
         facts = integrity.facts(place)
         if facts is not None and "config" in facts:
@@ -266,13 +268,13 @@ def warn(text: str) -> None:
 ROUNDING = ("revision", "packages", "backend", "devices", "cpus", "dtype")
 
 
-def changed(folder: pathlib.Path, run: Run, described: dict[str, Any]) -> list[str]:
+def changed(folder: str | os.PathLike[str], run: Run, described: dict[str, Any]) -> list[str]:
     """Differences from the last start, as "field: old -> new": in fields that a run may change, and
     in the machine and the code, as `environment.describe` describes them now. A damaged file is
     named, for it is about to be written again."""
     changes, faults = [], []
     for name, now in (("config.json", config.to_dict(run)), ("env.json", described)):
-        file = folder / name
+        file = pathlib.Path(folder, name)
         try:
             before = json_file.read_object(file)
         except FileNotFoundError:
@@ -286,9 +288,9 @@ def changed(folder: pathlib.Path, run: Run, described: dict[str, Any]) -> list[s
     return [*faults, *(f"{path}: {a} -> {b}" for path, a, b in changes)]
 
 
-def record(folder: pathlib.Path, run: Run) -> None:
+def record(folder: str | os.PathLike[str], run: Run) -> None:
     """Write config.json. Raises: io.WriteError."""
-    io.write(folder / "config.json", json.dumps(config.to_dict(run), indent=1) + "\n")
+    io.write(pathlib.Path(folder, "config.json"), json.dumps(config.to_dict(run), indent=1) + "\n")
 
 
 def load(folder: str | os.PathLike[str]) -> Run:
@@ -366,6 +368,6 @@ def tokenizer(folder: str | os.PathLike[str], run: Run) -> interface.Tokenizer:
     return loaded
 
 
-def finish(folder: pathlib.Path, result: Result) -> None:
+def finish(folder: str | os.PathLike[str], result: Result) -> None:
     """Mark the run as finished. Raises: io.WriteError."""
-    io.write(folder / "result.json", json_file.sealed(dataclasses.asdict(result)))
+    io.write(pathlib.Path(folder, "result.json"), json_file.sealed(dataclasses.asdict(result)))

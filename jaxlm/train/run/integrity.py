@@ -1,5 +1,6 @@
 """Integrity of checkpoints: a manifest lists every file with size and SHA-256, and some facts."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -8,12 +9,13 @@ from jaxlm.core import io, json_file
 FILE = "manifest.json"
 
 
-def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
+def seal(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:
     """Put every file of a folder on the disk, then write the manifest that vouches for those in
     its subfolders; files next to these are the writer's own notes, rewritten when it renames.
 
     Raises: io.WriteError on a full disk.
     """
+    folder = pathlib.Path(folder)
     listed = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, io.sha256(path, sync=True)]
         for path in io.files(folder)
@@ -25,26 +27,28 @@ def seal(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     io.write(folder / FILE, json_file.sealed({"facts": facts, "files": listed}))
 
 
-def restate(folder: pathlib.Path, facts: dict[str, Any]) -> None:
+def restate(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:
     """Replace facts of a sealed folder, by name; its files stay as they are. Raises:
     json_file.Damaged for a manifest that is not whole; io.WriteError."""
-    manifest = json_file.read_object(folder / FILE)
-    io.write(folder / FILE, json_file.sealed(manifest | {"facts": manifest["facts"] | facts}))
+    file = pathlib.Path(folder, FILE)
+    manifest = json_file.read_object(file)
+    io.write(file, json_file.sealed(manifest | {"facts": manifest["facts"] | facts}))
 
 
-def facts(folder: pathlib.Path) -> dict[str, Any] | None:
+def facts(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Facts recorded when a folder was sealed; None if its manifest cannot be read."""
     try:
-        return json_file.read_object(folder / FILE)["facts"]
+        return json_file.read_object(pathlib.Path(folder, FILE))["facts"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def fault(folder: pathlib.Path, parts: tuple[str, ...] = ()) -> str | None:
+def fault(folder: str | os.PathLike[str], parts: tuple[str, ...] = ()) -> str | None:
     """Describes damage to a sealed folder, naming the first bad file; None if all is well.
 
     parts: names of subfolders; if any are given, only their files are checked.
     """
+    folder = pathlib.Path(folder)
     try:
         listed = json_file.read_object(folder / FILE)["files"]
     except FileNotFoundError:

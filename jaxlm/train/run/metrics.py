@@ -152,9 +152,10 @@ def _kept(
     return b"".join(line + b"\n" for line, record in read if record and record["step"] <= step)
 
 
-def fault(path: pathlib.Path, mark: Mark | None, due: Set[tuple[str, int]]) -> str | None:
+def fault(path: str | os.PathLike[str], mark: Mark | None, due: Set[tuple[str, int]]) -> str | None:
     """Describes damage to a metrics file that should begin with the bytes of `mark` and have the
     records of `due`; None if there is none."""
+    path = pathlib.Path(path)
     data = path.read_bytes() if path.is_file() else b""
     marked = mark is not None and mark_of(data[: mark.size]) == mark
     read = [_record(line) for line in data.split(b"\n")[:-1]]

@@ -48,9 +48,11 @@ class Events(NamedTuple):
             file.write(frame(message))
 
 
-def open(folder: pathlib.Path) -> Events:
+def open(folder: str | os.PathLike[str]) -> Events:
     """A new event file in a folder. Raises: OSError."""
-    events = Events(folder / f"events.out.tfevents.{time.time_ns()}.jaxlm.{os.getpid()}")
+    events = Events(
+        pathlib.Path(folder, f"events.out.tfevents.{time.time_ns()}.jaxlm.{os.getpid()}")
+    )
     events._append(_event(0, _message(3, b"brain.Event:2")))
     return events
 

@@ -120,7 +120,7 @@ def spare(name: Name) -> None:
 
 @contextlib.contextmanager
 def opened(
-    name: Name, workers: int, folder: pathlib.Path, resources: Resources = Resources()
+    name: Name, workers: int, folder: str | os.PathLike[str], resources: Resources = Resources()
 ) -> Iterator[Engine]:
     """The engine of that name; trials that still run when the `with` ends are stopped.
 
@@ -135,7 +135,7 @@ def opened(
         elif name == "ray":
             submit = _ray(resources, stack)
         else:
-            submit = _slurm(resources, folder)
+            submit = _slurm(resources, pathlib.Path(folder))
 
         def remembered(task: Task) -> Job:
             started.append(_once(submit(task)))

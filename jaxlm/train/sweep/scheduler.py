@@ -15,6 +15,7 @@ import dataclasses
 import io as text
 import json
 import math
+import os
 import pathlib
 import signal
 import statistics
@@ -77,13 +78,17 @@ class Book(NamedTuple):
 
 
 def opened(
-    place: pathlib.Path, counting: Counting, wanted: Sequence[Trial], facts: dict[str, Any]
+    place: str | os.PathLike[str],
+    counting: Counting,
+    wanted: Sequence[Trial],
+    facts: dict[str, Any],
 ) -> Book:
     """The book of trials in a directory, with what is known of them from before. facts: JSON, kept
     in sweep.json as it is.
 
     A sweep.json that cannot be read is set aside, with a warning.
     """
+    place = pathlib.Path(place)
     for name in ("specs", "logs"):
         io.make_folder(place / name)
     before = {}

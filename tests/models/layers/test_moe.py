@@ -89,11 +89,11 @@ def test_dropless_is_the_loop():
 
 def test_capacity_that_drops_nothing_is_dropless_in_value_and_gradient():
     (loss, (y, stats)), grads = program(None)(W, H)
-    (also, (z, told)), other = program(float(E))(W, H)
+    (also, (z, same_stats)), other = program(float(E))(W, H)
     np.testing.assert_allclose(y, z, atol=1e-5)
     assert also == pytest.approx(float(loss), rel=1e-5)
     for name in stats:
-        np.testing.assert_allclose(stats[name], told[name], rtol=1e-6)
+        np.testing.assert_allclose(stats[name], same_stats[name], rtol=1e-6)
     programs.close({"w": grads[0], "h": grads[1]}, {"w": other[0], "h": other[1]})
     for path, g in param.flatten(grads[0]).items():
         assert np.any(g) != (path == "select_bias"), path
@@ -116,8 +116,8 @@ def test_padding_meets_no_expert():
     other = H.copy()
     other[SEGMENTS == 0] = 100.0
     (a, (_, stats)), grads = program(None)(W, H)
-    (b, (_, told)), also = program(None)(W, other)
-    jax.tree.map(np.testing.assert_array_equal, stats, told)
+    (b, (_, same_stats)), also = program(None)(W, other)
+    jax.tree.map(np.testing.assert_array_equal, stats, same_stats)
     for name in ("router", "gate", "up", "down", "down_bias"):
         np.testing.assert_array_equal(grads[0][name], also[0][name], err_msg=name)
 

@@ -16,7 +16,7 @@ ROWS = ((3, 5), (1, 7), (2, 3), (4, 1), (2, 6), (5, 2), (0, 0), (1, 4))
 
 
 def batch(seed: int) -> Rollout:
-    """8 rows of random texts with random advantages, away from the policy that is asked."""
+    """8 rows of random texts with random advantages, away from the policy that sampled."""
     r = np.random.default_rng(seed)
     shape = (len(ROWS), T)
     tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))

@@ -60,16 +60,16 @@ def judged(cfg):
     objective = dpo.build(cfg, models.build(LLAMA))
     frozen = {name: weights(0) for name in objective.frozen}
     batch = labelled.batch(0) if cfg.loss == "kto" else cases.batch(0)
-    found = jax.jit(objective.loss)(weights(1), frozen, batch, None)
-    return jax.tree.map(np.asarray, found)
+    outputs = jax.jit(objective.loss)(weights(1), frozen, batch, None)
+    return jax.tree.map(np.asarray, outputs)
 
 
 def pairs():
     """(prompt, chosen, rejected, share of the prompt) of the case's batch, by hand."""
     rank = cases.batch(0).rank
     for b, row in enumerate(rank):
-        found = [(i, j) for i in range(3) for j in range(3) if 0 <= row[i] < row[j]]
-        yield from ((b, i, j, 1 / len(found)) for i, j in found)
+        ordered = [(i, j) for i in range(3) for j in range(3) if 0 <= row[i] < row[j]]
+        yield from ((b, i, j, 1 / len(ordered)) for i, j in ordered)
 
 
 def test_every_ordered_pair_of_a_prompt_counts_and_both_orders_if_it_is_uncertain():
@@ -81,15 +81,15 @@ def test_every_ordered_pair_of_a_prompt_counts_and_both_orders_if_it_is_uncertai
         h, p = 0.5 * (ratio[b, i] - ratio[b, j]), batch.preference[b]
         total += share * (p * np.log1p(np.exp(-h)) + (1 - p) * np.log1p(np.exp(h)))
         correct, margin = correct + share * (h > 0), margin + share * h
-    found, weight, told = judged(dpo.Config(beta=0.5))
+    value, weight, report = judged(dpo.Config(beta=0.5))
     # of 8 prompts one is empty and one a tie
     assert weight == 6 == pytest.approx(sum(share for *_, share in pairs()))
     assert {2, 3} == {sum(b == prompt for b, *_ in pairs()) for prompt in (0, 2)}
-    np.testing.assert_allclose(found, total, rtol=2e-5)
-    np.testing.assert_allclose([told["accuracy"], told["margin"]], [correct, margin], rtol=1e-4)
+    np.testing.assert_allclose(value, total, rtol=2e-5)
+    np.testing.assert_allclose([report["accuracy"], report["margin"]], [correct, margin], rtol=1e-4)
     chosen = sum(share * sums[0][b, i] for b, i, _, share in pairs())
     rejected = sum(share * sums[0][b, j] for b, _, j, share in pairs())
-    logged = [told["log_prob_chosen"], told["log_prob_rejected"]]
+    logged = [report["log_prob_chosen"], report["log_prob_rejected"]]
     np.testing.assert_allclose(logged, [chosen, rejected], rtol=1e-4)
 
 
@@ -98,8 +98,10 @@ def test_at_the_reference_the_loss_is_log_two_and_nothing_is_right_or_wrong():
     model = models.build(dataclasses.replace(gpt_cases.GPT, dropout=0.5))
     params = programs.drawn(model.spec, 1)
     objective = dpo.build(dpo.Config(), model)
-    told = jax.jit(objective.loss)(params, {"reference": params}, cases.batch(0), jax.random.key(3))
-    total, weight, sums = jax.tree.map(np.asarray, told)
+    outputs = jax.jit(objective.loss)(
+        params, {"reference": params}, cases.batch(0), jax.random.key(3)
+    )
+    total, weight, sums = jax.tree.map(np.asarray, outputs)
     assert total / weight == pytest.approx(np.log(2), rel=1e-6)
     assert sums["margin"] == pytest.approx(0, abs=1e-5)
     same = dpo._sums(dpo.Config(), _ties(), jnp.ones((1, 2, 2)) * jnp.float32([[0, 1], [0, 0]]))
@@ -142,13 +144,13 @@ def test_orpo_learns_the_chosen_text_with_or_without_its_prompt():
     for over, learnt in (("response", batch.weight > 0), ("text", places)):
         nll = -(log_prob * learnt).sum(-1) / np.maximum(learnt.sum(-1), 1)
         expected = sum(share * nll[b, i] for b, i, _, share in pairs())
-        _, _, told = judged(dpo.Config(loss="orpo", nll_over=over))
-        np.testing.assert_allclose(told["nll"], expected, rtol=1e-4)
+        _, _, sums = judged(dpo.Config(loss="orpo", nll_over=over))
+        np.testing.assert_allclose(sums["nll"], expected, rtol=1e-4)
 
 
 def test_kto_holds_labelled_responses_to_a_baseline_of_stand_ins():
     batch = labelled.batch(0)
-    total, weight, told = judged(dpo.Config(loss="kto", undesirable=0.5))
+    total, weight, sums = judged(dpo.Config(loss="kto", undesirable=0.5))
     model = models.build(LLAMA)
     run = jax.jit(lambda params: responses.summed(model, params, batch, Plan()))
     ratio = np.float64(run(weights(1))) - np.float64(run(weights(0)))
@@ -159,8 +161,8 @@ def test_kto_holds_labelled_responses_to_a_baseline_of_stand_ins():
     each = np.where(good, 1 / (1 + np.exp(z)), 0.5 / (1 + np.exp(-z)))
     assert weight == 7 and baseline > 0 and good.sum() == 4
     np.testing.assert_allclose(total, each.sum(), rtol=1e-4)
-    np.testing.assert_allclose(told["baseline"] / weight, baseline, rtol=1e-4)
-    report = dpo.build(dpo.Config(loss="kto"), model).report(told)
+    np.testing.assert_allclose(sums["baseline"] / weight, baseline, rtol=1e-4)
+    report = dpo.build(dpo.Config(loss="kto"), model).report(sums)
     np.testing.assert_allclose(report["reward_desirable"], 0.1 * ratio[there, 0][good].mean(),
                                rtol=1e-4)  # fmt: skip
     assert report["desirable_share"] == pytest.approx(4 / 7)
@@ -172,8 +174,8 @@ def test_stored_and_frozen_references_are_one_loss():
     kept = np.asarray(jax.jit(lambda b: responses.summed(model, weights(0), b, Plan()))(batch))
     objective = dpo.build(dpo.Config(reference="stored"), model)
     assert not objective.frozen
-    found = jax.jit(objective.loss)(weights(1), {}, batch._replace(reference=kept), None)
-    np.testing.assert_allclose(found[0], judged(dpo.Config())[0], rtol=1e-6)
+    outputs = jax.jit(objective.loss)(weights(1), {}, batch._replace(reference=kept), None)
+    np.testing.assert_allclose(outputs[0], judged(dpo.Config())[0], rtol=1e-6)
     with pytest.raises(ValueError, match="objective.reference"):
         jax.eval_shape(objective.loss, weights(1), {}, batch, None)
 

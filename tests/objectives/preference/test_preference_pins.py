@@ -176,9 +176,9 @@ def batch_loss(cfg, two, then, shares):
 @pytest.mark.parametrize("case", PREFERENCES)
 def test_losses_of_preferences_are_their_formulas(case):
     cfg = PREFERENCES[case]
-    found = preferred()[case]
-    bigram.agrees(found, functools.partial(whole_loss, cfg), PARAMS, 4)
-    by, sums = sides(PARAMS, cfg), found[2]
+    ours = preferred()[case]
+    bigram.agrees(ours, functools.partial(whole_loss, cfg), PARAMS, 4)
+    by, sums = sides(PARAMS, cfg), ours[2]
     free = cfg.loss in ("cpo", "simpo", "orpo")
     right = dict.fromkeys(("reward", "log_prob", "tokens", "nll"), 0.0)
     worse = dict(right)
@@ -210,12 +210,12 @@ def test_what_is_stored_for_a_response_that_is_not_there_is_never_read():
     assert not there.all()
     stored = np.where(there, summed(REFERENCE, batch)[1], np.nan)
     cfg = dpo.Config(beta=0.3, reference="stored")
-    made = {"dpo": objectives.build(cfg, bigram.model())}
+    built = {"dpo": objectives.build(cfg, bigram.model())}
     given = {"dpo": batch._replace(reference=stored)}
-    found = bigram.slopes(made, {"dpo": PARAMS}, {"dpo": {}}, given)["dpo"]
-    for ours, frozen in zip(found[:2], preferred()["dpo"][:2], strict=True):
+    outputs = bigram.slopes(built, {"dpo": PARAMS}, {"dpo": {}}, given)["dpo"]
+    for ours, frozen in zip(outputs[:2], preferred()["dpo"][:2], strict=True):
         np.testing.assert_allclose(ours, frozen, rtol=1e-6)
-    np.testing.assert_allclose(found[3]["table"], preferred()["dpo"][3]["table"], atol=1e-6)
+    np.testing.assert_allclose(outputs[3]["table"], preferred()["dpo"][3]["table"], atol=1e-6)
 
 
 def test_kto_is_its_formula():
@@ -230,13 +230,15 @@ def test_kto_is_its_formula():
         good = batch.rank[there, 0] == 0
         return np.where(good, 1.2 * (1 - sigmoid(z)), 0.4 * (1 - sigmoid(-z))).sum()
 
-    found = preferred()["kto"]
-    bigram.agrees(found, oracle, PARAMS, 4)
-    told = objectives.build(dpo.Config(loss="kto"), bigram.model()).report(found[2])
+    ours = preferred()["kto"]
+    bigram.agrees(ours, oracle, PARAMS, 4)
+    report = objectives.build(dpo.Config(loss="kto"), bigram.model()).report(ours[2])
     p, good = summed(PARAMS, batch)[1][there, 0], batch.rank[there, 0] == 0
     d = p - ref[there, 0]
     for name, which in (("desirable", good), ("undesirable", ~good)):
-        np.testing.assert_allclose(told[f"reward_{name}"], 0.3 * d[which].mean(), rtol=1e-5)
-        np.testing.assert_allclose(told[f"log_prob_{name}"], p[which].mean(), rtol=1e-5)
+        np.testing.assert_allclose(report[f"reward_{name}"], 0.3 * d[which].mean(), rtol=1e-5)
+        np.testing.assert_allclose(report[f"log_prob_{name}"], p[which].mean(), rtol=1e-5)
     apart = 0.3 * (d[good].mean() - d[~good].mean())
-    np.testing.assert_allclose([told["margin"], told["desirable_share"]], [apart, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(
+        [report["margin"], report["desirable_share"]], [apart, 0.5], rtol=1e-5
+    )

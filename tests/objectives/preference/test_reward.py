@@ -146,7 +146,7 @@ def test_calibration_is_exact_over_parts_and_zero_where_confidence_is_accuracy()
 
 
 @pytest.fixture(scope="module")
-def made():
+def built():
     model = models.build(MODEL)
     objective = objectives.build(reward.Config(), model)
     params = programs.drawn(objective.spec, 0)
@@ -167,10 +167,10 @@ def text_rows(texts, width, left=False):
     return Choices(tokens, tokens, weight, segments, positions, rank, ones, 0 * np.float32(rank))
 
 
-def test_a_reward_is_read_at_the_last_token_wherever_the_padding_is(made):
+def test_a_reward_is_read_at_the_last_token_wherever_the_padding_is(built):
     """Full rows, padding on either side, and a text that ends in id 0, the id that fills rows: each
     is read where the text ends, not where an id says so."""
-    model, _, params, run = made
+    model, _, params, run = built
     texts = [[3, 1, 4, 1, 5, 9, 2, 6], [7, 0], [5], [0, 0, 0]]
     right, left = (run(params, text_rows(texts, T, side)) for side in (False, True))
     np.testing.assert_allclose(right, left, atol=1e-5)
@@ -180,9 +180,9 @@ def test_a_reward_is_read_at_the_last_token_wherever_the_padding_is(made):
     np.testing.assert_allclose(right[0], ends @ np.asarray(params["score"]), atol=1e-5)
 
 
-def test_a_model_that_reads_a_constant_place_is_dead(made):
+def test_a_model_that_reads_a_constant_place_is_dead(built):
     """The first token is the same for both responses: a score read there says nothing."""
-    model, objective, params, _ = made
+    model, objective, params, _ = built
     b = text_rows([[9, 1, 2, 3], [9, 4, 5]], T)
     loss = jax.jit(lambda b: objective.loss(params, {}, b, None))
     live = loss(b)[2]
@@ -237,7 +237,7 @@ def test_trl_agrees_in_value_and_gradient():
     answer = types.SimpleNamespace(logits=given)
     want = trl.RewardTrainer.compute_loss(trainer, lambda **_: answer, inputs)
     want.backward()
-    told = trainer._metrics["eval"]
+    metrics = trainer._metrics["eval"]
     with jax.enable_x64(True):
         rank, rated = np.tile([0, 1], (6, 1)), np.stack([margin, np.zeros(6)], 1)
 
@@ -249,8 +249,8 @@ def test_trl_agrees_in_value_and_gradient():
     np.testing.assert_allclose(value, want.item(), rtol=1e-6)
     np.testing.assert_allclose(grad.T.reshape(-1), given.grad[:, 0].numpy(), rtol=1e-5, atol=1e-8)
     apart = r[:, 0] - r[:, 1]
-    np.testing.assert_allclose(np.mean(ranking.wins(apart)), told["accuracy"][0])
-    np.testing.assert_allclose(np.mean(apart), told["margin"][0])
+    np.testing.assert_allclose(np.mean(ranking.wins(apart)), metrics["accuracy"][0])
+    np.testing.assert_allclose(np.mean(apart), metrics["margin"][0])
 
 
 def test_a_pair_of_which_a_model_is_certain_is_in_the_last_bin():

@@ -103,13 +103,13 @@ def trained():
 
 def choices(rows) -> Choices:
     """Our batch of TRL's tokens."""
-    made = []
+    examples = []
     for row in rows:
         start = len(row["prompt_ids"])
         whole = [np.array(row["prompt_ids"] + row[f"{x}_ids"]) for x in ("chosen", "rejected")]
         texts = tuple(preferences.Text(ids, np.arange(len(ids)) >= start, start) for ids in whole)
-        made.append(preferences.Example(texts, (0, 1), 1.0, ()))
-    return preferences.choices(made, 2, 12)
+        examples.append(preferences.Example(texts, (0, 1), 1.0, ()))
+    return preferences.choices(examples, 2, 12)
 
 
 def configs():
@@ -130,20 +130,20 @@ def all_ours(trained):
         reference = responses.summed(model, held, batch, Plan())
 
         def read(params):
-            found = responses.read(model, params, batch, reference, Plan())
-            return found.responses, found
+            reading = responses.read(model, params, batch, reference, Plan())
+            return reading.responses, reading
 
-        told, pull, found = jax.vjp(read, policy, has_aux=True)
+        policy_responses, pull, reading = jax.vjp(read, policy, has_aux=True)
         out, slopes = [], []
         for cfg in cfgs:
 
-            def mean(told, cfg=cfg):
+            def mean(policy_responses, cfg=cfg):
                 settings = {name: getattr(cfg, name) for name in dpo._settings(cfg.loss)}
-                given = found._replace(responses=told)
+                given = reading._replace(responses=policy_responses)
                 total, weight, sums = dpo._paired(cfg, settings, given, batch)
                 return total / weight, jax.tree.map(lambda x: x / weight, sums)
 
-            (value, sums), slope = jax.value_and_grad(mean, has_aux=True)(told)
+            (value, sums), slope = jax.value_and_grad(mean, has_aux=True)(policy_responses)
             out.append((value, sums))
             slopes.append(slope)
         pulled = jax.vmap(pull)(jax.tree.map(lambda *x: jnp.stack(x), *slopes))[0]
@@ -183,18 +183,18 @@ def theirs(trained, losses, beta=0.1, divergence="reverse_kl", weights=None, **s
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, trainer.data_collator(rows), False)
     loss.backward()
-    told = {name: values[0] for name, values in trainer._metrics["eval"].items()}
+    metrics = {name: values[0] for name, values in trainer._metrics["eval"].items()}
     slopes = trainer.model.model.embed_tokens.weight.grad.numpy().copy()
-    return float(loss), slopes, told
+    return float(loss), slopes, metrics
 
 
 def agree(trained, cfg, *given, **settings):
-    value, slopes, told = ours(trained, cfg)
-    right, right_slopes, right_told = theirs(trained, *given, **settings)
+    value, slopes, metrics = ours(trained, cfg)
+    right, right_slopes, right_metrics = theirs(trained, *given, **settings)
     assert value == pytest.approx(right, rel=1e-5)
     near = 1e-5 * np.abs(right_slopes).max() + 1e-8
     np.testing.assert_allclose(slopes, right_slopes, rtol=1e-4, atol=near)
-    return told, right_told
+    return metrics, right_metrics
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -210,7 +210,7 @@ def test_divergences_are_those_of_trl(trained, name):
 
 
 def test_what_is_reported_is_what_trl_reports(trained):
-    told, right = agree(trained, dpo.Config(beta=0.5), ["sigmoid"], beta=0.5)
+    metrics, right = agree(trained, dpo.Config(beta=0.5), ["sigmoid"], beta=0.5)
     names = {
         "reward_chosen": "rewards/chosen", "reward_rejected": "rewards/rejected",
         "margin": "rewards/margins", "accuracy": "rewards/accuracies",
@@ -221,7 +221,7 @@ def test_what_is_reported_is_what_trl_reports(trained):
     assert value == pytest.approx(again, rel=1e-6)
     np.testing.assert_allclose(slopes, table, rtol=1e-4, atol=1e-6)
     for name, their in names.items():
-        assert float(told[name]) == pytest.approx(right[their], rel=1e-4, abs=1e-5), name
+        assert float(metrics[name]) == pytest.approx(right[their], rel=1e-4, abs=1e-5), name
 
 
 def test_rpo_is_dpo_and_sft(trained):

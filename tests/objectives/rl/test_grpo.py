@@ -16,7 +16,7 @@ from tests import programs
 from tests.objectives import free, published
 
 V = 7
-# TRL 1.16 weighs its KL penalty by the ratio unless told not to
+# TRL 1.16 weighs its KL penalty by the ratio unless configured not to
 WITH_KL = {"beta": 0.04, "kl_estimator": "k3_ratio"}
 WIDE = {"clip_low": 0.2, "clip_high": 0.2}
 FIRST = ("grpo", "dr_grpo", "dapo_ehigh0.28", "gspo")
@@ -63,15 +63,15 @@ def test_values_and_gradients_are_the_published_ones(anchors, name):
             advantage=mask * given["advantages"][:, None],
             targets=targets,
         )
-        made = grpo.build(cfg, free.model(*logits.shape))
-        assert sorted(made.frozen) == (["reference"] if cfg.beta else [])
-        value, told, grads = free.slope(made, {"logits": logits}, {}, batch)
+        objective = grpo.build(cfg, free.model(*logits.shape))
+        assert sorted(objective.frozen) == (["reference"] if cfg.beta else [])
+        value, metrics, grads = free.slope(objective, {"logits": logits}, {}, batch)
     np.testing.assert_allclose(value, block["outputs"][name], atol=1e-7)
     at_target = np.take_along_axis(grads["logits"], targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(at_target, right * -np.expm1(given["logps"]), atol=1e-7)
     if cfg.beta:
         k1 = ((given["logps"] - given["ref_logps"]) * mask).sum() / mask.sum()
-        np.testing.assert_allclose(told["reference_kl1"], k1, atol=1e-6)
+        np.testing.assert_allclose(metrics["reference_kl1"], k1, atol=1e-6)
 
 
 def of(score, lengths, **more):
@@ -96,7 +96,7 @@ def test_advantages_of_every_variant_sum_to_0_in_a_group():
     right = {"standardised": 0.8660239, "centred": 0.5, "left_out": 2 / 3}
     for name, variant in grpo.VARIANTS.items():
         cfg = grpo.Config(variant=name)
-        advantage, _, told = advantages_of(cfg, whole, cfg.beta, 4)
+        advantage, _, metrics = advantages_of(cfg, whole, cfg.beta, 4)
         assert not np.any(np.asarray(advantage)[whole.weight == 0])
         first = np.asarray(advantage)[:, 0]
         if variant.advantage in right:
@@ -106,8 +106,8 @@ def test_advantages_of_every_variant_sum_to_0_in_a_group():
             rows = advantage[whole.weight > 0]
             np.testing.assert_allclose(rows.mean(), 0, atol=1e-6)
             np.testing.assert_allclose(rows.std(ddof=1), 1, rtol=1e-5)
-        assert told["ties"] == 0.5 and told["length"] == 23 / 8
-        np.testing.assert_allclose(told["score"], 3.2 / 8, rtol=1e-6)
+        assert metrics["ties"] == 0.5 and metrics["length"] == 23 / 8
+        np.testing.assert_allclose(metrics["score"], 3.2 / 8, rtol=1e-6)
 
 
 def test_reinforce_gives_a_token_what_later_ones_cost():
@@ -116,13 +116,13 @@ def test_reinforce_gives_a_token_what_later_ones_cost():
     behaviour, reference = (r.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
     whole = of([1, 0, 2, 0], [5, 2, 3, 4], behaviour=behaviour, reference=reference)
     cfg = grpo.Config(variant="reinforce", beta=0.1, kl="reward")
-    advantage, _, told = advantages_of(cfg, whole, 0.1, 2)
+    advantage, _, metrics = advantages_of(cfg, whole, 0.1, 2)
     cost = 0.1 * (behaviour - reference) * whole.weight
     to_go = whole.score[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
     kept = to_go[whole.weight > 0]
     right = (to_go - kept.mean()) / kept.std(ddof=1) * whole.weight
     np.testing.assert_allclose(advantage, right, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(told["kl"], cost.sum() / 0.1 / 4, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl"], cost.sum() / 0.1 / 4, rtol=1e-5)
     baseline = dataclasses.replace(cfg, variant="reinforce_baseline")
     based, _, _ = advantages_of(baseline, whole, 0.1, 2)
     to_go = to_go - np.array([0.5, 0.5, 1, 1])[:, None]
@@ -148,28 +148,28 @@ def test_dapo_counts_no_group_that_scored_alike():
         batch = free.rollout(weight, log_probs, advantage=advantage, targets=targets)
         model = free.model(*logits.shape)
         for name, tokens in (("dapo", 6), ("cispo", 12)):
-            made = grpo.build(grpo.Config(variant=name), model)
-            weigh = jax.jit(lambda p, made=made: made.loss(p, {}, batch, None)[1])
+            objective = grpo.build(grpo.Config(variant=name), model)
+            weigh = jax.jit(lambda p, objective=objective: objective.loss(p, {}, batch, None)[1])
             assert weigh({"logits": logits}) == tokens
 
 
-def test_a_ratio_of_1_is_known_as_such_and_its_largest_is_told():
+def test_a_ratio_of_1_is_known_as_such_and_its_largest_is_recorded():
     log_probs = np.random.default_rng(1).uniform(-3, -0.5, (2, 4)).astype(np.float32)
     logits, targets = free.given(log_probs, V)
     weight = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], np.float32)
-    made = grpo.build(grpo.Config(temperature=1.0), free.model(*logits.shape))
+    objective = grpo.build(grpo.Config(temperature=1.0), free.model(*logits.shape))
     for gap, low, high in ((0.0, 0, 1e-6), (0.3, 0.3, 0.36), (-2.0, 2.0, 2.38)):
         behaviour = log_probs.copy()
         behaviour[0, 2] -= gap
         behaviour[0, 3] = -99.0  # of no token
         batch = free.rollout(weight, behaviour, targets=targets)
-        told = free.slope(made, {"logits": jnp.asarray(logits)}, {}, batch)[1]
-        assert low <= told["ratio_gap"] <= high
-        np.testing.assert_allclose(told["ratio"], 1 + (np.exp(gap) - 1) / 5, rtol=1e-5)
+        metrics = free.slope(objective, {"logits": jnp.asarray(logits)}, {}, batch)[1]
+        assert low <= metrics["ratio_gap"] <= high
+        np.testing.assert_allclose(metrics["ratio"], 1 + (np.exp(gap) - 1) / 5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"clip_low": 0.0}, "objective.clip_low: 0.0"),
         ({"temperature": -1.0}, "objective.temperature"),
@@ -184,8 +184,8 @@ def test_a_ratio_of_1_is_known_as_such_and_its_largest_is_told():
         ({"gamma": 0.9}, "gamma: 0.9 given; it must be 1.0 with grpo, which rewards whole"),
     ],
 )
-def test_a_field_that_would_do_nothing_is_refused(fields, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_field_that_would_do_nothing_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
         grpo.Config(**fields)
 
 
@@ -193,5 +193,5 @@ def test_only_what_continues_texts_can_learn_from_its_continuations():
     small = {"vocab": 8, "embed": 8, "layers": 1, "heads": 2, "ffn": 8}
     with pytest.raises(ValueError, match="model t5, which is not a decoder; grpo requires one"):
         grpo.build(grpo.Config(), models.build(t5.Config(encoder=1, head=4, **small)))
-    made = grpo.build(grpo.Config(beta=0.1), models.build(llama.Config(kv=1, head=4, **small)))
-    assert made.frozen["reference"].run is None
+    objective = grpo.build(grpo.Config(beta=0.1), models.build(llama.Config(kv=1, head=4, **small)))
+    assert objective.frozen["reference"].run is None

@@ -81,9 +81,9 @@ def drawn(seed=0):
 def test_the_loss_its_metrics_and_its_gradient_are_those_of_a_plain_reference(cfg):
     logits, head, batch = drawn()
     with jax.enable_x64(True):
-        made = ppo.build(cfg, free.model(*logits.shape))
+        objective = ppo.build(cfg, free.model(*logits.shape))
         params = {"logits": logits, "value": head}
-        value, told, grads = free.slope(made, params, {}, batch)
+        value, metrics, grads = free.slope(objective, params, {}, batch)
     right, means = reference_loss(cfg, logits, head, batch)
     # heads sum in float32
     np.testing.assert_allclose(value, right, atol=1e-6)
@@ -97,7 +97,7 @@ def test_the_loss_its_metrics_and_its_gradient_are_those_of_a_plain_reference(cf
         "explained": "explained_variance",
     }
     for ours, theirs in names.items():
-        np.testing.assert_allclose(told[theirs], means[ours], rtol=1e-5, err_msg=ours)
+        np.testing.assert_allclose(metrics[theirs], means[ours], rtol=1e-5, err_msg=ours)
     # the gradient, by differences of the reference, in directions at random
     r = np.random.default_rng(1)
     for _ in range(4):
@@ -116,11 +116,11 @@ def test_at_ratio_1_the_policy_loss_is_minus_the_mean_advantage():
     batch = batch._replace(behaviour=WEIGHT * before)
     cfg = ppo.Config(value_weight=0.0)
     with jax.enable_x64(True):
-        made = ppo.build(cfg, free.model(*logits.shape))
-        value, told, _ = free.slope(made, {"logits": logits, "value": head}, {}, batch)
+        objective = ppo.build(cfg, free.model(*logits.shape))
+        value, metrics, _ = free.slope(objective, {"logits": logits, "value": head}, {}, batch)
     np.testing.assert_allclose(value, -batch.advantage.sum() / WEIGHT.sum(), atol=1e-12)
-    assert told["clipped"] == 0 and abs(told["behaviour_kl3"]) < 1e-12
-    assert told["ratio_gap"] < 1e-6
+    assert metrics["clipped"] == 0 and abs(metrics["behaviour_kl3"]) < 1e-12
+    assert metrics["ratio_gap"] < 1e-6
 
 
 def of(**more):
@@ -173,19 +173,21 @@ def judged(cfg, whole, coefficient):
 )
 def test_judging_is_that_of_a_plain_reference(cfg):
     whole = of()
-    advantage, returns, told = jax.jit(lambda c: programs.Whole(ppo).gae_advantages(cfg, whole, c))(
-        0.2
-    )
+    advantage, returns, metrics = jax.jit(
+        lambda c: programs.Whole(ppo).gae_advantages(cfg, whole, c)
+    )(0.2)
     right = judged(cfg, whole, 0.2)
     np.testing.assert_allclose(advantage, right[0], atol=1e-5)
     np.testing.assert_allclose(returns, right[1], atol=1e-5)
     kl = np.float64(whole.behaviour - whole.reference).sum() / 4  # the fifth row is filling
-    np.testing.assert_allclose(told["kl"], kl, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
     plain = judged(dataclasses.replace(cfg, whiten_advantages=False), whole, 0.2)[0]
-    np.testing.assert_allclose(told["advantage_std"], plain[WEIGHT > 0].std(), rtol=1e-5)
-    assert told["length"] == WEIGHT.sum() / 4 and told["finished"] == 3 / 4
-    np.testing.assert_allclose(told["score"], np.float64(whole.score[:4]).mean(), rtol=1e-5)
-    np.testing.assert_allclose(told["objective"], told["score"] - 0.2 * told["kl"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["advantage_std"], plain[WEIGHT > 0].std(), rtol=1e-5)
+    assert metrics["length"] == WEIGHT.sum() / 4 and metrics["finished"] == 3 / 4
+    np.testing.assert_allclose(metrics["score"], np.float64(whole.score[:4]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["objective"], metrics["score"] - 0.2 * metrics["kl"], rtol=1e-6
+    )
 
 
 def test_whitened_rewards_keep_their_mean():
@@ -206,8 +208,8 @@ def test_without_a_penalty_nothing_reads_a_reference():
     cfg = ppo.Config(kl=ppo.Fixed(0.0))
     assert ppo.build(cfg, free.model(1, 1, V)).frozen == {}
     bad = of(reference=np.full(WEIGHT.shape, np.nan, np.float32))
-    advantage, returns, told = programs.Whole(ppo).gae_advantages(cfg, bad, 0.0)
-    assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in told
+    advantage, returns, metrics = programs.Whole(ppo).gae_advantages(cfg, bad, 0.0)
+    assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(returns)) and "kl" not in metrics
 
 
 def test_a_critic_begins_where_it_is_told():
@@ -235,23 +237,23 @@ def test_what_was_sampled_has_ratio_1_when_it_is_learnt_from():
     model = models.build(
         llama.Config(vocab=32, embed=16, layers=1, heads=2, kv=1, head=8, ffn=16, context=8)
     )
-    made = ppo.build(cfg, model)
-    params = programs.drawn(made.spec, 0)
+    objective = ppo.build(cfg, model)
+    params = programs.drawn(objective.spec, 0)
     r = np.random.default_rng(0)
     params["critic"]["value"] = jnp.asarray(r.normal(size=16), jnp.float32)
     rows = cases.batch(0)
     frozen = {"reference": {name: params[name] for name in model.spec}}
     behaviour, reference, value = jax.jit(ppo.policy(cfg, model).measure)(params, frozen, rows)
-    assert "unembed" not in made.spec["critic"] and "unembed" in made.spec
+    assert "unembed" not in objective.spec["critic"] and "unembed" in objective.spec
     np.testing.assert_allclose(behaviour, reference, atol=1e-6)
     batch = rows._replace(behaviour=behaviour, reference=reference, value=value)
-    _, told, _ = free.slope(made, params, frozen, batch)
-    assert told["ratio_gap"] < 1e-5 and told["clipped"] == 0 and told["value_clipped"] == 0
-    np.testing.assert_allclose(told["ratio"], 1, rtol=1e-6)
+    _, metrics, _ = free.slope(objective, params, frozen, batch)
+    assert metrics["ratio_gap"] < 1e-5 and metrics["clipped"] == 0 and metrics["value_clipped"] == 0
+    np.testing.assert_allclose(metrics["ratio"], 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"clip": 0.0}, "objective.clip: 0.0"),
         ({"temperature": 0.0}, "objective.temperature"),
@@ -262,6 +264,6 @@ def test_what_was_sampled_has_ratio_1_when_it_is_learnt_from():
         ({"kl": ppo.Adaptive(0.2, target=0.0)}, "objective.kl.target"),
     ],
 )
-def test_a_number_that_cannot_be_right_is_refused(fields, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_number_that_cannot_be_right_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
         ppo.Config(**fields)

@@ -48,7 +48,7 @@ def _pairs():
     def response(x):
         return preference.Response(still.reference + x, still.reference, still.tokens, -x / 7)
 
-    found = {}
+    log_probs = {}
     for name, f in (preference.PAIRS | preference.BATCHES).items():
         names = f.__kwdefaults__ or f.__annotations__
         read = {k: v for k, v in settings.items() if k in names}
@@ -66,9 +66,9 @@ def _pairs():
             def rejected(x, f=f, rest=rest, more=more):
                 return jnp.sum(f(still, response(x), *rest, **more))
 
-            found[f"{name} {divergence} chosen"] = chosen
-            found[f"{name} {divergence} rejected"] = rejected
-    return found
+            log_probs[f"{name} {divergence} chosen"] = chosen
+            log_probs[f"{name} {divergence} rejected"] = rejected
+    return log_probs
 
 
 def _slopes(functions, at):
@@ -113,9 +113,9 @@ def test_below_the_bound_every_surrogate_has_the_bits_it_had():
     }
     ours = {n: f for n, f in _surrogates(a).items() if n in plain}
     ours |= {"k3": lambda x: advantages.k3(x, jnp.float32(0))}
-    found, right = _slopes(ours, x), _slopes(plain, x)
+    slopes, right = _slopes(ours, x), _slopes(plain, x)
     for name in plain:
-        for one, other in zip(found[name], right[name]):
+        for one, other in zip(slopes[name], right[name]):
             np.testing.assert_allclose(one, other, rtol=3e-7, err_msg=name)
     np.testing.assert_array_equal(surrogate.ratio(x), jnp.exp(x))
     assert surrogate.ratio(jnp.float32(1e4)) == jnp.exp(jnp.float32(20))
@@ -131,10 +131,12 @@ def test_a_whole_objective_is_finite_where_its_responses_are_far_likelier(varian
     batch = free.rollout(
         weight, -1.25 * weight, reference=99 * weight, advantage=weight, targets=targets
     )
-    made = grpo.build(cfg, free.model(2, 400, V))
-    value, told, grads = free.slope(made, {"logits": jnp.asarray(logits, jnp.float32)}, {}, batch)
+    objective = grpo.build(cfg, free.model(2, 400, V))
+    value, metrics, grads = free.slope(
+        objective, {"logits": jnp.asarray(logits, jnp.float32)}, {}, batch
+    )
     assert np.isfinite(value) and np.all(np.isfinite(grads["logits"]))
-    assert all(np.isfinite(x) for x in told.values()), told
+    assert all(np.isfinite(x) for x in metrics.values()), metrics
 
 
 def _of(score, finished=None):
@@ -162,18 +164,18 @@ def test_dapo_leaves_out_groups_that_scored_alike_and_no_response_besides():
     scores = [0, 0.5, 1, 1, 1, 1, 2, 1, 0]
     of = _of(scores)
     cfg = grpo.Config(variant="dapo", beta=0.1)
-    advantage, _, told = _advantages(cfg, of, 3)
+    advantage, _, metrics = _advantages(cfg, of, 3)
     plain, _, _ = _advantages(dataclasses.replace(cfg, variant="grpo"), of, 3)
     np.testing.assert_allclose(advantage, plain, atol=1e-30)
-    np.testing.assert_allclose(told["ties"], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["ties"], 1 / 3, rtol=1e-6)
     batch = free.rollout(of.weight, of.behaviour, reference=of.reference, advantage=advantage)
-    made = grpo.build(cfg, free.model(9, 6, V))
+    objective = grpo.build(cfg, free.model(9, 6, V))
     logits = jnp.zeros((9, 6, V))
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(logits):
-        return made.loss({"logits": logits}, {}, batch, None)[:2]
+        return objective.loss({"logits": logits}, {}, batch, None)[:2]
 
     (total, weight), grads = run(logits)
     assert weight == 18
@@ -190,8 +192,8 @@ def test_filling_is_no_group_that_scored_alike():
     of = of._replace(weight=of.weight * (np.arange(6) < 4)[:, None])
     assert _advantages(grpo.Config(), of, 2)[2]["ties"] == 0.5
     empty = of._replace(weight=0 * of.weight)
-    advantage, _, told = _advantages(grpo.Config(variant="dapo"), empty, 2)
-    assert not np.any(advantage) and all(np.isfinite(x) for x in told.values())
+    advantage, _, metrics = _advantages(grpo.Config(variant="dapo"), empty, 2)
+    assert not np.any(advantage) and all(np.isfinite(x) for x in metrics.values())
 
 
 def test_dynamic_sampling_compares_what_advantages_are_made_of():
@@ -211,12 +213,12 @@ def test_what_is_at_places_without_weight_reaches_no_gradient():
     weight = np.float32([[0, 1, 1, 0], [1, 1, 0, 0]])
     logits, targets = free.given(np.full(weight.shape, -1.0, np.float32), V)
     params = {"logits": jnp.asarray(logits, jnp.float32), "value": jnp.zeros(V)}
-    made = ppo.build(ppo.Config(), free.model(2, 4, V))
-    told = []
+    objective = ppo.build(ppo.Config(), free.model(2, 4, V))
+    outputs = []
     for filling in (0, np.nan):
         behaviour = np.where(weight > 0, np.float32(-1.2), np.float32(filling))
         batch = free.rollout(weight, behaviour, advantage=weight, targets=targets)
-        told.append(free.slope(made, params, {}, batch))
-    assert np.all(np.isfinite(told[1][2]["logits"]))
-    np.testing.assert_array_equal(told[0][2]["logits"], told[1][2]["logits"])
-    assert told[0][0] == told[1][0] and np.isfinite(told[1][1]["ratio"])
+        outputs.append(free.slope(objective, params, {}, batch))
+    assert np.all(np.isfinite(outputs[1][2]["logits"]))
+    np.testing.assert_array_equal(outputs[0][2]["logits"], outputs[1][2]["logits"])
+    assert outputs[0][0] == outputs[1][0] and np.isfinite(outputs[1][1]["ratio"])

@@ -61,7 +61,7 @@ def batch():
 
 
 @functools.cache
-def found():
+def losses():
     built = {c: objectives.build(cfg, bigram.model()) for c, cfg in CONFIGS.items()}
     # nothing was sampled where the weight is 0, so nothing there is read
     b, there = batch(), batch().weight > 0
@@ -143,13 +143,13 @@ def oracle(case, params, held):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_losses_of_rollouts_are_their_formulas(case):
     weight = oracle(case, PARAMS, PARAMS)[1]
-    bigram.agrees(found()[case], lambda p, held: oracle(case, p, held)[0], PARAMS, weight)
+    bigram.agrees(losses()[case], lambda p, held: oracle(case, p, held)[0], PARAMS, weight)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_reports_of_rollouts_are_means_over_tokens(case):
     cfg, b, here = CONFIGS[case], batch(), batch().weight > 0
-    told = objectives.build(cfg, bigram.model()).report(found()[case][2])
+    report = objectives.build(cfg, bigram.model()).report(losses()[case][2])
     now, entropy = read(cfg, PARAMS)
     loss, clipped = (np.broadcast_to(x, now.shape) for x in surrogate(case, PARAMS, PARAMS))
     moved, away = (now - b.behaviour)[here], (now - b.reference)[here]
@@ -168,11 +168,11 @@ def test_reports_of_rollouts_are_means_over_tokens(case):
             "reference_kl2": (away**2).mean() / 2,
             "reference_kl3": (np.exp(-away) - 1 + away).mean(),
         }
-    assert sorted(told) == sorted([*right, "ratio_gap"])
+    assert sorted(report) == sorted([*right, "ratio_gap"])
     for name, value in right.items():
-        np.testing.assert_allclose(told[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(report[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     largest = np.abs(moved).max()
-    assert largest <= told["ratio_gap"] * (1 + 1e-6) <= largest * 2**0.25 * (1 + 1e-5)
+    assert largest <= report["ratio_gap"] * (1 + 1e-6) <= largest * 2**0.25 * (1 + 1e-5)
     assert 0 < clipped[here].mean() < 1 or case in ("sapo", "vespo")
 
 

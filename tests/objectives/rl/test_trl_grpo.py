@@ -72,8 +72,8 @@ def ours(cfg, given):
             advantage=given.mask * given.advantages[:, None],
             targets=given.targets,
         )
-        made = grpo.build(cfg, free.model(N, T, V))
-        value, _, grads = free.slope(made, {"logits": given.logits}, {}, batch)
+        objective = grpo.build(cfg, free.model(N, T, V))
+        value, _, grads = free.slope(objective, {"logits": given.logits}, {}, batch)
     return value, grads["logits"]
 
 
@@ -113,8 +113,8 @@ def theirs(trainer, given, **inputs):
 
 def common(cls, **more):
     """A trainer without a model, an optimiser or a loader."""
-    made = object.__new__(cls)
-    vars(made).update(
+    trainer = object.__new__(cls)
+    vars(trainer).update(
         {
             "accelerator": accelerator(),
             "model": types.SimpleNamespace(training=True),
@@ -124,7 +124,7 @@ def common(cls, **more):
         }
         | more
     )
-    return made
+    return trainer
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -160,8 +160,8 @@ def test_the_loss_and_its_gradient_are_trls(case, given):
     )
     inputs = {"old_per_token_logps": given.behaviour, "ref_per_token_logps": given.reference}
     value, grads = theirs(trainer, given, **inputs)
-    found, slope = ours(cfg, given)
-    np.testing.assert_allclose(found, value, atol=1e-7)
+    loss, slope = ours(cfg, given)
+    np.testing.assert_allclose(loss, value, atol=1e-7)
     np.testing.assert_allclose(slope, grads, atol=1e-7)
     assert np.abs(grads).max() > 1e-3
 
@@ -171,6 +171,6 @@ def test_rloo_is_trls(given):
     trainer = common(trl.RLOOTrainer, epsilon_low=0.2, epsilon_high=0.2)
     old = (given.mask * given.behaviour).sum(1)
     value, grads = theirs(trainer, given, old_logps=old)
-    found, slope = ours(grpo.Config(variant="rloo"), given)
-    np.testing.assert_allclose(found, value, atol=1e-7)
+    loss, slope = ours(grpo.Config(variant="rloo"), given)
+    np.testing.assert_allclose(loss, value, atol=1e-7)
     np.testing.assert_allclose(slope, grads, atol=1e-7)

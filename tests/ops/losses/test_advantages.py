@@ -20,13 +20,13 @@ RAGGED = np.array(
 @pytest.fixture(scope="module")
 def anchors():
     """{block: (inputs, outputs)} as float64 arrays where they are lists."""
-    found = published.blocks()
+    blocks = published.blocks()
     return {
         block: [
-            {k: np.array(v) if isinstance(v, list) else v for k, v in found[block][side].items()}
+            {k: np.array(v) if isinstance(v, list) else v for k, v in blocks[block][side].items()}
             for side in ("inputs", "outputs")
         ]
-        for block in found
+        for block in blocks
     }
 
 
@@ -53,17 +53,17 @@ def test_k2_and_k3_are_never_negative_in_float32_and_exact_near_0():
     """expm1(d) - d in float32 is 2 % off at d = 1e-4 and may be -1e-12 below."""
     d = np.concatenate([np.geomspace(1e-12, 20, 400), -np.geomspace(1e-12, 20, 400)])
     d = d.astype(np.float32)
-    found = np.asarray(jax.jit(advantages.k3)(jnp.zeros_like(d), jnp.asarray(d)))
+    k3 = np.asarray(jax.jit(advantages.k3)(jnp.zeros_like(d), jnp.asarray(d)))
     exact = np.where(
         np.abs(d) < 1e-3,
         np.float64(d) ** 2 * (0.5 + np.float64(d) / 6),
         np.expm1(np.float64(d)) - d,
     )
-    assert found.dtype == np.float32 and np.all(found >= 0)
+    assert k3.dtype == np.float32 and np.all(k3 >= 0)
     tiny = np.float64(d) ** 2 < 1e-37  # below what float32 can hold
     for which, rtol in ((np.abs(d) < 0.03, 1e-6), (np.abs(d) >= 0.03, 3e-5)):
         here = which & ~tiny
-        np.testing.assert_allclose(found[here], exact[here], rtol=rtol)
+        np.testing.assert_allclose(k3[here], exact[here], rtol=rtol)
     assert np.all(np.asarray(advantages.k2(jnp.zeros_like(d), jnp.asarray(d))) >= 0)
 
 
@@ -148,12 +148,12 @@ def test_the_score_belongs_to_the_last_token_and_not_one_later():
 def test_whitening_reads_valid_tokens_alone():
     x = drawn(4, *RAGGED.shape)
     noise = np.where(RAGGED > 0, x, 1e6)
-    found, other = advantages.whiten(x, RAGGED), advantages.whiten(noise, RAGGED)
-    np.testing.assert_array_equal(found, other)
+    whitened, other = advantages.whiten(x, RAGGED), advantages.whiten(noise, RAGGED)
+    np.testing.assert_array_equal(whitened, other)
     kept = x[RAGGED > 0]
     right = (kept - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-8)
-    np.testing.assert_allclose(found[RAGGED > 0], right, atol=1e-12)
-    assert not np.any(found[RAGGED == 0])
+    np.testing.assert_allclose(whitened[RAGGED > 0], right, atol=1e-12)
+    assert not np.any(whitened[RAGGED == 0])
     held = advantages.whiten(x, RAGGED, keep=1.0)
     np.testing.assert_allclose(held[RAGGED > 0], right + kept.mean(), atol=1e-12)
     nothing = advantages.whiten(x, np.zeros_like(RAGGED))
@@ -167,8 +167,8 @@ def test_group_advantages_are_the_published_ones(anchors):
         ("dr_grpo", advantages.centred),
         ("rloo", advantages.left_out),
     ):
-        found = f(given["rewards"], given["group"])
-        np.testing.assert_allclose(found, right[name], atol=1e-7)
+        advantage = f(given["rewards"], given["group"])
+        np.testing.assert_allclose(advantage, right[name], atol=1e-7)
 
 
 def test_group_advantages_sum_to_0_and_are_exactly_0_where_all_scored_alike():
@@ -180,9 +180,9 @@ def test_group_advantages_sum_to_0_and_are_exactly_0_where_all_scored_alike():
     )
     score = jnp.asarray(np.r_[drawn(5, 6), [0.3] * 6, [1e8] * 6], jnp.float32)
     for f in (advantages.standardised, advantages.centred, advantages.left_out):
-        found = np.asarray(f(score, 6)).reshape(3, 6)
-        np.testing.assert_allclose(found.sum(1), 0, atol=1e-5)
-        assert not np.any(found[1:]) and np.all(found[0])
+        advantage = np.asarray(f(score, 6)).reshape(3, 6)
+        np.testing.assert_allclose(advantage.sum(1), 0, atol=1e-5)
+        assert not np.any(advantage[1:]) and np.all(advantage[0])
     assert advantages.alike(score, 6).tolist() == [False] * 6 + [True] * 12
     for group in (1, 4):
         with pytest.raises(ValueError, match=f"groups of {group}"):
@@ -249,8 +249,8 @@ def test_ppo_and_value_losses_are_the_published_ones_in_value_and_gradient(ancho
     value, grad = both(lambda x: policy(x, "token", 3.0), given["logps"])
     np.testing.assert_allclose(value, right["dual_clip3"], atol=1e-7)
     np.testing.assert_allclose(grad, grads["d_policy_dual_clip3"], atol=1e-7)
-    found = policy(given["logps"], "sequence")
-    np.testing.assert_allclose(found, right["policy_seq_mean"], atol=1e-7)
+    policy_loss = policy(given["logps"], "sequence")
+    np.testing.assert_allclose(policy_loss, right["policy_seq_mean"], atol=1e-7)
     value, grad = both(lambda x: critic(x, 0.2), given["values"])
     np.testing.assert_allclose(value, right["value_clip02"], atol=1e-7)
     np.testing.assert_allclose(grad, grads["d_value_clip02"], atol=1e-7)

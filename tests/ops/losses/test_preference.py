@@ -41,19 +41,19 @@ TRL = {
 
 
 def block(name):
-    found = published.blocks()[name]
-    return found["inputs"], found["outputs"]
+    published_block = published.blocks()[name]
+    return published_block["inputs"], published_block["outputs"]
 
 
 def pair(inputs):
     """(chosen, rejected) of a block's numbers, as JAX arrays of the precision in force."""
-    made = []
+    responses = []
     for name in ("chosen", "rejected"):
         policy = jnp.asarray(inputs[f"policy_{name}"])
         reference = jnp.asarray(inputs.get(f"ref_{name}", np.zeros(len(policy))))
         tokens = jnp.asarray(inputs.get(f"len_{name}", np.ones(len(policy))), policy.dtype)
-        made.append(Response(policy, reference, tokens, jnp.zeros_like(policy)))
-    return made
+        responses.append(Response(policy, reference, tokens, jnp.zeros_like(policy)))
+    return responses
 
 
 def apply(name, chosen, rejected, settings):
@@ -126,22 +126,22 @@ def test_the_original_repository_sums_and_smooths(beta, smoothing):
 def test_simpo_orpo_and_kto_are_their_closed_forms():
     inputs, outputs = block("simpo")
     with jax.enable_x64():
-        found = preference.simpo(*pair(inputs), beta=2.0, gamma=1.0)
-        np.testing.assert_allclose(jnp.mean(found), outputs["loss"], rtol=1e-10)
+        losses = preference.simpo(*pair(inputs), beta=2.0, gamma=1.0)
+        np.testing.assert_allclose(jnp.mean(losses), outputs["loss"], rtol=1e-10)
 
         inputs, outputs = block("orpo_or_term")
         chosen, rejected = pair(inputs)
         odds = preference.log_odds_ratio(chosen, rejected)
         np.testing.assert_allclose(odds, outputs["log_odds"], rtol=1e-9)
-        found = preference.orpo(chosen, rejected, beta=0.1, nll=1.0)  # its nll is 0
-        np.testing.assert_allclose(jnp.mean(found), outputs["term"], rtol=1e-9)
+        losses = preference.orpo(chosen, rejected, beta=0.1, nll=1.0)  # its nll is 0
+        np.testing.assert_allclose(jnp.mean(losses), outputs["term"], rtol=1e-9)
 
         inputs, outputs = block("kto")
         both = [preference.ratio(r) for r in pair(inputs)]
         wanted = jnp.arange(10) < 5
         weights = {"beta": 0.1, "desirable": inputs["w_d"], "undesirable": inputs["w_u"]}
-        found = preference.kto(jnp.concatenate(both), wanted, inputs["kl"], **weights)
-        np.testing.assert_allclose(jnp.mean(found), outputs["loss"], rtol=1e-10)
+        losses = preference.kto(jnp.concatenate(both), wanted, inputs["kl"], **weights)
+        np.testing.assert_allclose(jnp.mean(losses), outputs["loss"], rtol=1e-10)
 
 
 def test_six_nats_apart():
@@ -149,8 +149,8 @@ def test_six_nats_apart():
     one = {"policy_chosen": [4.0], "policy_rejected": [-2.0]}
     expected = {"dpo": (0.437488, -0.035434), "hinge": (0.4, -0.1), "ipo_sum": (1.0, 2.0)}
     for name, (value, slope) in expected.items():
-        found, up, down = value_and_slopes(name, one, PLAIN | {"beta": 0.1})
-        np.testing.assert_allclose([found, up[0], down[0]], [value, slope, -slope], atol=1e-6)
+        loss, up, down = value_and_slopes(name, one, PLAIN | {"beta": 0.1})
+        np.testing.assert_allclose([loss, up[0], down[0]], [value, slope, -slope], atol=1e-6)
 
 
 SETTINGS = {
@@ -190,16 +190,16 @@ def test_at_the_reference_every_loss_is_known():
     rejected = Response(log_prob - 2, log_prob - 2, tokens + 1, nll)
     assert set(AT_REFERENCE) == {*preference.PAIRS, *preference.BATCHES} - {*preference.FREE}
     for name, value in AT_REFERENCE.items():
-        found = apply(name, chosen, rejected, settings_of(name))
-        np.testing.assert_allclose(found, np.full(3, value), rtol=1e-6, err_msg=name)
+        losses = apply(name, chosen, rejected, settings_of(name))
+        np.testing.assert_allclose(losses, np.full(3, value), rtol=1e-6, err_msg=name)
 
 
 def test_without_a_reference_equal_responses_are_log_two():
     same = Response(jnp.array([-3.0]), jnp.array([9.0]), jnp.array([2.0]), jnp.array([1.5]))
     expected = {"cpo": math.log(2) + 0.75, "simpo": math.log(2), "orpo": 0.75 + 0.3 * math.log(2)}
     for name, value in expected.items():
-        found = apply(name, same, same, settings_of(name))
-        np.testing.assert_allclose(found, [value], rtol=1e-6, err_msg=name)
+        loss = apply(name, same, same, settings_of(name))
+        np.testing.assert_allclose(loss, [value], rtol=1e-6, err_msg=name)
 
 
 def test_robust_is_dpo_on_the_mean_of_noisy_labels():
@@ -221,8 +221,8 @@ def test_far_from_the_reference_nothing_is_infinite():
         for kind in ("reverse_kl", "forward_kl", "js", "alpha")[: 4 if name in DIVERGES else 1]
     ]
     run = jax.jit(lambda: [value_and_slopes(name, inputs, given) for name, given in cases])
-    for case, found in zip(cases, run(), strict=True):
-        assert all(np.all(np.isfinite(x)) for x in found), (case, found)
+    for case, values in zip(cases, run(), strict=True):
+        assert all(np.all(np.isfinite(x)) for x in values), (case, values)
 
 
 def test_alpha_one_is_the_reverse_kl_and_slopes_agree_at_the_reference():
