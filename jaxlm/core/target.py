@@ -1,5 +1,7 @@
-"""The platform that programs are compiled for: that of this process, or another. Kernels, dtypes and
-forms of products are chosen for it."""
+"""The platform that programs are compiled for: that of this process, or another.
+
+Kernels, dtypes and forms of products are chosen for it.
+"""
 
 import contextlib
 import contextvars
