@@ -67,6 +67,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "core/batch": ("tests/data/test_pack.py", "tests/data/test_pretraining.py", *SFT),
     "core/config": ("tests/cli/test_field_overrides.py", "tests/cli/test_schema.py"),
     "core/io": RESUMED[:2],
+    "core/target": ("tests/train/test_lowering.py",),
     "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
     "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),
     "core/keyed_random": ("tests/feedback/test_journal.py", "tests/feedback/test_best_of_n.py"),

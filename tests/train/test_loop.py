@@ -191,7 +191,7 @@ def data(run, **changes):
         (lambda r: data(r, seq=0), "data.seq: 0 given; it must be at least 1"),
         (
             lambda r: dataclasses.replace(r, plan=Plan(data=16)),
-            "plan.data=16 .* needs 16 devices; 8 cpu",
+            "plan: data=16 needs 16 devices; 8 cpu",
         ),
         (
             lambda r: dataclasses.replace(r, plan=Plan(tensor=2)),
