@@ -70,7 +70,7 @@ def place(path: pathlib.Path) -> int:
     return ORDER.index(first) if first in ORDER else len(ORDER)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests of a file are one group, which one worker runs, unless they say another: what they
     share is then traced once."""
     for item in items:
@@ -78,6 +78,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = item.path.relative_to(ROOT).as_posix()
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: place(item.path))
+    if config.getoption("loadgroup", False):
+        for item in items:
+            name_group(item)
+
+
+def name_group(item: pytest.Item) -> None:
+    """Put a test's group at the end of its name, where `--dist loadgroup` reads it. pytest-xdist
+    3.8 does so in an attribute that pytest 9.2 no longer has, and every test is a group."""
+    group = item.get_closest_marker("xdist_group")
+    if "@" not in item.nodeid and group is not None:
+        item._id = type(item.id).parse(f"{item.nodeid}@{group.args[0]}")
 
 
 def pytest_sessionfinish() -> None:

@@ -133,3 +133,11 @@ def test_a_folder_imports_its_own_floor_or_below():
 def test_no_file_is_named_for_nothing():
     wrong = [str(p.relative_to(ROOT)) for p in EVERYTHING if p.stem in FORBIDDEN_NAMES]
     assert not wrong
+
+
+def test_a_group_of_tests_has_one_worker(request):
+    """`--dist loadgroup` reads a group at the end of a test's name. With pytest 9.2 pytest-xdist
+    3.8 puts none there, and each worker traced what another had."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("no workers")
+    assert request.node.nodeid.endswith("@architecture")
