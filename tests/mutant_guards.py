@@ -71,6 +71,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
     "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),
     "core/keyed_random": ("tests/feedback/test_journal.py", "tests/feedback/test_best_of_n.py"),
+    "data/shared_fields": ("tests/train/run/test_problems.py",),
     "data/kinds": (*RECORDS, "tests/train/test_chats.py"),
     "data/records/chat_formats": RECORDS,
     "data/records/examples": RECORDS,
