@@ -68,6 +68,8 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
     yield from check.problem(
         "rollout.reward_model_weight", weight, math.isfinite(weight), "a finite number"
     )
+    why = "with a rollout, whose responses grow a token at a time"
+    yield from check.changed("plan", plan, "context", "sequence", why=why)
     if isinstance(objective, distill.Config):
         yield from _taught(rollout, objective)
     else:

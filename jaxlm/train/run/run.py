@@ -257,6 +257,18 @@ def _mesh(run: Run) -> Iterator[str]:
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
         fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
         yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
+    yield from _sequence(plan, run.data)
+
+
+def _sequence(plan: Plan, data: kinds.AnyData) -> Iterator[str]:
+    """Problems of splitting sequences over the mesh."""
+    parts = plan.context * (plan.tensor if plan.sequence else 1)
+    fits = f"a multiple of {parts}, the parts of a sequence by {plan}"
+    for stage in kinds.stages(data):
+        yield from check.problem("data.seq", stage.seq, stage.seq % parts == 0, fits)
+    if isinstance(data, pretraining.Data) and (n := pretraining.target_length(data)) is not None:
+        name = f"data.seq={data.seq}: tokens of a target"
+        yield from check.problem(name, n, n % parts == 0, fits)
 
 
 def _adapter(run: Run) -> Iterator[str]:

@@ -334,3 +334,37 @@ def _refused(problems, lines):
 def test_nothing_is_refused_without_a_problem():
     check.refuse("this cannot start:", BASE.data.problems())
     assert not [*runs.problems(BASE)]
+
+
+def test_sequences_that_a_plan_cannot_split_are_named_before_compute():
+    plan = Plan(context=2, tensor=2, sequence=True)
+    model = dataclasses.replace(TINY, vocab=260, heads=2, kv=2)
+    data = pretraining.Data(source="markov", seq=30, batch=2)
+    lines = ["data.seq: 30 given; it must be a multiple of 4, the parts of a sequence by context=2"]
+    _refused(runs.problems(dataclasses.replace(BASE, model=model, data=data, plan=plan)), lines)
+    pairs = dataclasses.replace(data, seq=28, corrupt=span.Span())
+    lines = ["data.seq=28: tokens of a target: 6 given; it must be a multiple of 4"]
+    _refused(runs._sequence(plan, pairs), lines)
+    lines = [
+        "plan.context: 2 given; it must be 1 with a rollout, whose responses grow",
+        "plan.sequence: True given; it must be False with a rollout",
+    ]
+    roll = rollout.Rollout(rewards=("exact",))
+    _refused(rollout.problems(roll, prompts.Prompts("x"), grpo.Config(), plan), lines)
+
+
+def test_all_that_a_plan_cannot_do_is_named_at_once():
+    with pytest.raises(ValueError) as error:
+        Plan(data=0, zero=3, sequence=True, context=2, attention="splash", remat="some")
+    assert str(error.value).splitlines() == [
+        "plan.data: 0 given; it must be at least 1",
+        "plan.zero: 3 given; it must be one of [0, 1, 2]",
+        "plan.remat: 'some' given; it must be one of ['none', 'dots', 'full']",
+        "plan.sequence: True given; it must be False with plan.tensor=1",
+        "plan.attention: 'splash' given; it must be 'xla' or 'blockwise' with plan.context, which "
+        "computes it block by block",
+    ]
+    with pytest.raises(ValueError, match="plan.zero: 1 given; it must be 0 with plan.data=1"):
+        Plan(zero=1)
+    with pytest.raises(ValueError, match="plan.context_keys: 'gathered' given; it must be 'ring' "):
+        Plan(context_keys="gathered")
