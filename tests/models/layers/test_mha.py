@@ -10,6 +10,7 @@ import pytest
 from jaxlm.models.layers import mha
 from jaxlm.ops import attention as kernels
 from jaxlm.ops.kernels import splash
+from jaxlm.parallel import context_parallel
 from jaxlm.parallel.plan import Plan
 
 
@@ -30,7 +31,7 @@ def test_a_kernel_that_cannot_be_cut_runs_on_each_devices_rows_and_heads():
 
     plan = Plan(data=2, fsdp=2, tensor=2, attention="splash")
     runs = {
-        "split": mha.per_device(interpreted, plan),
+        "split": context_parallel.per_device(interpreted, plan),
         "whole": functools.partial(kernels.attend, window=7),
     }
 
