@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import models, objectives
-from jaxlm.core import param
+from jaxlm.core import config, param
 from jaxlm.core.batch import Batch, Pairs
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Model
@@ -42,10 +42,12 @@ class Leaf(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """model: the Config of the smaller copy, whose tokens int32[B, T] have the shape `rows`. loss:
-    one device's. leaves: the loss and the gradient of every weight, in order."""
+    """model: the Config of the smaller copy, whose tokens int32[B, T] have the shape `rows`.
+    objective: its name, and the run's where that is another. loss: one device's. leaves: the loss
+    and the gradient of every weight, in order."""
 
     model: Any
+    objective: str
     plan: Plan
     rows: tuple[int, int]
     loss: float
@@ -79,8 +81,10 @@ def certify(run: Run) -> Certificate:
         batch = rows(models.build(cfg), plan)
         one = dataclasses.replace(Plan(), compute="float64", loss_chunk=plan.loss_chunk)
         ours, theirs = (gradients(run.objective, cfg, p, weights, batch) for p in (plan, one))
-    loss = float(theirs["loss"])
-    return Certificate(cfg, plan, batch.tokens.shape, loss, differences(ours, theirs))
+    used, given = (config.kind(type(x)) for x in (_pretraining(run.objective, cfg), run.objective))
+    name = used if used == given else f"{used} (in place of {given})"
+    loss, leaves = float(theirs["loss"]), differences(ours, theirs)
+    return Certificate(cfg, name, plan, batch.tokens.shape, loss, leaves)
 
 
 def smaller(cfg: models.AnyConfig, plan: Plan) -> models.AnyConfig:
@@ -167,11 +171,7 @@ def gradients(
     settings: Any, cfg: models.AnyConfig, plan: Plan, weights: param.Tree, batch: Batch | Pairs
 ) -> dict[str, np.ndarray]:
     """{"loss": ..., path: gradient} of one step under a plan; the loss is a sum over tokens."""
-    model = models.build(cfg, plan)
-    name = objectives.fitting(model)
-    pretrains = isinstance(settings, objectives.OBJECTIVES[name].Config)
-    chosen = settings if pretrains else objectives.OBJECTIVES[name].Config()
-    objective = objectives.build(chosen, model, plan)
+    objective = objectives.build(_pretraining(settings, cfg), models.build(cfg, plan), plan)
     key = jax.random.key_data(jax.random.key(2))
 
     def run(weights: param.Tree, batch: Any) -> tuple[jax.Array, param.Tree]:
@@ -185,6 +185,12 @@ def gradients(
     return {"loss": np.asarray(loss)} | {
         path: np.asarray(g) for path, g in param.flatten(grads).items()
     }
+
+
+def _pretraining(settings: Any, cfg: models.AnyConfig) -> objectives.AnyConfig:
+    """The settings if they are those of the objective that pretrains the model, or its own."""
+    kind = objectives.OBJECTIVES[objectives.fitting(models.build(cfg))].Config
+    return settings if isinstance(settings, kind) else kind()
 
 
 def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[Leaf, ...]:
@@ -210,9 +216,9 @@ def lines(certificate: Certificate) -> Iterator[str]:
     """The report: what was compared, the largest difference, and the first leaf beyond it."""
     count = param.count(models.spec(certificate.model))
     b, t = certificate.rows
-    yield f"one step of {count:,} weights on {b} x {t} packed tokens, float64"
-    yield f"one device     loss {certificate.loss:.15g}"
-    yield f"{certificate.plan}"
+    yield f"one step of {certificate.objective}: {count:,} weights, {b} x {t} tokens, float64"
+    yield f"on one device: loss {certificate.loss:.15g}"
+    yield f"under the plan {certificate.plan}:"
     worst = certificate.largest
     yield (
         f"largest of {len(certificate.leaves)} differences: {worst.ulps:.1f} units of the last "

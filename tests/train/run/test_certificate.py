@@ -82,6 +82,7 @@ def test_a_small_copy_is_exact_and_a_fault_is_named(monkeypatch):
     result = certificate.certify(run)
     assert result.different is None and result.largest.ulps < 100
     assert result.model.heads == 32 and result.model.kv == 8 and result.model.layers == 2
+    assert result.objective == "clm"
     assert f"exact: loss and every gradient agree within {1e-12:g}" in [*certificate.lines(result)]
     gathered = Plan.constrain
 
