@@ -1,6 +1,7 @@
 """Memory against XLA's own analysis of the compiled program, and against hand-counted shards."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxlm.core.batch import Batch
 from jaxlm.models import gemma, gpt, llama, mistral, model
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
+from jaxlm.train import step
 from tests import programs
 from tests.families.sizes import B, T
 
@@ -128,6 +130,28 @@ def test_one_device_of_many_holds_what_real_shards_hold():
     )()
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(arrays))
     assert memory.spec_bytes(models.spec(LLAMA), memory.mesh(plan), jnp.float32) == held
+
+
+PLANS = (
+    Plan(data=2, fsdp=2, tensor=2, zero=1),
+    Plan(fsdp=2, expert=2, context=2),
+    Plan(data=8, zero=2),
+)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_the_state_of_a_step_takes_what_its_shardings_say(plan):
+    objective, tx = programs.parts("llama", plan)
+    state = step.abstract(objective, tx, plan)
+
+    def held(tree):
+        leaves = jax.tree.leaves(tree)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+    part = memory.training(
+        programs.FAMILIES["llama"], plan, batch=8, seq=8, tx=tx, dtype=jnp.float32
+    )
+    assert part.weights == held(state.params) and part.optimiser == held(state.opt)
 
 
 def test_cache_of_known_models():
