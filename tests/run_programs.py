@@ -26,7 +26,7 @@ def shared():
         if reads or isinstance(run.objective, distill.Config):  # models in files, which may change
             return build(run)
         parts = (run.model, run.objective, run.optim, run.steps, run.plan, run.adapter, run.mup)
-        return once(lambda: build(run), *parts, run.rollout)
+        return once(lambda: build(run), *parts, run.rollout, run.diloco)
 
     def by_identity(make, *parts):
         # kept along with what it was made of, so that no other object gets the same id

@@ -20,6 +20,8 @@ from jaxlm.parallel import rules
 class Plan:
     """Execution of a run: mesh, precision, memory and kernels."""
 
+    replica: int = 1
+    """Devices over which the replicas of `Run.diloco` are placed; they seldom send anything."""
     data: int = 1
     """Devices over which the batch is split and the weights are copied."""
     fsdp: int = 1
@@ -88,7 +90,7 @@ class Plan:
     @property
     def row_parts(self) -> int:
         """Parts into which the devices split the rows of a batch."""
-        return math.prod(getattr(self, name) for name in rules.ROWS)
+        return self.replica * math.prod(getattr(self, name) for name in rules.ROWS)
 
     def __str__(self) -> str:
         """The mesh in words: "data=2 x fsdp=4", "one device"."""
@@ -145,7 +147,7 @@ class Plan:
 
         def place(x: Any) -> NamedSharding:
             rest = ["seq" if i == last else "whole" for i in range(1, len(x.shape))]
-            return rules.sharding(("batch", *rest), x.shape, self.mesh, "data.batch")
+            return rules.sharding(("rows", *rest), x.shape, self.mesh, "data.batch")
 
         return jax.tree.map(place, batch)
 

@@ -18,13 +18,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # The axes of every mesh, the slowest to change first: those after it are on nearer devices.
-AXES = ("data", "fsdp", "expert", "context", "tensor")
-# Those that split the rows of a batch.
+AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
+# Those that split the rows of a batch; `replica` does before them.
 ROWS = ("data", "fsdp", "expert")
 # Those that split a weight only to store it: whoever uses it gathers it along them first.
 STORED = ("fsdp", "expert", "context")
 
 RULES: dict[str, tuple[str, ...]] = {
+    "replica": ("replica",),
+    "rows": ("replica", *ROWS),
     "batch": ROWS,
     "seq": ("context",),
     "residual": ("context", "tensor"),

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import cache, config, io, log, param
 from jaxlm.data import tokenizers
@@ -22,7 +21,7 @@ from jaxlm.parallel import agreement, devices
 from jaxlm.train import initial_weights, preflight, step
 from jaxlm.train import inputs as supplies
 from jaxlm.train import program as programs
-from jaxlm.train.optim import optimizer
+from jaxlm.train.optim import diloco, optimizer
 from jaxlm.train.run import (
     branching,
     checkpoint,
@@ -119,8 +118,10 @@ def prepare(run: Run) -> list[str]:
 def build(run: Run) -> Program:
     """The model, objective, optimiser and step of a Run; nothing is compiled yet."""
     model, objective = programs.training(run)
-    tx = optimizer.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
-    return Program(model, objective, tx, step.make(objective, tx, run.plan))
+    tx = programs.optimiser(run, objective.spec)
+    if run.diloco is None:
+        return Program(model, objective, tx, step.make(objective, tx, run.plan))
+    return Program(model, objective, tx, diloco.make(objective, tx, run.plan, run.diloco))
 
 
 class From(NamedTuple):

@@ -19,7 +19,6 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
 from jaxlm.scaling.cost.memory import Memory
 from jaxlm.train import program
-from jaxlm.train.optim import optimizer
 from jaxlm.train.run.run import Run
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def estimate(run: Run, objective: Objective) -> Memory:
         run.plan,
         batch=batch,
         seq=seq,
-        tx=optimizer.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16),
+        tx=program.optimiser(run, objective.spec),
         dtype=run.plan.dtype,
         targets=targets,
         trained=objective.spec,

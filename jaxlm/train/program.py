@@ -1,14 +1,16 @@
-"""Program of a Run: its model and objective, put together. Nothing is compiled here."""
+"""Program of a Run: its model, objective and optimiser, put together. Nothing is compiled here."""
+
+import jax.numpy as jnp
 
 from jaxlm import models, objectives
-from jaxlm.core import config
+from jaxlm.core import config, param
 from jaxlm.data import tokenizers
 from jaxlm.models.layers import value_head
 from jaxlm.models.model import Model
 from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel.plan import Plan
-from jaxlm.train.optim import mup
+from jaxlm.train.optim import diloco, mup, optimizer
 from jaxlm.train.run import directory
 from jaxlm.train.run.run import Run
 
@@ -36,6 +38,12 @@ def training(run: Run) -> tuple[Model, Objective]:
         frozen = objective.frozen | {"reward": Frozen(spec, run.rollout.reward_model)}
         objective = objective._replace(frozen=frozen)
     return model, objective
+
+
+def optimiser(run: Run, spec: param.Tree) -> optimizer.Transform:
+    """The optimiser of a run for these weights, those of its replicas where it has such."""
+    tx = optimizer.build(run.optim, spec, run.steps, run.plan.dtype == jnp.float16)
+    return tx if run.diloco is None else diloco.transform(tx, run.diloco)
 
 
 def reward_model(run: Run, plan: Plan) -> Model | None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core import param
 from jaxlm.objectives.objective import Objective
@@ -88,7 +88,8 @@ def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State
 
 def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
     """The State's NamedShardings: optimiser moments, known by the paths they end in, are placed by
-    `Plan.shard_state`; what has another shape than its weight has a copy everywhere.
+    `Plan.shard_state`, those of several replicas along `replica`, too; what has another shape than
+    its weight has a copy everywhere.
 
     Raises: ValueError naming a weight whose dimension does not divide over the mesh.
     """
@@ -104,6 +105,8 @@ def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
         # the moment of embed/table is at inner/0/mu/embed/table
         tails = (param.path_of(keys[i:]) for i in range(len(keys)))
         shape, place = next((places[t] for t in tails if t in places), (None, plan.replicated))
+        if leaf.shape[1:] == shape:
+            return NamedSharding(plan.mesh, PartitionSpec("replica", *place.spec))
         return place if leaf.shape == shape else plan.replicated
 
     shapes = jax.eval_shape(tx.init, param.abstract(objective.spec))
@@ -192,10 +195,11 @@ def _cut(x: jax.Array, plan: Plan) -> jax.Array:
     """[B, ...] -> [M, B / M, ...]. Micro-batch m takes every M-th row, so that rows stay on the
     devices they are on."""
     rows, m = x.shape[0], plan.microbatches
-    if rows % (m * plan.row_parts):
+    devices = plan.row_parts // plan.replica
+    if rows % (m * devices):
         raise ValueError(
             f"data.batch: {rows} rows do not divide into plan.microbatches={m} x "
-            f"{plan.row_parts} devices ({plan})"
+            f"{devices} devices ({plan})"
         )
     parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)
     return plan.constrain(parts, "layer batch" + " seq" * (x.ndim - 1))

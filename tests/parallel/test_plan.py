@@ -51,7 +51,7 @@ def test_a_batch_is_cut_by_rows_and_keeps_their_order():
     for x, want in zip(got, batch, strict=True):
         assert {s.data.shape for s in x.addressable_shards} == {(2, 5)}
         np.testing.assert_array_equal(x, want)
-    with pytest.raises(ValueError, match="data.batch: dimension 'batch' of size 6 does not divide"):
+    with pytest.raises(ValueError, match="data.batch: dimension 'rows' of size 6 does not divide"):
         transfer.batch(MESH, Batch(*(x[:6] for x in batch)))
 
 

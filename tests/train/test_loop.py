@@ -15,7 +15,7 @@ from jaxlm.models import gpt
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
 from jaxlm.train import inputs, loop, trained_weights
-from jaxlm.train.optim import optimizer
+from jaxlm.train.optim import diloco, optimizer
 from jaxlm.train.run import checkpoint, directory, metrics, tensorboard
 from jaxlm.train.run import run as runs
 
@@ -90,6 +90,22 @@ def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, asse
     assert resumed.exit_code == 0 and resumed.step == 12
     assert resumed.val == whole[1].val
     assert_same_run(whole[0], cut)
+
+
+def test_replicas_that_train_apart_stop_between_agreements_and_resume(
+    tiny, stopping, assert_same_run
+):
+    """Stopped at step 5 of rounds of 3; on two devices each with its own replica it ends alike."""
+    apart = diloco.DiLoCo(replicas=2, every=3)
+    whole, cut = (tiny(name=name, diloco=apart, eval_every=12) for name in ("apart", "cut"))
+    loop.run(whole)
+    with stopping(15, 5):
+        assert loop.run(cut).step == 5
+    loop.run(cut)
+    assert_same_run(whole, cut)
+    moved = tiny(name="moved", diloco=apart, eval_every=12, plan=Plan(replica=2))
+    val, there = (loop.run(run).val["nll"] for run in (whole, moved))
+    assert there == pytest.approx(val, rel=1e-5)
 
 
 def test_a_torn_line_and_later_records_are_cut_off(tiny, stopping):

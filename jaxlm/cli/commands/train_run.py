@@ -16,7 +16,6 @@ from jaxlm.parallel import multihost
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report
 from jaxlm.train import loop, preflight, program
-from jaxlm.train.optim import optimizer
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
 
@@ -50,7 +49,7 @@ def plan(args: Sequence[str]) -> int:
     overrides, device_gib = _memory(overrides)
     run = _chosen("plan", target, overrides)
     built = program.build(run, run.plan)[1]
-    tx = optimizer.build(run.optim, built.spec, run.steps, fp16=False)
+    tx = program.optimiser(run, built.spec)
     steps = None if target in models.presets() else run.steps
     rows = cost_report.rows(
         run.model,

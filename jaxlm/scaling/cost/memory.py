@@ -123,9 +123,11 @@ def optimiser(
         # the moment of embed/table is at inner/0/mu/embed/table
         tails = (param.path_of(keys[i:]) for i in range(len(keys)))
         p = next((weights[t] for t in tails if t in weights), None)
-        if p is None or p.shape != leaf.shape:
+        if p is None or p.shape not in (leaf.shape, leaf.shape[1:]):
             return _nbytes(leaf)
-        return leaf.dtype.itemsize * _elements(p.axes, p.shape, on, "optimiser state", more)
+        replicas = 1 if p.shape == leaf.shape else leaf.shape[0] // on.shape["replica"]
+        each = _elements(p.axes, p.shape, on, "optimiser state", more)
+        return leaf.dtype.itemsize * replicas * each
 
     shapes = jax.eval_shape(tx.init, param.abstract(spec))
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(held, shapes)))

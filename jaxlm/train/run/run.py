@@ -20,6 +20,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import lora as adapters  # the field bears the name
 from jaxlm.ops import attention
 from jaxlm.parallel.plan import Plan
+from jaxlm.train.optim import diloco as replicas  # the field bears the name
 from jaxlm.train.optim import mup as mups  # the field bears the name
 from jaxlm.train.optim import optimizer  # the field bears the name
 from jaxlm.train.rl import rollout as rollouts  # the field bears the name
@@ -61,6 +62,8 @@ class Run:
     """Settings of sampling, rewarding and learning from responses; None for all other data."""
     adapter: adapters.Lora | None = None
     """Train low-rank adapters on frozen weights, those of `start`; None trains all weights."""
+    diloco: replicas.DiLoCo | None = None
+    """Replicas of the model that train apart and agree every so many steps; None trains one."""
     mup: mups.Widths | None = None
     """Widths of a base model, such as (("embed", 64), ("heads", 4)): initial values and learning
     rates follow from it by muP, so that optim.lr means at this width what it means at that one.
@@ -137,6 +140,7 @@ def problems(run: Run) -> Iterator[str]:
     yield from _rollout(run)
     yield from mups.problems(run.model, run.mup, run.optim)
     yield from optimizer.problems(run.optim, run.steps)
+    yield from replicas.problems(run.diloco, run.plan, run.steps, run.eval_every, run.optim)
 
 
 def _numbers(run: Run) -> Iterator[str]:
@@ -251,9 +255,12 @@ def _mesh(run: Run) -> Iterator[str]:
     if run.rollout is not None or any(run.data.problems()):
         return  # minibatches are what has to divide; or `_data` names what is wrong
     parts = plan.microbatches * plan.row_parts
+    if run.diloco is not None:
+        parts = parts // plan.replica * run.diloco.replicas
     for stage in kinds.stages(run.data):
         fits = f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
-        fits += f"{plan.microbatches}, and {plan.row_parts} parts of the rows by {plan}"
+        fits += f"{plan.microbatches}, and {parts // plan.microbatches} parts of the rows by {plan}"
+        fits += "" if run.diloco is None else f" and diloco.replicas={run.diloco.replicas}"
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
         fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
         yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
@@ -301,6 +308,7 @@ def _rollout(run: Run) -> Iterator[str]:
         yield from check.changed("", run, "rollout", why=why)
         return
     yield from rollouts.problems(run.rollout, data, run.objective, run.plan)
+    yield from check.changed("", run, "diloco", why="with a rollout, which one policy samples")
     context, new = models.build(run.model).context, run.rollout.max_new
     if context is not None:
         fits = f"at most {context - data.seq}, model.context={context} less data.seq={data.seq}"

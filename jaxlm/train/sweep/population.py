@@ -62,7 +62,7 @@ def alone(run: Run) -> Iterator[str]:
         yield f"data: {config.kind(type(run.data))} given; it must be text (data.pretraining.Data)"
     if isinstance(run.objective, distill.Config):
         yield "objective: distill given; it must be one without a teacher"
-    names = ("adapter", "rollout", "profile", "samples")
+    names = ("adapter", "diloco", "rollout", "profile", "samples")
     yield from check.changed("", run, *names, why="in a population")
     yield from check.problem(
         "plan", run.plan, run.plan.devices == 1, "for 1 device in a population"

@@ -17,7 +17,7 @@ from jaxlm.objectives import lora
 from jaxlm.objectives.rl import grpo
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.table import Counting
-from jaxlm.train.optim import optimizer
+from jaxlm.train.optim import diloco, optimizer
 from jaxlm.train.rl import rollout
 from jaxlm.train.run import run as runs
 from jaxlm.train.sweep import paired_runs, population, sweep_cells
@@ -316,7 +316,7 @@ def test_all_reasons_why_runs_are_no_population_are_named_at_once():
         "steps: 1000 in run 'x' and 9 in 'x'; members of a population may differ in",
         "samples: ('a',) given; it must be () in a population (run 'x')",
         "profile: (1, 2) given; it must be None in a population (run 'x')",
-        "plan: Plan(data=2,",
+        "plan: Plan(replica=1, data=2,",
     ]
     _refused(population.problems(members), lines)
 
@@ -351,6 +351,28 @@ def test_sequences_that_a_plan_cannot_split_are_named_before_compute():
     ]
     roll = rollout.Rollout(rewards=("exact",))
     _refused(rollout.problems(roll, prompts.Prompts("x"), grpo.Config(), plan), lines)
+
+
+def test_what_replicas_cannot_do_is_named_at_once():
+    """Between agreements the weights that are scored and saved are old ones."""
+    wrong = diloco.DiLoCo(replicas=4, every=30, lr=0.0, momentum=1.0)
+    optim, data = optimizer.Optim(ema=0.9), dataclasses.replace(BASE.data, batch=6)
+    run = dataclasses.replace(BASE, diloco=wrong, optim=optim, data=data, plan=Plan(replica=3))
+    lines = [
+        "data.batch: 6 given; it must be a multiple of 4 from step 0 on",
+        "diloco.lr: 0.0 given; it must be above 0",
+        "diloco.momentum: 1.0 given; it must be in [0, 1)",
+        "plan.replica: 3 given; it must be a divisor of diloco.replicas=4",
+        "steps: 1000 given; it must be a multiple of diloco.every=30",
+        "eval_every: 500 given; it must be a multiple of diloco.every=30",
+        "optim.ema: 0.9 given; it must be None with diloco",
+    ]
+    _refused(runs.problems(run), lines)
+    alone = dataclasses.replace(BASE, plan=Plan(replica=3))
+    lines = ["plan.replica: 3 given; it must be 1 with diloco=None"]
+    _refused(
+        runs.problems(dataclasses.replace(alone, data=dataclasses.replace(data, batch=3))), lines
+    )
 
 
 def test_all_that_a_plan_cannot_do_is_named_at_once():
