@@ -346,11 +346,30 @@ def test_sequences_that_a_plan_cannot_split_are_named_before_compute():
     lines = ["data.seq=28: tokens of a target: 6 given; it must be a multiple of 4"]
     _refused(runs._sequence(plan, pairs), lines)
     lines = [
+        "plan.pipe: 2 given; it must be 1 with a rollout",
         "plan.context: 2 given; it must be 1 with a rollout, whose responses grow",
         "plan.sequence: True given; it must be False with a rollout",
     ]
     roll = rollout.Rollout(rewards=("exact",))
+    plan = dataclasses.replace(plan, pipe=2)
     _refused(rollout.problems(roll, prompts.Prompts("x"), grpo.Config(), plan), lines)
+
+
+def test_what_a_pipeline_does_not_divide_is_named_before_compute():
+    data = pretraining.Data(source="markov", seq=8, batch=6)
+    three = dataclasses.replace(BASE, data=data, plan=Plan(pipe=3))
+    lines = [
+        "plan.pipe: 3 given; the longest run of layers repeats a pattern of 1 2 times, which is at",
+        "weight embed/table: dimension 'embed' of size 8 does not divide over pipe=3",
+    ]
+    model = dataclasses.replace(TINY, layers=2)
+    _refused(runs.problems(dataclasses.replace(three, model=model)), lines)
+    two = dataclasses.replace(three, model=model, plan=Plan(pipe=2), adapter=lora.Lora(dropout=0.1))
+    lines = ["data.batch: 6 given", "adapter.dropout: 0.1 given; it must be 0.0 with plan.pipe"]
+    _refused(runs.problems(two), [*lines, "start: None given with an adapter"])
+    two = dataclasses.replace(three, model=model, plan=Plan(pipe=2))
+    lines = ["data.batch: 6 given; it must be a multiple of 4 from step 0 on"]
+    _refused(runs.problems(two), lines)
 
 
 def test_all_that_a_plan_cannot_do_is_named_at_once():
