@@ -19,7 +19,7 @@ from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear, norm
 from jaxlm.ops.attention import At
-from jaxlm.ops.dropout import dropout
+from jaxlm.ops.dropout import dropout, split
 from jaxlm.parallel.plan import Plan
 
 
@@ -152,10 +152,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         x = dropout(embed(params["embed"], tokens, at, types), cfg.dropout, first)
         x = plan.constrain(x.astype(plan.dtype), "batch seq embed")
 
-        def layer(kind: str, w: param.Tree, x: jax.Array, _: Any, key: jax.Array | None) -> tuple:
+        def layer(kind: str, w: Any, x: jax.Array, at: At, _: Any, key: Any) -> tuple:
             return block(of_kind[kind], w, x, at, key), {}
 
-        x, stats = stack.apply(params["stack"], x, layer, plan, key)
+        x, stats = stack.apply(params["stack"], x, layer, plan, at, key)
         return Hidden(x, None, stats)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, types: jax.Array | None) -> jax.Array:
@@ -171,7 +171,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return norm.layer_norm(x, w["scale"], w["bias"], cfg.eps)
 
     def block(layer: Layer, w: param.Tree, x: jax.Array, at: At, key: Any) -> jax.Array:
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = split(key, 2)
         h = _attend(plan, w["attn"], x, at, layer.window)
         x = layer_norm(w["attn_norm"], x + dropout(h, cfg.dropout, keys[0]))
         h = ffn.apply(w["ffn"], x, act)

@@ -22,7 +22,7 @@ from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import norm, position_bias
 from jaxlm.ops.attention import At
-from jaxlm.ops.dropout import dropout
+from jaxlm.ops.dropout import dropout, split
 from jaxlm.parallel.plan import Plan
 
 
@@ -151,7 +151,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         memory: mha.Memory,
         key: jax.Array | None,
     ) -> tuple[jax.Array, mha.Out]:
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = split(key, 2)
         if layer.kind == "pre":
             h, entries = attend(w["attn"], layer_norm(w["attn_norm"], x), at, memory)
             x = x + dropout(h, cfg.dropout, keys[0])

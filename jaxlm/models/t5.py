@@ -19,7 +19,7 @@ from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import attention as ops_attention
 from jaxlm.ops import linear, norm, position_bias
 from jaxlm.ops.attention import At
-from jaxlm.ops.dropout import dropout
+from jaxlm.ops.dropout import dropout, split
 from jaxlm.parallel.plan import Plan
 
 # Input of the decoder: the encoder's x [B, S, D] (None where `cross` has put its keys and values
@@ -153,12 +153,12 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             plan,
             layers=written,
             embed=functools.partial(_embed, cfg, plan),
-            block=functools.partial(_decode, cfg, plan, params["bias"], source),
+            block=functools.partial(_decode, cfg, plan, params["bias"]),
             norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
             context=None,
         )
         # the decoder's draws are not the encoder's
-        out = reading.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3))
+        out = reading.hidden(params, tokens, at, cache, _fold(key, 2**31 - 3), source=source)
         return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
@@ -194,15 +194,17 @@ def _encode(
     x = plan.constrain(x, "batch seq embed")
     act, table = ffn.ACTIVATIONS[cfg.act], params["encoder_bias"]
 
-    def layer(kind: str, w: param.Tree, x: jax.Array, _: Any, key: jax.Array | None) -> tuple:
-        keys = (None, None) if key is None else jax.random.split(key)
+    def layer(
+        kind: str, w: param.Tree, x: jax.Array, at: At, _: Any, key: jax.Array | None
+    ) -> tuple:
+        keys = split(key, 2)
         h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
         h, _ = _attend(cfg, plan, w["attn"], h, at, None, table, causal=False)
         x = x + dropout(h, cfg.dropout, keys[0])
         h = ffn.apply(w["ffn"], norm.rms_norm(x, w["ffn_norm"], cfg.eps), act)
         return x + dropout(h, cfg.dropout, keys[1]), {}
 
-    x, _ = stack.apply(params["encoder"], x, layer, plan, key)
+    x, _ = stack.apply(params["encoder"], x, layer, plan, at, key)
     x = norm.rms_norm(x, params["encoder_norm"], cfg.eps)
     return dropout(x, cfg.dropout, _fold(key, 2**31 - 2))
 
@@ -211,16 +213,15 @@ def _decode(
     cfg: Config,
     plan: Plan,
     table: jax.Array,
-    source: Source,
     layer: Layer,
     w: param.Tree,
     x: jax.Array,
-    at: At,
+    rows: tuple[At, Source],
     memory: mha.Memory,
     key: jax.Array | None,
 ) -> tuple[jax.Array, mha.Out]:
     """A layer of the decoder: its own past, the source, the feed-forward layer."""
-    keys = 3 * (None,) if key is None else jax.random.split(key, 3)
+    (at, source), keys = rows, split(key, 3)
     h = norm.rms_norm(x, w["attn_norm"], cfg.eps)
     h, entries = _attend(cfg, plan, w["attn"], h, at, memory, table, causal=True)
     x = x + dropout(h, cfg.dropout, keys[0])

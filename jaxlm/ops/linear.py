@@ -123,15 +123,17 @@ def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> ja
     return y + weights[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in weights else y
 
 
-def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) -> jax.Array:
     """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
 
     The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
-    last group give 0 and get no gradient. sizes int32[E].
+    last group give 0 and get no gradient; poison makes NaN of them before. sizes int32[E].
     """
+    mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
+    if poison:
+        x = jnp.where(mine, x, jnp.nan)
     if target.platform() == "cpu":
         return ragged.product(x, w, sizes, x.dtype)
-    mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
     # other backends may leave anything in rows of no group
     y = jax.lax.ragged_dot(
         jnp.where(mine, x, 0), w.astype(x.dtype), sizes, preferred_element_type=x.dtype

@@ -77,9 +77,9 @@ def per_device(run: Callable[..., jax.Array], plan: Plan) -> Callable[..., jax.A
 def _split(run: Callable[..., jax.Array], plan: Plan, q, k, v, at, sinks, weights) -> jax.Array:
     """run(q, k, v, at, sinks, weights) on each device's part of them; all of weights."""
     names = {
-        "q": ("batch", "seq", "heads", "head"),
-        "k": ("batch", "seq", "kv", "head"),
-        "at": ("batch", "seq"),
+        "q": ("rows", "seq", "heads", "head"),
+        "k": ("rows", "seq", "kv", "head"),
+        "at": ("rows", "seq"),
         "sinks": ("heads",),
     }
 
@@ -105,7 +105,7 @@ def _closed(
     """
     if bias is None:
         return None, ()
-    rows, heads = q.shape[0] // plan.row_parts, q.shape[2]
+    rows, heads = q.shape[0] // plan.block_parts, q.shape[2]
     local = q.shape[1] // plan.context
     block = ring.block(local)
     keys = ring.block(local if plan.context_keys == "ring" else q.shape[1])

@@ -54,7 +54,7 @@ def apply(
 
     stored = tuple(name for name in rules.STORED if name != "expert")
     own = {name: place(w, axes[name], stored) for name, w in matrices.items()}
-    rows = tuple(place(x, "batch seq whole") for x in (h, weights, experts))
+    rows = tuple(place(x, "rows seq whole") for x in (h, weights, experts))
     return jax.shard_map(
         local, mesh=plan.mesh, in_specs=(own, *rows), out_specs=rows[0], check_vma=False
     )(matrices, h, weights, experts)

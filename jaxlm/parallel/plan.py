@@ -4,16 +4,20 @@ order; the mathematics is in each family's Config."""
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core import check, param, precision, target
 from jaxlm.parallel import rules
+
+# The mesh axes that lie across slices, as far as each divides: they pass the least.
+ACROSS = ("replica", "data", "pipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,14 @@ class Plan:
     """Devices over which the replicas of `Run.diloco` are placed; they seldom send anything."""
     data: int = 1
     """Devices over which the batch is split and the weights are copied."""
+    pipe: int = 1
+    """Devices over which the layers are split; each part is a stage of a pipeline, through which
+    parts of a micro-batch pass one after the other."""
+    pipe_parts: int | None = None
+    """Parts of a micro-batch in the pipeline; None is twice as many as stages."""
+    pipe_rounds: int = 1
+    """Times a part passes through all stages, each of which then holds as many runs of layers: a
+    shorter wait at both ends for more traffic."""
     fsdp: int = 1
     """Devices over which the batch and the weights are both split."""
     expert: int = 1
@@ -32,6 +44,9 @@ class Plan:
     """Devices over which every row's sequence is split; weights are stored as by fsdp."""
     tensor: int = 1
     """Devices over which heads, feed-forward and vocabulary are split."""
+    slices: int = 1
+    """Slices of a pod, or nodes, between which the network is slower than in one: the mesh's first
+    axes, replica, data and then pipe, are laid across them."""
     zero: Literal[0, 1, 2] = 0
     """Parts of the training state that `data`, which copies the weights, splits: 0 none, 1 the
     optimiser's state (ZeRO stage 1), 2 also the sum of micro-batches' gradients (stage 2). Stage 3
@@ -58,18 +73,37 @@ class Plan:
     CPU blockwise is the faster one from rows of some 128 tokens."""
     loss_chunk: int = 4096
     """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
+    poison: bool = False
+    """Whether what nothing may read, such as a pipeline's bubbles, is NaN instead of 0: for tests,
+    in which a leak then shows."""
 
     def __post_init__(self) -> None:
         check.refuse("", self.problems())
 
     def problems(self) -> Iterator[str]:
         """A line for every field whose value does not fit."""
-        counts = (*rules.AXES, "microbatches", "unroll", "loss_chunk")
-        yield from check.outside("plan", self, *counts, least=1)
+        counts = ("slices", "pipe_parts", "pipe_rounds", "microbatches", "unroll", "loss_chunk")
+        counts = (*rules.AXES, *counts)
+        wrong = [*check.outside("plan", self, *counts, least=1)]
+        yield from wrong
         yield from check.choices("plan", self)
-        for name, axis in (("sequence", "tensor"), ("zero", "data")):
+        needs = {"sequence": "tensor", "zero": "data", "pipe_parts": "pipe", "pipe_rounds": "pipe"}
+        for name, axis in needs.items():
             if getattr(self, axis) == 1:
                 yield from check.changed("plan", self, name, why=f"with plan.{axis}=1")
+        if self.pipe_rounds > 1 and not wrong:
+            ok, fits = (
+                self.parts >= self.pipe,
+                f"at least plan.pipe={self.pipe} with plan.pipe_rounds",
+            )
+            yield from check.problem("plan.pipe_parts", self.pipe_parts, ok, fits)
+        if not wrong and math.prod(self.across) != self.slices:
+            fits = (
+                "a divisor of "
+                + " x ".join(f"plan.{name}={getattr(self, name)}" for name in ACROSS)
+                + ", which lie across them"
+            )
+            yield from check.problem("plan.slices", self.slices, False, fits)
         if self.context > 1:
             ok = self.attention in ("xla", "blockwise")
             fits = "'xla' or 'blockwise' with plan.context, which computes it block by block"
@@ -88,9 +122,55 @@ class Plan:
         return tuple(getattr(self, name) for name in rules.AXES)
 
     @property
+    def across(self) -> tuple[int, ...]:
+        """Parts of each mesh axis in different slices; their product is `slices` if that fits."""
+        left, parts = self.slices, dict.fromkeys(rules.AXES, 1)
+        for name in ACROSS:
+            parts[name] = math.gcd(getattr(self, name), left)
+            left //= parts[name]
+        return tuple(parts.values())
+
+    @property
+    def alone(self) -> "Plan":
+        """The plan of one device, with this one's precision, memory and kernel, its batch whole."""
+        kept = ("compute", "remat", "unroll", "attention", "loss_chunk", "poison")
+        return Plan(**{name: getattr(self, name) for name in kept})
+
+    @property
     def row_parts(self) -> int:
         """Parts into which the devices split the rows of a batch."""
-        return self.replica * math.prod(getattr(self, name) for name in rules.ROWS)
+        return self.replica * math.prod(getattr(self, name) for name in rules.BATCH)
+
+    @property
+    def block_parts(self) -> int:
+        """Parts into which the devices split the rows in a block: stages of a pipeline have rows
+        of their own at a time."""
+        return math.prod(getattr(self, name) for name in rules.ROWS)
+
+    @property
+    def multiple(self) -> int:
+        """The rows of a batch are a multiple of this number: of micro-batches, their parts in a
+        pipeline, and what the devices split."""
+        return self.microbatches * self.block_parts * math.lcm(self.pipe, self.parts)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a micro-batch in the pipeline, 1 where there is none."""
+        if self.pipe == 1:
+            return 1
+        return 2 * self.pipe if self.pipe_parts is None else self.pipe_parts
+
+    @property
+    def turns(self) -> int:
+        """Turns of the pipeline in a pass: at each, every stage computes one of its runs of layers
+        for one part."""
+        return self.parts * self.pipe_rounds + self.pipe - 1
+
+    @property
+    def bubble(self) -> float:
+        """Share of a stage's turns in which it has nothing to compute: (S - 1) / (M R + S - 1) of
+        S stages, M parts and R rounds (Narayanan et al. 2021, section 2.2)."""
+        return (self.pipe - 1) / self.turns
 
     def __str__(self) -> str:
         """The mesh in words: "data=2 x fsdp=4", "one device"."""
@@ -147,7 +227,7 @@ class Plan:
 
         def place(x: Any) -> NamedSharding:
             rest = ["seq" if i == last else "whole" for i in range(1, len(x.shape))]
-            return rules.sharding(("rows", *rest), x.shape, self.mesh, "data.batch")
+            return rules.sharding(("global_batch", *rest), x.shape, self.mesh, "data.batch")
 
         return jax.tree.map(place, batch)
 
@@ -164,7 +244,7 @@ class Plan:
         products, but not for look-ups, where it would split x as the table is split and then copy
         all of x to every device to split it by rows.
         """
-        if self.fsdp * self.expert * self.context == 1:
+        if math.prod(getattr(self, name) for name in rules.STORED) == 1:
             return w
         names = tuple(axes.split())
         place = rules.sharding(names, w.shape, self.mesh, f"weight {axes!r}", whole=rules.STORED)
@@ -175,10 +255,12 @@ class Plan:
         if self.devices == 1:
             return x
         names = tuple(axes.split())
-        if self.sequence and names == ("batch", "seq", "embed"):
-            names = ("batch", "residual", "embed")
+        if self.sequence and names[-2:] == ("seq", "embed"):
+            names = (*names[:-2], "residual", "embed")
+        # `embed` would take it, where neither the batch nor a stage does
+        whole = ("pipe",) if names[0] == "rows" else ()
         return jax.lax.with_sharding_constraint(
-            x, rules.sharding(names, x.shape, self.mesh, f"activation {axes!r}")
+            x, rules.sharding(names, x.shape, self.mesh, f"activation {axes!r}", whole)
         )
 
 
@@ -190,6 +272,28 @@ def _mesh(plan: Plan) -> jax.sharding.Mesh:
             f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(rules.AXES)
+    return jax.sharding.Mesh(_placed(plan, have[:need]), rules.AXES, kinds)
+
+
+def _placed(plan: Plan, devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of the mesh's shape.
+
+    Raises: ValueError where they are not of as many equal slices as the plan has.
+    """
     # not jax.make_mesh: for some shapes of some TPUs it has no layout, with axes whole on a torus
-    placed = mesh_utils.create_device_mesh(plan.shape, have[:need], allow_split_physical_axes=True)
-    return jax.sharding.Mesh(placed, rules.AXES, kinds)
+    layout = functools.partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
+    if plan.slices == 1:
+        return layout(plan.shape, devices)
+    slices: dict[int, list[Any]] = {}
+    for i, device in enumerate(devices):  # a CPU's are in order of their processes
+        number = i * plan.slices // len(devices)
+        number = device.slice_index if hasattr(device, "slice_index") else number
+        slices.setdefault(number, []).append(device)
+    sizes = [len(part) for part in slices.values()]
+    if sizes != plan.slices * [len(devices) // plan.slices]:
+        raise ValueError(f"plan.slices: {plan.slices} given; the devices are of slices of {sizes}")
+    inner = tuple(n // parts for n, parts in zip(plan.shape, plan.across, strict=True))
+    blocks = np.stack([layout(inner, slices[number]) for number in sorted(slices)])
+    count = len(inner)
+    order = [axis for i in range(count) for axis in (i, count + i)]
+    return blocks.reshape(*plan.across, *inner).transpose(order).reshape(plan.shape)

@@ -1,11 +1,14 @@
 """The mesh axes that split each named dimension: one table for weights and activations.
 
     weight      "embed heads head"   -> ((fsdp, expert, context), tensor, None)
-    activation  "batch seq embed"    -> ((data, fsdp, expert), context, None)
+    activation  "batch seq embed"    -> ((data, pipe, fsdp, expert), context, None)
 
 A mesh axis goes to the leftmost dimension that requires it, so `embed` takes `fsdp` in a weight and
 yields it to `batch` in an activation. A dimension that does not divide is an error naming it, never
-a silent replication.
+a silent replication; but for `layer`, which leaves `pipe` to `embed` then.
+
+Rows inside a block are called "rows", and not split over `pipe`: there the dimension in front of
+them is, "stage rows seq embed".
 """
 
 import math
@@ -18,19 +21,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # The axes of every mesh, the slowest to change first: those after it are on nearer devices.
-AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
-# Those that split the rows of a batch; `replica` does before them.
+AXES = ("replica", "data", "pipe", "fsdp", "expert", "context", "tensor")
+# Those that split the rows of a batch, those of one replica, and those of them in a block.
+BATCH = ("data", "pipe", "fsdp", "expert")
 ROWS = ("data", "fsdp", "expert")
-# Those that split a weight only to store it: whoever uses it gathers it along them first.
-STORED = ("fsdp", "expert", "context")
+# Those that split a weight only to store it: whoever uses it gathers it along them first. `pipe` is
+# the last: XLA then moves it from `embed` to `layer` by an exchange, and else copies all weights.
+STORED = ("fsdp", "expert", "context", "pipe")
 
 RULES: dict[str, tuple[str, ...]] = {
     "replica": ("replica",),
-    "rows": ("replica", *ROWS),
-    "batch": ROWS,
+    "global_batch": ("replica", *BATCH),
+    "batch": BATCH,
+    "rows": ROWS,
+    "stage": ("pipe",),
     "seq": ("context",),
     "residual": ("context", "tensor"),
-    "layer": (),
+    "layer": ("pipe",),
     "vocab": ("tensor",),
     "embed": STORED,
     "heads": ("tensor",),
@@ -74,6 +81,8 @@ def partition(
             m for m in RULES[axis] if m not in {*taken, *whole} and mesh.shape.get(m, 1) > 1
         )
         parts = math.prod(mesh.shape[m] for m in want)
+        if axis == "layer" and size % parts:
+            want, parts = (), 1
         if size % parts:
             mesh_text = " x ".join(f"{m}={mesh.shape[m]}" for m in want)
             raise ValueError(

@@ -162,14 +162,14 @@ def _fits(run: Run, objective: Objective, there: Space) -> bool:
 def _ways(run: Run, there: Space) -> list[list[dict[str, Any]]]:
     """Changes that save memory, as overrides by field; of each kind the mildest first."""
     plan, batch = run.plan, run.data.batch
-    rows = batch // plan.row_parts
+    rows = batch * plan.microbatches // plan.multiple
     parts = [n for n in _doublings(2 * plan.microbatches, rows) if rows % n == 0]
     ways = [[{"plan.microbatches": n} for n in parts]]
     if plan.remat != "full":
         full = {"plan.remat": "full"}
         ways += [[full], [full | {"plan.microbatches": n} for n in parts]]
     if run.rollout is None and not (isinstance(run.data, pretraining.Data) and run.data.ramp):
-        split = plan.microbatches * plan.row_parts
+        split = plan.multiple
         fewer = (split * (batch // split >> n) for n in range(1, batch.bit_length()))
         ways.append([{"data.batch": n} for n in fewer if n])
     if not there.shared:
@@ -180,7 +180,7 @@ def _ways(run: Run, there: Space) -> list[list[dict[str, Any]]]:
 
 def _wider(run: Run, fsdp: int) -> dict[str, Any]:
     """The overrides that split a run's weights over so many devices; the batch has to divide."""
-    split = run.plan.row_parts // run.plan.fsdp * fsdp * run.plan.microbatches
+    split = run.plan.multiple // run.plan.fsdp * fsdp
     wider = {"plan.fsdp": fsdp}
     return wider if run.data.batch % split == 0 else wider | {"data.batch": split}
 

@@ -195,11 +195,8 @@ def _cut(x: jax.Array, plan: Plan) -> jax.Array:
     """[B, ...] -> [M, B / M, ...]. Micro-batch m takes every M-th row, so that rows stay on the
     devices they are on."""
     rows, m = x.shape[0], plan.microbatches
-    devices = plan.row_parts // plan.replica
-    if rows % (m * devices):
-        raise ValueError(
-            f"data.batch: {rows} rows do not divide into plan.microbatches={m} x "
-            f"{devices} devices ({plan})"
-        )
+    if rows % plan.multiple:
+        parts = f"plan.microbatches={m} x {plan.multiple // m} parts of the rows by {plan}"
+        raise ValueError(f"data.batch: {rows} rows do not divide into {parts}")
     parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)
-    return plan.constrain(parts, "layer batch" + " seq" * (x.ndim - 1))
+    return plan.constrain(parts, "whole batch" + " seq" * (x.ndim - 1))

@@ -111,8 +111,7 @@ def _checkpoint(
         warn(f"{folder} diverged at step {result.step} ({result.diverged})")
     if plan is None:
         kernel = run.plan.attention if attention.runs_here(run.plan.attention) else "xla"
-        single = {"data": 1, "fsdp": 1, "tensor": 1, "microbatches": 1}
-        plan = dataclasses.replace(run.plan, attention=kernel, **single)
+        plan = dataclasses.replace(run.plan.alone, attention=kernel)
     place = folder / "checkpoints"
     wanted = checkpoint.steps(place)
     if which == "best" and (top := checkpoint.best(place)) is not None:

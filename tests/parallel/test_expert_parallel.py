@@ -10,12 +10,12 @@ from jaxlm.parallel import expert_parallel
 from jaxlm.parallel.plan import Plan
 
 B, T, D, E, F, K = 8, 4, 6, 4, 10, 3
-PLAN = Plan(expert=2, fsdp=2, tensor=2)
+PLAN = Plan(expert=2, fsdp=2, tensor=2, poison=True)
 
 
 def run(plan, matrices, h, weights, experts):
     return expert_parallel.apply(
-        lambda w, *rows: moe._dropless(w, *rows, moe.swiglu),
+        lambda w, *rows: moe._dropless(w, *rows, moe.swiglu, plan.poison),
         plan, {name: matrices[name] for name in moe.AXES if name in matrices}, moe.AXES,
         h, weights, experts,
     )  # fmt: skip

@@ -111,5 +111,16 @@ def test_plan_gives_the_same_verdict(capsys, machine):
     assert "does it fit?                  it fits" in capsys.readouterr().out
     assert main.main(args) == 0
     assert "this machine has 1.00 GiB" in capsys.readouterr().out
+    layout = [*args[:2], "--layout", "pipeline:2x4", "--data.batch", "16", "--memory", "80"]
+    assert main.main(layout) == 0
+    out = capsys.readouterr().out
+    assert "bytes per device: pipe=2 x fsdp=4" in out and "32 of 32 in the stages" in out
+    assert "5 of a stage for 4 parts x 1 rounds" in out and "20.0% of them" in out
+    assert main.main([*layout, "--plan.pipe-parts", "2"]) == 0
+    assert "33.3% of them" in capsys.readouterr().out
+    assert main.main([*args[:2], "--layout", "expert:8"]) == 2
+    assert "plan.expert: 8 given; it must be 1 for a model without exp" in capsys.readouterr().err
+    assert main.main([*args[:2], "--layout", "fsdp"]) == 2
+    assert "--layout: 'fsdp' given; it must be NAME:DEVICES" in capsys.readouterr().err
     assert main.main([*args, "--memory", "big"]) == 2
     assert "--memory: 'big' given" in capsys.readouterr().err

@@ -1,35 +1,41 @@
 """`jaxlm train` and `jaxlm plan`: a config's run, and its cost before it."""
 
+import dataclasses
+import functools
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm import models, objectives
 from jaxlm.cli import arguments, field_overrides, launch
-from jaxlm.core import config, json_file
-from jaxlm.data import pretraining
+from jaxlm.core import check, config, json_file
+from jaxlm.data import kinds, pretraining
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
-from jaxlm.parallel import multihost
+from jaxlm.models.layers import moe, stack
+from jaxlm.parallel import mesh_layouts, multihost
 from jaxlm.parallel.plan import Plan
-from jaxlm.scaling.cost import cost_report
+from jaxlm.scaling.cost import cost_report, memory
 from jaxlm.train import loop, preflight, program
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
 
 
 def train(args: Sequence[str]) -> int:
-    """jaxlm train CONFIG [--field value ...]; CONFIG may be a run's config.json"""
+    """jaxlm train CONFIG [--layout NAME:DEVICES] [--field value ...]; or a run's config.json"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("train"))
+        print(f"\n--layout {_layout()}")
         print("\nThe fields of every config, with the defaults of a LLaMA-style model:\n")
         field_overrides.apply(
             Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG"
         )
     target, overrides = arguments.target("train", args)
-    run = field_overrides.apply(_run(target), overrides, f"jaxlm train {target}")
+    run = _overridden(_run(target), overrides, f"jaxlm train {target}")
     environ = dict(os.environ)
     with multihost.watched(environ):
         processes = multihost.join(environ)
@@ -43,6 +49,7 @@ def plan(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("plan"))
         print("\n--memory GIB: of each device; without it the plan is held against this machine")
+        print(f"\n--layout {_layout()}")
         print(f"\npresets: {', '.join(models.presets())}")
         return 0
     target, overrides = arguments.target("plan", args)
@@ -70,6 +77,7 @@ def certify(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("certify"))
         print("\nUnder the plan, and on one device: --plan.fsdp 2 --plan.context 4, say")
+        print(f"\n--layout {_layout()}")
         print(f"\npresets: {', '.join(models.presets())}")
         return 0
     target, overrides = arguments.target("certify", args)
@@ -92,22 +100,75 @@ def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
         objective = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
         plan = Plan(compute="bfloat16")
         run = Run(name=target, model=preset, data=data, objective=objective, plan=plan)
-    return field_overrides.apply(run, overrides, f"jaxlm {command} {target}")
+    return _overridden(run, overrides, f"jaxlm {command} {target}", command != "certify")
+
+
+def _overridden(run: Run, args: Sequence[str], prog: str, rows: bool = True) -> Run:
+    """The run with overrides, those of its plan on top of `--layout NAME:DEVICES`. rows: whether a
+    layout has to divide its batches."""
+    if {"-h", "--help"} & {*args}:
+        print(f"--layout {_layout()}\n")
+    args, value = _own(list(args), "--layout")
+    if value is None:
+        return field_overrides.apply(run, args, prog)
+    match = re.fullmatch(r"(\w+):(?:(\d+)x)?(\d+)", value)
+    if match is None:
+        raise ValueError(f"--layout: {value!r} given; it must be {_layout()}")
+    own = [i for i, arg in enumerate(args) if arg.startswith("--plan.")]
+    own += [i + 1 for i in own if "=" not in args[i] and i + 1 < len(args)]
+    run = field_overrides.apply(run, [a for i, a in enumerate(args) if i not in own], prog)
+    slices = int(match[2] or 1)
+    devices = slices * int(match[3])
+    suits = functools.partial(_suit, run, rows)
+    plan = mesh_layouts.named(match[1], devices, slices, run.plan, suits)
+    run = dataclasses.replace(run, plan=plan)
+    return field_overrides.apply(run, [args[i] for i in sorted(own)], prog)
+
+
+def _layout() -> str:
+    """The values of `--layout`, in words."""
+    names = ", ".join(mesh_layouts.LAYOUTS)
+    return (
+        f"NAME:DEVICES or NAME:SLICESxDEVICES, of the layouts {names}: the mesh of the plan, which "
+        "--plan.FIELD changes further"
+    )
+
+
+def _suit(run: Run, rows: bool, plan: Plan) -> None:
+    """Raises: ValueError for a plan that does not divide a run's model or, with rows, its batches,
+    and for one that has nothing to divide."""
+    spec = models.spec(run.model)
+    memory.spec_bytes(spec, memory.mesh(plan), jnp.float32)
+    stack.check(spec, plan)
+    fits = "1 for a model without experts"
+    check.field("plan.expert", plan.expert, plan.expert == 1 or moe.has(spec), fits)
+    for stage in kinds.stages(run.data) if rows else ():
+        fits = f"a multiple of {plan.multiple} under {plan}"
+        check.field("data.batch", stage.batch, stage.batch % plan.multiple == 0, fits)
+        fits = f"a multiple of {plan.context} under {plan}"
+        check.field("data.seq", stage.seq, stage.seq % plan.context == 0, fits)
+
+
+def _own(args: list[str], name: str) -> tuple[list[str], str | None]:
+    """(the arguments without an option of the command's own, its value if it is given)."""
+    if name not in args:
+        return args, None
+    at = args.index(name)
+    return args[:at] + args[at + 2 :], "".join(args[at + 1 : at + 2])
 
 
 def _memory(args: list[str]) -> tuple[list[str], float | None]:
     """(the arguments without `--memory GIB`, its value if it is given)."""
-    if "--memory" not in args:
+    args, value = _own(args, "--memory")
+    if value is None:
         return args, None
-    at = args.index("--memory")
-    value = "".join(args[at + 1 : at + 2])
     try:
         gib = float(value)
     except ValueError:
         gib = 0.0
     if not gib > 0:
         raise ValueError(f"--memory: {value!r} given; the GiB of a device are needed, such as 80")
-    return args[:at] + args[at + 2 :], gib
+    return args, gib
 
 
 def _run(target: str) -> Run:

@@ -13,7 +13,7 @@ from jaxlm.ops import linear
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
 
-# A family's block: (layer, w, x [B, T, D], at, memory, key) -> (x, mha.Out).
+# A family's block: (layer, w, x [B, T, D], at, memory, keys [B]) -> (x, mha.Out), for any rows.
 FamilyBlock = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -35,8 +35,8 @@ def build(
 
     layers: of the spec's stack, in order. embed(params["embed"], tokens, at, key) -> x [B, T, D];
     norm(params["norm"], x), where the spec has it; constants(layer, from 0) -> scalars its block
-    reads. The model's `hidden` also takes perturb(x [B, T, D]) -> x, embeddings.
-    scale multiplies logits, then softcap c bends them to c * tanh(logits / c); None does nothing.
+    reads. `hidden` also takes perturb(x [B, T, D]) -> x, embeddings, and source, arrays that the
+    block gets as (at, source). Logits are scaled, then softcap c makes c * tanh(logits / c).
     """
     of_kind = {layer.kind: layer for layer in layers}
 
@@ -47,24 +47,25 @@ def build(
         cache: Cache | None = None,
         key: jax.Array | None = None,
         perturb: Callable[[jax.Array], jax.Array] = lambda x: x,
+        source: Any = None,
     ) -> Hidden:
         x = perturb(embed(params["embed"], tokens, at, key).astype(plan.dtype))
         x = plan.constrain(x, "batch seq embed")
 
-        def layer(kind: str, w: Any, x: jax.Array, entries: Any, layer_key: Any) -> tuple:
+        def layer(kind: str, w: Any, x: jax.Array, rows: Any, entries: Any, keys: Any) -> tuple:
             memory = None if cache is None else (entries, cache.at)
-            return block(of_kind[kind], w, x, at, memory, layer_key)
+            return block(of_kind[kind], w, x, rows, memory, keys)
 
         def last(x: jax.Array) -> jax.Array:
             return norm(params["norm"], x) if "norm" in params else x
 
         weights = stack.with_constants(params["stack"], constants)
+        rows = at if source is None else (at, source)
         if cache is None:
-            x, stats = stack.apply(weights, x, layer, plan, key)
+            x, stats = stack.apply(weights, x, layer, plan, rows, key)
             return Hidden(last(x), None, stats)
-        x, new = stack.remember(weights, x, layer, cache)
-        x = last(x)
-        return Hidden(x, _append(cache, new, at, x, empty(1, 1)))
+        x, new = stack.remember(weights, x, layer, rows, cache)
+        return Hidden(last(x), _append(cache, new, at, x, empty(1, 1)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         return logits(head, x, softcap, scale)

@@ -144,7 +144,7 @@ def attend(
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
-        q = plan.constrain(q, "batch seq heads head")
+        q = plan.constrain(q, "rows seq heads head")
         return _own(q, k, v, at, plan, causal, bends, sinks), {} if memory is None else entries
     old, slots = memory
     y = attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, sinks=sinks, **bends)

@@ -126,7 +126,7 @@ def apply(
         matrices = {name: w[name] for name in AXES if name in w}
 
         def run(matrices: param.Tree, *rows: jax.Array) -> jax.Array:
-            return _dropless(matrices, *rows, gated)
+            return _dropless(matrices, *rows, gated, plan.poison)
 
         y = expert_parallel.apply(run, plan, matrices, AXES, h, weights, experts)
     if "down_bias" in w:
@@ -172,7 +172,12 @@ def _shared(w: param.Tree, h: jax.Array) -> jax.Array:
 
 
 def _dropless(
-    w: param.Tree, h: jax.Array, weights: jax.Array, experts: jax.Array, gated: Gated
+    w: param.Tree,
+    h: jax.Array,
+    weights: jax.Array,
+    experts: jax.Array,
+    gated: Gated,
+    poison: bool,
 ) -> jax.Array:
     """The weighted sum of the experts' outputs [B, T, D], by sorting: choices [M = B T k] are
     put in order of their expert, those of no expert at the end."""
@@ -186,10 +191,10 @@ def _dropless(
     chosen = jnp.minimum(flat[order], count - 1)
 
     def project(x: jax.Array, name: str) -> jax.Array:
-        y = linear.grouped(x, w[name], sizes)
+        y = linear.grouped(x, w[name], sizes, poison)
         return y + w[f"{name}_bias"][chosen].astype(y.dtype) if f"{name}_bias" in w else y
 
-    y = linear.grouped(gated(project(x, "gate"), project(x, "up")), w["down"], sizes)
+    y = linear.grouped(gated(project(x, "gate"), project(x, "up")), w["down"], sizes, poison)
     y = _permute(y, back, order).reshape(*experts.shape, -1)  # [B, T, k, D]
     return jnp.einsum("BTKD,BTK->BTD", y, weights.astype(y.dtype))
 

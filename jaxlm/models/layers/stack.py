@@ -12,6 +12,7 @@ same tree with one segment per repeat, which decoding uses (scanning while decod
 layer's weights at every token).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,13 +21,16 @@ import jax.numpy as jnp
 
 from jaxlm.core import param
 from jaxlm.models.model import Cache
+from jaxlm.parallel import pipeline_parallel
 from jaxlm.parallel.plan import Plan
 
 Segments = list[tuple[int, tuple[str, ...]]]
 # One layer's part of the cache, or its statistics.
 Entries = dict[str, jax.Array]
-# block(kind, w, x, memory, key) -> (x, new cache entries; without a memory statistics or {})
-Block = Callable[[str, Any, jax.Array, Entries | None, jax.Array | None], tuple[jax.Array, Entries]]
+# block(kind, w, x, rows, memory, keys) -> (x, new cache entries; without a memory statistics or {})
+Block = Callable[
+    [str, Any, jax.Array, Any, Entries | None, jax.Array | None], tuple[jax.Array, Entries]
+]
 
 
 class Layer(NamedTuple):
@@ -130,40 +134,118 @@ def apply(
     x: jax.Array,
     block: Block,
     plan: Plan,
+    rows: Any,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Entries]:
     """x [B, T, D] after every layer, and the layers' statistics {name: [layers that have it, ...]}.
 
-    Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as in the plan.
+    rows: all other arrays [B, ...] that blocks read, a tree. key: every layer gets keys [B] of its
+    own. Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as in the plan;
+    `plan.pipe` makes a pipeline of the longest, see `staged`.
     """
+    numbers = jnp.arange(x.shape[0])
+    stages = staged(stack, plan)
     first, stats = 0, []
-    for segment in _ordered(stack):
-        n, names = _repeats(segment), list(_ordered_names(segment))
-
-        def body(x: jax.Array, at: tuple[param.Tree, jax.Array], names=names) -> tuple:
-            w, index = at
-            outputs = []
-            for j, name in enumerate(names):
-                layer_key = None if key is None else jax.random.fold_in(key, index + j)
-                x, out = block(kind(name), w[name], x, None, layer_key)
-                x = plan.constrain(x, "batch seq embed")
-                outputs.append(out)
-            return x, outputs
-
-        run: Callable[..., tuple] = body
-        if plan.remat != "none":
-            run = jax.checkpoint(body, policy=REMAT[plan.remat], prevent_cse=plan.unroll >= n)
-        index = first + len(names) * jnp.arange(n)
-        if plan.unroll >= n:
-            for i, part in enumerate(_ordered(unstacked({"0": segment}))):
-                x, outputs = run(x, (_only(part), index[i]))
-                stats += outputs
-        else:
-            x, outputs = jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+    for name in sorted(stack, key=int):
+        segment, names = stack[name], _ordered_names(stack[name])
+        n, width = _repeats(segment), len(names)
+        weights = (segment, first + width * jnp.arange(n))
+        run = functools.partial(_run, names, block, plan, key)
+        for part, how in _pieces(n, str(name), stages):
+            some = weights if part == slice(0, n) else jax.tree.map(lambda w, p=part: w[p], weights)
+            if how is None:
+                x, outputs = run(some, x, (rows, numbers))
+            else:
+                x, outputs = how(run, plan, some, x, (rows, numbers))
             # of each layer of the pattern [n, ...]: in order of execution, layer after layer
-            stats += [jax.tree.map(lambda s, i=i: s[i], out) for i in range(n) for out in outputs]
-        first += n * len(names)
+            count = part.stop - part.start
+            stats += [jax.tree.map(lambda s, i=i: s[i], o) for i in range(count) for o in outputs]
+        first += n * width
     return x, _joined(stats)
+
+
+def staged(stack: param.Tree, plan: Plan) -> tuple[str, int] | None:
+    """(segment, how many of its repeats are in a pipeline) of a stack (weights or spec); None
+    without one.
+
+    All stages compute the same function, so they are runs of equal layers: of the segment with the
+    most layers, as many repeats as divide into the stages. Every other layer is computed outside of
+    the pipeline, where `pipe` splits the rows instead.
+
+    Raises: ValueError for more stages than repeats.
+    """
+    if plan.pipe == 1:
+        return None
+    name = max(stack, key=lambda i: _repeats(stack[i]) * len(stack[i]))
+    n, runs = _repeats(stack[name]), plan.pipe * plan.pipe_rounds
+    if n < runs:
+        rounds = f" with plan.pipe_rounds={plan.pipe_rounds}" if plan.pipe_rounds > 1 else ""
+        raise ValueError(
+            f"plan.pipe: {plan.pipe} given{rounds}; the longest run of layers repeats a pattern of "
+            f"{len(stack[name])} {n} times, which is at most {max(1, n // plan.pipe_rounds)} stages"
+        )
+    return name, n // runs * runs
+
+
+def check(spec: param.Tree, plan: Plan) -> None:
+    """Raises: ValueError where a model's spec has a stack too short for the plan's stages, or no
+    layers that are known."""
+    if plan.pipe > 1 and "stack" not in spec:
+        raise ValueError(
+            f"plan.pipe: {plan.pipe} given; it must be 1 with a module, whose layers are not known"
+        )
+    for name in ("encoder", "stack"):
+        if name in spec:
+            staged(spec[name], plan)
+
+
+def _pieces(n: int, name: str, stages: tuple[str, int] | None) -> list[tuple[slice, Any]]:
+    """The repeats of a segment that are computed together, and how: None is as on one device."""
+    if stages is None:
+        return [(slice(0, n), None)]
+    cut = stages[1] if name == stages[0] else 0
+    pieces = [(slice(0, cut), pipeline_parallel.apply), (slice(cut, n), pipeline_parallel.spread)]
+    return [(part, how) for part, how in pieces if part.start < part.stop]
+
+
+def _run(
+    names: list[str],
+    block: Block,
+    plan: Plan,
+    key: jax.Array | None,
+    weights: tuple[param.Tree, jax.Array],
+    x: jax.Array,
+    rows: tuple[Any, jax.Array],
+) -> tuple[jax.Array, list[Entries]]:
+    """x after the repeats of a segment (weights, numbers of their first layers), and the statistics
+    of each layer of the pattern [n, ...]. rows: those of the blocks, and the rows' numbers."""
+    segment, index = weights
+    given, numbers = rows
+    n = index.shape[0]
+
+    def body(x: jax.Array, at: tuple[param.Tree, jax.Array]) -> tuple:
+        w, index = at
+        outputs = []
+        for j, name in enumerate(names):
+            keys = None
+            if key is not None:  # of each row by itself, wherever it is
+                fold = jax.vmap(jax.random.fold_in, (None, 0))
+                keys = fold(jax.random.fold_in(key, index + j), numbers)
+            x, out = block(kind(name), w[name], x, given, None, keys)
+            x = plan.constrain(x, "rows seq embed")
+            outputs.append(out)
+        return x, outputs
+
+    run: Callable[..., tuple] = body
+    if plan.remat != "none":
+        run = jax.checkpoint(body, policy=REMAT[plan.remat], prevent_cse=plan.unroll >= n)
+    if plan.unroll < n:
+        return jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
+    every = []
+    for i, part in enumerate(_ordered(unstacked({"0": segment}))):
+        x, outputs = run(x, (_only(part), index[i]))
+        every.append(outputs)
+    return x, jax.tree.map(lambda *layers: jnp.stack(layers), *every)
 
 
 def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree] | None) -> param.Tree:
@@ -203,7 +285,7 @@ def _joined(stats: list[Entries]) -> Entries:
 
 
 def remember(
-    stack: param.Tree, x: jax.Array, block: Block, cache: Cache
+    stack: param.Tree, x: jax.Array, block: Block, rows: Any, cache: Cache
 ) -> tuple[jax.Array, list[Entries]]:
     """x [B, T, D] after every layer, and each layer's new cache entries: layers run one by one and
     read their own part of the cache."""
@@ -211,7 +293,7 @@ def remember(
     for segment in _ordered(unstacked(stack)):
         for name in _ordered_names(segment):
             w = _only(segment[name])
-            x, entries = block(kind(name), w, x, cache.layers[len(new)], None)
+            x, entries = block(kind(name), w, x, rows, cache.layers[len(new)], None)
             new.append(entries)
     return x, new
 

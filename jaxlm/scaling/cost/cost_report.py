@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from jaxlm import models
 from jaxlm.core import param
+from jaxlm.models.layers import stack
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops, memory
@@ -99,6 +100,7 @@ def _bytes(
     rows = f"{batch} x {seq:,} tokens, {plan.microbatches} micro-batches"
     how = f"{jnp.dtype(dtype).name}, remat {plan.remat}, attention {plan.attention}"
     return [
+        *_pipeline(cfg, plan),
         Row(f"bytes per device: {plan}; {rows}; {how}", ""),
         Row("weights, float32", devices.binary(part.weights)),
         Row("optimiser", devices.binary(part.optimiser)),
@@ -107,6 +109,24 @@ def _bytes(
         Row("logits of one chunk, float32", devices.binary(part.logits)),
         Row("total", devices.binary(part.total)),
     ]
+
+
+def _pipeline(cfg: models.AnyConfig, plan: Plan) -> list[Row]:
+    """The turns of a pipeline, the share of them that is idle, and the layers outside of it."""
+    if plan.pipe == 1:
+        return []
+    spec = models.spec(cfg)
+    stack.check(spec, plan)
+    text = f"{plan.turns} of a stage for {plan.parts} parts x {plan.pipe_rounds} rounds"
+    rows = [Row(f"pipeline of {plan.pipe} stages", ""), Row("turns", text)]
+    rows.append(Row("bubble", f"{plan.bubble:.1%} of them"))
+    for name in ("encoder", "stack"):
+        if name in spec and (stages := stack.staged(spec[name], plan)) is not None:
+            segment, repeats = stages
+            inside, every = repeats * len(spec[name][segment]), len(stack.kinds(spec[name]))
+            text = f"{inside} of {every} in the stages; pipe splits the rows of the others"
+            rows.append(Row(f"layers of the {name}", text))
+    return rows
 
 
 def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row]:

@@ -81,9 +81,10 @@ def training(
     more = "data" if plan.zero else None
     weights = spec_bytes(trained, on, jnp.float32)
     added = spec_bytes(trained, on, jnp.float32, "data" if plan.zero == 2 else None)
-    rows, left = divmod(batch, plan.microbatches)
-    if left:
-        raise ValueError(f"data.batch: {batch} rows do not divide by {plan.microbatches=}")
+    parts = plan.microbatches if plan.pipe == 1 else plan.multiple
+    if batch % parts:
+        raise ValueError(f"data.batch: {batch} rows given; a multiple of {parts} is needed: {plan}")
+    rows = batch // plan.microbatches
     return Memory(
         weights=weights,
         optimiser=optimiser(tx, trained, on, more),
@@ -173,6 +174,8 @@ def activations(
     Around the layers are the last hidden state and its gradient, 2 x size x embed. Of an
     encoder-decoder the encoder's layers have `seq` tokens and the decoder's have `targets`. A
     token's experts count each for itself, with the token's copy among their inputs and outputs.
+    A stage of a pipeline keeps its layers' of every turn, bubbles too, and three residual streams
+    of all its rows, in which they wait.
 
     Of a Flax module, whose layers are not known, the logits of the whole batch and their gradient.
     """
@@ -185,18 +188,29 @@ def activations(
     own = targets or seq
     kept = 2 * size * embed * own // seq
     for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
-        for segment in spec.get(name, {}).values():
+        stages = stack.staged(spec[name], plan) if name in spec and name != "ahead" else None
+        for index, segment in spec.get(name, {}).items():
+            inside = stages[1] if stages is not None and stages[0] == index else 0
             for place, layer in segment.items():
                 active = kinds[stack.kind(place)].active
-                kept += _layer(layer, plan, on, rows, length, size, active)
+                n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0] - inside
+                kept += _layer(layer, n, plan, on, rows, length, size, active)
+                # of every turn, a part's rows, which are on the devices of one stage
+                turns = inside // (plan.pipe * plan.pipe_rounds) * plan.turns
+                part = rows * plan.pipe // plan.parts
+                kept += _layer(layer, turns, plan, on, part, length, size, active)
+        if stages is not None:
+            width = spec["embed"]["table"].shape[1:]
+            kept += 3 * size * _width(("embed",), width, on, rows * plan.pipe, length)
     return kept
 
 
 def _layer(
-    layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int, size: int, active: int
+    layer: param.Tree, n: int, plan: Plan, on: Mesh, rows: int, seq: int, size: int, active: int
 ) -> int:
-    """Bytes per device that the layers of one kind keep: see `activations`."""
-    n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0]
+    """Bytes per device that n layers of one kind keep: see `activations`."""
+    if not n:
+        return 0
     widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
     width = next(width for width in widths if width)
     embed = _width(("embed",), (width,), on, rows, seq, plan)

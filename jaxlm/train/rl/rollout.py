@@ -69,7 +69,7 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
         "rollout.reward_model_weight", weight, math.isfinite(weight), "a finite number"
     )
     why = "with a rollout, whose responses grow a token at a time"
-    yield from check.changed("plan", plan, "context", "sequence", why=why)
+    yield from check.changed("plan", plan, "pipe", "context", "sequence", why=why)
     if isinstance(objective, distill.Config):
         yield from _taught(rollout, objective)
     else:
@@ -94,7 +94,7 @@ def _taught(rollout: Rollout, objective: distill.Config) -> Iterator[str]:
 
 def _rows(rollout: Rollout, data: prompts.Prompts, plan: Plan) -> Iterator[str]:
     rows = data.batch * rollout.samples
-    parts = rollout.minibatches * plan.microbatches * plan.row_parts
+    parts = rollout.minibatches * plan.multiple
     if data.batch >= 1 and rows % parts:
         yield (
             f"rollout.minibatches: {rollout.minibatches} given, but data.batch={data.batch} x "

@@ -18,6 +18,7 @@ from jaxlm.core import config, param
 from jaxlm.core.batch import Batch, Pairs
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Model
+from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
 from jaxlm.train import step
@@ -73,7 +74,9 @@ def certify(run: Run) -> Certificate:
     Raises: ValueError for weights that do not divide over the mesh, for more devices than there
     are, and for a kernel that this platform does not have.
     """
-    memory.spec_bytes(models.spec(run.model), memory.mesh(run.plan), jnp.float32)
+    spec = models.spec(run.model)
+    memory.spec_bytes(spec, memory.mesh(run.plan), jnp.float32)
+    stack.check(spec, run.plan)
     with jax.enable_x64(True):
         plan = dataclasses.replace(run.plan, compute="float64")
         cfg = smaller(run.model, plan)
@@ -102,6 +105,7 @@ def smaller(cfg: models.AnyConfig, plan: Plan) -> models.AnyConfig:
                 changed = dataclasses.replace(cfg, **{name: size})
                 spec = models.spec(changed)
                 memory.spec_bytes(spec, memory.mesh(plan), jnp.float32)
+                stack.check(spec, plan)
             except ValueError:
                 continue
             if _kinds(spec) == kinds:
@@ -115,7 +119,9 @@ def _candidates(name: str, given: dict[str, Any], plan: Plan) -> list[int]:
         return list(range(2, 2 + given[name]))
     if name in ("context", "window"):
         return [length(plan)] if name == "context" else [5]
-    unit = math.lcm(2, plan.fsdp * plan.expert * plan.context * plan.data, plan.tensor)
+    unit = math.lcm(
+        2, math.prod(getattr(plan, a) for a in rules.AXES if a != "tensor"), plan.tensor
+    )
     first = 32 if name == "vocab" else 4
     wide = math.lcm(unit, given.get("heads", 1))
     sizes = {unit * m for m in range(1, 33)} | {wide * m for m in range(1, 5)}
@@ -135,7 +141,7 @@ def length(plan: Plan) -> int:
 def rows(model: Model, plan: Plan) -> Batch | Pairs:
     """Random packed rows for a model, NumPy: documents of all lengths, that end at, before and
     after the ends of the parts a plan cuts them into; rows with padding; uneven weights."""
-    count, time = 2 * plan.row_parts * plan.microbatches, length(plan)
+    count, time = 2 * plan.multiple, length(plan)
     draw = np.random.default_rng(0)
     tokens, targets = draw.integers(0, model.cfg.vocab, (2, count, time))
     segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)

@@ -16,6 +16,7 @@ from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import manifest
 from jaxlm.decode import prompt_tokens, token_sampling
+from jaxlm.models.layers import stack
 from jaxlm.models.model import Model
 from jaxlm.objectives import lora as adapters  # the field bears the name
 from jaxlm.ops import attention
@@ -241,6 +242,7 @@ def _fit(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> N
 def _mesh(run: Run) -> Iterator[str]:
     plan, processes = run.plan, jax.process_count()
     yield from check.loaded("", lambda: plan.shard_params(models.spec(run.model)))
+    yield from check.loaded("", lambda: stack.check(models.spec(run.model), plan))
     yield from check.loaded("plan.attention", lambda: attention.check_platform(plan.attention))
     if processes > 1 and plan.devices != jax.device_count():
         yield (
@@ -254,13 +256,12 @@ def _mesh(run: Run) -> Iterator[str]:
         )
     if run.rollout is not None or any(run.data.problems()):
         return  # minibatches are what has to divide; or `_data` names what is wrong
-    parts = plan.microbatches * plan.row_parts
-    if run.diloco is not None:
-        parts = parts // plan.replica * run.diloco.replicas
+    copies = 1 if run.diloco is None else run.diloco.replicas
+    parts = plan.multiple * copies
     for stage in kinds.stages(run.data):
         fits = f"a multiple of {parts} from step {stage.first_step} on: plan.microbatches="
         fits += f"{plan.microbatches}, and {parts // plan.microbatches} parts of the rows by {plan}"
-        fits += "" if run.diloco is None else f" and diloco.replicas={run.diloco.replicas}"
+        fits += "" if run.diloco is None else f" and diloco.replicas={copies}"
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
         fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
         yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
@@ -282,6 +283,9 @@ def _adapter(run: Run) -> Iterator[str]:
     if run.adapter is None:
         return
     yield from check.changed("", run, "mup", why="with an adapter, for which no rule is known here")
+    if run.plan.pipe > 1:
+        why = "with plan.pipe: an adapter's draws are of a whole batch"
+        yield from check.changed("adapter", run.adapter, "dropout", why=why)
     if run.start is None:
         yield (
             "start: None given with an adapter, which stands on trained weights; name the run "

@@ -49,9 +49,11 @@ def _xla_temporaries(cfg, plan):
         (LLAMA, Plan(loss_chunk=512, remat="full")),
         (GPT, Plan(loss_chunk=512, attention="blockwise")),
         (SANDWICH, Plan(loss_chunk=512)),
+        pytest.param(LLAMA, Plan(loss_chunk=512, pipe=2), marks=pytest.mark.slow),
+        pytest.param(LLAMA, Plan(loss_chunk=512, pipe=4, remat="full"), marks=pytest.mark.slow),
         pytest.param(EXPERTS, Plan(loss_chunk=512), marks=pytest.mark.slow),
     ],
-    ids=["none", "dots", "full", "blockwise", "sandwich", "experts"],
+    ids=["none", "dots", "full", "blockwise", "sandwich", "pipe", "uneven", "experts"],
 )
 def test_activations_are_within_a_third_of_xlas(cfg, plan):
     """dots once kept nothing on CPU, because the linear layer's own gradient rule hid its matrix
@@ -136,6 +138,7 @@ PLANS = (
     Plan(data=2, fsdp=2, tensor=2, zero=1),
     Plan(fsdp=2, expert=2, context=2),
     Plan(data=8, zero=2),
+    Plan(pipe=2, pipe_parts=2, fsdp=2, data=2, zero=1),
 )
 
 

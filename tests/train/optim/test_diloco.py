@@ -165,3 +165,23 @@ def test_the_outer_optimiser_is_optax_s():
     updates, _ = tx.update(d, tx.init(w), w)
     close(new, optax.apply_updates(w, updates), 1e-6)
     assert copies["x"].shape == (2, 3)
+
+
+def test_all_that_does_not_fit_is_named_at_once():
+    """Between agreements the weights that are scored and saved are old ones."""
+    wrong = DiLoCo(replicas=4, every=30, lr=0.0, momentum=1.0)
+    plan, optim = Plan(replica=3, compute="float16"), optimizer.Optim(ema=0.9)
+    assert [*diloco.problems(wrong, plan, 1000, 500, optim)] == [
+        "diloco.lr: 0.0 given; it must be above 0",
+        "diloco.momentum: 1.0 given; it must be in [0, 1)",
+        "plan.replica: 3 given; it must be a divisor of diloco.replicas=4",
+        "steps: 1000 given; it must be a multiple of diloco.every=30, after which the replicas agree",
+        "eval_every: 500 given; it must be a multiple of diloco.every=30, after which the replicas "
+        "agree",
+        "optim.ema: 0.9 given; it must be None with diloco, whose weights are an average already",
+        "plan.compute: 'float16' given; it must be bfloat16 or float32 with diloco",
+    ]
+    assert [*diloco.problems(None, Plan(replica=3), 1, 1, optimizer.Optim())] == [
+        "plan.replica: 3 given; it must be 1 with diloco=None"
+    ]
+    assert not [*diloco.problems(DiLoCo(), Plan(replica=4), 300, None, optimizer.Optim())]

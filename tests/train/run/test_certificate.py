@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from jaxlm import models
+from jaxlm.models.layers import moe
 from jaxlm.objectives import clm
+from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
@@ -28,14 +30,26 @@ LAYOUTS = {
     "expert x context": Plan(expert=2, context=4),
     "gathered keys x expert x fsdp": Plan(context=2, expert=2, fsdp=2, context_keys="gathered"),
 }
+# On more layers: runs of them in stages, in turns of two rounds, and others outside.
+PIPELINES = {
+    "2 stages in rounds x fsdp x tensor, the sequence split": Plan(
+        pipe=2, pipe_rounds=2, fsdp=2, tensor=2, sequence=True, remat="full", poison=True
+    ),
+    "4 stages x context": Plan(pipe=4, pipe_parts=2, context=2, poison=True),
+}
+EXPERTS = {"2 stages x expert x data": Plan(pipe=2, expert=2, data=2, zero=2, poison=True)}
+DEEP = {"gemma-all": {"layers": 9}, "t5": {"encoder": 5, "layers": 4}}
 BATCH = Plan(data=8, context=4, microbatches=2)  # its rows divide under all
 
 
 @functools.cache
-def case(family):
-    """(Config, weights, batch, gradients on one device) of a case, the smallest with its layers."""
+def case(family, deep=False):
+    """(Config, weights, batch, gradients on one device) of a case, the smallest with its layers, or
+    deep enough for stages that have several and leave one."""
     with jax.enable_x64(True):
         cfg = certificate.smaller(programs.FAMILIES[family], BATCH)
+        if deep:
+            cfg = dataclasses.replace(cfg, **DEEP.get(family, {"layers": 5}))
         weights = certificate.random_weights(models.spec(cfg))
         batch = certificate.rows(models.build(cfg), BATCH)
         one = certificate.gradients(None, cfg, Plan(compute="float64"), weights, batch)
@@ -44,7 +58,7 @@ def case(family):
 
 def largest(family, plan):
     """The leaf that differs the most under a plan."""
-    cfg, weights, batch, one = case(family)
+    cfg, weights, batch, one = case(family, plan.pipe > 1)
     with jax.enable_x64(True):
         plan = dataclasses.replace(plan, compute="float64")
         ours = certificate.gradients(None, cfg, plan, weights, batch)
@@ -53,7 +67,7 @@ def largest(family, plan):
 
 def alone(family, plan):
     """The differences under each axis of a plan by itself."""
-    for name in ("data", "fsdp", "expert", "context", "tensor"):
+    for name in rules.AXES:
         if (n := getattr(plan, name)) > 1:
             yield f"{name}={n}: {largest(family, Plan(**{name: n}))}"
 
@@ -69,6 +83,18 @@ def test_every_layout_is_exact(family):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [pytest.param(c, marks=pytest.mark.xdist_group(f"layouts-{c}")) for c in CASES]
+)
+def test_every_pipeline_is_exact(family):
+    """And nothing reads a bubble or the rows of no expert, which are NaN."""
+    routed = moe.has(models.spec(case(family, True)[0]))
+    for name, plan in (PIPELINES | (EXPERTS if routed else {})).items():
+        worst = largest(family, plan)
+        assert worst.relative <= certificate.TOLERANCE, (name, worst, *alone(family, plan))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [Plan(context=3), Plan(context=6), Plan(context=8)], ids=str)
 def test_rings_of_any_size_are_exact(plan):
     cfg = dataclasses.replace(programs.FAMILIES["llama"], embed=24)
@@ -77,7 +103,7 @@ def test_rings_of_any_size_are_exact(plan):
 
 
 def test_a_small_copy_is_exact_and_a_fault_is_named(monkeypatch):
-    plan = Plan(fsdp=2, context=2, tensor=2)
+    plan = Plan(pipe=2, fsdp=2, tensor=2)
     run = Run(name="x", model=models.presets()["llama3-8b"], objective=clm.Config(), plan=plan)
     result = certificate.certify(run)
     assert result.different is None and result.largest.ulps < 100
@@ -88,7 +114,7 @@ def test_a_small_copy_is_exact_and_a_fault_is_named(monkeypatch):
 
     def wrong(self, x, axes):
         x = gathered(self, x, axes)
-        return x * 1.0001 if self.devices > 1 and axes == "batch seq heads head" else x
+        return x * 1.0001 if self.devices > 1 and axes == "rows seq heads head" else x
 
     monkeypatch.setattr(Plan, "constrain", wrong)
     result = certificate.certify(run)

@@ -17,7 +17,7 @@ from jaxlm.objectives import lora
 from jaxlm.objectives.rl import grpo
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.table import Counting
-from jaxlm.train.optim import diloco, optimizer
+from jaxlm.train.optim import optimizer
 from jaxlm.train.rl import rollout
 from jaxlm.train.run import run as runs
 from jaxlm.train.sweep import paired_runs, population, sweep_cells
@@ -346,33 +346,30 @@ def test_sequences_that_a_plan_cannot_split_are_named_before_compute():
     lines = ["data.seq=28: tokens of a target: 6 given; it must be a multiple of 4"]
     _refused(runs._sequence(plan, pairs), lines)
     lines = [
+        "plan.pipe: 2 given; it must be 1 with a rollout",
         "plan.context: 2 given; it must be 1 with a rollout, whose responses grow",
         "plan.sequence: True given; it must be False with a rollout",
     ]
     roll = rollout.Rollout(rewards=("exact",))
+    plan = dataclasses.replace(plan, pipe=2)
     _refused(rollout.problems(roll, prompts.Prompts("x"), grpo.Config(), plan), lines)
 
 
-def test_what_replicas_cannot_do_is_named_at_once():
-    """Between agreements the weights that are scored and saved are old ones."""
-    wrong = diloco.DiLoCo(replicas=4, every=30, lr=0.0, momentum=1.0)
-    optim, data = optimizer.Optim(ema=0.9), dataclasses.replace(BASE.data, batch=6)
-    run = dataclasses.replace(BASE, diloco=wrong, optim=optim, data=data, plan=Plan(replica=3))
+def test_what_a_pipeline_does_not_divide_is_named_before_compute():
+    data = pretraining.Data(source="markov", seq=8, batch=6)
+    three = dataclasses.replace(BASE, data=data, plan=Plan(pipe=3))
     lines = [
-        "data.batch: 6 given; it must be a multiple of 4 from step 0 on",
-        "diloco.lr: 0.0 given; it must be above 0",
-        "diloco.momentum: 1.0 given; it must be in [0, 1)",
-        "plan.replica: 3 given; it must be a divisor of diloco.replicas=4",
-        "steps: 1000 given; it must be a multiple of diloco.every=30",
-        "eval_every: 500 given; it must be a multiple of diloco.every=30",
-        "optim.ema: 0.9 given; it must be None with diloco",
+        "plan.pipe: 3 given; the longest run of layers repeats a pattern of 1 2 times, which is at",
+        "weight embed/table: dimension 'embed' of size 8 does not divide over pipe=3",
     ]
-    _refused(runs.problems(run), lines)
-    alone = dataclasses.replace(BASE, plan=Plan(replica=3))
-    lines = ["plan.replica: 3 given; it must be 1 with diloco=None"]
-    _refused(
-        runs.problems(dataclasses.replace(alone, data=dataclasses.replace(data, batch=3))), lines
-    )
+    model = dataclasses.replace(TINY, layers=2)
+    _refused(runs.problems(dataclasses.replace(three, model=model)), lines)
+    two = dataclasses.replace(three, model=model, plan=Plan(pipe=2), adapter=lora.Lora(dropout=0.1))
+    lines = ["data.batch: 6 given", "adapter.dropout: 0.1 given; it must be 0.0 with plan.pipe"]
+    _refused(runs.problems(two), [*lines, "start: None given with an adapter"])
+    two = dataclasses.replace(three, model=model, plan=Plan(pipe=2))
+    lines = ["data.batch: 6 given; it must be a multiple of 4 from step 0 on"]
+    _refused(runs.problems(two), lines)
 
 
 def test_all_that_a_plan_cannot_do_is_named_at_once():
