@@ -108,7 +108,8 @@ def test_slices_are_the_first_axes():
     assert Plan(data=6, pipe=2, slices=4).across == (1, 2, 2, 1, 1, 1, 1)
     assert Plan(replica=2, data=6, slices=4).across == (2, 2, 1, 1, 1, 1, 1)
     with pytest.raises(
-        ValueError, match="plan.slices: 4 given; it must be a divisor of plan.data=2"
+        ValueError,
+        match="plan.slices: 4 given; it must be a divisor of plan.replica=1 x plan.data=2",
     ):
         Plan(data=2, fsdp=4, slices=4)
 

@@ -175,7 +175,8 @@ def test_all_that_does_not_fit_is_named_at_once():
         "diloco.lr: 0.0 given; it must be above 0",
         "diloco.momentum: 1.0 given; it must be in [0, 1)",
         "plan.replica: 3 given; it must be a divisor of diloco.replicas=4",
-        "steps: 1000 given; it must be a multiple of diloco.every=30, after which the replicas agree",
+        "steps: 1000 given; it must be a multiple of diloco.every=30, after which the replicas "
+        "agree",
         "eval_every: 500 given; it must be a multiple of diloco.every=30, after which the replicas "
         "agree",
         "optim.ema: 0.9 given; it must be None with diloco, whose weights are an average already",
