@@ -219,7 +219,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def ahead(params: param.Tree, x: jax.Array, tokens: jax.Array, at: At) -> tuple:
         run, depths, stats = further, [], []
         if plan.remat != "none":
-            run = jax.checkpoint(further, policy=stack.REMAT[plan.remat])
+            run = jax.checkpoint(further, policy=stack.policy(plan))
         for k in range(1, cfg.ahead + 1):
             # a document's last k tokens have no k-th after them: they are padding here
             token, there = shift.later(tokens, at.segments, k)

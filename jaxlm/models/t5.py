@@ -252,7 +252,7 @@ def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
     """Cross-attention of the decoder over the source: no bias, no order."""
     x, source_at = source
     read = w if x is None else _project(w, x)
-    q = linear.einsum("BTD,DNH->BTNH", h, w["q"])
+    q = linear.biased("BTD,DNH->BTNH", h, w, "q")
     y = ops_attention.attend(
         q, read["keys"], read["values"], at, source_at, causal=False, scale=1.0
     )
@@ -260,7 +260,7 @@ def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
 
 
 def _project(w: param.Tree, x: jax.Array) -> param.Tree:
-    keys, values = (linear.einsum("BSD,DNH->BSNH", x, w[n]) for n in "kv")
+    keys, values = (linear.biased("BSD,DNH->BSNH", x, w, n) for n in "kv")
     return {"keys": keys, "values": values}
 
 

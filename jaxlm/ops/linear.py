@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import precision, target
 from jaxlm.ops import dropout, quant
@@ -118,9 +119,11 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
 
 
 def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> jax.Array:
-    """`einsum` with weights[name], plus weights[name + "_bias"] where there is one."""
+    """`einsum` with weights[name], plus weights[name + "_bias"] where there is one; a plan may keep
+    the output by that name."""
     y = einsum(spec, x, weights[name])
-    return y + weights[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in weights else y
+    y = y + weights[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in weights else y
+    return checkpoint_name(y, name)
 
 
 def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) -> jax.Array:

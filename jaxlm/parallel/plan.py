@@ -65,6 +65,12 @@ class Plan:
     for comparisons: it requires JAX_ENABLE_X64=1."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recomputed per layer in the backward pass: nothing, all but matrix products, everything."""
+    keep: tuple[str, ...] = ()
+    """Outputs that remat="full" keeps all the same: of matrices by their weights' names ("q", "k",
+    "v", "o", "gate", "up", "down"), and "attention"."""
+    offload: tuple[str, ...] = ()
+    """Outputs that remat="full" keeps in the host's memory; "layer" is what each layer reads, which
+    is on the device otherwise."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; at least the number of layers means no scan."""
     attention: Literal["xla", "blockwise", "cudnn", "splash"] = "xla"
@@ -91,6 +97,13 @@ class Plan:
         for name, axis in needs.items():
             if getattr(self, axis) == 1:
                 yield from check.changed("plan", self, name, why=f"with plan.{axis}=1")
+        if self.remat != "full":
+            why = f"with plan.remat={self.remat!r}; 'full' has a choice"
+            yield from check.changed("plan", self, "keep", "offload", why=why)
+        both = sorted({*self.keep} & {*self.offload})
+        yield from check.problem(
+            "plan.keep", self.keep, not both, f"without {both}, of plan.offload"
+        )
         if self.pipe_rounds > 1 and not wrong:
             ok, fits = (
                 self.parts >= self.pipe,
@@ -133,7 +146,16 @@ class Plan:
     @property
     def alone(self) -> "Plan":
         """The plan of one device, with this one's precision, memory and kernel, its batch whole."""
-        kept = ("compute", "remat", "unroll", "attention", "loss_chunk", "poison")
+        kept = (
+            "compute",
+            "remat",
+            "keep",
+            "offload",
+            "unroll",
+            "attention",
+            "loss_chunk",
+            "poison",
+        )
         return Plan(**{name: getattr(self, name) for name in kept})
 
     @property

@@ -145,7 +145,7 @@ def _forward(
 
     if plan.remat == "none":
         return logits
-    return jax.checkpoint(logits, policy=stack.REMAT[plan.remat])
+    return jax.checkpoint(logits, policy=stack.policy(plan))
 
 
 def weights(module: nnx.Module | Mapping[str, Any]) -> param.Tree:

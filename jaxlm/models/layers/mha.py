@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import param
 from jaxlm.models.layers import stack
@@ -145,7 +146,8 @@ def attend(
     entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
     if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "rows seq heads head")
-        return _own(q, k, v, at, plan, causal, bends, sinks), {} if memory is None else entries
+        y = _own(q, k, v, at, plan, causal, bends, sinks)
+        return checkpoint_name(y, "attention"), {} if memory is None else entries
     old, slots = memory
     y = attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, sinks=sinks, **bends)
     return y, entries

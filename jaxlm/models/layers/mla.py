@@ -83,13 +83,13 @@ def apply(
     """
     q = h
     if "q_latent" in w:
-        q = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["q_latent"]), w["q_latent_norm"], eps)
-    q = linear.einsum("BTD,DNH->BTNH", q, w["q"])  # [B, T, N, H_n + H_r]
+        q = norm.rms_norm(linear.biased("BTD,DR->BTR", h, w, "q_latent"), w["q_latent_norm"], eps)
+    q = linear.biased("BTD,DNH->BTNH", q, w, "q")  # [B, T, N, H_n + H_r]
     nope = w["k"].shape[-1]
     q, q_turned = q[..., :nope], q[..., nope:]
     q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)
-    latent = norm.rms_norm(linear.einsum("BTD,DR->BTR", h, w["latent"]), w["latent_norm"], eps)
-    turned = linear.einsum("BTD,DH->BTH", h, w["rope"])[:, :, None]  # [B, T, 1, H_r]
+    latent = norm.rms_norm(linear.biased("BTD,DR->BTR", h, w, "latent"), w["latent_norm"], eps)
+    turned = linear.biased("BTD,DH->BTH", h, w, "rope")[:, :, None]  # [B, T, 1, H_r]
     turned = rope.apply(turned, at.positions, rotary, interleaved)
 
     if memory is None or not memory[1].segments.shape[1]:
@@ -97,7 +97,7 @@ def apply(
     else:
         y = _absorbed(w, q, q_turned, latent, turned, at, memory, scale)
     entries = {} if memory is None else {"latent": _joined(latent, turned)}
-    return linear.einsum("BTNH,NHD->BTD", y, w["o"]), entries
+    return linear.biased("BTNH,NHD->BTD", y, w, "o"), entries
 
 
 def _expanded(
@@ -111,9 +111,8 @@ def _expanded(
     scale: float,
 ) -> jax.Array:
     """Attention with every head's keys and values computed from the latents; [B, T, N, H_v]."""
-    k, v = (
-        linear.einsum("BTR,RNH->BTNH", latent, jnp.swapaxes(w[name], 0, 1)) for name in ("k", "v")
-    )
+    heads_inside = {name: jnp.swapaxes(w[name], 0, 1) for name in ("k", "v")}
+    k, v = (linear.biased("BTR,RNH->BTNH", latent, heads_inside, name) for name in ("k", "v"))
     turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))  # [B, T, N, H_r]
     q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
     return mha.attend(q, k, v, at, None, plan, scale=scale)[0]

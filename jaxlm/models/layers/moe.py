@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import param, precision
 from jaxlm.models.layers import ffn, stack
@@ -192,7 +193,8 @@ def _dropless(
 
     def project(x: jax.Array, name: str) -> jax.Array:
         y = linear.grouped(x, w[name], sizes, poison)
-        return y + w[f"{name}_bias"][chosen].astype(y.dtype) if f"{name}_bias" in w else y
+        y = y + w[f"{name}_bias"][chosen].astype(y.dtype) if f"{name}_bias" in w else y
+        return checkpoint_name(y, name)
 
     y = linear.grouped(gated(project(x, "gate"), project(x, "up")), w["down"], sizes, poison)
     y = _permute(y, back, order).reshape(*experts.shape, -1)  # [B, T, k, D]

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import param
 from jaxlm.models.model import Cache
@@ -59,6 +60,26 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def policy(plan: Plan) -> Any:
+    """What `jax.checkpoint` keeps of a layer, on the device or in the host's memory."""
+    if not plan.keep and not plan.offload:
+        return REMAT[plan.remat]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[*plan.keep],
+        names_which_can_be_offloaded=[*plan.offload],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+def names(spec: param.Tree) -> list[str]:
+    """Names by which a plan may keep outputs of a model's layers: those of matrices that contract
+    their input, "attention", and "layer", what the layers read."""
+    weights = param.flatten({name: spec[name] for name in ("encoder", "stack") if name in spec})
+    matrices = {path.rpartition("/")[2] for path, p in weights.items() if p.inputs}
+    return [*sorted(matrices - {"router"}), "attention", "layer"] if matrices else []
 
 
 def segments(kinds: Sequence[str]) -> Segments:
@@ -188,8 +209,12 @@ def staged(stack: param.Tree, plan: Plan) -> tuple[str, int] | None:
 
 
 def check(spec: param.Tree, plan: Plan) -> None:
-    """Raises: ValueError where a model's spec has a stack too short for the plan's stages, or no
-    layers that are known."""
+    """Raises: ValueError where a model's spec has a stack too short for the plan's stages, no
+    layers that are known, or none of the outputs that the plan keeps by name."""
+    known = names(spec)
+    for field, given in (("keep", plan.keep), ("offload", plan.offload)):
+        if not {*given} <= {*known}:
+            raise ValueError(f"plan.{field}: {given!r} given; it must be names of {known}")
     if plan.pipe > 1 and "stack" not in spec:
         raise ValueError(
             f"plan.pipe: {plan.pipe} given; it must be 1 with a module, whose layers are not known"
@@ -225,6 +250,7 @@ def _run(
 
     def body(x: jax.Array, at: tuple[param.Tree, jax.Array]) -> tuple:
         w, index = at
+        x = checkpoint_name(x, "layer")
         outputs = []
         for j, name in enumerate(names):
             keys = None
@@ -238,7 +264,7 @@ def _run(
 
     run: Callable[..., tuple] = body
     if plan.remat != "none":
-        run = jax.checkpoint(body, policy=REMAT[plan.remat], prevent_cse=plan.unroll >= n)
+        run = jax.checkpoint(body, policy=policy(plan), prevent_cse=plan.unroll >= n)
     if plan.unroll < n:
         return jax.lax.scan(run, x, (segment, index), unroll=plan.unroll)
     every = []

@@ -166,7 +166,7 @@ def activations(
               ffn wide terms: size each
         dots  size x the outputs of all matrices; the last one's place is taken by the residual
               stream, since it is only added to it
-        full  size x embed, the residual stream
+        full  size x embed, the residual stream; and size x the outputs that `plan.keep` names
 
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise or
     over `context` one float32 per head. `dots` and `full` recompute attention and hold one layer's
@@ -217,8 +217,25 @@ def _layer(
     outputs, inner = _products(layer, on, rows, seq, active)
     norms = max(2 * embed, _norms(layer, on, rows, seq, plan))
     single = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
-    each = {"none": single, "dots": size * outputs, "full": size * embed}[plan.remat]
+    named = _named(layer, plan.keep, on, rows, seq, active)
+    named += embed if "layer" not in plan.offload else 0
+    each = {"none": single, "dots": size * outputs, "full": size * named}[plan.remat]
     return n * each + (0 if plan.remat == "none" else single)
+
+
+def _named(
+    layer: param.Tree, keep: tuple[str, ...], on: Mesh, rows: int, seq: int, active: int
+) -> int:
+    """Elements per device of one layer's outputs that a plan keeps by name."""
+    weights = param.flatten(layer)
+    leaf = {path: path.rpartition("/")[2] for path in weights}
+    named = {path: p for path, p in weights.items() if leaf[path] in keep}
+    total = _products(named, on, rows, seq, active)[0]
+    for path, p in weights.items():
+        if leaf[path] == "o" and "attention" in keep:  # it reads what attention gives
+            cut = p.copies + p.inputs
+            total += _width(p.axes[p.copies : cut], p.shape[p.copies : cut], on, rows, seq)
+    return total
 
 
 def _norms(layer: param.Tree, on: Mesh, rows: int, seq: int, plan: Plan) -> int:
