@@ -63,7 +63,7 @@ REMAT = {
 
 
 def policy(plan: Plan) -> Any:
-    """What `jax.checkpoint` keeps of a layer, on the device or in the host's memory."""
+    """The `jax.checkpoint` policy of a layer: what it keeps, on the device or on the host."""
     if not plan.keep and not plan.offload:
         return REMAT[plan.remat]
     return jax.checkpoint_policies.save_and_offload_only_these_names(
