@@ -126,7 +126,7 @@ def test_micro_batches_take_every_nth_row_and_have_to_divide():
     tx = optimizer.build(optimizer.Optim(warmup=0), spec, 10, fp16=False)
     body, state = step.body(objective, tx, plan), step.abstract(objective, tx, plan)
     for rows in (4, 12):
-        message = f"data.batch: {rows} rows do not divide into plan.microbatches=2 x 4 devices"
+        message = f"data.batch: {rows} rows do not divide into plan.microbatches=2 x 4 parts"
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(body, state, np.zeros((rows, 2), np.float32))
     jax.eval_shape(body, state, np.zeros((8, 2), np.float32))

@@ -22,10 +22,14 @@ from jaxlm.train.run import checkpoint, integrity
 from jaxlm.train.run.run import Checkpoint
 
 
-def made(plan=Plan(), seed=0, **changes):
-    """(state, abstract state) of two weights with every optional part of the optimiser's state."""
+def made(plan=Plan(), seed=0, layers=0, **changes):
+    """(state, abstract state) of two weights, and of one more of so many layers, with every
+    optional part of the optimiser's state."""
     p = param.shaper(embed=8, ffn=16)
-    objective = Objective({"up": p("embed -> ffn"), "norm": p("embed", init=param.ones)}, None)
+    spec = {"up": p("embed -> ffn"), "norm": p("embed", init=param.ones)}
+    if layers:
+        spec["stack"] = param.stacked(layers, {"w": p("embed -> ffn")})
+    objective = Objective(spec, None)
     cfg = optimizer.Optim(warmup=0, skip=3.0, ema=0.9, **changes)
     tx = optimizer.build(cfg, objective.spec, 100, True)
     return step.init(objective, tx, plan, seed), step.abstract(objective, tx, plan)
@@ -98,6 +102,19 @@ def test_it_is_restored_onto_another_mesh(state, tmp_path):
     assert spread.params["up"].addressable_shards[0].data.shape == (4, 8)
     assert_equal(spread, at(whole, 1))
     assert_equal(checkpoint.restore(eight, 1, like, {})[0], at(whole, 1))
+
+
+@pytest.mark.parametrize("layers, shard", [(4, (2, 4, 8)), (3, (3, 2, 8))])
+def test_it_is_restored_with_a_pipeline_and_without(tmp_path, layers, shard):
+    """Layers that do not divide into the stages are stored whole, their rows in more parts."""
+    one, like = made(layers=layers)
+    staged, staged_like = made(Plan(pipe=2, fsdp=2, tensor=2), layers=layers)
+    here = checkpoint.restore(saved(tmp_path / "one", one, [1]), 1, staged_like, {})[0]
+    assert here.params["stack"]["w"].addressable_shards[0].data.shape == shard
+    assert here.params["up"].addressable_shards[0].data.shape == (2, 8)
+    assert_equal(here, at(one, 1))
+    back = checkpoint.restore(saved(tmp_path / "staged", staged, [1]), 1, like, {})[0]
+    assert_equal(back, at(one, 1))
 
 
 def test_the_memory_of_a_saved_state_may_be_reused_at_once(tmp_path):
