@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from jaxlm.core import log as logs
 
@@ -116,51 +116,52 @@ def watched(environ: dict[str, str]) -> Iterator[None]:
     if "JAXLM_DISTRIBUTED" not in environ:
         yield
         return
-    with _apart() as log, _on_abort(lambda: _end(log)):
-        try:
-            yield
-        except Exception as error:
-            if not BROKEN.match(str(error)):
-                raise
+    log, together = _apart()
+    plain = _on_abort(lambda: _end(log))
+    try:
+        yield
+    except Exception as error:
+        if BROKEN.match(str(error)):
             # the coordinator's verdict says who it is; it comes as an abort
             time.sleep(VERDICT)
             _end(log)
+        # as this process exits JAX waits for the others, and aborts when they end
+        code = 2 if isinstance(error, ValueError | OSError | ImportError) else 1
+        _on_abort(lambda: os._exit(code))
+        raise
+    plain()
+    together()
 
 
-@contextlib.contextmanager
-def _apart() -> Iterator[IO[str]]:
-    """Within a `with`, the process' stderr is Python's alone: a file gets what C++ prints there."""
+def _apart() -> tuple[str, Callable[[], None]]:
+    """Leaves the process' stderr to Python alone: (the file that gets what C++ prints there from
+    then on, a function that brings both together again)."""
     before = sys.stderr
     before.flush()
-    with (
-        os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace") as own,
-        tempfile.NamedTemporaryFile(
-            "w+", prefix=f"jaxlm-{os.getpid()}-", suffix=".log", encoding="utf-8", delete=False
-        ) as log,
-    ):
-        os.dup2(log.fileno(), 2)
-        sys.stderr = own
-        try:
-            yield log
-        finally:
-            sys.stderr = before
-            own.flush()
-            os.dup2(own.fileno(), 2)
+    own = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    number, log = tempfile.mkstemp(prefix=f"jaxlm-{os.getpid()}-", suffix=".log")
+    os.dup2(number, 2)
+    os.close(number)
+    sys.stderr = own
+
+    def together() -> None:
+        sys.stderr = before
+        own.flush()
+        os.dup2(own.fileno(), 2)
+
+    return log, together
 
 
-@contextlib.contextmanager
-def _on_abort(act: Callable[[], None]) -> Iterator[None]:
-    """Call a function instead of dying from abort(), in whatever thread it came."""
+def _on_abort(act: Callable[[], None]) -> Callable[[], None]:
+    """Has a function called instead of dying from abort(), in whatever thread it comes; returns one
+    that undoes it."""
     libc = ctypes.CDLL(None)
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
     libc.signal.restype = ctypes.c_void_p
     # signal.signal would only note it, and abort() goes on to kill the process
-    call = handler(lambda number: act())
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(call))  # C keeps it
     before = libc.signal(signal.SIGABRT, call)
-    try:
-        yield
-    finally:
-        libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
+    return lambda: libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
 
 
 def end(reason: str) -> None:
@@ -177,11 +178,11 @@ def end(reason: str) -> None:
     os._exit(LOST)
 
 
-def _end(log: IO[str]) -> None:
+def _end(log: str) -> None:
     """`end`, by what C++ printed."""
-    with open(log.name, encoding="utf-8", errors="replace") as file:
+    with open(log, encoding="utf-8", errors="replace") as file:
         report = file.read()
-    end(f"{_who(report)} of this run is lost (details: {log.name})")
+    end(f"{_who(report)} of this run is lost (details: {log})")
 
 
 def _who(report: str) -> str:

@@ -68,7 +68,7 @@ def _main(devices: int, code: str, files: Sequence[str]) -> int:
         from jaxlm.train import loop
         from jaxlm.train.run.run import Run
 
-        exec(code)
+        exec(code, {})
         codes = []
         for file in files:
             record = json.loads(pathlib.Path(file).read_text())

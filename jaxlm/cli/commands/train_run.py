@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxlm import models, objectives
-from jaxlm.cli import arguments, field_overrides, launch
+from jaxlm.cli import arguments, field_overrides, launch, retries
 from jaxlm.core import config, json_file
 from jaxlm.data import pretraining
 from jaxlm.data.pretraining import Data
@@ -22,16 +22,21 @@ from jaxlm.train.run.run import Run
 
 
 def train(args: Sequence[str]) -> int:
-    """jaxlm train CONFIG [--field value ...]; CONFIG may be a run's config.json"""
+    """jaxlm train CONFIG [--retries N] [--field value ...]; CONFIG may be a run's config.json"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("train"))
+        print("\n--retries N: start again where it crashed or lost a process, at most N times in a")
+        print("row without a new checkpoint")
         print("\nThe fields of every config, with the defaults of a LLaMA-style model:\n")
         field_overrides.apply(
             Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG"
         )
+    args, limit = retries.option(args)
     target, overrides = arguments.target("train", args)
     run = field_overrides.apply(_run(target), overrides, f"jaxlm train {target}")
     environ = dict(os.environ)
+    if limit is not None:
+        return retries.train(run, args, limit, environ)
     with multihost.watched(environ):
         processes = multihost.join(environ)
         if processes is not None:
