@@ -27,6 +27,10 @@ from jaxlm.train.run import checkpoint
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
+HELP = (
+    "--retries N: start again where it crashed or lost a process, at most N times in a row without "
+    "a new checkpoint"
+)
 # Seconds that the wrappers of other hosts are waited for, once one has come.
 REJOIN = 60.0
 # Signals that end a run with everything saved: nobody wants another start.

@@ -25,14 +25,15 @@ def train(args: Sequence[str]) -> int:
     """jaxlm train CONFIG [--retries N] [--field value ...]; CONFIG may be a run's config.json"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("train"))
-        print("\n--retries N: start again where it crashed or lost a process, at most N times in a")
-        print("row without a new checkpoint")
+        print(f"\n{retries.HELP}")
         print("\nThe fields of every config, with the defaults of a LLaMA-style model:\n")
         field_overrides.apply(
             Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG"
         )
     args, limit = retries.option(args)
     target, overrides = arguments.target("train", args)
+    if {"-h", "--help"} & {*overrides}:
+        print(retries.HELP)
     run = field_overrides.apply(_run(target), overrides, f"jaxlm train {target}")
     environ = dict(os.environ)
     if limit is not None:
