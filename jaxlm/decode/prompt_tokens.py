@@ -5,12 +5,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxlm.core import param
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.records import chats
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import completions, token_sampling
+from jaxlm.models.model import Model
 
 
 class Turn(NamedTuple):
@@ -54,3 +56,24 @@ def stopping(sampling: token_sampling.Sampling, stops: Sequence[int]) -> token_s
     """The settings with these ids among those that end a text."""
     ends = tuple(dict.fromkeys((*sampling.stop_tokens, *stops)))
     return dataclasses.replace(sampling, stop_tokens=ends)
+
+
+def turns(
+    data: kinds.AnyData, tokenizer: tokenizers.Tokenizer, prompts: Sequence[str]
+) -> list[Turn]:
+    """Each prompt as a run's data has it: a text, or a user's words. Raises: as `asked`."""
+    layout = written(data)
+    return [asked(data, layout, tokenizer, [Message("user", prompt)]) for prompt in prompts]
+
+
+def answered(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    turns: Sequence[Turn],
+    sampling: token_sampling.Sampling,
+) -> list[completions.Completion]:
+    """The continuation of each turn, which its stops end. Raises: as `completions.complete`."""
+    settings = [stopping(sampling, one.stops) for one in turns]
+    prompts = [one.tokens for one in turns]
+    return completions.complete(model, params, tokenizer, prompts, settings)

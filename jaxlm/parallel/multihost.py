@@ -5,19 +5,22 @@ way on. Here what C++ prints goes to a file, and abort() reports in one line who
 everything up to the last checkpoint is saved, and ends with exit code `LOST`.
 
 A process that is killed closes its connections: a collective of the others fails at once. One that
-hangs, or whose machine is gone, is noticed after `HEARTBEAT` seconds without a sign of life.
+is stopped, or whose machine is gone, is noticed after `HEARTBEAT` seconds without a sign of life,
+and one that is alive and does not move on by `watch.Watch`.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import NamedTuple
 
 from jaxlm.core import log as logs
 
@@ -27,11 +30,15 @@ HEARTBEAT = 30
 VERDICT = HEARTBEAT + 10
 # The exit code of a process whose run lost another one.
 LOST = 4
+# The environment variable of `patience`.
+PATIENCE = "JAXLM_PATIENCE"
 
 # Beginnings of the errors of a collective: a status of XLA's, and none of our own.
-_BROKEN = re.compile(
+BROKEN = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b"
 )
+
+_ENDING = threading.Lock()
 
 
 def join(environ: dict[str, str]) -> int | None:
@@ -46,21 +53,60 @@ def join(environ: dict[str, str]) -> int | None:
     value = environ.get("JAXLM_DISTRIBUTED")
     if value is None:
         return 1
+    limit = patience(environ)
+    seconds = math.ceil(min(HEARTBEAT, limit))
     import jax
 
     if value == "cluster":
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            initialization_timeout=math.ceil(limit), heartbeat_timeout_seconds=seconds
+        )
         return None
+    one = peer(value)
+    jax.distributed.initialize(
+        f"{one.host}:{one.port}",
+        one.count,
+        one.index,
+        initialization_timeout=math.ceil(limit),
+        heartbeat_timeout_seconds=seconds,
+    )
+    return one.count
+
+
+class Peer(NamedTuple):
+    """A process of a run: where number 0 listens, their number, and which this is."""
+
+    host: str
+    port: int
+    count: int
+    index: int
+
+
+def peer(value: str) -> Peer:
+    """The Peer of HOST:PORT/COUNT/INDEX. Raises: ValueError for any other value."""
     address, *numbers = value.split("/")
-    if len(numbers) != 2 or ":" not in address or not all(n.isdecimal() for n in numbers):
+    host, _, port = address.rpartition(":")
+    if len(numbers) != 2 or not host or not all(n.isdecimal() for n in (port, *numbers)):
         raise ValueError(
             f"JAXLM_DISTRIBUTED: {value!r} given; `cluster` or HOST:PORT/COUNT/INDEX is needed"
         )
     count, index = map(int, numbers)
     if index >= count:
         raise ValueError(f"JAXLM_DISTRIBUTED: process {index} of {count} given; they count from 0")
-    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
-    return count
+    return Peer(host, int(port), count, index)
+
+
+def patience(environ: dict[str, str]) -> float:
+    """Seconds that a process may take to join the others, or from one step to the next, by
+    JAXLM_PATIENCE; 600 where it is not set. Raises: ValueError for less than 3, or no number."""
+    value = environ.get(PATIENCE, "600")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 3 <= seconds <= 10**6:
+        raise ValueError(f"{PATIENCE}: {value!r} given; it must be seconds, at least 3")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -70,58 +116,73 @@ def watched(environ: dict[str, str]) -> Iterator[None]:
     if "JAXLM_DISTRIBUTED" not in environ:
         yield
         return
-    python, log = _apart()
-    with python, log, _on_abort(lambda: _end(python, log)):
-        try:
-            yield
-        except Exception as error:
-            if not _BROKEN.match(str(error)):
-                raise
-            # the coordinator's verdict says who it is; it comes as an abort
-            time.sleep(VERDICT)
-            _end(python, log)
-
-
-def _apart() -> tuple[IO[str], IO[str]]:
-    """(what Python prints errors on: the process' stderr; a file that gets what C++ prints)."""
-    sys.stderr.flush()
-    python = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
-    log = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed by `watched`
-        "w+", prefix=f"jaxlm-{os.getpid()}-", suffix=".log", encoding="utf-8", delete=False
-    )
-    os.dup2(log.fileno(), 2)
-    sys.stderr = python
-    return python, log
-
-
-@contextlib.contextmanager
-def _on_abort(act: Callable[[], None]) -> Iterator[None]:
-    """Call a function instead of dying from abort(), in whatever thread it came."""
-    libc = ctypes.CDLL(None)
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-    libc.signal.restype = ctypes.c_void_p
-    # signal.signal would only note it, and abort() goes on to kill the process
-    call = handler(lambda number: act())
-    before = libc.signal(signal.SIGABRT, call)
+    log, together = _apart()
+    plain = _on_abort(lambda: _end(log))
     try:
         yield
-    finally:
-        libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
+    except Exception as error:
+        if BROKEN.match(str(error)):
+            # the coordinator's verdict says who it is; it comes as an abort
+            time.sleep(VERDICT)
+            _end(log)
+        # as this process exits JAX waits for the others, and aborts when they end
+        code = 2 if isinstance(error, ValueError | OSError | ImportError) else 1
+        _on_abort(lambda: os._exit(code))
+        raise
+    plain()
+    together()
 
 
-def _end(python: IO[str], log: IO[str]) -> None:
-    """Say who is lost, and end this process."""
-    with open(log.name, encoding="utf-8", errors="replace") as file:
-        report = file.read()
+def _apart() -> tuple[str, Callable[[], None]]:
+    """Leaves the process' stderr to Python alone: (the file that gets what C++ prints there from
+    then on, a function that brings both together again)."""
+    before = sys.stderr
+    before.flush()
+    own = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    number, log = tempfile.mkstemp(prefix=f"jaxlm-{os.getpid()}-", suffix=".log")
+    os.dup2(number, 2)
+    os.close(number)
+    sys.stderr = own
+
+    def together() -> None:
+        sys.stderr = before
+        own.flush()
+        os.dup2(own.fileno(), 2)
+
+    return log, together
+
+
+def _on_abort(act: Callable[[], None]) -> Callable[[], None]:
+    """Has a function called instead of dying from abort(), in whatever thread it comes; returns one
+    that undoes it."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    # signal.signal would only note it, and abort() goes on to kill the process
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(call))  # C keeps it
+    before = libc.signal(signal.SIGABRT, call)
+    return lambda: libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
+
+
+def end(reason: str) -> None:
+    """End this process, which has lost others, with a line that begins with the reason."""
+    if not _ENDING.acquire(blocking=False):
+        return  # another thread does it
     print(
-        f"jaxlm: {_who(report)} of this run is lost, so this one ends too; all up to the last "
-        "checkpoint is saved, and the same command on every process resumes: "
-        f"{logs.command()} (details: {log.name})",
-        file=python,
+        f"jaxlm: {reason}, so this one ends too; all up to the last checkpoint is saved, and the "
+        f"same command on every process resumes: {logs.command()}",
+        file=sys.stderr,
         flush=True,
     )
     sys.stdout.flush()
     os._exit(LOST)
+
+
+def _end(log: str) -> None:
+    """`end`, by what C++ printed."""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        report = file.read()
+    end(f"{_who(report)} of this run is lost (details: {log})")
 
 
 def _who(report: str) -> str:
@@ -131,5 +192,6 @@ def _who(report: str) -> str:
     numbers = sorted({int(n) for text in named for n in re.findall(r"\d+", text)})
     if numbers:
         return f"process {', '.join(map(str, numbers))}"
-    # only the coordinator's own end closes the connection to it
-    return "process 0, the coordinator," if "PollForError" in report else "another process"
+    # only the coordinator's own end closes the connection to it, or leaves its questions open
+    gone = re.search("PollForError|CoordinationService/Heartbeat", report)
+    return "process 0, the coordinator," if gone else "another process"

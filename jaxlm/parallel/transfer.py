@@ -1,4 +1,4 @@
-"""Batches from the host onto the mesh."""
+"""Batches from the host onto the mesh, and results back onto the hosts of all processes."""
 
 from typing import Any
 
@@ -24,3 +24,32 @@ def batch(plan: Plan, local: Any) -> Any:
         local,
         gathered,
     )
+
+
+def own(rows: Any) -> Any:
+    """This process' rows of a batch [B, ...] on the host: the p-th of P equal parts."""
+    processes, index = jax.process_count(), jax.process_index()
+
+    def part(x: Any) -> Any:
+        each = len(x) // processes
+        return x[index * each : (index + 1) * each]
+
+    return jax.tree.map(part, rows)
+
+
+def fetch(tree: Any) -> Any:
+    """A tree of arrays of the mesh as numpy, whole on every process. All call it alike."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def joined(local: Any) -> Any:
+    """The rows [B, ...] of all processes (numpy), from each one's `own`. All call it alike."""
+    if jax.process_count() == 1:
+        return local
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(local, tiled=True)

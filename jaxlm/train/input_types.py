@@ -8,6 +8,13 @@ from jaxlm.core import param
 from jaxlm.data.tally import Tally
 from jaxlm.train.step import State
 
+# `watch.Watch.arrive`, as sources of batches need it.
+Arrive = Callable[[str], None]
+
+
+def unwatched(where: str) -> None:
+    """`Arrive` without a watch."""
+
 
 class Fed(NamedTuple):
     """Input of one step: the batch on its devices; metrics along with the step's own; and seconds

@@ -24,22 +24,33 @@ from jaxlm.parallel import transfer
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
 from jaxlm.train import stored_targets
-from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.input_types import Arrive, Fed, Judged, Stream, Supply, unwatched
 from jaxlm.train.optim import optimizer
 from jaxlm.train.rl import collection, on_policy_distillation
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
 
 
-def of(run: Run, model: Model, objective: Objective) -> Supply:
-    """The Supply of a run; its data is tokenised now, if that was not done before."""
+def of(run: Run, model: Model, objective: Objective, arrive: Arrive = unwatched) -> Supply:
+    """The Supply of a run; its data is tokenised now, if that was not done before. arrive: called
+    with each point by name that all processes come to within a step or an evaluation."""
     if isinstance(run.data, pretraining.Data):
-        return _text(run, model, objective)
+        return _text(run, model, objective, arrive)
     if run.rollout is not None and isinstance(run.objective, distill.Config):
-        return on_policy_distillation.supply(run, model, objective)
+        return on_policy_distillation.supply(run, model, objective, arrive)
     if run.rollout is not None:
-        return collection.supply(run, model, objective)
-    return _examples(run, model, objective)
+        return collection.supply(run, model, objective, arrive)
+    return _examples(run, model, objective, arrive)
+
+
+def _noted(score: Callable[..., Any], arrive: Arrive) -> Callable[..., Any]:
+    """A scorer that notes every held-out batch."""
+
+    def noted(*args: Any) -> Any:
+        arrive("a held-out batch")
+        return score(*args)
+
+    return noted
 
 
 # --- Text ------------------------------------------------------------------------------------
@@ -56,12 +67,12 @@ def open_text(
     return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
 
 
-def _text(run: Run, model: Model, objective: Objective) -> Supply:
+def _text(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supply:
     data = run.data
     assert isinstance(data, pretraining.Data)
     train, val = open_text(data, run.eval_every is not None, run.model.vocab)
     facts = train.manifest
-    score = perplexity.scorer(model, run.plan)
+    score = _noted(perplexity.scorer(model, run.plan), arrive)
 
     def evaluate(state: State, batches: int | None) -> Judged:
         assert val is not None
@@ -120,12 +131,12 @@ def examples_of(run: Run, model: Model, objective: Objective) -> examples.Split:
     return stored_targets.attach(run, model, objective, split)
 
 
-def _examples(run: Run, model: Model, objective: Objective) -> Supply:
+def _examples(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supply:
     data = run.data
     split = examples_of(run, model, objective)
     first = split.train.read(np.zeros(1, np.int64))
     width = int(np.prod(first.tokens.shape[1:]))
-    score = heldout.scorer(objective, run.plan)
+    score = _noted(heldout.scorer(objective, run.plan), arrive)
 
     def evaluate(state: State, batches: int | None) -> Judged:
         assert split.val is not None

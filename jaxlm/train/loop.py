@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
 import signal
 import time
@@ -13,11 +14,11 @@ import jax
 
 from jaxlm.core import cache, config, io, log, param
 from jaxlm.data import tokenizers
-from jaxlm.data.templates.template import Message
-from jaxlm.decode import completions, prompt_tokens
+from jaxlm.decode import prompt_tokens
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
-from jaxlm.parallel import agreement, devices
+from jaxlm.parallel import agreement, devices, multihost
+from jaxlm.parallel import watch as watches  # a local bears the name
 from jaxlm.train import initial_weights, preflight, step
 from jaxlm.train import inputs as supplies
 from jaxlm.train import program as programs
@@ -58,7 +59,9 @@ class Session(NamedTuple):
     writer: metrics.Writer
     store: checkpoint.Store
     meter: meters.Meter
+    watch: watches.Watch
     origin: dict[str, Any]  # what `initial_weights.weights` noted about the weights of step 0
+    best: runs.Best  # at the step it went on from
 
 
 def run(run: Run) -> Result:
@@ -66,7 +69,8 @@ def run(run: Run) -> Result:
 
     A finished run is not run again. SIGTERM and SIGINT end it early, with everything saved:
     Result.signal says so, and the same call resumes. A held-out loss that is not finite ends it
-    for good, with the checkpoints it had: Result.diverged. The same Run ends with the same weights,
+    for good, with the checkpoints it had: Result.diverged. So does Run.patience: Result.early_stop.
+    The same Run ends with the same weights,
     optimiser state and metrics, bit for bit on CPU, however often it was stopped or killed.
 
     Raises: ValueError for a Run that cannot start, a directory that holds another run, or
@@ -90,12 +94,15 @@ def run(run: Run) -> Result:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open(primary, run.name, run.steps))
         arrived = stack.enter_context(interrupts.caught())
-        session, at = begin(run, warnings, out, stack)
+        patience = multihost.patience(dict(os.environ))
+        watch = stack.enter_context(watches.Watch(patience, out.warn))
+        session, at = begin(run, warnings, out, watch, stack)
         try:
             return finish(session, *_train(session, at, arrived))
         except Exception:
-            with contextlib.suppress(Exception):
-                session.store.wait()  # a save under way is whole, whatever else failed
+            if jax.process_count() == 1:  # of several, the others may be gone, and it never ends
+                with contextlib.suppress(Exception):
+                    session.store.wait()  # a save under way is whole, whatever else failed
             raise
 
 
@@ -132,7 +139,11 @@ class From(NamedTuple):
 
 
 def begin(
-    run: Run, warnings: list[str], out: log.Log, stack: contextlib.ExitStack
+    run: Run,
+    warnings: list[str],
+    out: log.Log,
+    watch: watches.Watch,
+    stack: contextlib.ExitStack,
 ) -> tuple[Session, From]:
     """The session, and what to go on from: the last good checkpoint, or a fresh state.
     warnings: what `prepare` gave. Until the stack ends, no other process may have the directory.
@@ -148,7 +159,8 @@ def begin(
     if primary:
         branching.begin(run, folder, out.warn, out.say)
     program = build(run)
-    supply = supplies.of(run, program.model, program.objective)
+    supply = supplies.of(run, program.model, program.objective, watch.arrive)
+    watch.meet("its first weights")
     out.say(supply.tally.line())
     for text_ in supply.tally.warnings():
         out.warn(text_)
@@ -169,21 +181,15 @@ def begin(
             out.say(f"changed since the last start: {change}")
         directory.record(folder, run)
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
-        out.say(_headline(run, described, begun))
-    writer = metrics.Writer(folder, begun, primary, out.warn, *_written(run, folder, begun))
+        out.say(environment.headline(run, described, begun))
+    facts = checkpoint.facts(folder / "checkpoints", begun) if begun else {}
+    mark = None if facts.get("metrics") is None else metrics.Mark(*facts["metrics"])
+    writer = metrics.Writer(folder, begun, primary, out.warn, mark, runs.records_due(run, begun))
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
     meter = meters.Meter(run, supply, writer, out, begun)
-    return Session(run, folder, program, supply, out, writer, store, meter, origin), at
-
-
-def _written(
-    run: Run, folder: pathlib.Path, begun: int
-) -> tuple[metrics.Mark | None, set[tuple[str, int]]]:
-    """(the metrics.jsonl mark of the checkpoint resumed from, the records due there)."""
-    if not begun:
-        return None, set()
-    mark = checkpoint.facts(folder / "checkpoints", begun).get("metrics")
-    return None if mark is None else metrics.Mark(*mark), runs.records_due(run, begun)
+    best = runs.Best(*facts.get("best", ()))  # an earlier version's checkpoint has none
+    parts = (run, folder, program, supply, out, writer, store, meter, watch, origin, best)
+    return Session(*parts), at
 
 
 def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
@@ -229,20 +235,28 @@ def _resume(
     return From(*checkpoint.restore(place, begun, like, supply.carry))
 
 
-def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step.State, int]:
-    """(state, signal): after the last step, after an evaluation that was not finite, or after the
-    step in which a signal arrived."""
-    run, state = session.run, at.state
+def _train(
+    session: Session, at: From, arrived: Callable[[], int]
+) -> tuple[step.State, int, str | None]:
+    """(state, signal, reason of an early stop): after the last step, after an evaluation that was
+    not finite, after one by which patience ends, or after the step in which a signal arrived."""
+    run, state, best = session.run, at.state, session.best
     begun = int(state.step)
     if begun and missed_evaluation(session, begun):
-        evaluate(session, state, begun)
+        best = best.after(run, begun, evaluate(session, state, begun).measure)
+    early = best.early_stop(run)
     if begun and diverged(session, begun):
-        return state, 0
+        return state, 0, None
+    if early:
+        return state, 0, early
     stopped = 0
     with session.supply.open(begun, at.carry) as stream, trace.steps(run, session.out) as profile:
         for number in range(begun + 1, run.steps + 1):
+            session.watch.arrive(f"the batch of step {number}")
             fed = stream.next(number, state)
             profile(number, state)
+            # whose first collectives do not wait long for one whose batch is late
+            (session.watch.meet if number == begun + 1 else session.watch.arrive)(f"step {number}")
             state, measured = session.program.step(state, fed.batch)
             session.meter.note(number, measured | fed.metrics, fed.seconds)
             session.out.tick(number)
@@ -253,15 +267,19 @@ def _train(session: Session, at: From, arrived: Callable[[], int]) -> tuple[step
                 val = evaluate(session, state, number)
                 if not math.isfinite(val.measure):
                     break  # a checkpoint of it would push out a good one
-            if stopped or saves(run, number):
-                save(session, state, stream.carry(), val)
+                best = best.after(run, number, val.measure)
+                early = best.early_stop(run)
+                if early and run.eval_batches is not None:
+                    evaluate(session, state, number, last=True)
+            if stopped or early or runs.saves(run, number):
+                save(session, state, stream.carry(), val, best)
             if number == begun + 1:
                 jax.block_until_ready(state.step)
                 session.meter.restart(number)
-            if stopped:
+            if stopped or early:
                 break
     session.meter.flush()
-    return state, stopped
+    return state, stopped, early
 
 
 def _stopped(run: Run, number: int, arrived: Callable[[], int]) -> int:
@@ -270,12 +288,6 @@ def _stopped(run: Run, number: int, arrived: Callable[[], int]) -> int:
     if jax.process_count() > 1:
         return agreement.largest(own) if number % run.log_every == 0 else 0
     return own
-
-
-def saves(run: Run, number: int) -> bool:
-    """Whether a checkpoint is written after this step."""
-    due = number % run.checkpoint.every == 0 or number in run.checkpoint.at
-    return due or number == run.steps
 
 
 def missed_evaluation(session: Session, number: int) -> bool:
@@ -297,13 +309,17 @@ def diverged(session: Session, number: int) -> str | None:
     return loss or "process 0 recorded a loss that is not finite"
 
 
-def evaluate(session: Session, state: step.State, number: int) -> supplies.Judged:
-    """The evaluation after step `number`, which is recorded, and the samples drawn."""
+def evaluate(
+    session: Session, state: step.State, number: int, last: bool = False
+) -> supplies.Judged:
+    """The evaluation after step `number`, which is recorded, and the samples drawn. last: whether
+    it reads the whole split although more steps were wanted."""
     run = session.run
     assert session.supply.evaluate is not None
     session.meter.flush()
+    session.watch.meet(f"the evaluation after step {number}")
     clock = time.perf_counter()
-    batches = None if number == run.steps else run.eval_batches
+    batches = None if last or number == run.steps else run.eval_batches
     judged = session.supply.evaluate(state, batches)
     timing = {"seconds": time.perf_counter() - clock}
     record = {"step": number, "split": "val", **judged.record, "timing": timing}
@@ -319,14 +335,9 @@ def evaluate(session: Session, state: step.State, number: int) -> supplies.Judge
 def _sample(session: Session, params: param.Tree, number: int) -> None:
     """Continue the run's prompts, into samples/."""
     run = session.run
-    tokenizer = tokenizers.load(run.data.tokenizer)
-    layout = prompt_tokens.written(run.data)
-    turns = [
-        prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)]) for p in run.samples
-    ]
-    settings = [prompt_tokens.stopping(runs.sampling(run), one.stops) for one in turns]
-    prompts = [one.tokens for one in turns]
-    completed = completions.complete(session.program.model, params, tokenizer, prompts, settings)
+    tokenizer, settings = tokenizers.load(run.data.tokenizer), runs.sampling(run)
+    turns = prompt_tokens.turns(run.data, tokenizer, run.samples)
+    completed = prompt_tokens.answered(session.program.model, params, tokenizer, turns, settings)
     lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, completed, strict=True)]
     io.make_folder(session.folder / "samples")
     io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))
@@ -334,10 +345,15 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
 
 
 def save(
-    session: Session, state: step.State, carry: param.Tree, val: supplies.Judged | None
+    session: Session,
+    state: step.State,
+    carry: param.Tree,
+    val: supplies.Judged | None,
+    best: runs.Best,
 ) -> None:
     """Start writing a checkpoint. carry: `Stream.carry`; val: the evaluation of this step, if
-    there was one. Raises: io.WriteError."""
+    there was one; best: the best of all so far. Raises: io.WriteError."""
+    session.watch.arrive(f"the checkpoint of step {int(state.step)}")
     # What a checkpoint's step has in metrics.jsonl is on the disk before the checkpoint is.
     session.meter.flush()
     session.writer.commit()
@@ -345,6 +361,7 @@ def save(
     facts = directory.identity(session.run, tokenizer, session.origin) | {
         "data": session.supply.facts,
         "metrics": session.writer.mark(),
+        "best": best,
         # of one run all evaluations are in the same measure; the best is a finite one
         "val": val.measure if val is not None and math.isfinite(val.measure) else None,
     }
@@ -352,17 +369,19 @@ def save(
     session.meter.restart(int(state.step))
 
 
-def finish(session: Session, state: step.State, stopped: int) -> Result:
-    """Wait for the last checkpoint, draw the plot, mark the run as finished unless stopped."""
+def finish(session: Session, state: step.State, stopped: int, early: str | None = None) -> Result:
+    """Wait for the last checkpoint, draw the plot, mark the run as finished unless stopped. early:
+    the reason of an early stop."""
+    session.watch.arrive("its last checkpoint")
     session.store.close()
     session.writer.commit()
     run, folder, number = session.run, session.folder, int(state.step)
     loss = None if stopped else diverged(session, number)
     seen = [r for r in metrics.deterministic(folder / metrics.FILE) if r["split"] == "val"]
     last = seen[-1] if seen and seen[-1]["step"] == number else None
-    val = last if number == run.steps or loss else None
+    val = last if number == run.steps or early or loss else None
     tokens = session.supply.positions(number)
-    result = Result(str(folder), number, run.steps, tokens, val, stopped, loss)
+    result = Result(str(folder), number, run.steps, tokens, val, stopped, loss, early)
     if session.out.primary:
         plot.loss(folder)
         if not stopped:
@@ -370,22 +389,13 @@ def finish(session: Session, state: step.State, stopped: int) -> Result:
         if loss is not None:
             session.out.warn(directory.diverged_text(run, result))
         elif not stopped:
-            session.out.say(f"finished: {folder}. {directory.score_text(val)}")
+            ended = f"stopped early, {early}; " if early else ""
+            session.out.say(f"{ended}finished: {folder}. {directory.score_text(val)}")
         else:
             name = signal.Signals(stopped).name
             session.out.say(
                 f"{name}: stopped after step {number} of {run.steps}, everything is saved. "
                 f"Resume with the same command: {log.command()}"
             )
+    session.watch.meet("its end")
     return result
-
-
-def _headline(run: Run, described: dict[str, Any], begun: int) -> str:
-    kinds = sorted(set(described["devices"]))
-    kernels = " ".join(f"{op}={name}" for op, name in described["kernels"].items())
-    start = f"resuming at step {begun} of" if begun else "training for"
-    return (
-        f"{runs.folder(run)}: {described['parameters']:,} parameters, {start} {run.steps} steps\n"
-        f"{described['backend']} x{len(described['devices'])} ({', '.join(kinds)}), using "
-        f"{run.plan.devices}; {described['dtype']}; {kernels}"
-    )

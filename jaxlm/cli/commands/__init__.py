@@ -32,7 +32,9 @@ FEEDBACK = {
 
 COMMANDS = {
     "train": Command(
-        "train_run:train", "train CONFIG [--field value ...]", "train, or go on after a stop"
+        "train_run:train",
+        "train CONFIG [--retries N] [--field value ...]",
+        "train, or go on after a stop",
     ),
     "sample": Command(
         "sample:sample", "sample RUN --prompt TEXT ...", "continue a text", {"": "_command"}

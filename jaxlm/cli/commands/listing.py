@@ -93,4 +93,5 @@ def _state(file: pathlib.Path) -> str:
     if result.diverged is not None:
         return f"diverged at step {result.step} of {result.steps}: {result.diverged}{warning}"
     score = directory.score_text(result.val).removeprefix("val ")
-    return f"finished, {result.step} steps, {score}{warning}"
+    early = f" of {result.steps} ({result.early_stop})" if result.early_stop else ""
+    return f"finished, {result.step} steps{early}, {score}{warning}"

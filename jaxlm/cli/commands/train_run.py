@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import models, objectives
-from jaxlm.cli import arguments, field_overrides, launch
+from jaxlm.cli import arguments, field_overrides, launch, retries
 from jaxlm.core import check, config, json_file
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.pretraining import Data
@@ -26,17 +26,24 @@ from jaxlm.train.run.run import Run
 
 
 def train(args: Sequence[str]) -> int:
-    """jaxlm train CONFIG [--layout NAME:DEVICES] [--field value ...]; or a run's config.json"""
+    """jaxlm train CONFIG [--layout NAME:DEVICES] [--retries N] [--field value ...]; CONFIG may be a
+    run's config.json"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("train"))
         print(f"\n--layout {_layout()}")
+        print(retries.HELP)
         print("\nThe fields of every config, with the defaults of a LLaMA-style model:\n")
         field_overrides.apply(
             Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG"
         )
+    args, limit = retries.option(args)
     target, overrides = arguments.target("train", args)
+    if {"-h", "--help"} & {*overrides}:
+        print(retries.HELP)
     run = _overridden(_run(target), overrides, f"jaxlm train {target}")
     environ = dict(os.environ)
+    if limit is not None:
+        return retries.train(run, args, limit, environ)
     with multihost.watched(environ):
         processes = multihost.join(environ)
         if processes is not None:

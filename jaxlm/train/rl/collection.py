@@ -28,7 +28,7 @@ from jaxlm.data.templates import template
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import transfer
-from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.input_types import Arrive, Fed, Judged, Stream, Supply
 from jaxlm.train.optim import optimizer
 from jaxlm.train.rl import episodes, policy_sampling, reward_functions
 from jaxlm.train.rl.episodes import Episodes
@@ -49,19 +49,15 @@ class Collected(NamedTuple):
     coefficient: np.ndarray
 
 
-def supply(run: Run, model: Model, objective: Objective) -> Supply:
-    """The Supply of a run with a rollout. Raises: ValueError for several processes."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"rollout: {jax.process_count()} processes are running; a rollout is played by one, on "
-            "all its devices"
-        )
+def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supply:
+    """The Supply of a run with a rollout. Several processes sample and reward their own rows, and
+    judge all of them alike."""
     assert isinstance(run.data, prompting.Prompts)
     split = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
     tokenizer = tokenizers.load(run.data.tokenizer)
     stop = template.stops(template.load(run.data.template, run.data.tokenizer), tokenizer)
     phases = episodes.phases(run, model, objective, stop)
-    player = episodes.Player(run, episodes.policy(run, model), phases, split)
+    player = episodes.Player(run, episodes.policy(run, model), phases, split, arrive)
     collector = _Collector(run, player, split)
     return Supply(
         facts=split.facts,
@@ -105,7 +101,8 @@ class _Collector:
             learnt = time.perf_counter() - self.clock if number > step + 2 else 0.0
             if part == 0:
                 at, spent = self.collect(state, iteration, at.coefficient)
-            batch = transfer.batch(self.run.plan, self.part(at.rows, iteration, part))
+            rows = transfer.own(self.part(at.rows, iteration, part))
+            batch = transfer.batch(self.run.plan, rows)
             self.clock = time.perf_counter()
             return Fed(batch, at.metrics, {"learn": learnt, **spent})
 
@@ -227,7 +224,9 @@ class _Collector:
         return Judged(summary, -summary["reward"])
 
     def _save(self, name: str, played: Episodes, held_out: bool) -> None:
-        """Write the first episodes into samples/, a JSON object a line."""
+        """Write the first episodes into samples/, a JSON object a line; process 0 does."""
+        if jax.process_index():
+            return
         first = jax.tree.map(lambda x: x[: self.rollout.save], played)
         lines = []
         kl = episodes.divergence(first)

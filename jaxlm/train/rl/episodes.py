@@ -28,6 +28,7 @@ from jaxlm.objectives.rl.policy_terms import Advantages, Measured, Policy
 from jaxlm.ops.losses import surrogate
 from jaxlm.parallel import transfer
 from jaxlm.train import program
+from jaxlm.train.input_types import Arrive
 from jaxlm.train.rl import policy_sampling, reward_functions
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
@@ -108,10 +109,13 @@ def _judge(policy: Policy) -> Callable[[Rollout, Any], tuple[Advantages, jax.Arr
 class Player:
     """Plays the episodes of a run: its programs, its prompts and their records."""
 
-    def __init__(self, run: Run, policy: Policy, phases: Phases, split: examples.Split) -> None:
+    def __init__(
+        self, run: Run, policy: Policy, phases: Phases, split: examples.Split, arrive: Arrive
+    ) -> None:
+        """arrive: called at every point that all processes come to."""
         assert run.rollout is not None
         self._run, self._rollout, self._phases, self._split = run, run.rollout, phases, split
-        self.policy = policy
+        self.policy, self._arrive = policy, arrive
         self._tokenizer = tokenizers.load(run.data.tokenizer)
         rows = run.data.batch * run.rollout.samples
         self._chunk = rows // run.rollout.minibatches // run.plan.microbatches
@@ -132,9 +136,10 @@ class Player:
         Raises: FloatingPointError for a policy that is not finite; reward.Failed.
         """
         clock = time.perf_counter()
-        local = transfer.batch(self._run.plan, policy_sampling.narrowed(prompts))
-        generate = self._phases.generate
-        rows = jax.device_get(generate(state.params, state.frozen, local, key, temperature))
+        self._arrive("sampling responses")
+        local = transfer.own(policy_sampling.narrowed(prompts))
+        local, generate = transfer.batch(self._run.plan, local), self._phases.generate
+        rows = transfer.fetch(generate(state.params, state.frozen, local, key, temperature))
         _check_finite(rows)
         generated = time.perf_counter()
         rows = policy_sampling.fitted(rows, policy_sampling.width(rows.segments))
@@ -142,11 +147,13 @@ class Player:
         for start in range(0, len(rows.tokens), self._chunk):
             stop = start + self._chunk
             part = jax.tree.map(lambda x, at=slice(start, stop): x[at], rows)
-            part = transfer.batch(self._run.plan, part)
+            part = transfer.batch(self._run.plan, transfer.own(part))
             running.append(self._phases.measure(state.params, state.frozen, part))
-        scored = rewards.score(self.samples(rows, prompts.row, held_out))
+        self._arrive("rewarding responses")
+        scored = self._scored(*transfer.own((rows, prompts.row)), rewards, held_out)
         rewarded = time.perf_counter()
-        parts = jax.device_get(running)
+        self._arrive("measuring responses")
+        scored, parts = transfer.joined(scored), transfer.fetch(running)
         measured, judged = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         seconds = {
             "generate": generated - clock,
@@ -175,6 +182,22 @@ class Player:
             samples.append(sample)
         return samples
 
+    def _scored(
+        self,
+        rows: Rollout,
+        records: np.ndarray,
+        rewards: reward_functions.Rewards,
+        held_out: bool,
+    ) -> reward_functions.Scored:
+        """The scores of rows, float32[N]: 0 for those that are filling."""
+
+        def spread(x: np.ndarray) -> np.ndarray:
+            every = np.zeros(len(records), np.float32)
+            every[records >= 0] = x
+            return every
+
+        return jax.tree.map(spread, rewards.score(self.samples(rows, records, held_out)))
+
     def _summed(
         self,
         rows: Rollout,
@@ -184,17 +207,9 @@ class Player:
         scored: reward_functions.Scored,
     ) -> Episodes:
         """The Episodes; rows that are filling have score 0. judged: by the reward model."""
-        real = records >= 0
-
-        def spread(x: np.ndarray) -> np.ndarray:
-            every = np.zeros(len(real), np.float32)
-            every[real] = x
-            return every
-
-        parts = {_short(name): spread(x) for name, x in scored.parts.items()}
-        score = spread(scored.score)
+        parts, score = {_short(name): x for name, x in scored.parts.items()}, scored.score
         if judged is not None:
-            parts["model"] = np.where(real, judged, 0).astype(np.float32)
+            parts["model"] = np.where(records >= 0, judged, 0).astype(np.float32)
             score = score + np.float32(self._rollout.reward_model_weight) * parts["model"]
         rows = rows._replace(reference=measured.reference, value=measured.value, score=score)
         return Episodes(rows, measured.log_prob, parts, records)

@@ -25,7 +25,7 @@ from jaxlm.eval import heldout
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import transfer
-from jaxlm.train.input_types import Fed, Judged, Stream, Supply
+from jaxlm.train.input_types import Arrive, Fed, Judged, Stream, Supply
 from jaxlm.train.optim import optimizer
 from jaxlm.train.rl import policy_sampling
 from jaxlm.train.run.run import Run
@@ -35,17 +35,10 @@ from jaxlm.train.step import State
 _SAMPLE, _EVALUATE = range(2)
 
 
-def supply(run: Run, model: Model, objective: Objective) -> Supply:
+def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supply:
     """The Supply of an on-policy distillation. Nothing is carried from step to step: a step's
-    responses are a function of the state before it and the seed.
-
-    Raises: ValueError for several processes.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"rollout: {jax.process_count()} processes are running; responses are sampled by one, "
-            "on all its devices"
-        )
+    responses are a function of the state before it and the seed. Several processes sample their
+    own rows."""
     assert run.rollout is not None
     assert isinstance(run.data, prompting.Prompts)
     split = kinds.prepare(run.data, run.eval_every is not None, run.model.vocab)
@@ -59,8 +52,9 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
     def respond(state: State, prompts: Prompts, *draw: int) -> Batch:
         key = np.random.SeedSequence((run.seed, *draw)).generate_state(2)
         repeated = policy_sampling.narrowed(policy_sampling.repeated(prompts, samples))
-        local = transfer.batch(run.plan, repeated)
-        rows = jax.device_get(sampler(state.params, state.frozen, local, key, 1.0))
+        arrive("sampling responses")
+        local = transfer.batch(run.plan, transfer.own(repeated))
+        rows = transfer.fetch(sampler(state.params, state.frozen, local, key, 1.0))
         return policy_sampling.fitted(batches.text(rows), policy_sampling.width(rows.segments))
 
     def following(number: int, state: State) -> Fed:
@@ -69,7 +63,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         batch = respond(state, order[number - 1], _SAMPLE, number)
         spent = {"generate": time.perf_counter() - clock}
         length = {"length": np.float32(batch.weight.sum() / len(batch.weight))}
-        return Fed(transfer.batch(run.plan, batch), length, spent)
+        return Fed(transfer.batch(run.plan, transfer.own(batch)), length, spent)
 
     @contextlib.contextmanager
     def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
@@ -79,7 +73,7 @@ def supply(run: Run, model: Model, objective: Objective) -> Supply:
         assert split.val is not None
         state = state._replace(params=optimizer.ema(state.opt, state.params))
         prompts = itertools.islice(examples.val_batches(split.val, run.data.batch), batches)
-        local = (respond(state, p, _EVALUATE, n) for n, p in enumerate(prompts))
+        local = (transfer.own(respond(state, p, _EVALUATE, n)) for n, p in enumerate(prompts))
         record = heldout.evaluate(score, objective, state.params, state.frozen, local, run.plan)
         return Judged(record, record["loss"])
 

@@ -51,6 +51,8 @@ class Result:
     """The signal that ended it early, or 0."""
     diverged: str | None = None
     """The loss that is not finite, in words; None if the run did not diverge."""
+    early_stop: str | None = None
+    """The reason why it ended before its last step, by Run.patience; None if it did not."""
 
     @property
     def exit_code(self) -> int:

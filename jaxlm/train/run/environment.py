@@ -116,3 +116,15 @@ def peak_memory() -> dict[str, int]:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+def headline(run: Run, described: dict[str, Any], begun: int) -> str:
+    """Lines on a run that starts after step `begun`, by what `describe` gave."""
+    kinds = sorted(set(described["devices"]))
+    kernels = " ".join(f"{op}={name}" for op, name in described["kernels"].items())
+    start = f"resuming at step {begun} of" if begun else "training for"
+    return (
+        f"{runs.folder(run)}: {described['parameters']:,} parameters, {start} {run.steps} steps\n"
+        f"{described['backend']} x{len(described['devices'])} ({', '.join(kinds)}), using "
+        f"{run.plan.devices}; {described['dtype']}; {kernels}"
+    )

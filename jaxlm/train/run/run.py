@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple, Self
 
 import jax
 
@@ -13,7 +14,6 @@ from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import prompts, records
 from jaxlm.data.sources import source
 from jaxlm.data.templates import template
-from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import manifest
 from jaxlm.decode import prompt_tokens, token_sampling
 from jaxlm.models.layers import stack
@@ -91,6 +91,11 @@ class Run:
     None never evaluates."""
     eval_batches: int | None = None
     """Held-out batches read by the evaluations on the way; None reads all. The last reads all."""
+    patience: int | None = None
+    """Evaluations in a row without an improvement on the best one, after which the run ends early;
+    None trains all steps. Judged by what the best checkpoint has least of."""
+    min_delta: float = 0.0
+    """An evaluation is an improvement if it is below the best one by more than this."""
     samples: tuple[str, ...] = ()
     """Prompts that are continued at every evaluation, into samples/."""
     sample_tokens: int = 64
@@ -158,6 +163,12 @@ def _numbers(run: Run) -> Iterator[str]:
     if run.eval_every is None:
         why = "with eval_every=None: samples are drawn at evaluations"
         yield from check.changed("", run, "samples", why=why)
+    yield from check.outside("", run, "patience", least=1)
+    yield from check.outside("", run, "min_delta", least=0)
+    if run.eval_every is None:
+        yield from check.changed("", run, "patience", why="with eval_every=None")
+    if run.patience is None:
+        yield from check.changed("", run, "min_delta", why="with patience=None")
     if run.plan.devices > 1:
         why = f"with a plan of {run.plan.devices} devices; sample from the run directory instead"
         yield from check.changed("", run, "samples", why=why)
@@ -231,10 +242,7 @@ def _samples(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) 
 
 def _fit(run: Run, model: Model, tokenizer: tokenizers.tokenizer.Tokenizer) -> None:
     """Raises: ValueError where a sample's prompt and its tokens do not fit the model."""
-    layout = prompt_tokens.written(run.data)
-    turns = [
-        prompt_tokens.asked(run.data, layout, tokenizer, [Message("user", p)]) for p in run.samples
-    ]
+    turns = prompt_tokens.turns(run.data, tokenizer, run.samples)
     settings = [sampling(run)] * len(turns)
     token_sampling.check_prompts(model, [turn.tokens for turn in turns], settings)
 
@@ -327,6 +335,37 @@ def evaluates(run: Run, number: int) -> bool:
     if run.eval_every is None:
         return False
     return number % run.eval_every == 0 or number == run.steps
+
+
+class Best(NamedTuple):
+    """The best evaluation so far, by its measure (None before the first) and step; the step of the
+    latest one; and the evaluations in a row since the best."""
+
+    measure: float | None = None
+    step: int = 0
+    latest: int = 0
+    since: int = 0
+
+    def after(self, run: Run, step: int, measure: float) -> Self:
+        """The Best after one more evaluation."""
+        if self.measure is None or measure < self.measure - run.min_delta:
+            return self._replace(measure=measure, step=step, latest=step, since=0)
+        return self._replace(latest=step, since=self.since + (step > self.latest))
+
+    def early_stop(self, run: Run) -> str | None:
+        """The reason to end the run before its last step, in words; None if there is none."""
+        if run.patience is None or self.since < run.patience or self.latest >= run.steps:
+            return None
+        return (
+            f"patience={run.patience}: no evaluation after step {self.step} is below "
+            f"{self.measure:.6g} by more than {run.min_delta:g}"
+        )
+
+
+def saves(run: Run, number: int) -> bool:
+    """Whether a checkpoint is written after this step."""
+    due = number % run.checkpoint.every == 0 or number in run.checkpoint.at
+    return due or number == run.steps
 
 
 def records_due(run: Run, step: int) -> set[tuple[str, int]]:

@@ -118,6 +118,8 @@ def _problems(plan: Ablation) -> Iterator[str]:
         yield f"baseline.data: {kind} given; it must be text: arms are judged by nats per token"
     elif plan.baseline.eval_every is None:
         yield "baseline.eval_every: None given; arms are judged by their evaluation"
+    why = "since arms are compared after equal steps"
+    yield from check.changed("baseline", plan.baseline, "patience", why=why)
     for run in plan.variants:
         yield from _unfit(plan.baseline, run)
 

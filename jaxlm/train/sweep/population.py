@@ -15,6 +15,7 @@ in the seconds that all took.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from jaxlm.core import check, config, log
 from jaxlm.data import pretraining
 from jaxlm.objectives import distill
 from jaxlm.parallel import devices
+from jaxlm.parallel import watch as watches  # a local bears the name
 from jaxlm.train import loop, step
 from jaxlm.train.optim import optimizer
 from jaxlm.train.run import directory, interrupts, progress
@@ -62,7 +64,7 @@ def alone(run: Run) -> Iterator[str]:
         yield f"data: {config.kind(type(run.data))} given; it must be text (data.pretraining.Data)"
     if isinstance(run.objective, distill.Config):
         yield "objective: distill given; it must be one without a teacher"
-    names = ("adapter", "diloco", "rollout", "profile", "samples")
+    names = ("adapter", "diloco", "rollout", "profile", "samples", "patience")
     yield from check.changed("", run, *names, why="in a population")
     yield from check.problem(
         "plan", run.plan, run.plan.devices == 1, "for 1 device in a population"
@@ -117,7 +119,10 @@ def run(members: Sequence[Run]) -> list[Result]:
         if waiting:
             out = stack.enter_context(log.open(True, f"{len(waiting)} runs", waiting[0].steps))
             arrived = stack.enter_context(interrupts.caught())
-            begun = [loop.begin(r, t, out, stack) for r, t in zip(waiting, warnings, strict=True)]
+            watch = stack.enter_context(watches.Watch(math.inf, out.warn))
+            begun = [
+                loop.begin(r, t, out, watch, stack) for r, t in zip(waiting, warnings, strict=True)
+            ]
             for group in _abreast(begun):
                 results |= {result.folder: result for result in _train(group, out, arrived)}
     return [end for end in results.values() if end is not None]
@@ -248,12 +253,12 @@ def _after(
     """Evaluate and save the members that are due after a step."""
     for i, session in enumerate(sessions):
         judges = runs.evaluates(session.run, number) and not stopped
-        saves = stopped or loop.saves(session.run, number)
+        saves = stopped or runs.saves(session.run, number)
         if judges or saves:
             now = state(i)
             val = loop.evaluate(session, now, number) if judges else None
             if saves:
-                loop.save(session, now, {}, val)
+                loop.save(session, now, {}, val, runs.Best())
 
 
 def _tell(out: log.Log, first: Run, number: int, measured: list[step.Metrics]) -> None:

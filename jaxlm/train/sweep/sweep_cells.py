@@ -260,6 +260,8 @@ def problems(sweep: Sweep) -> Iterator[str]:
         yield f"base.data: {config.kind(type(data))} given; it must be text (data.pretraining.Data)"
     why = "since every run begins from random weights"
     yield from check.changed("base", base, "start", "trunk", "adapter", "rollout", why=why)
+    why = "since the law is of the tokens that were wanted"
+    yield from check.changed("base", base, "patience", why=why)
     ok, fits = "given" not in sweep.counting, "rules that count a Config"
     yield from check.problem("counting", tuple(sweep.counting), ok, fits)
     yield from check.choices("", sweep)

@@ -176,7 +176,7 @@ def collector(run):
     model, objective = program.training(run)
     split = prompting.prepare(run.data)
     phases = episodes.phases(run, model, objective, (258,))
-    player = episodes.Player(run, episodes.policy(run, model), phases, split)
+    player = episodes.Player(run, episodes.policy(run, model), phases, split, str)
     return collection._Collector(run, player, split)
 
 

@@ -262,7 +262,8 @@ CASES = {
         runs.problems,
         [
             *((name, 0, "at least 1") for name in ("steps", "log_every", "eval_every")),
-            *((name, 0, "at least 1") for name in ("eval_batches", "sample_tokens")),
+            *((name, 0, "at least 1") for name in ("eval_batches", "sample_tokens", "patience")),
+            ("min_delta", -1.0, "at least 0"),
             ("name", "a/b", "a directory's name"),
             ("out", "gs://x", "a local directory"),
             ("seed", -1, "in [0, 4294967296)"),
