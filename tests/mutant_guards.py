@@ -40,6 +40,7 @@ DECODE = (
     "tests/decode/test_sampling_loop.py",
     "tests/decode/test_completions.py",
 )
+STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
     "tests/train/run/test_checkpoint.py",
     "tests/train/interruptions/test_faults.py",
@@ -67,6 +68,10 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "core/batch": ("tests/data/test_pack.py", "tests/data/test_pretraining.py", *SFT),
     "core/config": ("tests/cli/test_field_overrides.py", "tests/cli/test_schema.py"),
     "core/io": RESUMED[:2],
+    "core/remote/objects": (STORES,),
+    "core/remote/staging": (STORES, "tests/train/run/test_remote_runs.py"),
+    "core/remote/lease": (STORES,),
+    "core/remote/hub": ("tests/convert/test_hub.py",),
     "core/target": ("tests/train/test_lowering.py",),
     "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
     "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),

@@ -1,13 +1,13 @@
 """Weights that a run begins from, or reads frozen: those of other run directories."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 
 from jaxlm import models
 from jaxlm.core import config, param
+from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.objectives.objective import Frozen, Objective
@@ -33,8 +33,8 @@ def check(run: Run) -> list[str]:
 
 
 def _check_model(run: Run, name: str) -> list[str]:
-    folder = pathlib.Path(name).expanduser()
     try:
+        folder = staging.local(name)
         begun = directory.trained(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"start: {error}") from error

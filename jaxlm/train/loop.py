@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import cache, config, io, log, param
+from jaxlm.core.remote import staging
 from jaxlm.data import tokenizers
 from jaxlm.data.templates.template import Message
 from jaxlm.decode import completions, prompt_tokens
@@ -139,9 +140,7 @@ def begin(
     Raises: as `run`.
     """
     primary, folder = jax.process_index() == 0, runs.folder(run)
-    if primary:
-        io.make_folder(folder / "checkpoints")
-        stack.enter_context(io.lock(folder / "lock"))
+    confirm = stack.enter_context(directory.held(folder, primary))
     for text_ in warnings:
         out.warn(text_)
     if primary:
@@ -170,7 +169,7 @@ def begin(
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
         out.say(_headline(run, described, begun))
     writer = metrics.Writer(folder, begun, primary, out.warn, *_written(run, folder, begun))
-    store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
+    store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary, confirm)
     meter = meters.Meter(run, supply, writer, out, begun)
     return Session(run, folder, program, supply, out, writer, store, meter, origin), at
 
@@ -361,7 +360,7 @@ def finish(session: Session, state: step.State, stopped: int) -> Result:
     last = seen[-1] if seen and seen[-1]["step"] == number else None
     val = last if number == run.steps or loss else None
     tokens = session.supply.positions(number)
-    result = Result(str(folder), number, run.steps, tokens, val, stopped, loss)
+    result = Result(staging.named(str(folder)), number, run.steps, tokens, val, stopped, loss)
     if session.out.primary:
         plot.loss(folder)
         if not stopped:

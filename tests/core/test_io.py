@@ -75,7 +75,7 @@ def test_what_a_killed_process_leaves_is_swept_by_the_next_in_the_same_place(tmp
 def test_only_what_is_certainly_dead_is_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    own, started = os.getpid(), io._started(os.getpid())
+    own, started = os.getpid(), io.start_ticks(os.getpid())
     assert started  # of the tests' system
 
     def left(node, process, began):

@@ -169,7 +169,10 @@ def data(run, **changes):
         (lambda r: dataclasses.replace(r, steps=0), "steps: 0 given; it must be at least 1"),
         (lambda r: dataclasses.replace(r, seed=-1), "seed: -1 given"),
         (lambda r: dataclasses.replace(r, name="a/b"), "name: 'a/b' given"),
-        (lambda r: dataclasses.replace(r, out="gs://x"), "out: 'gs://x' given; it must be a local"),
+        (
+            lambda r: dataclasses.replace(r, out="file:///x"),
+            "out: 'file:///x' given; it must be a ",
+        ),
         (lambda r: dataclasses.replace(r, profile=(5, 4)), r"profile: \(5, 4\) given"),
         (
             lambda r: dataclasses.replace(r, model=dataclasses.replace(r.model, vocab=256)),

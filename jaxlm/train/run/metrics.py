@@ -11,13 +11,18 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 from jaxlm.core import io, json_file
+from jaxlm.core.remote import staging
 from jaxlm.train.run import tensorboard
 
 FILE = "metrics.jsonl"
+# Seconds from one writing of a run's records to a store to the next: an object cannot be appended
+# to, so each writes the whole file. A commit writes it in any case.
+PUBLISHED = 30.0
 Record = dict[str, Any]
 
 
@@ -57,6 +62,7 @@ class Writer:
         self._path = folder / FILE
         self._waiting: list[str] = []
         self._events: tensorboard.Events | None = None
+        self._published = time.monotonic()
         if primary:
             kept = _kept(self._path, step, mark, due, warn)
             io.write_bytes(self._path, kept)
@@ -72,11 +78,13 @@ class Writer:
         if not self._primary:
             return
         self._waiting.append(json.dumps(json_file.plain(record), allow_nan=False) + "\n")
+        self._write_events(record)
         try:
             self._append()
+            if time.monotonic() - self._published > PUBLISHED:
+                self._publish()
         except OSError as error:
-            self._warn(f"{io.refused(self._path, error.strerror)}; will try again")
-        self._write_events(record)
+            self._warn(f"{io.refused(self._path, error.strerror or error)}; will try again")
 
     def commit(self) -> None:
         """Put everything written so far on the disk.
@@ -89,8 +97,16 @@ class Writer:
             self._append()
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
+            self._publish()
         except OSError as error:
-            raise io.refused(self._path, error.strerror) from error
+            raise io.refused(self._path, error.strerror or error) from error
+
+    def _publish(self) -> None:
+        """Write a store's copies of the files, whole."""
+        staging.publish(self._path)
+        if self._events is not None:
+            staging.publish(self._events.path)
+        self._published = time.monotonic()
 
     def _append(self) -> None:
         if not self._waiting:

@@ -9,6 +9,7 @@ import jax
 
 from jaxlm import models, objectives
 from jaxlm.core import check, config, param
+from jaxlm.core.remote import objects, staging
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import prompts, records
 from jaxlm.data.sources import source
@@ -96,7 +97,8 @@ class Run:
     profile: tuple[int, int] | None = None
     """First and last step of a jax.profiler trace, written to profile/; None traces nothing."""
     out: str = "runs"
-    """The local directory that holds run directories."""
+    """The directory that holds run directories: a local one, or the URL of a store, such as
+    gs://bucket/runs or s3://bucket/runs."""
 
 
 # Fields that set where and how, not what is computed: a run may resume with others. A new mesh or
@@ -113,8 +115,11 @@ EXECUTION = (
 
 
 def folder(run: Run) -> pathlib.Path:
-    """The run directory."""
-    return pathlib.Path(run.out).expanduser() / run.name
+    """The run directory; of one in a store, the local copy that this process works on."""
+    address = objects.url(run.out)
+    if address is None:
+        return pathlib.Path(run.out).expanduser() / run.name
+    return staging.copy_of(f"{address}/{run.name}", f"write-{jax.process_index()}")
 
 
 def digest(run: Run) -> str:
@@ -161,7 +166,10 @@ def _numbers(run: Run) -> Iterator[str]:
 def _place(run: Run) -> Iterator[str]:
     ok = pathlib.PurePath(run.name).name == run.name and run.name[:1] not in ("", ".")
     yield from check.problem("name", run.name, ok, "a directory's name, without '/'")
-    fits = "a local directory (mount remote storage): files there are appended to and renamed"
+    if objects.url(run.out) is not None:
+        yield from check.loaded("out", lambda: objects.check(f"{objects.url(run.out)}"))
+        return
+    fits = "a local directory without a scheme, or the URL of a store, such as gs://bucket/runs"
     yield from check.problem("out", run.out, "://" not in run.out, fits)
     place = pathlib.Path(run.out).expanduser()
     while not place.exists():
