@@ -39,6 +39,8 @@ EXTRAS = {
     # Runs in an object store: `--out gs://bucket/runs`, `--out s3://bucket/runs`.
     "gcs": ["gcsfs>=2025.1"],
     "s3": ["s3fs>=2025.1"],
+    # A run's numbers to Weights & Biases: `--wandb PROJECT`.
+    "wandb": ["wandb>=0.19"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.

@@ -157,6 +157,11 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "train/run/interrupts": ("tests/train/interruptions/test_kill.py", *RESUMED[2:]),
     "train/run/objective_data": ("tests/train/test_preflight.py", "tests/train/test_chats.py"),
     "train/run/progress": ("tests/train/test_loop.py",),
+    "train/run/trackers/tensorboard": (
+        "tests/train/run/trackers/test_tensorboard.py",
+        "tests/train/test_loop.py",
+    ),
+    "train/run/trackers/weights_biases": ("tests/train/run/trackers/test_weights_biases.py",),
     "train/run/trace": ("tests/train/test_loop.py",),
     "train/step": (
         f"{EXPERTS} -k adjusts",

@@ -38,6 +38,7 @@ from jaxlm.train.run import progress as meters
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
+from jaxlm.train.run.trackers import weights_biases
 
 
 class Program(NamedTuple):
@@ -168,7 +169,11 @@ def begin(
         directory.record(folder, run)
         io.write(folder / "env.json", json.dumps(described, indent=1) + "\n")
         out.say(_headline(run, described, begun))
-    writer = metrics.Writer(folder, begun, primary, out.warn, *_written(run, folder, begun))
+    project = run.wandb if primary else None
+    fields = config.to_dict(run)
+    send = stack.enter_context(weights_biases.opened(project, run.name, fields, folder))
+    seen = _written(run, folder, begun)
+    writer = metrics.Writer(folder, begun, primary, out.warn, *seen, send)
     store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary, confirm)
     meter = meters.Meter(run, supply, writer, out, begun)
     return Session(run, folder, program, supply, out, writer, store, meter, origin), at

@@ -16,8 +16,9 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
 from jaxlm.train import inputs, loop, trained_weights
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import checkpoint, directory, metrics, tensorboard
+from jaxlm.train.run import checkpoint, directory, metrics
 from jaxlm.train.run import run as runs
+from jaxlm.train.run.trackers import tensorboard
 
 
 def test_a_run_leaves_a_complete_directory(whole):

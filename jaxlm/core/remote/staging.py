@@ -19,7 +19,9 @@ from jaxlm.core.remote import objects
 MANIFEST = "manifest.json"
 LOCK = "lock"
 # Files that no command reads: they are written to the store, and stay there.
-UNREAD = re.compile(r"samples/|profile/|events\.|loss\.png|lock$|wandb/")
+UNREAD = re.compile(r"samples/|profile/|events\.|loss\.png|lock$")
+# Files that are the copy's alone: its lock, and what wandb has not sent yet.
+OWN = re.compile(r"lock$|wandb/")
 
 
 def root() -> pathlib.Path:
@@ -82,7 +84,7 @@ def refresh(folder: pathlib.Path) -> None:
         if path.is_dir():
             if name.startswith("checkpoints/") and not any(path.iterdir()):
                 path.rmdir()
-        elif name != LOCK and name not in wanted and not _payload(name, steps):
+        elif not (OWN.match(name) or name in wanted or _payload(name, steps)):
             path.unlink(missing_ok=True)
 
 

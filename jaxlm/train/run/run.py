@@ -25,6 +25,7 @@ from jaxlm.train.optim import mup as mups  # the field bears the name
 from jaxlm.train.optim import optimizer  # the field bears the name
 from jaxlm.train.rl import rollout as rollouts  # the field bears the name
 from jaxlm.train.run import objective_data
+from jaxlm.train.run.trackers import weights_biases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,9 @@ class Run:
     """When checkpoints are written and which are kept."""
     profile: tuple[int, int] | None = None
     """First and last step of a jax.profiler trace, written to profile/; None traces nothing."""
+    wandb: str | None = None
+    """A project of Weights & Biases, PROJECT or ENTITY/PROJECT, that gets the numbers too; None
+    sends nothing."""
     out: str = "runs"
     """The directory that holds run directories: a local one, or the URL of a store, such as
     gs://bucket/runs or s3://bucket/runs."""
@@ -109,6 +113,7 @@ EXECUTION = (
     "checkpoint",
     "profile",
     "trunk",
+    "wandb",
     "data.workers",
     *(f"plan.{field.name}" for field in dataclasses.fields(Plan) if field.name != "compute"),
 )
@@ -166,6 +171,8 @@ def _numbers(run: Run) -> Iterator[str]:
 def _place(run: Run) -> Iterator[str]:
     ok = pathlib.PurePath(run.name).name == run.name and run.name[:1] not in ("", ".")
     yield from check.problem("name", run.name, ok, "a directory's name, without '/'")
+    if run.wandb is not None:
+        yield from weights_biases.problems(run.wandb)
     if objects.url(run.out) is not None:
         yield from check.loaded("out", lambda: objects.check(f"{objects.url(run.out)}"))
         return

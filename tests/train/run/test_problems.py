@@ -271,6 +271,7 @@ CASES = {
             *((name, 0, "at least 1") for name in ("eval_batches", "sample_tokens")),
             ("name", "a/b", "a directory's name"),
             ("out", "file:///x", "a local directory"),
+            ("wandb", "a/b/c", "PROJECT or ENTITY/PROJECT"),
             ("seed", -1, "in [0, 4294967296)"),
             ("mup", (("wide", 1),), "None with an adapter"),
             ("rollout", rollout.Rollout(), "None with data of kind chats"),
