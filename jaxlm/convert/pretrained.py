@@ -14,7 +14,7 @@ from jaxlm import models, objectives
 from jaxlm.convert import classifier, read, tokenizer_files, write
 from jaxlm.convert.families import rope_parameters
 from jaxlm.core import atomic, io, json_file, param
-from jaxlm.core.remote import hub, staging
+from jaxlm.core.remote import hub, objects, staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.records import preferences
@@ -185,7 +185,9 @@ def was(folder: str | os.PathLike[str]) -> str | None:
 
 
 def refuse_existing(target: str | os.PathLike[str]) -> None:
-    """Raises: FileExistsError unless the target is absent or an empty directory."""
+    """Raises: FileExistsError unless the target is absent or an empty directory; ValueError for a
+    URL."""
+    objects.refuse(target)
     target = pathlib.Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; name a new directory")

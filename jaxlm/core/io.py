@@ -49,7 +49,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Write a file as `write` does, with what fill(file) writes. Raises: as `write`."""
+    """Write a file as `write` does, with what fill(file) writes. Raises: as `write`; ValueError for
+    a URL, of which pathlib would make a folder `gs:` here."""
+    objects.refuse(path)
     temporary = unfinished(path)
     try:
         sweep(path.parent)
@@ -139,7 +141,9 @@ def start_ticks(process: int) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents. Raises: WriteError naming the path and the reason."""
+    """Make a folder and its parents. Raises: WriteError naming the path and the reason; ValueError
+    for a URL."""
+    objects.refuse(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -35,6 +35,15 @@ def url(place: str | os.PathLike[str]) -> str | None:
     return None if match is None else f"{match[1]}://{match[2].rstrip('/')}"
 
 
+def refuse(place: str | os.PathLike[str]) -> None:
+    """Raises: ValueError for a URL, where only a local path will do."""
+    if (address := url(place)) is not None:
+        raise ValueError(
+            f"{address} given, and a local path is needed here: of all that is written only a run "
+            "can be in a store (`jaxlm train --out`)"
+        )
+
+
 def check(address: str) -> None:
     """Asks the store for the place of a URL. Raises: ImportError naming the extra of a missing
     library; StoreError for a bucket or credentials that are not there; ValueError for a scheme
