@@ -19,6 +19,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "fsspec>=2025.1",
     "grain>=0.2.14,<0.3",
+    "huggingface_hub>=1,<3",
     "jax>=0.10,<0.13",
     "jinja2>=3.1.6,<4",
     "matplotlib>=3.9,<4",
@@ -35,6 +36,11 @@ EXTRAS = {
     "parquet": ["pyarrow>=20"],
     "zstd": ["zstandard>=0.23"],
     "tiktoken": ["tiktoken>=0.9"],
+    # Runs in an object store: `--out gs://bucket/runs`, `--out s3://bucket/runs`.
+    "gcs": ["gcsfs>=2025.1"],
+    "s3": ["s3fs>=2025.1"],
+    # A run's numbers to Weights & Biases: `--wandb PROJECT`.
+    "wandb": ["wandb>=0.19"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.

@@ -40,6 +40,7 @@ DECODE = (
     "tests/decode/test_sampling_loop.py",
     "tests/decode/test_completions.py",
 )
+STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
     "tests/train/run/test_checkpoint.py",
     "tests/train/interruptions/test_faults.py",
@@ -67,6 +68,10 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "core/batch": ("tests/data/test_pack.py", "tests/data/test_pretraining.py", *SFT),
     "core/config": ("tests/cli/test_field_overrides.py", "tests/cli/test_schema.py"),
     "core/io": RESUMED[:2],
+    "core/remote/objects": (STORES,),
+    "core/remote/staging": (STORES, "tests/train/run/test_remote_runs.py"),
+    "core/remote/lease": (STORES,),
+    "core/remote/hub": ("tests/convert/test_hub.py",),
     "core/target": ("tests/train/test_lowering.py",),
     "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
     "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),
@@ -153,6 +158,11 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "train/run/interrupts": ("tests/train/interruptions/test_kill.py", *RESUMED[2:]),
     "train/run/objective_data": ("tests/train/test_preflight.py", "tests/train/test_chats.py"),
     "train/run/progress": ("tests/train/test_loop.py",),
+    "train/run/trackers/tensorboard": (
+        "tests/train/run/trackers/test_tensorboard.py",
+        "tests/train/test_loop.py",
+    ),
+    "train/run/trackers/weights_biases": ("tests/train/run/trackers/test_weights_biases.py",),
     "train/run/trace": ("tests/train/test_loop.py",),
     "train/step": (
         f"{EXPERTS} -k adjusts",

@@ -14,7 +14,10 @@ def sources(*folders):
 
 
 LIBRARY = sources("jaxlm")
-EVERYTHING = [ROOT / "setup.py", *sources("jaxlm", "configs", "experiments", "tests", "notebooks")]
+EVERYTHING = [
+    ROOT / "setup.py",
+    *sources("jaxlm", "configs", "experiments", "scripts", "tests", "notebooks"),
+]
 
 
 @functools.cache

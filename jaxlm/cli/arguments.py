@@ -12,6 +12,7 @@ from jaxlm.cli import schema
 from jaxlm.cli.commands import COMMANDS, Class
 from jaxlm.cli.schema import Annotation, Fields
 from jaxlm.core import config
+from jaxlm.core.remote import objects
 
 RUN: Class = ("jaxlm.train.run.run", "Run")
 # Commands whose first argument is a run directory.
@@ -30,7 +31,7 @@ def check(args: Sequence[str]) -> None:
     if not rest or {"-h", "--help"} & set(rest):
         return
     target = rest[0]
-    if command in READ_RUNS and not target.startswith("-"):
+    if command in READ_RUNS and not target.startswith("-") and objects.url(target) is None:
         config.run_file(pathlib.Path(target))
     for action in {"", target} & set(COMMANDS[command].options):
         known = options(command, action)

@@ -100,7 +100,9 @@ def _sentence(error: BaseException) -> str:
 
 def fail(text: str) -> int:
     """Print an error and return the exit code of a mistake that the user can mend."""
-    print(f"jaxlm: {text}", file=sys.stderr)
+    from jaxlm.core.remote import staging
+
+    print(f"jaxlm: {staging.named(text)}", file=sys.stderr)
     return 2
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm.convert import peft, pretrained, write
 from jaxlm.core import atomic, param
+from jaxlm.core.remote import hub, staging
 from jaxlm.data import tokenizers
 from jaxlm.objectives import lora as adapter
 from jaxlm.train import trained_weights
@@ -33,7 +34,7 @@ def export(
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters,
     and for weights that peft has no module for.
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    source, target = staging.local(source), pathlib.Path(target)
     pretrained.refuse_existing(target)
     run = directory.load(source)
     if run.adapter is None:
@@ -54,7 +55,7 @@ def merge(
 
     Raises: FileExistsError for a target that is not empty; ValueError for a run without adapters.
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    source, target = staging.local(source), pathlib.Path(target)
     pretrained.refuse_existing(target)
     if directory.load(source).adapter is None:
         raise ValueError(f"{source} has no adapters: its weights are complete already")
@@ -76,10 +77,11 @@ def import_adapter(
 
     Raises: FileExistsError for a target that is not empty; else as `peft.load`.
     """
-    source, base, target = pathlib.Path(source), pathlib.Path(base), pathlib.Path(target)
+    target, weights = pathlib.Path(target), staging.local(base)
     pretrained.refuse_existing(target)
-    below = trained_weights.load(base)
-    was = pretrained.was(base)
+    source, origin = hub.fetched(source)
+    below = trained_weights.load(weights)
+    was = pretrained.was(weights)
     kind, _ = write.architecture(below.run.model, was)
     lora, adapters = peft.load(source, kind, below.run.model)
     run = dataclasses.replace(
@@ -88,14 +90,14 @@ def import_adapter(
     start = {"folder": str(base), "step": below.step, "run": runs.digest(below.run)}
     heads = {n: w for n, w in below.params.items() if n not in below.model.spec}
     params = {adapter.ADAPTER: jax.tree.map(np.asarray, adapters)} | heads
-    facts = {"imported": str(source), "model_type": was, "val": None, "start": start}
-    _commit(target, run, params, facts, trained_weights.generation(base))
+    facts = {**origin, "model_type": was, "val": None, "start": start}
+    _commit(target, run, params, facts, trained_weights.generation(weights))
     return run
 
 
 def _kind(run: Run) -> str | None:
     """The model_type that a run's base was imported as; None for one trained here."""
-    return None if run.start is None else pretrained.was(pathlib.Path(run.start).expanduser())
+    return None if run.start is None else pretrained.was(run.start)
 
 
 def _commit(

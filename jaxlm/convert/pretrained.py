@@ -14,6 +14,7 @@ from jaxlm import models, objectives
 from jaxlm.convert import classifier, read, tokenizer_files, write
 from jaxlm.convert.families import rope_parameters
 from jaxlm.core import atomic, io, json_file, param
+from jaxlm.core.remote import hub, objects, staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.records import preferences
@@ -34,7 +35,8 @@ def import_run(
     ignored: Sequence[str] = (),
     context: int | None = None,
 ) -> Run:
-    """The Run of a new run directory with a checkpoint's weights, at step 0 and finished: it is
+    """The Run of a new run directory with the weights of a checkpoint, a folder or a name on the
+    Hugging Face hub (`core/remote/hub.py`), at step 0 and finished: it is
     sampled, evaluated, exported as any other, and another run starts from it (Run.start). A
     sequence classification with one label becomes a reward model, whose template is that of its
     tokenizer, or "plain".
@@ -49,8 +51,9 @@ def import_run(
     Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
     is read.
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    target = pathlib.Path(target)
     refuse_existing(target)
+    source, facts = hub.fetched(source)
     planned = read.inspect(source, ignored)
     if context is not None:
         planned = planned._replace(cfg=rope_parameters.at_context(planned.cfg, context))
@@ -68,7 +71,7 @@ def import_run(
         if "score" in planned.spec:
             run = _judging(run, template.OWN if template.own(now) is not None else "plain")
         params = read.place(planned, plan, jnp.float32)
-        facts = {"imported": str(source), "model_type": planned.model_type, "val": None}
+        facts = {**facts, "model_type": planned.model_type, "val": None}
         if planned.ignored:
             facts["ignored"] = planned.ignored
         fill(folder, target, run, params, facts, generation, tokenizers.load(now).hash)
@@ -139,7 +142,7 @@ def export_run(
     Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
     architecture can express, before the weights are read, and for a tokenizer without a file there.
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    source, target = staging.local(source), pathlib.Path(target)
     refuse_existing(target)
     run = directory.load(source)
     kind, record = write.architecture(run.model, model_type or was(source))
@@ -171,6 +174,7 @@ def export_run(
 def was(folder: str | os.PathLike[str]) -> str | None:
     """The model_type a run directory was imported as; None for one that was trained here. Its
     checkpoint records it, or env.json. Raises: json_file.Damaged."""
+    folder = staging.local(folder)
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed.get("model_type")
@@ -181,7 +185,9 @@ def was(folder: str | os.PathLike[str]) -> str | None:
 
 
 def refuse_existing(target: str | os.PathLike[str]) -> None:
-    """Raises: FileExistsError unless the target is absent or an empty directory."""
+    """Raises: FileExistsError unless the target is absent or an empty directory; ValueError for a
+    URL."""
+    objects.refuse(target)
     target = pathlib.Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; name a new directory")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Generator
 
 from jaxlm.core import io
+from jaxlm.core.remote import objects
 
 
 @contextlib.contextmanager
@@ -16,8 +17,10 @@ def folder(target: pathlib.Path) -> Generator[pathlib.Path, None, None]:
     Its files are on the disk before it gets that name. An exception removes it; a kill
     leaves it, hidden, and the next one to be made in the same place removes it.
 
-    Raises: FileExistsError, or another OSError from the rename, if the target appeared meanwhile.
+    Raises: FileExistsError, or another OSError from the rename, if the target appeared meanwhile;
+    ValueError for a URL.
     """
+    objects.refuse(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     io.sweep(target.parent)
     temporary = io.unfinished(target)

@@ -1,4 +1,8 @@
-"""Files that are whole or absent: atomic writes, checksums, a lock, and errors of a full disk."""
+"""Files that are whole or absent: atomic writes, checksums, a lock, and errors of a full disk.
+
+A file of a run directory in a store (`jaxlm.core.remote`) is written to its local copy and then to
+the store.
+"""
 
 import contextlib
 import hashlib
@@ -11,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from jaxlm.core.remote import objects, staging
+
 Path = pathlib.Path
 
 
@@ -20,6 +26,8 @@ class WriteError(OSError):
 
 def refused(path: Path, reason: object) -> WriteError:
     """The error for a write that failed: names the path, the reason and the free bytes there."""
+    if (address := staging.origin(path)) is not None and isinstance(reason, objects.StoreError):
+        return WriteError(f"cannot write {address}: {reason}")
     folder = path
     while not folder.exists():
         folder = folder.parent
@@ -41,7 +49,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Write a file as `write` does, with what fill(file) writes. Raises: as `write`."""
+    """Write a file as `write` does, with what fill(file) writes. Raises: as `write`; ValueError for
+    a URL, of which pathlib would make a folder `gs:` here."""
+    objects.refuse(path)
     temporary = unfinished(path)
     try:
         sweep(path.parent)
@@ -51,6 +61,7 @@ def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+        staging.publish(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise refused(path, error.strerror or error) from error
@@ -61,7 +72,7 @@ def put(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
 
 def unfinished(target: Path) -> Path:
     """A hidden name next to `target`, unique to this process, under which to prepare it."""
-    owner = f"{platform.node()}.{os.getpid()}.{_started(os.getpid())}"
+    owner = f"{platform.node()}.{os.getpid()}.{start_ticks(os.getpid())}"
     return target.with_name(f".{target.name}.{owner}.{uuid.uuid4().hex}.part")
 
 
@@ -99,7 +110,7 @@ def sweep(folder: Path) -> None:
     with os.scandir(folder) as entries:
         partial = [(e, name.fullmatch(e.name)) for e in entries if e.name.endswith(".part")]
     for entry, parts in partial:
-        if parts is None or _runs(int(parts[1]), int(parts[2])):
+        if parts is None or alive(int(parts[1]), int(parts[2])):
             continue
         with contextlib.suppress(OSError), held(Path(entry.path)):
             if entry.is_dir(follow_symlinks=False):
@@ -108,7 +119,7 @@ def sweep(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
-def _runs(process: int, started: int) -> bool:
+def alive(process: int, began: int) -> bool:
     """Whether the process that began then still runs."""
     try:
         os.kill(process, 0)
@@ -116,11 +127,11 @@ def _runs(process: int, started: int) -> bool:
         return False
     except PermissionError:
         pass
-    now = _started(process)
-    return not (now and started) or now == started
+    now = start_ticks(process)
+    return not (now and began) or now == began
 
 
-def _started(process: int) -> int:
+def start_ticks(process: int) -> int:
     """Start time of a process in ticks of the system's clock; 0 where it is not available."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
@@ -130,7 +141,9 @@ def _started(process: int) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents. Raises: WriteError naming the path and the reason."""
+    """Make a folder and its parents. Raises: WriteError naming the path and the reason; ValueError
+    for a URL."""
+    objects.refuse(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from jaxlm.core.remote import staging
+
 
 def command() -> str:
     """This process' command line as a shell takes it: `python -m jaxlm train ...` where Python was
@@ -24,6 +26,7 @@ class Log(NamedTuple):
 
     def say(self, text: str) -> None:
         """Print a line."""
+        text = staging.named(text)
         if self.bar is not None:
             self.bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self.primary:
@@ -31,6 +34,7 @@ class Log(NamedTuple):
 
     def warn(self, text: str) -> None:
         """Print a warning, on stderr where there is no bar."""
+        text = staging.named(text)
         if self.bar is not None:
             self.bar[0].console.print(f"warning: {text}", style="yellow", markup=False)
         elif self.primary:

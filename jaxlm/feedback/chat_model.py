@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch
+from jaxlm.core.remote import staging
 from jaxlm.data import pretraining
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
@@ -73,7 +73,7 @@ def load(
     """
     if rows < 1:
         raise ValueError(f"rows: {rows} given; at least 1 is needed")
-    path = pathlib.Path(folder).expanduser()
+    path = staging.local(folder)
     saved = trained_weights.load(path, checkpoint)
     if saved.model.kind != "decoder":
         raise ValueError(f"{folder}: this model does not continue texts; a decoder is needed")

@@ -1,17 +1,18 @@
 """Weights that a run begins from, or reads frozen: those of other run directories."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 
 from jaxlm import models
 from jaxlm.core import config, param
+from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.objectives.objective import Frozen, Objective
-from jaxlm.train import program, trained_weights
+from jaxlm.train import program, step, trained_weights
+from jaxlm.train.optim import optimizer
 from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
@@ -33,8 +34,8 @@ def check(run: Run) -> list[str]:
 
 
 def _check_model(run: Run, name: str) -> list[str]:
-    folder = pathlib.Path(name).expanduser()
     try:
+        folder = staging.local(name)
         begun = directory.trained(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"start: {error}") from error
@@ -114,6 +115,17 @@ def _weights(run: Run) -> dict[str, tuple[int, ...]]:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
+
+
+def state(
+    run: Run, objective: Objective, tx: optimizer.Transform
+) -> tuple[step.State, dict[str, Any]]:
+    """The State of step 0, and what is recorded about the source of its weights. Raises: as
+    `weights`."""
+    if run.start is None and not objective.begun:
+        return step.init(objective, tx, run.plan, run.seed), {}
+    params, facts = weights(run, objective)
+    return step.begin(objective, tx, run.plan, run.seed, params), facts
 
 
 def weights(run: Run, objective: Objective) -> tuple[param.Tree, dict[str, Any]]:

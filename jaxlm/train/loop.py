@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlm.core import cache, config, io, log, param
+from jaxlm.core.remote import staging
 from jaxlm.data import tokenizers
 from jaxlm.decode import prompt_tokens
 from jaxlm.models.model import Model
@@ -22,7 +23,7 @@ from jaxlm.parallel import watch as watches  # a local bears the name
 from jaxlm.train import initial_weights, preflight, step
 from jaxlm.train import inputs as supplies
 from jaxlm.train import program as programs
-from jaxlm.train.optim import diloco, optimizer
+from jaxlm.train.optim import optimizer
 from jaxlm.train.run import (
     branching,
     checkpoint,
@@ -37,6 +38,7 @@ from jaxlm.train.run import progress as meters
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
+from jaxlm.train.run.trackers import weights_biases
 
 
 class Program(NamedTuple):
@@ -61,7 +63,7 @@ class Session(NamedTuple):
     meter: meters.Meter
     watch: watches.Watch
     origin: dict[str, Any]  # what `initial_weights.weights` noted about the weights of step 0
-    best: runs.Best  # at the step it went on from
+    best: meters.Best  # at the step it went on from
 
 
 def run(run: Run) -> Result:
@@ -126,9 +128,7 @@ def build(run: Run) -> Program:
     """The model, objective, optimiser and step of a Run; nothing is compiled yet."""
     model, objective = programs.training(run)
     tx = programs.optimiser(run, objective.spec)
-    if run.diloco is None:
-        return Program(model, objective, tx, step.make(objective, tx, run.plan))
-    return Program(model, objective, tx, diloco.make(objective, tx, run.plan, run.diloco))
+    return Program(model, objective, tx, programs.update(run, objective, tx))
 
 
 class From(NamedTuple):
@@ -151,9 +151,7 @@ def begin(
     Raises: as `run`.
     """
     primary, folder = jax.process_index() == 0, runs.folder(run)
-    if primary:
-        io.make_folder(folder / "checkpoints")
-        stack.enter_context(io.lock(folder / "lock"))
+    confirm = stack.enter_context(directory.held(folder, primary))
     for text_ in warnings:
         out.warn(text_)
     if primary:
@@ -168,7 +166,7 @@ def begin(
     begun = 0 if at is None else int(at.state.step)
     origin = initial_weights.recorded(folder)
     if at is None:
-        state, origin = _begin(run, program)
+        state, origin = initial_weights.state(run, program.objective, program.tx)
         at = From(state, {})
     frozen = initial_weights.frozen(run, program.objective, origin)
     at = at._replace(state=at.state._replace(frozen=frozen))
@@ -184,20 +182,15 @@ def begin(
         out.say(environment.headline(run, described, begun))
     facts = checkpoint.facts(folder / "checkpoints", begun) if begun else {}
     mark = None if facts.get("metrics") is None else metrics.Mark(*facts["metrics"])
-    writer = metrics.Writer(folder, begun, primary, out.warn, mark, runs.records_due(run, begun))
-    store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary)
+    project, fields = run.wandb if primary else None, config.to_dict(run)
+    send = stack.enter_context(weights_biases.opened(project, run.name, fields, folder))
+    due = runs.records_due(run, begun)
+    writer = metrics.Writer(folder, begun, primary, out.warn, mark, due, send)
+    store = checkpoint.Store(folder / "checkpoints", run.checkpoint, primary, confirm)
     meter = meters.Meter(run, supply, writer, out, begun)
-    best = runs.Best(*facts.get("best", ()))  # an earlier version's checkpoint has none
+    best = meters.Best(*facts.get("best", ()))  # an earlier version's checkpoint has none
     parts = (run, folder, program, supply, out, writer, store, meter, watch, origin, best)
     return Session(*parts), at
-
-
-def _begin(run: Run, program: Program) -> tuple[step.State, dict[str, Any]]:
-    """The State of step 0, and what is recorded about where its weights are from."""
-    if run.start is None and not program.objective.begun:
-        return step.init(program.objective, program.tx, run.plan, run.seed), {}
-    params, facts = initial_weights.weights(run, program.objective)
-    return step.begin(program.objective, program.tx, run.plan, run.seed, params), facts
 
 
 def _resume(
@@ -349,7 +342,7 @@ def save(
     state: step.State,
     carry: param.Tree,
     val: supplies.Judged | None,
-    best: runs.Best,
+    best: meters.Best,
 ) -> None:
     """Start writing a checkpoint. carry: `Stream.carry`; val: the evaluation of this step, if
     there was one; best: the best of all so far. Raises: io.WriteError."""
@@ -381,7 +374,8 @@ def finish(session: Session, state: step.State, stopped: int, early: str | None 
     last = seen[-1] if seen and seen[-1]["step"] == number else None
     val = last if number == run.steps or early or loss else None
     tokens = session.supply.positions(number)
-    result = Result(str(folder), number, run.steps, tokens, val, stopped, loss, early)
+    where = staging.named(str(folder))
+    result = Result(where, number, run.steps, tokens, val, stopped, loss, early)
     if session.out.primary:
         plot.loss(folder)
         if not stopped:

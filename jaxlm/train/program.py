@@ -10,6 +10,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.parallel.plan import Plan
+from jaxlm.train import step
 from jaxlm.train.optim import diloco, mup, optimizer
 from jaxlm.train.run import directory
 from jaxlm.train.run.run import Run
@@ -44,6 +45,13 @@ def optimiser(run: Run, spec: param.Tree) -> optimizer.Transform:
     """The optimiser of a run for these weights, those of its replicas where it has such."""
     tx = optimizer.build(run.optim, spec, run.steps, run.plan.dtype == jnp.float16)
     return tx if run.diloco is None else diloco.transform(tx, run.diloco)
+
+
+def update(run: Run, objective: Objective, tx: optimizer.Transform) -> step.Step:
+    """The compiled step of a run with its `optimiser`."""
+    if run.diloco is None:
+        return step.make(objective, tx, run.plan)
+    return diloco.make(objective, tx, run.plan, run.diloco)
 
 
 def reward_model(run: Run, plan: Plan) -> Model | None:

@@ -11,7 +11,6 @@ bytes a prompt.
 
 import dataclasses
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 from jaxlm.core import batch as batches
 from jaxlm.core import config
 from jaxlm.core.batch import Choices, Taught
+from jaxlm.core.remote import staging
 from jaxlm.data.records import examples
 from jaxlm.models.model import Model
 from jaxlm.objectives import distill, lora
@@ -69,7 +69,7 @@ def facts_of(data: Any) -> dict[str, Any]:
 
 def _manifest(folder: str, number: int | None) -> str:
     """Identity of a checkpoint's weights: the hash of its manifest, which lists theirs."""
-    file = pathlib.Path(folder).expanduser() / "checkpoints" / str(number) / "manifest.json"
+    file = staging.local(folder) / "checkpoints" / str(number) / "manifest.json"
     if number is None or not file.is_file():
         raise ValueError(f"start: {folder} no longer has the checkpoint of step {number}")
     return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -79,7 +79,7 @@ def _manifest(folder: str, number: int | None) -> str:
 
 
 def _teacher(run: Run, cfg: distill.Config, rows: list[Any]) -> precompute.Source:
-    steps = checkpoint.steps(pathlib.Path(cfg.teacher).expanduser() / "checkpoints")
+    steps = checkpoint.steps(staging.local(cfg.teacher) / "checkpoints")
     if not steps:
         raise ValueError(f"objective.teacher: {cfg.teacher} has no checkpoint")
     facts = {
@@ -175,7 +175,7 @@ def _reference_weights(run: Run, begun: dict[str, Any]) -> Any:
     """Identity of the reference's weights: their checkpoint's, or the seed they are drawn by."""
     if run.start is None:
         return ["seed", run.seed]
-    place = pathlib.Path(run.start).expanduser() / "checkpoints"
+    place = staging.local(run.start) / "checkpoints"
     steps = checkpoint.steps(place)
     return _manifest(
         run.start, begun["step"] if begun else checkpoint.good(place, directory.warn, steps)

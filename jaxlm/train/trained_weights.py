@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import config, json_file, param
+from jaxlm.core.remote import staging
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
@@ -62,7 +63,7 @@ def load(
     without that of this step; ValueError if none is whole. The same of the base of adapters.
     """
     devices.correct()
-    folder = pathlib.Path(folder).expanduser()
+    folder = staging.local(folder)
     run, model, objective, plan, params, number = _checkpoint(folder, which, plan, warn)
     if run.adapter is not None:
         params = _joined(run, folder, objective, params, plan, warn)
@@ -88,7 +89,7 @@ def judge(folder: str | os.PathLike[str], which: Which = "last") -> reward_model
 def trained(folder: str | os.PathLike[str], which: Which = "last") -> param.Tree:
     """Weights that a run trained, as in its checkpoint: of a run with adapters, only the adapters.
     Raises: as `load`."""
-    folder = pathlib.Path(folder).expanduser()
+    folder = staging.local(folder)
     return _checkpoint(folder, which, None, directory.warn).params
 
 
@@ -170,6 +171,7 @@ def _joined(
 def begun(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Source of this run's initial weights ("folder", "step", "run"); {} if they were random. It is
     recorded in its checkpoints, or in env.json before there are any. Raises: json_file.Damaged."""
+    folder = staging.local(folder)
     sealed = directory.proof(folder)
     if sealed is not None:
         return sealed["start"]
@@ -187,7 +189,7 @@ def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The generation settings that an imported model came with; {} for one that was trained.
     Raises: json_file.Damaged."""
     try:
-        return json_file.read_object(pathlib.Path(folder).expanduser() / "generation_config.json")
+        return json_file.read_object(staging.local(folder) / "generation_config.json")
     except FileNotFoundError:
         return {}
 

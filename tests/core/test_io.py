@@ -10,7 +10,10 @@ import uuid
 
 import pytest
 
+from jaxlm.convert import pretrained
 from jaxlm.core import atomic, io
+from jaxlm.data import tokenizers
+from jaxlm.data.tokenized import shards
 
 CHILD = """
 import os, pathlib, signal, sys, time
@@ -75,7 +78,7 @@ def test_what_a_killed_process_leaves_is_swept_by_the_next_in_the_same_place(tmp
 def test_only_what_is_certainly_dead_is_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    own, started = os.getpid(), io._started(os.getpid())
+    own, started = os.getpid(), io.start_ticks(os.getpid())
     assert started  # of the tests' system
 
     def left(node, process, began):
@@ -122,3 +125,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
         io.put(tmp_path / "a", full)
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: io.write(path, "{}"),
+        lambda path: io.make_folder(path),
+        lambda path: atomic.folder(path).__enter__(),
+        lambda path: tokenizers.train("byte_bpe", ["text"], 259, str(path)),
+        lambda path: shards.tokenize("x.jsonl", "text", tokenizers.load("bytes"), path, 0.1),
+        lambda path: pretrained.export_run("runs/x", path),
+    ],
+)
+def test_a_url_is_no_local_path(tmp_path, monkeypatch, write):
+    """pathlib makes the relative path gs:/bucket/x of gs://bucket/x, and a folder `gs:` was made in
+    the working directory, with the result in it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/x given, and a local path is needed here"):
+        write(pathlib.Path("gs://bucket/x"))
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxlm.train import loop
-from jaxlm.train.run import checkpoint, directory, metrics
+from jaxlm.train.run import checkpoint, directory, metrics, progress
 from jaxlm.train.run import run as runs
 
 
@@ -17,7 +17,7 @@ def counted(patience, min_delta, measures):
         steps = 10**6
 
     Settings.patience, Settings.min_delta = patience, min_delta
-    best = runs.Best()
+    best = progress.Best()
     for step, measure in enumerate(measures, start=1):
         best = best.after(Settings, step, measure).after(Settings, step, measure)  # once a step
         if best.early_stop(Settings):

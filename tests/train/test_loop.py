@@ -16,8 +16,9 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
 from jaxlm.train import inputs, loop, trained_weights
 from jaxlm.train.optim import diloco, optimizer
-from jaxlm.train.run import checkpoint, directory, metrics, tensorboard
+from jaxlm.train.run import checkpoint, directory, metrics
 from jaxlm.train.run import run as runs
+from jaxlm.train.run.trackers import tensorboard
 
 
 def test_a_run_leaves_a_complete_directory(whole):
@@ -185,7 +186,10 @@ def data(run, **changes):
         (lambda r: dataclasses.replace(r, steps=0), "steps: 0 given; it must be at least 1"),
         (lambda r: dataclasses.replace(r, seed=-1), "seed: -1 given"),
         (lambda r: dataclasses.replace(r, name="a/b"), "name: 'a/b' given"),
-        (lambda r: dataclasses.replace(r, out="gs://x"), "out: 'gs://x' given; it must be a local"),
+        (
+            lambda r: dataclasses.replace(r, out="file:///x"),
+            "out: 'file:///x' given; it must be a ",
+        ),
         (lambda r: dataclasses.replace(r, profile=(5, 4)), r"profile: \(5, 4\) given"),
         (
             lambda r: dataclasses.replace(r, model=dataclasses.replace(r.model, vocab=256)),

@@ -10,6 +10,7 @@ import tyro
 from jaxlm import api
 from jaxlm.cli import arguments
 from jaxlm.core import cache, check, json_file
+from jaxlm.core.remote import staging
 from jaxlm.data import pretraining
 from jaxlm.data.records import preference_formats, records
 from jaxlm.data.sources import source
@@ -24,7 +25,7 @@ def evaluate(args: Sequence[str]) -> int:
         target, rest, read = "RUN", ["--help"], pretraining.Data()
     else:
         target, rest = arguments.target("eval", args)
-        read = directory.load(pathlib.Path(target)).data
+        read = directory.load(target := str(staging.local(target))).data
     run = pathlib.Path(target)
     kind: Any = type(read)
 

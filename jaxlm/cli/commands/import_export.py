@@ -26,7 +26,9 @@ def import_(args: Sequence[str]) -> int:
         """Make a run directory of a checkpoint of transformers (safetensors and config.json).
 
         Args:
-            checkpoint: The directory that holds config.json and the weights.
+            checkpoint: The directory that holds config.json and the weights; or a checkpoint on the
+                Hugging Face hub, hf://org/name or hf://org/name@revision, which is fetched (so is
+                org/name where there is no folder org here).
             run: The run directory to make, such as runs/llama; it must not exist.
             tokenizer: `bytes`, or the path of a tokenizer, in place of the checkpoint's own.
             ignore: A field of config.json that is unknown here and that you know to change

@@ -8,6 +8,7 @@ import tyro
 
 from jaxlm import models
 from jaxlm.core import json_file, param
+from jaxlm.core.remote import staging
 from jaxlm.data import synthetic, tokenizers
 from jaxlm.data.sources import corpora
 from jaxlm.train.run import directory
@@ -38,12 +39,13 @@ def plot(args: Sequence[str]) -> int:
         Args:
             run: The run directory, such as runs/demo.
         """
+        run = staging.local(run)
         directory.load(run)
         directory.warn_of_lost_records(run)
         path = curves.loss(run)
         if path is None:
             raise ValueError(f"{run} has no metrics to draw yet")
-        print(path)
+        print(staging.named(str(path)))
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm plot")

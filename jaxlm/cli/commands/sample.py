@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import tyro
 
 from jaxlm.core import cache
+from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
@@ -45,6 +46,7 @@ def _command(
         sampling: Sampling settings.
     """
     cache.programs()
+    run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.core import atomic, check
+from jaxlm.core.remote import objects
 from jaxlm.data.sources import source
 from jaxlm.data.tokenized import manifest
 from jaxlm.data.tokenizers import tokenizer as interface
@@ -71,6 +72,7 @@ def tokenize(
     Raises: FileExistsError if `out_dir` exists; ValueError for a holdout outside [0, 1), for an
     empty split, and whatever is wrong with the source.
     """
+    objects.refuse(out_dir)
     target = pathlib.Path(out_dir).expanduser()
     if target.exists():
         raise FileExistsError(f"out_dir {str(target)!r} exists; name a new directory")

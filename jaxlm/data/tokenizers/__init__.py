@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jaxlm.core import atomic, json_file
+from jaxlm.core.remote import objects
 from jaxlm.data.tokenizers import bytelevel, hf, ranks, spm, tokenizer
 
 _META = "jaxlm_tokenizer.json"
@@ -183,5 +184,6 @@ def train(
 
 
 def _refuse_existing(target: pathlib.Path) -> None:
+    objects.refuse(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"tokenizer directory {str(target)!r} exists; name a new one")

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 
 from jaxlm.core import config, io
+from jaxlm.core.remote import staging
 from jaxlm.data import tokenizers
 from jaxlm.train.optim import optimizer, schedule
 from jaxlm.train.run import checkpoint, directory, integrity, metrics
@@ -48,7 +49,7 @@ def check(run: Run) -> None:
     """Raises: ValueError if the trunk is no run directory, is another run than this one's
     beginning, naming the first field that differs, or has no checkpoint early enough."""
     if run.trunk is not None:
-        _point(run, pathlib.Path(run.trunk).expanduser())
+        _point(run, staging.local(run.trunk))
 
 
 def _point(run: Run, trunk: pathlib.Path) -> list[int]:
@@ -93,7 +94,7 @@ def begin(
     folder = pathlib.Path(folder)
     if run.trunk is None or checkpoint.steps(folder / "checkpoints"):
         return
-    trunk = pathlib.Path(run.trunk).expanduser()
+    trunk = staging.local(run.trunk)
     step = checkpoint.good(trunk / "checkpoints", warn, _point(run, trunk))
     assert step is not None
     directory.record(folder, run)
@@ -108,6 +109,7 @@ def begin(
         tokenizer = tokenizers.load(run.data.tokenizer).hash
         facts = directory.identity(run, tokenizer, {}) | {"metrics": metrics.mark_of(kept.encode())}
         integrity.restate(part, facts)
+        integrity.commit(part, folder / "checkpoints" / str(step), 0, 1)
         part.rename(folder / "checkpoints" / str(step))
     except OSError as error:
         raise io.refused(part, error.strerror or error) from error

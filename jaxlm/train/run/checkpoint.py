@@ -3,7 +3,8 @@
     checkpoints/400/            params, average, train (step, optimiser, key), carry, manifest.json
     checkpoints/400.corrupt/    one that did not verify, set aside when the run resumed
 
-A checkpoint is committed by one rename, after all its files and its manifest are on the disk.
+A checkpoint is committed by one rename, after all its files and its manifest are on the disk; in a
+store, where there is no rename, by its manifest, which is written last (core/remote/staging.py).
 """
 
 import contextlib
@@ -16,7 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from jaxlm.core import io
+from jaxlm.core.remote import staging
 from jaxlm.train.run import integrity
 from jaxlm.train.run.run import Checkpoint
 from jaxlm.train.step import State
@@ -26,13 +30,24 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 Facts = dict[str, Any]
+# The parts of a checkpoint: those of `items`, and what the source of the batches needs.
+ITEMS = ("params", "train", "average", "carry")
 
 
 class Store:
     """The checkpoints of a run that is training. All processes call every method alike."""
 
-    def __init__(self, folder: pathlib.Path, cfg: Checkpoint, primary: bool):
-        self._folder, self._cfg, self._primary = folder, cfg, primary
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        cfg: Checkpoint,
+        primary: bool,
+        confirm: Callable[[], None] = lambda: None,
+    ):
+        """confirm: called before a checkpoint is committed; raises where another process has taken
+        the directory."""
+        self._folder, self._cfg, self._primary, self._confirm = folder, cfg, primary, confirm
+        self._apart = jax.process_count() > 1 and staging.origin(folder) is not None
         self._saving: int | None = None
         self._facts: Facts = {}
 
@@ -42,8 +57,21 @@ class Store:
         import orbax.checkpoint as ocp
 
         asynchronous = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
-        options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
-        return ocp.CheckpointManager(self._folder.absolute(), options=options)
+        if not self._apart:
+            options = ocp.CheckpointManagerOptions(create=False, async_options=asynchronous)
+            return ocp.CheckpointManager(self._folder.absolute(), options=options)
+        # each process has a folder of its own, and files of its own in it: no OCDBT, which would
+        # have one process join those of all
+        several = ocp.options.MultiprocessingOptions(primary_host=None)
+        handlers = {
+            name: ocp.StandardCheckpointHandler(multiprocessing_options=several, use_ocdbt=False)
+            for name in ITEMS
+        }
+        options = ocp.CheckpointManagerOptions(
+            create=False, async_options=asynchronous, multiprocessing_options=several
+        )
+        folder = self._folder.absolute()
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
     def save(self, state: State, facts: Facts, carry: Any) -> None:
         """Start writing a State; returns once it is copied, so that the step may reuse its memory.
@@ -79,8 +107,10 @@ class Store:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         self._saving = None
-        if self._primary:
+        if self._primary or self._apart:
             for step in surplus(self._folder, self._cfg):
+                if self._primary:
+                    staging.withdraw(self._folder / str(step))
                 _remove(self._folder / str(step))
 
     def close(self) -> None:
@@ -91,9 +121,12 @@ class Store:
 
     def _seal(self) -> None:
         """Called by orbax, in its thread, when all files are written and before the rename."""
-        if self._primary:
+        if self._primary or self._apart:
             for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                 integrity.seal(folder, self._facts)
+                self._confirm()
+                target = self._folder / str(self._saving)
+                integrity.commit(folder, target, jax.process_index(), jax.process_count())
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -170,6 +203,7 @@ def read(folder: str | os.PathLike[str], step: int, parts: dict[str, Any]) -> di
     """Some of the `items` of a checkpoint, placed like these abstract ones."""
     import orbax.checkpoint as ocp
 
+    integrity.fetch(pathlib.Path(folder, str(step)), tuple(parts))
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
@@ -228,6 +262,7 @@ def set_aside(folder: str | os.PathLike[str], after: int) -> list[str]:
     for step in steps(folder):
         if step > after:
             target = folder / f"{step}.corrupt"
+            staging.set_aside(folder / str(step), target)
             shutil.rmtree(target, ignore_errors=True)
             (folder / str(step)).rename(target)
             moved.append(target.name)
@@ -259,6 +294,7 @@ def best(folder: str | os.PathLike[str]) -> int | None:
 
 def sweep(folder: str | os.PathLike[str]) -> None:
     """Remove what a killed process left half-written or half-removed."""
+    staging.sweep(pathlib.Path(folder))
     for path in pathlib.Path(folder).glob("*"):
         if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removed"):
             shutil.rmtree(path, ignore_errors=True)

@@ -9,16 +9,18 @@ Every checkpoint repeats in its sealed manifest which run it belongs to, so that
 of one of the first two files is noticed, and the file is read from there.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxlm.core import config, io, json_file
+from jaxlm.core.remote import lease, staging
 from jaxlm.data import tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.train.run import integrity, metrics
@@ -112,6 +114,25 @@ def diverged_text(run: Run, result: Result) -> str:
     )
 
 
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str], primary: bool) -> Iterator[Callable[[], None]]:
+    """Hold a run directory that this run is to write, for the duration of a `with`: on the primary
+    process, elsewhere without a lock. Of one in a store the local copy is then what the store has.
+    Yields a function that raises StoreError where another run has taken a store's lock meanwhile.
+
+    Raises: BlockingIOError while another process has it; io.WriteError.
+    """
+    folder = pathlib.Path(folder)
+    if not primary:
+        staging.refresh(folder)
+        yield lambda: None
+        return
+    io.make_folder(folder / "checkpoints")
+    with io.lock(folder / "lock"), lease.held(folder) as confirm:
+        staging.refresh(folder)
+        yield confirm
+
+
 def finished(run: Run) -> Result | None:
     """The Result of a finished run, None if there is more to do.
 
@@ -121,6 +142,10 @@ def finished(run: Run) -> Result | None:
     Raises: ValueError if the directory holds another run, naming the first field that differs.
     """
     folder = runs.folder(run)
+    if staging.origin(folder) is not None:
+        io.make_folder(folder)
+        with io.lock(folder / "lock"):
+            staging.refresh(folder)
     fault = check(folder, run)
     try:
         result = read_result(folder)
@@ -136,7 +161,7 @@ def finished(run: Run) -> Result | None:
 
 def read_result(folder: str | os.PathLike[str]) -> Result | None:
     """Outcome of the run in a directory; None if it has not ended. Raises: json_file.Damaged."""
-    file = pathlib.Path(folder).expanduser() / "result.json"
+    file = staging.local(folder) / "result.json"
     try:
         result = Result(**json_file.read_object(file))
     except FileNotFoundError:
@@ -158,9 +183,9 @@ def ended(folder: str | os.PathLike[str]) -> Result | None:
 
 
 def lost_records(folder: str | os.PathLike[str], result: Result) -> str | None:
-    """Describes what is missing from a finished run's metrics.jsonl; None if nothing is, or if the
-    directory does not record which records there were."""
+    """A description of what is missing from metrics.jsonl; None where nothing is known to be."""
     sealed = proof(folder)
+    folder = staging.local(folder)
     try:
         run = _parsed(pathlib.Path(folder, "config.json")) if sealed is None else _trained(sealed)
     except (FileNotFoundError, ValueError):
@@ -242,7 +267,7 @@ def _other(folder: pathlib.Path, run: Run, changes: list[tuple[str, Any, Any]]) 
 def proof(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The facts of the newest checkpoint that has a whole manifest and records which run it is of:
     "run" (its digest), "config", "start", "tokenizer"; None if there is none."""
-    places = [p for p in pathlib.Path(folder, "checkpoints").glob("*") if p.name.isdecimal()]
+    places = [p for p in (staging.local(folder) / "checkpoints").glob("*") if p.name.isdecimal()]
     for place in sorted(places, key=lambda p: -int(p.name)):
         facts = integrity.facts(place)
         if facts is not None and "config" in facts:
@@ -263,7 +288,7 @@ def identity(run: Run, tokenizer: str, start: dict[str, Any]) -> dict[str, Any]:
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {staging.named(text)}", file=sys.stderr, flush=True)
 
 
 # Fields of env.json that may change a run's last bits.
@@ -302,7 +327,7 @@ def load(folder: str | os.PathLike[str]) -> Run:
     Raises: FileNotFoundError if it is none; ValueError naming a field this version cannot read, or
     in which config.json is not what the checkpoints were trained with.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = staging.local(folder)
     file, sealed = folder / "config.json", proof(folder)
     if sealed is None:
         config.run_file(folder)
@@ -361,7 +386,7 @@ def _parsed(file: pathlib.Path) -> Run:
 def tokenizer(folder: str | os.PathLike[str], run: Run) -> interface.Tokenizer:
     """The tokenizer of a run directory. Raises: as `tokenizers.load`; ValueError if it is not the
     one that the weights were trained with."""
-    loaded, sealed = tokenizers.load(run.data.tokenizer), proof(pathlib.Path(folder).expanduser())
+    loaded, sealed = tokenizers.load(run.data.tokenizer), proof(staging.local(folder))
     if sealed is not None and sealed["tokenizer"] != loaded.hash:
         raise ValueError(
             f"data.tokenizer: {run.data.tokenizer!r} has hash {loaded.hash[:12]}, and {folder} was "

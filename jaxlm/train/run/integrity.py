@@ -2,11 +2,16 @@
 
 import os
 import pathlib
+import re
+import time
 from typing import Any
 
 from jaxlm.core import io, json_file
+from jaxlm.core.remote import objects, staging
 
 FILE = "manifest.json"
+# Seconds from one look for another process' manifest to the next.
+WATCH = 0.2
 
 
 def seal(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:
@@ -25,6 +30,68 @@ def seal(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:
         if path.is_dir():
             io.sync_folder(path)
     io.write(folder / FILE, json_file.sealed({"facts": facts, "files": listed}))
+
+
+def commit(
+    prepared: str | os.PathLike[str], target: str | os.PathLike[str], index: int, count: int
+) -> None:
+    """Write a sealed folder to the store that `target`, its name once it is renamed, is the copy
+    of; where it is none nothing changes. The manifest is written last: with it the folder is there.
+
+    index, count: which of how many processes this is. Each has the arrays' parts of its own devices
+    in its own folder. The first waits for the manifests of the others, and writes one of all files.
+
+    Raises: StoreError.
+    """
+    prepared, address = pathlib.Path(prepared), staging.origin(pathlib.Path(target))
+    if address is None:
+        return
+    names = [path.relative_to(prepared).as_posix() for path in io.files(prepared)]
+    names.remove(FILE)
+    if index:
+        names = [n for n in names if not NOTES.match(n.rpartition("/")[2])]
+    else:
+        objects.remove(address, [FILE])  # of a damaged one that stands there
+    objects.each(lambda name: objects.upload(prepared / name, f"{address}/{name}"), names)
+    if index:
+        manifest = json_file.read_object(prepared / FILE)
+        own = {n: x for n, x in manifest["files"].items() if n in names}
+        text = json_file.sealed(manifest | {"files": own})
+        objects.write(f"{address}/{_part(index)}", text.encode())
+        return
+    parts = [_part(number) for number in range(1, count)]
+    if parts:
+        manifest = json_file.read_object(prepared / FILE)
+        for part in parts:
+            manifest["files"] |= _arrived(f"{address}/{part}")["files"]
+        io.write(prepared / FILE, json_file.sealed(manifest))
+    objects.upload(prepared / FILE, f"{address}/{FILE}")
+    objects.remove(address, parts)
+
+
+# Files about arrays, which every process writes; the first's are the store's.
+NOTES = re.compile(r"[_.].*|commit_success\.txt")
+
+
+def _part(index: int) -> str:
+    return f"manifest.{index}.json"
+
+
+def _arrived(address: str) -> dict[str, Any]:
+    """The manifest of another process, waited for: where that one is lost, this one is ended."""
+    while (content := objects.read(address)) is None:
+        time.sleep(WATCH)
+    return json_file.parse(content, address)
+
+
+def fetch(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> None:
+    """Fetch the files of some subfolders of a sealed folder in a store that are not here. Raises:
+    StoreError; json_file.Damaged."""
+    folder = pathlib.Path(folder)
+    if staging.origin(folder) is not None:
+        listed = json_file.read_object(folder / FILE)["files"]
+        wanted = {n: size for n, (size, _) in listed.items() if n.partition("/")[0] in parts}
+        staging.complete(folder, wanted)
 
 
 def restate(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:
@@ -46,7 +113,8 @@ def facts(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 def fault(folder: str | os.PathLike[str], parts: tuple[str, ...] = ()) -> str | None:
     """Describes damage to a sealed folder, naming the first bad file; None if all is well.
 
-    parts: names of subfolders; if any are given, only their files are checked.
+    parts: names of subfolders; if any are given, only their files are checked. Those of a folder in
+    a store are fetched first, and once more where the local copy of one is damaged.
     """
     folder = pathlib.Path(folder)
     try:
@@ -57,14 +125,24 @@ def fault(folder: str | os.PathLike[str], parts: tuple[str, ...] = ()) -> str | 
         return f"{FILE} is damaged: {error}"
     except (OSError, KeyError) as error:
         return f"{FILE} is not a manifest ({error!r})"
-    for name, (size, digest) in listed.items():
-        if parts and name.partition("/")[0] not in parts:
-            continue
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {FILE} says {size}"
-        if io.sha256(path) != digest:
-            return f"{name} is not what was written (its SHA-256 differs)"
+    listed = {n: x for n, x in listed.items() if not parts or n.partition("/")[0] in parts}
+    staging.complete(folder, {name: size for name, (size, _) in listed.items()})
+    for name, written in listed.items():
+        damage = _damage(folder, name, *written)
+        if damage is not None and staging.fetch(folder / name):
+            damage = _damage(folder, name, *written)
+        if damage is not None:
+            return damage
+    return None
+
+
+def _damage(folder: pathlib.Path, name: str, size: int, digest: str) -> str | None:
+    """Describes damage to a file of a sealed folder; None if it is what was written."""
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != size:
+        return f"{name} has {path.stat().st_size} bytes, {FILE} says {size}"
+    if io.sha256(path) != digest:
+        return f"{name} is not what was written (its SHA-256 differs)"
     return None

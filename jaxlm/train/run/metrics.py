@@ -11,13 +11,18 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Set
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from jaxlm.core import io, json_file
-from jaxlm.train.run import tensorboard
+from jaxlm.core.remote import staging
+from jaxlm.train.run.trackers import tensorboard
 
 FILE = "metrics.jsonl"
+# Seconds from one writing of a run's records to a store to the next: an object cannot be appended
+# to, so each writes the whole file. A commit writes it in any case.
+PUBLISHED = 30.0
 Record = dict[str, Any]
 
 
@@ -44,12 +49,15 @@ class Writer:
         warn: Callable[[str], None],
         mark: Mark | None = None,
         due: Set[tuple[str, int]] = frozenset(),
+        send: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None,
     ) -> None:
         """Continue after a step: later records, and a torn last line, are cut off.
 
         mark: what the checkpoint of this step records of the file; None if nothing. due:
         (split, step) of the records that belong there. Where the file is not what was written,
         a warning lists what is missing, and the damaged file is kept as metrics.jsonl.damaged.
+        send: called with the step and the numbers of each record; where it raises, a warning is
+        given and it is called no more.
 
         Raises: io.WriteError.
         """
@@ -57,6 +65,8 @@ class Writer:
         self._path = folder / FILE
         self._waiting: list[str] = []
         self._events: tensorboard.Events | None = None
+        self._send = send
+        self._published = time.monotonic()
         if primary:
             kept = _kept(self._path, step, mark, due, warn)
             io.write_bytes(self._path, kept)
@@ -72,11 +82,13 @@ class Writer:
         if not self._primary:
             return
         self._waiting.append(json.dumps(json_file.plain(record), allow_nan=False) + "\n")
+        self._write_events(record)
         try:
             self._append()
+            if time.monotonic() - self._published > PUBLISHED:
+                self._publish()
         except OSError as error:
-            self._warn(f"{io.refused(self._path, error.strerror)}; will try again")
-        self._write_events(record)
+            self._warn(f"{io.refused(self._path, error.strerror or error)}; will try again")
 
     def commit(self) -> None:
         """Put everything written so far on the disk.
@@ -89,8 +101,16 @@ class Writer:
             self._append()
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
+            self._publish()
         except OSError as error:
-            raise io.refused(self._path, error.strerror) from error
+            raise io.refused(self._path, error.strerror or error) from error
+
+    def _publish(self) -> None:
+        """Write a store's copies of the files, whole."""
+        staging.publish(self._path)
+        if self._events is not None:
+            staging.publish(self._events.path)
+        self._published = time.monotonic()
 
     def _append(self) -> None:
         if not self._waiting:
@@ -114,8 +134,6 @@ class Writer:
             self._drop_events(error)
 
     def _write_events(self, record: Record) -> None:
-        if self._events is None:
-            return
         flat = record | record.get("timing", {})
         scalars = {
             f"{record['split']}/{name}": value
@@ -123,9 +141,16 @@ class Writer:
             if isinstance(value, float | int) and name != "step"
         }
         try:
-            self._events.write(record["step"], scalars)
+            if self._events is not None:
+                self._events.write(record["step"], scalars)
         except OSError as error:
             self._drop_events(error)
+        try:
+            self._send(record["step"], scalars)
+        except Exception as error:  # a library's own; the run is worth more than its pictures
+            self._send = lambda step, scalars: None
+            reason = f"{type(error).__name__}: {error}"
+            self._warn(f"nothing more goes to wandb ({reason}); {FILE} goes on and has it all")
 
     def _drop_events(self, error: OSError) -> None:
         self._events = None

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from jaxlm.core import json_file
+from jaxlm.core.remote import staging
 from jaxlm.train.run import metrics
 
 
@@ -14,7 +15,7 @@ def loss(folder: str | os.PathLike[str]) -> pathlib.Path | None:
     Left axis: nats per token on the training and the held-out split. Right axis: held-out bits per
     byte, which is comparable across tokenizers. A red line where a loss is first not finite.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = staging.local(folder)
     records = list(metrics.records(folder / metrics.FILE))
     train = _series(records, "train", "loss")
     held_out, bits = _series(records, "val", "nll"), _series(records, "val", "bits_per_byte")
@@ -47,6 +48,7 @@ def loss(folder: str | os.PathLike[str]) -> pathlib.Path | None:
     axes.legend(lines, [str(line.get_label()) for line in lines])
     path = folder / "loss.png"
     picture.savefig(path, dpi=120)
+    staging.publish(path)
     return path
 
 

@@ -3,7 +3,7 @@
 import collections
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 
@@ -101,3 +101,28 @@ def line(record: metrics.Record, steps: int) -> str:
     if "mfu_causal" in timing:
         words.append(f"MFU {timing['mfu_causal']:.1%}")
     return "  ".join(words)
+
+
+class Best(NamedTuple):
+    """The best evaluation so far, by its measure (None before the first) and step; the step of the
+    latest one; and the evaluations in a row since the best."""
+
+    measure: float | None = None
+    step: int = 0
+    latest: int = 0
+    since: int = 0
+
+    def after(self, run: Run, step: int, measure: float) -> Self:
+        """The Best after one more evaluation."""
+        if self.measure is None or measure < self.measure - run.min_delta:
+            return self._replace(measure=measure, step=step, latest=step, since=0)
+        return self._replace(latest=step, since=self.since + (step > self.latest))
+
+    def early_stop(self, run: Run) -> str | None:
+        """The reason to end the run before its last step, in words; None if there is none."""
+        if run.patience is None or self.since < run.patience or self.latest >= run.steps:
+            return None
+        return (
+            f"patience={run.patience}: no evaluation after step {self.step} is below "
+            f"{self.measure:.6g} by more than {run.min_delta:g}"
+        )

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple, Self
 
 import jax
 
 from jaxlm import models, objectives
 from jaxlm.core import check, config, param
+from jaxlm.core.remote import objects, staging
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import prompts, records
 from jaxlm.data.sources import source
@@ -26,6 +26,7 @@ from jaxlm.train.optim import mup as mups  # the field bears the name
 from jaxlm.train.optim import optimizer  # the field bears the name
 from jaxlm.train.rl import rollout as rollouts  # the field bears the name
 from jaxlm.train.run import objective_data
+from jaxlm.train.run.trackers import weights_biases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,12 @@ class Run:
     """When checkpoints are written and which are kept."""
     profile: tuple[int, int] | None = None
     """First and last step of a jax.profiler trace, written to profile/; None traces nothing."""
+    wandb: str | None = None
+    """A project of Weights & Biases, PROJECT or ENTITY/PROJECT, that gets the numbers too; None
+    sends nothing."""
     out: str = "runs"
-    """The local directory that holds run directories."""
+    """The directory that holds run directories: a local one, or the URL of a store, such as
+    gs://bucket/runs or s3://bucket/runs."""
 
 
 # Fields that set where and how, not what is computed: a run may resume with others. A new mesh or
@@ -116,14 +121,18 @@ EXECUTION = (
     "checkpoint",
     "profile",
     "trunk",
+    "wandb",
     "data.workers",
     *(f"plan.{field.name}" for field in dataclasses.fields(Plan) if field.name != "compute"),
 )
 
 
 def folder(run: Run) -> pathlib.Path:
-    """The run directory."""
-    return pathlib.Path(run.out).expanduser() / run.name
+    """The run directory; of one in a store, the local copy that this process works on."""
+    address = objects.url(run.out)
+    if address is None:
+        return pathlib.Path(run.out).expanduser() / run.name
+    return staging.copy_of(f"{address}/{run.name}", f"write-{jax.process_index()}")
 
 
 def digest(run: Run) -> str:
@@ -177,7 +186,12 @@ def _numbers(run: Run) -> Iterator[str]:
 def _place(run: Run) -> Iterator[str]:
     ok = pathlib.PurePath(run.name).name == run.name and run.name[:1] not in ("", ".")
     yield from check.problem("name", run.name, ok, "a directory's name, without '/'")
-    fits = "a local directory (mount remote storage): files there are appended to and renamed"
+    if run.wandb is not None:
+        yield from weights_biases.problems(run.wandb)
+    if objects.url(run.out) is not None:
+        yield from check.loaded("out", lambda: objects.check(f"{objects.url(run.out)}"))
+        return
+    fits = "a local directory without a scheme, or the URL of a store, such as gs://bucket/runs"
     yield from check.problem("out", run.out, "://" not in run.out, fits)
     place = pathlib.Path(run.out).expanduser()
     while not place.exists():
@@ -335,31 +349,6 @@ def evaluates(run: Run, number: int) -> bool:
     if run.eval_every is None:
         return False
     return number % run.eval_every == 0 or number == run.steps
-
-
-class Best(NamedTuple):
-    """The best evaluation so far, by its measure (None before the first) and step; the step of the
-    latest one; and the evaluations in a row since the best."""
-
-    measure: float | None = None
-    step: int = 0
-    latest: int = 0
-    since: int = 0
-
-    def after(self, run: Run, step: int, measure: float) -> Self:
-        """The Best after one more evaluation."""
-        if self.measure is None or measure < self.measure - run.min_delta:
-            return self._replace(measure=measure, step=step, latest=step, since=0)
-        return self._replace(latest=step, since=self.since + (step > self.latest))
-
-    def early_stop(self, run: Run) -> str | None:
-        """The reason to end the run before its last step, in words; None if there is none."""
-        if run.patience is None or self.since < run.patience or self.latest >= run.steps:
-            return None
-        return (
-            f"patience={run.patience}: no evaluation after step {self.step} is below "
-            f"{self.measure:.6g} by more than {run.min_delta:g}"
-        )
 
 
 def saves(run: Run, number: int) -> bool:

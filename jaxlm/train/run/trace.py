@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlm.core import log
+from jaxlm.core import io, log
+from jaxlm.core.remote import staging
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 from jaxlm.train.step import State
@@ -19,6 +20,8 @@ def steps(run: Run, out: log.Log) -> Iterator[Callable[[int, State], None]]:
 
     def stop() -> None:
         jax.profiler.stop_trace()
+        for path in io.files(folder):
+            staging.publish(path)
         out.say(f"trace written to {folder}")
         tracing.clear()
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.core import check, config, io
+from jaxlm.core.remote import objects
 from jaxlm.data import pretraining
 from jaxlm.scaling import study_record, table
 from jaxlm.scaling.ablation import compute_multiplier, paired, sequential
@@ -86,6 +87,8 @@ def problems(plan: Ablation) -> Iterator[str]:
 
 
 def _problems(plan: Ablation) -> Iterator[str]:
+    fits = "a local directory: an ablation keeps its book there"
+    yield from check.problem("out", plan.out, objects.url(plan.out) is None, fits)
     fits = "at least one Run, a change of the baseline"
     yield from check.problem("variants", plan.variants, bool(plan.variants), fits)
     names = [run.name for run in (plan.baseline, *plan.variants)]

@@ -258,7 +258,7 @@ def _after(
             now = state(i)
             val = loop.evaluate(session, now, number) if judges else None
             if saves:
-                loop.save(session, now, {}, val, runs.Best())
+                loop.save(session, now, {}, val, progress.Best())
 
 
 def _tell(out: log.Log, first: Run, number: int, measured: list[step.Metrics]) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from jaxlm import models
 from jaxlm.core import check, config
+from jaxlm.core.remote import objects
 from jaxlm.data import pretraining
 from jaxlm.scaling.cost import conventions, flops, hyperparameter_rules
 from jaxlm.scaling.study import analysis
@@ -258,6 +259,8 @@ def problems(sweep: Sweep) -> Iterator[str]:
         yield from check.problem("base.data.holdout", data.holdout, ok, fits)
     else:
         yield f"base.data: {config.kind(type(data))} given; it must be text (data.pretraining.Data)"
+    fits = "a local directory: a sweep keeps its book there"
+    yield from check.problem("base.out", base.out, objects.url(base.out) is None, fits)
     why = "since every run begins from random weights"
     yield from check.changed("base", base, "start", "trunk", "adapter", "rollout", why=why)
     why = "since the law is of the tokens that were wanted"

@@ -16,8 +16,9 @@ from jaxlm.data.sources import source
 from jaxlm.scaling.reading import run_directories
 from jaxlm.train import initial_weights, loop, trained_weights
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import checkpoint, directory, metrics, plot, tensorboard
+from jaxlm.train.run import checkpoint, directory, metrics, plot
 from jaxlm.train.run import run as runs
+from jaxlm.train.run.trackers import tensorboard
 
 # --- A loss that is not finite ---------------------------------------------------------------
 

@@ -156,7 +156,11 @@ CASES = {
         sweep_cells.problems,
         [
             ("name", "s", None),
-            ("base", dataclasses.replace(BASE, start="runs/x", data=chats.Chats("x")), None),
+            (
+                "base",
+                dataclasses.replace(BASE, start="runs/x", out="gs://x", data=chats.Chats("x")),
+                None,
+            ),
             ("cells", (sweep_cells.Cell(TINY, NAN),), None),
             ("held_out", sweep_cells.Cell(TINY, math.inf), None),
             ("speed", sweep_cells.Speed(NAN, NAN, -1.0), None),
@@ -170,6 +174,7 @@ CASES = {
         ],
         [
             "base.data: chats given; it must be text",
+            "base.out: 'gs://x' given; it must be a local directory",
             "base.start: 'runs/x' given; it must be None since every run begins from random",
             "cells: 1 given; it must be at least 2",
             "cells[0].flops: nan given; it must be above 0",
@@ -186,6 +191,7 @@ CASES = {
         [
             ("name", "a", None),
             ("baseline", BASE, None),
+            ("out", "s3://x", "a local directory"),
             ("variants", (), "at least one Run"),
             ("seeds", (1, 1), "different ones"),
             ("looks", (3,), "numbers whose last is that of all 2 pairs"),
@@ -265,7 +271,8 @@ CASES = {
             *((name, 0, "at least 1") for name in ("eval_batches", "sample_tokens", "patience")),
             ("min_delta", -1.0, "at least 0"),
             ("name", "a/b", "a directory's name"),
-            ("out", "gs://x", "a local directory"),
+            ("out", "file:///x", "a local directory"),
+            ("wandb", "a/b/c", "PROJECT or ENTITY/PROJECT"),
             ("seed", -1, "in [0, 4294967296)"),
             ("mup", (("wide", 1),), "None with an adapter"),
             ("rollout", rollout.Rollout(), "None with data of kind chats"),

@@ -2,7 +2,7 @@
 
 import struct
 
-from jaxlm.train.run import tensorboard
+from jaxlm.train.run.trackers import tensorboard
 
 
 def test_a_number_beyond_float32_is_infinite_there(tmp_path):

@@ -1,0 +1,253 @@
+"""Runs in an object store: fsspec's in memory, whole or failing at any of its operations."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.core import config, io, json_file
+from jaxlm.core.remote import lease, objects, staging
+from jaxlm.train import initial_weights, loop, trained_weights
+from jaxlm.train.run import checkpoint, directory, integrity, metrics
+from jaxlm.train.run import run as runs
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def place(tmp_path, home, monkeypatch):
+    """The URL of an empty folder in a store, with the local copies in a place of their own."""
+    monkeypatch.setattr(staging, "root", lambda: tmp_path / "copies")
+    monkeypatch.setattr(lease, "LEASE", 0.0)
+    monkeypatch.setattr(lease, "WATCH", 0.0)
+    return f"memory://bucket-{next(NUMBERS)}/runs"
+
+
+class Faulty:
+    """A store that answers until its n-th operation, which it does or does not carry out, and then
+    no more: as for a machine that is killed, or loses its network."""
+
+    OPERATIONS = ("find", "cat_file", "pipe_file", "put_file", "get_file", "rm_file", "cp_file")
+
+    def __init__(self, monkeypatch, fatal, carried_out=False):
+        self.count, self.fatal, self.carried_out = 0, fatal, carried_out
+        opened = objects._opened
+        monkeypatch.setattr(objects, "_opened", lambda address: self.wrapped(*opened(address)))
+
+    def wrapped(self, system, path):
+        self.system = system
+        return self, path
+
+    def __getattr__(self, name):
+        operation = getattr(self.system, name)
+        if name not in self.OPERATIONS:
+            return operation
+
+        def act(*args, **named):
+            self.count += 1
+            if self.count < self.fatal:
+                return operation(*args, **named)
+            if self.count == self.fatal and self.carried_out:
+                operation(*args, **named)
+            raise ConnectionResetError("the store does not answer")
+
+        return act
+
+
+def forget():
+    """Remove all local copies: what follows is on another machine."""
+    shutil.rmtree(staging.root(), ignore_errors=True)
+
+
+def fetched(run):
+    """The folder of a run in a store, all of it fetched anew."""
+    forget()
+    folder = runs.folder(run)
+    staging.refresh(folder)
+    for step in checkpoint.steps(folder / "checkpoints"):
+        assert integrity.fault(folder / "checkpoints" / str(step)) is None
+    return folder
+
+
+def test_a_run_in_a_store_is_the_run_on_a_disk(
+    whole, tiny, place, assert_same_run, tmp_path, capsys
+):
+    """It is written, read by commands on another machine, not run again, and not overwritten."""
+    run, address = tiny(out=place, samples=("a model",), sample_tokens=4), f"{place}/tiny"
+    result = loop.run(run)
+    assert result.folder == address and result.val == whole[1].val
+    names = objects.listing(address)
+    assert {"config.json", "env.json", "metrics.jsonl", "loss.png", "result.json"} <= set(names)
+    assert {"samples/00000006.txt", "samples/00000012.txt"} <= set(names)
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert staging.LOCK not in names and not any("tmp" in name for name in names)
+    assert checkpoint.steps(fetched(run) / "checkpoints") == [9, 12]
+    assert_same_run(whole[0], run)
+    forget()
+    assert directory.load(address) == run
+    saved, right = jaxlm.load(address), jaxlm.load(runs.folder(whole[0]))
+    same = jax.tree.map(np.array_equal, saved.params, right.params)
+    assert saved.step == 12 and all(jax.tree.leaves(same))
+    capsys.readouterr()
+    assert main.main(["plot", address]) == 0 and f"{address}/loss.png" in capsys.readouterr().out
+    assert main.main(["plot", f"{place}/absent"]) == 2
+    assert f"{place}/absent is no run directory" in capsys.readouterr().err
+    names = objects.listing(address)
+    forget()
+    assert loop.run(run) == result and objects.listing(address) == names
+    assert f"{address} is finished: 12 steps" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds a run with seed=0, this one has seed=3"):
+        loop.run(dataclasses.replace(run, seed=3))
+    assert initial_weights.check(dataclasses.replace(run, name="next", start=address)) == []
+
+
+@pytest.mark.slow
+def test_commands_read_a_run_in_a_store(tiny, place, tmp_path, capsys):
+    run, address = tiny(out=place), f"{place}/tiny"
+    loop.run(run)
+    forget()
+    for command in (
+        ["eval", address],
+        ["sample", address, "--max-new", "2"],
+        ["export", address, str(tmp_path / "hf"), "--no-tokenizer"],
+    ):
+        assert main.main(command) == 0, capsys.readouterr().err
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+    assert loop.run(dataclasses.replace(run, name="next", start=address)).step == 12
+    assert trained_weights.begun(f"{place}/next")["folder"] == address
+
+
+def attempt(run, monkeypatch, fatal, carried_out):
+    """Train with a store that fails at its n-th operation; whether the run ended before that."""
+    with monkeypatch.context() as patch:
+        Faulty(patch, fatal, carried_out)
+        try:
+            loop.run(run)
+        except (OSError, ValueError) as error:
+            assert "memory://" in str(error)
+            return False
+    return True
+
+
+def operations(run, monkeypatch):
+    """The number of operations of a whole run."""
+    with monkeypatch.context() as patch:
+        store = Faulty(patch, 10**9)
+        loop.run(run)
+    return store.count
+
+
+def recover(tiny, place, monkeypatch, whole, assert_same_run, fatal):
+    """Kill a run at an operation, go on with it on another machine or on the same one."""
+    run = tiny(out=f"{place}/{fatal}")
+    ended = attempt(run, monkeypatch, fatal, carried_out=fatal % 2 == 0)
+    if fatal % 3:
+        forget()
+    assert loop.run(run).val == whole[1].val
+    fetched(run)
+    assert_same_run(whole[0], run)
+    sweepings = [n for n in objects.listing(f"{run.out}/tiny") if "corrupt" in n or "tmp" in n]
+    assert not sweepings
+    return ended
+
+
+def test_a_run_recovers_from_a_store_that_fails(tiny, place, monkeypatch, whole, assert_same_run):
+    """In the upload of its second checkpoint; the slow test takes every operation."""
+    assert not recover(tiny, place, monkeypatch, whole, assert_same_run, 70)
+
+
+@pytest.mark.slow
+def test_a_run_recovers_from_every_operation(tiny, place, monkeypatch, whole, assert_same_run):
+    """From 20 of them, evenly; JAXLM_MATRIX=1000 takes all, 4 s of CPU each."""
+    count = operations(tiny(out=place), monkeypatch)
+    cases = min(count, int(os.environ.get("JAXLM_MATRIX", 20)))
+    for fatal in np.linspace(1, count, cases).astype(int):
+        recover(tiny, place, monkeypatch, whole, assert_same_run, int(fatal))
+
+
+# --- Several processes, in a store that they share: fsspec's of local files -------------------
+
+
+@pytest.fixture
+def store(tiny, home, tmp_path):
+    """A function that starts `jaxlm train` over two devices, on one machine or on two that share a
+    store and no files; what it prints, once it has ended well."""
+    run = tiny(out="local://store/runs")
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, fsdp=2))
+    (tmp_path / "run.json").write_text(json.dumps(config.to_dict(run)))
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    flags += ["--xla_force_host_platform_device_count="]
+
+    def start(name, machine, devices, **more):
+        environment = os.environ | {
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[3]),
+            "XLA_FLAGS": " ".join(flags) + str(devices),
+            "XDG_CACHE_HOME": str(tmp_path / machine),
+            "JAXLM_HUGEPAGES": "0",
+            "FSSPEC_LOCAL_AUTO_MKDIR": "true",
+            **more,
+        }
+        command = [sys.executable, "-m", "jaxlm", "train", "run.json", "--name", name]
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def train(name, *machines):
+        if len(machines) == 1:
+            processes = [start(name, machines[0], 2)]
+        else:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            peers = [f"localhost:{port}/2/{i}" for i in range(2)]
+            processes = [
+                start(name, machine, 1, JAXLM_DISTRIBUTED=peer)
+                for machine, peer in zip(machines, peers, strict=True)
+            ]
+        printed = [process.communicate(timeout=400)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(machines), printed
+        return printed[0]
+
+    train.folder = tmp_path / "store" / "runs"
+    return train
+
+
+@pytest.mark.slow
+def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
+    """Each uploads the arrays of its own device. What two wrote one reads, and what one wrote two,
+    with the losses of a run that was never moved."""
+    store("pair", "a", "b")
+    checkpoints = store.folder / "pair" / "checkpoints"
+    files = json_file.read_object(checkpoints / "12" / "manifest.json")["files"]
+    assert {f"params/array_metadatas/process_{i}" for i in range(2)} <= set(files)
+    for name, (size, digest) in files.items():
+        file = checkpoints / "12" / name
+        assert file.stat().st_size == size and io.sha256(file) == digest
+    assert not (store.folder / "pair" / "lock").exists()
+    assert not list(checkpoints.glob("*/manifest.*.json"))
+    right = metrics.deterministic(store.folder / "pair" / metrics.FILE)
+    for machines in (["c"], ["d", "e"]):
+        (checkpoints / "12" / "manifest.json").unlink()
+        (store.folder / "pair" / "result.json").unlink()
+        assert "resuming at step 9" in store("pair", *machines)
+        again = metrics.deterministic(store.folder / "pair" / metrics.FILE)
+        assert len(again) == len(right)
+        for a, b in zip(again, right, strict=True):
+            assert a.pop("split") == b["split"]
+            assert a == pytest.approx({n: x for n, x in b.items() if n != "split"}, rel=1e-6)
