@@ -22,6 +22,7 @@ from jaxlm.core import config, param
 from jaxlm.models.layers import stack
 from jaxlm.ops.attention import At
 from jaxlm.train.run import run as runs
+from scripts.tpu import vm
 from tests import programs
 from tests.test_tree import FLOORS
 
@@ -123,9 +124,12 @@ def test_commands_are_understood(line, tmp_path, monkeypatch):
 
 def test_commands_of_the_pages_are_understood(monkeypatch):
     """Their names and options exist, and so do the configs that they name."""
-    assert {c[0] for c in SHOWN} == {"make", "jaxlm"}
+    assert {c[0] for c in SHOWN} == {"make", "jaxlm", "python"}
     monkeypatch.chdir(ROOT)
-    for command, *given in {tuple(c[1:]) for c in SHOWN if c[0] == "jaxlm"}:
+    scripts = [c for c in SHOWN if c[0] == "python"]
+    assert {c[1] for c in scripts} == {"scripts/tpu/vm.py"}
+    inner = {tuple(vm.arguments(c[2:]).command) for c in scripts}
+    for command, *given in inner | {tuple(c[1:]) for c in SHOWN if c[0] == "jaxlm"}:
         # a run that does not exist has no options of its own data: those of any run are shown
         given = [a for a in given if command != "eval" or not a.startswith("runs/")]
         out = io.StringIO()

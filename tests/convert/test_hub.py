@@ -1,9 +1,15 @@
 """Checkpoints of the Hugging Face hub, which here is a function in its place."""
 
 import dataclasses
+import hashlib
+import http.server
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
+import threading
 import types
 
 import huggingface_hub
@@ -77,3 +83,76 @@ def test_what_the_hub_does_not_have_is_a_line(asked, capsys):
     )
     with pytest.raises(ValueError, match="start: hf://a/b@v1 .* `jaxlm import hf://a/b@v1 runs/b`"):
         initial_weights.check(run)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The few answers of the hub that a download asks for: a repository's files, and each of them.
+    `folder` has the files."""
+
+    folder: pathlib.Path
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def answer(self, whole):
+        path = self.path.partition("?")[0]
+        names = sorted(p.name for p in self.folder.iterdir() if p.is_file())
+        if path.startswith("/api/models/org/name/revision/"):
+            files = [{"rfilename": name} for name in [*names, "onnx/model.safetensors"]]
+            record = {"id": "org/name", "sha": COMMIT, "siblings": files, "private": False}
+            return self.send(json.dumps(record).encode(), "application/json", whole)
+        if path.startswith("/api/models/org/name/tree/"):
+            tree = [
+                {"type": "file", "path": n, "size": (self.folder / n).stat().st_size, "oid": n}
+                for n in names
+            ]
+            return self.send(json.dumps(tree).encode(), "application/json", whole)
+        name = path.rpartition("/")[2]
+        if path.startswith("/org/name/resolve/") and name in names:
+            return self.send((self.folder / name).read_bytes(), "application/octet-stream", whole)
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send(self, content, kind, whole):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if whole:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.slow
+def test_the_library_itself_fetches_from_a_server(hf, place):
+    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    handler = type("Handler", (Hub,), {"folder": hf})
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://localhost:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(place / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        }
+        command = [sys.executable, "-m", "jaxlm", "import"]
+        given, absent = (
+            subprocess.run([*command, *args], env=environment, capture_output=True, text=True)
+            for args in (["org/name", "runs/given"], ["hf://org/other", "runs/other"])
+        )
+        server.shutdown()
+    assert given.returncode == 0, given.stderr
+    assert checkpoint.facts("runs/given/checkpoints", 0)["revision"] == COMMIT
+    assert equal(trained_weights.load("runs/given").params, read.load(hf)[1])
+    assert not list((place / "home").rglob("onnx"))
+    assert absent.returncode == 2 and "hf://org/other: no such repository" in absent.stderr

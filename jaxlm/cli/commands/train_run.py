@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm import models, objectives
 from jaxlm.cli import arguments, field_overrides, launch, retries
 from jaxlm.core import check, config, json_file
+from jaxlm.core.remote import staging
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
@@ -182,7 +183,8 @@ def _run(target: str) -> Run:
     """The Run of a config file, or of a run's config.json."""
     if not target.endswith(".json"):
         return _loaded(config.load(target), target)
-    record = json_file.read_object(pathlib.Path(target))
+    file = pathlib.Path(target)
+    record = json_file.read_object(staging.local(file.parent) / file.name)
     try:
         return config.from_dict(Run, record)
     except ValueError as error:

@@ -26,7 +26,7 @@ OWN = re.compile(r"lock$|wandb/")
 
 def root() -> pathlib.Path:
     """The folder of all copies."""
-    return cache.folder() / "remote"
+    return (cache.folder() / "remote").absolute()
 
 
 def local(place: str | os.PathLike[str]) -> pathlib.Path:

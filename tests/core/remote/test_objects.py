@@ -11,6 +11,7 @@ import pytest
 
 from jaxlm.core import io
 from jaxlm.core.remote import lease, objects, staging
+from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 from tests.train.run.test_problems import BASE
 
@@ -63,6 +64,7 @@ def test_an_object_is_created_once_and_replaced_whole(place):
         ("s3://bucket/x", ImportError, r"s3:// needs s3fs: pip install 'jaxlm\[s3\]'"),
         ("gs://bucket/x", ImportError, r"gs:// needs gcsfs: pip install 'jaxlm\[gcs\]'"),
         ("gone://bucket/x", ValueError, "gone://bucket/x: fsspec knows no such scheme"),
+        ("https://bucket/x", ValueError, "https:// cannot be written; gs:// or s3:// can"),
     ],
 )
 def test_what_is_missing_is_named_before_compute(address, error, words, monkeypatch):
@@ -77,15 +79,18 @@ def test_what_is_missing_is_named_before_compute(address, error, words, monkeypa
         runs.validate(runs.dataclasses.replace(BASE, out=address))
 
 
-def test_a_bucket_that_is_not_there_is_named(monkeypatch):
-    class Store:
-        def exists(self, path):
-            assert path == "bucket"
-            return False
+def test_a_bucket_that_is_not_there_is_named(place, monkeypatch):
+    def absent(*args, **named):
+        raise FileNotFoundError("The specified bucket does not exist")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda address, **_: (Store(), "bucket/runs"))
-    with pytest.raises(objects.StoreError, match="s3://bucket/runs: there is no bucket 'bucket'"):
-        objects.check("s3://bucket/runs")
+    for name in ("find", "pipe_file"):
+        monkeypatch.setattr(fsspec.get_filesystem_class("memory"), name, absent)
+    words = f"{place}/lock: FileNotFoundError: The specified bucket does not exist"
+    with (
+        pytest.raises(objects.StoreError, match=words),
+        directory.held(staging.copy_of(place, "write-0"), True),
+    ):
+        pass
 
 
 def test_errors_of_a_store_are_a_line_with_its_url(place, monkeypatch):

@@ -16,9 +16,11 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.commands import train_run
 from jaxlm.core import config, io, json_file
 from jaxlm.core.remote import lease, objects, staging
 from jaxlm.train import initial_weights, loop, trained_weights
+from jaxlm.train.optim import optimizer
 from jaxlm.train.run import checkpoint, directory, integrity, metrics
 from jaxlm.train.run import run as runs
 
@@ -95,7 +97,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(
     assert checkpoint.steps(fetched(run) / "checkpoints") == [9, 12]
     assert_same_run(whole[0], run)
     forget()
-    assert directory.load(address) == run
+    assert directory.load(address) == train_run._run(f"{address}/config.json") == run
     saved, right = jaxlm.load(address), jaxlm.load(runs.folder(whole[0]))
     same = jax.tree.map(np.array_equal, saved.params, right.params)
     assert saved.step == 12 and all(jax.tree.leaves(same))
@@ -174,6 +176,38 @@ def test_a_run_recovers_from_every_operation(tiny, place, monkeypatch, whole, as
     cases = min(count, int(os.environ.get("JAXLM_MATRIX", 20)))
     for fatal in np.linspace(1, count, cases).astype(int):
         recover(tiny, place, monkeypatch, whole, assert_same_run, int(fatal))
+
+
+@pytest.mark.slow
+def test_a_branch_goes_on_from_a_trunk_in_a_store(tiny, place, assert_same_run):
+    optim = optimizer.Optim(lr=1e-2, warmup=2, schedule="wsd", decay=0.25)
+    kept = runs.Checkpoint(every=100, at=(9,))
+    loop.run(tiny(out=place, name="trunk", optim=optim, steps=16, checkpoint=kept))
+    whole = tiny(name="whole", optim=optim)
+    loop.run(whole)
+    forget()
+    branch = dataclasses.replace(whole, out=place, name="branch", trunk=f"{place}/trunk")
+    assert loop.run(branch).step == 12
+    assert "checkpoints/12/manifest.json" in objects.listing(f"{place}/branch")
+    fetched(branch)
+    assert_same_run(whole, branch)
+
+
+def test_a_damaged_checkpoint_in_a_store_is_set_aside(whole, tiny, place, capsys, assert_same_run):
+    """The one before is gone on from; the damaged one keeps another name, in the store too."""
+    run, address = tiny(out=place), f"{place}/tiny"
+    loop.run(run)
+    part = next(n for n in objects.listing(f"{address}/checkpoints/12/params") if "/d/" in n)
+    objects.write(f"{address}/checkpoints/12/params/{part}", b"damaged")
+    objects.remove(address, ["result.json"])
+    forget()
+    loop.run(run)
+    printed = capsys.readouterr()
+    assert f"{address}/checkpoints/12.corrupt was set aside" in printed.err
+    assert "resuming at step 9" in printed.out
+    assert objects.read(f"{address}/checkpoints/12.corrupt/params/{part}") == b"damaged"
+    fetched(run)
+    assert_same_run(whole[0], run)
 
 
 # --- Several processes, in a store that they share: fsspec's of local files -------------------
