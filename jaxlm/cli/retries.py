@@ -211,7 +211,8 @@ def fewer(run: Run, count: int, here: int) -> tuple[int, Plan]:
         for plan in _smaller(run.plan, count, processes):
             parts = plan.microbatches * plan.row_parts
             rows = [stage.batch for stage in kinds.stages(run.data)]
-            if plan.row_parts % processes == 0 and all(n % parts == 0 for n in rows):
+            even = plan.row_parts % processes == 0 or processes % plan.row_parts == 0
+            if even and all(n % parts == 0 for n in rows):
                 return processes, plan
     raise ValueError(
         f"plan: {run.plan} given, for {count} processes, of which {here} are left; neither "

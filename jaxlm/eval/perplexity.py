@@ -86,7 +86,7 @@ def evaluate(
 
     Raises: ValueError for an empty split.
     """
-    local = pretraining.val_batches(data, split, jax.process_index(), jax.process_count())
+    local = pretraining.val_batches(data, split, *transfer.reader(plan))
     total = sums(score, params, itertools.islice(local, batches), plan)
     if not total["weight"]:
         raise ValueError(f"{split.folder}: the {split.split!r} split has no token to predict")

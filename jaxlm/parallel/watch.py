@@ -84,6 +84,9 @@ class Judge:
             gone = [i for i, heard in self._heard.items() if now - heard > SILENT]
             if gone:
                 return f"{named(gone)} of this run is lost"
+            first = min(faults, key=self._moved.__getitem__)
+            if now - self._moved[first] > 2 * SILENT:
+                return f"a collective of process {first} of this run broke ({faults[first]})"
         last, waited = self._last(now)
         if waited <= self._patience or self._notes[last[0]].passed < 1:
             return None

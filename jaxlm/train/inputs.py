@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxlm.core import cache, param
@@ -141,9 +140,7 @@ def _examples(run: Run, model: Model, objective: Objective, arrive: Arrive) -> S
     def evaluate(state: State, batches: int | None) -> Judged:
         assert split.val is not None
         params = optimizer.ema(state.opt, state.params)
-        local = examples.val_batches(
-            split.val, data.batch, jax.process_index(), jax.process_count()
-        )
+        local = examples.val_batches(split.val, data.batch, *transfer.reader(run.plan))
         record = heldout.evaluate(score, objective, params, state.frozen, local, run.plan, batches)
         return Judged(record, record["loss"])
 
@@ -181,7 +178,7 @@ def _opener(
 
     @contextlib.contextmanager
     def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
-        with contextlib.closing(batches(step, jax.process_index(), jax.process_count())) as local:
+        with contextlib.closing(batches(step, *transfer.reader(plan))) as local:
 
             def following(number: int, state: State) -> Fed:
                 clock = time.perf_counter()

@@ -61,9 +61,15 @@ def test_a_collective_that_broke_is_the_fault_of_who_is_silent():
     hear(6, 0, 3, fault="UNAVAILABLE: connection reset")
     hear(6, 1, 3)
     assert made.verdict(6) == "process 2 of this run is lost"
+    hear(6, 2, 3)  # it was alive after all
+    assert made.verdict(10) is None
+    for now in (12, 22):
+        for index in range(3):
+            hear(now, index, 3, fault=None if index == 2 else "UNKNOWN: Gloo context")
+    assert made.verdict(23) == "a collective of process 0 of this run broke (UNKNOWN: Gloo context)"
     # an error of its own is the reason that the others are given
-    hear(7, 1, 3, fault="data.source: no such file")
-    assert made.verdict(7) == "process 1 of this run failed (data.source: no such file)"
+    hear(24, 1, 3, fault="data.source: no such file")
+    assert made.verdict(24) == "process 1 of this run failed (data.source: no such file)"
 
 
 @pytest.mark.parametrize("value", ["2", "soon", "nan", "inf"])

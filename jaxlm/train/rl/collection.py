@@ -101,7 +101,7 @@ class _Collector:
             learnt = time.perf_counter() - self.clock if number > step + 2 else 0.0
             if part == 0:
                 at, spent = self.collect(state, iteration, at.coefficient)
-            rows = transfer.own(self.part(at.rows, iteration, part))
+            rows = transfer.own(self.run.plan, self.part(at.rows, iteration, part))
             batch = transfer.batch(self.run.plan, rows)
             self.clock = time.perf_counter()
             return Fed(batch, at.metrics, {"learn": learnt, **spent})

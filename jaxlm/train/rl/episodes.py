@@ -137,7 +137,7 @@ class Player:
         """
         clock = time.perf_counter()
         self._arrive("sampling responses")
-        local = transfer.own(policy_sampling.narrowed(prompts))
+        local = transfer.own(self._run.plan, policy_sampling.narrowed(prompts))
         local, generate = transfer.batch(self._run.plan, local), self._phases.generate
         rows = transfer.fetch(generate(state.params, state.frozen, local, key, temperature))
         _check_finite(rows)
@@ -147,13 +147,13 @@ class Player:
         for start in range(0, len(rows.tokens), self._chunk):
             stop = start + self._chunk
             part = jax.tree.map(lambda x, at=slice(start, stop): x[at], rows)
-            part = transfer.batch(self._run.plan, transfer.own(part))
+            part = transfer.batch(self._run.plan, transfer.own(self._run.plan, part))
             running.append(self._phases.measure(state.params, state.frozen, part))
         self._arrive("rewarding responses")
-        scored = self._scored(*transfer.own((rows, prompts.row)), rewards, held_out)
+        scored = self._scored(*transfer.own(self._run.plan, (rows, prompts.row)), rewards, held_out)
         rewarded = time.perf_counter()
         self._arrive("measuring responses")
-        scored, parts = transfer.joined(scored), transfer.fetch(running)
+        scored, parts = transfer.joined(self._run.plan, scored), transfer.fetch(running)
         measured, judged = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         seconds = {
             "generate": generated - clock,

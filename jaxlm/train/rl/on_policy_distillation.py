@@ -53,7 +53,7 @@ def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supp
         key = np.random.SeedSequence((run.seed, *draw)).generate_state(2)
         repeated = policy_sampling.narrowed(policy_sampling.repeated(prompts, samples))
         arrive("sampling responses")
-        local = transfer.batch(run.plan, transfer.own(repeated))
+        local = transfer.batch(run.plan, transfer.own(run.plan, repeated))
         rows = transfer.fetch(sampler(state.params, state.frozen, local, key, 1.0))
         return policy_sampling.fitted(batches.text(rows), policy_sampling.width(rows.segments))
 
@@ -63,7 +63,7 @@ def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supp
         batch = respond(state, order[number - 1], _SAMPLE, number)
         spent = {"generate": time.perf_counter() - clock}
         length = {"length": np.float32(batch.weight.sum() / len(batch.weight))}
-        return Fed(transfer.batch(run.plan, transfer.own(batch)), length, spent)
+        return Fed(transfer.batch(run.plan, transfer.own(run.plan, batch)), length, spent)
 
     @contextlib.contextmanager
     def opened(step: int, carry: param.Tree) -> Iterator[Stream]:
@@ -73,7 +73,9 @@ def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supp
         assert split.val is not None
         state = state._replace(params=optimizer.ema(state.opt, state.params))
         prompts = itertools.islice(examples.val_batches(split.val, run.data.batch), batches)
-        local = (transfer.own(respond(state, p, _EVALUATE, n)) for n, p in enumerate(prompts))
+        local = (
+            transfer.own(run.plan, respond(state, p, _EVALUATE, n)) for n, p in enumerate(prompts)
+        )
         record = heldout.evaluate(score, objective, state.params, state.frozen, local, run.plan)
         return Judged(record, record["loss"])
 

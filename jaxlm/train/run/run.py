@@ -271,10 +271,10 @@ def _mesh(run: Run) -> Iterator[str]:
             f"plan: {plan} given, {plan.devices} devices; with {processes} processes it must be "
             f"all {jax.device_count()}"
         )
-    if plan.row_parts % processes:
+    if plan.row_parts % processes and processes % plan.row_parts:
         yield (
-            f"plan: {plan} splits rows into {plan.row_parts} parts; it must be a multiple of the "
-            f"{processes} processes, each of which reads its own rows"
+            f"plan: {plan} splits rows into {plan.row_parts} parts; it must be a multiple or a "
+            f"divisor of the {processes} processes, each of which reads its own rows"
         )
     if run.rollout is not None or any(run.data.problems()):
         return  # minibatches are what has to divide; or `_data` names what is wrong
@@ -285,8 +285,6 @@ def _mesh(run: Run) -> Iterator[str]:
         fits += f"{plan.microbatches}, and {parts // plan.microbatches} parts of the rows by {plan}"
         fits += "" if run.diloco is None else f" and diloco.replicas={copies}"
         yield from check.problem("data.batch", stage.batch, stage.batch % parts == 0, fits)
-        fits = f"a multiple of the {processes} processes from step {stage.first_step} on"
-        yield from check.problem("data.batch", stage.batch, stage.batch % processes == 0, fits)
     yield from _sequence(plan, run.data)
 
 

@@ -17,7 +17,7 @@ from jaxlm.data.sources import source
 from jaxlm.data.tokenized import shard_cache, shards
 from jaxlm.train import loop, precompute, trained_weights
 from jaxlm.train.rl import reward_functions
-from jaxlm.train.run import branching, directory, integrity, metrics
+from jaxlm.train.run import branching, checkpoint, directory, integrity, metrics
 from jaxlm.train.run import run as runs
 
 # --- Damaged files ---------------------------------------------------------------------------
@@ -30,6 +30,12 @@ def copied(whole, tmp_path, monkeypatch, home):
     run = dataclasses.replace(whole[0], out=str(tmp_path / "runs"))
     shutil.copytree(runs.folder(whole[0]), runs.folder(run))
     return run, runs.folder(run)
+
+
+def _written(run, folder, step):
+    """(mark, due): what a checkpoint of the run vouches for of its metrics.jsonl."""
+    mark = metrics.Mark(*checkpoint.facts(folder / "checkpoints", step)["metrics"])
+    return mark, runs.records_due(run, step)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "deleted", "altered"])
@@ -102,7 +108,7 @@ def test_records_that_are_missing_after_a_resume_are_told(copied, damage, told):
     run, folder = copied
     file, warned = folder / metrics.FILE, []
     file.write_bytes(damage(file.read_bytes()))
-    metrics.Writer(folder, 12, True, warned.append, *loop._written(run, folder, 12))
+    metrics.Writer(folder, 12, True, warned.append, *_written(run, folder, 12))
     (line,) = warned
     assert told in line and str(file) in line
     list(metrics.records(file))
@@ -149,7 +155,7 @@ def test_a_whole_file_is_told_nothing_of(copied):
     before = (folder / metrics.FILE).read_bytes()
     with (folder / metrics.FILE).open("ab") as file:
         file.write(b'{"step": 14, "split": "train", "loss": 1.0}\n{"st')
-    metrics.Writer(folder, 12, True, pytest.fail, *loop._written(run, folder, 12))
+    metrics.Writer(folder, 12, True, pytest.fail, *_written(run, folder, 12))
     assert (folder / metrics.FILE).read_bytes() == before
 
 
