@@ -35,6 +35,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=20"],
     "zstd": ["zstandard>=0.23"],
     "tiktoken": ["tiktoken>=0.9"],
+    # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
+    "tpu": ["jax[tpu]"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.

@@ -113,7 +113,7 @@ class Plan:
 
         Raises: ValueError when this machine has fewer devices than the plan names.
         """
-        return _mesh(self)
+        return _mesh(self, target.devices())
 
     def shard_params(self, spec: param.Tree) -> param.Tree:
         """NamedShardings for a spec. Raises: ValueError naming a weight that does not divide."""
@@ -181,8 +181,8 @@ class Plan:
 
 
 @functools.lru_cache
-def _mesh(plan: Plan) -> jax.sharding.Mesh:
-    need, have = plan.devices, jax.devices()
+def _mesh(plan: Plan, have: tuple[Any, ...]) -> jax.sharding.Mesh:
+    need = plan.devices
     if need > len(have):
         raise ValueError(
             f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"

@@ -1,0 +1,40 @@
+"""Names of slices, and the devices that programs are compiled for."""
+
+import sys
+
+import jax
+import pytest
+
+from jaxlm.core import target
+from jaxlm.parallel import topology
+from jaxlm.parallel.plan import Plan
+
+
+def test_names_count_chips():
+    slice_ = topology.describe("tpu7x:4x4x8")
+    assert (slice_.chips, slice_.dimensions, slice_.chip.per_chip) == (128, 3, 2)
+    assert topology.describe("v5e:4x1").dimensions == topology.describe("h100:8").dimensions == 1
+
+
+@pytest.mark.parametrize("name", ["v5p", "v7x:2x2x1", "v5e:4x", "v5e:0x4", "v5e:4*4"])
+def test_a_wrong_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"such as 'v5p:4x4x8'"):
+        topology.describe(name)
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxlm\[tpu\]'"):
+        topology.load("v5e:2x2")
+    with pytest.raises(ValueError, match="only slices of TPUs"):
+        topology.load("h100:8")
+
+
+def test_a_mesh_holds_the_devices_that_are_compiled_for():
+    """Meshes of jax.devices() alone are compiled for the machine that plans."""
+    last = jax.devices()[-1:]
+    with target.compiling_for("tpu", last):
+        assert Plan().mesh.devices.ravel().tolist() == last
+        with pytest.raises(ValueError, match=r"fsdp=2 needs 2 devices; 1 cpu"):
+            _ = Plan(fsdp=2).mesh
+    assert Plan().mesh.devices.ravel().tolist() == jax.devices()[:1]
