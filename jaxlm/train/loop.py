@@ -19,10 +19,11 @@ from jaxlm.decode import completions, prompt_tokens
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import agreement, devices
-from jaxlm.train import initial_weights, preflight, step
+from jaxlm.train import initial_weights, step
 from jaxlm.train import inputs as supplies
 from jaxlm.train import program as programs
 from jaxlm.train.optim import optimizer
+from jaxlm.train.preflight import memory_check
 from jaxlm.train.run import (
     branching,
     checkpoint,
@@ -106,7 +107,7 @@ def prepare(run: Run) -> list[str]:
     Raises: ValueError for a Run that cannot start.
     """
     runs.validate(run)
-    preflight.check(run)
+    memory_check.check(run)
     warnings = []
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
         warnings = initial_weights.check(run)

@@ -9,16 +9,24 @@ import jax
 from jaxlm import models, objectives
 from jaxlm.cli import arguments, field_overrides, launch
 from jaxlm.core import config, json_file
+from jaxlm.core import target as devices_elsewhere
 from jaxlm.data import pretraining
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
-from jaxlm.parallel import multihost
+from jaxlm.parallel import multihost, topology
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report
-from jaxlm.train import loop, preflight, program
+from jaxlm.train import loop, program
 from jaxlm.train.optim import optimizer
+from jaxlm.train.preflight import compiled_step, memory_check, step_report
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
+
+PLAN_OPTIONS = """
+--memory GIB: of each device; without it the plan is held against this machine
+--topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), and predict its
+  time; of GPUs, such as h100:8, predict it by the closed form
+--tokens N: the budget whose days and chip-hours are printed with --topology, such as 15e12"""
 
 
 def train(args: Sequence[str]) -> int:
@@ -40,14 +48,23 @@ def train(args: Sequence[str]) -> int:
 
 
 def plan(args: Sequence[str]) -> int:
-    """jaxlm plan CONFIG-or-PRESET [--memory GIB] [--field value ...]"""
+    """jaxlm plan CONFIG-or-PRESET [--topology NAME [--tokens N]] [--memory GIB] [--field value]"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("plan"))
-        print("\n--memory GIB: of each device; without it the plan is held against this machine")
+        print(PLAN_OPTIONS)
         print(f"\npresets: {', '.join(models.presets())}")
         return 0
     target, overrides = arguments.target("plan", args)
-    overrides, device_gib = _memory(overrides)
+    if help_only := bool({"-h", "--help"} & set(overrides)):
+        print(PLAN_OPTIONS)
+    overrides, device_gib = _number(overrides, "--memory", "the GiB of a device", "80")
+    overrides, tokens = _number(overrides, "--tokens", "a number of tokens", "15e12")
+    overrides, name = _option(overrides, "--topology")
+    if name is not None and not help_only:
+        print(cost_report.text(_elsewhere(target, overrides, name, tokens)))
+        return 0
+    if tokens is not None and not help_only:
+        raise ValueError("--tokens given without --topology, whose speed it divides by")
     run = _chosen("plan", target, overrides)
     built = program.build(run, run.plan)[1]
     tx = optimizer.build(run.optim, built.spec, run.steps, fp16=False)
@@ -62,7 +79,7 @@ def plan(args: Sequence[str]) -> int:
         dtype=run.plan.dtype,
         targets=pretraining.target_length(run.data) if isinstance(run.data, Data) else None,
     )
-    print(cost_report.text([*rows, *preflight.rows(run, built, device_gib)]))
+    print(cost_report.text([*rows, *memory_check.rows(run, built, device_gib)]))
     return 0
 
 
@@ -96,19 +113,42 @@ def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
     return field_overrides.apply(run, overrides, f"jaxlm {command} {target}")
 
 
-def _memory(args: list[str]) -> tuple[list[str], float | None]:
-    """(the arguments without `--memory GIB`, its value if it is given)."""
-    if "--memory" not in args:
+def _elsewhere(
+    target: str, overrides: list[str], name: str, tokens: float | None
+) -> list[cost_report.Row]:
+    """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs."""
+    described = topology.describe(name)
+    if described.chip.platform == "tpu":
+        described = topology.load(name)
+    with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
+        run = _chosen("plan", target, overrides)
+        built = program.build(run, run.plan)[1]
+        compiled = compiled_step.compile_step(run, described) if described.devices else None
+        return step_report.rows(run, built, described, compiled, tokens)
+
+
+def _option(args: list[str], name: str) -> tuple[list[str], str | None]:
+    """(the arguments without `name VALUE`, the value; None where it is absent)."""
+    if name not in args:
         return args, None
-    at = args.index("--memory")
-    value = "".join(args[at + 1 : at + 2])
+    at = args.index(name)
+    return args[:at] + args[at + 2 :], "".join(args[at + 1 : at + 2])
+
+
+def _number(
+    args: list[str], name: str, meaning: str, example: str
+) -> tuple[list[str], float | None]:
+    """`_option`, whose value is a number above 0."""
+    rest, value = _option(args, name)
+    if value is None:
+        return rest, None
     try:
-        gib = float(value)
+        number = float(value)
     except ValueError:
-        gib = 0.0
-    if not gib > 0:
-        raise ValueError(f"--memory: {value!r} given; the GiB of a device are needed, such as 80")
-    return args[:at] + args[at + 2 :], gib
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"{name}: {value!r} given; {meaning} is needed, such as {example}")
+    return rest, number
 
 
 def _run(target: str) -> Run:
