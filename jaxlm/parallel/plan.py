@@ -55,7 +55,8 @@ class Plan:
     for NVIDIA GPUs; splash for TPUs. Each refuses what it does not support: docs/attention.md. On a
     CPU blockwise is the faster one from rows of some 128 tokens."""
     loss_chunk: int = 4096
-    """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
+    """Tokens of each device per chunk of the cross-entropy; bounds the float32 logits it holds at
+    once. Every chunk gathers the output matrix and sums its gradient."""
 
     def __post_init__(self) -> None:
         check.refuse("", self.problems())
@@ -89,6 +90,11 @@ class Plan:
     def row_parts(self) -> int:
         """Parts into which the devices split the rows of a batch."""
         return math.prod(getattr(self, name) for name in rules.ROWS)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens of a batch per chunk of the cross-entropy: `loss_chunk` of every device."""
+        return self.loss_chunk * self.row_parts * self.context
 
     def __str__(self) -> str:
         """The mesh in words: "data=2 x fsdp=4", "one device"."""

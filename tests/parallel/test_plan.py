@@ -73,3 +73,11 @@ def test_compute_dtype():
     assert Plan().dtype == jnp.float32  # on CPU
     for name in ("float32", "bfloat16", "float16"):
         assert dataclasses.replace(MESH, compute=name).dtype == jnp.dtype(name)
+
+
+def test_chunks_of_the_loss_are_of_each_device():
+    """Chunks of all devices' tokens together were the smaller the more devices there were: on 64
+    chips a step gathered the output matrix and summed its gradient 256 times, five times the bytes
+    of all layers."""
+    assert Plan(loss_chunk=512).loss_tokens == 512
+    assert Plan(data=2, fsdp=4, context=2, tensor=2, loss_chunk=512).loss_tokens == 16 * 512

@@ -176,7 +176,8 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
     """Bytes that a device sends in a step, by mesh axis, in the least that the layout allows.
 
     Weights are gathered in bfloat16 for the forward and again for the backward pass, and gradients
-    scattered in bfloat16, for every micro-batch; gradients are summed over `data` in float32.
+    scattered in bfloat16, for every micro-batch, and those of the output matrix for every chunk of
+    the loss; gradients are summed over `data` in float32.
     """
     spec = models.spec(cfg)
     tokens = batch * seq / (plan.row_parts * plan.context)
@@ -185,9 +186,12 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
     again = plan.remat == "full"
     stored = plan.fsdp * plan.context
     held = param.count(spec) / (stored * plan.expert * plan.tensor)
+    head = spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
+    chunks = max(1, tokens / plan.microbatches // plan.loss_chunk)
+    present = _present(spec, plan) + (chunks - 1) * math.prod(head.shape) / plan.tensor
     sent = {
         "data": 2 * 4 * held * _ring(plan.data),
-        "fsdp": 3 * 2 * _present(spec, plan) * _ring(stored) * plan.microbatches,
+        "fsdp": 3 * 2 * present * _ring(stored) * plan.microbatches,
         "expert": (2 + again) * 2 * residual * (plan.expert - 1),
         "context": layers * (3 + again) * 2 * _keys(spec) * tokens * (plan.context - 1),
         "tensor": (4 + 2 * again) * 2 * residual * _ring(plan.tensor),
