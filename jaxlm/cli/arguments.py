@@ -49,7 +49,7 @@ def _check_run(command: str, target: str, rest: Sequence[str]) -> None:
             raise ValueError(f"no preset {target!r}{near}")
     elif not target.endswith(".json"):
         schema.check_config(target)
-    own = ["--memory", "--topology", "--tokens"] if command == "plan" else []
+    own = ["--memory", "--search", "--topology", "--tokens"] if command == "plan" else []
     overrides = [arg for arg in rest if arg not in own]
     check_options(overrides, schema.annotations([RUN]), f"jaxlm {command} {target}", flags=False)
 

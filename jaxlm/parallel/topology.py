@@ -11,6 +11,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 class Chip(NamedTuple):
@@ -102,6 +103,18 @@ def load(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology: {name!r} given; libtpu refuses it: {error}") from error
     return described._replace(devices=tuple(found.devices))
+
+
+def worst_hop(mesh: jax.sharding.Mesh, axis: str) -> int | None:
+    """The most links between devices that follow one another along a mesh axis, from the last back
+    to the first too, as keys go round a ring; None for devices without coordinates. Links that
+    close a torus, which only whole cubes and pods have, are not counted on."""
+    if not all(hasattr(device, "coords") for device in mesh.devices.flat):
+        return None
+    places = np.array([device.coords for device in mesh.devices.flat])
+    places = places.reshape(*mesh.devices.shape, -1)
+    at = mesh.axis_names.index(axis)
+    return int(np.abs(places - np.roll(places, -1, at)).sum(-1).max())
 
 
 # libtpu asks a metadata server which TPU this is, and waits; takes a lock on the machine's chips,

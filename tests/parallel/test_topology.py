@@ -1,8 +1,11 @@
 """Names of slices, and the devices that programs are compiled for."""
 
 import sys
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 
 from jaxlm.core import target
@@ -38,3 +41,22 @@ def test_a_mesh_holds_the_devices_that_are_compiled_for():
         with pytest.raises(ValueError, match=r"fsdp=2 needs 2 devices; 1 cpu"):
             _ = Plan(fsdp=2).mesh
     assert Plan().mesh.devices.ravel().tolist() == jax.devices()[:1]
+
+
+class Placed(NamedTuple):
+    """A device with a place on a torus."""
+
+    coords: tuple[int, ...]
+
+
+def test_the_worst_hop_closes_the_ring():
+    """Rows of a 2x4 slice as rings: one link to each neighbour, three from the last to the first;
+    columns are pairs of neighbours."""
+    devices = np.empty((2, 4), object)
+    for x, y in np.ndindex(2, 4):
+        devices[x, y] = Placed((x, y, 0))
+    grid = SimpleNamespace(devices=devices, axis_names=("fsdp", "context"))
+    assert [topology.worst_hop(grid, name) for name in grid.axis_names] == [1, 3]
+    grid.devices = devices.reshape(8, 1)
+    assert topology.worst_hop(grid, "fsdp") == 4  # (0, 3) to (1, 0), and (1, 3) to (0, 0)
+    assert topology.worst_hop(Plan(fsdp=2).mesh, "fsdp") is None

@@ -66,9 +66,10 @@ def test_a_budget_in_days_and_chip_hours():
 def test_a_compiled_step_is_reported_by_its_collectives():
     """4e11 bytes at half of two links both ways, 1e11 bytes/s, are longer than all products."""
     bytes_ = Bytes(2 * GIB, 4 * GIB, 0, 2 * GIB, 3 * GIB, GIB)
-    text = report(Compiled(bytes_, LEDGER, frozenset({"splash_mha_fwd"}), 35.0))
+    text = report(Compiled(bytes_, LEDGER, {"fsdp": 3}, frozenset({"splash_mha_fwd"}), 35.0))
     assert "compiled for v5e:4x4 in 35 s: fsdp=16" in text
     assert "it fits: 12.00 GiB of 16.00 GiB a device; the largest part is optimiser" in text
+    assert re.search(r"worst hop of a ring, in links +fsdp 3", text)
     assert re.search(r"kernels +splash_mha_fwd", text)
     assert re.search(r"all-gather over fsdp \(16\) +32 times, 0.27 TiB sent, 3.000 s", text)
     assert number(text, "seconds a step") == number(text, "links") == pytest.approx(4.0)
@@ -114,6 +115,7 @@ def test_activations_are_what_the_largest_loop_keeps_for_each_layer():
     [
         (["--topology", "v9:2x2"], "--topology: 'v9:2x2' given; it must be a kind of"),
         (["--tokens", "1e12"], "--tokens given without --topology"),
+        (["--search", "2"], "--search given without --topology"),
         (["--topology", "h100:8", "--tokens", "many"], "--tokens: 'many' given; a number of tok"),
     ],
 )
@@ -128,6 +130,19 @@ def test_gpus_are_planned_by_the_closed_form(capsys):
     text = capsys.readouterr().out
     assert text.startswith("closed form, not compiled: h100:8, fsdp=8")
     assert roofline.RATES.products < 1
+
+
+def test_a_search_puts_the_fastest_layout_that_fits_first(capsys):
+    """8B on 8 GPUs: without recomputation one row a device does not fit into 80 GiB."""
+    args = ["--data.batch", "8", "--data.seq", "4096", "--plan.attention", "cudnn"]
+    assert main.main(["plan", "llama3-8b", "--topology", "h100:8", "--search", "3", *args]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "layouts of h100:8, best first"
+    times = [float(re.search(r"  ([\d.]+) s, ", line)[1]) for line in lines[1:4]]
+    assert times == sorted(times) and len(times) == 3
+    assert all(float(re.search(r"([\d.]+) GiB", line)[1]) <= 80 for line in lines[1:4])
+    assert main.main(["plan", "llama3-405b", "--topology", "h100:8", "--search", "3", *args]) == 2
+    assert "--search: none of" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -146,3 +161,4 @@ def test_a_step_is_compiled_for_a_tpu(capsys):
     assert all(size >= 0 for size in compiled.bytes)
     assert any(name.startswith("splash") for name in compiled.kernels)
     assert {row.axes for row in compiled.ledger} == {("fsdp",)}
+    assert compiled.hops == {"fsdp": 1}

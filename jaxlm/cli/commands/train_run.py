@@ -18,7 +18,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report
 from jaxlm.train import loop, program
 from jaxlm.train.optim import optimizer
-from jaxlm.train.preflight import compiled_step, memory_check, step_report
+from jaxlm.train.preflight import compiled_step, layout_search, memory_check, step_report
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
 
@@ -26,6 +26,8 @@ PLAN_OPTIONS = """
 --memory GIB: of each device; without it the plan is held against this machine
 --topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), and predict its
   time; of GPUs, such as h100:8, predict it by the closed form
+--search N: compare layouts, remat and micro-batches for that topology by the closed form, compile
+  the best N, and report the best of them
 --tokens N: the budget whose days and chip-hours are printed with --topology, such as 15e12"""
 
 
@@ -59,12 +61,14 @@ def plan(args: Sequence[str]) -> int:
         print(PLAN_OPTIONS)
     overrides, device_gib = _number(overrides, "--memory", "the GiB of a device", "80")
     overrides, tokens = _number(overrides, "--tokens", "a number of tokens", "15e12")
+    overrides, count = _number(overrides, "--search", "a number of layouts", "3")
     overrides, name = _option(overrides, "--topology")
     if name is not None and not help_only:
-        print(cost_report.text(_elsewhere(target, overrides, name, tokens)))
+        print(cost_report.text(_elsewhere(target, overrides, name, tokens, count)))
         return 0
-    if tokens is not None and not help_only:
-        raise ValueError("--tokens given without --topology, whose speed it divides by")
+    for option, value in (("--tokens", tokens), ("--search", count)):
+        if value is not None and not help_only:
+            raise ValueError(f"{option} given without --topology, which it is about")
     run = _chosen("plan", target, overrides)
     built = program.build(run, run.plan)[1]
     tx = optimizer.build(run.optim, built.spec, run.steps, fp16=False)
@@ -114,17 +118,25 @@ def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
 
 
 def _elsewhere(
-    target: str, overrides: list[str], name: str, tokens: float | None
+    target: str, overrides: list[str], name: str, tokens: float | None, count: float | None
 ) -> list[cost_report.Row]:
-    """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs."""
+    """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs; with
+    `count`, of the best of so many layouts, after a line for each."""
     described = topology.describe(name)
     if described.chip.platform == "tpu":
         described = topology.load(name)
     with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
         run = _chosen("plan", target, overrides)
         built = program.build(run, run.plan)[1]
-        compiled = compiled_step.compile_step(run, described) if described.devices else None
-        return step_report.rows(run, built, described, compiled, tokens)
+        if count is None:
+            compiled = compiled_step.compile_step(run, described) if described.devices else None
+            return step_report.rows(run, built, described, compiled, tokens)
+        best = layout_search.best(run, built, described, int(count))
+        steps = layout_search.compiled(best, described)
+        run, compiled = steps[0]
+        built = program.build(run, run.plan)[1]
+        report = step_report.rows(run, built, described, compiled, tokens)
+        return [*layout_search.rows(steps, described), *report]
 
 
 def _option(args: list[str], name: str) -> tuple[list[str], str | None]:

@@ -13,7 +13,7 @@ from jaxlm.core.batch import Batch, Pairs
 from jaxlm.data import pretraining
 from jaxlm.parallel import collectives, hlo
 from jaxlm.parallel.collectives import Collective
-from jaxlm.parallel.topology import Topology
+from jaxlm.parallel.topology import Topology, worst_hop
 from jaxlm.scaling.cost import memory
 from jaxlm.train import program, step
 from jaxlm.train.optim import optimizer
@@ -45,11 +45,12 @@ class Bytes(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A step compiled for a topology. kernels: Pallas kernels by name. seconds: of lowering and
-    compiling."""
+    """A step compiled for a topology. hops: the worst of each axis, as `topology.worst_hop` has
+    it. kernels: Pallas kernels by name. seconds: of lowering and compiling."""
 
     bytes: Bytes
     ledger: list[Collective]
+    hops: dict[str, int]
     kernels: frozenset[str]
     seconds: float
 
@@ -95,7 +96,10 @@ def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
         )
         parts = _parts(state, peak, held.gradients, hlo.parse(text), objective.spec)
         ledger = collectives.ledger(text, run.plan.mesh)
-    return Compiled(parts, ledger, frozenset(_KERNEL.findall(text)), seconds)
+        mesh = run.plan.mesh
+        rings = {axis: worst_hop(mesh, axis) for axis, size in mesh.shape.items() if size > 1}
+    hops = {axis: hop for axis, hop in rings.items() if hop is not None}
+    return Compiled(parts, ledger, hops, frozenset(_KERNEL.findall(text)), seconds)
 
 
 _KERNEL = re.compile(r"%((?:splash|flash|gmm|tgmm)\w*?)(?:\.\d+)? = ")

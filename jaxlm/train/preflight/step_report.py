@@ -82,7 +82,8 @@ def rows(
         return out
     ledger = None if compiled is None else compiled.ledger
     prediction = predict(run, topology, ledger)
-    out += [] if ledger is None else _collectives(ledger, topology)
+    if isinstance(compiled, Compiled):
+        out += _collectives(compiled, topology)
     out += _time(run, topology, prediction, tokens)
     change = smallest_change(run, objective, topology)
     return [*out, Row("what moves it", change)]
@@ -118,12 +119,15 @@ def _fit(
             yield Row(name, devices.binary(size))
 
 
-def _collectives(ledger: list[Collective], topology: Topology) -> Iterator[Row]:
+def _collectives(compiled: Compiled, topology: Topology) -> Iterator[Row]:
     yield Row("collectives of a step, a device", "")
-    for row in ledger:
+    for row in compiled.ledger:
         name = f"{row.kind} over {', '.join(row.axes) or 'no axis'} ({row.size})"
         time = _seconds(row.sent, topology)
         yield Row(name, f"{row.count:,} times, {devices.binary(row.sent)} sent, {time:.3f} s")
+    if compiled.hops:
+        text = ", ".join(f"{axis} {hop}" for axis, hop in compiled.hops.items())
+        yield Row("worst hop of a ring, in links", text)
 
 
 def _seconds(sent: float, topology: Topology) -> float:
@@ -173,6 +177,7 @@ def _ways(run: Run) -> Iterator[dict[str, Any]]:
     plan, batch = run.plan, run.data.batch
     if plan.microbatches > 1:
         yield {"plan.microbatches": plan.microbatches // 2}
+    yield {"plan.loss_chunk": 2 * plan.loss_chunk}
     milder = {"full": ("dots", "none"), "dots": ("none",), "none": ()}[plan.remat]
     yield from ({"plan.remat": remat} for remat in milder)
     yield {"data.batch": 2 * batch}
