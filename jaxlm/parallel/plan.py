@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core import check, param, precision, target
-from jaxlm.parallel import rules
+from jaxlm.parallel import rules, topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +194,10 @@ def _mesh(plan: Plan, have: tuple[Any, ...]) -> jax.sharding.Mesh:
             f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(rules.AXES)
+    # keys go round `context`: neighbours on a TPU's torus, where it has such rings
+    closed = topology.rings(have[:need], plan.context) if plan.context > 1 == plan.tensor else None
+    if closed is not None:
+        return jax.sharding.Mesh(closed.reshape(plan.shape), rules.AXES, kinds)
     # not jax.make_mesh: for some shapes of some TPUs it has no layout, with axes whole on a torus
     placed = mesh_utils.create_device_mesh(plan.shape, have[:need], allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, rules.AXES, kinds)

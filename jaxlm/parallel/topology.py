@@ -6,8 +6,10 @@
 A chip is one JAX device, but for tpu7x, which has two a chip.
 """
 
+import itertools
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -115,6 +117,64 @@ def worst_hop(mesh: jax.sharding.Mesh, axis: str) -> int | None:
     places = places.reshape(*mesh.devices.shape, -1)
     at = mesh.axis_names.index(axis)
     return int(np.abs(places - np.roll(places, -1, at)).sum(-1).max())
+
+
+def rings(devices: Sequence[Any], size: int) -> np.ndarray | None:
+    """The devices of a slice as rows of `size` neighbours, the last a neighbour of the first:
+    closed paths through boxes that tile the slice. None where no box has such a path or tiles it,
+    and for devices without coordinates, or two of the same."""
+    places = {tuple(d.coords): d for d in devices if hasattr(d, "coords")}
+    if len(places) != len(devices):
+        return None
+    extent = [max(axis) + 1 for axis in zip(*places, strict=True)]
+    if math.prod(extent) != len(devices) or not (boxes := _boxes(extent, size)):
+        return None
+    # the most cubic, and within the first axes, as the chips of a host are
+    order, box = min(boxes, key=lambda each: (max(each[1]), sorted(zip(*each), reverse=True), each))
+    rows = []
+    for corner in sorted(places):
+        if all(corner[axis] % n == 0 for axis, n in zip(order, box, strict=True)):
+            path = [list(corner) for _ in range(size)]
+            for place, step in zip(path, _through(box), strict=True):
+                for axis, n in zip(order, step, strict=True):
+                    place[axis] += n
+            rows.append([places[tuple(place)] for place in path])
+    out = np.empty((len(rows), size), object)
+    for i, row in enumerate(rows):
+        out[i] = row
+    return out
+
+
+def _boxes(extent: Sequence[int], size: int) -> list[tuple[tuple[int, ...], tuple[int, int, int]]]:
+    """(order of the three axes, sides) of boxes of a size that tile a slice, with a closed path."""
+    return [
+        (order, (a, b, size // (a * b)))
+        for order in itertools.permutations(range(3))
+        for a in range(1, size + 1)
+        for b in range(1, size // a + 1)
+        if size % (a * b) == 0
+        if all(extent[i] % n == 0 for i, n in zip(order, (a, b, size // (a * b)), strict=True))
+        if size == 2 or (size % 2 == 0 and 1 not in (a * b, size // (a * b)))
+    ]
+
+
+def _through(box: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """A closed path of neighbours through a box: of the rectangle whose one side is a snake through
+    the box's first two, and whose other is its third."""
+    a, b, c = box
+    snake = [(i, j) for i in range(a) for j in (range(b) if i % 2 == 0 else range(b - 1, -1, -1))]
+    return [(*snake[i], k) for i, k in _closed(a * b, c)]
+
+
+def _closed(a: int, b: int) -> list[tuple[int, int]]:
+    """A closed path of neighbours through all places of a rectangle a x b, of which one is even:
+    a snake through all columns but the first, and home along that."""
+    if a * b == 2:
+        return [(0, 0), (a - 1, b - 1)]
+    if a % 2:
+        return [(i, j) for j, i in _closed(b, a)]
+    snake = [(i, j) for i in range(a) for j in (range(1, b) if i % 2 == 0 else range(b - 1, 0, -1))]
+    return [(0, 0), *snake, *((i, 0) for i in range(a - 1, 0, -1))]
 
 
 # libtpu asks a metadata server which TPU this is, and waits; takes a lock on the machine's chips,

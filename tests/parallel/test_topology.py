@@ -49,6 +49,32 @@ class Placed(NamedTuple):
     coords: tuple[int, ...]
 
 
+def placed(*shape):
+    return [Placed(place) for place in np.ndindex(*shape)]
+
+
+@pytest.mark.parametrize(
+    "shape, size",
+    [((2, 4, 1), 4), ((2, 4, 1), 8), ((4, 4, 1), 16), ((3, 4, 1), 12), ((4, 4, 4), 8)]
+    + [((4, 4, 2), 2), ((6, 2, 1), 6), ((16, 16, 1), 256), ((2, 2, 2), 8), ((4, 4, 4), 64)],
+)
+def test_rings_are_of_neighbours(shape, size):
+    """JAX's own order has a worst hop of 14 for the 64 devices of v5e:8x8 and of 30 for 256."""
+    devices = placed(*shape)
+    rows = topology.rings(devices, size)
+    assert rows.shape == (len(devices) // size, size)
+    assert {d.coords for d in rows.flat} == {d.coords for d in devices}
+    grid = SimpleNamespace(devices=rows, axis_names=("fsdp", "context"))
+    assert topology.worst_hop(grid, "context") == 1
+
+
+def test_rings_that_do_not_exist():
+    assert topology.rings(placed(3, 3, 1), 3) is None  # the ends of a line are two links apart
+    assert topology.rings(placed(3, 3, 1), 9) is None  # no closed path through an odd number
+    assert topology.rings(placed(2, 2, 1) * 2, 4) is None  # two devices of each chip
+    assert topology.rings(jax.devices()[:2], 2) is None
+
+
 def test_the_worst_hop_closes_the_ring():
     """Rows of a 2x4 slice as rings: one link to each neighbour, three from the last to the first;
     columns are pairs of neighbours."""
