@@ -41,6 +41,8 @@ EXTRAS = {
     "s3": ["s3fs>=2025.1"],
     # A run's numbers to Weights & Biases: `--wandb PROJECT`.
     "wandb": ["wandb>=0.19"],
+    # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
+    "tpu": ["jax[tpu]"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.

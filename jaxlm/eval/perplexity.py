@@ -62,7 +62,7 @@ def scorer(model: Model, plan: Plan) -> Scorer:
             x,
             batch.targets,
             batch.weight,
-            chunk=plan.loss_chunk,
+            chunk=plan.loss_tokens,
         )
         counts = jnp.zeros(model.cfg.vocab).at[batch.targets].add(batch.weight)
         total = {"nll": sums["nll"], "correct": sums["correct"]}

@@ -64,7 +64,7 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
             x,
             batch.targets,
             batch.weight,
-            chunk=plan.loss_chunk,
+            chunk=plan.loss_tokens,
             z_loss=cfg.z_loss,
         )
         if model.ahead is not None:

@@ -83,7 +83,7 @@ def build(cfg: Config, model: Model, plan: Plan, teacher: Model) -> Objective:
             lambda heads, *piece: _tokens(cfg, model, teacher, heads, *piece),
             heads,
             (x, batch.targets, *given),
-            plan.loss_chunk,
+            plan.loss_tokens,
         )
         # no value of a position without weight counts, not even one that is not finite
         sums = {name: jnp.sum(jnp.where(batch.weight > 0, batch.weight * value, 0.0))
@@ -107,7 +107,7 @@ def kept(
         return divergence.top(divergence.softened(teacher.unembed(head, x), cfg.temperature), k)
 
     x = log_probs.forward(teacher, params, batch).x
-    return cross_entropy.per_token(tokens, teacher.head(params), (x,), plan.loss_chunk)
+    return cross_entropy.per_token(tokens, teacher.head(params), (x,), plan.loss_tokens)
 
 
 def _tokens(

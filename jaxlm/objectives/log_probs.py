@@ -46,7 +46,7 @@ def log_probs(
         model.head(params),
         x,
         targets,
-        plan.loss_chunk,
+        plan.loss_tokens,
     )
 
 

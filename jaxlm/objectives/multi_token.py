@@ -33,7 +33,7 @@ def loss(
             h,
             shift.later(batch.targets, batch.segments, k)[0],
             shift.later(batch.weight, batch.segments, k)[0],
-            chunk=plan.loss_chunk,
+            chunk=plan.loss_tokens,
         )
         total = total + nll / len(depths)
         for name in ("nll", "correct"):

@@ -25,7 +25,7 @@ def likelihood(model: Model, plan: Plan, z_loss: float) -> Loss:
             models.read(model, params, batch, key).x,
             batch.targets,
             batch.weight,
-            chunk=plan.loss_chunk,
+            chunk=plan.loss_tokens,
             z_loss=z_loss,
         )
         return total, jnp.sum(batch.weight), sums

@@ -14,7 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core import check, param, precision, target
-from jaxlm.parallel import rules
+from jaxlm.parallel import rules, topology
 
 # The mesh axes that lie across slices, as far as each divides: they pass the least.
 ACROSS = ("replica", "data", "pipe")
@@ -78,7 +78,8 @@ class Plan:
     for NVIDIA GPUs; splash for TPUs. Each refuses what it does not support: docs/attention.md. On a
     CPU blockwise is the faster one from rows of some 128 tokens."""
     loss_chunk: int = 4096
-    """Tokens per chunk of the cross-entropy; bounds the float32 logits held at once."""
+    """Tokens of each device per chunk of the cross-entropy; bounds the float32 logits it holds at
+    once. Every chunk gathers the output matrix and sums its gradient."""
     poison: bool = False
     """Whether what nothing may read, such as a pipeline's bubbles, is NaN instead of 0: for tests,
     in which a leak then shows."""
@@ -176,6 +177,11 @@ class Plan:
         return self.microbatches * self.block_parts * math.lcm(self.pipe, self.parts)
 
     @property
+    def loss_tokens(self) -> int:
+        """Tokens of a batch per chunk of the cross-entropy: `loss_chunk` of every device."""
+        return self.loss_chunk * self.row_parts // self.replica * self.context
+
+    @property
     def parts(self) -> int:
         """Parts of a micro-batch in the pipeline, 1 where there is none."""
         if self.pipe == 1:
@@ -217,7 +223,7 @@ class Plan:
 
         Raises: ValueError when this machine has fewer devices than the plan names.
         """
-        return _mesh(self)
+        return _mesh(self, target.devices())
 
     def shard_params(self, spec: param.Tree) -> param.Tree:
         """NamedShardings for a spec. Raises: ValueError naming a weight that does not divide."""
@@ -287,8 +293,8 @@ class Plan:
 
 
 @functools.lru_cache
-def _mesh(plan: Plan) -> jax.sharding.Mesh:
-    need, have = plan.devices, jax.devices()
+def _mesh(plan: Plan, have: tuple[Any, ...]) -> jax.sharding.Mesh:
+    need = plan.devices
     if need > len(have):
         raise ValueError(
             f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"
@@ -302,6 +308,11 @@ def _placed(plan: Plan, devices: Sequence[Any]) -> np.ndarray:
 
     Raises: ValueError where they are not of as many equal slices as the plan has.
     """
+    # keys go round `context`: neighbours on a TPU's torus, where it has such rings
+    rings = plan.context > 1 == plan.tensor and plan.slices == 1
+    closed = topology.rings(devices, plan.context) if rings else None
+    if closed is not None:
+        return closed.reshape(plan.shape)
     # not jax.make_mesh: for some shapes of some TPUs it has no layout, with axes whole on a torus
     layout = functools.partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
     if plan.slices == 1:

@@ -20,10 +20,11 @@ from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import agreement, devices, multihost
 from jaxlm.parallel import watch as watches  # a local bears the name
-from jaxlm.train import initial_weights, preflight, step
+from jaxlm.train import initial_weights, step
 from jaxlm.train import inputs as supplies
 from jaxlm.train import program as programs
 from jaxlm.train.optim import optimizer
+from jaxlm.train.preflight import memory_check
 from jaxlm.train.run import (
     branching,
     checkpoint,
@@ -114,7 +115,7 @@ def prepare(run: Run) -> list[str]:
     Raises: ValueError for a Run that cannot start.
     """
     runs.validate(run)
-    preflight.check(run)
+    memory_check.check(run)
     warnings = []
     if not checkpoint.steps(runs.folder(run) / "checkpoints"):
         warnings = initial_weights.check(run)

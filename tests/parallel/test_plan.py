@@ -127,3 +127,11 @@ def test_alone_is_one_device_of_every_plan():
     for plan in (MESH, Plan(data=2, zero=2), Plan(tensor=2, sequence=True), Plan(pipe=2, slices=2)):
         assert dataclasses.replace(plan, remat="dots").alone == Plan(remat="dots")
     assert Plan(context=2, context_keys="gathered", expert=2).alone.devices == 1
+
+
+def test_chunks_of_the_loss_are_of_each_device():
+    """Chunks of all devices' tokens together were the smaller the more devices there were: on 64
+    chips a step gathered the output matrix and summed its gradient 256 times, five times the bytes
+    of all layers."""
+    assert Plan(loss_chunk=512).loss_tokens == 512
+    assert Plan(data=2, fsdp=4, context=2, tensor=2, loss_chunk=512).loss_tokens == 16 * 512

@@ -13,7 +13,8 @@ from jaxlm.objectives.rl import grpo
 from jaxlm.parallel import devices
 from jaxlm.parallel.devices import Space
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import loop, preflight, program
+from jaxlm.train import loop, program
+from jaxlm.train.preflight import memory_check
 from jaxlm.train.rl.rollout import Rollout
 from jaxlm.train.run.run import Run
 
@@ -38,7 +39,7 @@ def run(tmp_path, **changes):
 
 
 def refusal(run, there):
-    return preflight.refusal(run, program.training(run)[1], there)
+    return memory_check.refusal(run, program.training(run)[1], there)
 
 
 def test_a_model_that_is_too_large_is_refused_before_its_directory_is_made(tmp_path, machine):
@@ -63,7 +64,7 @@ def test_a_batch_that_is_too_large_is_refused_with_what_fits(tmp_path, machine, 
         cut = dataclasses.replace(wide, plan=Plan(microbatches=parts))
         assert (refusal(cut, there) is None) is fits
     monkeypatch.setenv(devices.UNCHECKED, "0")
-    preflight.check(wide)
+    memory_check.check(wide)
 
 
 def test_more_devices_help_where_each_has_its_own_memory(tmp_path):
@@ -72,7 +73,7 @@ def test_more_devices_help_where_each_has_its_own_memory(tmp_path):
     assert "--plan.remat full --plan.fsdp" not in own and "--plan.fsdp 32 --data.batch 32" in own
     assert "no batch fits" in refusal(large, Space(80 * GIB, True, "this machine"))
     # a row of two devices takes twice the memory of one machine
-    space = preflight.estimate(run(tmp_path), program.training(run(tmp_path))[1]).least
+    space = memory_check.estimate(run(tmp_path), program.training(run(tmp_path))[1]).least
     two = run(tmp_path, plan=Plan(data=2), batch=32)
     assert refusal(two, Space(space, False, "a device")) is None
     assert refusal(two, Space(space, True, "this machine")) is not None
@@ -81,12 +82,12 @@ def test_more_devices_help_where_each_has_its_own_memory(tmp_path):
 def test_what_is_estimated_is_what_is_trained(tmp_path):
     """An objective's own head counts, and the longest batch of a curriculum."""
     plain = run(tmp_path)
-    part = preflight.estimate(plain, program.training(plain)[1])
+    part = memory_check.estimate(plain, program.training(plain)[1])
     ahead = dataclasses.replace(plain, objective=clm.Config())
-    assert preflight.estimate(ahead, program.training(ahead)[1]) == part
+    assert memory_check.estimate(ahead, program.training(ahead)[1]) == part
     growing = dataclasses.replace(plain.data, seq=64, curriculum=((50, 128),))
     grown = dataclasses.replace(plain, data=growing)
-    assert preflight.estimate(grown, program.training(grown)[1]).logits == part.logits
+    assert memory_check.estimate(grown, program.training(grown)[1]).logits == part.logits
 
 
 def test_the_responses_of_a_rollout_have_to_fit(tmp_path):

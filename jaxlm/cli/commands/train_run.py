@@ -13,17 +13,27 @@ import jax.numpy as jnp
 from jaxlm import models, objectives
 from jaxlm.cli import arguments, field_overrides, launch, retries
 from jaxlm.core import check, config, json_file
+from jaxlm.core import target as devices_elsewhere
 from jaxlm.core.remote import staging
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
 from jaxlm.models.layers import moe, stack
-from jaxlm.parallel import mesh_layouts, multihost
+from jaxlm.parallel import mesh_layouts, multihost, topology
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report, memory
-from jaxlm.train import loop, preflight, program
+from jaxlm.train import loop, program
+from jaxlm.train.preflight import compiled_step, layout_search, memory_check, step_report
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
+
+PLAN_OPTIONS = """
+--memory GIB: of each device; without it the plan is held against this machine
+--topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), and predict its
+  time; of GPUs, such as h100:8, predict it by the closed form
+--search N: compare layouts, remat and micro-batches for that topology by the closed form, compile
+  the best N, and report the best of them
+--tokens N: the budget whose days and chip-hours are printed with --topology, such as 15e12"""
 
 
 def train(args: Sequence[str]) -> int:
@@ -53,15 +63,26 @@ def train(args: Sequence[str]) -> int:
 
 
 def plan(args: Sequence[str]) -> int:
-    """jaxlm plan CONFIG-or-PRESET [--memory GIB] [--field value ...]"""
+    """jaxlm plan CONFIG-or-PRESET [--topology NAME [--tokens N]] [--memory GIB] [--field value]"""
     if not args or args[0] in ("-h", "--help"):
         print(arguments.usage("plan"))
-        print("\n--memory GIB: of each device; without it the plan is held against this machine")
-        print(f"\n--layout {_layout()}")
+        print(PLAN_OPTIONS)
+        print(f"--layout {_layout()}")
         print(f"\npresets: {', '.join(models.presets())}")
         return 0
     target, overrides = arguments.target("plan", args)
-    overrides, device_gib = _memory(overrides)
+    if help_only := bool({"-h", "--help"} & set(overrides)):
+        print(PLAN_OPTIONS)
+    overrides, device_gib = _number(overrides, "--memory", "the GiB of a device", "80")
+    overrides, tokens = _number(overrides, "--tokens", "a number of tokens", "15e12")
+    overrides, count = _number(overrides, "--search", "a number of layouts", "3")
+    overrides, name = _option(overrides, "--topology")
+    if name is not None and not help_only:
+        print(cost_report.text(_elsewhere(target, overrides, name, tokens, count)))
+        return 0
+    for option, value in (("--tokens", tokens), ("--search", count)):
+        if value is not None and not help_only:
+            raise ValueError(f"{option} given without --topology, which it is about")
     run = _chosen("plan", target, overrides)
     built = program.build(run, run.plan)[1]
     tx = program.optimiser(run, built.spec)
@@ -76,7 +97,7 @@ def plan(args: Sequence[str]) -> int:
         dtype=run.plan.dtype,
         targets=pretraining.target_length(run.data) if isinstance(run.data, Data) else None,
     )
-    print(cost_report.text([*rows, *preflight.rows(run, built, device_gib)]))
+    print(cost_report.text([*rows, *memory_check.rows(run, built, device_gib)]))
     return 0
 
 
@@ -116,7 +137,7 @@ def _overridden(run: Run, args: Sequence[str], prog: str, rows: bool = True) -> 
     layout has to divide its batches."""
     if {"-h", "--help"} & {*args}:
         print(f"--layout {_layout()}\n")
-    args, value = _own(list(args), "--layout")
+    args, value = _option(list(args), "--layout")
     if value is None:
         return field_overrides.apply(run, args, prog)
     match = re.fullmatch(r"(\w+):(?:(\d+)x)?(\d+)", value)
@@ -157,26 +178,50 @@ def _suit(run: Run, rows: bool, plan: Plan) -> None:
         check.field("data.seq", stage.seq, stage.seq % plan.context == 0, fits)
 
 
-def _own(args: list[str], name: str) -> tuple[list[str], str | None]:
-    """(the arguments without an option of the command's own, its value if it is given)."""
+def _elsewhere(
+    target: str, overrides: list[str], name: str, tokens: float | None, count: float | None
+) -> list[cost_report.Row]:
+    """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs; with
+    `count`, of the best of so many layouts, after a line for each."""
+    described = topology.describe(name)
+    if described.chip.platform == "tpu":
+        described = topology.load(name)
+    with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
+        run = _chosen("plan", target, overrides)
+        built = program.build(run, run.plan)[1]
+        if count is None:
+            compiled = compiled_step.compile_step(run, described) if described.devices else None
+            return step_report.rows(run, built, described, compiled, tokens)
+        best = layout_search.best(run, built, described, int(count))
+        steps = layout_search.compiled(best, described)
+        run, compiled = steps[0]
+        built = program.build(run, run.plan)[1]
+        report = step_report.rows(run, built, described, compiled, tokens)
+        return [*layout_search.rows(steps, described), *report]
+
+
+def _option(args: list[str], name: str) -> tuple[list[str], str | None]:
+    """(the arguments without `name VALUE`, the value; None where it is absent)."""
     if name not in args:
         return args, None
     at = args.index(name)
     return args[:at] + args[at + 2 :], "".join(args[at + 1 : at + 2])
 
 
-def _memory(args: list[str]) -> tuple[list[str], float | None]:
-    """(the arguments without `--memory GIB`, its value if it is given)."""
-    args, value = _own(args, "--memory")
+def _number(
+    args: list[str], name: str, meaning: str, example: str
+) -> tuple[list[str], float | None]:
+    """`_option`, whose value is a number above 0."""
+    rest, value = _option(args, name)
     if value is None:
-        return args, None
+        return rest, None
     try:
-        gib = float(value)
+        number = float(value)
     except ValueError:
-        gib = 0.0
-    if not gib > 0:
-        raise ValueError(f"--memory: {value!r} given; the GiB of a device are needed, such as 80")
-    return args, gib
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"{name}: {value!r} given; {meaning} is needed, such as {example}")
+    return rest, number
 
 
 def _run(target: str) -> Run:

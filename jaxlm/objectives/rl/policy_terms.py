@@ -77,7 +77,7 @@ def read(model: Model, params: param.Tree, rows: Any, plan: Plan, temperature: f
         log_prob = cross_entropy.at_target(logits, target) - jax.nn.logsumexp(logits, axis=-1)
         return {"log_prob": log_prob, "entropy": advantages.entropy(logits)}
 
-    terms = cross_entropy.per_token(piece, model.head(params), (x, rows.targets), plan.loss_chunk)
+    terms = cross_entropy.per_token(piece, model.head(params), (x, rows.targets), plan.loss_tokens)
     return Read(terms["log_prob"], terms["entropy"], x)
 
 

@@ -289,7 +289,7 @@ def _scores(layer: param.Tree, plan: Plan, on: Mesh, rows: int, seq: int) -> int
 
 def _logits(vocab: int, plan: Plan, rows: int, seq: int) -> int:
     """Bytes per device of one chunk's logits and of their gradient."""
-    tokens = rows * min(seq, max(1, plan.loss_chunk // rows))
+    tokens = rows * min(seq, max(1, plan.loss_tokens // rows))
     each = _elements(("batch", "vocab"), (tokens, vocab), mesh(plan), "logits")
     return 2 * 4 * each // plan.context
 

@@ -74,7 +74,7 @@ def refusal(run: Run, objective: Objective, there: Space) -> str | None:
     )
     fitting = []
     for kind in _ways(run, there):
-        ways = (way for way in kind if _fits(_changed(run, way), objective, there))
+        ways = (way for way in kind if _fits(changed(run, way), objective, there))
         if mildest := next(ways, None):
             fitting.append(" ".join(f"--{k} {v}" for k, v in mildest.items()))
     if fitting:
@@ -189,7 +189,7 @@ def _doublings(first: int, last: int) -> list[int]:
     return [first << n for n in range(max(0, last // first).bit_length())]
 
 
-def _changed(run: Run, changes: dict[str, Any]) -> Run:
+def changed(run: Run, changes: dict[str, Any]) -> Run:
     """The run with overrides of its plan and data, by field."""
     for path, value in changes.items():
         name, field = path.split(".")

@@ -1,0 +1,67 @@
+"""The roofline's work against sums by hand, and its time against its parts."""
+
+import pytest
+
+from jaxlm import models
+from jaxlm.core import param
+from jaxlm.models import llama, mistral
+from jaxlm.parallel.plan import Plan
+from jaxlm.parallel.topology import CHIPS
+from jaxlm.scaling.cost import flops, roofline
+
+CFG = llama.Config(vocab=512, embed=256, layers=3, heads=2, kv=1, head=128, ffn=1024)
+SEQ, BATCH = 64, 8
+MIXTURE = mistral.Config(
+    vocab=512, embed=256, layers=3, heads=2, kv=1, head=128, ffn=1024, experts=4, active=2
+)
+
+
+def work(cfg=CFG, plan=Plan(), mxu=128, again=frozenset()):
+    return roofline.work(cfg, plan, batch=BATCH, seq=SEQ, mxu=mxu, again=again)
+
+
+@pytest.mark.parametrize("cfg", [CFG, MIXTURE])
+def test_products_are_those_of_the_spec(cfg):
+    """Three passes of all matrices; all but the last are computed a fourth time under full remat,
+    which the FLOPs of a model's utilisation do not count."""
+    each = flops.per_token(cfg, SEQ)
+    tokens = BATCH * SEQ
+    assert work(cfg).products == pytest.approx(3 * (each.layers + each.head) * tokens)
+    down = 3 * 2 * 256 * 1024 * (1 if cfg is CFG else 2)
+    again = work(cfg, again=None).products - work(cfg).products
+    assert again == pytest.approx((each.layers - down) * tokens)
+
+
+def test_scores_fill_a_part_of_the_matrix_unit():
+    """Forward 2 products, backward 7; a head of 128 fills half of a unit of 256."""
+    each = flops.per_token(CFG, SEQ).attention * BATCH * SEQ
+    assert work().scores == pytest.approx(4.5 * each)
+    assert work(again=frozenset({"scores"})).scores == pytest.approx(5.5 * each)
+    assert work(mxu=256).scores == pytest.approx(2 * 4.5 * each)
+
+
+def test_every_axis_divides_the_work():
+    whole = work()
+    for plan in (Plan(fsdp=4), Plan(data=2, tensor=2), Plan(context=4)):
+        assert work(plan=plan).products == pytest.approx(whole.products / 4)
+
+
+def test_links_carry_the_least_of_a_layout():
+    count = param.count(models.spec(CFG))
+    assert roofline.links(CFG, Plan(), BATCH, SEQ) == {}
+    assert roofline.links(CFG, Plan(fsdp=4), BATCH, SEQ) == {"fsdp": 6 * count * 3 / 4}
+    twice = roofline.links(CFG, Plan(fsdp=4, microbatches=2), BATCH, SEQ)
+    assert twice == {"fsdp": 12 * count * 3 / 4}
+    both = roofline.links(CFG, Plan(data=2, fsdp=4), BATCH, SEQ)
+    assert both["data"] == 2 * 4 * count / 4 / 2
+    # keys and values of a row's other parts, forward and twice backward, in bfloat16
+    ring = roofline.links(CFG, Plan(context=4), BATCH, SEQ)
+    assert ring["context"] == 3 * 3 * 2 * (2 * 128) * (BATCH * SEQ / 4) * 3
+
+
+def test_links_hide_until_they_bind():
+    chip = CHIPS["v5e"]
+    parts = roofline.seconds(work(), chip, roofline.RATES)
+    assert parts.total == parts.products + parts.scores + parts.memory
+    slow = roofline.seconds(work(plan=Plan(fsdp=8)), chip._replace(link=1.0), roofline.RATES, 2)
+    assert slow.binds == "links" and slow.total == slow.links
