@@ -18,6 +18,7 @@ from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.ops.losses import shift
+from jaxlm.parallel import pipeline_parallel
 from jaxlm.parallel.plan import Plan
 
 
@@ -208,13 +209,14 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             h, stats = moe.apply(w["moe"], h, at, routing, plan, capacity=cfg.capacity)
         return x + h, stats if memory is None else entries
 
-    def further(w: param.Tree, x: jax.Array, token: jax.Array, at: At) -> tuple:
+    def further(w: param.Tree, x: jax.Array, rows: tuple[jax.Array, At]) -> tuple:
         """One step ahead: V3, equations 21 to 23, and the norm before the output matrix."""
+        token, at = rows
         token = norm.rms_norm(token, w["token_norm"], cfg.eps)
         x = norm.rms_norm(x, w["hidden_norm"], cfg.eps)
         x = linear.einsum("BTPD,PDE->BTE", jnp.stack([token, x], axis=2), w["join"])
         x, stats = block(last, w["layer"], x, at, None, None)
-        return plan.constrain(norm.rms_norm(x, w["norm"], cfg.eps), "batch seq embed"), stats
+        return plan.constrain(norm.rms_norm(x, w["norm"], cfg.eps), "rows seq embed"), stats
 
     def ahead(params: param.Tree, x: jax.Array, tokens: jax.Array, at: At) -> tuple:
         run, depths, stats = further, [], []
@@ -226,7 +228,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             here = At(jnp.where(there, at.segments, 0), at.positions)
             token = embed(params["embed"], token, here, None).astype(x.dtype)
             w = jax.tree.map(lambda w, k=k: w[k - 1], params["ahead"]["0"][f"0_{last.kind}"])
-            x, layer_stats = run(w, x, token, here)
+            x, layer_stats = pipeline_parallel.spread(run, plan, w, x, (token, here))
             depths.append(x)
             stats.append(layer_stats)
         return depths, jax.tree.map(lambda *values: jnp.stack(values), *stats)

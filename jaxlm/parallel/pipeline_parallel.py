@@ -67,7 +67,9 @@ def apply(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[
 
 def spread(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[jax.Array, Any]:
     """run(weights, x, rows) outside of the pipeline: the devices of each stage compute their own
-    rows in all layers, of which they gather the weights."""
+    rows in all layers, of which they gather the weights. Without one it is that call."""
+    if plan.pipe == 1:
+        return run(weights, x, rows)
     x, rows = jax.tree.map(lambda a: _apart(a, plan), (x, rows))
     x = plan.constrain(x, "stage rows seq embed")
     x, sums = jax.vmap(run, in_axes=(None, 0, 0), spmd_axis_name="pipe")(weights, x, rows)

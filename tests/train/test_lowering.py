@@ -33,6 +33,14 @@ def test_every_family_lowers(family, platform):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("platform", EXPORT)
+def test_the_stages_of_a_pipeline_lower(platform):
+    """Kernels and the products of experts under the vmap over stages."""
+    plan = Plan(pipe=2, pipe_parts=2, expert=2)
+    assert "ragged_dot" in lowered("qwen-moe", platform, plan)
+
+
+@pytest.mark.slow
 def test_experts_lower_to_the_primitive_of_accelerators():
     assert "ragged_dot" in lowered("qwen-moe", "tpu", Plan())
 
