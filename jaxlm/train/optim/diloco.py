@@ -29,9 +29,9 @@ class DiLoCo:
     """Copies of the model; each takes its share of every batch's rows."""
     every: int = 30
     """Steps from one agreement to the next."""
-    lr: float = 0.7
+    outer_lr: float = 0.7
     """Learning rate of the outer optimiser; at 1 without momentum weights are averaged."""
-    momentum: float = 0.9
+    outer_momentum: float = 0.9
     """Nesterov momentum of the outer optimiser."""
 
 
@@ -56,8 +56,8 @@ def problems(
         yield from check.changed("plan", plan, "replica", why="with diloco=None")
         return
     yield from check.outside("diloco", cfg, "replicas", "every", least=1)
-    yield from check.outside("diloco", cfg, "lr", above=0)
-    yield from check.outside("diloco", cfg, "momentum", least=0, below=1)
+    yield from check.outside("diloco", cfg, "outer_lr", above=0)
+    yield from check.outside("diloco", cfg, "outer_momentum", least=0, below=1)
     if cfg.replicas < 1 or cfg.every < 1:
         return
     fits = f"a divisor of diloco.replicas={cfg.replicas}"
@@ -123,7 +123,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: DiLoCo)
 
 
 def _outer(cfg: DiLoCo) -> optax.GradientTransformation:
-    return optax.sgd(cfg.lr, momentum=cfg.momentum or None, nesterov=True)
+    return optax.sgd(cfg.outer_lr, momentum=cfg.outer_momentum or None, nesterov=True)
 
 
 def _dealt(x: jax.Array, plan: Plan, replicas: int) -> jax.Array:

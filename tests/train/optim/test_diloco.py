@@ -76,14 +76,14 @@ def sgd(rate):
 
 def test_averaging_the_steps_of_gradient_descent_is_a_step_on_all_rows():
     """H = 1, rate 1, no momentum."""
-    cfg = DiLoCo(replicas=4, every=1, lr=1.0, momentum=0.0)
+    cfg = DiLoCo(replicas=4, every=1, outer_lr=1.0, outer_momentum=0.0)
     states, _ = trained(cfg, tx=sgd(0.1))
     for ours, theirs in zip(states[1:], synchronous(sgd(0.1), 6)):
         close(ours.params, theirs, 1e-5)
 
 
 def test_one_replica_that_agrees_with_itself_is_the_plain_run():
-    states, metrics = trained(DiLoCo(replicas=1, every=1, lr=1.0, momentum=0.0))
+    states, metrics = trained(DiLoCo(replicas=1, every=1, outer_lr=1.0, outer_momentum=0.0))
     for ours, theirs in zip(states[1:], synchronous(ADAM, 6)):
         close(ours.params, theirs, 1e-6)
     assert metrics[0]["weight"] == 16
@@ -92,7 +92,7 @@ def test_one_replica_that_agrees_with_itself_is_the_plain_run():
 def test_replicas_train_apart_and_the_outer_step_is_nesterovs():
     """Each replica between agreements is a run of its own on its rows, in its own state; what is
     agreed on follows Sutskever et al. 2013 as PyTorch writes it, in float64."""
-    cfg = DiLoCo(replicas=2, every=3, lr=0.7, momentum=0.9)
+    cfg = DiLoCo(replicas=2, every=3, outer_lr=0.7, outer_momentum=0.9)
     states, metrics = trained(cfg)
     agreed = jax.tree.map(np.float64, states[0].params)
     momentum = jax.tree.map(np.zeros_like, agreed)
@@ -157,7 +157,7 @@ def test_replicas_send_each_other_the_mean_of_their_weights_once_in_h_steps():
 
 def test_the_outer_optimiser_is_optax_s():
     w, d = {"x": jnp.arange(3.0)}, {"x": jnp.array([0.1, -0.2, 0.3])}
-    cfg = DiLoCo(replicas=2, lr=0.5, momentum=0.8)
+    cfg = DiLoCo(replicas=2, outer_lr=0.5, outer_momentum=0.8)
     state = diloco._outer(cfg).init(w)
     apart = jax.tree.map(lambda a, b: jnp.stack([a - b, a - b]), w, d)
     new, copies, _ = diloco._agreed(cfg, w, apart, state)
@@ -169,11 +169,11 @@ def test_the_outer_optimiser_is_optax_s():
 
 def test_all_that_does_not_fit_is_named_at_once():
     """Between agreements the weights that are scored and saved are old ones."""
-    wrong = DiLoCo(replicas=4, every=30, lr=0.0, momentum=1.0)
+    wrong = DiLoCo(replicas=4, every=30, outer_lr=0.0, outer_momentum=1.0)
     plan, optim = Plan(replica=3, compute="float16"), optimizer.Optim(ema=0.9)
     assert [*diloco.problems(wrong, plan, 1000, 500, optim)] == [
-        "diloco.lr: 0.0 given; it must be above 0",
-        "diloco.momentum: 1.0 given; it must be in [0, 1)",
+        "diloco.outer_lr: 0.0 given; it must be above 0",
+        "diloco.outer_momentum: 1.0 given; it must be in [0, 1)",
         "plan.replica: 3 given; it must be a divisor of diloco.replicas=4",
         "steps: 1000 given; it must be a multiple of diloco.every=30, after which the replicas "
         "agree",
