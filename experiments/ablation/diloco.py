@@ -10,7 +10,7 @@ import dataclasses
 
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
-from jaxlm.train.optim.diloco import DiLoCo
+from jaxlm.train.optim.diloco import Replicas
 from jaxlm.train.optim.optimizer import Optim
 from jaxlm.train.run.run import Checkpoint, Run
 from jaxlm.train.sweep.paired_runs import Ablation
@@ -34,7 +34,7 @@ def arms() -> Ablation:
         name="diloco",
         baseline=baseline,
         variants=(
-            dataclasses.replace(baseline, name="apart", diloco=DiLoCo(replicas=4, every=20)),
+            dataclasses.replace(baseline, name="apart", diloco=Replicas(replicas=4, every=20)),
         ),
         seeds=(0, 1, 2),
         looks=(3,),

@@ -88,8 +88,7 @@ def abstract(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State
 
 def shard(objective: Objective, tx: optimizer.Transform, plan: Plan) -> State:
     """The State's NamedShardings: optimiser moments, known by the paths they end in, are placed by
-    `Plan.shard_state`, those of several replicas along `replica`, too; what has another shape than
-    its weight has a copy everywhere.
+    `Plan.shard_state`, of replicas along `replica`; what has another shape has a copy everywhere.
 
     Raises: ValueError naming a weight whose dimension does not divide over the mesh.
     """
@@ -125,9 +124,8 @@ def make(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:
 
     Raises: ValueError when the batch does not divide into the plan's micro-batches and devices.
     """
-    shardings = shard(objective, tx, plan)
-    whole = body(objective, tx, plan)
-    return jax.jit(whole, donate_argnums=0, out_shardings=(shardings, plan.replicated))
+    places = (shard(objective, tx, plan), plan.replicated)
+    return jax.jit(body(objective, tx, plan), donate_argnums=0, out_shardings=places)
 
 
 def body(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:

@@ -97,7 +97,7 @@ def test_replicas_that_train_apart_stop_between_agreements_and_resume(
     tiny, stopping, assert_same_run
 ):
     """Stopped at step 5 of rounds of 3; on two devices each with its own replica it ends alike."""
-    apart = diloco.DiLoCo(replicas=2, every=3)
+    apart = diloco.Replicas(replicas=2, every=3)
     whole, cut = (tiny(name=name, diloco=apart, eval_every=12) for name in ("apart", "cut"))
     loop.run(whole)
     with stopping(15, 5):

@@ -22,8 +22,8 @@ from jaxlm.train.optim import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class DiLoCo:
-    """Replicas that train apart. The defaults are those of the paper, for 8 replicas of 150M."""
+class Replicas:
+    """Replicas that train apart by DiLoCo. The defaults are the paper's, for 8 of 150M weights."""
 
     replicas: int = 8
     """Copies of the model; each takes its share of every batch's rows."""
@@ -49,7 +49,7 @@ class State(NamedTuple):
 
 
 def problems(
-    cfg: DiLoCo | None, plan: Plan, steps: int, eval_every: int | None, optim: optimizer.Optim
+    cfg: Replicas | None, plan: Plan, steps: int, eval_every: int | None, optim: optimizer.Optim
 ) -> Iterator[str]:
     """A line for every field of a run that does not fit its replicas, or the lack of them."""
     if cfg is None:
@@ -71,7 +71,7 @@ def problems(
     yield from check.problem("plan.compute", plan.compute, ok, "bfloat16 or float32 with diloco")
 
 
-def transform(tx: optimizer.Transform, cfg: DiLoCo) -> optimizer.Transform:
+def transform(tx: optimizer.Transform, cfg: Replicas) -> optimizer.Transform:
     """The replicas' optimisers as one, as far as its state goes: updates are the step's."""
 
     def init(params: param.Tree) -> State:
@@ -82,14 +82,14 @@ def transform(tx: optimizer.Transform, cfg: DiLoCo) -> optimizer.Transform:
     return optimizer.Transform(init, tx.update)  # ty: ignore[invalid-argument-type]
 
 
-def make(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: DiLoCo) -> step.Step:
+def make(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replicas) -> step.Step:
     """The compiled step, as `step.make`. tx: what `transform` gives."""
     shardings = step.shard(objective, tx, plan)
     whole = body(objective, tx, plan, cfg)
     return jax.jit(whole, donate_argnums=0, out_shardings=(shardings, plan.replicated))
 
 
-def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: DiLoCo) -> step.Step:
+def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replicas) -> step.Step:
     """The step as a plain function: every replica's own, and after every H of them an agreement.
 
     Replica k draws from fold_in(key, k). Of its metrics `weight` and `skipped` are sums over the
@@ -122,7 +122,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: DiLoCo)
     return whole
 
 
-def _outer(cfg: DiLoCo) -> optax.GradientTransformation:
+def _outer(cfg: Replicas) -> optax.GradientTransformation:
     return optax.sgd(cfg.outer_lr, momentum=cfg.outer_momentum or None, nesterov=True)
 
 
@@ -134,7 +134,7 @@ def _dealt(x: jax.Array, plan: Plan, replicas: int) -> jax.Array:
 
 
 def _agreed(
-    cfg: DiLoCo, agreed: param.Tree, params: param.Tree, state: Any
+    cfg: Replicas, agreed: param.Tree, params: param.Tree, state: Any
 ) -> tuple[param.Tree, param.Tree, Any]:
     """(the new weights, a copy for every replica [K, ...], the outer optimiser's state)."""
     mean = jax.tree.map(lambda p: p.mean(0), params)

@@ -64,7 +64,7 @@ class Run:
     """Settings of sampling, rewarding and learning from responses; None for all other data."""
     adapter: adapters.Lora | None = None
     """Train low-rank adapters on frozen weights, those of `start`; None trains all weights."""
-    diloco: replicas.DiLoCo | None = None
+    diloco: replicas.Replicas | None = None
     """Replicas of the model that train apart and agree every so many steps; None trains one."""
     mup: mups.Widths | None = None
     """Widths of a base model, such as (("embed", 64), ("heads", 4)): initial values and learning

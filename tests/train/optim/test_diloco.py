@@ -13,7 +13,7 @@ from jaxlm.objectives.objective import Objective
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import step
 from jaxlm.train.optim import diloco, optimizer
-from jaxlm.train.optim.diloco import DiLoCo
+from jaxlm.train.optim.diloco import Replicas
 from tests import programs
 
 P = param.shaper(embed=8, ffn=6)
@@ -76,14 +76,14 @@ def sgd(rate):
 
 def test_averaging_the_steps_of_gradient_descent_is_a_step_on_all_rows():
     """H = 1, rate 1, no momentum."""
-    cfg = DiLoCo(replicas=4, every=1, outer_lr=1.0, outer_momentum=0.0)
+    cfg = Replicas(replicas=4, every=1, outer_lr=1.0, outer_momentum=0.0)
     states, _ = trained(cfg, tx=sgd(0.1))
     for ours, theirs in zip(states[1:], synchronous(sgd(0.1), 6)):
         close(ours.params, theirs, 1e-5)
 
 
 def test_one_replica_that_agrees_with_itself_is_the_plain_run():
-    states, metrics = trained(DiLoCo(replicas=1, every=1, outer_lr=1.0, outer_momentum=0.0))
+    states, metrics = trained(Replicas(replicas=1, every=1, outer_lr=1.0, outer_momentum=0.0))
     for ours, theirs in zip(states[1:], synchronous(ADAM, 6)):
         close(ours.params, theirs, 1e-6)
     assert metrics[0]["weight"] == 16
@@ -92,7 +92,7 @@ def test_one_replica_that_agrees_with_itself_is_the_plain_run():
 def test_replicas_train_apart_and_the_outer_step_is_nesterovs():
     """Each replica between agreements is a run of its own on its rows, in its own state; what is
     agreed on follows Sutskever et al. 2013 as PyTorch writes it, in float64."""
-    cfg = DiLoCo(replicas=2, every=3, outer_lr=0.7, outer_momentum=0.9)
+    cfg = Replicas(replicas=2, every=3, outer_lr=0.7, outer_momentum=0.9)
     states, metrics = trained(cfg)
     agreed = jax.tree.map(np.float64, states[0].params)
     momentum = jax.tree.map(np.zeros_like, agreed)
@@ -123,7 +123,7 @@ def test_replicas_train_apart_and_the_outer_step_is_nesterovs():
 
 @pytest.mark.parametrize("plan", [Plan(replica=2, fsdp=2), Plan(replica=4), Plan(fsdp=2, tensor=2)])
 def test_where_replicas_are_changes_nothing(plan):
-    cfg = DiLoCo(replicas=4, every=2)
+    cfg = Replicas(replicas=4, every=2)
     here, there = trained(cfg), trained(cfg, plan)
     close(here[0][-1], there[0][-1], 1e-5)
     for a, b in zip(here[1], there[1]):
@@ -133,7 +133,7 @@ def test_where_replicas_are_changes_nothing(plan):
 def test_replicas_send_each_other_the_mean_of_their_weights_once_in_h_steps():
     """4 N / H bytes a step: in the compiled program every collective of weights is in the branch
     that agrees, and they are those of N float32 numbers; metrics are some scalars."""
-    cfg, plan = DiLoCo(replicas=4, every=5), Plan(replica=4)
+    cfg, plan = Replicas(replicas=4, every=5), Plan(replica=4)
     tx = diloco.transform(ADAM, cfg)
     state = step.abstract(OBJECTIVE, tx, plan)
     text = diloco.make(OBJECTIVE, tx, plan, cfg).lower(state, batches(1)[0]).compile().as_text()
@@ -157,7 +157,7 @@ def test_replicas_send_each_other_the_mean_of_their_weights_once_in_h_steps():
 
 def test_the_outer_optimiser_is_optax_s():
     w, d = {"x": jnp.arange(3.0)}, {"x": jnp.array([0.1, -0.2, 0.3])}
-    cfg = DiLoCo(replicas=2, outer_lr=0.5, outer_momentum=0.8)
+    cfg = Replicas(replicas=2, outer_lr=0.5, outer_momentum=0.8)
     state = diloco._outer(cfg).init(w)
     apart = jax.tree.map(lambda a, b: jnp.stack([a - b, a - b]), w, d)
     new, copies, _ = diloco._agreed(cfg, w, apart, state)
@@ -169,7 +169,7 @@ def test_the_outer_optimiser_is_optax_s():
 
 def test_all_that_does_not_fit_is_named_at_once():
     """Between agreements the weights that are scored and saved are old ones."""
-    wrong = DiLoCo(replicas=4, every=30, outer_lr=0.0, outer_momentum=1.0)
+    wrong = Replicas(replicas=4, every=30, outer_lr=0.0, outer_momentum=1.0)
     plan, optim = Plan(replica=3, compute="float16"), optimizer.Optim(ema=0.9)
     assert [*diloco.problems(wrong, plan, 1000, 500, optim)] == [
         "diloco.outer_lr: 0.0 given; it must be above 0",
@@ -185,4 +185,4 @@ def test_all_that_does_not_fit_is_named_at_once():
     assert [*diloco.problems(None, Plan(replica=3), 1, 1, optimizer.Optim())] == [
         "plan.replica: 3 given; it must be 1 with diloco=None"
     ]
-    assert not [*diloco.problems(DiLoCo(), Plan(replica=4), 300, None, optimizer.Optim())]
+    assert not [*diloco.problems(Replicas(), Plan(replica=4), 300, None, optimizer.Optim())]
