@@ -103,7 +103,11 @@ def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
 
 
 _KERNEL = re.compile(r"%((?:splash|flash|gmm|tgmm)\w*?)(?:\.\d+)? = ")
-_USED = re.compile(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm")
+# "... required for HLO temporaries (36.00G) exceeds available HBM (15.75G)", before the memory is
+# assigned, and "Used 31.22G of 15.75G hbm" after it
+_USED = re.compile(
+    r"(?:\(|Used )([\d.]+)([GMK])\)? (?:exceeds available HBM \(|of )([\d.]+)([GMK])(?:\)| hbm)"
+)
 _UNITS = {"G": 1.0, "M": 2.0**-10, "K": 2.0**-20}
 
 
