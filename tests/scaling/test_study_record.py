@@ -117,6 +117,13 @@ def test_the_same_seed_gives_the_same_record_and_figures(made, tmp_path):
     assert [p.read_bytes() for p in figures.draw(again, tmp_path, drawn)] == once
     with pytest.raises(ValueError, match="'loss' is none of frontier"):
         figures.draw(made, tmp_path, ["loss"])
+    with pytest.raises(ValueError, match="kinds: 'pdf' is none of svg, png"):
+        figures.draw(made, tmp_path, drawn, ["pdf"])
+    assert [p.name for p in figures.draw(made, tmp_path, drawn, ["svg"])] == [
+        "isoflop.svg",
+        "density.svg",
+    ]
+    assert figures.draw(made, tmp_path, drawn, []) == []
 
 
 def test_figures_say_what_the_record_does(made, tmp_path):
@@ -167,6 +174,7 @@ def test_the_command(tmp_path, capsys):
     args = ["fit", str(file), "--laws", "chinchilla", "--replicates", "60", "--target", "1e20"]
     args += ["--counting", "non-embedding", "6ND", "--about.corpus", "a corpus"]
     args += ["--next", str(tmp_path / "next.csv"), "--out", str(tmp_path / "out")]
+    args += ["--figures", "svg", "png"]
     assert main.main(args) == 0
     out = capsys.readouterr().out
     assert "study of runs.csv: 24 points" in out and "next run" in out

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from jaxlm.core import cache, io
-from jaxlm.scaling import figures, study_record, table
+from jaxlm.scaling import figures as drawings  # an option bears the name
+from jaxlm.scaling import study_record, table
 from jaxlm.scaling.extended import pipeline
 from jaxlm.scaling.extended.options import Options as Extended
 from jaxlm.scaling.planning import experiment_design
@@ -85,6 +86,7 @@ def fit(args: Sequence[str]) -> int:
         next: pathlib.Path | None = None,
         out: pathlib.Path = pathlib.Path("runs/fit"),
         format: report_formats.Format = "text",
+        figures: tuple[drawings.Kind, ...] = ("svg",),
         options: Annotated[analysis.Options, tyro.conf.arg(name="")] = analysis.Options(),
         extended: Annotated[Extended, tyro.conf.arg(name="")] = Extended(),
         about: study_record.About = study_record.About(),
@@ -101,6 +103,7 @@ def fit(args: Sequence[str]) -> int:
                 most narrows the optimum at the target, for its cost.
             out: Where study.json and the figures go.
             format: Of the report: text, markdown, or latex (tables with booktabs).
+            figures: Kinds of files that each figure is drawn as: svg, png, both, or none.
         """
         cache.programs(0.0)
         columns = _pairs("column", reading.column)
@@ -116,7 +119,7 @@ def fit(args: Sequence[str]) -> int:
             record = analysis.run(pipeline.studied(t, extended), how, facts, name, candidates)
             record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
             record["extended"] = pipeline.run(t, extended, record)
-            _write(record, folder, format)
+            _write(record, folder, format, figures)
             return record
 
         if not by:
@@ -145,13 +148,16 @@ def _about(
 
 
 def _write(
-    record: study_record.Record, folder: pathlib.Path, format: report_formats.Format
+    record: study_record.Record,
+    folder: pathlib.Path,
+    format: report_formats.Format,
+    kinds: Sequence[drawings.Kind],
 ) -> None:
     path = study_record.save(folder, record)
     print(report.text(record, format))
     if record["extended"]:
         print(f"\n{report_formats.verbatim(pipeline.text(record['extended']), format)}")
-    drawn = figures.draw(record, folder)
+    drawn = drawings.draw(record, folder, kinds=kinds)
     if format == "text":
         print("\nwritten")
         for written in (path, *drawn):

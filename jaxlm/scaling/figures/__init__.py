@@ -1,4 +1,4 @@
-"""A study's figures from its record, each as PNG and SVG.
+"""A study's figures from its record, each as SVG, PNG or both.
 
     figures.draw(study_record.load("runs/fit").record, pathlib.Path("runs/fit"))
 
@@ -13,7 +13,7 @@ density     the draws of N* at the target, by form
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxlm.scaling.figures import compute, curves, sizes
 from jaxlm.scaling.figures.values import Values
@@ -41,16 +41,27 @@ FIGURES = {
     "density": (sizes.density, (6.4, 4.0)),
 }
 NAMES = tuple(FIGURES)
+Kind = Literal["svg", "png"]
+KINDS: tuple[Kind, ...] = ("svg", "png")
 
 
-def draw(record: Record, folder: pathlib.Path, names: Sequence[str] = NAMES) -> list[pathlib.Path]:
-    """The paths of the named figures that the record holds the numbers for, drawn into a folder.
+def draw(
+    record: Record,
+    folder: pathlib.Path,
+    names: Sequence[str] = NAMES,
+    kinds: Sequence[Kind] = KINDS,
+) -> list[pathlib.Path]:
+    """The paths of the named figures that the record holds the numbers for, drawn into a folder as
+    files of each kind.
 
-    Raises: ValueError for a name that is none of NAMES.
+    Raises: ValueError for a name that is none of NAMES, or a kind that is none of KINDS.
     """
-    unknown = [name for name in names if name not in FIGURES]
-    if unknown:
-        raise ValueError(f"names: {unknown[0]!r} is none of {', '.join(NAMES)}")
+    for field, given, known in (("names", names, NAMES), ("kinds", kinds, KINDS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"{field}: {unknown[0]!r} is none of {', '.join(known)}")
+    if not kinds:
+        return []
     # matplotlib.figure alone draws to files: no global state, no window system.
     import matplotlib
     from matplotlib import figure
@@ -66,8 +77,8 @@ def draw(record: Record, folder: pathlib.Path, names: Sequence[str] = NAMES) -> 
             backend_agg.FigureCanvasAgg(picture)
             if not plot(picture, values):
                 continue
-            for ending, facts in (("png", None), ("svg", {"Date": None})):
-                path = folder / f"{name}.{ending}"
-                picture.savefig(path, dpi=DPI, metadata=facts)
+            for kind in kinds:
+                path = folder / f"{name}.{kind}"
+                picture.savefig(path, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
                 out.append(path)
     return out
