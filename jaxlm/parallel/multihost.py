@@ -30,8 +30,8 @@ HEARTBEAT = 30
 VERDICT = HEARTBEAT + 10
 # The exit code of a process whose run lost another one.
 LOST = 4
-# The environment variable of `patience`.
-PATIENCE = "JAXLM_PATIENCE"
+# The environment variable of `timeout`.
+TIMEOUT = "JAXLM_TIMEOUT"
 
 # Beginnings of the errors of a collective: a status of XLA's, and none of our own.
 BROKEN = re.compile(
@@ -53,7 +53,7 @@ def join(environ: dict[str, str]) -> int | None:
     value = environ.get("JAXLM_DISTRIBUTED")
     if value is None:
         return 1
-    limit = patience(environ)
+    limit = timeout(environ)
     seconds = math.ceil(min(HEARTBEAT, limit))
     import jax
 
@@ -96,16 +96,16 @@ def peer(value: str) -> Peer:
     return Peer(host, int(port), count, index)
 
 
-def patience(environ: dict[str, str]) -> float:
+def timeout(environ: dict[str, str]) -> float:
     """Seconds that a process may take to join the others, or from one step to the next, by
-    JAXLM_PATIENCE; 600 where it is not set. Raises: ValueError for less than 3, or no number."""
-    value = environ.get(PATIENCE, "600")
+    JAXLM_TIMEOUT; 600 where it is not set. Raises: ValueError for less than 3, or no number."""
+    value = environ.get(TIMEOUT, "600")
     try:
         seconds = float(value)
     except ValueError:
         seconds = math.nan
     if not 3 <= seconds <= 10**6:
-        raise ValueError(f"{PATIENCE}: {value!r} given; it must be seconds, at least 3")
+        raise ValueError(f"{TIMEOUT}: {value!r} given; it must be seconds, at least 3")
     return seconds
 
 

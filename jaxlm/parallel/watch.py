@@ -3,7 +3,7 @@
 Every process notes where it is (`Watch.arrive`), which costs no more than an assignment, and waits
 for all others where they may come far apart (`Watch.meet`). A thread of each sends that note to the
 coordinator once a second. The thread of process 0 compares them: a line names a process that
-others have waited for, and where one has not moved on for `PATIENCE` seconds, or has failed, or is
+others have waited for, and where one has not moved on for `TIMEOUT` seconds, or has failed, or is
 gone, it publishes a verdict, by which the threads end all processes, also those whose main threads
 are inside a collective and cannot raise.
 """
@@ -43,8 +43,8 @@ class Note(NamedTuple):
 class Judge:
     """The notes of all processes over time, by one clock, and what follows from them."""
 
-    def __init__(self, count: int, patience: float, now: float) -> None:
-        self._count, self._patience = count, patience
+    def __init__(self, count: int, timeout: float, now: float) -> None:
+        self._count, self._timeout = count, timeout
         first = Note(-1, "its beginning", None, 0)
         self._notes = dict.fromkeys(range(count), first)
         self._moved, self._heard = (dict.fromkeys(range(count), now) for _ in range(2))
@@ -88,7 +88,7 @@ class Judge:
             if now - self._moved[first] > 2 * SILENT:
                 return f"a collective of process {first} of this run broke ({faults[first]})"
         last, waited = self._last(now)
-        if waited <= self._patience or self._notes[last[0]].passed < 1:
+        if waited <= self._timeout or self._notes[last[0]].passed < 1:
             return None
         where = self._notes[last[0]].where
         if len(last) == self._count:
@@ -114,8 +114,8 @@ class Watch:
     that broke ends this one, too, by the verdict on who is lost.
     """
 
-    def __init__(self, patience: float, warn: Callable[[str], None]) -> None:
-        self._patience, self._warn = patience, warn
+    def __init__(self, timeout: float, warn: Callable[[str], None]) -> None:
+        self._timeout, self._warn = timeout, warn
         self._note = Note(0, "its data", None, 0)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -162,7 +162,7 @@ class Watch:
 
     def _run(self) -> None:
         """The thread: notes once a second, and on process 0 the judgement."""
-        judge = Judge(jax.process_count(), self._patience, time.monotonic())
+        judge = Judge(jax.process_count(), self._timeout, time.monotonic())
         index, number = jax.process_index(), 0
         while not self._closed.wait(BEAT):
             number += 1

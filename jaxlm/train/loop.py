@@ -97,8 +97,8 @@ def run(run: Run) -> Result:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open(primary, run.name, run.steps))
         arrived = stack.enter_context(interrupts.caught())
-        patience = multihost.patience(dict(os.environ))
-        watch = stack.enter_context(watches.Watch(patience, out.warn))
+        limit = multihost.timeout(dict(os.environ))
+        watch = stack.enter_context(watches.Watch(limit, out.warn))
         session, at = begin(run, warnings, out, watch, stack)
         try:
             return finish(session, *_train(session, at, arrived))

@@ -5,9 +5,9 @@ import pytest
 from jaxlm.parallel import multihost, watch
 
 
-def judge(count, patience=60.0):
+def judge(count, timeout=60.0):
     """(Judge, a function that takes in notes at a time: hear(t, index, passed, where, fault))."""
-    made, numbers = watch.Judge(count, patience, 0.0), iter(range(1, 10**6))
+    made, numbers = watch.Judge(count, timeout, 0.0), iter(range(1, 10**6))
 
     def hear(now, index, passed, where="step 1", fault=None):
         made.hear(index, watch.Note(passed, where, fault, next(numbers)), now)
@@ -74,9 +74,9 @@ def test_a_collective_that_broke_is_the_fault_of_who_is_silent():
 
 @pytest.mark.parametrize("value", ["2", "soon", "nan", "inf"])
 def test_a_limit_that_is_no_time_is_refused(value):
-    with pytest.raises(ValueError, match=f"JAXLM_PATIENCE: '{value}' given; it must be seconds"):
-        multihost.patience({"JAXLM_PATIENCE": value})
-    assert multihost.patience({}) == 600
+    with pytest.raises(ValueError, match=f"JAXLM_TIMEOUT: '{value}' given; it must be seconds"):
+        multihost.timeout({"JAXLM_TIMEOUT": value})
+    assert multihost.timeout({}) == 600
 
 
 def test_a_single_process_has_no_watch():

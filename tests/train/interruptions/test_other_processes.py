@@ -93,7 +93,7 @@ def test_a_slow_process_is_a_line_and_one_that_hangs_ends_the_run(tiny, start):
     not to be told from it."""
     run = tiny(name="stuck", samples=(), plan=Plan(data=2, fsdp=2), eval_every=None)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, holdout=0.2))
-    first, second = start(run, SLOW, JAXLM_PATIENCE="40")
+    first, second = start(run, SLOW, JAXLM_TIMEOUT="40")
     try:
         printed = first.communicate(timeout=300)[0]
         assert first.returncode == multihost.LOST, printed
