@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from jaxlm.core import batch, param
 from jaxlm.models import model as models
@@ -75,8 +76,22 @@ def weights(module: LanguageModel) -> param.Tree:
 
 
 def _variable(p: param.Param, w: jax.Array) -> nnx.Param:
-    split = tuple((axis, mesh_axes) for axis, mesh_axes in rules.RULES.items())
-    return nnx.Param(w, out_sharding=p.axes, sharding_rules=split, eager_sharding=False)
+    return nnx.Param(w, out_sharding=p.axes, sharding_rules=_split(p, w), eager_sharding=False)
+
+
+def _split(p: param.Param, w: jax.Array) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The mesh axes of each of a weight's axes: those that split it, or, of one that is on no mesh,
+    by the rules, where an axis to the left goes first."""
+    if isinstance(w.sharding, NamedSharding):
+        spec = (*w.sharding.spec, *(None for _ in p.axes))
+        entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+        return tuple(zip(p.axes, entries))
+    taken: set[str] = set()
+    split = []
+    for axis in p.axes:
+        split.append((axis, tuple(name for name in rules.RULES[axis] if name not in taken)))
+        taken.update(split[-1][1])
+    return tuple(split)
 
 
 def _whole(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

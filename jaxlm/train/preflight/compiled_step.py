@@ -16,7 +16,6 @@ from jaxlm.parallel.collectives import Collective
 from jaxlm.parallel.topology import Topology, worst_hop
 from jaxlm.scaling.cost import memory
 from jaxlm.train import program, step
-from jaxlm.train.optim import optimizer
 from jaxlm.train.run.run import Run
 
 
@@ -72,10 +71,10 @@ def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
         raise ValueError(f"--topology: data of kind {name} given; it compiles steps on plain text")
     with target.compiling_for("tpu", topology.devices):
         objective = program.training(run)[1]
-        tx = optimizer.build(run.optim, objective.spec, run.steps, run.plan.dtype == jnp.float16)
+        tx = program.optimiser(run, objective.spec)
         state = step.abstract(objective, tx, run.plan)
         begin = time.perf_counter()
-        make: Any = step.make(objective, tx, run.plan)
+        make: Any = program.update(run, objective, tx)
         lowered = make.lower(state, _batch(run, run.data))
         try:
             compiled = lowered.compile()
