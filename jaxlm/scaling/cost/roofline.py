@@ -1,11 +1,12 @@
 """Seconds of a training step on a chip, from its FLOPs and bytes: no device, no compiler.
 
-    seconds = max(products + scores + memory, links)
+    seconds = max(products + scores + memory + bubble, links)
 
     products  FLOPs with the weights, recomputed ones too, at a share of the chip's peak
     scores    FLOPs of attention, at that share of the part of the matrix unit that a head fills
     memory    bytes that operands, results and weights move, at a share of HBM's bandwidth: what
               makes small matrices slow
+    bubble    the turns of a pipeline in which a stage waits
     links     bytes a device sends, at a share of its links' bandwidth; they hide under the rest
 
 The three shares are the constants of `RATES`, the same for all chips: experiments/preflight fits
@@ -47,12 +48,14 @@ RATES = Rates(products=0.91, memory=0.33, links=0.5)
 
 class Work(NamedTuple):
     """Work of a device in a step: FLOPs with weights; FLOPs of attention as if its heads filled
-    the matrix unit; bytes to and from HBM; bytes sent over links, by mesh axis."""
+    the matrix unit; bytes to and from HBM; bytes sent over links, by mesh axis; the time that it
+    waits in a pipeline, as a share of the time that it computes."""
 
     products: float
     scores: float
     memory: float
     links: dict[str, float]
+    waits: float = 0.0
 
 
 class Seconds(NamedTuple):
@@ -61,36 +64,42 @@ class Seconds(NamedTuple):
     products: float
     scores: float
     memory: float
+    bubble: float
     links: float
 
     @property
     def total(self) -> float:
         """The step."""
-        return max(self.products + self.scores + self.memory, self.links)
+        return max(sum(self) - self.links, self.links)
 
     @property
     def binds(self) -> str:
         """The name of the part that decides: a smaller one would make the step shorter."""
-        if self.links > self.products + self.scores + self.memory:
+        if self.links >= self.total:
             return "links"
-        parts = {name: getattr(self, name) for name in ("products", "scores", "memory")}
+        parts = {name: value for name, value in self._asdict().items() if name != "links"}
         return max(parts, key=lambda name: parts[name])
 
 
 def seconds(work: Work, chip: Chip, rates: Rates, dimensions: int = 1) -> Seconds:
     """The time of `work`. dimensions: of the torus; bytes are sent both ways along each."""
-    links = sum(work.links.values())
-    return Seconds(
+    compute = (
         work.products / (rates.products * chip.flops),
         work.scores / (rates.products * chip.flops),
         work.memory / (rates.memory * chip.bandwidth),
-        links / (rates.links * 2 * dimensions * chip.link),
     )
+    links = sum(work.links.values()) / (rates.links * 2 * dimensions * chip.link)
+    return Seconds(*compute, work.waits * sum(compute), links)
 
 
-def recomputed(remat: str) -> frozenset[str] | None:
-    """Weights, by name, and "scores", that a layer of `plan.remat` computes again: None is all."""
-    return {"none": frozenset(), "dots": frozenset({"scores"}), "full": None}[remat]
+def recomputed(cfg: models.AnyConfig, plan: Plan) -> frozenset[str] | None:
+    """Weights, by name, and "scores", that a layer computes again under `plan.remat`, but for those
+    whose outputs the plan keeps: None is all."""
+    if plan.remat != "full":
+        return frozenset({"scores"} if plan.remat == "dots" else ())
+    kept = {*plan.keep, *plan.offload} - {"layer", "attention"}
+    names = {*stack.names(models.spec(cfg)), "router", "scores"} - {"layer", "attention", LAST}
+    return frozenset(names - kept) if kept else None
 
 
 def work(
@@ -108,24 +117,32 @@ def work(
     """
     spec, kinds = models.spec(cfg), flops.of_kind(cfg)
     tokens = batch * seq / plan.devices
-    products = scores = moved = 0.0
+    products = scores = moved = staged = 0.0
     for name in flops.STACKS:
-        for segment in spec.get(name, {}).values():
+        for number, segment in spec.get(name, {}).items():
             for place, layer in segment.items():
                 count = _leading(layer)
                 own = _layer(layer, kinds[stack.kind(place)], seq, mxu, again)
                 products += count * own.products * tokens
+                staged += _inside(spec, name, number, plan) * own.products * tokens
                 scores += count * own.scores * tokens
                 moved += count * own.memory * tokens
     head = flops.per_token(cfg, seq).head
     products += flops.TRAINING * head * tokens
     moved += 3 * (2 * 4 * cfg.vocab) * tokens / plan.tensor  # logits in float32, three times
     weights = param.count(spec)
-    parts = plan.fsdp * plan.expert * plan.context * plan.tensor
+    parts = plan.fsdp * plan.expert * plan.context * plan.tensor * plan.pipe
     stored = weights / parts
     present = _present(spec, plan)
     moved += UPDATE * stored + 2 * 2 * 4 * present * plan.microbatches
-    return Work(products, scores, moved, links(cfg, plan, batch, seq))
+    waits = plan.bubble / (1 - plan.bubble) * staged / products
+    return Work(products, scores, moved, links(cfg, plan, batch, seq), waits)
+
+
+def _inside(spec: param.Tree, name: str, segment: str, plan: Plan) -> int:
+    """The repeats of a stack's segment that are in a pipeline."""
+    stages = stack.staged(spec[name], plan) if name in ("encoder", "stack") else None
+    return stages[1] if stages is not None and stages[0] == segment else 0
 
 
 def _leading(layer: param.Tree) -> int:
@@ -164,11 +181,17 @@ def _layer(
 
 
 def _present(spec: param.Tree, plan: Plan) -> float:
-    """Weights that a device multiplies with: gathered, but for what tensor and expert split."""
+    """Weights that a device multiplies with: gathered, but for what tensor and expert split, and
+    those of other stages."""
     total = 0.0
-    for p in param.flatten(spec).values():
+    for path, p in param.flatten(spec).items():
         experts = "expert" in p.axes[: p.copies]
-        total += math.prod(p.shape) / (plan.expert if experts else 1)
+        size = math.prod(p.shape) / (plan.expert if experts else 1)
+        name, _, rest = path.partition("/")
+        if name in ("encoder", "stack"):
+            inside = _inside(spec, name, rest.partition("/")[0], plan) / p.shape[0]
+            size *= 1 - inside + inside / plan.pipe
+        total += size
     return total / plan.tensor
 
 
@@ -185,7 +208,10 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
     residual = layers * 2 * spec["embed"]["table"].shape[1] * tokens
     again = plan.remat == "full"
     stored = plan.fsdp * plan.context
-    held = param.count(spec) / (stored * plan.expert * plan.tensor)
+    held = param.count(spec) / (stored * plan.expert * plan.tensor * plan.pipe)
+    # of a turn of a pipeline, a part's rows forward and their gradient back
+    turn = 2 * 2 * spec["embed"]["table"].shape[1] * batch * seq
+    turn /= plan.block_parts * plan.parts * plan.context
     head = spec["unembed"] if "unembed" in spec else spec["embed"]["table"]
     chunks = max(1, tokens / plan.microbatches // plan.loss_chunk)
     present = _present(spec, plan) + (chunks - 1) * math.prod(head.shape) / plan.tensor
@@ -194,6 +220,7 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
         "fsdp": 3 * 2 * present * _ring(stored) * plan.microbatches,
         "expert": (2 + again) * 2 * residual * (plan.expert - 1),
         "context": layers * (3 + again) * 2 * _keys(spec) * tokens * (plan.context - 1),
+        "pipe": plan.turns * turn if plan.pipe > 1 else 0.0,
         "tensor": (4 + 2 * again) * 2 * residual * _ring(plan.tensor),
     }
     return {axis: size for axis, size in sent.items() if size}

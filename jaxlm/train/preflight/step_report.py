@@ -23,6 +23,7 @@ PARTS = {
     "products": "products: the matrix unit",
     "scores": "attention's products",
     "memory": "HBM: bytes of operands and results",
+    "bubble": "the pipeline's bubble",
     "links": "ICI: bytes between chips",
 }
 
@@ -47,7 +48,7 @@ def predict(run: Run, topology: Topology, ledger: list[Collective] | None = None
         batch=rows,
         seq=seq,
         mxu=chip.mxu,
-        again=roofline.recomputed(run.plan.remat),
+        again=roofline.recomputed(run.model, run.plan),
     )
     if ledger is not None:
         sent = {", ".join(row.axes): 0.0 for row in ledger}
@@ -143,8 +144,9 @@ def _time(
     yield Row(f"prediction: {topology.name}, {prediction.tokens:,} tokens a step", "")
     yield Row("FLOPs of a step, model's", f"{cost_report.si(each * prediction.tokens)}FLOPs")
     yield Row("seconds a step", f"{prediction.seconds:.4f}")
-    for name in ("products", "scores", "memory", "links"):
-        yield Row(f"  {name}", f"{getattr(parts, name):.4f}")
+    for name, value in parts._asdict().items():
+        if value:
+            yield Row(f"  {name}", f"{value:.4f}")
     yield Row("MFU", f"{prediction.utilisation:.1%}")
     speed = prediction.tokens / prediction.seconds
     yield Row("tokens/s", f"{speed:,.0f}, {speed / topology.chips:,.0f} a chip")
@@ -180,6 +182,8 @@ def _ways(run: Run) -> Iterator[dict[str, Any]]:
     yield {"plan.loss_chunk": 2 * plan.loss_chunk}
     milder = {"full": ("dots", "none"), "dots": ("none",), "none": ()}[plan.remat]
     yield from ({"plan.remat": remat} for remat in milder)
+    if plan.pipe > 1:
+        yield {"plan.pipe_parts": 2 * plan.parts}
     yield {"data.batch": 2 * batch}
     for axis in ("tensor", "context", "expert"):
         size = getattr(plan, axis)

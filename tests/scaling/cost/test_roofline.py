@@ -1,5 +1,7 @@
 """The roofline's work against sums by hand, and its time against its parts."""
 
+import dataclasses
+
 import pytest
 
 from jaxlm import models
@@ -65,3 +67,31 @@ def test_links_hide_until_they_bind():
     assert parts.total == parts.products + parts.scores + parts.memory
     slow = roofline.seconds(work(plan=Plan(fsdp=8)), chip._replace(link=1.0), roofline.RATES, 2)
     assert slow.binds == "links" and slow.total == slow.links
+
+
+def test_a_pipeline_waits_and_passes_its_parts_on():
+    """4 layers in 2 stages with 4 parts wait for a fifth of all turns; of 5 layers, 4 do."""
+    four, five = (dataclasses.replace(CFG, layers=n) for n in (4, 5))
+    plan = Plan(pipe=2, pipe_parts=4)
+    layers = flops.per_token(four, SEQ).layers
+    share = layers / (layers + flops.per_token(four, SEQ).head)
+    assert work(four, plan).waits == pytest.approx(share / 4)
+    assert work(five, plan).waits == pytest.approx(
+        4 * layers / 4 / (5 * layers / 4 + flops.per_token(four, SEQ).head) / 4
+    )
+    assert work(four, plan).products == pytest.approx(work(four).products / 2)
+    sent = roofline.links(four, plan, BATCH, SEQ)
+    assert sent == {"pipe": 5 * 2 * 2 * 256 * (BATCH * SEQ / 4)}
+    parts = roofline.seconds(work(four, plan), CHIPS["v5e"], roofline.RATES)
+    assert parts.bubble == pytest.approx(share / 4 * (parts.products + parts.scores + parts.memory))
+    assert parts.total == pytest.approx(sum(parts) - parts.links)
+
+
+def test_outputs_that_are_kept_are_not_computed_again():
+    plan = Plan(remat="full", keep=("q", "attention"), offload=("layer", "up"))
+    again = roofline.recomputed(CFG, plan)
+    assert again == {"k", "v", "o", "gate", "scores", "router"}
+    less = work(again=None).products - work(again=again).products
+    assert less == pytest.approx(3 * 2 * 256 * (2 * 128 + 1024) * BATCH * SEQ)
+    assert roofline.recomputed(CFG, Plan(remat="full")) is None
+    assert roofline.recomputed(CFG, Plan(remat="dots")) == {"scores"}
