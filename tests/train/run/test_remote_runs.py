@@ -171,9 +171,9 @@ def test_a_run_recovers_from_a_store_that_fails(tiny, place, monkeypatch, whole,
 
 @pytest.mark.slow
 def test_a_run_recovers_from_every_operation(tiny, place, monkeypatch, whole, assert_same_run):
-    """From 20 of them, evenly; JAXLM_MATRIX=1000 takes all, 4 s of CPU each."""
+    """From 8 of them, evenly; JAXLM_MATRIX=1000 takes all, 4 s of CPU each."""
     count = operations(tiny(out=place), monkeypatch)
-    cases = min(count, int(os.environ.get("JAXLM_MATRIX", 20)))
+    cases = min(count, int(os.environ.get("JAXLM_MATRIX", 8)))
     for fatal in np.linspace(1, count, cases).astype(int):
         recover(tiny, place, monkeypatch, whole, assert_same_run, int(fatal))
 
