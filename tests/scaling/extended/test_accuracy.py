@@ -171,7 +171,7 @@ def write(path, t, columns):
 
 
 def test_the_command_predicts_accuracy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda record, out: [])
+    monkeypatch.setattr(figures, "draw", lambda record, out, kinds: [])
     write(tmp_path / "runs.csv", runs(), ["accuracy", "name"])
     args = ["fit", str(tmp_path / "runs.csv"), "--laws", "chinchilla", "--replicates", "20"]
     args += ["--holdout", "1e21", "--out", str(tmp_path / "out")]

@@ -269,7 +269,7 @@ def test_exact_flops_are_one_number_for_each_size(tmp_path):
 
 
 def test_a_study_of_each_value(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda record, out: ())  # most of the time
+    monkeypatch.setattr(figures, "draw", lambda record, out, kinds: ())  # most of the time
     file = tmp_path / "runs.csv"
     rows = ["N,D,loss,data set"]
     for name, shift in (("c4", 0.0), ("rp/j", 0.3)):
