@@ -5,7 +5,7 @@
 
 The parts run in the order of PARTS, each in this process; one that fails is reported, and the rest
 go on; one for which no time is left (`--minutes`) is named. Every rate has the device's own limit
-beside it, measured here: bfloat16 products of 8,192 by 8,192 matrices, and a copy of 2 GiB. Times
+next to it, measured here: bfloat16 products of 8,192 by 8,192 matrices, and a copy of 2 GiB. Times
 are medians of calls that end with a value on the host. MFU counts the FLOPs of the model
 (`scaling.cost.flops`), with the keys that each query may see, and none that are recomputed.
 """
@@ -278,7 +278,7 @@ def population(size: Sizes) -> Rows:
 
 def laws(size: Sizes) -> Rows:
     """Every family's logits, loss and gradients here and on the CPU, float32 products: the largest
-    differences as parts of the largest value; and whether greedy decoding agrees."""
+    differences, as parts of the largest value."""
     from tests import programs
 
     cpu, out = jax.devices("cpu")[0], []

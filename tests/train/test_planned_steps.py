@@ -170,3 +170,15 @@ def test_a_step_is_compiled_for_a_tpu(capsys):
     assert any(name.startswith("splash") for name in compiled.kernels)
     assert {row.axes for row in compiled.ledger} == {("fsdp",)}
     assert compiled.hops == {"fsdp": 1}
+
+
+def test_without_libtpu_the_report_is_the_closed_form_and_says_so(monkeypatch, capsys):
+    def load(name):
+        raise ImportError("libtpu: pip install 'jaxlm[tpu]'")
+
+    monkeypatch.setattr(topology, "load", load)
+    args = ["plan", "llama3-8b", "--topology", "v5e:4x4", "--plan.fsdp", "16", "--data.batch", "16"]
+    assert main.main(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "closed form alone: libtpu: pip install 'jaxlm[tpu]'"
+    assert "closed form, not compiled: v5e:4x4, fsdp=16" in lines

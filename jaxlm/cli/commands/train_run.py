@@ -183,21 +183,24 @@ def _elsewhere(
 ) -> list[cost_report.Row]:
     """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs; with
     `count`, of the best of so many layouts, after a line for each."""
-    described = topology.describe(name)
+    described, hint = topology.describe(name), []
     if described.chip.platform == "tpu":
-        described = topology.load(name)
+        try:
+            described = topology.load(name)
+        except ImportError as error:  # the report says that it is not compiled
+            hint = [cost_report.Row(f"closed form alone: {error}", "")]
     with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
         run = _chosen("plan", target, overrides)
         built = program.build(run, run.plan)[1]
         if count is None:
             compiled = compiled_step.compile_step(run, described) if described.devices else None
-            return step_report.rows(run, built, described, compiled, tokens)
+            return [*hint, *step_report.rows(run, built, described, compiled, tokens)]
         best = layout_search.best(run, built, described, int(count))
         steps = layout_search.compiled(best, described)
         run, compiled = steps[0]
         built = program.build(run, run.plan)[1]
         report = step_report.rows(run, built, described, compiled, tokens)
-        return [*layout_search.rows(steps, described), *report]
+        return [*hint, *layout_search.rows(steps, described), *report]
 
 
 def _option(args: list[str], name: str) -> tuple[list[str], str | None]:
