@@ -164,7 +164,9 @@ def test_a_step_is_compiled_for_a_tpu(capsys):
         data=Data(source="markov", seq=512, batch=4),
         plan=Plan(fsdp=4, remat="full", attention="splash", compute="bfloat16"),
     )
-    compiled = compiled_step.compile_step(run, topology.load("v5e:2x2"))
+    # tests ask for exact products, which splash has not for bfloat16
+    with jax.default_matmul_precision("default"):
+        compiled = compiled_step.compile_step(run, topology.load("v5e:2x2"))
     assert isinstance(compiled, Compiled)
     assert all(size >= 0 for size in compiled.bytes)
     assert any(name.startswith("splash") for name in compiled.kernels)
