@@ -56,12 +56,14 @@ def _once(function, *args, **kwargs):
 
 
 class Probe(NamedTuple):
-    """logits [B,T,V]; the loss sum and its gradient; reach [V,D]: the gradient of the loss in the
-    embedding table by way of the layers alone, also where the table is the output matrix too."""
+    """logits [B,T,V]; the loss sum, its gradient and the objective's other sums; reach [V,D]: the
+    gradient of the loss in the embedding table by way of the layers alone, also where the table is
+    the output matrix too."""
 
     logits: Any
     loss: Any
     grads: Any
+    sums: Any
     reach: Any
 
 
@@ -108,17 +110,44 @@ def prober(family, plan):
             return out
 
         objective = pretraining(model._replace(hidden=hidden), plan)
-        total = objective.loss(params, {}, batch, None)[0]
-        return total, model.unembed(model.head(params), states[0])
+        total, _, sums = objective.loss(params, {}, batch, None)
+        return total, (model.unembed(model.head(params), states[0]), sums)
 
     def probe(params, batch):
         both = jax.value_and_grad(loss, (0, 1), has_aux=True)
         table = params["embed"]["table"]
-        (total, z), (grads, reach) = both(params, table, fit(family, batch))
+        (total, (z, sums)), (grads, reach) = both(params, table, fit(family, batch))
         embed = grads["embed"] | {"table": grads["embed"]["table"] + reach}
-        return Probe(z, total, grads | {"embed": embed}, reach)
+        return Probe(z, total, grads | {"embed": embed}, sums, reach)
 
     return jax.jit(probe)
+
+
+class Gradient(NamedTuple):
+    """The compiled (params, batch) -> (loss sum, weight, other sums, gradient) of a batch, cut and
+    summed as a plan's step does it, and what the compiler printed."""
+
+    of: Any
+    log: str
+
+
+@functools.cache
+def gradient(family, plan):
+    """The gradient of a family under a plan, computed once so that it is compiled. A whole step,
+    whose optimiser has several programs of every weight's shape, compiles twice as long."""
+    objective, _ = parts(family, plan)
+    one, key = jnp.ones(()), jax.random.key(0)
+
+    def of(params, batch):
+        state = step.State(jnp.zeros((), jnp.int32), params, None, {}, None)
+        return step.accumulate(objective, plan, one, state, batch, key)
+
+    spec = objective.spec
+    split = (plan.replicated, plan.replicated, plan.replicated, plan.shard_state(spec))
+    compiled = jax.jit(of, out_shardings=split)
+    with printed() as log:
+        compiled(jax.device_put(weights(family), plan.shard_params(spec)), given(family, 0, plan))
+    return Gradient(compiled, log())
 
 
 class Trainer(NamedTuple):
@@ -157,7 +186,7 @@ def trainer(family, plan):
         return jax.device_put(first, shardings)
 
     with printed() as log:
-        program(fresh(), placed(fit(family, rows(0)), plan))
+        program(fresh(), given(family, 0, plan))
     return Trainer(fresh, program, shardings, log())
 
 
@@ -222,6 +251,11 @@ def rows(seed, lengths=((T,),) * B):
 
 def placed(batch, plan):
     return jax.device_put(batch, plan.shard_batch(batch))
+
+
+def given(family, seed, plan, lengths=((T,),) * B):
+    """A batch of `rows` as a family reads it, on the plan's mesh."""
+    return placed(fit(family, rows(seed, lengths)), plan)
 
 
 def close(a, b, rtol=1e-5, scale=1e-5):

@@ -33,7 +33,8 @@ def cases(full=programs.FULL):
 
 
 families = pytest.mark.parametrize("family", cases(full=programs.FIRST))
-product = pytest.mark.parametrize("family", cases())
+full = pytest.mark.parametrize("family", [p for p in cases() if p.values[0] in programs.FULL])
+rest = pytest.mark.parametrize("family", [p for p in cases() if p.values[0] not in programs.FULL])
 kernels = pytest.mark.parametrize(
     "family, kernel",
     [
@@ -150,6 +151,22 @@ def agree(family, plan):
     return other
 
 
+def same_sums(family, plan):
+    """The loss, the other sums and the gradient of a batch under a plan are those of one pass."""
+    w, batch = programs.weights(family), programs.rows(1, programs.UNEVEN)
+    want = programs.prober(family, Plan())(w, batch)
+    placed = jax.device_put(w, plan.shard_params(programs.shape(family).spec))
+    loss, weight, sums, grads = programs.gradient(family, plan).of(
+        placed, programs.given(family, 1, plan, programs.UNEVEN)
+    )
+    np.testing.assert_allclose(loss, want.loss, rtol=1e-5)
+    np.testing.assert_allclose(weight, batch.weight.sum(), rtol=1e-6)
+    assert sums.keys() == want.sums.keys() and want.sums["z"] > 0
+    programs.close(sums, want.sums)
+    programs.close(grads, want.grads, 2e-5, 2e-5)
+    return grads
+
+
 EVERYTHING = dataclasses.replace(
     programs.MESH, microbatches=2, zero=2, remat="full", unroll=2, loss_chunk=16
 )
@@ -163,38 +180,61 @@ PARTS = {
 }
 
 
-def diagnosis(family):
-    """The parts of EVERYTHING under which three steps are others, each tried alone."""
-    for name, plan in PARTS.items():
-        try:
-            agree(family, plan)
-        except AssertionError as failure:
-            yield f"{name}: {str(failure).strip().splitlines()[0]}"
-
-
-@product
-def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(family):
+def under_everything(compare, family):
+    """compare(family, EVERYTHING); a failure is reported with the PARTS that fail alone."""
     try:
-        state = agree(family, EVERYTHING)
+        return compare(family, EVERYTHING)
     except AssertionError as failure:
-        failure.add_note("Alone: " + ("; ".join(diagnosis(family)) or "every part agrees"))
+        alone = []
+        for name, plan in PARTS.items():
+            try:
+                compare(family, plan)
+            except AssertionError as part:
+                alone.append(f"{name}: {str(part).strip().splitlines()[0]}")
+        failure.add_note("Alone: " + ("; ".join(alone) or "every part agrees"))
         raise
+
+
+def split(family):
+    """The paths of the weights that a family splits over `tensor`."""
+    spec = param.flatten(programs.shape(family).spec)
+    paths = [k for k, p in spec.items() if "embed" in p.axes and {"heads", "ffn"} & {*p.axes}]
+    assert paths
+    return paths
+
+
+@full
+def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_step(family):
+    state = under_everything(agree, family)
     training = programs.trainer(family, EVERYTHING)
     # the partitioner found a way for every array
     assert "rematerialization" not in training.log
     # everything lies where it should
     for path, x in param.flatten(state).items():
         assert x.sharding == param.flatten(training.shardings)[path], path
-    spec = param.flatten(programs.shape(family).spec)
-    split = [k for k, p in spec.items() if "embed" in p.axes and {"heads", "ffn"} & {*p.axes}]
-    assert split
-    for path in split:
+    for path in split(family):
         w = param.flatten(state.params)[path]
         assert w.addressable_shards[0].data.size * 4 == w.size, path
     # the optimiser's moments are split over `data`, too, where a dimension divides
-    moments = [x for path, x in param.flatten(state.opt).items() if path.endswith(tuple(split))]
+    ends = tuple(split(family))
+    moments = [x for path, x in param.flatten(state.opt).items() if path.endswith(ends)]
     parts = {x.size // x.addressable_shards[0].data.size for x in moments}
-    assert len(moments) >= 2 * len(split) and parts <= {4, 8} and 8 in parts
+    assert len(moments) >= 2 * len(ends) and parts <= {4, 8} and 8 in parts
+
+
+@rest
+def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_gradient(family):
+    """Of every other family the gradient of a batch: what the step makes of it knows no family.
+    It compiles once, as law 15 says of the step."""
+    grads = under_everything(same_sums, family)
+    gradient = programs.gradient(family, EVERYTHING)
+    assert "rematerialization" not in gradient.log and gradient.of._cache_size() == 1
+    parts = {
+        x.size // x.addressable_shards[0].data.size
+        for path, x in param.flatten(grads).items()
+        if path in split(family)
+    }
+    assert parts <= {4, 8} and 8 in parts
 
 
 @pytest.mark.slow
@@ -243,9 +283,7 @@ def test_9_with_dropout():
         assert np.isfinite(g).all() and (path.endswith("k_bias") or np.mean(g != 0) > 0.9), path
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in programs.FULL]
-)
+@full
 def test_10_the_start_is_the_same_on_every_mesh(family):
     programs.same(programs.start(family, Plan()), programs.start(family, programs.MESH))
 
@@ -309,14 +347,14 @@ def test_14_padding_has_no_effect(family, kernel):
 
 
 @pytest.mark.parametrize("plan", [Plan(), EVERYTHING], ids=["one", "everything"])
-@product
+@full
 def test_15_the_step_compiles_once(family, plan):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
     training = programs.trainer(family, plan)
-    batches = [programs.placed(programs.fit(family, programs.rows(i)), plan) for i in range(3)]
+    batches = [programs.given(family, i, plan) for i in range(3)]
     state = training.start()
     compiled.clear()
     for batch in batches:
