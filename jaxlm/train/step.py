@@ -1,5 +1,6 @@
 """One step for every objective: accumulate sums over micro-batches, divide once, update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -158,26 +159,31 @@ def accumulate(
     """(loss sum, weight, {name: sum}, gradient of scale * loss sum) over the whole batch, one
     micro-batch at a time, all sums in float32."""
 
-    def grad(part: Any, key: jax.Array) -> Any:
+    # under jit, so that it is traced once for the shapes of its sums and for the loop
+    @functools.partial(jax.jit, inline=True)
+    def grad(
+        params: param.Tree, frozen: param.Tree, scale: jax.Array, part: Any, key: jax.Array
+    ) -> Any:
         def scaled(params: param.Tree) -> tuple[jax.Array, Any]:
-            total, weight, sums = objective.loss(params, state.frozen, part, key)
+            total, weight, sums = objective.loss(params, frozen, part, key)
             return scale * total, (total, weight, sums)
 
-        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
+        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params)
         return (*out, grads)
 
+    given = (state.params, state.frozen, scale)
     if plan.microbatches == 1:
-        return grad(batch, key)
+        return grad(*given, batch, key)
     parts = jax.tree.map(lambda x: _cut(x, plan), batch)
 
     def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
         part, index = at
-        *sums, grads = optax.tree.add(carry, grad(part, jax.random.fold_in(key, index)))
+        *sums, grads = optax.tree.add(carry, grad(*given, part, jax.random.fold_in(key, index)))
         return (*sums, _scattered(grads, objective, plan) if plan.zero == 2 else grads), None
 
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(grad, jax.tree.map(lambda x: x[0], parts), key),
+        jax.eval_shape(grad, *given, jax.tree.map(lambda x: x[0], parts), key),
     )
     return jax.lax.scan(add, zero, (parts, jnp.arange(plan.microbatches)))[0]
 

@@ -82,6 +82,7 @@ def _tile(rows: int, groups: int) -> int:
     return min(LARGEST, max(SMALLEST, 1 << (half - 1).bit_length()))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))  # traced once for all layers and products
 def _visits(sizes: jax.Array, rows: int, size: int) -> _Visits:
     groups = sizes.shape[0]
     # every group but the first may begin within a tile that another one has met
