@@ -55,20 +55,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ty check --python $(VENV)
 
-# What depends on the versions of Python, JAX and NumPy, once each: the laws over every family and
-# objective, kernels, the step, a run, a checkpoint, an import, Flax, a fit. Newer compilers have no
-# quick setting, so that a test costs three times as much. All of it: `PYTHON=python3.12 make test`.
-NEWEST := core ops/kernels ops/test_attention.py ops/test_linear.py ops/test_quant.py \
-	ops/test_sampling.py parallel models/test_flax_modules.py objectives/test_objective_laws.py \
-	objectives/test_lora.py test_laws.py cli/test_field_overrides.py cli/test_schema.py \
-	data/test_pack.py decode/test_sampling_loop.py eval train/test_step.py train/test_loop.py \
-	train/optim train/run/test_checkpoint.py convert/test_golden.py scaling/laws/test_fitting.py
-
-# The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to.
+# The newest interpreter that is not the one of `make test`, with the newest JAX it resolves to, on
+# what depends on them (NEWEST of tests/conftest.py). All of it: `PYTHON=python3.12 make test`.
 test-newest:
 	newest=$$(.ci/newest-python); \
 	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 here"; exit 0; fi; \
-	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest TESTS="$(NEWEST:%=tests/%)"
+	$(MAKE) test PYTHON="$$newest" VENV=.venv-newest \
+		TESTS="-m 'newest and not slow and not parity'"
 
 # The site, from docs/ and the docstrings, into build/docs; warnings are errors.
 docs: $(VENV)/.docs

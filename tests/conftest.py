@@ -64,6 +64,42 @@ ORDER = (
 )  # fmt: skip
 
 
+# What `make test-newest` runs: what depends on the versions of Python, JAX and NumPy, once each. Per
+# path, words of which a test's name has one; all its tests, where there are none. Newer compilers
+# have no quick setting, so that a test costs three times as much.
+NEWEST: dict[str, tuple[str, ...]] = {
+    "core": (),
+    "ops/kernels": (),
+    "ops/test_attention.py": (),
+    "ops/test_linear.py": (),
+    "ops/test_quant.py": (),
+    "ops/test_sampling.py": (),
+    "parallel": (),
+    "models/test_flax_modules.py": (),
+    "objectives/test_objective_laws.py": ("change_the_gradient", "[ppo]", "[distill]"),
+    "objectives/test_lora.py": ("at_first", "dropout"),
+    "test_laws.py": ("gpt]", "llama-all", "t5", "test_9_with_dropout", "test_10"),
+    "cli/test_field_overrides.py": (),
+    "cli/test_schema.py": (),
+    "data/test_pack.py": (),
+    "decode/test_sampling_loop.py": ("[llama]", "finds_copies", "another_program"),
+    "eval": (),
+    "train/test_step.py": ("llama-all", "[float16]", "overflow", "muon", "level"),
+    "train/test_loop.py": ("complete_directory", "same_run"),
+    "train/optim": ("optax", "muon", "scale", "plan0", "rate"),
+    "train/run/test_checkpoint.py": (),
+    "convert/test_golden.py": ("gpt2", "llama", "gemma3", "deepseek-v3", "gpt_oss", "t5", "bert"),
+    "scaling/laws/test_fitting.py": (),
+}
+
+
+def is_newest(item: pytest.Item) -> bool:
+    """Whether NEWEST has a test."""
+    path = item.path.relative_to(ROOT / "tests").as_posix()
+    words = [w for start, w in NEWEST.items() if path == start or path.startswith(f"{start}/")]
+    return any(not some or any(word in item.name for word in some) for some in words)
+
+
 def place(path: pathlib.Path) -> int:
     """The place of a test file's folder in ORDER, or after it."""
     first = path.relative_to(ROOT / "tests").parts[0]
@@ -74,6 +110,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The tests of a file are one group, which one worker runs, unless they say another: what they
     share is then traced once."""
     for item in items:
+        if is_newest(item):
+            item.add_marker(pytest.mark.newest)
         if item.get_closest_marker("xdist_group") is None:
             group = item.path.relative_to(ROOT).as_posix()
             item.add_marker(pytest.mark.xdist_group(group))

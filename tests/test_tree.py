@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import conftest
 from tests.sources import (
     EVERYTHING,
     LIBRARY,
@@ -141,3 +142,8 @@ def test_a_group_of_tests_has_one_worker(request):
     if not request.config.getoption("loadgroup", False):
         pytest.skip("no workers")
     assert request.node.nodeid.endswith("@architecture")
+
+
+def test_what_runs_with_the_newest_versions_exists():
+    """A path of NEWEST that names nothing would select nothing, in silence."""
+    assert not [path for path in conftest.NEWEST if not (ROOT / "tests" / path).exists()]

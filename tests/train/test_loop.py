@@ -93,6 +93,7 @@ def test_stopped_and_resumed_is_the_same_run(whole, tiny, stopping, capsys, asse
     assert_same_run(whole[0], cut)
 
 
+@pytest.mark.slow
 def test_replicas_that_train_apart_stop_between_agreements_and_resume(
     tiny, stopping, assert_same_run
 ):
