@@ -64,7 +64,7 @@ ORDER = (
 )  # fmt: skip
 
 
-# What `make test-newest` runs: what depends on the versions of Python, JAX and NumPy, once each. Per
+# What `make test-newest` runs: what depends on the versions of Python, JAX and NumPy, once each. By
 # path, words of which a test's name has one; all its tests, where there are none. Newer compilers
 # have no quick setting, so that a test costs three times as much.
 NEWEST: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,5 @@
 """One step for every objective: accumulate sums over micro-batches, divide once, update."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -159,32 +158,27 @@ def accumulate(
     """(loss sum, weight, {name: sum}, gradient of scale * loss sum) over the whole batch, one
     micro-batch at a time, all sums in float32."""
 
-    # under jit, so that it is traced once for the shapes of its sums and for the loop
-    @functools.partial(jax.jit, inline=True)
-    def grad(
-        params: param.Tree, frozen: param.Tree, scale: jax.Array, part: Any, key: jax.Array
-    ) -> Any:
+    @jax.jit(inline=True)  # traced once for the shapes of its sums and for the loop
+    def grad(state: State, scale: jax.Array, part: Any, key: jax.Array) -> Any:
         def scaled(params: param.Tree) -> tuple[jax.Array, Any]:
-            total, weight, sums = objective.loss(params, frozen, part, key)
+            total, weight, sums = objective.loss(params, state.frozen, part, key)
             return scale * total, (total, weight, sums)
 
-        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params)
+        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
         return (*out, grads)
 
-    given = (state.params, state.frozen, scale)
     if plan.microbatches == 1:
-        return grad(*given, batch, key)
+        return grad(state, scale, batch, key)
     parts = jax.tree.map(lambda x: _cut(x, plan), batch)
 
     def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
         part, index = at
-        *sums, grads = optax.tree.add(carry, grad(*given, part, jax.random.fold_in(key, index)))
+        more = grad(state, scale, part, jax.random.fold_in(key, index))
+        *sums, grads = optax.tree.add(carry, more)
         return (*sums, _scattered(grads, objective, plan) if plan.zero == 2 else grads), None
 
-    zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(grad, *given, jax.tree.map(lambda x: x[0], parts), key),
-    )
+    shapes = jax.eval_shape(grad, state, scale, jax.tree.map(lambda x: x[0], parts), key)
+    zero = jax.tree.map(jnp.zeros_like, shapes)
     return jax.lax.scan(add, zero, (parts, jnp.arange(plan.microbatches)))[0]
 
 
