@@ -23,13 +23,15 @@ CASES = ("llama-all", "gemma-all", "qwen-moe", "deepseek", "t5")
 # Every axis is in some of them, on packed rows; where one fails, `alone` says by which axis.
 LAYOUTS = {
     "fsdp x tensor x data, ZeRO 2, in parts": Plan(
-        fsdp=2, tensor=2, data=2, zero=2, microbatches=2, remat="full"
+        fsdp=2, tensor=2, data=2, zero=2, microbatches=2, remat="full", poison=True
     ),
     "context x fsdp x tensor, the sequence split": Plan(
-        context=2, fsdp=2, tensor=2, sequence=True, loss_chunk=8
+        context=2, fsdp=2, tensor=2, sequence=True, loss_chunk=8, poison=True
     ),
-    "expert x context": Plan(expert=2, context=4),
-    "gathered keys x expert x fsdp": Plan(context=2, expert=2, fsdp=2, context_keys="gathered"),
+    "expert x context": Plan(expert=2, context=4, poison=True),
+    "gathered keys x expert x fsdp": Plan(
+        context=2, expert=2, fsdp=2, context_keys="gathered", poison=True
+    ),
 }
 # On more layers: runs of them in stages, in turns of two rounds, and others outside.
 PIPELINES = {
