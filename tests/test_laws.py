@@ -170,6 +170,11 @@ def same_sums(family, plan):
 EVERYTHING = dataclasses.replace(
     programs.MESH, microbatches=2, zero=2, remat="full", unroll=2, loss_chunk=16
 )
+# Stages of a pipeline in place of `data`, which ZeRO is about.
+STAGED = Plan(
+    pipe=2, fsdp=2, tensor=2, pipe_parts=2, microbatches=2, remat="full", unroll=2, loss_chunk=16,
+    poison=True,
+)  # fmt: skip
 # Where the law fails under everything at once, these say by which of its parts.
 PARTS = {
     "5, the batch in parts": Plan(microbatches=4, loss_chunk=16),
@@ -235,6 +240,11 @@ def test_5_6_7_parts_a_mesh_and_recomputing_at_once_do_not_change_the_gradient(f
         if path in split(family)
     }
     assert parts <= {4, 8} and 8 in parts
+
+
+@pytest.mark.xdist_group("llama-all")
+def test_5_6_7_and_in_stages():
+    agree("llama-all", STAGED)
 
 
 @pytest.mark.slow

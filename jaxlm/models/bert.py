@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear, norm
@@ -155,13 +155,12 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         def layer(kind: str, w: Any, x: jax.Array, at: At, _: Any, key: Any) -> tuple:
             return block(of_kind[kind], w, x, at, key), {}
 
-        x, stats = stack.apply(params["stack"], x, layer, plan, at, key)
+        x, stats = stack.apply(params["stack"], x, layer, plan, at, spec(cfg)["stack"], key)
         return Hidden(x, None, stats)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, types: jax.Array | None) -> jax.Array:
-        table = plan.gather(w["table"], "vocab embed")
         positions = plan.gather(w["positions"], "seq embed")
-        x = jnp.take(table, tokens, axis=0)  # [B, T, D]
+        x = embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
         x += jnp.take(positions, at.positions + cfg.offset, axis=0)
         kinds = plan.gather(w["types"], "types embed")
         x += kinds[0] if types is None else jnp.take(kinds, types, axis=0)
@@ -181,6 +180,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return decoder.head(params) | {"mlm": params["mlm"]}
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
+        head = stack.gathered(head, spec(cfg), plan)
         w = head["mlm"]
         h = linear.einsum("...D,DE->...E", x, w["dense"]) + w["bias"].astype(x.dtype)
         return decoder.logits(head, layer_norm(w["norm"], head_act(h)))

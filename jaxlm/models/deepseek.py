@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, mla, moe, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, mla, moe, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, norm, rope, routing
@@ -192,7 +192,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     scale, routing, last = softmax_scale(cfg), rule(cfg), layers(cfg)[-1]
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+        return embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
 
     def block(
         layer: Layer, w: param.Tree, x: jax.Array, at: At, memory: mha.Memory, key: Any
@@ -212,6 +212,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def further(w: param.Tree, x: jax.Array, rows: tuple[jax.Array, At]) -> tuple:
         """One step ahead: V3, equations 21 to 23, and the norm before the output matrix."""
         token, at = rows
+        w = stack.gathered(w, spec(cfg)["ahead"]["0"][f"0_{last.kind}"], plan, layer=True)
         token = norm.rms_norm(token, w["token_norm"], cfg.eps)
         x = norm.rms_norm(x, w["hidden_norm"], cfg.eps)
         x = linear.einsum("BTPD,PDE->BTE", jnp.stack([token, x], axis=2), w["join"])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import norm, rope
@@ -121,7 +121,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+        x = embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
         # the root is rounded to the computing dtype, as it was when Gemma was trained: in bfloat16
         # sqrt(3072) = 55.43 is 55.5
         return x.astype(plan.dtype) * jnp.asarray(cfg.embed**0.5, plan.dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import norm, position_bias
@@ -132,7 +132,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+        x = embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
         if "positions" in w:
             positions = plan.gather(w["positions"], "seq embed")
             x = x + jnp.take(positions, at.positions, axis=0)

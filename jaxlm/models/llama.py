@@ -12,10 +12,9 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import norm, rope
@@ -131,7 +130,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     rotary = rope.frequencies(cfg.rotary, cfg.theta, cfg.scaling, cfg.context)
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+        return embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
 
     def rms(w: jax.Array, x: jax.Array) -> jax.Array:
         return norm.rms_norm(x, w, cfg.eps)

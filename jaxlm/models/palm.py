@@ -14,10 +14,9 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
 from jaxlm.ops import norm, position_bias, rope
@@ -145,7 +144,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         slope = position_bias.alibi(cfg.alibi * position_bias.slopes(cfg.heads))
 
     def embed(w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None) -> jax.Array:
-        return jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+        return embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
 
     def layer_norm(w: param.Tree, x: jax.Array) -> jax.Array:
         return norm.layer_norm(x, w["scale"], w.get("bias"), cfg.eps)

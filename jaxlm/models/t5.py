@@ -10,10 +10,9 @@ import functools
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, ffn, mha, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import attention as ops_attention
@@ -162,7 +161,8 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         return out._replace(x=dropout(out.x, cfg.dropout, _fold(key, 2**31 - 4)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
-        return decoder.logits(head, x, scale=cfg.embed**-0.5 if cfg.scaled else None)
+        whole = stack.gathered(head, sp, plan)
+        return decoder.logits(whole, x, scale=cfg.embed**-0.5 if cfg.scaled else None)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(layer.cache(batch, slots) for layer in written)
@@ -177,7 +177,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 def _embed(
     cfg: Config, plan: Plan, w: param.Tree, tokens: jax.Array, at: At, key: jax.Array | None
 ) -> jax.Array:
-    x = jnp.take(plan.gather(w["table"], "vocab embed"), tokens, axis=0)  # [B, T, D]
+    x = embedding_lookup.look_up(plan, w["table"], tokens)  # [B, T, D]
     return dropout(x, cfg.dropout, _fold(key, 2**31 - 1))
 
 
@@ -204,7 +204,7 @@ def _encode(
         h = ffn.apply(w["ffn"], norm.rms_norm(x, w["ffn_norm"], cfg.eps), act)
         return x + dropout(h, cfg.dropout, keys[1]), {}
 
-    x, _ = stack.apply(params["encoder"], x, layer, plan, at, key)
+    x, _ = stack.apply(params["encoder"], x, layer, plan, at, spec(cfg)["encoder"], key)
     x = norm.rms_norm(x, params["encoder_norm"], cfg.eps)
     return dropout(x, cfg.dropout, _fold(key, 2**31 - 2))
 

@@ -120,10 +120,14 @@ def _scattered(program: hlo.Program, computation: str) -> bool:
     return any(op.opcode == "dynamic-slice" for op in program.computations[computation])
 
 
-# {{0,1},{2,3}}   [4,2]<=[2,2,2]T(1,0,2)   mesh['a'=2,'b'=4] {'b'}
+# {{0,1},{2,3}}   [4,2]<=[2,2,2]T(1,0,2)   mesh['a'=2,'b'=4] {'b'}, of devices in that order or
+# mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
 _EXPLICIT = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 
 
 def _groups(text: str, devices: int) -> np.ndarray:
@@ -134,11 +138,14 @@ def _groups(text: str, devices: int) -> np.ndarray:
         return ids.transpose(order or None).reshape(shape)
     if named := _MESH.search(text):
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        inside = re.findall(r"'(\w+)'", named[2])
-        if ":" not in named[2]:  # else a part of an axis
+        inside = re.findall(r"'(\w+)'", named[4])
+        if ":" not in named[4]:  # else a part of an axis
             order = [i for i, name in enumerate(sizes) if name not in inside]
             order += [list(sizes).index(name) for name in inside]
-            ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+            ids = np.arange(math.prod(sizes.values()))
+            if named[2]:
+                ids = ids.reshape(_integers(named[2])).transpose(_integers(named[3]) or None)
+            ids = ids.reshape(list(sizes.values()))
             return ids.transpose(order).reshape(-1, math.prod(sizes[name] for name in inside))
     elif explicit := _EXPLICIT.search(text):
         rows = re.findall(r"\{([\d,\s]+)\}", explicit[1] or "")

@@ -53,7 +53,7 @@ def apply(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[
         x, sums = each(weights, x, rows, jnp.clip(at, 0, parts * rounds - 1))
         x = jnp.where(_wide(there, x), x, bubble)
         sums = jax.tree.map(lambda s: jnp.where(_wide(there, s), s, 0), sums)
-        state = plan.constrain(jnp.roll(x, 1, axis=0), "stage rows seq embed")
+        state = plan.constrain(_handed_on(x), "stage rows seq embed")
         # what left the last stage waits at the first, for its next round or for all to be done
         left = (number - stages + 1) % parts
         new = jnp.where(number >= stages - 1, state, waiting[:, left])
@@ -63,6 +63,16 @@ def apply(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[
     state = jnp.full_like(waiting[:, 0], bubble)
     (_, waiting), sums = jax.lax.scan(turn, (state, waiting), jnp.arange(plan.turns))
     return _whole(waiting[0], plan), jax.tree.map(lambda s: _layers(s, plan), sums)
+
+
+@jax.custom_vjp
+def _handed_on(x: jax.Array) -> jax.Array:
+    """x [S, ...], each stage's at the next. Autodiff's gradient is a sum of two padded slices, each
+    of which would be sent by itself."""
+    return jnp.roll(x, 1, axis=0)
+
+
+_handed_on.defvjp(lambda x: (_handed_on(x), None), lambda _, g: (jnp.roll(g, -1, axis=0),))
 
 
 def spread(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[jax.Array, Any]:

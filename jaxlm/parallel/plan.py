@@ -131,14 +131,29 @@ class Plan:
         return math.prod(self.shape)
 
     @property
+    def axes(self) -> dict[str, int]:
+        """The mesh's axes and their sizes: `rules.AXES`, and `fsdp` as two where it is wide."""
+        sizes: dict[str, int] = {}
+        for name in rules.AXES:
+            sizes[name] = getattr(self, name)
+            if name == "fsdp" and (first := rules.outer(self.fsdp)) < self.fsdp:
+                sizes |= {name: first, rules.INNER: self.fsdp // first}
+        return sizes
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of the mesh axes `rules.AXES`."""
-        return tuple(getattr(self, name) for name in rules.AXES)
+        """Sizes of the mesh axes."""
+        return tuple(self.axes.values())
+
+    @property
+    def wide(self) -> bool:
+        """Whether weights are stored over so many devices that they are gathered step by step."""
+        return math.prod(self.axes.get(name, 1) for name in rules.STORED) >= rules.WIDE
 
     @property
     def across(self) -> tuple[int, ...]:
         """Parts of each mesh axis in different slices; their product is `slices` if that fits."""
-        left, parts = self.slices, dict.fromkeys(rules.AXES, 1)
+        left, parts = self.slices, dict.fromkeys(self.axes, 1)
         for name in ACROSS:
             parts[name] = math.gcd(getattr(self, name), left)
             left //= parts[name]
@@ -162,13 +177,13 @@ class Plan:
     @property
     def row_parts(self) -> int:
         """Parts into which the devices split the rows of a batch."""
-        return self.replica * math.prod(getattr(self, name) for name in rules.BATCH)
+        return self.replica * math.prod(self.axes.get(name, 1) for name in rules.BATCH)
 
     @property
     def block_parts(self) -> int:
         """Parts into which the devices split the rows in a block: stages of a pipeline have rows
         of their own at a time."""
-        return math.prod(getattr(self, name) for name in rules.ROWS)
+        return math.prod(self.axes.get(name, 1) for name in rules.ROWS)
 
     @property
     def multiple(self) -> int:
@@ -202,8 +217,8 @@ class Plan:
 
     def __str__(self) -> str:
         """The mesh in words: "data=2 x fsdp=4", "one device"."""
-        sizes = zip(rules.AXES, self.shape, strict=True)
-        return " x ".join(f"{name}={n}" for name, n in sizes if n > 1) or "one device"
+        sizes = {name: getattr(self, name) for name in rules.AXES}
+        return " x ".join(f"{name}={n}" for name, n in sizes.items() if n > 1) or "one device"
 
     @property
     def dtype(self) -> Any:
@@ -219,7 +234,7 @@ class Plan:
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
-        """The device mesh of `rules.AXES`.
+        """The device mesh of `axes`.
 
         Raises: ValueError when this machine has fewer devices than the plan names.
         """
@@ -264,19 +279,30 @@ class Plan:
         """The sharding of scalars and small state: a copy everywhere."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def gather(self, w: jax.Array, axes: str) -> jax.Array:
+    def gather(self, w: jax.Array, axes: str, layer: bool = False) -> jax.Array:
         """The weight w with its stored parts (`rules.STORED`) brought together:
         gather(w, "vocab embed").
 
         This is what every use of a weight begins with. The partitioner finds it by itself for
         products, but not for look-ups, where it would split x as the table is split and then copy
-        all of x to every device to split it by rows.
+        all of x to every device to split it by rows. layer: whether w is of a layer, of which the
+        stages of a pipeline have their own.
         """
-        if math.prod(getattr(self, name) for name in rules.STORED) == 1:
-            return w
         names = tuple(axes.split())
-        place = rules.sharding(names, w.shape, self.mesh, f"weight {axes!r}", whole=rules.STORED)
-        return jax.lax.with_sharding_constraint(w, place)
+        # what `pipe` and `expert` split otherwise stays where it is
+        kept = {"pipe", *names} if layer else {*names}
+        stored = [n for n in rules.STORED if self.axes.get(n, 1) > 1 and n not in kept]
+        if not stored:
+            return w
+        places = tuple(
+            rules.sharding(
+                names, w.shape, self.mesh, f"weight {axes!r}", [*(kept & {"pipe"}), *stored[end:]]
+            )
+            for end in range(len(stored), -1, -1)
+        )
+        if not self.wide:
+            return jax.lax.with_sharding_constraint(w, places[-1])
+        return w if places[0] == places[-1] else _gathered(places, w)
 
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
         """x, held to the rules' sharding for these axis names: constrain(x, "batch seq embed")."""
@@ -292,6 +318,33 @@ class Plan:
         )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(places: tuple[NamedSharding, ...], w: jax.Array) -> jax.Array:
+    """w, stored as the first of the places, in the last: one mesh axis of its parts after the other
+    is brought together and, of its gradient, summed and split in the opposite order."""
+    for place in places[1:]:
+        w = jax.lax.with_sharding_constraint(w, place)
+    return w
+
+
+def _gathered_forward(places, w):
+    return _gathered(places, w), None
+
+
+def _gathered_backward(places, _, g):
+    # the stored dimension in front: of a last one XLA sums the whole, and splits it afterwards
+    at = next(i for i, entry in enumerate(places[0].spec) if entry != places[-1].spec[i])
+    g = jnp.moveaxis(g, at, 0)
+    for place in reversed(places[:-1]):
+        first, rest = place.spec[at], (*place.spec[:at], *place.spec[at + 1 :])
+        front = NamedSharding(place.mesh, PartitionSpec(first, *rest))
+        g = jax.lax.with_sharding_constraint(g, front)
+    return (jnp.moveaxis(g, 0, at),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
 @functools.lru_cache
 def _mesh(plan: Plan, have: tuple[Any, ...]) -> jax.sharding.Mesh:
     need = plan.devices
@@ -299,8 +352,8 @@ def _mesh(plan: Plan, have: tuple[Any, ...]) -> jax.sharding.Mesh:
         raise ValueError(
             f"plan: {plan} needs {need} devices; {len(have)} {have[0].platform} device(s) here"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * len(rules.AXES)
-    return jax.sharding.Mesh(_placed(plan, have[:need]), rules.AXES, kinds)
+    kinds = (jax.sharding.AxisType.Auto,) * len(plan.axes)
+    return jax.sharding.Mesh(_placed(plan, have[:need]), tuple(plan.axes), kinds)
 
 
 def _placed(plan: Plan, devices: Sequence[Any]) -> np.ndarray:

@@ -22,12 +22,16 @@ Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # The axes of every mesh, the slowest to change first: those after it are on nearer devices.
 AXES = ("replica", "data", "pipe", "fsdp", "expert", "context", "tensor")
+# Devices from which on XLA makes a gather, on TPUs, an all-reduce of the whole array, and the sum
+# and split of its gradient one, too: findings/gather_over_64_chips.sh. So many are gathered along
+# one mesh axis after the other, and `fsdp` of as many is two axes, itself and this one.
+WIDE, INNER = 64, "fsdp_inner"
 # Those that split the rows of a batch, those of one replica, and those of them in a block.
-BATCH = ("data", "pipe", "fsdp", "expert")
-ROWS = ("data", "fsdp", "expert")
+BATCH = ("data", "pipe", "fsdp", INNER, "expert")
+ROWS = ("data", "fsdp", INNER, "expert")
 # Those that split a weight only to store it: whoever uses it gathers it along them first. `pipe` is
 # the last: XLA then moves it from `embed` to `layer` by an exchange, and else copies all weights.
-STORED = ("fsdp", "expert", "context", "pipe")
+STORED = ("fsdp", INNER, "expert", "context", "pipe")
 
 RULES: dict[str, tuple[str, ...]] = {
     "replica": ("replica",),
@@ -59,6 +63,16 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+def outer(devices: int) -> int:
+    """The devices that `fsdp` has in the first of its two axes: all of them where they are not
+    `WIDE`, or are no product of two numbers that are not."""
+    if devices < WIDE:
+        return devices
+    parts = [n for n in range(2, WIDE) if devices % n == 0 and devices // n < WIDE]
+    # 16 is a plane of a v5p of 4 x 4 x n chips
+    return min(parts, key=lambda n: abs(math.log(n / 16)), default=devices)
+
+
 def partition(
     axes: tuple[str, ...],
     shape: tuple[int, ...],
@@ -84,7 +98,10 @@ def partition(
         if axis == "layer" and size % parts:
             want, parts = (), 1
         if size % parts:
-            mesh_text = " x ".join(f"{m}={mesh.shape[m]}" for m in want)
+            sizes = {m: mesh.shape[m] for m in want if m != INNER}
+            if INNER in want:
+                sizes["fsdp"] *= mesh.shape[INNER]
+            mesh_text = " x ".join(f"{m}={n}" for m, n in sizes.items())
             raise ValueError(
                 f"{name}: dimension {axis!r} of size {size} does not divide over {mesh_text}; "
                 f"the nearest products that fit are {_nearest(size, parts)}"

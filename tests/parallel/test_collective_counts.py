@@ -1,14 +1,28 @@
-"""Counts of what our own layouts send, compiled for CPU devices: the closed form, as integers."""
+"""Counts of what our own layouts send, compiled for CPU devices: the closed form, as integers.
+
+Elements count where XLA sends several arrays by one operation.
+"""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxlm import models
+from jaxlm.core import param
+from jaxlm.core.batch import Batch
 from jaxlm.models import llama
+from jaxlm.objectives import clm
 from jaxlm.ops.attention import At
-from jaxlm.parallel import collectives, context_parallel, expert_parallel
+from jaxlm.parallel import (
+    collectives,
+    context_parallel,
+    expert_parallel,
+    pipeline_parallel,
+    rules,
+)
 from jaxlm.parallel.plan import Plan
+from jaxlm.train import step
+from jaxlm.train.optim import optimizer
 
 ROWS, T, HEADS, HEAD = 2, 48, 2, 4
 CFG = llama.Config(vocab=32, embed=16, layers=3, heads=4, kv=4, head=4, ffn=32)
@@ -21,7 +35,24 @@ def counts(f, plan, *args):
     return {(row.kind, row.axes): row.count for row in found}
 
 
-def attended(plan):
+def backward(f, plan, moved, fixed, places, out):
+    """`counts` of f(*moved, *fixed) and its backward pass to `moved`. places: the axis names by
+    which the arguments and the result, like `out`, lie on the mesh."""
+
+    def placed(x, names):
+        place = rules.sharding(names, x.shape, plan.mesh, "x")
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), x)
+
+    def run(moved, fixed, cotangent):
+        y, pull = jax.vjp(lambda *moved: f(*moved, *fixed), *moved)
+        return y, pull(cotangent)
+
+    given = [placed(x, names) for x, names in zip((*moved, *fixed, out), places, strict=True)]
+    n = len(moved)
+    return counts(run, plan, tuple(given[:n]), tuple(given[n:-1]), given[-1])
+
+
+def attended(plan, both=False):
     q = jax.ShapeDtypeStruct((ROWS, T, HEADS, HEAD), jnp.float32)
     at = jax.ShapeDtypeStruct((ROWS, T), jnp.int32)
 
@@ -30,6 +61,10 @@ def attended(plan):
         at = At(segments, positions)
         return context_parallel.attend(q, k, v, at, plan, causal=True, **rest)
 
+    if both:
+        rows = ("rows", "seq", "heads", "head")
+        places = 3 * [rows] + 2 * [rows[:2]] + [rows]
+        return backward(f, plan, (q, q, q), (at, at), places, q)
     return counts(f, plan, q, q, q, at, at)
 
 
@@ -43,14 +78,30 @@ def test_a_ring_of_n_turns_n_minus_1_times(n):
     assert found == {("collective-permute", ("context",)): 4 * (n - 1) + dealt}
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_a_ring_carries_gradients_home_in_n_turns(n):
+    """The backward pass turns the four arrays again, and the gradients of keys and values with
+    them, once more to reach their own device; it deals the gradient it is given, and three back.
+    On a ring of two the arrays of the one turn are those of the forward pass."""
+    forward = 4 * (n - 1) + 6 * (1 if n == 2 else 2)
+    again = 0 if n == 2 else 4 * (n - 1)
+    found = attended(Plan(context=n), both=True)
+    total = forward + again + 2 * n + 4 * (1 if n == 2 else 2)
+    assert found == {("collective-permute", ("context",)): total}
+
+
 @pytest.mark.parametrize("n", [2, 4])
 def test_gathered_keys_are_one_gather_of_each_array(n):
+    """And the gradients of keys and values one sum and split each."""
     plan = Plan(context=n, context_keys="gathered")
     assert attended(plan) == {("all-gather", ("context",)): 4}
+    sums = {("reduce-scatter", ("context",)): 2}
+    assert attended(plan, both=True) == {("all-gather", ("context",)): 4, **sums}
 
 
 def test_experts_gather_tokens_and_scatter_sums():
-    """Hidden states, weights and choices are gathered; one sum is scattered."""
+    """Hidden states, weights and choices are gathered; one sum is scattered. Backward its gradient
+    is gathered, and those of hidden states and weights are scattered."""
     plan = Plan(expert=4)
     w = {"up": jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)}
     h = jax.ShapeDtypeStruct((4, 6, 8), jnp.float32)
@@ -68,6 +119,16 @@ def test_experts_gather_tokens_and_scatter_sums():
     assert counts(f, plan, w, h, choice, experts) == {
         ("all-gather", ("expert",)): 3,
         ("reduce-scatter", ("expert",)): 1,
+    }
+
+    def known(up, *rest):
+        return f({"up": up}, *rest)
+
+    rows = ("rows", "whole", "whole")
+    places = [("expert", "whole", "whole"), *4 * [rows]]
+    assert backward(known, plan, (w["up"], h, choice), (experts,), places, h) == {
+        ("all-gather", ("expert",)): 3 + 1,
+        ("reduce-scatter", ("expert",)): 1 + 2,
     }
 
 
@@ -97,3 +158,87 @@ def test_tensor_sums_twice_a_layer():
 def test_fsdp_gathers_every_weight_once():
     """q, k, v, o, up, gate, down and two norms of every layer, the table and the last norm."""
     assert hidden(Plan(fsdp=4)) == {("all-gather", ("fsdp",)): 9 * CFG.layers + 2}
+
+
+def sent(plan):
+    """{kind: elements} of a whole training step, forward, backward and update, and its batch's
+    tokens: of an operation in a loop as often as the loop runs."""
+    objective = clm.build(clm.Config(), models.build(CFG, plan), plan)
+    tx = optimizer.build(optimizer.Optim(warmup=0), objective.spec, 100, False)
+    shape = (16, 16)
+    ids, weight = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+    batch = Batch(ids, ids, weight, ids, ids)
+    batch = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        batch,
+        plan.shard_batch(batch),
+    )
+    lowered = step.make(objective, tx, plan).lower(step.abstract(objective, tx, plan), batch)
+    total = {}
+    text = lowered.compile().as_text()
+    for kind, groups, payload, times in collectives.operations(text, plan.devices):
+        if groups.shape[1] > 1:
+            total[kind] = total.get(kind, 0) + payload * times // 4
+    return total
+
+
+L, D, V, TOKENS = CFG.layers, CFG.embed, CFG.vocab, 16 * 16
+N = param.count(llama.spec(CFG))
+LEAVES, SPLIT = 12, 9  # q, k, v, o, up, gate, down, table, output; and three norms
+# Sums over the batch: the loss, its weight and two metrics; and of each leaf that is split, its
+# gradient's and its update's squares.
+METRICS, NORMS = 4, 2
+
+
+def test_data_sums_every_gradient_once():
+    assert sent(Plan(data=4)) == {"all-reduce": N + METRICS}
+
+
+def test_fsdp_gathers_twice_and_sums_once():
+    """The table is not read in the backward pass, and the loss's only chunk keeps the output
+    matrix. A CPU sums whole gradients, of which each device keeps its part."""
+    assert sent(Plan(fsdp=4)) == {
+        "all-gather": 2 * N - 2 * V * D,
+        "all-reduce": N + METRICS + NORMS * LEAVES,
+    }
+
+
+def test_tensor_sums_the_residual_twice_a_layer_and_its_gradient_for_every_matrix():
+    """Backward a sum for each of q, k, v, gate and up: a CPU does not add them up before. Outside
+    of the layers the look-up and its like, the gradient of the last hidden state; and the cross
+    entropy's largest logit, sum and target."""
+    loss = 3 * TOKENS
+    assert sent(Plan(tensor=4)) == {
+        "all-reduce": (7 * L + 2) * TOKENS * D + loss + NORMS * SPLIT,
+    }
+
+
+def test_a_split_residual_is_gathered_before_products():
+    """In front of both sublayers, once more for their weights' gradients, and the gradient of their
+    outputs; scales of norms see a part of the tokens each. The table is gathered, and its gradient
+    summed, in place of what is looked up."""
+    loss = 3 * TOKENS
+    assert sent(Plan(tensor=4, sequence=True)) == {
+        "all-gather": (6 * L + 1) * TOKENS * D + V * D,
+        "all-reduce": (7 * L + 1) * TOKENS * D + loss + NORMS * SPLIT + (2 * L + 1) * D + V * D,
+    }
+
+
+@pytest.mark.parametrize("plan", [Plan(pipe=4), Plan(pipe=2, pipe_parts=2)], ids=str)
+def test_a_pipeline_hands_on_once_a_turn_and_back(plan):
+    """The state forward, its gradient backward; what waits at the first stage is everywhere. The
+    gradient was sent in two parts, of which one was zero but for one stage."""
+
+    def layers(weights, x, rows):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), ()), x, weights)
+
+    def run(weights, x):
+        place = jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec("pipe"))
+        weights = jax.lax.with_sharding_constraint(weights, place)
+        return jnp.sum(pipeline_parallel.apply(layers, plan, weights, x, {})[0])
+
+    weights, x = jnp.ones((4, 4, 4)), jnp.ones((16, 3, 4))
+    found = {}
+    for f in (run, jax.value_and_grad(run)):
+        found[f] = counts(f, plan, weights, x).get(("collective-permute", ("pipe",)), 0)
+    assert [*found.values()] == [plan.turns, 2 * plan.turns]

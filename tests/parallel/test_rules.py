@@ -51,3 +51,26 @@ def test_one_device_splits_nothing():
     mesh = Plan().mesh
     for axis in rules.RULES:
         assert rules.partition((axis,), (7,), mesh, "x") == PartitionSpec(None)
+
+
+@pytest.mark.parametrize(
+    "devices, outer",
+    [(8, 8), (63, 63), (64, 16), (96, 16), (100, 20), (128, 16), (256, 16), (1024, 32)],
+)
+def test_fsdp_over_many_devices_is_two_axes(devices, outer):
+    """Neither of so many devices that XLA gathers by an all-reduce of the whole."""
+    plan = Plan(fsdp=devices)
+    assert rules.outer(devices) == outer and plan.devices == devices == plan.row_parts
+    assert plan.wide == (outer < devices) == (rules.INNER in plan.axes)
+    assert str(plan) == f"fsdp={devices}"
+    mesh = jax.sharding.AbstractMesh(plan.shape, tuple(plan.axes))
+    name = ("fsdp",) if outer == devices else ("fsdp", rules.INNER)
+    got = rules.partition(("layer", "embed", "ffn"), (3, devices, 6), mesh, "w")
+    assert got == PartitionSpec(None, name, None)
+    with pytest.raises(ValueError, match=f"size 5 does not divide over fsdp={devices};"):
+        rules.partition(("embed",), (5,), mesh, "w")
+
+
+def test_a_number_that_is_no_product_is_one_axis():
+    assert rules.outer(67) == 67 and rules.outer(4096) == 4096
+    assert Plan(fsdp=67).wide and Plan(fsdp=32, expert=2).wide and not Plan(fsdp=32, data=2).wide

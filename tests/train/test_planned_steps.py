@@ -132,6 +132,15 @@ def test_wrong_options_are_named(capsys, args, expected):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--topology", "h100:8"], ["certify"]])
+def test_replicas_of_a_run_without_any_are_refused_everywhere(capsys, command):
+    """`train` refused plan.replica without diloco; `plan` and `certify` reported on devices that
+    would have computed the same rows."""
+    name, *rest = command
+    assert main.main([name, "llama3-8b", "--plan.replica", "8", *rest]) == 2
+    assert "plan.replica: 8 given; it must be 1 with diloco=None" in capsys.readouterr().err
+
+
 def test_gpus_are_planned_by_the_closed_form(capsys):
     args = ["--plan.fsdp", "8", "--data.batch", "8", "--plan.remat", "full"]
     assert main.main(["plan", "llama3-8b", "--topology", "h100:8", *args]) == 0

@@ -23,6 +23,7 @@ from jaxlm.parallel import mesh_layouts, multihost, topology
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report, memory
 from jaxlm.train import loop, program
+from jaxlm.train.optim import diloco
 from jaxlm.train.preflight import compiled_step, layout_search, memory_check, step_report
 from jaxlm.train.run import certificate
 from jaxlm.train.run.run import Run
@@ -119,7 +120,10 @@ def certify(args: Sequence[str]) -> int:
 
 
 def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
-    """The Run of a config or preset with overrides."""
+    """The Run of a config or preset with overrides.
+
+    Raises: ValueError for a plan with replicas that the run does not have, as training it does.
+    """
     preset = models.presets().get(target)
     if preset is None:
         run = _loaded(config.load(target), target)
@@ -129,7 +133,9 @@ def _chosen(command: str, target: str, overrides: Sequence[str]) -> Run:
         objective = objectives.OBJECTIVES[objectives.fitting(models.build(preset))].Config()
         plan = Plan(compute="bfloat16")
         run = Run(name=target, model=preset, data=data, objective=objective, plan=plan)
-    return _overridden(run, overrides, f"jaxlm {command} {target}", command != "certify")
+    run = _overridden(run, overrides, f"jaxlm {command} {target}", command != "certify")
+    check.refuse("", diloco.problems(run.diloco, run.plan, run.steps, run.eval_every, run.optim))
+    return run
 
 
 def _overridden(run: Run, args: Sequence[str], prog: str, rows: bool = True) -> Run:

@@ -62,13 +62,13 @@ def build(
         weights = stack.with_constants(params["stack"], constants)
         rows = at if source is None else (at, source)
         if cache is None:
-            x, stats = stack.apply(weights, x, layer, plan, rows, key)
+            x, stats = stack.apply(weights, x, layer, plan, rows, spec["stack"], key)
             return Hidden(last(x), None, stats)
         x, new = stack.remember(weights, x, layer, rows, cache)
         return Hidden(last(x), _append(cache, new, at, x, empty(1, 1)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
-        return logits(head, x, softcap, scale)
+        return logits(stack.gathered(head, spec, plan), x, softcap, scale)
 
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(layer.cache(batch, slots) for layer in layers)

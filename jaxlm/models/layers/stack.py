@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import param
 from jaxlm.models.model import Cache
+from jaxlm.ops import linear
 from jaxlm.parallel import pipeline_parallel
 from jaxlm.parallel.plan import Plan
 
@@ -156,13 +157,14 @@ def apply(
     block: Block,
     plan: Plan,
     rows: Any,
+    spec: param.Tree,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Entries]:
     """x [B, T, D] after every layer, and the layers' statistics {name: [layers that have it, ...]}.
 
-    rows: all other arrays [B, ...] that blocks read, a tree. key: every layer gets keys [B] of its
-    own. Segments are scanned, `plan.unroll` layers an iteration, and rematerialised as in the plan;
-    `plan.pipe` makes a pipeline of the longest, see `staged`.
+    rows: all other arrays [B, ...] that blocks read, a tree. spec: the stack's. key: every layer
+    gets keys [B] of its own. Segments are scanned, `plan.unroll` layers an iteration, and
+    rematerialised as in the plan; `plan.pipe` makes a pipeline of the longest, see `staged`.
     """
     numbers = jnp.arange(x.shape[0])
     stages = staged(stack, plan)
@@ -171,7 +173,7 @@ def apply(
         segment, names = stack[name], _ordered_names(stack[name])
         n, width = _repeats(segment), len(names)
         weights = (segment, first + width * jnp.arange(n))
-        run = functools.partial(_run, names, block, plan, key)
+        run = functools.partial(_run, names, block, plan, spec[name], key)
         for part, how in _pieces(n, str(name), stages):
             some = weights if part == slice(0, n) else jax.tree.map(lambda w, p=part: w[p], weights)
             if how is None:
@@ -237,6 +239,7 @@ def _run(
     names: list[str],
     block: Block,
     plan: Plan,
+    spec: param.Tree,
     key: jax.Array | None,
     weights: tuple[param.Tree, jax.Array],
     x: jax.Array,
@@ -257,7 +260,8 @@ def _run(
             if key is not None:  # of each row by itself, wherever it is
                 fold = jax.vmap(jax.random.fold_in, (None, 0))
                 keys = fold(jax.random.fold_in(key, index + j), numbers)
-            x, out = block(kind(name), w[name], x, given, None, keys)
+            whole = gathered(w[name], spec[name], plan, layer=True)
+            x, out = block(kind(name), whole, x, given, None, keys)
             x = plan.constrain(x, "rows seq embed")
             outputs.append(out)
         return x, outputs
@@ -272,6 +276,22 @@ def _run(
         x, outputs = run(x, (_only(part), index[i]))
         every.append(outputs)
     return x, jax.tree.map(lambda *layers: jnp.stack(layers), *every)
+
+
+def gathered(weights: param.Tree, spec: param.Tree, plan: Plan, layer: bool = False) -> param.Tree:
+    """Weights as products read them, where the partitioner's own gathers do not do (`rules.WIDE`).
+
+    layer: whether they are one layer's, of a spec of several. With remat="none" those are left to
+    the partitioner: what is gathered here would be kept for the backward pass."""
+    if not plan.wide or (layer and plan.remat == "none"):
+        return weights
+    axes = {path: p.axes[layer:] for path, p in param.flatten(spec).items()}
+
+    def whole(keys: tuple, w: Any) -> Any:
+        names = axes.get(param.path_of(keys))
+        return w if names is None or linear.is_leaf(w) else plan.gather(w, " ".join(names), layer)
+
+    return jax.tree_util.tree_map_with_path(whole, weights, is_leaf=linear.is_leaf)
 
 
 def with_constants(stack: param.Tree, constants: Callable[[int], param.Tree] | None) -> param.Tree:

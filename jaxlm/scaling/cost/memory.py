@@ -97,7 +97,7 @@ def training(
 
 def mesh(plan: Plan) -> Mesh:
     """The plan's mesh without devices: shapes can be cut on it, nothing can run."""
-    return Mesh(plan.shape, rules.AXES)
+    return Mesh(plan.shape, tuple(plan.axes))
 
 
 def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any, more: str | None = None) -> int:

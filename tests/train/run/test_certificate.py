@@ -11,6 +11,7 @@ import pytest
 from jaxlm import models
 from jaxlm.models.layers import moe
 from jaxlm.objectives import clm
+from jaxlm.parallel import plan as plans
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.train.run import certificate
@@ -22,13 +23,15 @@ CASES = ("llama-all", "gemma-all", "qwen-moe", "deepseek", "t5")
 # Every axis is in some of them, on packed rows; where one fails, `alone` says by which axis.
 LAYOUTS = {
     "fsdp x tensor x data, ZeRO 2, in parts": Plan(
-        fsdp=2, tensor=2, data=2, zero=2, microbatches=2, remat="full"
+        fsdp=2, tensor=2, data=2, zero=2, microbatches=2, remat="full", poison=True
     ),
     "context x fsdp x tensor, the sequence split": Plan(
-        context=2, fsdp=2, tensor=2, sequence=True, loss_chunk=8
+        context=2, fsdp=2, tensor=2, sequence=True, loss_chunk=8, poison=True
     ),
-    "expert x context": Plan(expert=2, context=4),
-    "gathered keys x expert x fsdp": Plan(context=2, expert=2, fsdp=2, context_keys="gathered"),
+    "expert x context": Plan(expert=2, context=4, poison=True),
+    "gathered keys x expert x fsdp": Plan(
+        context=2, expert=2, fsdp=2, context_keys="gathered", poison=True
+    ),
 }
 # On more layers: runs of them in stages, in turns of two rounds, and others outside.
 PIPELINES = {
@@ -38,6 +41,12 @@ PIPELINES = {
     "4 stages x context": Plan(pipe=4, pipe_parts=2, context=2, poison=True),
 }
 EXPERTS = {"2 stages x expert x data": Plan(pipe=2, expert=2, data=2, zero=2, poison=True)}
+# Stored on so many devices that they are gathered along one axis after the other, `fsdp` as two.
+MANY = {
+    "fsdp 2 x 2 x tensor": Plan(fsdp=4, tensor=2, remat="full"),
+    "fsdp x expert x context": Plan(fsdp=2, expert=2, context=2, remat="full"),
+    "2 stages x fsdp 2 x 2": Plan(pipe=2, fsdp=4, remat="dots", poison=True),
+}
 DEEP = {"gemma-all": {"layers": 9}, "t5": {"encoder": 5, "layers": 4}}
 BATCH = Plan(data=8, context=4, microbatches=2)  # its rows divide under all
 
@@ -92,6 +101,33 @@ def test_every_pipeline_is_exact(family):
     for name, plan in (PIPELINES | (EXPERTS if routed else {})).items():
         worst = largest(family, plan)
         assert worst.relative <= certificate.TOLERANCE, (name, worst, *alone(family, plan))
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Four devices are as many as 64."""
+    monkeypatch.setattr(rules, "WIDE", 4)
+    plans._mesh.cache_clear()
+    yield
+    plans._mesh.cache_clear()
+
+
+def test_weights_of_many_devices_are_exact(many):
+    plan = Plan(fsdp=4, context=2, remat="full")
+    assert plan.mesh.shape["fsdp"] == plan.mesh.shape[rules.INNER] == 2
+    run = Run(name="x", model=programs.FAMILIES["llama"], objective=clm.Config(), plan=plan)
+    result = certificate.certify(run)
+    assert result.different is None, result.different
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [pytest.param(c, marks=pytest.mark.xdist_group(f"layouts-{c}")) for c in CASES]
+)
+def test_weights_of_many_devices_are_exact_in_every_layout(family, many):
+    for name, plan in MANY.items():
+        worst = largest(family, plan)
+        assert worst.relative <= certificate.TOLERANCE, (name, worst)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ import pytest
 
 from jaxlm.core import io, param
 from jaxlm.objectives.objective import Objective
+from jaxlm.parallel import plan as plans
+from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import step
 from jaxlm.train.optim import optimizer
@@ -102,6 +104,22 @@ def test_it_is_restored_onto_another_mesh(state, tmp_path):
     assert spread.params["up"].addressable_shards[0].data.shape == (4, 8)
     assert_equal(spread, at(whole, 1))
     assert_equal(checkpoint.restore(eight, 1, like, {})[0], at(whole, 1))
+
+
+def test_it_is_restored_onto_more_devices_than_are_gathered_at_once(state, tmp_path, monkeypatch):
+    """`fsdp` of 64 devices is two mesh axes; here that of 4. A checkpoint knows neither."""
+    whole, like = state
+    few, few_like = made(Plan(fsdp=4))
+    before = saved(tmp_path / "few", few, [1])
+    plans._mesh.cache_clear()
+    monkeypatch.setattr(rules, "WIDE", 4)
+    many, many_like = made(Plan(fsdp=4))
+    assert many.params["up"].sharding.spec[0] == ("fsdp", rules.INNER)
+    after = saved(tmp_path / "many", many, [1])
+    plans._mesh.cache_clear()
+    for folder in (before, after):
+        for there in (like, few_like, many_like):
+            assert_equal(checkpoint.restore(folder, 1, there, {})[0], at(whole, 1))
 
 
 @pytest.mark.parametrize("layers, shard", [(4, (2, 4, 8)), (3, (3, 2, 8))])
