@@ -12,7 +12,7 @@ import tyro
 
 from jaxlm.core import cache, io
 from jaxlm.scaling import figures as drawings  # an option bears the name
-from jaxlm.scaling import study_record, table
+from jaxlm.scaling import study_parts, study_record, table
 from jaxlm.scaling.extended import pipeline
 from jaxlm.scaling.extended.options import Options as Extended
 from jaxlm.scaling.planning import experiment_design
@@ -117,10 +117,10 @@ def fit(args: Sequence[str]) -> int:
             facts = _about(about, runs, t, reading.intermediate)
             pipeline.check(t, extended)
             record = analysis.run(pipeline.studied(t, extended), how, facts, name, candidates)
-            record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
-            record["extended"] = pipeline.run(t, extended, record)
-            _write(record, folder, format, figures)
-            return record
+            more = pipeline.run(t, extended, record)
+            source = dataclasses.replace(record.source, path=str(runs), sha256=_hash(runs))
+            record = dataclasses.replace(record, source=source, extended=more)
+            return _written(record, folder, format, figures)
 
         if not by:
             fit_one(reading.table(runs, {}), options, out, runs.name)
@@ -147,21 +147,23 @@ def _about(
     return run_metadata.fill(about, runs, intermediate) if runs.is_dir() else about
 
 
-def _write(
+def _written(
     record: study_record.Record,
     folder: pathlib.Path,
     format: report_formats.Format,
     kinds: Sequence[drawings.Kind],
-) -> None:
+) -> study_record.Record:
+    """The record, printed and written to a folder with its figures."""
     path = study_record.save(folder, record)
     print(report.text(record, format))
-    if record["extended"]:
-        print(f"\n{report_formats.verbatim(pipeline.text(record['extended']), format)}")
+    if record.extended:
+        print(f"\n{report_formats.verbatim(pipeline.text(record.extended), format)}")
     drawn = drawings.draw(record, folder, kinds=kinds)
     if format == "text":
         print("\nwritten")
         for written in (path, *drawn):
             print(f"  {written}")
+    return record
 
 
 def _each(
@@ -190,11 +192,20 @@ def _each(
         except ValueError as error:
             reasons[text] = str(error)
             continue
-        best = record["forms"][record["law"]]["optimum"]
-        row = {"of": text, "folder": str(folder), "law": record["law"]}
-        row["points"] = sum(map(bool, record["points"]["used"]))
-        row["target"] = record["options"]["target"]
-        rows.append(row | {k: best[k] for k in ("params", "exponent", "loss")})
+        best = record.forms[record.law].optimum
+        assert isinstance(best, study_parts.Optimum)
+        rows.append(
+            {
+                "of": text,
+                "folder": str(folder),
+                "law": record.law,
+                "points": int(record.points.used.sum()),
+                "target": record.options.target,
+                "params": best.params,
+                "exponent": best.exponent,
+                "loss": best.loss,
+            }
+        )
     for text, reason in reasons.items():
         print(f"\n=== {text}\n\nno study: {reason}")
     if not rows:
@@ -229,7 +240,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
     return report_formats.table(header, lines)
 
 
-def _alone(record: study_record.Record | None, out: pathlib.Path) -> bool:
+def _alone(record: dict[str, Any] | None, out: pathlib.Path) -> bool:
     """Print and record an analysis that replaces the study; whether there is one."""
     if record is None:
         return False

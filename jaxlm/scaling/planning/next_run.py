@@ -131,24 +131,24 @@ class Capped(NamedTuple):
     """Whether the law models the worth of a repeated token, so that D may exceed U."""
 
 
-def law(found: study_record.Study) -> Law:
+def law(study: study_record.Study) -> Law:
     """The Law of a study: its plan, or the fitted form that was requested instead.
 
     Raises: ValueError for a form without an optimum between N and D, and missing parameters.
     """
-    names = loss_laws.LAWS[found.law].names
-    if set(found.theta) != set(names):
-        raise ValueError(f"theta: {sorted(found.theta)} given; {found.law} has {names}")
-    order = [list(found.theta).index(name) for name in names]
-    theta = np.array([found.theta[name] for name in names], np.float64)
-    draws = np.asarray(found.draws, np.float64).reshape(-1, len(names))[:, order]
-    per = float(found.record.get("per", 6.0))
+    record, names = study.record, loss_laws.LAWS[study.law].names
+    if set(study.theta) != set(names):
+        raise ValueError(f"theta: {sorted(study.theta)} given; {study.law} has {names}")
+    order = [list(study.theta).index(name) for name in names]
+    theta = np.array([study.theta[name] for name in names])
+    draws = study.draws.reshape(-1, len(names))[:, order]
     planned = None
-    if not found.named and "plan" in found.record:
-        planned = allocation.of(found.record)
+    if not study.named and record.plan is not None:
+        planned = allocation.of(record)
         draws = planned.draws
-    out = Law(found.law, theta, draws, found.counting, found.flops, per, planned, found.record)
-    optimum.at(out.law, out.theta, found.flops[1], out.per)
+    counting, flops = record.counting, record.flops
+    out = Law(study.law, theta, draws, counting, flops, record.per, planned, record)
+    optimum.at(out.law, out.theta, flops[1], out.per)
     return out
 
 

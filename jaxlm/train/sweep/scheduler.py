@@ -354,7 +354,7 @@ def write(book: Book) -> None:
     """Write sweep.json and runs.csv. Raises: io.WriteError."""
     every = list(book.entries.values())
     record = book.facts | {
-        "counting": book.counting._asdict(),
+        "counting": dataclasses.asdict(book.counting),
         "cost": {
             "flops_alone": sum(e.flops for e in every if e.state == "finished"),
             "flops_spent": sum(e.spent for e in every),

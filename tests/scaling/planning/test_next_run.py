@@ -1,5 +1,6 @@
 """The optimum of every law and plans made from it, against published numbers and minimisers."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from jaxlm.cli.commands import plan_ahead as command
 from jaxlm.scaling import study_record, table
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import next_run
+from tests.scaling import public
 
 EPOCH = (1.817218, 477.82587, 2143.41737, 0.347310, 0.367172)
 THETA = {
@@ -255,30 +257,28 @@ def test_a_run_of_repeated_tokens_is_judged_by_the_law_that_knows_them():
 
 @pytest.fixture
 def file(tmp_path):
-    law = made(draws=50)
-    forms = {
-        "chinchilla": {
-            "theta": dict(zip(loss_laws.LAWS["chinchilla"].names, EPOCH)),
-            "draws": law.draws.tolist(),
-        },
-        "offset": {"theta": {"E": 1.7, "a": 40.0, "b": 0.1}, "draws": []},
-    }
-    record = {"format": 1, "law": "chinchilla", "forms": forms, "per": 6.0, "flops": [1e18, 1e22]}
-    record["counting"] = {"params": "total", "flops": "6ND"}
-    path = tmp_path / "study.json"
-    path.write_text(json.dumps(record))
-    return path
+    study, theta = public.recorded(), dict(zip(loss_laws.LAWS["chinchilla"].names, EPOCH))
+    form = dataclasses.replace(study.forms["chinchilla"], theta=theta, draws=made(draws=50).draws)
+    record = dataclasses.replace(
+        study,
+        law="chinchilla",
+        forms={"chinchilla": form, "offset": study.forms["offset"]},
+        per=6.0,
+        flops=(1e18, 1e22),
+        counting=table.Counting("total", "6ND"),
+    )
+    return study_record.save(tmp_path, record)
 
 
 def test_a_studys_parameters_are_taken_by_name(file):
-    found = study_record.load(file)
-    turned = dict(reversed(found.theta.items()))
-    law = next_run.law(found._replace(theta=turned, draws=found.draws[:, ::-1]))
+    study = study_record.load(file)
+    reverse = dict(reversed(study.theta.items()))
+    law = next_run.law(study._replace(theta=reverse, draws=study.draws[:, ::-1]))
     assert tuple(law.theta) == EPOCH
-    np.testing.assert_array_equal(law.draws, found.draws)
+    np.testing.assert_array_equal(law.draws, study.draws)
     assert law.counting.params == "total" and law.flops == (1e18, 1e22) and law.per == 6.0
     with pytest.raises(ValueError, match="theta: .* given; chinchilla has"):
-        next_run.law(found._replace(theta={"E": 1.0}))
+        next_run.law(study._replace(theta={"E": 1.0}))
 
 
 def run(capsys, file, text):
