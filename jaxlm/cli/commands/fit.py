@@ -111,7 +111,7 @@ def fit(args: Sequence[str]) -> int:
             return 0
         candidates = None if next is None else experiment_design.read(next)
 
-        def fit_one(
+        def study(
             t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
         ) -> study_record.Record:
             facts = _about(about, runs, t, reading.intermediate)
@@ -123,7 +123,7 @@ def fit(args: Sequence[str]) -> int:
             return _written(record, folder, format, figures)
 
         if not by:
-            fit_one(reading.table(runs, {}), options, out, runs.name)
+            study(reading.table(runs, {}), options, out, runs.name)
             return 0
         parts, failed = {}, {}
         for selected in tables.values(runs, by, reading.filters()):
@@ -132,7 +132,7 @@ def fit(args: Sequence[str]) -> int:
                 parts[text] = reading.table(runs, selected)
             except ValueError as error:
                 failed[text] = str(error)
-        _each(parts, failed, options, fit_one, out)
+        _each(parts, failed, options, study, out)
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
@@ -170,7 +170,7 @@ def _each(
     parts: Mapping[str, table.Table],
     failed: Mapping[str, str],
     options: analysis.Options,
-    fit_one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
+    study: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
     out: pathlib.Path,
 ) -> None:
     """A study of each table, and what they say at one target: printed, and as by.json.
@@ -188,7 +188,7 @@ def _each(
         print(f"\n=== {text}\n")
         folder = out / re.sub(r"[^\w.=-]+", "_", text)
         try:
-            record = fit_one(t, options, folder, text)
+            record = study(t, options, folder, text)
         except ValueError as error:
             reasons[text] = str(error)
             continue

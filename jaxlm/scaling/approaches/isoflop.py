@@ -1,8 +1,8 @@
 """Approach 2: the best size of each compute budget, and its power law N*(C) = k C^a.
 
-    found = isoflop.fit(t, "akima", noise=0.002, replicates=1000, seed=0)
-    found.exponent, found.interval                # a and its 95 % interval
-    [m.left_out for m in found.minima]            # why a budget was not used, or ""
+    result = isoflop.fit(t, "akima", noise=0.002, replicates=1000, seed=0)
+    result.exponent, result.interval                # a and its 95 % interval
+    [m.left_out for m in result.minima]            # why a budget was not used, or ""
 
 parabola7   loss as a parabola in log N through the lowest point and three on each side
             (Hoffmann et al. 2022, section 3.2, fit one per budget)

@@ -76,11 +76,11 @@ def test(
     first = form_fits.default(fitted)
     tests: dict[str, list[backtest.Test]] = {}
     refused: dict[str, str] = {}
-    for name, one in fitted.items():
+    for name, form in fitted.items():
         # sampling's share is wanted of who may plan
         again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
         held = how.fix.get(name, {})
-        done, why = backtest.rolling(one.law, one.t, cuts, how.delta, held, again, one.fit)
+        done, why = backtest.rolling(form.law, form.t, cuts, how.delta, held, again, form.fit)
         if done:
             tests[name] = done
         if why:
@@ -111,7 +111,7 @@ def choose(
 
     Raises: ValueError for a name that has no plan.
     """
-    able = [name for name, one in fitted.items() if form_fits.plans(one.law)]
+    able = [name for name, form in fitted.items() if form_fits.plans(form.law)]
     first = form_fits.default(fitted)
     rivals = [name for name in able if name not in NOT_RIVALS or name == first]
     loss = model_selection.choose(
@@ -271,19 +271,19 @@ def _spreads(
 
 
 def _discrepancy(
-    one: form_fits.Fitted,
+    fitted: form_fits.Fitted,
     effect: tuple[tuning.Excess, tuning.Corrected] | None,
     context: Context,
 ) -> study_parts.Curve | None:
-    knot = effect[0].knot if effect is not None and one.law.name == form_fits.TUNED else None
+    knot = effect[0].knot if effect is not None and fitted.law.name == form_fits.TUNED else None
     form = discrepancy.fit(
-        one.law,
-        one.theta,
-        one.fit.residual,
-        one.t.params,
-        one.t.tokens,
+        fitted.law,
+        fitted.theta,
+        fitted.fit.residual,
+        fitted.t.params,
+        fitted.t.tokens,
         knot,
-        one.fit.fixed,
+        fitted.fit.fixed,
     )
     return form and discrepancy.along(form, discrepancy.grid(context.flops), context.per)
 

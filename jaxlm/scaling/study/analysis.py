@@ -100,8 +100,8 @@ def _settings(options: Options) -> form_fits.Settings:
     )
 
 
-def _pair(one: form_fits.Fitted) -> tuple[Array, Array]:
-    return one.theta, one.draws
+def _pair(form: form_fits.Fitted) -> tuple[Array, Array]:
+    return form.theta, form.draws
 
 
 def _outliers(
@@ -168,7 +168,7 @@ def _source(t: table.Table, used: Array, name: str) -> study_parts.Source:
 
 
 def _next(
-    one: form_fits.Fitted,
+    planned: form_fits.Fitted,
     candidates: tuple[Array, Array, Array | None] | None,
     target: float,
     per: float,
@@ -177,7 +177,9 @@ def _next(
     if candidates is None:
         return []
     params, tokens, cost = candidates
-    ranked = experiment_design.choose(one.fit, one.t, params, tokens, target, cost, per, one.draws)
+    ranked = experiment_design.choose(
+        planned.fit, planned.t, params, tokens, target, cost, per, planned.draws
+    )
     return [
         study_parts.Candidate(
             params=ranked.params[i],

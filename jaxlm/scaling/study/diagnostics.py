@@ -190,21 +190,21 @@ def approaches(exponents: Mapping[str, tuple[float, tuple[float, float] | None]]
     Hoffmann et al. 2022's three approaches gave .50, .49 and .46.
     """
     apart = [
-        (abs(a - b), one, other)
-        for (one, (a, within_a)), (other, (b, within_b)) in itertools.combinations(
+        (abs(a - b), first, second)
+        for (first, (a, within_a)), (second, (b, within_b)) in itertools.combinations(
             exponents.items(), 2
         )
         if abs(a - b) > DISAGREE and not _inside(a, within_b) and not _inside(b, within_a)
     ]
     if not apart:
         return []
-    width, one, other = max(apart)
+    width, first, second = max(apart)
     more = f"; {len(apart)} pairs of {len(exponents)} approaches disagree" if len(apart) > 1 else ""
     return [
         Caution(
             "approaches disagree",
-            f"the optimum's exponent is {exponents[one][0]:.3f} by {one} and "
-            f"{exponents[other][0]:.3f} by {other}: a factor of {1000**width:.2g} in N* for each "
+            f"the optimum's exponent is {exponents[first][0]:.3f} by {first} and "
+            f"{exponents[second][0]:.3f} by {second}: a factor of {1000**width:.2g} in N* for each "
             f"thousand-fold of compute{more}",
         )
     ]

@@ -22,11 +22,11 @@ def test_porian_points_violate_the_form():
     wanted = {"hparams": "tuned", "decay": "const", "param_count": "standard"}
     rows = public.porian(**wanted)
     t = table.make(*(public.column(rows, k) for k in ("n", "tokens", "loss", "flops")))
-    found = fitting.fit(CHINCHILLA, t)
-    assert found.theta["E"] == pytest.approx(3.1308, abs=1e-4)
+    fitted = fitting.fit(CHINCHILLA, t)
+    assert fitted.theta["E"] == pytest.approx(3.1308, abs=1e-4)
     assert t.loss.min() == pytest.approx(3.0973, abs=1e-4)
     cautions = diagnostics.floor(
-        "chinchilla", found.theta["E"], t.loss.min(), np.std(found.residual), None
+        "chinchilla", fitted.theta["E"], t.loss.min(), np.std(fitted.residual), None
     )
     assert kinds(cautions) == ["floor above the data"]
     assert "3.1308" in cautions[0].text and "3.0973" in cautions[0].text
@@ -37,16 +37,16 @@ def test_porian_points_violate_the_form():
 
 def test_hoffmann_has_none_of_these():
     t = public.epoch()
-    found = fitting.fit(CHINCHILLA, t)
-    E, sd = found.theta["E"], float(np.std(found.residual))
+    fitted = fitting.fit(CHINCHILLA, t)
+    E, sd = fitted.theta["E"], float(np.std(fitted.residual))
     number = diagnostics.number(
-        experiment_design.gradients(CHINCHILLA, fitting.values(found), (t.params, t.tokens))
+        experiment_design.gradients(CHINCHILLA, fitting.values(fitted), (t.params, t.tokens))
     )
-    assert not diagnostics.basins("chinchilla", found.objective, found.basins)
+    assert not diagnostics.basins("chinchilla", fitted.objective, fitted.basins)
     assert not diagnostics.floor("chinchilla", E, t.loss.min(), sd, 1.871)
-    assert not diagnostics.few("chinchilla", found.n, 5)
+    assert not diagnostics.few("chinchilla", fitted.n, 5)
     assert 100 < number < 500 and not diagnostics.condition("chinchilla", number)
-    assert not diagnostics.starts("chinchilla", found.reached, 0, 100)
+    assert not diagnostics.starts("chinchilla", fitted.reached, 0, 100)
 
 
 def test_gadre_has_five_points_for_four_parameters():
@@ -70,7 +70,7 @@ def test_a_parameter_that_may_be_anything():
     assert caution.kind == "undetermined" and "R_N may be 3.5e+05 or 2.7e+20" in caution.text
 
 
-def test_basins_are_told_with_their_parameters():
+def test_basins_are_reported_with_their_parameters():
     cautions = diagnostics.basins("data_constrained", 0.02, [(0.0201, {"R_D": 9.0})])
     assert kinds(cautions) == ["several basins"]
     assert "+0.500 % at R_D 9" in cautions[0].text
