@@ -41,7 +41,7 @@ Floats = Annotated[np.ndarray, config.Stored(functools.partial(_array, float))]
 Ints = Annotated[np.ndarray, config.Stored(functools.partial(_array, int))]
 Bools = Annotated[np.ndarray, config.Stored(functools.partial(_array, bool))]
 Texts = Annotated[np.ndarray, config.Stored(functools.partial(_array, str))]
-# A number that may have no value: nan, in JSON null.
+# A number that may have no value: nan, null in JSON. Of a delta null is infinity.
 Number = Annotated[float, config.Stored(functools.partial(_number, math.nan))]
 Delta = Annotated[float, config.Stored(functools.partial(_number, math.inf))]
 Interval = tuple[float, float] | None
@@ -50,9 +50,9 @@ Theta = dict[str, Number]
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A result that there is none of."""
+    """The reason why there is no result."""
 
-    skipped: str  # the reason
+    skipped: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,13 +212,13 @@ class Envelope:
 class Minimum:
     """The lowest loss of one budget."""
 
-    flops: float
-    params: Number
-    tokens: Number
+    flops: float  # the geometric mean of its points' C
+    params: Number  # N*; nan where left out
+    tokens: Number  # D* at N*
     loss: Number
-    sd: Number  # of log N* over noise
-    sizes: int
-    left_out: str  # reason why it is not used, or ""
+    sd: Number  # standard deviation of log N* over noise replicas; nan without noise
+    sizes: int  # different N
+    left_out: str  # reason why the power law is fitted without this budget, or ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,12 +155,8 @@ def _isoflop(
 ) -> study_parts.Approach:
     if isinstance(result, str):
         return study_parts.Skipped(result)
-    minima = tuple(
-        study_parts.Minimum(m.flops, m.params, m.tokens, m.loss, m.sd, m.sizes, m.left_out)
-        for m in result.minima
-    )
     power = _power(result, target, level)
-    return study_parts.IsoFlop(*power, result.noise, tuple(isoflop.budgets(t)), minima)
+    return study_parts.IsoFlop(*power, result.noise, tuple(isoflop.budgets(t)), result.minima)
 
 
 def outliers(

@@ -9,12 +9,13 @@ rolling back-test measured it), and, where the largest sizes look under-tuned, t
 excess as the other half of the draws.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.scaling import study_parts
+from jaxlm.scaling.approaches import comparison
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import discrepancy, model_selection
 from jaxlm.scaling.study_record import Record
@@ -202,13 +203,12 @@ def rivals(
     flops: float,
     per: float,
     level: float,
-) -> dict[str, tuple[float, list[float] | None]]:
+) -> dict[str, tuple[float, study_parts.Interval]]:
     """{form or approach: (its N* at `flops`, its own interval)}, of all that have one.
 
     An approach's interval is as wide as at the study's target.
     """
-    out: dict[str, tuple[float, list[float] | None]] = {}
-    ends = np.array([50 * (1 - level), 50 * (1 + level)])
+    out: dict[str, tuple[float, study_parts.Interval]] = {}
     for name, form in forms.items():
         if isinstance(form.optimum, study_parts.Skipped):
             continue
@@ -216,38 +216,37 @@ def rivals(
         draws = _rows(form.draws, theta)
         n = float(optimum.at(name, theta, flops, per).params)
         many = optimum.at(name, draws, flops, per).params if len(draws) else np.empty(0)
-        many = many[np.isfinite(many)]
-        out[name] = n, np.percentile(many, ends).tolist() if len(many) > 1 else None
+        out[name] = n, comparison.interval(many, level)
     for name, side in approaches.items():
         if isinstance(side, study_parts.Envelope | study_parts.IsoFlop):
             n = float(np.exp(side.intercept + side.exponent * np.log(flops)))
             wide = side.params_interval
-            out[name] = n, None if wide is None else [n / side.params * v for v in wide]
+            scale = n / side.params
+            out[name] = n, None if wide is None else (scale * wide[0], scale * wide[1])
     return {name: pair for name, pair in out.items() if np.isfinite(pair[0])}
 
 
 def disagreement(
     planned: Planned,
-    every: Mapping[str, tuple[float, Sequence[float] | None]],
+    every: Mapping[str, tuple[float, study_parts.Interval]],
     flops: float,
     value: float,
-    interval: Sequence[float] | None,
+    interval: study_parts.Interval,
     level: float,
 ) -> str:
     """The forms and approaches (`rivals`) that contradict the plan's N* at `flops`, in a sentence;
     "" where none does. Those do whose N* is outside what resampling the runs gives the plan, and
     the plan's N* outside theirs; interval: the plan's, None where it has none."""
-    if interval is None:
-        return ""
     ends = interval
-    if planned.own is not None:
-        many = at(planned._replace(own=None), flops).params[1:]
-        many = many[np.isfinite(many)]
-        ends = np.percentile(many, [50 * (1 - level), 50 * (1 + level)]).tolist()
+    if interval is not None and planned.own is not None:
+        ends = comparison.interval(at(planned._replace(own=None), flops).params[1:], level)
+    if ends is None:
+        return ""
+    low, high = ends
 
-    def against(n: float, own: Sequence[float] | None) -> bool:
+    def against(n: float, own: study_parts.Interval) -> bool:
         inside = own is not None and own[0] <= value <= own[1]
-        return not ends[0] <= n <= ends[1] and not inside
+        return not low <= n <= high and not inside
 
     apart = {k: n for k, (n, own) in every.items() if against(n, own)}
     if not apart:

@@ -21,7 +21,7 @@ from jaxlm.scaling.study_record import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class OfForm:
+class FormForecast:
     """A form's forecast."""
 
     loss: float  # nats per token
@@ -44,7 +44,7 @@ class Forecast:
     interval: tuple[float, float]
     level: float
     theta: study_parts.Theta
-    forms: dict[str, OfForm]
+    forms: dict[str, FormForecast]
     fit: str  # `digest` of the study
 
 
@@ -73,7 +73,7 @@ def predict(record: Record, params: float, tokens: float) -> Forecast:
         if not value > 0:
             raise ValueError(f"{name}: {value} given; a number above 0 is needed")
     level, law, flops = record.options.level, record.law, record.per * params * tokens
-    forms: dict[str, OfForm] = {}
+    forms: dict[str, FormForecast] = {}
     for name, form in record.forms.items():
         if not {"params", "tokens"} <= set(loss_laws.LAWS[name].inputs):
             continue
@@ -122,7 +122,7 @@ def _form(
     level: float,
     spread: float,
     own: discrepancy.Form | None,
-) -> OfForm:
+) -> FormForecast:
     """A form's forecast by draws [R, k], with a spread of log loss or the form's own error."""
     law = loss_laws.LAWS[name]
     x = tuple({"params": params, "unique": tokens}.get(name, tokens) for name in law.inputs)
@@ -136,7 +136,7 @@ def _form(
         many = many + discrepancy.shifts(own, params, tokens, len(many), 0)
     many = many + np.random.default_rng(0).normal(0.0, math.hypot(noise, spread), len(many))
     low, high = np.exp(np.quantile(many, [(1 - level) / 2, (1 + level) / 2]))
-    return OfForm(float(law.predict(theta, x)), (float(low), float(high)), noise)
+    return FormForecast(float(law.predict(theta, x)), (float(low), float(high)), noise)
 
 
 def compare(forecast: Forecast, measured: float) -> Outcome:

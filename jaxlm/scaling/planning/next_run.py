@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.scaling import study_record, table
+from jaxlm.scaling.approaches import comparison
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.laws.optimum import Array
 from jaxlm.scaling.planning import allocation
@@ -377,8 +378,5 @@ def _range(values: Array, level: float) -> Range:
     """The Range of values [1 + R], the fit's first; draws without one are left out."""
     if not 0 < level < 1:
         raise ValueError(f"level: {level} given; a share between 0 and 1 is needed")
-    draws = values[1:][np.isfinite(values[1:])]
-    if len(draws) < 2:
-        return Range(float(values[0]), np.nan, np.nan)
-    low, high = np.percentile(draws, (50 * (1 - level), 50 * (1 + level)))
-    return Range(float(values[0]), float(low), float(high))
+    low, high = comparison.interval(values[1:], level) or (np.nan, np.nan)
+    return Range(float(values[0]), low, high)
