@@ -75,6 +75,7 @@ def transform(tx: optimizer.Transform, cfg: Replicas) -> optimizer.Transform:
     """The replicas' optimisers as one, as far as its state goes: updates are the step's."""
 
     def init(params: param.Tree) -> State:
+        # every leaf [replicas, ...]
         copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (cfg.replicas, *p.shape)), params)
         inner: Any = jax.vmap(tx.init)(copies)
         return State(copies, inner, _outer(cfg).init(params))
@@ -106,7 +107,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replica
         key, each = jax.random.wrap_key_data(state.key), jnp.arange(cfg.replicas)
         keys = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(key, k)))(each)
         own = step.State(state.step, state.opt.params, state.opt.inner, state.frozen, keys)
-        parts = jax.tree.map(lambda x: _dealt(x, plan, cfg.replicas), batch)
+        parts = jax.tree.map(lambda x: _dealt(x, plan, cfg.replicas), batch)  # [replicas, B', ...]
         axes: Any = (None, 0, 0, None, 0)
         apart = jax.vmap(replica, in_axes=(step.State(*axes), 0), spmd_axis_name=axis)
         params, inner, measured = apart(own, parts)
