@@ -168,7 +168,7 @@ def accumulate(
 
     if plan.microbatches == 1:
         return grad(batch, key)
-    parts = jax.tree.map(lambda x: _cut(x, plan), batch)  # every leaf [M, B / M, ...]
+    parts = jax.tree.map(lambda x: _cut(x, plan), batch)
 
     def add(carry: Any, at: tuple[Any, jax.Array]) -> tuple[Any, None]:
         part, index = at
@@ -196,5 +196,5 @@ def _cut(x: jax.Array, plan: Plan) -> jax.Array:
     if rows % plan.multiple:
         parts = f"plan.microbatches={m} x {plan.multiple // m} parts of the rows by {plan}"
         raise ValueError(f"data.batch: {rows} rows do not divide into {parts}")
-    parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)  # [M, B / M, ...]
+    parts = jnp.swapaxes(x.reshape(rows // m, m, *x.shape[1:]), 0, 1)
     return plan.constrain(parts, "whole batch" + " seq" * (x.ndim - 1))

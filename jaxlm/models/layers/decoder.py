@@ -124,10 +124,7 @@ def _append(
 
     layers = []
     for old, fresh, params in zip(cache.layers, new, spec, strict=True):
-        layer = {}
-        for name in old:
-            # T new slots of S along the axis that counts them: [B, K, S, H] of keys and values
-            layer[name] = put(old[name], fresh[name], params[name].axes.index("seq"))
-        layers.append(layer)
+        # T of S slots, along the axis that counts them: [B, K, S, H] of keys and values
+        layers.append({n: put(old[n], fresh[n], params[n].axes.index("seq")) for n in old})
     seen = At(*(put(a, b, 1) for a, b in zip(cache.at[:2], at[:2], strict=True)))
     return Cache(tuple(layers), seen, cache.filled + width)
