@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.coverage import studies
 from jaxlm.core import cache
+from jaxlm.scaling import study_parts
 from jaxlm.scaling.study import analysis, report_formats
 
 LAWS = ("chinchilla", "tied", "kaplan", "offset")
@@ -27,19 +28,26 @@ def one(kind: str, seed: int, replicates: int) -> dict[str, Any]:
     t, truth = studies.draw(kind, seed)
     options = analysis.Options(laws=LAWS, replicates=replicates, target=truth.target)
     record = analysis.run(t, options)
-    plan, form = record["plan"], record["forms"]["chinchilla"]["optimum"]
-    values = {"params": truth.params, "loss": truth.loss}
+    plan, form = record.planned, record.forms["chinchilla"].optimum
+    assert isinstance(form, study_parts.Optimum)
     return {
         "kind": kind,
         "seed": seed,
-        "planner": plan["form"],
-        "caution": record["cautions"][0]["kind"],
-        "plan": {k: _held(plan[k]["interval"], v) for k, v in values.items()},
-        "chinchilla": {k: _held(form[k][1], v) for k, v in values.items()},
+        "planner": plan.form,
+        "caution": record.cautions[0].kind,
+        "plan": {
+            "params": _held(plan.params.interval, truth.params),
+            "loss": _held(plan.loss.interval, truth.loss),
+        },
+        "chinchilla": {
+            "params": _held(form.params[1], truth.params),
+            "loss": _held(form.loss[1], truth.loss),
+        },
     }
 
 
-def _held(interval: Sequence[float], value: float) -> list[float]:
+def _held(interval: study_parts.Interval, value: float) -> list[float]:
+    assert interval is not None
     low, high = interval
     return [float(low <= value <= high), float(np.log(high / low))]
 

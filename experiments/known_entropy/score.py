@@ -20,7 +20,7 @@ import numpy as np
 from jaxlm.data import pretraining, synthetic
 from jaxlm.data.sources import source
 from jaxlm.data.synthetic import learner, machine
-from jaxlm.scaling import study_record, table
+from jaxlm.scaling import study_parts, study_record, table
 from jaxlm.scaling.laws import bootstrap, fitting, loss_laws
 from jaxlm.train.sweep.sweep_cells import Sweep
 
@@ -67,11 +67,11 @@ def scored(plan: Sweep, folder: pathlib.Path) -> dict[str, Any]:
     held = list(source.texts(data.source, data.field, "val", data.holdout))
     here = synthetic.score(data.source, held) / truth.tokens
     record = study_record.load(folder).record
-    smallest = min(record["points"]["loss"])
+    smallest = min(record.points.loss)
     forms = {
         name: _against(form, float(here.mean()))
-        for name, form in record["forms"].items()
-        if "E" in form["theta"]
+        for name, form in record.forms.items()
+        if "E" in form.theta
     }
     return {
         "source": data.source,
@@ -79,9 +79,9 @@ def scored(plan: Sweep, folder: pathlib.Path) -> dict[str, Any]:
         "held_out": float(here.mean()),
         "held_out_error": float(here.std(ddof=1) / math.sqrt(len(here))),
         "documents": len(held),
-        "points": len(record["points"]["loss"]),
+        "points": len(record.points.loss),
         "smallest_loss": smallest,
-        "law": record["law"],
+        "law": record.law,
         "forms": forms,
         "larger": _larger(folder),
     }
@@ -105,14 +105,14 @@ def _larger(folder: pathlib.Path) -> dict[str, Any] | None:
     }
 
 
-def _against(form: dict[str, Any], truth: float) -> dict[str, Any]:
+def _against(form: study_parts.Form, truth: float) -> dict[str, Any]:
     """(E - H) / H of a fitted form, with its interval, and whether that holds 0."""
-    at = list(form["theta"]).index("E")
-    draws = np.array(form["draws"], float).reshape(-1, len(form["theta"]))[:, at]
+    at = list(form.theta).index("E")
+    draws = form.draws.reshape(-1, len(form.theta))[:, at]
     low, high = bootstrap.interval(draws)
     return {
-        "E": form["theta"]["E"],
-        "error": form["theta"]["E"] / truth - 1,
+        "E": form.theta["E"],
+        "error": form.theta["E"] / truth - 1,
         "low": low / truth - 1,
         "high": high / truth - 1,
         "covers": bool(low <= truth <= high),

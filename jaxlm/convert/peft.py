@@ -99,9 +99,10 @@ def _place(job: read.Job, kind: str) -> Place:
         matrix = numbered.T if transposed else numbered
         if matrix.ndim != 2:
             raise refused
+        # [rows] which of our weights
         part = np.searchsorted(starts, matrix[:, 0], side="right") - 1
-        output = (matrix[:, 0] - starts[part]) % outs[part]
-        column = (matrix[0] - starts[part[0]]) // outs[part[0]]
+        output = (matrix[:, 0] - starts[part]) % outs[part]  # [rows]
+        column = (matrix[0] - starts[part[0]]) // outs[part[0]]  # [columns]
         rebuilt = (starts[part] + output)[:, None] + outs[part][:, None] * column[None]
         if np.array_equal(rebuilt, matrix):
             return Place(part, output, column, transposed)
@@ -162,15 +163,15 @@ def _theirs(module: Module, pairs: Pairs, rank: int) -> list[np.ndarray]:
     """[lora_A, lora_B] of a module: the blocks of its matrices that have adapters."""
     own = [i for i, path in enumerate(module.ours) if path in pairs]
     place = module.place
-    first = np.empty((rank * len(own), len(place.input)), np.float32)
-    second = np.zeros((len(place.output), rank * len(own)), np.float32)
+    first = np.empty((rank * len(own), len(place.input)), np.float32)  # [ranks, in]
+    second = np.zeros((len(place.output), rank * len(own)), np.float32)  # [out, ranks]
     for slot, i in enumerate(own):
         a, b = pairs[module.ours[i]]
         a, b = (a, b) if module.layer is None else (a[module.layer], b[module.layer])
         at = slice(slot * rank, (slot + 1) * rank)
-        first[at] = a.reshape(-1, rank).T[:, place.input]
+        first[at] = a.reshape(-1, rank).T[:, place.input]  # [rank, in]
         rows = place.part == i
-        second[rows, at] = b.reshape(rank, -1)[:, place.output[rows]].T
+        second[rows, at] = b.reshape(rank, -1)[:, place.output[rows]].T  # [out, rank]
     return [first, second]
 
 
@@ -183,8 +184,11 @@ def _names(kind: str, cfg: models.AnyConfig) -> list[str]:
 def _config(
     adapted: list[Module], pairs: Pairs, lora: adapter.Lora, everything: list[str], base: str | None
 ) -> dict[str, Any]:
-    blocks = {m.name: sum(path in pairs for path in m.ours) for m in adapted}
-    wider = {name: n for name, n in blocks.items() if n > 1}
+    wider = {}  # {module: its adapters}, of those with several
+    for module in adapted:
+        adapters = sum(path in pairs for path in module.ours)
+        if adapters > 1:
+            wider[module.name] = adapters
     # alpha / rank, or alpha / sqrt(rank), stays what it is
     grown = {n: n if lora.scaling == "rank" else math.sqrt(n) for n in wider.values()}
     return {
@@ -205,7 +209,7 @@ def _config(
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "target_modules": _targeted([*blocks], everything),
+        "target_modules": _targeted([m.name for m in adapted], everything),
         "rank_pattern": {name: lora.rank * n for name, n in wider.items()},
         "alpha_pattern": {name: _number(lora.alpha * grown[n]) for name, n in wider.items()},
     }

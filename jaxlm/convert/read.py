@@ -166,11 +166,11 @@ def inspect(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Ch
     planned = jobs(table, flat, tensors.keys())
     problems = [*_missing(table, flat, planned, tensors), *_misshaped(planned, tensors)]
     used = {name for job in planned for name in job.theirs} | same
-    problems += [
-        f"unknown tensor {name} {list(t.shape)}: nothing here would compute with it"
-        for name, t in tensors.items()
-        if name not in used and not any(re.search(x, name) for x in table.ignored)
-    ]
+    for name, tensor in tensors.items():
+        if name in used or any(re.search(pattern, name) for pattern in table.ignored):
+            continue
+        shape = list(tensor.shape)
+        problems.append(f"unknown tensor {name} {shape}: nothing here would compute with it")
     if problems:
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
         listing = "\n".join(f"  {p}" for p in [*problems[:20], *more])

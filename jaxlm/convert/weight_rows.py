@@ -177,22 +177,19 @@ def fused(layout: Layout, ours: tuple[str, ...], theirs: str) -> Row:
     to_ours, to_theirs, shape = layout
     axis = 0 if layout is TORCH else -1
 
-    def cuts(ps: Sequence[param.Param]) -> list[int]:
-        return [int(n) for n in np.cumsum([shape(p)[axis] for p in ps])[:-1]]
+    def read(arrays: Sequence[np.ndarray], ps: Sequence[param.Param]) -> list[np.ndarray]:
+        ends = np.cumsum([shape(p)[axis] for p in ps])
+        # [sum of outputs, inputs] as one [outputs, inputs] each
+        parts = np.split(arrays[0], ends[:-1].tolist(), axis)
+        return [to_ours(part, p) for part, p in zip(parts, ps, strict=True)]
+
+    def write(arrays: Sequence[np.ndarray], ps: Sequence[param.Param]) -> list[np.ndarray]:
+        parts = [to_theirs(a, p) for a, p in zip(arrays, ps, strict=True)]
+        return [np.concatenate(parts, axis)]  # [sum of outputs, inputs]
 
     def joined(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:
         first = list(shape(ps[0]))
         first[axis] = sum(shape(p)[axis] for p in ps)
         return [tuple(first)]
 
-    return Row(
-        ours,
-        (theirs,),
-        lambda arrays, ps: [
-            to_ours(a, p) for a, p in zip(np.split(arrays[0], cuts(ps), axis), ps, strict=True)
-        ],
-        lambda arrays, ps: [
-            np.concatenate([to_theirs(a, p) for a, p in zip(arrays, ps, strict=True)], axis)
-        ],
-        joined,
-    )
+    return Row(ours, (theirs,), read, write, joined)

@@ -21,6 +21,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Reader of a type from JSON: `Annotated[type, Stored(parse)]`."""
+
+    parse: typing.Callable[[Any, str], Any]
+    """The value of (JSON value, path of the field). Raises: ValueError with the path."""
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """JSON-ready dict of a dataclass; tuples become lists, nested dataclasses carry their kind."""
 
@@ -55,8 +63,8 @@ def from_dict(cls: type[T], record: dict[str, Any], where: str = "") -> T:
 
     Raises: ValueError naming the field for unknown or missing fields, kinds and wrong types.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = _optional(cls)
     for name in record:
         if name not in fields and name != "kind":
             near = difflib.get_close_matches(name, fields, 1)
@@ -64,24 +72,50 @@ def from_dict(cls: type[T], record: dict[str, Any], where: str = "") -> T:
             raise ValueError(
                 f"{where}{name}: no such field in {cls.__module__}.{cls.__name__}{hint}"
             )
-    missing = [
-        n
-        for n, f in fields.items()
-        if n not in record
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
+    missing = [n for n, optional in fields.items() if n not in record and not optional]
     if missing:
         raise ValueError(f"{where}{missing[0]}: missing from the record of {cls.__name__}")
     values = {n: _parse(hints[n], record[n], f"{where}{n}") for n in fields if n in record}
     return cls(**values)
 
 
+def _optional(cls: Any) -> dict[str, bool]:
+    """{field: whether it has a default} of a dataclass."""
+    none = dataclasses.MISSING
+    return {
+        f.name: not (f.default is none and f.default_factory is none)
+        for f in dataclasses.fields(cls)
+    }
+
+
+def by_fields(classes: tuple[Any, ...], value: Any, where: str) -> Any:
+    """An instance of the one of several dataclasses that has a record's fields.
+
+    Raises: ValueError as `from_dict`, and where the fields are those of none.
+    """
+    given = set(value) if isinstance(value, dict) else set()
+    for cls in classes:
+        fields = _optional(cls)
+        if {name for name, has in fields.items() if not has} <= given <= set(fields):
+            return _parse(cls, value, where)
+    needed = " or ".join(str(sorted(_optional(cls))) for cls in classes)
+    raise ValueError(f"{where}: fields {sorted(given)} given, {needed} are needed")
+
+
 def _parse(hint: Any, value: Any, where: str) -> Any:
     """value as the type `hint`, recursively."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin is typing.Annotated:
+        for note in args[1:]:
+            if isinstance(note, Stored):
+                return note.parse(value, where)
         return _parse(args[0], value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping, got {value!r}")
+        return {name: _parse(args[1], v, f"{where}.{name}") for name, v in value.items()}
     if origin is typing.Literal:
         if value not in args:
             raise ValueError(f"{where}: {value!r} is none of {list(args)}")
@@ -112,15 +146,13 @@ def _parse_union(args: tuple, value: Any, where: str) -> Any:
             return None
         raise ValueError(f"{where}: must not be empty")
     members = [a for a in args if a is not type(None)]
-    if isinstance(value, dict):
-        for member in members:
-            if dataclasses.is_dataclass(member) and kind(typing.cast(type, member)) == value.get(
-                "kind"
-            ):
+    records = [a for a in members if dataclasses.is_dataclass(a)]
+    if isinstance(value, dict) and records and (len(records) > 1 or "kind" in value):
+        for member in records:
+            if kind(member) == value.get("kind"):
                 return _parse(member, value, where)
         raise ValueError(
-            f"{where}.kind: {value.get('kind')!r} is none of "
-            f"{[kind(m) for m in members if dataclasses.is_dataclass(m)]}"
+            f"{where}.kind: {value.get('kind')!r} is none of {[kind(m) for m in records]}"
         )
     errors = []
     for member in members:

@@ -180,6 +180,7 @@ class Reader(NamedTuple):
         of these rows, in order."""
         rows = self.rows
         spans = [(int(rows.first[r]), int(rows.first[r + 1])) for r in numbers]
+        # [pieces of all rows]
         pieces = np.concatenate([np.arange(a, b) for a, b in spans] or [np.arange(0)])
         needed, where = np.unique(rows.doc[pieces], return_inverse=True)
         texts = self.source.docs(needed.tolist())
@@ -213,7 +214,7 @@ def shorten(long: batch.Batch, seq: int) -> batch.Batch:
         raise ValueError(f"seq={seq} does not divide the row length {width}")
     if seq == width:
         return long
-    short = batch.Batch(*(array.reshape(-1, seq) for array in long))
+    short = batch.Batch(*(array.reshape(-1, seq) for array in long))  # [B * T / seq, seq] each
     held = short.segments > 0
     segments = np.where(held, short.segments - short.segments[:, :1] + 1, 0)
     column = np.arange(seq)

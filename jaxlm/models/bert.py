@@ -210,7 +210,7 @@ def pool(w: param.Tree, x: jax.Array) -> jax.Array:
     w: params["pooler"]; x [B, T, D], `hidden`'s output. Devlin et al. 2019, section 4.1: what
     sentence-level tasks are trained on.
     """
-    h = linear.einsum("BD,DE->BE", x[:, 0], w["dense"]) + w["bias"].astype(x.dtype)
+    h = linear.einsum("BD,DE->BE", x[:, 0], w["dense"]) + w["bias"].astype(x.dtype)  # [B, E]
     return jnp.tanh(h)
 
 

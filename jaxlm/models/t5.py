@@ -260,19 +260,20 @@ def _look(w: param.Tree, h: jax.Array, at: At, source: Source) -> jax.Array:
 
 
 def _project(w: param.Tree, x: jax.Array) -> param.Tree:
-    keys, values = (linear.biased("BSD,DNH->BSNH", x, w, n) for n in "kv")
+    keys, values = (linear.biased("BSD,DNH->BSNH", x, w, n) for n in "kv")  # [B, S, N, H]
     return {"keys": keys, "values": values}
 
 
 def _cross(params: param.Tree, x: jax.Array) -> param.Tree:
     """The weights with the keys and values of x in every layer of the decoder."""
 
-    def layer(w: param.Tree) -> param.Tree:
-        return w | {"cross": w["cross"] | jax.vmap(_project, (0, None))(w["cross"], x)}
-
-    segments = params["stack"].items()
-    layers = {i: {kind: layer(w) for kind, w in s.items()} for i, s in segments}
-    return params | {"stack": layers}
+    stack: param.Tree = {}
+    for number, segment in params["stack"].items():
+        stack[number] = {}
+        for kind, w in segment.items():
+            read = jax.vmap(_project, (0, None))(w["cross"], x)  # [layers, B, S, N, H] each
+            stack[number][kind] = w | {"cross": w["cross"] | read}
+    return params | {"stack": stack}
 
 
 def _fold(key: jax.Array | None, number: int) -> jax.Array | None:

@@ -56,5 +56,6 @@ def responses(
     """float32[B, K, T]: the log-probability of every response token, 0 elsewhere. All K responses
     of all prompts are read in one forward pass."""
     rows = flat(batch)
+    # [B * K, T]
     values = log_probs(model, params, forward(model, params, rows, key).x, rows.targets, plan)
     return jnp.where(batch.weight > 0, values.reshape(batch.targets.shape), 0.0)

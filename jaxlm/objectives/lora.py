@@ -95,8 +95,9 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
         if key is not None and cfg.dropout:
             key, drop = jax.random.split(key)
         adapted = joined(cfg, base, params[ADAPTER], drop) | {n: params[n] for n in heads}
-        others = {n: {k: base[k] for k in part.spec} for n, part in shared.items()}
-        others |= {n: frozen[n] for n in apart}
+        others = {name: frozen[name] for name in apart}
+        for name, part in shared.items():
+            others[name] = {weight: base[weight] for weight in part.spec}
         return objective.loss(adapted, others, batch, key)
 
     return Objective(

@@ -60,9 +60,9 @@ def noisy(model: Model, alpha: float) -> Model:
 def noise(key: jax.Array, segments: jax.Array, embed: int, alpha: float) -> jax.Array:
     """float32[B, T, D]: uniform in -1 .. 1 times alpha / sqrt(L D), L being the number of tokens of
     each token's own segment; 0 on padding. Jain et al. 2023, algorithm 1."""
-    row = jnp.arange(segments.shape[0])[:, None]
+    row = jnp.arange(segments.shape[0])[:, None]  # [B, 1]
     counts = jnp.zeros((segments.shape[0], segments.shape[1] + 1)).at[row, segments].add(1.0)
-    length = jnp.take_along_axis(counts, segments, axis=1)
+    length = jnp.take_along_axis(counts, segments, axis=1)  # [B, T]
     size = jnp.where(segments > 0, alpha * jax.lax.rsqrt(length * embed), 0.0)
     drawn = jax.random.uniform(key, (*segments.shape, embed), minval=-1.0, maxval=1.0)
     return size[..., None] * drawn

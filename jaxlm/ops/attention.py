@@ -109,7 +109,7 @@ def attend_cached(
     Raises: ValueError for shapes that do not fit.
     """
     rule = masks.rule(q, k_new, v_new, True, window, softcap, scale)
-    old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))
+    old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))  # [B,S,K,H], [B,S,K,H']
     masks.rule(q, *old, True, window, softcap, scale)
     slots, f32 = k_cache.shape[2], {"preferred_element_type": precision.wide()}
     grouped = masks.group(q, k_new.shape[2])  # [B,T,K,G,H]
@@ -120,6 +120,7 @@ def attend_cached(
     # one softmax over both parts: only scores are joined, never keys
     scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)  # [B,K,G,T,S+T]
     if bias is not None:
+        # [B,T,S+T]
         ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
         scores = scores + masks.grouped_heads(bias(ahead), kv)
     allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]

@@ -234,7 +234,7 @@ def _multiply(summed, leading, dtype, x, w):
     x2, w2 = _flat(summed, leading, x, w)
     if not leading and x2.shape[0] <= FEW_ROWS:
         # the barriers keep XLA from folding the small transposes into the product
-        columns = _dot(w2.astype(x.dtype), _barrier(x2.T), ((1,), (0,)), dtype)
+        columns = _dot(w2.astype(x.dtype), _barrier(x2.T), ((1,), (0,)), dtype)  # [outputs, rows]
         return _barrier(columns).T.reshape(x.shape[:keep] + rest)
     contract = ((1,), (0 if leading else 1,))
     return _dot(x2, w2.astype(x.dtype), contract, dtype).reshape(x.shape[:keep] + rest)
@@ -248,8 +248,8 @@ def _product_forward(summed, leading, dtype, x, w):
 def _product_backward(summed, leading, dtype, saved, g):
     x, w = saved
     x2, w2 = _flat(summed, leading, x, w)
-    g2 = _barrier(g.astype(x.dtype).reshape(x2.shape[0], -1))
-    dx = _dot(g2, w2.astype(x.dtype), ((1,), (1 if leading else 0,)), x.dtype)
+    g2 = _barrier(g.astype(x.dtype).reshape(x2.shape[0], -1))  # [rows, outputs]
+    dx = _dot(g2, w2.astype(x.dtype), ((1,), (1 if leading else 0,)), x.dtype)  # [rows, inputs]
     first, second = (x2, g2) if leading else (g2, x2)
     dw = _weight_gradient(first, second, w.dtype)
     return dx.reshape(x.shape), dw.reshape(w.shape)

@@ -72,7 +72,7 @@ def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
     if rule.window is not None:
         near &= jnp.abs(gap) < rule.window
     if k_at.shared is not None:
-        near |= k_at.shared[:, None, :]
+        near |= k_at.shared[:, None, :]  # [B,1,S]
     if q_at.shared is not None and not rule.causal:
         near |= q_at.shared[:, :, None]
     return together & near

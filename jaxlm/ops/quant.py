@@ -63,10 +63,11 @@ def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
     """A weight float32[copies..., inputs..., outputs...] in 4 bits; the last block is filled up
     with zeros. double: whether its scales are kept in 8 bits."""
     lead, sizes = w.shape[:copies], w.shape[copies:]
+    # [copies..., outputs..., inputs...]
     last = jnp.moveaxis(w, range(copies, copies + inputs), range(-inputs, 0))
     flat = last.reshape(*lead, math.prod(sizes)).astype(jnp.float32)  # [copies..., n]
     rest = -flat.shape[-1] % BLOCK
-    flat = jnp.pad(flat, [(0, 0)] * copies + [(0, rest)])
+    flat = jnp.pad(flat, [(0, 0)] * copies + [(0, rest)])  # [copies..., blocks * 64]
     codes, scales = encode(flat)
     return Nf4(codes, scales8(scales) if double else scales, sizes, inputs)
 
@@ -103,10 +104,11 @@ def scales8(scales: jax.Array) -> Scales8:
     offset = jnp.mean(scales, axis=-1)
     count = scales.shape[-1]
     rest = [(0, 0)] * (scales.ndim - 1) + [(0, -count % GROUP)]
-    groups = jnp.pad(scales - offset[..., None], rest)
+    groups = jnp.pad(scales - offset[..., None], rest)  # [..., groups * 256]
     groups = groups.reshape(*scales.shape[:-1], -1, GROUP)  # [..., groups, 256]
     largest = jnp.max(jnp.abs(groups), axis=-1)  # [..., groups]
     unit = groups / jnp.where(largest > 0, largest, 1.0)[..., None]
+    # [..., groups * 256]
     codes = _nearest(unit, dynamic_levels()).reshape(*scales.shape[:-1], -1)
     return Scales8(codes[..., :count], largest, offset)
 
@@ -114,7 +116,7 @@ def scales8(scales: jax.Array) -> Scales8:
 def of_scales8(kept: Scales8) -> jax.Array:
     """The block scales float32[..., n] that are kept in 8 bits."""
     unit = jnp.asarray(dynamic_levels())[kept.codes]
-    each = jnp.repeat(kept.largest, GROUP, axis=-1)[..., : kept.codes.shape[-1]]
+    each = jnp.repeat(kept.largest, GROUP, axis=-1)[..., : kept.codes.shape[-1]]  # [..., n]
     return unit * each + kept.offset[..., None]
 
 

@@ -301,6 +301,6 @@ def apply(
         y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(head.shape)
     else:
         a, b = jnp.split(head, 2, axis=-1)  # [B,T,N,R/2]
-        y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # [B,T,N,R]
     y = y.astype(x.dtype)
     return y if x.shape[-1] == turned else jnp.concatenate([y, x[..., turned:]], axis=-1)

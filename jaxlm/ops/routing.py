@@ -62,11 +62,11 @@ def choose(logits: jax.Array, rule: Rule, select_bias: jax.Array | None = None) 
     ranked = jax.lax.stop_gradient(ranked)
     if rule.groups > 1:
         ranked = jnp.where(_in_best_groups(ranked, rule), ranked, -jnp.inf)
-    experts = jax.lax.top_k(ranked, rule.count)[1]
+    experts = jax.lax.top_k(ranked, rule.count)[1]  # [..., k]
     if softmax and rule.renormalise:
         weights = jax.nn.softmax(jnp.take_along_axis(logits, experts, axis=-1), axis=-1)
     else:
-        weights = jnp.take_along_axis(scores, experts, axis=-1)
+        weights = jnp.take_along_axis(scores, experts, axis=-1)  # [..., k]
         if rule.renormalise:  # sigmoids of very negative logits may all be 0
             weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
     return Routes(weights * rule.scale, experts, scores)
@@ -91,9 +91,9 @@ def _in_best_groups(ranked: jax.Array, rule: Rule) -> jax.Array:
     """Whether each expert is in one of its token's best groups, bool[..., E]."""
     parts = ranked.reshape(*ranked.shape[:-1], rule.groups, -1)  # [..., groups, E / groups]
     best = jnp.sum(jax.lax.top_k(parts, rule.group_best)[0], axis=-1)  # [..., groups]
-    chosen = jax.lax.top_k(best, rule.groups_chosen)[1]
+    chosen = jax.lax.top_k(best, rule.groups_chosen)[1]  # [..., groups_chosen]
     hit = jnp.any(chosen[..., None] == jnp.arange(rule.groups), axis=-2)  # [..., groups]
-    return jnp.repeat(hit, parts.shape[-1], axis=-1)
+    return jnp.repeat(hit, parts.shape[-1], axis=-1)  # [..., E]
 
 
 def load(experts: jax.Array, keep: jax.Array, total: int) -> jax.Array:
@@ -138,5 +138,5 @@ def entropy(scores: jax.Array, keep: jax.Array) -> jax.Array:
 
 def _sum(x: jax.Array, keep: jax.Array) -> jax.Array:
     """The sum over kept tokens of x [...] or [..., E]."""
-    mask = keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim))
+    mask = keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim))  # [...] or [..., 1]
     return jnp.sum(jnp.where(mask, x, 0.0), axis=tuple(range(keep.ndim)))

@@ -34,7 +34,7 @@ def repetition(x: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
 
     seen bool[B,V]; penalty float32[B], 1 for none, below 1 to favour repetition.
     """
-    penalty = penalty[:, None]
+    penalty = penalty[:, None]  # [B,1]
     return jnp.where(seen, jnp.where(x > 0, x / penalty, x * penalty), x)
 
 

@@ -5,6 +5,7 @@ optimum's exponent from 0.84 to 0.71 on the same runs by counting the output mat
 table carries its counting, and two countings in one table are refused.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ FLOPS = ("6ND", "6ND+attention", "exact causal", "given")
 FIELDS = ("params", "tokens", "flops", "loss", "unique", "run")
 
 
-class Counting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Counting:
     """Counting of N and C. `params` is one of PARAMS, `flops` one of FLOPS; cost/conventions.py."""
 
     params: str = "given"

@@ -332,7 +332,9 @@ def _sample(session: Session, params: param.Tree, number: int) -> None:
     tokenizer, settings = tokenizers.load(run.data.tokenizer), runs.sampling(run)
     turns = prompt_tokens.turns(run.data, tokenizer, run.samples)
     completed = prompt_tokens.answered(session.program.model, params, tokenizer, turns, settings)
-    lines = [f"--- {p!r}\n{p}{one.text}\n" for p, one in zip(run.samples, completed, strict=True)]
+    lines = [
+        f"--- {p!r}\n{p}{answer.text}\n" for p, answer in zip(run.samples, completed, strict=True)
+    ]
     io.make_folder(session.folder / "samples")
     io.write(session.folder / "samples" / f"{number:08}.txt", "\n".join(lines))
     session.out.say(f"sample: {run.samples[0]}{completed[0].text}")

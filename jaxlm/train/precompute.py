@@ -108,7 +108,7 @@ def attach(source: Source, splits: dict[str, examples.Rows]) -> dict[str, Rows]:
     io.make_folder(place)
     io.write(place / "facts.json", json.dumps(source.facts, indent=1) + "\n")
     blocks = {name: _blocks(place, name, plain) for name, plain in splits.items()}
-    missing = [block for block in itertools.chain(*blocks.values()) if not _whole(block)]
+    missing = [block for block in itertools.chain(*blocks.values()) if not _stored(block)]
     if missing:
         _compute(source, missing)
     rows = {}
@@ -130,7 +130,7 @@ def _blocks(place: pathlib.Path, name: str, plain: examples.Rows) -> list[_Block
     ]
 
 
-def _whole(block: _Block) -> bool:
+def _stored(block: _Block) -> bool:
     """Whether a block is on the disk; what is damaged is discarded, with a warning."""
     if not block.folder.is_dir():
         return False

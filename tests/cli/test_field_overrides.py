@@ -23,22 +23,22 @@ CHOSEN = ["model.scaling:yarn", "--model.scaling.factor", "8", "--model.scaling.
     ],
 )
 def test_scaling(run, args):
-    found = field_overrides.apply(run, args, "jaxlm train x.py")
+    changed = field_overrides.apply(run, args, "jaxlm train x.py")
     model = dataclasses.replace(run.model, scaling=rope.Yarn(8.0, 64))
-    assert found == dataclasses.replace(run, steps=7, model=model)
-    assert type(found) is Run and type(found.model) is llama.Config
-    assert config.from_dict(Run, config.to_dict(found)) == found
+    assert changed == dataclasses.replace(run, steps=7, model=model)
+    assert type(changed) is Run and type(changed.model) is llama.Config
+    assert config.from_dict(Run, config.to_dict(changed)) == changed
 
 
 @pytest.mark.parametrize(
-    ("run", "args", "said"),
+    ("run", "args", "message"),
     [
         (YARN, ["--model.scaling.factor", "0.5"], "factor: 0.5 given; it must be at least 1"),
         (YARN, ["--model.scaling.low", "1"], "--model.scaling.low"),
         (PLAIN, ["model.scaling:yarm"], "model.scaling:yarn"),
     ],
 )
-def test_errors(run, args, said, capsys):
+def test_errors(run, args, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         field_overrides.apply(run, args, "jaxlm train x.py")
-    assert exit_.value.code == 2 and said in capsys.readouterr().err
+    assert exit_.value.code == 2 and message in capsys.readouterr().err

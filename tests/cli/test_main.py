@@ -232,12 +232,12 @@ def test_plan_of_every_kind_of_model(capsys, preset, says):
 
 def test_plan_needs_none_of_the_devices_it_plans_for(capsys):
     assert main.main(["plan", "llama3-405b"]) == 0
-    (whole,) = re.findall(r"weights, float32 +([\d.]+) TiB", capsys.readouterr().out)
+    (undivided,) = re.findall(r"weights, float32 +([\d.]+) TiB", capsys.readouterr().out)
     args = ["--plan.data", "2", "--plan.fsdp", "128", "--plan.tensor", "8", "--data.batch", "256"]
     assert main.main(["plan", "llama3-405b", *args]) == 0
     (part,) = re.findall(r"weights, float32 +([\d.]+) GiB", capsys.readouterr().out)
     # norm scales are not cut by tensor
-    assert float(part) == pytest.approx(float(whole) * 1024 / 1024, rel=0.01)
+    assert float(part) == pytest.approx(float(undivided) * 1024 / 1024, rel=0.01)
 
 
 def test_plan_of_a_config(place, capsys):
@@ -288,8 +288,8 @@ def test_tokenizer_and_shards(place, capsys):
     assert main.main(["tokenizer", "train", *args]) == 0
     assert "270 ids" in capsys.readouterr().out
     assert "exists" in failure(capsys, "tokenizer", "train", *args)
-    made = ["--source", "text", "--tokenizer", "tok", "--holdout", "0.3", "--out", "shards"]
-    assert main.main(["data", "tokenize", *made]) == 0
+    arguments = ["--source", "text", "--tokenizer", "tok", "--holdout", "0.3", "--out", "shards"]
+    assert main.main(["data", "tokenize", *arguments]) == 0
     assert "shards/train:" in capsys.readouterr().out
     # shards of another tokenizer are refused before a step is taken
     text = failure(capsys, "train", "tiny.py", "--data.source", "shards")
@@ -354,7 +354,7 @@ def test_wrong_peers_are_named(value, expected):
         multihost.join({"JAXLM_DISTRIBUTED": value})
 
 
-def test_a_process_is_alone_unless_told():
+def test_a_process_is_alone_unless_configured():
     assert multihost.join({}) == 1
 
 

@@ -94,9 +94,9 @@ def test_hosts_that_come_take_part_and_others_are_left_out(monkeypatch, capfd):
     run, parts = dataclasses.replace(RUN, plan=Plan(data=4)), {}
 
     def meet(index):
-        with retries.Meeting(run, {"JAXLM_DISTRIBUTED": f"localhost:29417/4/{index}"}) as one:
+        with retries.Meeting(run, {"JAXLM_DISTRIBUTED": f"localhost:29417/4/{index}"}) as meeting:
             try:
-                parts[index] = one.part()
+                parts[index] = meeting.part()
             except OSError as error:
                 parts[index] = str(error)
 

@@ -38,14 +38,16 @@ def ours(case: str, record: dict[str, Any]) -> tuple[models.AnyConfig, param.Tre
     architecture = convert.ARCHITECTURES[record["model_type"]]
     cfg = read.understood(Fields(record), record["model_type"])
     flat = param.flatten(models.spec(cfg))
-    made: dict[str, np.ndarray] = {p: np.full(q.shape, np.nan, np.float32) for p, q in flat.items()}
+    weights: dict[str, np.ndarray] = {
+        p: np.full(q.shape, np.nan, np.float32) for p, q in flat.items()
+    }
     for job in read.jobs(architecture.names(cfg), flat):
         shapes = job.row.shapes(job.params)
         theirs = [cases.draw(case, n, tuple(s)) for n, s in zip(job.theirs, shapes, strict=True)]
         arrays = job.row.read(theirs, job.params)
         for path, array in zip(job.ours, arrays, strict=True):
-            made[path][... if job.layer is None else job.layer] = array
-    return cfg, param.nested(made)
+            weights[path][... if job.layer is None else job.layer] = array
+    return cfg, param.nested(weights)
 
 
 def main() -> None:

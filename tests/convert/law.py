@@ -116,8 +116,8 @@ def config(record: Mapping[str, Any]) -> Any:
 
 def value(record: Mapping[str, Any], name: str) -> Any:
     """What a field is in transformers' config; None where it has none."""
-    found = config(record)
-    return getattr(found, name) if hasattr(found, name) else None
+    cfg = config(record)
+    return getattr(cfg, name) if hasattr(cfg, name) else None
 
 
 def tried(case: str, record: Mapping[str, Any], ids: np.ndarray) -> tuple[Any, Sample] | None:

@@ -44,12 +44,12 @@ def save(case: str, folder: pathlib.Path) -> Any:
 def load(folder: pathlib.Path) -> Any:
     """The model of a checkpoint, float32, by the class its config.json names."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    made = getattr(transformers, config.architectures[0])
+    model_class = getattr(transformers, config.architectures[0])
     attention = ATTENTION.get(config.model_type, "eager")
-    model, told = made.from_pretrained(
+    model, loading = model_class.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
-    odd = {k: v for k, v in told.items() if v and k != "error_msgs"}
+    odd = {k: v for k, v in loading.items() if v and k != "error_msgs"}
     assert not odd, odd
     return model.eval()
 
@@ -97,7 +97,7 @@ def update(
 def greedy(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
     """The likeliest continuation of each prompt by `generate`, alone, with no end."""
     model.generation_config.eos_token_id = None
-    found = []
+    continuations = []
     for prompt in prompts:
         out = model.generate(
             torch.tensor([prompt]),
@@ -106,5 +106,5 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[
             do_sample=False,
             pad_token_id=0,
         )
-        found.append(out[0, len(prompt) :].tolist())
-    return found
+        continuations.append(out[0, len(prompt) :].tolist())
+    return continuations

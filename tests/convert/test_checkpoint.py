@@ -80,9 +80,9 @@ def test_the_library_of_the_format_reads_what_is_written(folder):
 @pytest.mark.parametrize("limit", [10**9, 9000, 1])
 def test_one_file_or_many_hold_the_same(tmp_path, limit):
     params = save(tmp_path, limit=limit)
-    cfg, found = read.load(tmp_path)
+    cfg, loaded = read.load(tmp_path)
     assert cfg == CFG
-    assert equal(found, params)
+    assert equal(loaded, params)
     many = sorted(tmp_path.glob("model-*.safetensors"))
     assert (tmp_path / tensor_files.INDEX).is_file() == bool(many) == (limit < 10**9)
     if limit == 9000:
@@ -102,10 +102,10 @@ def test_halves_are_read_as_they_are(tmp_path, dtype):
 
 def test_weights_are_placed_as_the_plan_says(folder):
     plan = Plan(data=2, fsdp=2, tensor=2)
-    found = read.place(read.inspect(folder), plan)
-    assert equal(found, weights(CFG))
+    loaded = read.place(read.inspect(folder), plan)
+    assert equal(loaded, weights(CFG))
     lies = plan.shard_params(models.spec(CFG))
-    assert all(jax.tree.leaves(jax.tree.map(lambda w, s: w.sharding == s, found, lies)))
+    assert all(jax.tree.leaves(jax.tree.map(lambda w, s: w.sharding == s, loaded, lies)))
 
 
 def test_an_output_matrix_that_is_there_wins_over_the_flag(folder):
@@ -143,7 +143,7 @@ def test_numbers_beyond_a_dtype_are_not_written_as_infinite(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "dtype", "told"),
+    ("array", "dtype", "message"),
     [
         (np.array([1, 1e5, -2e5], np.float32), np.float16, "x has -200000, .* bfloat16 or float32"),
         (np.array([65520], np.float32), np.float16, "x has 65520"),
@@ -152,23 +152,23 @@ def test_numbers_beyond_a_dtype_are_not_written_as_infinite(tmp_path):
         (np.array([7e4], jnp.bfloat16), np.float16, "x has 70144"),
     ],
 )
-def test_a_cast_that_loses_a_number_names_it(array, dtype, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_cast_that_loses_a_number_names_it(array, dtype, message):
+    with pytest.raises(ValueError, match=message):
         tensor_files.cast(array, dtype, "x")
     wide = np.array([1.0, np.inf, -np.inf, np.nan, 65504.0], np.float32)
-    found = tensor_files.cast(wide, dtype, "x")
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found.astype(np.float32)[:4], wide[:4])
+    narrow = tensor_files.cast(wide, dtype, "x")
+    assert narrow.dtype == dtype
+    np.testing.assert_array_equal(narrow.astype(np.float32)[:4], wide[:4])
 
 
 def test_checkpoints_are_read_into_narrower_dtypes_by_the_same_rule(tmp_path):
     params = weights(CFG)
     params["stack"]["0"]["0_global"]["ffn"]["up"][2, 5, 5] = 1e6
     save(tmp_path, params=params)
-    found = read.inspect(str(tmp_path))
+    checkpoint = read.inspect(str(tmp_path))
     with pytest.raises(ValueError, match="model.layers.2.mlp.up_proj.weight has 1e.06, .*float16"):
-        read.place(found, dtype=jnp.float16)
-    assert read.place(found, dtype=jnp.bfloat16)["norm"].dtype == jnp.bfloat16
+        read.place(checkpoint, dtype=jnp.float16)
+    assert read.place(checkpoint, dtype=jnp.bfloat16)["norm"].dtype == jnp.bfloat16
     named = tensors(tmp_path)
     put(tmp_path, named | {"model.norm.weight": named["model.norm.weight"] * np.float64(1e300)})
     for reader in (read.load, lambda folder: read.place(read.inspect(folder))):
@@ -186,11 +186,11 @@ def test_tensors_that_are_missing_unknown_or_misshaped_are_all_named(folder):
     named["model.layers.2.self_attn.extra"] = np.zeros(3, np.float32)
     named["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2, np.float32)  # a buffer
     put(folder, named)
-    told = refusal(folder)
-    assert "missing tensor model.layers.1.mlp.up_proj.weight" in told
-    assert "tensor model.norm.weight is [15], and [16] follows from config.json" in told
-    assert "unknown tensor model.layers.2.self_attn.extra [3]" in told
-    assert "inv_freq" not in told
+    message = refusal(folder)
+    assert "missing tensor model.layers.1.mlp.up_proj.weight" in message
+    assert "tensor model.norm.weight is [15], and [16] follows from config.json" in message
+    assert "unknown tensor model.layers.2.self_attn.extra [3]" in message
+    assert "inv_freq" not in message
 
 
 def test_a_layer_too_many_is_refused(folder):
@@ -205,7 +205,7 @@ def test_a_tensor_that_is_no_float_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral'"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not supported"),
@@ -214,32 +214,32 @@ def test_a_tensor_that_is_no_float_is_refused(folder):
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
-def test_configs_that_would_compute_something_else_are_refused(folder, changes, told):
+def test_configs_that_would_compute_something_else_are_refused(folder, changes, message):
     if "rope_parameters" in changes:
         changes |= {"rope_scaling": None}
     settings(folder, **changes)
-    assert told in refusal(folder)
+    assert message in refusal(folder)
 
 
 def test_files_that_are_cut_off_or_no_safetensors_are_named(folder):
-    whole = (folder / FILE).read_bytes()
-    for part in (whole[:-5], whole[:100], whole[:4], b"\xff" * 200):
+    content = (folder / FILE).read_bytes()
+    for part in (content[:-5], content[:100], content[:4], b"\xff" * 200):
         (folder / FILE).write_bytes(part)
         assert FILE in refusal(folder)
-    length = int.from_bytes(whole[:8], "little")
-    (folder / FILE).write_bytes(whole[:8] + b"x" * length + whole[8 + length :])
+    length = int.from_bytes(content[:8], "little")
+    (folder / FILE).write_bytes(content[:8] + b"x" * length + content[8 + length :])
     assert "header" in refusal(folder)
 
 
 def test_shards_that_are_missing_or_overlap_are_named(tmp_path):
     save(tmp_path, limit=9000)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
-    whole = shards[1].read_bytes()
+    content = shards[1].read_bytes()
     shards[1].write_bytes(shards[0].read_bytes())
     assert "it must be there once" in refusal(tmp_path)
     shards[1].unlink()
     assert shards[1].name in refusal(tmp_path, FileNotFoundError)
-    shards[1].write_bytes(whole)
+    shards[1].write_bytes(content)
     index = json.loads((tmp_path / tensor_files.INDEX).read_text())
     del index["weight_map"]["model.norm.weight"]
     (tmp_path / tensor_files.INDEX).write_text(json.dumps(index))

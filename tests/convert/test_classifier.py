@@ -64,11 +64,14 @@ def test_a_head_is_written_in_place_of_the_output_matrix(tmp_path):
     params = _scored(cfg, jax.tree.map(lambda p: np.ones(p.shape, np.float32), models.spec(cfg)))
     kind, record = write.architecture(cfg)
     write.weights(tmp_path, kind, cfg, params)
-    told = classifier.config(kind, record, 0)
-    assert told["architectures"] == ["LlamaForSequenceClassification"] and told["pad_token_id"] == 0
-    found = tensor_files.find(tmp_path)
-    assert found["score.weight"].shape == (1, 8) and "lm_head.weight" not in found
-    assert np.array_equal(tensor_files.read(found["score.weight"])[0], params["score"])
+    written_config = classifier.config(kind, record, 0)
+    assert (
+        written_config["architectures"] == ["LlamaForSequenceClassification"]
+        and written_config["pad_token_id"] == 0
+    )
+    tensors = tensor_files.find(tmp_path)
+    assert tensors["score.weight"].shape == (1, 8) and "lm_head.weight" not in tensors
+    assert np.array_equal(tensor_files.read(tensors["score.weight"])[0], params["score"])
 
 
 @pytest.fixture
@@ -76,8 +79,8 @@ def written(tmp_path):
     """(folder of a classifier's checkpoint, its weights)."""
     cfg = llama.Config(vocab=260, embed=8, layers=2, heads=2, kv=1, head=4, ffn=8, context=64)
     draw = np.random.default_rng(1)
-    made = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), models.spec(cfg))
-    params = _scored(cfg, made)
+    weights = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), models.spec(cfg))
+    params = _scored(cfg, weights)
     folder = tmp_path / "hf"
     folder.mkdir()
     kind, record = write.architecture(cfg)
@@ -91,24 +94,24 @@ def test_a_reward_model_is_imported_and_scores(written, tmp_path, monkeypatch, c
     source, params = written
     monkeypatch.chdir(tmp_path)
     assert main.main(["import", str(source), "runs/judge"]) == 0
-    found = trained_weights.load(pathlib.Path("runs/judge"))
-    assert "unembed" not in found.params and "unembed" in params
-    for name in found.params:
-        jax.tree.map(np.testing.assert_array_equal, found.params[name], params[name])
+    saved = trained_weights.load(pathlib.Path("runs/judge"))
+    assert "unembed" not in saved.params and "unembed" in params
+    for name in saved.params:
+        jax.tree.map(np.testing.assert_array_equal, saved.params[name], params[name])
     judge = trained_weights.judge("runs/judge")
-    said = [template.Message("user", "ab"), template.Message("assistant", "c")]
-    ids = template.encode(judge.written, judge.tokenizer, said).tokens[None]
+    messages = [template.Message("user", "ab"), template.Message("assistant", "c")]
+    ids = template.encode(judge.written, judge.tokenizer, messages).tokens[None]
     at = At(np.ones_like(ids), np.arange(ids.size)[None])
-    x = jax.jit(found.model.hidden)(params, ids, at).x
+    x = jax.jit(saved.model.hidden)(params, ids, at).x
     want = float(x[0, -1] @ params["score"])
     assert reward_model.score(judge, [("ab", "c")]) == pytest.approx(want, abs=1e-5)
-    told = Rollout(rewards=(), reward_model="runs/judge", max_new=4)
+    rollout = Rollout(rewards=(), reward_model="runs/judge", max_new=4)
     data = prompts.Prompts(source="prompts.jsonl", seq=8)
-    asked = Run(name="x", model=found.run.model, objective=ppo.Config(), data=data, rollout=told)
-    assert program.reward_model(asked, Plan()) is not None
+    run = Run(name="x", model=saved.run.model, objective=ppo.Config(), data=data, rollout=rollout)
+    assert program.reward_model(run, Plan()) is not None
     assert main.main(["export", "runs/judge", "again", "--no-tokenizer"]) == 0
     again = read.load(pathlib.Path("again"))[1]
-    jax.tree.map(np.testing.assert_array_equal, again, dict(found.params))
+    jax.tree.map(np.testing.assert_array_equal, again, dict(saved.params))
 
 
 def test_a_classifier_of_two_labels_or_another_kind_is_refused(written, tmp_path):
@@ -146,14 +149,14 @@ def test_transformers_gives_the_same_scores(kind, tmp_path):
     write.weights(tmp_path / "rm", kind, cfg, params)
     record = json.loads((tmp_path / "lm" / "config.json").read_text())
     write.configs(tmp_path / "rm", classifier.config(kind, record, 1), {}, "float32")
-    theirs, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+    theirs, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "rm",
         dtype=torch.float32,
         attn_implementation=oracle.ATTENTION.get(kind, "eager"),
         output_loading_info=True,
     )
     assert type(theirs).__name__ == classifier.CLASSES[kind]
-    assert not told["missing_keys"] and not told["unexpected_keys"], told
+    assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
     segments = np.int32(np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None])
     ids = cases.tokens(case, len(LENGTHS), max(LENGTHS), cfg.vocab)
     ids = np.where(segments, ids, 1)

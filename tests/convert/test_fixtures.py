@@ -41,8 +41,8 @@ def test_logits_loss_and_greedy_tokens(name):
     built = models.build(cfg, Plan())
     ones = jnp.ones_like(ids)
     at = At(ones, jnp.tile(jnp.arange(ids.shape[1]), (len(ids), 1)))
-    found = jax.jit(lambda params: _logits(built, params, oracle, at))(params)
-    np.testing.assert_allclose(found, oracle["logits"], rtol=0, atol=2e-5)
+    logits = jax.jit(lambda params: _logits(built, params, oracle, at))(params)
+    np.testing.assert_allclose(logits, oracle["logits"], rtol=0, atol=2e-5)
     if "loss_masked" in oracle and built.kind != "encoder_decoder":
         np.testing.assert_allclose(
             _loss(built, params, ids, at), oracle["loss_masked"], rtol=0, atol=1e-5

@@ -43,7 +43,7 @@ def test_a_header_larger_than_the_format_allows_is_not_read(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda r: r | {"b": r["b"] | {"data_offsets": [4, 20]}}, "b begins at byte 4, where 8"),
         (lambda r: r | {"b": r["b"] | {"data_offsets": [12, 28]}}, "b begins at byte 12, where 8"),
@@ -62,16 +62,16 @@ def test_a_header_larger_than_the_format_allows_is_not_read(folder):
         (lambda r: {"a": r["a"]}, "its header says"),
     ],
 )
-def test_headers_that_lie_are_refused(folder, change, told):
+def test_headers_that_lie_are_refused(folder, change, message):
     header(folder, change)
-    assert told in refusal(folder)
+    assert message in refusal(folder)
 
 
 def test_a_header_in_another_order_is_read(folder):
     header(folder, lambda r: dict(reversed(r.items())) | {"__metadata__": {"a": "b"}})
-    found = tensor_files.find(folder)
-    assert {n: t.shape for n, t in found.items()} == {"a": (2,), "b": (2, 2)}
-    np.testing.assert_array_equal(tensor_files.read(found["b"]), np.zeros((2, 2)))
+    tensors = tensor_files.find(folder)
+    assert {n: t.shape for n, t in tensors.items()} == {"a": (2,), "b": (2, 2)}
+    np.testing.assert_array_equal(tensor_files.read(tensors["b"]), np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_links_out_of_a_checkpoint_are_refused_and_those_of_a_download_cache_fol
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 given; at most 10000"),
         ({"num_hidden_layers": -3}, "model.layers: -3"),
@@ -125,11 +125,11 @@ def test_links_out_of_a_checkpoint_are_refused_and_those_of_a_download_cache_fol
         ({"architectures": 3}, "architectures"),
     ],
 )
-def test_sizes_that_no_model_has_are_refused_before_anything_is_built(folder, changes, told):
+def test_sizes_that_no_model_has_are_refused_before_anything_is_built(folder, changes, message):
     settings(folder, **changes)
     clock = time.process_time()
-    found = refusal(folder)
-    assert any(part in found for part in told.split("|")), found
+    refused = refusal(folder)
+    assert any(part in refused for part in message.split("|")), refused
     assert time.process_time() - clock < 1
 
 

@@ -31,13 +31,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def asked(hf, place, monkeypatch):
+def requests(hf, place, monkeypatch):
     """What the hub is asked for: it has one repository, org/name, whose only revision is main."""
-    asked, snapshot = [], place / "hub" / COMMIT
+    requests, snapshot = [], place / "hub" / COMMIT
     shutil.copytree(hf, snapshot)
 
     def download(repository, revision, allow_patterns, ignore_patterns):
-        asked.append((repository, revision))
+        requests.append((repository, revision))
         answer = types.SimpleNamespace(headers={}, request=None)
         if repository != "org/name":
             raise errors.RepositoryNotFoundError("404", response=answer)
@@ -47,20 +47,20 @@ def asked(hf, place, monkeypatch):
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("name", ["hf://org/name", "hf://org/name@main", "org/name"])
-def test_a_checkpoint_on_the_hub_is_imported_and_its_commit_recorded(hf, asked, name):
+def test_a_checkpoint_on_the_hub_is_imported_and_its_commit_recorded(hf, requests, name):
     assert main.main(["import", name, "runs/given"]) == 0
-    assert asked == [("org/name", "main" if "@" in name else None)]
+    assert requests == [("org/name", "main" if "@" in name else None)]
     facts = checkpoint.facts("runs/given/checkpoints", 0)
     assert facts["imported"] == "hf://org/name" and facts["revision"] == COMMIT
     assert json.loads(pathlib.Path("runs/given/env.json").read_text())["revision"] == COMMIT
     assert equal(trained_weights.load("runs/given").params, read.load(hf)[1])
 
 
-def test_the_hub_is_not_asked_for_what_may_be_a_folder(hf, place, asked, capsys):
+def test_a_name_that_may_be_a_folder_makes_no_request(hf, place, requests, capsys):
     """A folder of that name is taken; where only the folder above it is there, the name is a path
     with a typing error in it, and goes to nobody."""
     shutil.copytree(hf, "org/name")
@@ -68,12 +68,12 @@ def test_the_hub_is_not_asked_for_what_may_be_a_folder(hf, place, asked, capsys)
     assert checkpoint.facts("runs/given/checkpoints", 0)["imported"] == "org/name"
     assert "org/other is not a checkpoint" in failure(capsys, "import", "org/other", "runs/b")
     assert "x/y is not a checkpoint" in failure(capsys, "import", str(place / "x/y"), "b")
-    assert asked == []
+    assert requests == []
     assert main.main(["import", "hf://org/name", "runs/hub"]) == 0
-    assert asked == [("org/name", None)]
+    assert requests == [("org/name", None)]
 
 
-def test_what_the_hub_does_not_have_is_a_line(asked, capsys):
+def test_what_the_hub_does_not_have_is_a_line(requests, capsys):
     assert "hf://a/b: no such repository" in failure(capsys, "import", "a/b", "runs/x")
     line = failure(capsys, "import", "hf://org/name@v9", "runs/x")
     assert "hf://org/name@v9: the repository has no revision 'v9'" in line
@@ -97,35 +97,37 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(True)
 
-    def answer(self, whole):
+    def answer(self, complete):
         path = self.path.partition("?")[0]
         names = sorted(p.name for p in self.folder.iterdir() if p.is_file())
         if path.startswith("/api/models/org/name/revision/"):
             files = [{"rfilename": name} for name in [*names, "onnx/model.safetensors"]]
             record = {"id": "org/name", "sha": COMMIT, "siblings": files, "private": False}
-            return self.send(json.dumps(record).encode(), "application/json", whole)
+            return self.send(json.dumps(record).encode(), "application/json", complete)
         if path.startswith("/api/models/org/name/tree/"):
             tree = [
                 {"type": "file", "path": n, "size": (self.folder / n).stat().st_size, "oid": n}
                 for n in names
             ]
-            return self.send(json.dumps(tree).encode(), "application/json", whole)
+            return self.send(json.dumps(tree).encode(), "application/json", complete)
         name = path.rpartition("/")[2]
         if path.startswith("/org/name/resolve/") and name in names:
-            return self.send((self.folder / name).read_bytes(), "application/octet-stream", whole)
+            return self.send(
+                (self.folder / name).read_bytes(), "application/octet-stream", complete
+            )
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def send(self, content, kind, whole):
+    def send(self, content, kind, complete):
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
-        if whole:
+        if complete:
             self.wfile.write(content)
 
     def log_message(self, *args):

@@ -287,8 +287,8 @@ def distance(law, base, changed, folder):
     if run is None:
         return None if len(changed) == 1 else "transformers does not take these together"
     model, sample = run
-    _, found = law.imported(model, record, folder, base.ids)
-    by = np.abs(found - sample.logits).max() / sample.logits.std()
+    _, logits = law.imported(model, record, folder, base.ids)
+    by = np.abs(logits - sample.logits).max() / sample.logits.std()
     return None if by <= 1e-4 else by
 
 
@@ -338,14 +338,14 @@ def test_what_is_left_out_is_transformers_default(base, law):
             cfg = read.understood(Fields(record), base.kind)
         except ValueError as error:
             # a default that does not go with the sizes beside it is refused, as it should be
-            told = (f"{name} is missing", "model.", "route:", "num_key_value_heads=")
-            if not any(words in str(error) for words in told):
+            messages = (f"{name} is missing", "model.", "route:", "num_key_value_heads=")
+            if not any(words in str(error) for words in messages):
                 faults.append(f"without {name}: {error}")
             continue
-        whole = law.config(record).to_dict() | {"model_type": base.kind}
-        whole = json.loads(json.dumps(whole, default=str))
+        complete = law.config(record).to_dict() | {"model_type": base.kind}
+        complete = json.loads(json.dumps(complete, default=str))
         try:
-            want = read.understood(Fields(whole), base.kind)
+            want = read.understood(Fields(complete), base.kind)
         except ValueError as error:
             want = error
         if cfg != want:

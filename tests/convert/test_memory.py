@@ -27,26 +27,26 @@ from jaxlm.parallel.plan import Plan
 
 folder, dtype = pathlib.Path(sys.argv[1]), jnp.dtype(sys.argv[2])
 
-def said(name):
+def memory_of(name):
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(name + r":\\s*(\\d+)", status)[1]) * 1024
 
-found = read.inspect(folder)
+checkpoint = read.inspect(folder)
 # once before, so that compiling does not count; then the peak starts anew
-jax.block_until_ready(read.place(found, Plan(), dtype))
+jax.block_until_ready(read.place(checkpoint, Plan(), dtype))
 gc.collect()
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 pathlib.Path("/proc/self/clear_refs").write_text("5")
-before = said("VmRSS")
-weights = jax.block_until_ready(read.place(found, Plan(), dtype))
-print(said("VmHWM") - before)
+before = memory_of("VmRSS")
+weights = jax.block_until_ready(read.place(checkpoint, Plan(), dtype))
+print(memory_of("VmHWM") - before)
 """
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
 def test_the_peak_of_an_import(tmp_path, dtype, width):
     save(tmp_path, CFG, dtype)
-    whole = param.count(llama.spec(CFG)) * width
+    weights_bytes = param.count(llama.spec(CFG)) * width
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), dtype],
         capture_output=True, text=True, cwd=ROOT, check=True,
@@ -54,4 +54,7 @@ def test_the_peak_of_an_import(tmp_path, dtype, width):
     )  # fmt: skip
     grown = int(done.stdout.split()[-1])
     # the weights are really there, and beside them a tensor as it was read and as it is placed
-    assert whole * 0.9 < grown < whole + 2 * LARGEST * width + 8e6, (grown, whole)
+    assert weights_bytes * 0.9 < grown < weights_bytes + 2 * LARGEST * width + 8e6, (
+        grown,
+        weights_bytes,
+    )

@@ -46,16 +46,16 @@ def test_files_without_the_prefix_or_with_it_everywhere_are_read(kind, tmp_path)
     transformers loads; here they were refused as hundreds of unknown and missing tensors."""
     cfg, params = save(tmp_path, kind)
     prefix = convert.ARCHITECTURES[kind].names(cfg).prefix + "."
-    whole = tensors(tmp_path)
-    bare = {name.removeprefix(prefix): x for name, x in whole.items()}
+    original = tensors(tmp_path)
+    bare = {name.removeprefix(prefix): x for name, x in original.items()}
     everywhere = {prefix + name: x for name, x in bare.items()}
-    assert bare.keys() != whole.keys() or kind == "t5"
-    assert everywhere.keys() != whole.keys() or cfg.tied
+    assert bare.keys() != original.keys() or kind == "t5"
+    assert everywhere.keys() != original.keys() or cfg.tied
     old = {name: np.ones(3, np.float32) for name in BUFFERS.get(kind, ())}
     for named in (bare | old, everywhere | {prefix + name: x for name, x in old.items()}):
         put(tmp_path, named)
-        found, again = read.load(tmp_path)
-        assert found == cfg and equal(again, params)
+        loaded, again = read.load(tmp_path)
+        assert loaded == cfg and equal(again, params)
     # but what is none of these is not overlooked, and the same weight twice is no choice
     put(tmp_path, bare | {"h.0.attn.c_proj.extra_bias": np.ones(3, np.float32)})
     assert "unknown tensor h.0.attn.c_proj.extra_bias" in refusal(tmp_path)
@@ -70,14 +70,14 @@ def test_a_file_without_the_head_is_tied_or_refused_with_the_reason(kind, tmp_pa
     changes = {} if kind in ("bert", "t5") else {"tie_word_embeddings": False}
     save(tmp_path, kind, **changes)
     head = ("lm_head.", "cls.")
-    whole = {n: x for n, x in tensors(tmp_path).items() if not n.startswith(head)}
-    put(tmp_path, whole)
+    original = {n: x for n, x in tensors(tmp_path).items() if not n.startswith(head)}
+    put(tmp_path, original)
     if kind == "t5":
         assert read.load(tmp_path)[0].tied
         return
-    told = refusal(tmp_path)
-    assert "missing tensor" in told and "transformers would draw it at random" in told
-    assert "unknown tensor" not in told
+    message = refusal(tmp_path)
+    assert "missing tensor" in message and "transformers would draw it at random" in message
+    assert "unknown tensor" not in message
     if kind == "qwen3":
         record = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(record | {"tie_word_embeddings": True}))
@@ -93,10 +93,10 @@ def test_a_gemma3_with_images_as_transformers_saves_it(start, outer, tmp_path):
     text = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
     record = {"model_type": "gemma3", "text_config": text, "vision_config": {}, **outer}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    whole = {name.replace("model.", start): x for name, x in tensors(tmp_path).items()}
-    put(tmp_path, whole | {"vision_tower.patch.weight": np.ones(3, np.float32)})
-    found, again = read.load(tmp_path)
-    assert found == cfg and equal(again, params)
+    original = {name.replace("model.", start): x for name, x in tensors(tmp_path).items()}
+    put(tmp_path, original | {"vision_tower.patch.weight": np.ones(3, np.float32)})
+    loaded, again = read.load(tmp_path)
+    assert loaded == cfg and equal(again, params)
 
 
 def test_a_name_is_known_whatever_its_numbers_are():

@@ -112,7 +112,7 @@ def agree(ours, theirs, exact=None):
 
 
 @over(cases.ORACLES)
-def test_logits_of_whole_packed_and_padded_rows(case, oracle):
+def test_logits_of_full_packed_and_padded_rows(case, oracle):
     cfg, width = case.cfg, length(case.cfg)
     alone = cases.by_length(cfg)
     if alone:
@@ -120,13 +120,13 @@ def test_logits_of_whole_packed_and_padded_rows(case, oracle):
     ids, segments, positions = rows(case, width)
     if alone:
         segments[:], positions[:] = 1, np.arange(width)
-    found = np.asarray(forward(models.build(cfg, PLAN))(case.params, ids, At(segments, positions)))
+    logits = np.asarray(forward(models.build(cfg, PLAN))(case.params, ids, At(segments, positions)))
     for row in range(4):
         for segment in sorted(set(segments[row]) - {0}):
             here = segments[row] == segment
             given = ids[row : row + 1, here]
             agree(
-                found[row, here],
+                logits[row, here],
                 oracle.logits(case.theirs, given)[0],
                 lambda given=given: oracle.logits(copy.deepcopy(case.theirs).double(), given)[0],
             )
@@ -153,10 +153,10 @@ def test_the_file_of_a_base_model_is_read_as_transformers_reads_it(case, oracle,
     import transformers
 
     transformers.AutoModel.from_pretrained(case.folder).save_pretrained(tmp_path)
-    again, told = type(case.theirs).from_pretrained(
+    again, loading = type(case.theirs).from_pretrained(
         tmp_path, dtype="float32", output_loading_info=True
     )
-    if told["missing_keys"]:
+    if loading["missing_keys"]:
         with pytest.raises(ValueError, match="transformers would draw it at random"):
             read.inspect(tmp_path)
         return
@@ -256,7 +256,7 @@ def test_greedy_decoding_is_generate_token_for_token(case, oracle):
     assert out.tokens.tolist() == oracle.greedy(case.theirs, prompts, new)
 
 
-def test_the_golden_file_is_what_transformers_says(oracle):
+def test_the_golden_file_is_transformers_output(oracle):
     from tests.convert import golden
 
     with np.load(golden.FILE) as stored:
@@ -266,5 +266,5 @@ def test_the_golden_file_is_what_transformers_says(oracle):
                 theirs = oracle.save(name, pathlib.Path(folder))
                 config = json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8"))
             assert config | {"transformers_version": ""} == record | {"transformers_version": ""}
-            found = oracle.logits(theirs, stored[f"{name}:ids"])
-            np.testing.assert_allclose(found, stored[f"{name}:logits"], rtol=0, atol=1e-5)
+            logits = oracle.logits(theirs, stored[f"{name}:ids"])
+            np.testing.assert_allclose(logits, stored[f"{name}:logits"], rtol=0, atol=1e-5)

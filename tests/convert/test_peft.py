@@ -72,24 +72,26 @@ def test_their_matrix_plus_their_update_is_ours_merged(kind, tmp_path):
     where = tmp_path / "adapter"
     where.mkdir()
     names = peft.write(where, kind, cfg, lora, adapters)
-    told = json.loads((where / peft.CONFIG).read_text())
+    settings = json.loads((where / peft.CONFIG).read_text())
     before = tensors_of(tmp_path / "before", kind, cfg, base)
     after = tensors_of(tmp_path / "after", kind, cfg, merged(cfg, lora, base, adapters))
     pairs = {n: tensor_files.read(t) for n, t in tensor_files.find(where).items()}
     assert pairs.keys() == {f"base_model.model.{n}.lora_{x}.weight" for n in names for x in "AB"}
     for name in names:
         a, b = (pairs[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
-        rank = told["rank_pattern"].get(name, told["r"])
-        scale = told["alpha_pattern"].get(name, told["lora_alpha"]) / (rank**0.5 if root else rank)
+        rank = settings["rank_pattern"].get(name, settings["r"])
+        scale = settings["alpha_pattern"].get(name, settings["lora_alpha"]) / (
+            rank**0.5 if root else rank
+        )
         update = scale * b @ a
         assert a.shape[0] == rank == b.shape[1]
         change = after[f"{name}.weight"] - before[f"{name}.weight"]
-        change = change.T if told["fan_in_fan_out"] and "lm_head" not in name else change
+        change = change.T if settings["fan_in_fan_out"] and "lm_head" not in name else change
         np.testing.assert_allclose(change, update, atol=2e-6, err_msg=name)
-    again, found = peft.load(str(where), kind, cfg)
+    again, weights = peft.load(str(where), kind, cfg)
     assert again.scale == pytest.approx(lora.scale) and again.scaling == lora.scaling
     want = param.flatten(merged(cfg, lora, base, adapters))
-    got = param.flatten(merged(cfg, again, base, found))
+    got = param.flatten(merged(cfg, again, base, weights))
     for path, w in want.items():
         np.testing.assert_allclose(got[path], w, atol=1e-6, err_msg=path)
 
@@ -100,16 +102,18 @@ def test_some_of_a_fused_module(tmp_path):
     lora = adapter.Lora(rank=2, alpha=4.0, targets=("stack/*/q", "stack/*/v"))
     adapters = drawn(cfg, lora)
     peft.write(tmp_path, "gpt2", cfg, lora, adapters)
-    told = json.loads((tmp_path / peft.CONFIG).read_text())
-    assert told["target_modules"] == ["c_attn"] and told["fan_in_fan_out"]
-    assert set(told["rank_pattern"].values()) == {4} and set(told["alpha_pattern"].values()) == {8}
+    settings = json.loads((tmp_path / peft.CONFIG).read_text())
+    assert settings["target_modules"] == ["c_attn"] and settings["fan_in_fan_out"]
+    assert set(settings["rank_pattern"].values()) == {4} and set(
+        settings["alpha_pattern"].values()
+    ) == {8}
     pairs = {n: tensor_files.read(t) for n, t in tensor_files.find(tmp_path).items()}
     b = pairs["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"]
     third = b.shape[0] // 3
     assert not b[third : 2 * third].any() and not b[:third, 2:].any() and b[:third, :2].all()
-    again, found = peft.load(tmp_path, "gpt2", cfg)
+    again, weights = peft.load(tmp_path, "gpt2", cfg)
     want = param.flatten(merged(cfg, lora, base, adapters))
-    for path, w in param.flatten(merged(cfg, again, base, found)).items():
+    for path, w in param.flatten(merged(cfg, again, base, weights)).items():
         np.testing.assert_allclose(w, want[path], atol=1e-6, err_msg=path)
 
 
@@ -176,7 +180,7 @@ def test_live_peft_loads_ours_and_ours_loads_theirs(kind, tmp_path):
     np.testing.assert_allclose(oracle.logits(merged_, ids), want, atol=3e-5)
 
     wanted = {"gpt2": ["c_attn", "c_proj"], "phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"]}
-    made = theirs.get_peft_model(
+    adapted = theirs.get_peft_model(
         oracle.load(tmp_path / "model"),
         theirs.LoraConfig(
             r=4, lora_alpha=3, target_modules=wanted.get(kind, ["q_proj", "down_proj"]),
@@ -184,9 +188,9 @@ def test_live_peft_loads_ours_and_ours_loads_theirs(kind, tmp_path):
         ),
     )  # fmt: skip
     with torch.no_grad():
-        for name, p in made.named_parameters():
+        for name, p in adapted.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
-    made.save_pretrained(tmp_path / "theirs")
-    again, found = peft.load(tmp_path / "theirs", kind, cfg)
-    np.testing.assert_allclose(ours(again, found), oracle.logits(made, ids), atol=3e-5)
+    adapted.save_pretrained(tmp_path / "theirs")
+    again, weights = peft.load(tmp_path / "theirs", kind, cfg)
+    np.testing.assert_allclose(ours(again, weights), oracle.logits(adapted, ids), atol=3e-5)

@@ -127,7 +127,7 @@ def fault(given, source, name):
     """What is wrong with our reading of adapters; None where it follows peft or refuses by name."""
     folder, cfg, params, ids, plain = given
     try:
-        lora, found = peft.load(source, "llama", cfg)
+        lora, weights = peft.load(source, "llama", cfg)
     except ValueError as error:
         return None if name in str(error) else f"refused without its name: {error}"
     try:
@@ -135,15 +135,15 @@ def fault(given, source, name):
     except Exception as error:  # theirs raise whatever their own code meets
         return f"taken here, and peft raises {type(error).__name__}: {str(error)[:80]}"
     was, same = peft.load(folder / "plain", "llama", cfg)
-    alike = jax.tree.structure(same) == jax.tree.structure(found)
-    alike = alike and jax.tree.all(jax.tree.map(np.array_equal, same, found))
+    alike = jax.tree.structure(same) == jax.tree.structure(weights)
+    alike = alike and jax.tree.all(jax.tree.map(np.array_equal, same, weights))
     if alike and lora.scale == was.scale:
         by = np.abs(plain - want).max() / want.std()
         return None if by <= 2e-5 else f"believed: {by:.2g} of the spread off"
     at = At(np.ones_like(ids), np.arange(ids.shape[1], dtype=np.int32)[None])
     built = models.build(cfg)
     with jax.disable_jit():
-        joined = adapter.joined(lora, params, found, None)
+        joined = adapter.joined(lora, params, weights, None)
         got = np.asarray(model_.logits(built, joined, ids, at))
     by = np.abs(got - want).max() / want.std()
     return None if by <= 2e-5 else f"believed: {by:.2g} of the spread off"
@@ -168,12 +168,12 @@ def test_a_changed_file_is_followed_or_refused_by_name(given, tmp_path):
             file.write_text(json.dumps(record))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if told := fault(given, source, name):
-                    faults[f"{name}={value!r}"] = told
+                if message := fault(given, source, name):
+                    faults[f"{name}={value!r}"] = message
     assert not faults, faults
 
 
-def test_adapters_made_with_another_value_are_followed_or_refused_by_name(given, tmp_path):
+def test_adapters_of_another_value_are_followed_or_refused_by_name(given, tmp_path):
     """The same for adapters that peft makes with the field, where it can without a GPU or data."""
     folder, faults, count = given[0], {}, 0
     for name, values in OTHER.items():
@@ -186,8 +186,8 @@ def test_adapters_made_with_another_value_are_followed_or_refused_by_name(given,
                 except Exception:  # needs what this test does not have
                     continue
                 count += 1
-                if told := fault(given, source, name):
-                    faults[f"{name}={value!r}"] = told
+                if message := fault(given, source, name):
+                    faults[f"{name}={value!r}"] = message
     assert not faults, faults
     assert count > 30
 
@@ -195,10 +195,10 @@ def test_adapters_made_with_another_value_are_followed_or_refused_by_name(given,
 def test_fields_left_out_are_peft_s_defaults(tmp_path):
     theirs = pytest.importorskip("peft").LoraConfig(**PLAIN).to_dict()
     plain = {k: v for k, v in theirs.items() if not isinstance(v, set)}
-    whole = json.loads(json.dumps(plain, default=str)) | {"r": 8, "lora_alpha": 8}
+    complete = json.loads(json.dumps(plain, default=str)) | {"r": 8, "lora_alpha": 8}
     file = tmp_path / peft.CONFIG
-    file.write_text(json.dumps(whole))
+    file.write_text(json.dumps(complete))
     want = lora_config.read(file)
     for name in lora_config.FOLLOWED:
-        file.write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+        file.write_text(json.dumps({k: v for k, v in complete.items() if k != name}))
         assert lora_config.read(file) == want, name

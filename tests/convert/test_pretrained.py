@@ -65,12 +65,12 @@ def test_imported_sampled_scored_exported(hf, place, capsys):
     assert main.main(["import", str(hf), "runs/given"]) == 0
     folder = pathlib.Path("runs/given")
     assert integrity.fault(folder / "checkpoints" / "0") is None
-    found = trained_weights.load(folder)
-    assert found.step == 0
-    assert found.run.model == CFG
-    assert equal(found.params, read.load(hf)[1])
-    assert found.run.data.tokenizer == "runs/given/tokenizer"
-    assert tokenizers.load(found.run.data.tokenizer).vocab == 270
+    saved = trained_weights.load(folder)
+    assert saved.step == 0
+    assert saved.run.model == CFG
+    assert equal(saved.params, read.load(hf)[1])
+    assert saved.run.data.tokenizer == "runs/given/tokenizer"
+    assert tokenizers.load(saved.run.data.tokenizer).vocab == 270
     assert trained_weights.stop_tokens(folder) == (2, 77)
     capsys.readouterr()
     assert main.main(["sample", "runs/given", "--prompt", "num", "--max-new", "4"]) == 0
@@ -89,7 +89,7 @@ def test_imported_sampled_scored_exported(hf, place, capsys):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (back / name).read_bytes() == (hf / name).read_bytes()
     assert (back / "model.safetensors.index.json").is_file()
-    rounded = jax.tree.map(lambda w: w.astype(jax.numpy.bfloat16).astype(np.float32), found.params)
+    rounded = jax.tree.map(lambda w: w.astype(jax.numpy.bfloat16).astype(np.float32), saved.params)
     assert equal(read.load(back)[1], rounded)
     assert "not empty" in failure(capsys, "export", "runs/given", "out")
     assert "not empty" in failure(capsys, "import", str(hf), "runs/given")
@@ -109,12 +109,12 @@ def test_a_killed_import_is_swept_by_the_next(hf, place):
     """It left a hidden copy of the model in runs/ for ever."""
     command = [sys.executable, "-m", "jaxlm", "import", str(hf), "runs/killed"]
     root = str(pathlib.Path(main.__file__).parents[1])
-    one = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root})
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root})
     until = time.monotonic() + 120
     while time.monotonic() < until and not [*pathlib.Path().glob("runs/.killed.*/checkpoints/0*")]:
         time.sleep(0.001)
-    one.kill()
-    assert one.wait() == -9
+    process.kill()
+    assert process.wait() == -9
     assert len([*pathlib.Path("runs").iterdir()]) == 1
     pretrained.import_run(hf, pathlib.Path("runs/given"))
     assert [path.name for path in pathlib.Path("runs").iterdir()] == ["given"]
@@ -141,12 +141,12 @@ def test_tokenizers_that_do_not_fit_are_refused(hf, place, capsys, tmp_path):
     assert equal(read.load(pathlib.Path("out"))[1], read.load(small)[1])
 
 
-def test_another_tokenizer_than_the_checkpoints_own_is_told(hf, place, capsys):
+def test_another_tokenizer_than_the_checkpoints_own_is_a_warning(hf, place, capsys):
     """`--tokenizer bytes` gave a model other ids than it was trained on, without a word."""
     assert main.main(["import", str(hf), "r", "--tokenizer", "bytes"]) == 0
-    told = capsys.readouterr().err
-    assert told.count("warning: tokenizer 'bytes'") == 1
-    assert "has ids [84, 104, 101, 32]... by it and [" in told and f"by {hf}'s own" in told
+    warnings = capsys.readouterr().err
+    assert warnings.count("warning: tokenizer 'bytes'") == 1
+    assert "has ids [84, 104, 101, 32]... by it and [" in warnings and f"by {hf}'s own" in warnings
     (place / "same").mkdir()
     beside(hf, place / "same")
     assert main.main(["import", str(hf), "s", "--tokenizer", str(place / "same")]) == 0
@@ -175,15 +175,15 @@ def test_an_id_beyond_the_tokenizer_has_no_text_wherever_it_is_drawn(hf, place, 
     save(padded, CFG, params=drawing(275, CFG))
     beside(hf, padded)
     assert main.main(["import", str(padded), "runs/padded"]) == 0
-    told = capsys.readouterr().err
-    assert "the model has 280 ids, the tokenizer 270: ids from 270 on have no text" in told
+    warnings = capsys.readouterr().err
+    assert "the model has 280 ids, the tokenizer 270: ids from 270 on have no text" in warnings
     assert main.main(["sample", "runs/padded", "--prompt", "num", "--max-new", "4"]) == 0
     assert capsys.readouterr().out.strip() == "num"
-    found = trained_weights.load(pathlib.Path("runs/padded"))
-    tokenizer = tokenizers.load(found.run.data.tokenizer)
-    asked = token_sampling.Sampling(max_new=4, temperature=0.0, stop_strings=("x",))
-    (one,) = completions.complete(found.model, found.params, tokenizer, ["num"], asked)
-    assert (one.text, one.tokens, one.finish) == ("", [275] * 4, "length")
+    saved = trained_weights.load(pathlib.Path("runs/padded"))
+    tokenizer = tokenizers.load(saved.run.data.tokenizer)
+    settings = token_sampling.Sampling(max_new=4, temperature=0.0, stop_strings=("x",))
+    (completion,) = completions.complete(saved.model, saved.params, tokenizer, ["num"], settings)
+    assert (completion.text, completion.tokens, completion.finish) == ("", [275] * 4, "length")
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(hf, place, capsys):
@@ -195,8 +195,8 @@ def test_a_tokenizer_with_more_ids_than_the_model(hf, place, capsys):
     save(place / "less", small)
     beside(hf, place / "less")
     assert main.main(["import", "less", "runs/less"]) == 0
-    told = f"the tokenizer has 270 ids, the model {last}: texts with an id from {last} on"
-    assert told in capsys.readouterr().err
+    message = f"the tokenizer has 270 ids, the model {last}: texts with an id from {last} on"
+    assert message in capsys.readouterr().err
     assert main.main(["sample", "runs/less", "--prompt", "x", "--max-new", "2"]) == 0
     capsys.readouterr()
     named = f"token {last} is outside the vocabulary 0..{last - 1}"
@@ -208,9 +208,9 @@ def test_a_tokenizer_with_more_ids_than_the_model(hf, place, capsys):
         loop.run(tuned(hf, place, model=small, start=None))
     with pytest.raises(ValueError, match=named):
         loop.run(tuned(hf, place, model=small, start="runs/less"))
-    asked = place / "asked.jsonl"
-    asked.write_text(json.dumps({"prompt": "again"}))
-    data = prompts.Prompts(source=str(asked), tokenizer=str(hf), seq=32, batch=1, holdout=0.0)
+    questions = place / "asked.jsonl"
+    questions.write_text(json.dumps({"prompt": "again"}))
+    data = prompts.Prompts(source=str(questions), tokenizer=str(hf), seq=32, batch=1, holdout=0.0)
     with pytest.raises(ValueError, match=f"asked.jsonl, examples from 0 on: {named}"):
         kinds.prepare(data, False, last)
 
@@ -261,8 +261,8 @@ def test_a_run_starts_from_an_imported_one(hf, place, capsys):
     assert loop.run(dataclasses.replace(frozen, steps=2)).step == 2
     assert equal(trained_weights.load(place / "runs" / "frozen").params, given)
     assert loop.run(run).step == 3
-    told = capsys.readouterr().err
-    assert "model.window: None -> 8" in told
+    warnings = capsys.readouterr().err
+    assert "model.window: None -> 8" in warnings
     env = json.loads((place / "runs" / "tuned" / "env.json").read_text())
     assert env["start"]["folder"] == "runs/given"
     trained = param.flatten(trained_weights.load(place / "runs" / "tuned").params)

@@ -40,11 +40,13 @@ def test_the_page_s_table_says_the_same():
     for name, (kind, outcome) in rows.items():
         entry = PUBLISHED[name]
         assert kind == f"`{entry['config']['model_type']}`", name
-        told = entry["expected"]
-        if told == "accepted":
+        expected = entry["expected"]
+        if expected == "accepted":
             assert outcome.startswith("accepted"), name
         else:
-            assert outcome.startswith("refused") and told.split("=")[0].split()[0] in outcome, name
+            assert outcome.startswith("refused") and expected.split("=")[0].split()[0] in outcome, (
+                name
+            )
 
 
 def test_what_is_unknown_and_says_something_is_refused_with_a_way_on():
@@ -54,10 +56,10 @@ def test_what_is_unknown_and_says_something_is_refused_with_a_way_on():
     fields = Fields(record, ignored=("clip_qkv",))
     read.understood(fields, "llama")
     assert fields.skipped() == {"clip_qkv": 8.0}
-    for name, told in (("hidden_act", "cannot be ignored"), ("clip", "has no such field")):
+    for name, message in (("hidden_act", "cannot be ignored"), ("clip", "has no such field")):
         fields = Fields(record, ignored=("clip_qkv", name))
         read.understood(fields, "llama")
-        with pytest.raises(ValueError, match=f"--ignore {name}: .*{told}"):
+        with pytest.raises(ValueError, match=f"--ignore {name}: .*{message}"):
             fields.skipped()
 
 

@@ -35,24 +35,24 @@ CONFIGS = {name: (kind, cfg) for name, kind, cfg in configs()}
 UNREAD = {"model.decoder.embed_positions.weight": 2}
 
 
-def jobs(whole, flat):
+def jobs(rows, flat):
     """One job a row and place; also of rows that only files of another layout need."""
-    for row in whole.outer:
-        yield from read.jobs(whole._replace(outer=[row], stacks={}), flat)
-    for path, stack in whole.stacks.items():
+    for row in rows.outer:
+        yield from read.jobs(rows._replace(outer=[row], stacks={}), flat)
+    for path, stack in rows.stacks.items():
         for row in stack.rows:
-            one = weight_rows.Table([], {path: stack._replace(rows=[row])})
-            yield from read.jobs(one, flat)
+            single = weight_rows.Table([], {path: stack._replace(rows=[row])})
+            yield from read.jobs(single, flat)
 
 
 def numbers(shapes, start):
     """float64 arrays of these shapes, every element different."""
-    made = []
+    arrays = []
     for shape in shapes:
         size = int(np.prod(shape))
-        made.append(np.arange(start, start + size, dtype=np.float64).reshape(shape))
+        arrays.append(np.arange(start, start + size, dtype=np.float64).reshape(shape))
         start += size
-    return made
+    return arrays
 
 
 def same(a, b):
@@ -64,8 +64,8 @@ def same(a, b):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_are_inverse_both_ways(name):
     kind, cfg = CONFIGS[name]
-    whole = convert.ARCHITECTURES[kind].names(cfg)
-    for job in jobs(whole, param.flatten(models.spec(cfg))):
+    table = convert.ARCHITECTURES[kind].names(cfg)
+    for job in jobs(table, param.flatten(models.spec(cfg))):
         row, params = job.row, job.params
         ours = numbers([p.shape for p in params], 1)
         written = row.write(ours, params)
@@ -75,26 +75,26 @@ def test_rows_are_inverse_both_ways(name):
         theirs = numbers(shapes, 1)
         for their_name, array in zip(job.theirs, theirs, strict=True):
             array[: UNREAD.get(their_name, 0)] = 0
-        made = row.read(theirs, params)
-        assert [np.shape(x) for x in made] == [p.shape for p in params], job.ours
-        same(row.write(made, params), theirs)
+        weights = row.read(theirs, params)
+        assert [np.shape(x) for x in weights] == [p.shape for p in params], job.ours
+        same(row.write(weights, params), theirs)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_weight_has_a_row_and_no_tensor_two(name):
     kind, cfg = CONFIGS[name]
     flat = param.flatten(models.spec(cfg))
-    made = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
+    jobs_of_all = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
     counts = dict.fromkeys(flat, 0)
-    for job in made:
+    for job in jobs_of_all:
         for path in job.ours:
             counts[path] += 1
     for path, p in flat.items():
         layers = p.shape[0] if p.axes[0] == "layer" else 1
         assert counts[path] == layers, path
-    theirs = [name for job in made for name in job.theirs]
+    theirs = [name for job in jobs_of_all for name in job.theirs]
     assert len(theirs) == len(set(theirs))
-    elements = sum(int(np.prod(s)) for job in made for s in job.row.shapes(job.params))
+    elements = sum(int(np.prod(s)) for job in jobs_of_all for s in job.row.shapes(job.params))
     assert elements >= param.count(models.spec(cfg))
 
 

@@ -77,6 +77,7 @@ def record(**changes):
         ({"inner": {"mode": "c"}}, r"inner\.mode: 'c' is none of \['a', 'b'\]"),
         ({"inner": 3}, "inner: expected a mapping, got 3"),
         ({"model": {"kind": "lama"}}, r"model\.kind: 'lama' is none of \[.*'gpt', 'llama'.*\]"),
+        ({"model": {"vocab": 8}}, r"model\.kind: None is none of"),  # never guessed from fields
         ({"model": {"kind": "llama", "ffm": 3}}, r"model\.ffm: no such field .* 'ffn'"),
         ({"model": None}, "model: must not be empty"),
         ({"window": [1]}, "window: expected 2 values"),

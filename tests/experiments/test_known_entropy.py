@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data import synthetic
+from jaxlm.scaling import study_record
 from jaxlm.train.sweep import sweep_cells
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "known_entropy"
@@ -54,18 +55,20 @@ def test_the_score_is_the_distance_from_the_truth(score, tmp_path, monkeypatch):
 
 
 def _study(folder, e, draws):
+    record = study_record.load(FOLDER / "results" / "deep").record
     theta = {"E": e, "A": 2.0, "B": 3.0, "alpha": 0.3, "beta": 0.3}
-    form = {"theta": theta, "draws": [[d, 2.0, 3.0, 0.3, 0.3] for d in draws]}
-    record = {
-        "format": 1,
-        "law": "chinchilla",
-        "forms": {"chinchilla": form},
-        "counting": {"params": "matmul-only", "flops": "6ND"},
-        "flops": [1e9, 1e10],
-        "points": {"loss": [3.1, 3.2]},
+    many = np.array([[d, 2.0, 3.0, 0.3, 0.3] for d in draws])
+    form = dataclasses.replace(record.forms["chinchilla"], theta=theta, draws=many)
+    record = dataclasses.replace(record, law="chinchilla", forms={"chinchilla": form})
+    study_record.save(folder, record)
+    prediction = {
+        "params": 5,
+        "tokens": 6,
+        "times_largest": 4.0,
+        "loss": 3.0,
+        "interval": [2.9, 3.1],
     }
-    told = {"params": 5, "tokens": 6, "times_largest": 4.0, "loss": 3.0, "interval": [2.9, 3.1]}
-    came = {"measured": 3.01, "error": 0.5, "inside": True}
-    for file, content in (("study", record), ("prediction", told), ("outcome", came)):
+    outcome = {"measured": 3.01, "error": 0.5, "inside": True}
+    for file, content in (("prediction", prediction), ("outcome", outcome)):
         (folder / f"{file}.json").write_text(json.dumps(content), "utf-8")
     return folder

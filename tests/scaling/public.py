@@ -11,17 +11,23 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxlm.scaling import table
+from jaxlm.scaling import study_record, table
+from tests.sources import ROOT
 
 FOLDER = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "scaling"
 
 
 def path(name: str) -> pathlib.Path:
     """The file of that name; the test is skipped where it is absent."""
-    found = FOLDER / name
-    if not found.is_file():
+    file = FOLDER / name
+    if not file.is_file():
         pytest.skip(f"needs {name}, public data that is not in the repository")
-    return found
+    return file
+
+
+def recorded() -> study_record.Record:
+    """The study of the repository's own sweep in experiments/chinchilla, of version 0.1."""
+    return study_record.load(ROOT / "experiments" / "chinchilla" / "results").record
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -81,7 +87,7 @@ def synthetic() -> table.Table:
 
 def case(name: str) -> pathlib.Path:
     """A table that once was accepted or ended with a traceback; the test is skipped without it."""
-    found = FOLDER.parents[1] / "cases" / "scaling" / f"{name}.csv"
-    if not found.is_file():
+    file = FOLDER.parents[1] / "cases" / "scaling" / f"{name}.csv"
+    if not file.is_file():
         pytest.skip(f"needs {name}.csv, which is not in the repository")
-    return found
+    return file

@@ -1,21 +1,25 @@
 """A study from a CSV file to its report, record and figures, on runs of a known law."""
 
+import dataclasses
 import json
+import math
 
 import matplotlib
 import numpy as np
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.scaling import figures, study_record, table
+from jaxlm.scaling import figures, study_parts, study_record, table
 from jaxlm.scaling.figures import style
 from jaxlm.scaling.laws import loss_laws, optimum
+from jaxlm.scaling.planning import next_run
 from jaxlm.scaling.reading import run_metadata
-from jaxlm.scaling.study import analysis, report
+from jaxlm.scaling.study import analysis, checklist, report
+from tests.sources import ROOT
 
 TRUTH = (1.7, 420.0, 900.0, 0.34, 0.31)
 LAW = loss_laws.LAWS["chinchilla"]
-ABOUT = study_record.About(*(f"told {i}" for i in range(10)))
+ABOUT = study_record.About(*(f"stated {i}" for i in range(10)))
 OPTIONS = analysis.Options(laws=("chinchilla", "kaplan_params"), replicates=60, target=1e20)
 
 
@@ -29,22 +33,22 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def made():
+def record():
     candidates = (np.array([1e8, 1e9]), np.array([1e10, 1e9]), None)
     return analysis.run(runs(), OPTIONS, ABOUT, "synthetic", candidates)
 
 
-def test_the_truth_is_inside_the_intervals(made):
-    form = made["forms"]["chinchilla"]
+def test_the_truth_is_inside_the_intervals(record):
+    form = record.forms["chinchilla"]
     for name, value in zip(LAW.names, TRUTH):
-        low, high = form["intervals"][name]
+        low, high = form.intervals[name]
         assert low < value < high
     best = optimum.at("chinchilla", TRUTH, 1e20)
-    low, high = form["optimum"]["params"][1]
+    low, high = form.optimum.params[1]
     assert low < best.params < high
-    for side in made["approaches"].values():
-        assert side["exponent"] == pytest.approx(0.31 / 0.65, abs=0.08)
-    assert set(made["approaches"]) == {
+    for side in record.approaches.values():
+        assert side.exponent == pytest.approx(0.31 / 0.65, abs=0.08)
+    assert set(record.approaches) == {
         "envelope",
         "isoflop parabola",
         "isoflop akima",
@@ -52,31 +56,94 @@ def test_the_truth_is_inside_the_intervals(made):
     }
 
 
-def test_forms_that_are_not_identified_are_skipped_with_the_reason(made):
-    assert made["law"] == "chinchilla"
-    assert "which the form does not read" in made["skipped"]["kaplan_params"]
+def test_forms_that_are_not_identified_are_skipped_with_the_reason(record):
+    assert record.law == "chinchilla"
+    assert "which the form does not read" in record.skipped["kaplan_params"]
 
 
-def test_the_record_is_whole_and_comes_back(made, tmp_path):
-    path = study_record.save(tmp_path, made)
+def test_a_saved_record_is_complete_and_comes_back(record, tmp_path):
+    """To the last bit: what is loaded is written as the same file and reported as the same text."""
+    path = study_record.save(tmp_path, record)
     assert path.name == "study.json"
     for where in (path, tmp_path):
-        found = study_record.load(where)
-        assert found.law == "chinchilla" and found.counting == table.Counting("given", "6ND")
-        assert found.theta == made["forms"]["chinchilla"]["theta"]  # to the last bit
-        assert found.draws.shape == (60, 5)
-        assert found.flops == tuple(made["flops"])
-    headings = made["checklist"]
-    assert list(headings) == ["hypothesis", "setup", "extraction", "fitting"]
-    assert study_record.untold(headings) == []
-    assert headings["setup"]["runs"] == 24 and headings["extraction"]["points"] == 24
-    told = {c["kind"] for c in made["cautions"]}
-    assert "not stated" not in told and "far extrapolation" in told
+        study = study_record.load(where)
+        assert study.law == "chinchilla"
+        assert study.record.counting == table.Counting("given", "6ND")
+        assert study.theta == record.forms["chinchilla"].theta
+        assert study.draws.shape == (60, 5)
+        assert report.text(study.record) == report.text(record)
+    assert study_record.save(tmp_path / "again", study.record).read_bytes() == path.read_bytes()
+    stated = record.checklist
+    assert checklist.not_stated(stated) == []
+    assert stated.setup.runs == 24 and stated.extraction.points == 24
+    kinds = {c.kind for c in record.cautions}
+    assert "not stated" not in kinds and "far extrapolation" in kinds
 
 
-def test_what_nobody_told_is_recorded_and_warned_of(made):
-    items = study_record.checklist(study_record.About(), runs(), made)
-    assert study_record.untold(items) == [
+def _set(content, path, value):
+    """Sets (or with ... deletes) the value at a path of keys."""
+    *outer, last = path
+    for key in outer:
+        content = content[key]
+    if value is ...:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (("forms",), ..., "study.json: forms: missing"),
+        (("per",), None, "study.json: per: expected float, got None"),
+        (("forms", "chinchilla", "draws", 3, 1), "a", "forms.chinchilla.draws: expected a list"),
+        (("points", "used", 0), 0.5, r"points.used: expected a list of bool, got \[0.5"),
+        (("options", "seed"), "1", "options.seed: expected int, got '1'"),
+        (("approaches", "envelope", "r2"), ..., "approaches.envelope: fields .* are needed"),
+        (("plan", "loss", "value"), "2", "plan.loss.value: expected float or null, got '2'"),
+        (("theta",), [1.7], "theta: expected a mapping"),
+        (("sauce",), {}, "sauce: no such field .* did you mean 'source'"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_the_fields_name(record, tmp_path, path, value, text):
+    file = study_record.save(tmp_path, record)
+    content = json.loads(file.read_text())
+    _set(content, path, value)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=text):
+        study_record.load(file)
+
+
+def test_numbers_that_json_does_not_hold_are_null(record, tmp_path):
+    """A form without an optimum, least squares: nan and infinity are null, and come back."""
+    best = dataclasses.replace(record.forms["chinchilla"].optimum, exponent=(math.nan, None))
+    form = dataclasses.replace(record.forms["chinchilla"], optimum=best)
+    options = dataclasses.replace(record.options, delta=math.inf)
+    odd = dataclasses.replace(record, forms={"chinchilla": form}, options=options)
+    file = study_record.save(tmp_path, odd)
+    content = json.loads(file.read_text())
+    assert content["options"]["delta"] is None
+    assert content["forms"]["chinchilla"]["optimum"]["exponent"] == [None, None]
+    again = study_record.load(file).record
+    assert again.options.delta == math.inf
+    assert math.isnan(again.forms["chinchilla"].optimum.exponent[0])
+    assert "least squares of log L" in report.text(again)
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "known_entropy"])
+def test_studies_of_version_0_1_still_load(name):
+    """Their files have no plan, no rolling back-tests and no notes."""
+    (file, *_) = sorted((ROOT / "experiments" / name / "results").rglob("study.json"))
+    record = study_record.load(file).record
+    assert record.plan is None and len(record.points.loss) >= 20
+    assert next_run.at(next_run.law(study_record.load(file)), 1e18).params.value > 0
+    with pytest.raises(ValueError, match="plan: jaxlm .* recorded none"):
+        report.text(record)
+
+
+def test_items_that_are_not_stated_are_recorded_and_warned_of(record):
+    parts = (record.options, record.source, record.forms, record.backtest)
+    assert checklist.not_stated(checklist.make(study_record.About(), runs(), *parts)) == [
         "hypothesis.predicted",
         *(f"setup.{k}" for k in ("architecture", "corpus", "tokenizer", "optimiser")),
         *(f"setup.{k}" for k in ("schedule", "batch", "tuning")),
@@ -84,8 +151,8 @@ def test_what_nobody_told_is_recorded_and_warned_of(made):
     ]
 
 
-def test_the_report_says_all_of_it(made):
-    text = report.text(made)
+def test_the_report_says_all_of_it(record):
+    text = report.text(record)
     headings = (
         "plan for 1e+20 FLOPs",
         "parameters",
@@ -100,54 +167,57 @@ def test_the_report_says_all_of_it(made):
     assert at == sorted(at)  # the plan is first
     assert "chinchilla (plans)" in text and "kaplan_params not fitted" in text
     for format in ("markdown", "latex"):
-        other = report.text(made, format)
+        other = report.text(record, format)
         assert all(heading in other for heading in headings)
-    assert made["backtest"]["threshold"] == pytest.approx(2.7e18)
-    assert made["backtest"]["forms"]["chinchilla"]["tested"] == 6
-    assert [r["dropped"] for r in made["outliers"]] == [0, 2, 3, 5, 10]
-    assert made["next"][0]["gain_per_flop"] >= made["next"][1]["gain_per_flop"] > 0
+    assert record.backtest.threshold == pytest.approx(2.7e18)
+    assert record.backtest.forms["chinchilla"].tested == 6
+    assert [r.dropped for r in record.outliers] == [0, 2, 3, 5, 10]
+    assert record.next[0].gain_per_flop >= record.next[1].gain_per_flop > 0
 
 
-def test_the_same_seed_gives_the_same_record_and_figures(made, tmp_path):
+def test_the_same_seed_gives_the_same_record_and_figures(record, tmp_path):
     candidates = (np.array([1e8, 1e9]), np.array([1e10, 1e9]), None)
     again = analysis.run(runs(), OPTIONS, ABOUT, "synthetic", candidates)
-    assert json.dumps(again) == json.dumps(made)
+    assert study_record.plain(again) == study_record.plain(record)
     drawn = ["isoflop", "density"]
-    once = [p.read_bytes() for p in figures.draw(made, tmp_path, drawn)]
+    once = [p.read_bytes() for p in figures.draw(record, tmp_path, drawn)]
     assert [p.read_bytes() for p in figures.draw(again, tmp_path, drawn)] == once
     with pytest.raises(ValueError, match="'loss' is none of frontier"):
-        figures.draw(made, tmp_path, ["loss"])
+        figures.draw(record, tmp_path, ["loss"])
     with pytest.raises(ValueError, match="kinds: 'pdf' is none of svg, png"):
-        figures.draw(made, tmp_path, drawn, ["pdf"])
-    assert [p.name for p in figures.draw(made, tmp_path, drawn, ["svg"])] == [
+        figures.draw(record, tmp_path, drawn, ["pdf"])
+    assert [p.name for p in figures.draw(record, tmp_path, drawn, ["svg"])] == [
         "isoflop.svg",
         "density.svg",
     ]
-    assert figures.draw(made, tmp_path, drawn, []) == []
+    assert figures.draw(record, tmp_path, drawn, []) == []
 
 
-def test_figures_say_what_the_record_does(made, tmp_path):
+def test_figures_say_what_the_record_does(record, tmp_path):
     """Titles give the record's numbers; a plan is drawn where there is one; a form without an
     optimum at the target, whose exponent is null in the record, stops no figure."""
-    record = json.loads(json.dumps(made))
-    record["plan"] |= {
-        "params": {"value": 5e7, "interval": [4e7, 6e7]},
-        "tokens": {"value": 3e11, "interval": None},
-        "loss": {"value": 3.21, "interval": [3.2, 3.3]},
-    }
+    plan = dataclasses.replace(
+        record.plan,
+        params=study_parts.Estimate(5e7, (4e7, 6e7)),
+        tokens=study_parts.Estimate(3e11, None),
+        loss=study_parts.Estimate(3.21, (3.2, 3.3)),
+    )
+    record = dataclasses.replace(record, plan=plan)
     names = ["frontier", "optimum", "ratio", "density"]
     # svg.fonttype none keeps the texts of an SVG file as texts
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         paths = figures.draw(record, tmp_path, names)
         text = {p.stem: p.read_text() for p in paths if p.suffix == ".svg"}
-        exponent, ends = made["forms"]["chinchilla"]["optimum"]["exponent"]
+        form = record.forms["chinchilla"]
+        exponent, ends = form.optimum.exponent
         raised = style.superscript(f"{exponent:.2f}")
         assert f"N* grows as C{raised} ({ends[0]:.2f} to {ends[1]:.2f})" in text["optimum"]
         assert "loss of 3.210 at 10²⁰ FLOPs" in text["frontier"]
         assert "6e+03 tokens per parameter" in text["ratio"] and ">plan<" in text["density"]
         assert ">isoFLOP minima<" in text["ratio"] and ">10²⁰<" in text["ratio"]
-        record["forms"]["chinchilla"]["optimum"]["exponent"][0] = None
-        paths = figures.draw(record, tmp_path / "none")
+        best = dataclasses.replace(form.optimum, exponent=(math.nan, ends))
+        forms = {"chinchilla": dataclasses.replace(form, optimum=best)}
+        paths = figures.draw(dataclasses.replace(record, forms=forms), tmp_path / "none")
     assert {p.stem for p in paths} == {"frontier", "isoflop", "residuals", "profiles", "density"}
 
 
@@ -182,10 +252,10 @@ def test_the_command(tmp_path, capsys):
         for ending in ("png", "svg"):
             assert (tmp_path / "out" / f"{name}.{ending}").stat().st_size > 5000
             assert f"{name}.{ending}" in out
-    found = study_record.load(tmp_path / "out")
-    assert found.counting.params == "non-embedding"
-    assert found.record["checklist"]["setup"]["corpus"] == "a corpus"
-    assert len(found.record["source"]["sha256"]) == 64
+    written = study_record.load(tmp_path / "out").record
+    assert written.counting.params == "non-embedding"
+    assert written.checklist.setup.corpus == "a corpus"
+    assert len(written.source.sha256) == 64
     with pytest.raises(ValueError, match="law 'tied': it is no form of this study"):
         study_record.load(tmp_path / "out", "tied")
     assert main.main([*args[:2], "--column", "loss"]) == 2
@@ -206,8 +276,6 @@ def test_the_command(tmp_path, capsys):
     ],
 )
 def test_options_that_cannot_be_are_refused(changed, text):
-    import dataclasses
-
     with pytest.raises(ValueError, match=text):
         analysis.run(runs(), dataclasses.replace(OPTIONS, **changed))
 
@@ -219,7 +287,7 @@ def test_one_budget_is_refused():
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("{", "line 1 column 2"), ("[]", "format 1"), ('{"format": 1}', "lacks law, forms")],
+    [("{", "line 1 column 2"), ("[]", "format 1"), ('{"format": 1}', "jaxlm: missing")],
 )
 def test_a_file_that_is_no_study_is_refused(tmp_path, content, text):
     (tmp_path / "study.json").write_text(content)
@@ -227,7 +295,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, content, text):
         study_record.load(tmp_path)
 
 
-def test_run_directories_tell_their_set_up(tmp_path):
+def test_run_directories_give_their_set_up(tmp_path):
     """What all runs agree on, the range of what they do not; what was stated stays."""
     for name, width, lr in (("a", 64, 0.01), ("b", 128, 0.005)):
         model = {"kind": "llama", "embed": width, "layers": 2, "heads": 4, "ffn": 96, "vocab": 259}
@@ -237,11 +305,11 @@ def test_run_directories_tell_their_set_up(tmp_path):
         config = {"model": model, "data": data, "optim": optim}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "result.json").write_text("{}")
-    found = run_metadata.fill(study_record.About(corpus="pydocs of 3.11"), tmp_path, False)
-    assert found.corpus == "pydocs of 3.11" and found.tokenizer == "bytes"
-    assert "kind llama, embed 64 to 128, layers 2" in found.architecture
-    assert "lr 0.005 to 0.01" in found.optimiser and found.batch == "512 tokens"
-    assert found.schedule.startswith("schedule wsd, warmup 10")
-    assert (found.checkpoints, found.smoothing) == ("final", "none")
-    assert found.tuning == study_record.UNTOLD
+    about = run_metadata.fill(study_record.About(corpus="pydocs of 3.11"), tmp_path, False)
+    assert about.corpus == "pydocs of 3.11" and about.tokenizer == "bytes"
+    assert "kind llama, embed 64 to 128, layers 2" in about.architecture
+    assert "lr 0.005 to 0.01" in about.optimiser and about.batch == "512 tokens"
+    assert about.schedule.startswith("schedule wsd, warmup 10")
+    assert (about.checkpoints, about.smoothing) == ("final", "none")
+    assert about.tuning == study_record.NOT_STATED
     assert run_metadata.fill(study_record.About(), tmp_path / "none", True) == study_record.About()

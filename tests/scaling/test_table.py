@@ -85,7 +85,7 @@ def test_bad_input_is_refused_by_row_and_column(tmp_path, name):
         assert word in str(error.value)
 
 
-def test_what_is_asked_for_must_exist(tmp_path):
+def test_requested_columns_must_exist(tmp_path):
     path = write(tmp_path, GOOD)
     for more, word in [
         (dict(columns={"loss": "lost"}), "no column 'lost' for --column loss=lost"),
@@ -104,9 +104,9 @@ def test_what_is_asked_for_must_exist(tmp_path):
     with pytest.raises(
         ValueError, match="row 2, column 'counting': 'total', where 'non-embedding'"
     ):
-        told = write(tmp_path, "N,D,loss,counting\n1e6,1e7,4,total\n2e6,1e7,3.9,total\n")
-        tables.read(told, counting=Counting("non-embedding"))
-    assert tables.read(told).counting == Counting("total", "6ND")
+        file = write(tmp_path, "N,D,loss,counting\n1e6,1e7,4,total\n2e6,1e7,3.9,total\n")
+        tables.read(file, counting=Counting("non-embedding"))
+    assert tables.read(file).counting == Counting("total", "6ND")
     (tmp_path / "runs.csv").write_bytes(b"N,D,loss\n\xff\xfe,1,2\n")
     with pytest.raises(ValueError, match="row 2: byte 0xff is not UTF-8"):
         tables.read(path)
@@ -114,7 +114,7 @@ def test_what_is_asked_for_must_exist(tmp_path):
         tables.read(tmp_path / "none.csv")
 
 
-def test_compute_that_counts_more_is_taken_as_told(tmp_path):
+def test_compute_that_counts_more_is_taken_as_given(tmp_path):
     text = "N,D,C,loss\n1e6,2e7,1.4e14,4.0\n2e6,2e7,2.6e14,3.8\n"
     with pytest.raises(ValueError, match="mixed conventions"):
         tables.read(write(tmp_path, text))
@@ -219,15 +219,15 @@ def test_run_directories_are_points(tmp_path):
     assert t.params[0] == (cost.layers + cost.head) / 2
     assert t.tokens.tolist() == [320, 320] and t.flops[0] == cost.training * 320
     assert t.counting == how
-    told = " ".join(t.left_out)
+    reasons = " ".join(t.left_out)
     for word in [
         "begun: start",
         "unseen: it was not evaluated",
         "broken: it diverged: held-out nll is nan",
     ]:
-        assert word in told
-    assert "stopped: it stopped at step 5 of 10" in told
-    assert "unfinished: it is not finished" in told and len(t.left_out) == 5
+        assert word in reasons
+    assert "stopped: it stopped at step 5 of 10" in reasons
+    assert "unfinished: it is not finished" in reasons and len(t.left_out) == 5
     assert tables.read(tmp_path).counting == Counting("total", "6ND")
 
 

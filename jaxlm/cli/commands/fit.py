@@ -12,7 +12,7 @@ import tyro
 
 from jaxlm.core import cache, io
 from jaxlm.scaling import figures as drawings  # an option bears the name
-from jaxlm.scaling import study_record, table
+from jaxlm.scaling import study_parts, study_record, table
 from jaxlm.scaling.extended import pipeline
 from jaxlm.scaling.extended.options import Options as Extended
 from jaxlm.scaling.planning import experiment_design
@@ -111,19 +111,19 @@ def fit(args: Sequence[str]) -> int:
             return 0
         candidates = None if next is None else experiment_design.read(next)
 
-        def fit_one(
+        def study(
             t: table.Table, how: analysis.Options, folder: pathlib.Path, name: str
         ) -> study_record.Record:
             facts = _about(about, runs, t, reading.intermediate)
             pipeline.check(t, extended)
             record = analysis.run(pipeline.studied(t, extended), how, facts, name, candidates)
-            record["source"] |= {"path": str(runs), "sha256": _hash(runs)}
-            record["extended"] = pipeline.run(t, extended, record)
-            _write(record, folder, format, figures)
-            return record
+            more = pipeline.run(t, extended, record)
+            source = dataclasses.replace(record.source, path=str(runs), sha256=_hash(runs))
+            record = dataclasses.replace(record, source=source, extended=more)
+            return _written(record, folder, format, figures)
 
         if not by:
-            fit_one(reading.table(runs, {}), options, out, runs.name)
+            study(reading.table(runs, {}), options, out, runs.name)
             return 0
         parts, failed = {}, {}
         for selected in tables.values(runs, by, reading.filters()):
@@ -132,7 +132,7 @@ def fit(args: Sequence[str]) -> int:
                 parts[text] = reading.table(runs, selected)
             except ValueError as error:
                 failed[text] = str(error)
-        _each(parts, failed, options, fit_one, out)
+        _each(parts, failed, options, study, out)
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm fit")
@@ -147,28 +147,30 @@ def _about(
     return run_metadata.fill(about, runs, intermediate) if runs.is_dir() else about
 
 
-def _write(
+def _written(
     record: study_record.Record,
     folder: pathlib.Path,
     format: report_formats.Format,
     kinds: Sequence[drawings.Kind],
-) -> None:
+) -> study_record.Record:
+    """The record, printed and written to a folder with its figures."""
     path = study_record.save(folder, record)
     print(report.text(record, format))
-    if record["extended"]:
-        print(f"\n{report_formats.verbatim(pipeline.text(record['extended']), format)}")
+    if record.extended:
+        print(f"\n{report_formats.verbatim(pipeline.text(record.extended), format)}")
     drawn = drawings.draw(record, folder, kinds=kinds)
     if format == "text":
         print("\nwritten")
         for written in (path, *drawn):
             print(f"  {written}")
+    return record
 
 
 def _each(
     parts: Mapping[str, table.Table],
     failed: Mapping[str, str],
     options: analysis.Options,
-    fit_one: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
+    study: Callable[[table.Table, analysis.Options, pathlib.Path, str], study_record.Record],
     out: pathlib.Path,
 ) -> None:
     """A study of each table, and what they say at one target: printed, and as by.json.
@@ -186,15 +188,24 @@ def _each(
         print(f"\n=== {text}\n")
         folder = out / re.sub(r"[^\w.=-]+", "_", text)
         try:
-            record = fit_one(t, options, folder, text)
+            record = study(t, options, folder, text)
         except ValueError as error:
             reasons[text] = str(error)
             continue
-        best = record["forms"][record["law"]]["optimum"]
-        row = {"of": text, "folder": str(folder), "law": record["law"]}
-        row["points"] = sum(map(bool, record["points"]["used"]))
-        row["target"] = record["options"]["target"]
-        rows.append(row | {k: best[k] for k in ("params", "exponent", "loss")})
+        best = record.forms[record.law].optimum
+        assert isinstance(best, study_parts.Optimum)
+        rows.append(
+            {
+                "of": text,
+                "folder": str(folder),
+                "law": record.law,
+                "points": int(record.points.used.sum()),
+                "target": record.options.target,
+                "params": best.params,
+                "exponent": best.exponent,
+                "loss": best.loss,
+            }
+        )
     for text, reason in reasons.items():
         print(f"\n=== {text}\n\nno study: {reason}")
     if not rows:
@@ -229,7 +240,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
     return report_formats.table(header, lines)
 
 
-def _alone(record: study_record.Record | None, out: pathlib.Path) -> bool:
+def _alone(record: dict[str, Any] | None, out: pathlib.Path) -> bool:
     """Print and record an analysis that replaces the study; whether there is one."""
     if record is None:
         return False

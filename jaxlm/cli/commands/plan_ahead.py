@@ -154,19 +154,25 @@ def _study(law: Law, plan: Plan, level: float) -> list[Row]:
     """Rows on the choice of the study's planner, and cautions; [] for a law of another form."""
     if law.plan is None or law.record is None:
         return []
-    rows = [Row("plan", ""), Row("chosen", law.record["plan"]["chosen_by"])]
+    rows = [Row("plan", ""), Row("chosen", law.record.planned.chosen_by)]
     if math.isfinite(plan.params.low):
-        text = _disagreement(law.record, plan)
+        text = _disagreement(law.record, law.plan, plan)
         rows += [Row("disagreement", text)] if text else []
-    for caution in law.record["cautions"]:
-        if caution["kind"] in cautions.VOID + cautions.MOVE and caution["kind"] != "forms disagree":
-            rows.append(Row(f"caution: {caution['kind']}", caution["text"]))
+    for caution in law.record.cautions:
+        if caution.kind in cautions.VOID + cautions.MOVE and caution.kind != "forms disagree":
+            rows.append(Row(f"caution: {caution.kind}", caution.text))
     return rows
 
 
-def _disagreement(record: study_record.Record, plan: Plan) -> str:
-    ends = [plan.params.low, plan.params.high]
-    return allocation.disagreement(record, plan.flops.value, plan.params.value, ends)
+def _disagreement(record: study_record.Record, planned: allocation.Planned, plan: Plan) -> str:
+    n, level = plan.params, record.options.level
+    others, flops = _rivals(record, plan), plan.flops.value
+    return allocation.disagreement(planned, others, flops, n.value, (n.low, n.high), level)
+
+
+def _rivals(record: study_record.Record, plan: Plan) -> dict[str, Any]:
+    level = record.options.level
+    return allocation.rivals(record.forms, record.approaches, plan.flops.value, record.per, level)
 
 
 def _run(law: Law, plan: Plan) -> list[Row]:
@@ -251,17 +257,17 @@ def _json(law: Law, plans: dict[str, Any], vocab: int) -> str:
         "law": law.law,
         "theta": dict(zip(_names(law), law.theta.tolist())),
         "draws": len(law.draws),
-        "counting": law.counting._asdict(),
+        "counting": law.counting,
         "per": law.per,
         "fitted": law.flops,
     }
     if law.plan is not None and law.record is not None:
         best = plans["optimum"]
-        record["chosen_by"] = law.record["plan"]["chosen_by"]
+        record["chosen_by"] = law.record.planned.chosen_by
         record["planner"] = law.plan.sizes[0].name
-        record["disagreement"] = _disagreement(law.record, best)
-        record["rivals"] = allocation.rivals(law.record, best.flops.value)
-        record["cautions"] = law.record["cautions"]
+        record["disagreement"] = _disagreement(law.record, law.plan, best)
+        record["rivals"] = _rivals(law.record, best)
+        record["cautions"] = law.record.cautions
     runs = {"optimum": plans["optimum"]}
     runs |= {"served": plans["served"].best} if "served" in plans else {}
     runs |= {"capped": plans["capped"].run} if "capped" in plans else {}

@@ -209,9 +209,8 @@ def _predict(book: scheduler.Book, held: Trial, record: study_record.Record) -> 
             f"{place} is missing, and {held.run.name} has begun: remove its directory, so that "
             "the prediction comes first"
         )
-    prediction = {"run": held.digest, "name": held.run.name} | forecast.predict(
-        record, held.params, held.tokens
-    )
+    prediction = forecast.predict(record, held.params, held.tokens)
+    prediction = dataclasses.replace(prediction, run=held.digest, name=held.run.name)
     io.write(place, json.dumps(study_record.plain(prediction), indent=1) + "\n")
     _say(forecast.text(prediction, None))
 
@@ -228,16 +227,15 @@ def _spread(held: Trial, execution: engines.Execution) -> Trial:
 
 def _outcome(book: scheduler.Book, held: Trial) -> str:
     """The outcome of the prediction in words; with a loss, written to outcome.json too."""
-    prediction = json_file.read_object(book.folder / PREDICTION)
+    path = book.folder / PREDICTION
+    prediction = config.from_dict(forecast.Forecast, json_file.read_object(path), f"{path}: ")
     entry = book.entries[held.digest]
-    if prediction["run"] != held.digest:
-        raise ValueError(
-            f"{book.folder / PREDICTION} is of run {prediction['run']}, not {held.digest}"
-        )
+    if prediction.run != held.digest:
+        raise ValueError(f"{path} is of run {prediction.run}, not {held.digest}")
     if entry.loss is None:
         return forecast.text(prediction, None) + f": {entry.state}, {entry.reason}"
     outcome = forecast.compare(prediction, entry.loss)
-    io.write(book.folder / OUTCOME, json.dumps(outcome, indent=1) + "\n")
+    io.write(book.folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
     return forecast.text(prediction, outcome)
 
 
@@ -288,8 +286,8 @@ def _keep(
 
 def _short(record: study_record.Record) -> study_record.Record:
     """The record with few draws of the form that plans, and none of the others."""
-    forms = {
-        name: form | {"draws": form["draws"][: KEPT_DRAWS if name == record["law"] else 0]}
-        for name, form in record["forms"].items()
-    }
-    return record | {"forms": forms}
+    forms = {}
+    for name, form in record.forms.items():
+        kept = KEPT_DRAWS if name == record.law else 0
+        forms[name] = dataclasses.replace(form, draws=form.draws[:kept])
+    return dataclasses.replace(record, forms=forms)

@@ -46,12 +46,13 @@ def _up() -> Row:
 
     def read(arrays: Arrays, ps: Sequence[param.Param]) -> Arrays:
         heads, nope, value, rank = _values(ps)
+        # [heads, rank, nope + value]
         both = arrays[0].reshape(heads, nope + value, rank).swapaxes(1, 2)
         return [both[..., :nope], both[..., nope:]]
 
     def write(arrays: Arrays, ps: Sequence[param.Param]) -> Arrays:
-        both = np.concatenate(arrays, -1).swapaxes(1, 2)
-        return [both.reshape(-1, both.shape[-1])]
+        both = np.concatenate(arrays, -1).swapaxes(1, 2)  # [heads, nope + value, rank]
+        return [both.reshape(-1, both.shape[-1])]  # [heads * (nope + value), rank]
 
     def shapes(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:
         heads, nope, value, rank = _values(ps)

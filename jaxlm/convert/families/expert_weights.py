@@ -39,10 +39,10 @@ def _each(ours: str, theirs: tuple[str, ...]) -> Row:
 
 def _gate_up(ours: str, theirs: str) -> Row:
     def read(arrays: Arrays, ps: Params) -> Arrays:
-        return np.split(arrays[0].swapaxes(1, 2), 2, axis=2)
+        return np.split(arrays[0].swapaxes(1, 2), 2, axis=2)  # [E, in, 2 out] as two [E, in, out]
 
     def write(arrays: Arrays, ps: Params) -> Arrays:
-        return [np.concatenate(arrays, axis=2).swapaxes(1, 2)]
+        return [np.concatenate(arrays, axis=2).swapaxes(1, 2)]  # [E, 2 out, in]
 
     def shapes(ps: Params) -> list[tuple[int, ...]]:
         count, inputs, outputs = ps[0].shape

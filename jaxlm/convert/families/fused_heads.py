@@ -23,15 +23,15 @@ def grouped(ours: tuple[str, str, str], theirs: str) -> Row:
 
     def read(arrays: Arrays, ps: Sequence[param.Param]) -> Arrays:
         kv, group, *inputs = rows(ps)
-        a = arrays[0].reshape(kv, group + 2, -1, *inputs)
+        a = arrays[0].reshape(kv, group + 2, -1, *inputs)  # [K, G + 2, head, inputs...]
         parts = a[:, :group], a[:, group : group + 1], a[:, group + 1 :]
         parts = [x.reshape(-1, *a.shape[2:]) for x in parts]  # [heads, head, inputs...]
-        return [np.moveaxis(x, -1, 0) if inputs else x for x in parts]
+        return [np.moveaxis(x, -1, 0) if inputs else x for x in parts]  # [inputs..., heads, head]
 
     def write(arrays: Arrays, ps: Sequence[param.Param]) -> Arrays:
         kv, _, *inputs = rows(ps)
-        parts = [np.moveaxis(x, 0, -1) if inputs else x for x in arrays]
-        parts = [x.reshape(kv, -1, *x.shape[1:]) for x in parts]
+        parts = [np.moveaxis(x, 0, -1) if inputs else x for x in arrays]  # [heads, head, inputs...]
+        parts = [x.reshape(kv, -1, *x.shape[1:]) for x in parts]  # [K, G or 1, head, inputs...]
         return [np.concatenate(parts, axis=1).reshape(-1, *inputs)]
 
     def shapes(ps: Sequence[param.Param]) -> list[tuple[int, ...]]:

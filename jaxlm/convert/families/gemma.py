@@ -122,7 +122,7 @@ def _read_rope(f: Fields, cfg: Any) -> dict[str, Any]:
             raise ValueError(f"{name}: {record} has a type, where rope_type is read")
         given[kind] |= record
     far, near = (
-        rope_parameters.whole(rope_parameters.parse(r, context, f"rope_parameters.{k}"))
+        rope_parameters.unsplit(rope_parameters.parse(r, context, f"rope_parameters.{k}"))
         for k, r in given.items()
     )
     if near.scaling is not None and near != far:

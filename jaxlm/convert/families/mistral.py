@@ -53,7 +53,7 @@ def _alternating(even: str, odd: str, theirs: str) -> Row:
     """Two of our weights [E, ..., F] as one of theirs [E, ..., 2F], element after element."""
 
     def write(arrays: Arrays, ps: Sequence[param.Param]) -> Arrays:
-        return [np.stack(arrays, axis=-1).reshape(*arrays[0].shape[:-1], -1)]
+        return [np.stack(arrays, axis=-1).reshape(*arrays[0].shape[:-1], -1)]  # [E, ..., 2F]
 
     return Row(
         (f"moe/{even}", f"moe/{odd}"),

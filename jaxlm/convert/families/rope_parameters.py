@@ -98,7 +98,7 @@ def parse(record: Mapping[str, Any], context: int, where: str = "rope_parameters
     return Rope(float(present["rope_theta"]), scaling, share)
 
 
-def whole(rotary: Rope) -> Rope:
+def unsplit(rotary: Rope) -> Rope:
     """The Rope of a model_type that rotates whole heads. Raises: ValueError for one of a part."""
     if rotary.share != 1.0:
         raise ValueError(
@@ -124,7 +124,7 @@ def row(
         length = f.get("max_position_embeddings", context)
         rotary = read(f, length, theta, absent=absent)
         part = {"rotary_share": rotary.share} if share else {}
-        rotary = rotary if share else whole(rotary)
+        rotary = rotary if share else unsplit(rotary)
         return {"context": length, "theta": rotary.theta, "scaling": rotary.scaling, **part}
 
     def to_theirs(cfg: Any) -> dict[str, Any]:

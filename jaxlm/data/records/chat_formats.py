@@ -146,12 +146,8 @@ def _weighed(record: Record, name: str) -> Conversation:
 
 def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Conversation]:
     if any(isinstance(record.value.get(name), list) for name in ("prompt", "completion")):
-        prompt, response = (
-            tuple(_message(part) for part in _parts(record, name))
-            if isinstance(record.value.get(name), list)
-            else (Message(role, records.text(record, name)),)
-            for name, role in (("prompt", "user"), ("completion", "assistant"))
-        )
+        prompt = _turns(record, "prompt", "user")
+        response = _turns(record, "completion", "assistant")
         question, answered = reading.joined(prompt, response, f"{record.origin}: completion")
         learnt = (*(False for _ in question), *(m.role == "assistant" for m in answered))
         yield Conversation((*question, *answered), learnt, record.origin)
@@ -159,6 +155,13 @@ def _prompt_completion(record: Record, between: str, tree: Tree) -> Iterator[Con
     question = records.text(record, "prompt", "inputs")
     answer = records.text(record, "completion", "response", "targets")
     yield _whole([Message("user", question), Message("assistant", answer)], record.origin)
+
+
+def _turns(record: Record, name: str, role: str) -> tuple[Message, ...]:
+    """The messages of a field: a list of them, or one text by `role`."""
+    if isinstance(record.value.get(name), list):
+        return tuple(_message(part) for part in _parts(record, name))
+    return (Message(role, records.text(record, name)),)
 
 
 def _parts(record: Record, name: str) -> list[Record]:

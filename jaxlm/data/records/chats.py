@@ -92,14 +92,14 @@ class Rows:
 
     def __init__(self, given: list[Example], seq: int, packing: Packing):
         sizes = np.array([len(example.tokens) for example in given], np.int64)
-        first = np.concatenate([[0], np.cumsum(sizes)])
+        first = np.concatenate([[0], np.cumsum(sizes)])  # [examples + 1]
         if packing == "best_fit":
             rows = pack.pack(sizes, seq, "best_fit")
         else:
             each = np.arange(len(sizes))
             rows = pack.fitted(each, 0 * each, sizes - 1, np.full(len(sizes), seq), seq)
-        self._tokens = np.concatenate([example.tokens for example in given])
-        self._learnt = np.concatenate([example.learnt for example in given])
+        self._tokens = np.concatenate([example.tokens for example in given])  # [all tokens]
+        self._learnt = np.concatenate([example.learnt for example in given])  # [all tokens]
         self._reader = pack.Reader(rows, _Places(first))
 
     def __len__(self) -> int:

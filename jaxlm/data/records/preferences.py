@@ -138,7 +138,10 @@ def prepare(data: Preferences) -> examples.Split:
         kept = {name: _mismatched(rows, layout, tokenizer, data) for name, rows in kept.items()}
     rows_read = [*kept["train"], *kept["val"]]
     most = max((len(row.example.texts) for row in rows_read), default=0)
-    counts = {why: len(places) for why, places in left.items()}
+    counts, first = {}, {}
+    for reason, places in left.items():
+        counts[reason] = len(places)
+        first[reason] = [place.rpartition("/")[2] for place in places[:_NAMED]]
     if not most:
         raise ValueError(f"data.source: no record of {data.source} can be learnt from: {counts}")
     facts = _facts(data, tokenizer, layout) | {
@@ -146,10 +149,7 @@ def prepare(data: Preferences) -> examples.Split:
         "responses": most,
         "prompts_cut": sum(row.cut for row in rows_read),
         "left_out": counts,
-        "left_out_first": {
-            why: [place.rpartition("/")[2] for place in places[:_NAMED]]
-            for why, places in left.items()
-        },
+        "left_out_first": first,
     }
     ranked = []
     for rows in kept.values():

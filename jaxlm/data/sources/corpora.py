@@ -157,10 +157,12 @@ def markov() -> Iterator[Document]:
     memoryless: an order-1 model with the right tables reaches `markov_bits_per_byte()` exactly,
     whatever its context. Bits come from SHAKE-256, not from a library's generator.
     """
-    size = len(MARKOV_ALPHABET)
-    ranks = [rank for rank, weight in enumerate(MARKOV_WEIGHTS) for _ in range(weight)]
-    successors = markov_successors()
-    table = [[successors[i][rank] for rank in ranks] for i in range(size)]
+    table = []  # [states][sum of the weights]: each successor as often as its weight
+    for successors in markov_successors():
+        row = []
+        for successor, weight in zip(successors, MARKOV_WEIGHTS, strict=True):
+            row += [successor] * weight
+        table.append(row)
     expected = MARKOV_DOCUMENTS * 2**MARKOV_STOP
     bits = hashlib.shake_256(f"markov:{MARKOV_SEED}".encode()).digest(4 * expected)
     # One 16-bit word a character: 4 bits choose it, 10 decide whether the document ends.
@@ -187,11 +189,11 @@ def markov_successors() -> list[list[int]]:
     order = sorted(
         range(size), key=lambda i: hashlib.sha256(f"{MARKOV_SEED}:{i}".encode()).digest()
     )
-    place = {state: p for p, state in enumerate(order)}
-    return [
-        [order[(place[state] + k + 1) % size] for k in range(len(MARKOV_WEIGHTS))]
-        for state in range(size)
-    ]
+    successors = [[] for _ in range(size)]  # [states][weights]: those that follow in the order
+    for place, state in enumerate(order):
+        for k in range(len(MARKOV_WEIGHTS)):
+            successors[state].append(order[(place + k + 1) % size])
+    return successors
 
 
 def markov_bits_per_byte() -> float:

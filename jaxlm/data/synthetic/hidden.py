@@ -86,7 +86,7 @@ def unifilar(cfg: Unifilar) -> machine.Machine:
 
 def _ranks(keys: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Each row's keys as ranks 0 .. A-1."""
-    order = np.argsort(keys.reshape(shape), axis=1, kind="stable")
+    order = np.argsort(keys.reshape(shape), axis=1, kind="stable")  # [rows, A]
     return np.argsort(order, axis=1, kind="stable")
 
 
@@ -109,13 +109,13 @@ def bounds(source: Chain) -> Bounds:
     move, emit = source.moves / machine.TOTAL, source.emits / machine.TOTAL
     states, size = emit.shape
     # joint [first state, prefix, state]: P(S_1, X_1 .. X_t-1, S_t)
-    joint = np.eye(states)[:, None, :] / states
+    joint = np.eye(states)[:, None, :] / states  # [S, 1, S]
     upper, lower = [], []
     before = np.array([0.0, np.log(states)])  # H(X_1 .. X_t-1), and of these with S_1
     while not upper or joint.size * size <= _ENUMERATED:
         emitted = joint[:, :, None, :] * emit.T  # [first, prefix, symbol, state]
-        emitted = emitted.reshape(states, -1, states)
-        both = emitted.sum(2)
+        emitted = emitted.reshape(states, -1, states)  # [first, prefix symbol, state]
+        both = emitted.sum(2)  # [first, prefix symbol]
         now = np.array([_entropy(both.sum(0)), _entropy(both)])
         upper.append(now[0] - before[0])
         lower.append(now[1] - before[1])
@@ -147,7 +147,7 @@ def document_entropy(source: Chain, length: int) -> tuple[float, float]:
 def sample(source: Chain, label: str, block: int, length: int) -> np.ndarray:
     """uint8 [2048, length]: the symbols of one block of documents, from SHAKE-256 alone."""
     drawn = machine.bits(f"{label}/{block}", 4 * _BLOCK * (length + 1)).view("<u2")
-    drawn = drawn.reshape(2, _BLOCK, length + 1).astype(np.int64)
+    drawn = drawn.reshape(2, _BLOCK, length + 1).astype(np.int64)  # of moves and of symbols
     states = len(source.moves)
     moves, emits = (np.cumsum(w, axis=1)[:, :-1] for w in source)
     # 16 bits over S states: some are likelier by less than S / 65536
@@ -165,8 +165,8 @@ def score(source: Chain, symbols: np.ndarray) -> np.ndarray:
     belief = np.full((len(symbols), len(move)), 1 / len(move))
     total = np.zeros(len(symbols))
     for column in symbols.T:
-        joint = belief * emit[:, column].T
-        p = joint.sum(1)
+        joint = belief * emit[:, column].T  # [n, S]
+        p = joint.sum(1)  # [n]
         total -= np.log(p)
-        belief = joint / p[:, None] @ move
+        belief = joint / p[:, None] @ move  # [n, S]
     return total

@@ -70,7 +70,7 @@ def row_entropy(machine: Machine) -> np.ndarray:
 
 def forward(machine: Machine, share: np.ndarray) -> np.ndarray:
     """[S]: the distribution of the state one symbol after it was `share` [S]."""
-    flow = share[:, None] * (machine.weights / TOTAL)
+    flow = share[:, None] * (machine.weights / TOTAL)  # [S, A]
     return np.bincount(machine.following.ravel(), flow.ravel(), len(machine.weights))
 
 
@@ -114,7 +114,7 @@ def sample(machine: Machine, label: str, block: int, length: int) -> np.ndarray:
     state = np.zeros(_BLOCK, np.int64)
     out = np.empty((_BLOCK, length), np.uint8)
     for t in range(length):
-        symbol = np.sum(drawn[:, t, None] >= above[state], axis=1)
+        symbol = np.sum(drawn[:, t, None] >= above[state], axis=1)  # [2048]
         out[:, t] = symbol
         state = machine.following[state, symbol]
     return out

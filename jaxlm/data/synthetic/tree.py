@@ -74,8 +74,8 @@ def markov(cfg: Markov) -> machine.Machine:
     weights = []
     for d in range(cfg.order + 1):
         drawn = machine.bits(f"markov/{cfg.seed}/{d}", cfg.alphabet**d * (2 * cfg.alphabet + 1))
-        drawn = drawn.reshape(-1, 2 * cfg.alphabet + 1)
-        keys = np.ascontiguousarray(drawn[:, 1:]).view("<u2")
+        drawn = drawn.reshape(-1, 2 * cfg.alphabet + 1)  # [contexts, 2 A + 1] bytes
+        keys = np.ascontiguousarray(drawn[:, 1:]).view("<u2")  # [contexts, A]
         rank = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1, kind="stable")
         weights.append(np.stack(rows)[drawn[:, :1] % len(rows), rank])
     following = _following(cfg.alphabet, cfg.order, cfg.alphabet)
@@ -131,5 +131,5 @@ def _following(alphabet: int, deepest: int, fan: int) -> np.ndarray:
         value = np.where(kept > 0, before * fan + last, 0)
         value = value % (np.int64(fan) ** kept)  # the oldest falls off
         start = offset[kept + 1] + value * alphabet
-        out.append(start[:, None] + np.arange(alphabet))
+        out.append(start[:, None] + np.arange(alphabet))  # [contexts of d symbols, A]
     return np.concatenate(out).astype(np.int32)

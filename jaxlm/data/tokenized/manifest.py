@@ -64,11 +64,10 @@ class Manifest(NamedTuple):
 
 def write(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
     """Write manifest.json into the folder."""
-    splits = {
-        name: split._asdict()
-        | {"lengths": split.lengths._asdict(), "shards": [s._asdict() for s in split.shards]}
-        for name, split in manifest.splits.items()
-    }
+    splits = {}
+    for name, split in manifest.splits.items():
+        shards = [shard._asdict() for shard in split.shards]
+        splits[name] = split._asdict() | {"lengths": split.lengths._asdict(), "shards": shards}
     text = json_file.sealed(manifest._asdict() | {"splits": splits})
     pathlib.Path(folder, FILE).write_text(text, "utf-8")
 

@@ -122,9 +122,9 @@ def _append(
     def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), first, axis)
 
-    layers = tuple(
-        {name: put(old[name], fresh[name], p[name].axes.index("seq")) for name in old}
-        for old, fresh, p in zip(cache.layers, new, spec, strict=True)
-    )
+    layers = []
+    for old, fresh, params in zip(cache.layers, new, spec, strict=True):
+        # T of S slots, along the axis that counts them: [B, K, S, H] of keys and values
+        layers.append({n: put(old[n], fresh[n], params[n].axes.index("seq")) for n in old})
     seen = At(*(put(a, b, 1) for a, b in zip(cache.at[:2], at[:2], strict=True)))
-    return Cache(layers, seen, cache.filled + width)
+    return Cache(tuple(layers), seen, cache.filled + width)

@@ -87,7 +87,7 @@ def apply(
     q = linear.biased("BTD,DNH->BTNH", q, w, "q")  # [B, T, N, H_n + H_r]
     nope = w["k"].shape[-1]
     q, q_turned = q[..., :nope], q[..., nope:]
-    q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)
+    q_turned = rope.apply(q_turned, at.positions, rotary, interleaved)  # [B, T, N, H_r]
     latent = norm.rms_norm(linear.biased("BTD,DR->BTR", h, w, "latent"), w["latent_norm"], eps)
     turned = linear.biased("BTD,DH->BTH", h, w, "rope")[:, :, None]  # [B, T, 1, H_r]
     turned = rope.apply(turned, at.positions, rotary, interleaved)
@@ -111,7 +111,8 @@ def _expanded(
     scale: float,
 ) -> jax.Array:
     """Attention with every head's keys and values computed from the latents; [B, T, N, H_v]."""
-    heads_inside = {name: jnp.swapaxes(w[name], 0, 1) for name in ("k", "v")}
+    heads_inside = {name: jnp.swapaxes(w[name], 0, 1) for name in ("k", "v")}  # [R, N, H]
+    # [B, T, N, H_n], [B, T, N, H_v]
     k, v = (linear.biased("BTR,RNH->BTNH", latent, heads_inside, name) for name in ("k", "v"))
     turned = jnp.broadcast_to(turned, (*k.shape[:3], turned.shape[-1]))  # [B, T, N, H_r]
     q, k = jnp.concatenate([q, q_turned], -1), jnp.concatenate([k, turned], -1)
@@ -133,6 +134,7 @@ def _absorbed(
     old, slots = memory
     q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))  # [B, T, N, R]
     q = jnp.concatenate([q, q_turned], -1)  # [B, T, N, R + H_r]
+    # [B, T, 1, R + H_r], [B, 1, S, R + H_r]
     new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
     # The rotary part is weighted along with the values and left out after: to leave it out before
     # would copy the cache.

@@ -117,7 +117,7 @@ def apply(
     }
     # no expert has this number: padding goes to none
     experts = jnp.where(real[..., None], routes.experts, logits.shape[-1])  # [B, T, k]
-    weights = routes.weights * real[..., None]
+    weights = routes.weights * real[..., None]  # [B, T, k]
     if capacity is not None:
         experts, stats["dropped"] = _places(experts, logits.shape[-1], capacity)
         weights = weights * (experts < logits.shape[-1])
@@ -132,6 +132,7 @@ def apply(
         y = expert_parallel.apply(run, plan, matrices, AXES, h, weights, experts)
     if "down_bias" in w:
         hit = experts[..., None] == jnp.arange(logits.shape[-1])  # [B, T, k, E]
+        # [B, T, E]: the weight that a token gives each expert
         share = jnp.sum(jnp.where(hit, weights[..., None], 0.0), axis=-2).astype(h.dtype)
         y = y + linear.einsum("BTE,ED->BTD", share, w["down_bias"])
     return y + _shared(w, h) if "shared" in w else y, stats
@@ -188,8 +189,8 @@ def _dropless(
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
     sizes = jnp.zeros(count + 1, jnp.int32).at[flat].add(1)[:count]  # [E]
     each = jnp.repeat(h.reshape(-1, h.shape[-1]), k, axis=0)  # [M, D]
-    x = _permute(each, order, back)
-    chosen = jnp.minimum(flat[order], count - 1)
+    x = _permute(each, order, back)  # [M, D], by expert
+    chosen = jnp.minimum(flat[order], count - 1)  # [M]
 
     def project(x: jax.Array, name: str) -> jax.Array:
         y = linear.grouped(x, w[name], sizes, poison)
@@ -231,7 +232,7 @@ def _rank(experts: jax.Array, count: int) -> jax.Array:
     flat = experts.reshape(experts.shape[0], -1)  # [B, T k]
     hit = (flat[..., None] == jnp.arange(count)).astype(jnp.int32)  # [B, T k, E]
     before = jnp.cumsum(hit, axis=1) - hit
-    return jnp.sum(before * hit, axis=-1).reshape(experts.shape)
+    return jnp.sum(before * hit, axis=-1).reshape(experts.shape)  # [B, T, k]
 
 
 def _limited(
@@ -245,6 +246,7 @@ def _limited(
     """The weighted sum of the experts' outputs [B, T, D], with `limit` places C in each."""
     count, rows = w["gate"].shape[0], jnp.arange(h.shape[0])[:, None, None]
     # of those with a place the rank among all and among those is the same; count: dropped below
+    # [B, 1, 1], [B, T, k], [B, T, k]
     at = (rows, experts, jnp.minimum(_rank(experts, count), limit - 1))
     x = jnp.zeros((h.shape[0], count, limit, h.shape[-1]), h.dtype)  # [B, E, C, D]
     x = x.at[at].set(jnp.broadcast_to(h[:, :, None], (*experts.shape, h.shape[-1])), mode="drop")
@@ -253,6 +255,6 @@ def _limited(
         y = linear.batched(x, w[name])
         return y + w[f"{name}_bias"][:, None].astype(y.dtype) if f"{name}_bias" in w else y
 
-    y = linear.batched(gated(project(x, "gate"), project(x, "up")), w["down"])
+    y = linear.batched(gated(project(x, "gate"), project(x, "up")), w["down"])  # [B, E, C, D]
     gathered = y.at[at].get(mode="fill", fill_value=0)  # [B, T, k, D]
     return jnp.einsum("BTKD,BTK->BTD", gathered, weights.astype(y.dtype))

@@ -29,5 +29,5 @@ def last(segments: jax.Array) -> jax.Array:
 
 def at_end(w: jax.Array, x: jax.Array, segments: jax.Array) -> jax.Array:
     """float32[...]: the score of each row of x [..., T, D], read at its last token."""
-    end = last(segments)[..., None, None]
+    end = last(segments)[..., None, None]  # [..., 1, 1]
     return read(w, jnp.take_along_axis(x, end, axis=-2)[..., 0, :])

@@ -180,36 +180,34 @@ def _reference(
 
 
 def _paired(
-    cfg: Config, settings: dict[str, Any], found: responses.Read, batch: Choices
+    cfg: Config, settings: dict[str, Any], read: responses.Read, batch: Choices
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(sum over prompts, prompts that have a pair, sums) of losses of pairs."""
-    order, has = ordered(batch.rank, found.there)
-    # [B, K, K], and the same harmless numbers for both where there is no pair
-    first, second = (
-        preference.Response(*(jnp.where(order > 0, x, 1.0) for x in side))
-        for side in (
-            [x[:, :, None] for x in found.responses],
-            [x[:, None, :] for x in found.responses],
-        )
-    )
+    order, has = ordered(batch.rank, read.there)
+    # the same harmless numbers for both where there is no pair
+    rows, columns = [], []
+    for x in read.responses:
+        rows.append(jnp.where(order > 0, x[:, :, None], 1.0))  # [B, K, K] of response i
+        columns.append(jnp.where(order > 0, x[:, None, :], 1.0))  # [B, K, K] of response j
+    first, second = preference.Response(*rows), preference.Response(*columns)
 
     def each(chosen: preference.Response, rejected: preference.Response) -> jax.Array:
         if cfg.loss in preference.PAIRS:
             return preference.PAIRS[cfg.loss](chosen, rejected, **settings)
         return preference.BATCHES[cfg.loss](chosen, rejected, order, **settings)
 
-    certain = batch.preference[:, None, None]
+    certain = batch.preference[:, None, None]  # [B, 1, 1]
     mixed = certain * each(first, second) + (1 - certain) * each(second, first)
     total = jnp.sum(jnp.where(order > 0, order * mixed, 0.0))
-    return total, jnp.sum(has, dtype=precision.wide()), _sums(cfg, found.responses, order)
+    return total, jnp.sum(has, dtype=precision.wide()), _sums(cfg, read.responses, order)
 
 
 def ordered(rank: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(float32[B, K, K], bool[B]): how much the pair (i, j) counts, 1 / the prompt's pairs where i
     is ranked before j, else 0; and which prompts have a pair."""
-    both = there[:, :, None] & there[:, None, :]
+    both = there[:, :, None] & there[:, None, :]  # [B, K, K]
     before = both & (rank[:, :, None] < rank[:, None, :])
-    pairs = jnp.sum(before, axis=(1, 2), dtype=precision.wide())
+    pairs = jnp.sum(before, axis=(1, 2), dtype=precision.wide())  # [B]
     return before / jnp.maximum(pairs, 1.0)[:, None, None], pairs > 0
 
 
@@ -219,14 +217,14 @@ def _sums(cfg: Config, pair: preference.Response, order: jax.Array) -> dict[str,
     reward = cfg.beta * preference.ratio(pair)
     if cfg.loss in ("simpo", "orpo"):
         reward = reward / pair.tokens
-    chosen, rejected = jnp.sum(order, axis=2), jnp.sum(order, axis=1)
+    chosen, rejected = jnp.sum(order, axis=2), jnp.sum(order, axis=1)  # [B, K] each
     columns = {"reward": reward, "log_prob": pair.log_prob, "tokens": pair.tokens}
     sums = {}
     for name, column in columns.items():
         sums[f"{name}_chosen"] = jnp.sum(chosen * column)
         sums[f"{name}_rejected"] = jnp.sum(rejected * column)
     sums["margin"] = sums["reward_chosen"] - sums["reward_rejected"]
-    apart = jnp.sign(reward[:, :, None] - reward[:, None, :])
+    apart = jnp.sign(reward[:, :, None] - reward[:, None, :])  # [B, K, K]
     sums["accuracy"] = jnp.sum(order * (1 + apart) / 2)
     return sums | ({"nll": jnp.sum(chosen * pair.nll)} if "nll" in _settings(cfg.loss) else {})
 

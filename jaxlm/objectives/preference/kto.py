@@ -66,8 +66,9 @@ def loss(
     each = preference.kto(response.log_ratio, response.desirable, response.baseline, **settings)
     weight = jnp.sum(response.there, dtype=precision.wide())
     rewards = settings["beta"] * response.log_ratio
+    # [2, B]: desirable ones, then the others
     sorts = jnp.stack([response.there & response.desirable, response.there & ~response.desirable])
-    columns = jnp.stack([jnp.ones_like(rewards), rewards, response.log_prob])
+    columns = jnp.stack([jnp.ones_like(rewards), rewards, response.log_prob])  # [3, B]
     sums = {
         "baseline": weight * response.baseline,
         "labelled": jnp.einsum("sb,cb->sc", sorts.astype(precision.wide()), columns),

@@ -33,13 +33,13 @@ def read(
     """All responses of the batch, in one forward pass without dropout. reference [B, K] is from
     `summed`, or None where nothing is held to one. nll is of the response, or (text) of all targets
     with the prompt's."""
-    rows = log_probs.flat(batch)
+    rows = log_probs.flat(batch)  # [B * K, T] each
     hidden = log_probs.forward(model, params, rows)
     each = log_probs.log_probs(model, params, hidden.x, rows.targets, plan)
-    each = each.reshape(batch.targets.shape)
+    each = each.reshape(batch.targets.shape)  # [B, K, T]
     tokens = counted(batch)
-    there = (tokens > 0) & (batch.rank >= 0)
-    log_prob = jnp.sum(jnp.where(batch.weight > 0, each, 0.0), axis=-1)
+    there = (tokens > 0) & (batch.rank >= 0)  # [B, K]
+    log_prob = jnp.sum(jnp.where(batch.weight > 0, each, 0.0), axis=-1)  # [B, K]
     learnt = targets(batch) if text else batch.weight > 0
     nll = -jnp.sum(jnp.where(learnt, each, 0.0), axis=-1) / jnp.maximum(jnp.sum(learnt, -1), 1)
     values = preference.Response(
@@ -65,7 +65,7 @@ def counted(batch: Choices) -> jax.Array:
 
 def targets(batch: Choices) -> jax.Array:
     """bool[B, K, T]: whether a target is of the text, the prompt's among them."""
-    follows = jnp.pad(batch.segments[..., 1:], [(0, 0), (0, 0), (0, 1)])
+    follows = jnp.pad(batch.segments[..., 1:], [(0, 0), (0, 0), (0, 1)])  # [B, K, T]
     return ((batch.segments > 0) & (follows == batch.segments)) | (batch.weight > 0)
 
 

@@ -58,10 +58,10 @@ def build(cfg: Config, model: Model, plan: Plan = Plan()) -> Objective:
     def loss(
         params: param.Tree, frozen: param.Tree, batch: Choices, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        r = rewards(model, params, batch, key)
+        r = rewards(model, params, batch, key)  # [B, K]
         exists = (batch.segments > 0).any(-1) & (batch.rank >= 0)
         pairs = ranking.comparisons(batch.rank, batch.preference, batch.score, exists)
-        apart = ranking.differences(r)
+        apart = ranking.differences(r)  # [B, K, K]
         gap = apart - cfg.margin * pairs.margin
         each = ranking.cross_entropy(gap, pairs.target, cfg.smoothing)
         each += cfg.centre * (r[:, :, None] + r[:, None, :]) ** 2

@@ -267,11 +267,11 @@ def group_advantages(
         to_go = advantages.to_go(advantages.at_last(last, weight) - cost, weight, cfg.gamma)
         advantage = advantages.whiten(to_go, weight)
     else:
-        by_row = _ADVANTAGES[variant.advantage](reward, group)
+        by_row = _ADVANTAGES[variant.advantage](reward, group)  # [N]
         if not variant.counts_ties:
             at_mean = (by_row == 0) & ~advantages.alike(reward, group)
             by_row = jnp.where(at_mean, _SMALLEST, by_row)
-        advantage = jnp.where(sampled, by_row[:, None], 0.0)
+        advantage = jnp.where(sampled, by_row[:, None], 0.0)  # [N, T]
     return Advantages(advantage, jnp.where(sampled, reward[:, None], 0.0), metrics)
 
 
@@ -287,7 +287,7 @@ def shaped_score(cfg: Config, rows: Rollout, *, longest: int) -> jax.Array:
 
 def _ties(score: jax.Array, responded: jax.Array, group: int) -> jax.Array:
     """The share of groups that scored alike, of those with a response (`responded` bool[N])."""
-    real = jnp.repeat(jnp.any(responded.reshape(-1, group), axis=1), group)
+    real = jnp.repeat(jnp.any(responded.reshape(-1, group), axis=1), group)  # [N]
     return jnp.sum(real & advantages.alike(score, group)) / jnp.maximum(jnp.sum(real), 1)
 
 

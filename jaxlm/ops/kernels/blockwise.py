@@ -91,7 +91,7 @@ def _rows_first(q: jax.Array, kv: int) -> jax.Array:
 
 def _rows_back(parts: list[jax.Array], like: jax.Array) -> jax.Array:
     """Blocks [B,...,T,H] joined along T, as [B,T,N,H] in like's dtype."""
-    whole = jnp.moveaxis(jnp.concatenate(parts, axis=-2), -2, 1)
+    whole = jnp.moveaxis(jnp.concatenate(parts, axis=-2), -2, 1)  # [B,T,...,H]
     return whole.reshape(*like.shape[:3], whole.shape[-1]).astype(like.dtype)
 
 
@@ -125,7 +125,7 @@ def _forward(rule, biases, q, k, v, q_at, k_at, sinks, weights):
         peak = masks.peak(scores, allowed)
         if sinks is not None:
             peak = jnp.maximum(peak, _per_head(sinks, kv))
-        mass = masks.mass(scores, allowed, peak)
+        mass = masks.mass(scores, allowed, peak)  # [B,K,G,T,S]
         total = jnp.sum(mass, axis=-1, keepdims=True)  # [B,K,G,T,1]
         if sinks is not None:
             total = total + jnp.exp(_per_head(sinks, kv) - peak)
@@ -148,8 +148,9 @@ def _backward(rule, biases, saved, g):
     # ds as they are stored, and only that of dq a transpose
     for i, (rows, keys) in enumerate(blocks):
         q_rows, g_rows = heads[:, :, :, rows], g_heads[:, :, :, rows]
-        scores = masks.bent(_dot(k_heads[:, :, keys], q_rows, (3,), (4,)), rule)
+        scores = masks.bent(_dot(k_heads[:, :, keys], q_rows, (3,), (4,)), rule)  # [B,K,S,G,T]
         seen = jnp.moveaxis(_seen(q_at, k_at, rows, keys, rule), -1, 2)  # [B,1,S,1,T]
+        # [B,K,1,G,T]
         log_rows, inner_rows = (a[:, :, None, :, rows, 0] for a in (log_total, inner))
         biased = scores
         if biases is not None:
@@ -183,9 +184,9 @@ def _of_sinks(sinks, log_total, inner):
 def _inner(out: jax.Array, g: jax.Array) -> jax.Array:
     """The sum of p * dp over keys, float32[B,T,N,1]: the product of output and cotangent."""
     heads, head = out.shape[2:]
-    product = (out.astype(precision.wide()) * g).reshape(*out.shape[:2], -1)
+    product = (out.astype(precision.wide()) * g).reshape(*out.shape[:2], -1)  # [B,T,N*H]
     # a product with ones for each head: on CPU ten times as fast as a sum of its few elements
-    ones = jnp.repeat(jnp.eye(heads, dtype=precision.wide()), head, axis=0)
+    ones = jnp.repeat(jnp.eye(heads, dtype=precision.wide()), head, axis=0)  # [N*H,N]
     return jnp.matmul(product, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 

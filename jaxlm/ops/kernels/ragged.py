@@ -41,11 +41,13 @@ def _multiply(x, w, sizes, dtype, side):
     """x times w over w's inputs (side 0) or its outputs (side 1)."""
     size = _tile(x.shape[0], w.shape[0])
     visits = _visits(sizes, x.shape[0], size)
-    padded = jnp.pad(x, ((0, -x.shape[0] % size), (0, 0)))
+    padded = jnp.pad(x, ((0, -x.shape[0] % size), (0, 0)))  # [tiles size, D]
 
     def visit(out, at):
         rows = _rows(padded, at, size)
-        y = _dot(rows, w[at.group].astype(x.dtype), ((1,), (side,))).astype(dtype)
+        y = _dot(rows, w[at.group].astype(x.dtype), ((1,), (side,))).astype(
+            dtype
+        )  # [size, F], of side 1 [size, D]
         old = jax.lax.dynamic_slice_in_dim(out, at.tile * size, size)
         return jax.lax.dynamic_update_slice_in_dim(out, old + y, at.tile * size, 0), None
 
@@ -62,7 +64,7 @@ def _backward(dtype, saved, g):
     g = g.astype(x.dtype)
     size = _tile(x.shape[0], w.shape[0])
     padding = ((0, -x.shape[0] % size), (0, 0))
-    x_tiles, g_tiles = jnp.pad(x, padding), jnp.pad(g, padding)
+    x_tiles, g_tiles = jnp.pad(x, padding), jnp.pad(g, padding)  # [tiles size, D], [tiles size, F]
 
     def visit(dw, at):
         y = _dot(_rows(x_tiles, at, size), _rows(g_tiles, at, size), ((0,), (0,)))  # [D, F]
@@ -87,11 +89,11 @@ def _visits(sizes: jax.Array, rows: int, size: int) -> _Visits:
     groups = sizes.shape[0]
     # every group but the first may begin within a tile that another one has met
     count = -(-rows // size) + min(groups, rows) - 1
-    ends = jnp.cumsum(sizes)
+    ends = jnp.cumsum(sizes)  # [E]
     starts = ends - sizes
-    each = jnp.where(sizes > 0, (ends - 1) // size - starts // size + 1, 0)
+    each = jnp.where(sizes > 0, (ends - 1) // size - starts // size + 1, 0)  # [E] tiles
     done = jnp.cumsum(each)
-    visit = jnp.arange(count)
+    visit = jnp.arange(count)  # [visits]
     group = jnp.minimum(jnp.searchsorted(done, visit, side="right"), groups - 1)
     tile = starts[group] // size + visit - (done - each)[group]
     tile = jnp.where(visit < done[-1], tile, 0)
@@ -102,8 +104,8 @@ def _visits(sizes: jax.Array, rows: int, size: int) -> _Visits:
 def _rows(x: jax.Array, at: _Visits, size: int) -> jax.Array:
     """A tile of x, with 0 for the rows of other groups."""
     row = at.tile * size + jnp.arange(size)
-    mine = (at.first <= row) & (row < at.last)
-    tile = jax.lax.dynamic_slice_in_dim(x, at.tile * size, size)
+    mine = (at.first <= row) & (row < at.last)  # [size]
+    tile = jax.lax.dynamic_slice_in_dim(x, at.tile * size, size)  # [size, D]
     return jnp.where(mine[:, None], tile, 0)
 
 

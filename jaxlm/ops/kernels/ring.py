@@ -66,14 +66,20 @@ def deal(x: Any, axis: str, size: int) -> Any:
 
 def undeal(x: jax.Array, axis: str, size: int) -> jax.Array:
     """The array as it was before `deal`."""
-    first, second = ([(to, at) for at, to in route] for route in _routes(size))
-    return _exchange(x, axis, first, second)
+    back = []
+    for route in _routes(size):
+        back.append([(receiver, sender) for sender, receiver in route])
+    return _exchange(x, axis, *back)
 
 
 def _routes(size: int) -> list[list[tuple[int, int]]]:
     """Routes of the first and the second half of every device: [(from, to), ...] of each."""
-    owner = [min(half, 2 * size - 1 - half) for half in range(2 * size)]
-    return [[(i, owner[2 * i + part]) for i in range(size)] for part in (0, 1)]
+    first, second = [], []
+    for device in range(size):
+        # halves 2 i and 2 i + 1 go to their owners: of 4 devices 0 1 2 3 3 2 1 0
+        for route, half in ((first, 2 * device), (second, 2 * device + 1)):
+            route.append((device, min(half, 2 * size - 1 - half)))
+    return [first, second]
 
 
 def _exchange(x, axis, first, second):
@@ -152,7 +158,7 @@ def _backward(ring, bias, saved, g):
     dk, dv = (_keys_back(x, like) for x, like in zip(_rotate(grads, ring), (k, v), strict=True))
     dsinks = None
     if sinks is not None:  # a sink's probability is lost to a key whose value is 0
-        p = jnp.exp(_per_head(sinks, k.shape[2]) - log)
+        p = jnp.exp(_per_head(sinks, k.shape[2]) - log)  # [n,B,K,G,T,1]
         dsinks = -jnp.sum(p * inner, axis=(0, 1, 4, 5)).reshape(sinks.shape).astype(sinks.dtype)
     return _rows_back(dq, q), dk, dv, None, None, dsinks, dweights
 
@@ -255,7 +261,7 @@ def _start(rows: _Rows, width: int, sinks: jax.Array | None) -> _State:
     out = jnp.zeros((*shape, width), dtype)
     if sinks is None:
         return _State(jnp.full((*shape, 1), -jnp.inf, dtype), jnp.zeros((*shape, 1), dtype), out)
-    peak = jnp.broadcast_to(_per_head(sinks, shape[2]), (*shape, 1))
+    peak = jnp.broadcast_to(_per_head(sinks, shape[2]), (*shape, 1))  # [n,B,K,G,T,1]
     return _State(peak, jnp.ones((*shape, 1), dtype), out)
 
 
@@ -292,7 +298,7 @@ def _rows_back(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def _keys_back(x: jax.Array, like: jax.Array) -> jax.Array:
     """Blocks [n,B,K,S,H] as [B,n*S,K,H] in like's dtype."""
-    whole = jnp.moveaxis(jnp.swapaxes(x, 2, 3), 0, 1)
+    whole = jnp.moveaxis(jnp.swapaxes(x, 2, 3), 0, 1)  # [B,n,S,K,H]
     return whole.reshape(like.shape).astype(like.dtype)
 
 

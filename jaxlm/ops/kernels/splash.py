@@ -47,7 +47,7 @@ def attend(
     out = jax.vmap(run, in_axes=(0, 0, 0, 0, None))(
         *heads, splash_attention.SegmentIds(*rows), sinks
     )
-    out = jnp.swapaxes(out[:, :, :length], 1, 2)
+    out = jnp.swapaxes(out[:, :, :length], 1, 2)  # [B,T,N,H]
     # padding is a segment like others to the kernel, and a row that sees nothing sees everything
     query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]
     sees = jnp.any((query == key) & (query != 0), axis=-1)

@@ -103,7 +103,7 @@ def at_last(score: jax.Array, weight: jax.Array) -> jax.Array:
     """float32[B, T]: score [B] at the last place of each row with weight 1, 0 elsewhere. It is lost
     in a row without one."""
     there = weight > 0
-    left = jnp.cumsum(there[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
+    left = jnp.cumsum(there[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]  # [B, T] that are left
     return jnp.where(there & (left == 1), score[:, None], 0.0)
 
 
@@ -142,9 +142,9 @@ def _groups(score: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax.Arr
             f"score {list(score.shape)} does not consist of groups of {group}; a group has at "
             "least 2 responses, and all have as many"
         )
-    rows = score.astype(precision.wide()).reshape(-1, group)
-    equal = jnp.all(rows == rows[:, :1], axis=1)
-    mean = jnp.mean(rows, axis=1, keepdims=True)
+    rows = score.astype(precision.wide()).reshape(-1, group)  # [N / group, group]
+    equal = jnp.all(rows == rows[:, :1], axis=1)  # [N / group]
+    mean = jnp.mean(rows, axis=1, keepdims=True)  # [N / group, 1]
     return rows, jnp.where(equal[:, None], rows[:, :1], mean), equal
 
 

@@ -133,8 +133,8 @@ def _pieces(arrays, chunk):
 
     def cut(a):
         padding = [(0, 0), (0, count * columns - time)] + [(0, 0)] * (a.ndim - 2)
-        a = jnp.pad(a, padding).reshape(batch, columns, count, *a.shape[2:])
-        return jnp.moveaxis(a, 2, 0)
+        a = jnp.pad(a, padding).reshape(batch, columns, count, *a.shape[2:])  # [B,C,pieces,...]
+        return jnp.moveaxis(a, 2, 0)  # [pieces,B,C,...]
 
     return tuple(cut(a) for a in arrays)
 
@@ -176,7 +176,7 @@ def _value_and_slope(logits, target, weight, z_loss):
     weight = weight.astype(precision.wide())
     peak = jnp.max(logits, axis=-1)  # [B,C]
     mass = jnp.exp(logits - peak[..., None])  # [B,C,V]
-    total = jnp.sum(mass, axis=-1)
+    total = jnp.sum(mass, axis=-1)  # [B,C]
     log_z = peak + jnp.log(total)
     ours = at_target(logits, target)
     sums = {

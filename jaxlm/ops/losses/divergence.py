@@ -69,7 +69,8 @@ def coarse(log_probs: jax.Array, ids: jax.Array) -> jax.Array:
     vocab, k = log_probs.shape[-1], ids.shape[-1]
     if k == vocab:
         return kept
-    rows = log_probs.reshape(-1, vocab)
+    rows = log_probs.reshape(-1, vocab)  # [rows, V]
+    # [rows, V] without the k outcomes
     without = rows.at[jnp.arange(len(rows))[:, None], ids.reshape(-1, k)].set(-jnp.inf)
     rest = jax.nn.logsumexp(without, axis=-1).reshape(*kept.shape[:-1], 1)  # [..., 1]
-    return jnp.concatenate([kept, rest], axis=-1)
+    return jnp.concatenate([kept, rest], axis=-1)  # [..., k + 1]

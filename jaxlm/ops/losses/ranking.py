@@ -30,9 +30,9 @@ def comparisons(
     hold no text. A tie is no comparison."""
     there = exists & (rank >= 0)
     pair = there[:, :, None] & there[:, None, :] & (rank[:, :, None] < rank[:, None, :])
-    weight = pair.astype(precision.wide())
+    weight = pair.astype(precision.wide())  # [B, K, K]
     weight /= jnp.maximum(jnp.sum(weight, axis=(1, 2), keepdims=True), 1.0)
-    margin = jnp.where(pair, score[:, :, None] - score[:, None, :], 0.0)
+    margin = jnp.where(pair, score[:, :, None] - score[:, None, :], 0.0)  # [B, K, K]
     return Comparisons(weight, preference[:, None, None], margin)
 
 
@@ -87,7 +87,7 @@ def reliability(pairs: Comparisons, difference: jax.Array, bins: int) -> jax.Arr
     confidence = jax.nn.sigmoid(jnp.abs(difference))
     at = jnp.clip((2 * bins * (confidence - 0.5)).astype(jnp.int32), 0, bins - 1)
     right = agreement(difference, jnp.broadcast_to(pairs.target, difference.shape))
-    each = jnp.stack([jnp.ones_like(confidence), confidence, right], axis=-1)
+    each = jnp.stack([jnp.ones_like(confidence), confidence, right], axis=-1)  # [B, K, K, 3]
     each = jnp.where(pairs.weight[..., None] > 0, pairs.weight[..., None] * each, 0.0)
     return jnp.zeros((bins, 3)).at[at.reshape(-1)].add(each.reshape(-1, 3))
 

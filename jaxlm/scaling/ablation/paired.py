@@ -109,18 +109,6 @@ def detectable(sd: float, pairs: int, alpha: float = 0.05, wanted: float = 0.8) 
     )
 
 
-def pairs_for(size: float, sd: float, alpha: float = 0.05, wanted: float = 0.8) -> int:
-    """The fewest pairs that find an effect of `size` nats with probability `wanted`.
-
-    Raises: as `power`; ValueError if 10,000 do not suffice.
-    """
-    _share("wanted", wanted)
-    for pairs in range(2, 10_001):
-        if power(size, sd, pairs, alpha) >= wanted:
-            return pairs
-    raise ValueError(f"size={size}: 10,000 pairs do not find it among differences of sd {sd}")
-
-
 # --- Looking more than once ------------------------------------------------------------------
 
 

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import table
+from jaxlm.scaling import study_parts, table
 from jaxlm.scaling.approaches import frontier, isoflop
 from jaxlm.scaling.laws import fitting, loss_laws, optimum
-from jaxlm.scaling.study_record import Record
 
 # Numbers of the highest losses that the outlier table leaves out.
 OUTLIERS = (0, 2, 3, 5, 10, 20)
@@ -31,16 +30,16 @@ Array = np.ndarray
 class Front(NamedTuple):
     """Approach 1's result, or why there is none."""
 
-    found: frontier.Envelope | None
+    envelope: frontier.Envelope | None
     """The lower envelope."""
     skipped: str
     """Reason why it is None; "" if it is not."""
 
     def points(self) -> table.Table | None:
         """The frontier as a table of its own, for laws of compute; None without one."""
-        if self.found is None:
+        if self.envelope is None:
             return None
-        f = self.found
+        f = self.envelope
         at = np.arange(len(f.flops))
         if f.curves and len(at) > CURVE_POINTS:
             at = np.unique(np.linspace(0, len(at) - 1, CURVE_POINTS).round().astype(int))
@@ -94,73 +93,70 @@ def compare(
     target: float,
     per: float,
     level: float,
-) -> Record:
-    """{approach: {exponent, interval, ...} or {skipped: why}}.
+) -> dict[str, study_parts.Approach]:
+    """{approach: its result, or why there is none}.
 
     first, second: results of approaches 1 and 2 on t. parametric: {law: (theta [k], draws [R, k])}
     of laws with an optimum, whose exponent is taken at `target` FLOPs.
     """
-    out: Record = {"envelope": _envelope(first, target, level)}
+    out: dict[str, study_parts.Approach] = {"envelope": _envelope(first, target, level)}
     for name, other in second.items():
         out[name] = _isoflop(t, other, target, level)
     for law, (theta, draws) in parametric.items():
         best = optimum.at(law, theta, target, per=per)
         if not np.isfinite([best.exponent, best.params]).all():
             # a term that does not fall, as of runs whose loss rises or is all one
-            out[f"parametric {law}"] = {"skipped": "the form as fitted has no optimum"}
+            out[f"parametric {law}"] = study_parts.Skipped("the form as fitted has no optimum")
             continue
         many = optimum.at(law, draws, target, per=per) if len(draws) else None
-        out[f"parametric {law}"] = {
-            "exponent": float(best.exponent),
-            "interval": None if many is None else interval(many.exponent, level),
-            "params": float(best.params),
-            "params_interval": None if many is None else interval(many.params, level),
-        }
+        out[f"parametric {law}"] = study_parts.Parametric(
+            exponent=float(best.exponent),
+            interval=None if many is None else interval(many.exponent, level),
+            params=float(best.params),
+            params_interval=None if many is None else interval(many.params, level),
+        )
     return out
 
 
-def interval(draws: Array, level: float) -> list[float] | None:
-    """[low, high] percentiles of draws [R]; None if fewer than two are finite."""
+def interval(draws: Array, level: float) -> tuple[float, float] | None:
+    """(low, high) percentiles of draws [R]; None if fewer than two are finite."""
     finite = draws[np.isfinite(draws)]
     if len(finite) < 2:
         return None
     low, high = np.percentile(finite, (50 * (1 - level), 50 * (1 + level)))
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
-def _power(exponent: float, intercept: float, draws: Array, target: float, level: float) -> Record:
-    """Predictions of a power law N* = exp(intercept) C^exponent, with intervals."""
+def _power(
+    law: frontier.Envelope | isoflop.IsoFlop, target: float, level: float
+) -> tuple[float, float, study_parts.Interval, float, study_parts.Interval]:
+    """(exponent, intercept, interval, N* at the target, interval): the first fields of the record's
+    Envelope and IsoFlop."""
     c = np.log(target)
-    return {
-        "exponent": exponent,
-        "intercept": intercept,
-        "interval": interval(draws[:, 0], level),
-        "params": float(np.exp(intercept + exponent * c)),
-        "params_interval": interval(np.exp(draws[:, 1] + draws[:, 0] * c), level),
-    }
+    return (
+        law.exponent,
+        law.intercept,
+        interval(law.draws[:, 0], level),
+        float(np.exp(law.intercept + law.exponent * c)),
+        interval(np.exp(law.draws[:, 1] + law.draws[:, 0] * c), level),
+    )
 
 
-def _envelope(first: Front, target: float, level: float) -> Record:
-    f = first.found
+def _envelope(first: Front, target: float, level: float) -> study_parts.Approach:
+    f = first.envelope
     if f is None:
-        return {"skipped": first.skipped}
-    return _power(f.exponent, f.intercept, f.draws, target, level) | {
-        "curves": f.curves,
-        "r2": f.r2,
-        "flops": f.flops,
-        "params_at": f.params,
-        "loss": f.loss,
-    }
+        return study_parts.Skipped(first.skipped)
+    power = _power(f, target, level)
+    return study_parts.Envelope(*power, f.curves, f.r2, f.flops, f.params, f.loss)
 
 
-def _isoflop(t: table.Table, found: isoflop.IsoFlop | str, target: float, level: float) -> Record:
-    if isinstance(found, str):
-        return {"skipped": found}
-    return _power(found.exponent, found.intercept, found.draws, target, level) | {
-        "noise": found.noise,
-        "budgets": isoflop.budgets(t),
-        "minima": [{k: v for k, v in m._asdict().items() if k != "draws"} for m in found.minima],
-    }
+def _isoflop(
+    t: table.Table, result: isoflop.IsoFlop | str, target: float, level: float
+) -> study_parts.Approach:
+    if isinstance(result, str):
+        return study_parts.Skipped(result)
+    power = _power(result, target, level)
+    return study_parts.IsoFlop(*power, result.noise, tuple(isoflop.budgets(t)), result.minima)
 
 
 def outliers(
@@ -171,7 +167,7 @@ def outliers(
     per: float,
     fixed: Mapping[str, float] = {},
     near: fitting.Fit | None = None,
-) -> list[Record]:
+) -> list[study_parts.Outlier]:
     """One row for each count of highest losses left out: exponents, and D/N at the target.
 
     How outliers are treated moves the optimum of Hoffmann et al. 2022's runs more than the
@@ -190,21 +186,21 @@ def outliers(
     for count in counts:
         rest = table.take(t, np.sort(order[count:]))
         problems.append(fitting.problem(law, rest, delta, fixed=fixed, near=near))
-    rows: list[Record] = []
+    rows: list[study_parts.Outlier] = []
     for count, refit in zip(counts, fitting.fit_all(law, problems)):
         best = optimum.at(law.name, fitting.values(refit), target, per=per)
         rows.append(
-            {
-                "dropped": count,
-                "points": len(order) - count,
-                "law": law.name,
-                "theta": refit.theta,
-                "objective": refit.objective,
-                "failed": refit.failed,
-                "exponent": float(best.exponent),
-                "params": float(best.params),
-                "tokens_per_parameter": float(best.tokens / best.params),
-                "loss": float(best.loss),
-            }
+            study_parts.Outlier(
+                dropped=count,
+                points=len(order) - count,
+                law=law.name,
+                theta=refit.theta,
+                objective=refit.objective,
+                failed=refit.failed,
+                exponent=float(best.exponent),
+                params=float(best.params),
+                tokens_per_parameter=float(best.tokens / best.params),
+                loss=float(best.loss),
+            )
         )
     return rows

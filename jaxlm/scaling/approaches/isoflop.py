@@ -1,8 +1,8 @@
 """Approach 2: the best size of each compute budget, and its power law N*(C) = k C^a.
 
-    found = isoflop.fit(t, "akima", noise=0.002, replicates=1000, seed=0)
-    found.exponent, found.interval                # a and its 95 % interval
-    [m.left_out for m in found.minima]            # why a budget was not used, or ""
+    result = isoflop.fit(t, "akima", noise=0.002, replicates=1000, seed=0)
+    result.exponent, result.interval                # a and its 95 % interval
+    [m.left_out for m in result.minima]            # why a budget was not used, or ""
 
 parabola7   loss as a parabola in log N through the lowest point and three on each side
             (Hoffmann et al. 2022, section 3.2, fit one per budget)
@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxlm.scaling.study_parts import Minimum
 from jaxlm.scaling.table import Table
 
 Method = Literal["parabola7", "parabola", "akima"]
@@ -32,27 +33,6 @@ LEAST_SD = 0.33
 # A minimum so far below every loss of its budget is the spline's, between sizes nearly the same.
 OVERSHOOT = 0.98
 SIDE = 3  # points on each side of the lowest one, of parabola7
-
-
-class Minimum(NamedTuple):
-    """The lowest loss of one budget."""
-
-    flops: float
-    """The budget: the geometric mean of its points' C."""
-    params: float
-    """N*; nan where left out."""
-    tokens: float
-    """D* at N*."""
-    loss: float
-    """Nats per token."""
-    sd: float
-    """Standard deviation of log N* over the noise replicas; nan without noise."""
-    draws: np.ndarray
-    """[R] log N* of the replicas whose minimum is inside."""
-    sizes: int
-    """Different N."""
-    left_out: str
-    """Reason why the power law is fitted without this budget; "" where it is not."""
 
 
 class Power(NamedTuple):
@@ -119,7 +99,7 @@ def fit(
         raise ValueError(f"noise, replicates: {noise}, {replicates} given; 0 or more are needed")
     random = np.random.default_rng(seed)
     times = replicates if noise > 0 else 0
-    minima = tuple(_minimum(t, g, method, noise, times, random) for g in groups)
+    minima, replicas = zip(*(_minimum(t, g, method, noise, times, random) for g in groups))
     used = [m for m in minima if not m.left_out]
     if len(used) < 2:
         reasons = "; ".join(f"{m.flops:.4g}: {m.left_out or 'used'}" for m in minima)
@@ -133,8 +113,9 @@ def fit(
     draws = np.empty((0, 2))
     if times:
         # the replicas of a budget whose minimum is inside are fewer where it is near an end
-        n = min(len(m.draws) for m in used)
-        y = np.array([m.draws[:n] for m in used]).T
+        kept = [log_n for m, log_n in zip(minima, replicas) if not m.left_out]
+        n = min(map(len, kept))
+        y = np.array([log_n[:n] for log_n in kept]).T  # [n, budgets]
         middle, level = np.average(c, weights=weights), np.average(y, 1, weights)
         x = weights * (c - middle)
         slope = (y - level[:, None]) @ x / (x @ (c - middle))
@@ -224,7 +205,8 @@ def _minimum(
     noise: float,
     times: int,
     random: np.random.Generator,
-) -> Minimum:
+) -> tuple[Minimum, np.ndarray]:
+    """(the minimum of a budget, [R] log N* of the noise replicas whose minimum is inside)."""
     c = t.flops[group]
     flops = float(np.exp(np.mean(np.log(c))))
     per = float(np.median(c / (t.params[group] * t.tokens[group])))
@@ -232,37 +214,38 @@ def _minimum(
     drawn = random.standard_normal((len(n), times)) * noise + loss[:, None]
     # a diverged run can make the noise as large as the loss, and a loss is above 0
     drawn = np.maximum(drawn, loss[:, None] / 100)
-    none = Minimum(flops, np.nan, np.nan, np.nan, np.nan, np.empty(0), len(n), "")
+
+    def without(reason: str) -> tuple[Minimum, np.ndarray]:
+        return Minimum(flops, np.nan, np.nan, np.nan, np.nan, len(n), reason), np.empty(0)
+
     if len(n) < SIZES:
-        return none._replace(left_out=f"{len(n)} sizes; {SIZES} are needed")
+        return without(f"{len(n)} sizes; {SIZES} are needed")
     at = _akima if method == "akima" else _parabola
     part = _near(loss) if method == "parabola7" else slice(None)
     if part != slice(None) and len(n[part]) < SIZES:
-        return none._replace(left_out="its lowest point is an end of its sizes")
+        return without("its lowest point is an end of its sizes")
     x, low, step = at(np.log(n[part]), loss[part, None])
     if np.isnan(x[0]):
-        why = f"no minimum between its sizes {n[0]:.4g} and {n[-1]:.4g}"
-        return none._replace(left_out=why)
+        return without(f"no minimum between its sizes {n[0]:.4g} and {n[-1]:.4g}")
     centre, floor, sd, draws = x[0], low[0], np.nan, np.empty(0)
     if times:
         many, lows, _ = at(np.log(n[part]), drawn[part])
         inside = ~np.isnan(many)
         if 2 * inside.sum() < times:
-            why = f"{inside.mean():.0%} of noise replicas have a minimum between its sizes"
-            return none._replace(left_out=why)
+            share = f"{inside.mean():.0%} of noise replicas"
+            return without(f"{share} have a minimum between its sizes")
         draws = many[inside]
         if method == "akima":
             centre, floor = np.median(draws), np.median(lows[inside])
     if floor < OVERSHOOT * loss.min():
-        why = (
+        return without(
             f"its curve runs to {floor:.3g} between sizes whose lowest loss is {loss.min():.4g}: "
             "two sizes nearly agree, and their losses do not"
         )
-        return none._replace(left_out=why)
     if times:
         sd = max(float(np.std(draws)), LEAST_SD * step) / inside.mean()
     best = float(np.exp(centre))
-    return Minimum(flops, best, flops / (per * best), float(floor), sd, draws, len(n), "")
+    return Minimum(flops, best, flops / (per * best), float(floor), sd, len(n), ""), draws
 
 
 def _akima(x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -24,7 +24,7 @@ def params(cfg: models.AnyConfig, how: str) -> float:
 
     Raises: ValueError for "given", which no Config determines, and for any other name.
     """
-    _told("params", how)
+    _refuse_given("params", how)
     if how == "total":
         return flops.active(cfg)
     part = flops.per_token(cfg, 1)
@@ -36,7 +36,7 @@ def per_token(cfg: models.AnyConfig, seq: int, how: Counting) -> float:
 
     Raises: ValueError as `params`; for seq below 1.
     """
-    _told("flops", how.flops)
+    _refuse_given("flops", how.flops)
     n = params(cfg, how.params)
     if how.flops == "exact causal":
         return flops.per_token(cfg, seq).training
@@ -44,7 +44,7 @@ def per_token(cfg: models.AnyConfig, seq: int, how: Counting) -> float:
     return 6 * n + (flops.TRAINING * full.attention if how.flops == "6ND+attention" else 0.0)
 
 
-def _told(field: str, how: str) -> None:
+def _refuse_given(field: str, how: str) -> None:
     known(Counting(**{field: how}))
     if how == "given":
         raise ValueError(f"counting.{field}: 'given' does not say how to count a Config")

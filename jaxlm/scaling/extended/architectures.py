@@ -77,9 +77,9 @@ def run(
         else ([v[held] for v in x], y[held])
     )
     seen = [v[~held] for v in x], y[~held]
-    whole = fit(form, x, y)
-    tried = whole if test is not None else fit(form, *seen)
-    draws = resample(form, whole, x, y, replicates, seed)
+    fitted = fit(form, x, y)
+    tested = fitted if test is not None else fit(form, *seen)
+    draws = resample(form, fitted, x, y, replicates, seed)
     low, high = bootstrap.interval(draws, level)
     names = (*form.linear, *form.others)
     return {
@@ -87,15 +87,16 @@ def run(
         "source": form.source,
         "rows": len(y),
         "theta": {
-            k: [float(whole.theta[i]), [float(low[i]), float(high[i])]] for i, k in enumerate(names)
+            k: [float(fitted.theta[i]), [float(low[i]), float(high[i])]]
+            for i, k in enumerate(names)
         },
-        "rmse": whole.rmse,
-        "reached": whole.reached,
+        "rmse": fitted.rmse,
+        "reached": fitted.reached,
         "test": {
             "rows": len(unseen[1]),
             "fitted": len(seen[1]),
             "of": "the test file" if test is not None else "the largest inputs",
-            **_errors(form, tried, *unseen),
+            **_errors(form, tested, *unseen),
         },
     }
 

@@ -133,15 +133,15 @@ def _model(count: int) -> Callable[..., Any]:
 
 def alone(t: table.Table, member: Array, count: int, delta: float) -> Pooled:
     """Every group by itself. Raises: ValueError where a fit does not converge."""
-    result = [
+    fits = [
         fitting.fit(loss_laws.CHINCHILLA, table.take(t, member == i), delta=delta)
         for i in range(count)
     ]
-    for one in result:
-        if one.failed:
-            raise ValueError(f"--pool: {one.failed}")
-    theta = np.stack([fitting.values(one) for one in result])
-    return Pooled(np.inf, theta, float(sum(one.objective for one in result)))
+    for single in fits:
+        if single.failed:
+            raise ValueError(f"--pool: {single.failed}")
+    theta = np.stack([fitting.values(single) for single in fits])
+    return Pooled(np.inf, theta, float(sum(single.objective for single in fits)))
 
 
 def fit(t: table.Table, member: Array, first: Pooled, spread: float, delta: float) -> Pooled:
@@ -153,10 +153,10 @@ def fit(t: table.Table, member: Array, first: Pooled, spread: float, delta: floa
     if np.isinf(spread):
         return first
     problem, free = _problem(t, member, first, spread, delta)
-    one = fitting.values(fitting.fit(loss_laws.CHINCHILLA, t, delta=delta))
+    common = fitting.values(fitting.fit(loss_laws.CHINCHILLA, t, delta=delta))
     mean = first.theta.copy()
     mean[:, 3:] = np.exp(np.log(first.theta[:, 3:]).mean(0))
-    places = [first.theta if spread else mean, np.tile(one, (problem.count, 1))]
+    places = [first.theta if spread else mean, np.tile(common, (problem.count, 1))]
     start = np.stack([_internal(theta, problem) for theta in places])
     solved = solve.minimise(
         _model(problem.count),

@@ -77,23 +77,23 @@ def studied(t: table.Table, options: Options) -> table.Table:
     return kept._replace(notes=(*kept.notes, note))
 
 
-def run(t: table.Table, options: Options, record: Record) -> Record:
+def run(t: table.Table, options: Options, record: Record) -> dict[str, Any]:
     """{analysis: its record} of the analyses requested, from the study's table and record.
 
     Raises: ValueError as `check`, and where the rows are too few for an analysis.
     """
     check(t, options)
-    used = table.take(studied(t, options), np.asarray(record["points"]["used"], bool))
+    used = table.take(studied(t, options), record.points.used)
     setting = _setting(used, record)
-    out: Record = {}
+    out: dict[str, Any] = {}
     if options.accuracy is not None or options.error is not None:
-        law = _law(options.accuracy_law, record["law"], "--accuracy-law")
+        law = _law(options.accuracy_law, record.law, "--accuracy-law")
         request = _accuracy(used, options, law, _plan(record))
         out["accuracy"] = accuracy.run(used, request, setting)
     if options.multiplier is not None:
         out["multiplier"] = recipes.run(used, options.multiplier, options.baseline, setting)
     if options.losses is not None:
-        law = _law(None, record["law"], "--law")
+        law = _law(None, record.law, "--law")
         out["losses"] = losses.run(used, options.losses, law, setting)
     if options.pool is not None:
         out["pool"] = groups.run(used, options.pool, setting)
@@ -107,7 +107,7 @@ def run(t: table.Table, options: Options, record: Record) -> Record:
 
 def alone(
     path: pathlib.Path, options: Options, columns: Mapping[str, str], study: StudyOptions
-) -> Record | None:
+) -> dict[str, Any] | None:
     """{analysis: its record} of an analysis that reads a file without N, D and a loss, in place of
     a study; None where none is requested.
 
@@ -145,7 +145,7 @@ def alone(
     return None
 
 
-def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
+def save(folder: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
     """Write extended.json, of an analysis without a study; its path. Raises: io.WriteError."""
     io.make_folder(folder)
     path = folder / "extended.json"
@@ -153,7 +153,7 @@ def save(folder: pathlib.Path, record: Record) -> pathlib.Path:
     return path
 
 
-def text(record: Record) -> str:
+def text(record: dict[str, Any]) -> str:
     """The report of all analyses in a record of `run`."""
     parts = [TEXTS[name](value) for name, value in record.items()]
     return "\n\n".join(parts)
@@ -173,17 +173,17 @@ TEXTS: dict[str, Any] = {
 
 
 def _setting(t: table.Table, record: Record) -> Setting:
-    options = record["options"]
-    delta, holdout = options["delta"], options["holdout"]
+    options = record.options
+    assert options.target is not None  # analysis.run puts it in
     return Setting(
-        target=options["target"],
-        per=record["per"],
-        holdout=backtest.threshold(t) if holdout is None else holdout,
-        delta=np.inf if delta is None else delta,
-        replicates=options["replicates"],
-        level=options["level"],
-        seed=options["seed"],
-        clusters=options["bootstrap"] == "cluster",
+        target=options.target,
+        per=record.per,
+        holdout=backtest.threshold(t) if options.holdout is None else options.holdout,
+        delta=options.delta,
+        replicates=options.replicates,
+        level=options.level,
+        seed=options.seed,
+        clusters=options.bootstrap == "cluster",
     )
 
 
@@ -207,8 +207,8 @@ def _law(name: str | None, planner: str, flag: str) -> str:
 
 def _plan(record: Record) -> tuple[tuple[float, float], ...]:
     """(N*, D*) at the target, as the study plans."""
-    plan = record["plan"]
-    return ((float(plan["params"]["value"]), float(plan["tokens"]["value"])),)
+    plan = record.planned
+    return ((plan.params.value, plan.tokens.value),)
 
 
 def rows(t: table.Table, flag: str, condition: str) -> np.ndarray:

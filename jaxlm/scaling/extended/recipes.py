@@ -52,8 +52,8 @@ def run(t: table.Table, column: str, baseline: str | None, setting: Setting) -> 
     Raises: ValueError naming the column or recipe that cannot be used.
     """
     names, member = recipes(t, column, baseline)
-    one = np.log(t.tokens / t.params)
-    by_compute = bool(one.max() - one.min() < np.log(RATIO))
+    ratio = np.log(t.tokens / t.params)
+    by_compute = bool(ratio.max() - ratio.min() < np.log(RATIO))
     per = np.array(
         [np.median((t.flops / (t.params * t.tokens))[member == i]) for i in range(len(names))]
     )
@@ -313,10 +313,10 @@ def text(record: Record) -> str:
         f"compute multiplier over {record['column']} = {record['baseline']}: {record['law']}, "
         f"recipes share {record['shared']} (the most that BIC allows)"
     ]
-    for shared, one in record["fits"].items():
+    for shared, joint in record["fits"].items():
         marked = f"{shared} *" if shared == record["shared"] else shared
-        lines.append(f"  {marked}: BIC {_short(one['bic'])}, {one['parameters']} parameters")
-        for name, values in one["multipliers"].items():
+        lines.append(f"  {marked}: BIC {_short(joint['bic'])}, {joint['parameters']} parameters")
+        for name, values in joint["multipliers"].items():
             value, ends = values["target"]
             places = [f"{_short(v[0])} at {c:.2g}" for c, v in values["range"]]
             lines.append(

@@ -68,11 +68,11 @@ def run(
     weights = np.random.default_rng(setting.seed).multinomial(
         count, np.full(count, 1 / count), setting.replicates
     )
-    whole = np.concatenate([np.ones((1, count)), weights.astype(float)])
+    resampled = np.concatenate([np.ones((1, count)), weights.astype(float)])
     out: Record = {"rate": rate, "batch": batch, "cells": count, "runs": len(cells.loss)}
     for name, tokens_alone in (("batch of N and D", False), ("batch of D", True)):
-        curvature, theta = _fit(cells, whole, tokens_alone)
-        fine = np.array([np.isfinite(one).all() for one in theta])
+        curvature, theta = _fit(cells, resampled, tokens_alone)
+        fine = np.array([np.isfinite(row).all() for row in theta])
         fine &= np.linalg.eigvalsh(curvature).min(1) > 0
         if not fine[0]:
             out[name] = {"skipped": "the surface has no minimum: it is not convex"}
@@ -280,26 +280,26 @@ def text(record: Record) -> str:
         f"{record['runs']} runs near their minima"
     ]
     for name in ("batch of N and D", "batch of D"):
-        one = record[name]
-        if "skipped" in one:
-            lines.append(f"  {name}: {one['skipped']}")
+        surface = record[name]
+        if "skipped" in surface:
+            lines.append(f"  {name}: {surface['skipped']}")
             continue
         lines.append(f"  {name}")
-        for label, law in one["laws"].items():
+        for label, law in surface["laws"].items():
             powers = [
                 f" {letter}^{law[k][0]:.4f} [{law[k][1][0]:.3f}, {law[k][1][1]:.3f}]"
                 for letter, k in (("N", "params"), ("D", "tokens"))
                 if law[k][1] is not None
             ]
             lines.append(f"    {label}* = {law['constant'][0]:.4g}{''.join(powers)}")
-        for p in one["predictions"]:
+        for p in surface["predictions"]:
             (r, r_ends), (b, b_ends) = p["rate"], p["batch"]
             lines.append(
                 f"    N {p['params']:.4g}, D {p['tokens']:.4g}: {r:.3g} [{r_ends[0]:.3g}, "
                 f"{r_ends[1]:.3g}], {b:.4g} [{b_ends[0]:.4g}, {b_ends[1]:.4g}]; the error of the "
                 f"two costs {p['excess_loss']:.5f} of loss on average"
             )
-        test = one["backtest"]
+        test = surface["backtest"]
         if "skipped" in test:
             lines.append(f"    no back-test: {test['skipped']}")
             continue

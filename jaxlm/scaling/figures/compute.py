@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.scaling import study_parts
 from jaxlm.scaling.figures import style
 from jaxlm.scaling.figures.values import Values
 
@@ -22,16 +23,17 @@ def frontier(picture: Any, v: Values) -> bool:
     drawn = axes.scatter(
         p["flops"], p["loss"], c=np.log10(p["params"]), s=10, cmap="viridis", linewidth=0, zorder=2
     )
-    dropped = ~v.used
+    points = v.record.points
+    dropped = ~points.used
     if dropped.any():
-        x, y = v.column("flops")[dropped], v.column("loss")[dropped]
+        x, y = points.flops[dropped], points.loss[dropped]
         axes.plot(x, y, "x", color=style.GREY, markersize=5, label="dropped")
-    front = v.record["approaches"]["envelope"]
-    if "flops" in front:
-        look = {"linestyle": "-"} if front["curves"] else {"linestyle": "", "marker": "o"}
+    front = v.record.approaches["envelope"]
+    if isinstance(front, study_parts.Envelope):
+        look = {"linestyle": "-"} if front.curves else {"linestyle": "", "marker": "o"}
         axes.plot(
-            front["flops"],
-            front["loss"],
+            front.flops,
+            front.loss,
             color="k",
             mfc="none",
             markersize=5,
@@ -40,7 +42,7 @@ def frontier(picture: Any, v: Values) -> bool:
             label="lower envelope (approach 1)",
             **look,
         )
-    every, losses = [*v.column("flops"), v.target], list(v.column("loss"))
+    every, losses = [*points.flops, v.target], list(points.loss)
     title = "Loss falls with compute"
     for name in v.forms[:1]:
         curve = v.curves[name]
@@ -49,11 +51,10 @@ def frontier(picture: Any, v: Values) -> bool:
         if curve.many is not None:
             ends = curve.band(curve.many.loss, v.level)
             axes.fill_between(curve.flops, *ends, color=style.colour(name), alpha=0.2, linewidth=0)
-        best = v.record["forms"][name]["optimum"]["loss"][0]
+        best = v.best(name).loss[0]
         title = f"{name} expects a loss of {best:.3f} at {style.power(v.target)} FLOPs"
-    plan = v.record.get("plan")
-    if plan is not None:
-        value, ends = plan["loss"]["value"], plan["loss"]["interval"]
+    if v.record.plan is not None:
+        value, ends = v.record.plan.loss.value, v.record.plan.loss.interval
         if ends:
             axes.plot([v.target, v.target], ends, color="k", linewidth=1.5, zorder=5)
         axes.plot(v.target, value, "D", color="k", markersize=5, label="plan", zorder=5)
@@ -74,7 +75,7 @@ def frontier(picture: Any, v: Values) -> bool:
 def residuals(picture: Any, v: Values) -> bool:
     """Residuals of the planning form against N, D and C, the outlying ones named by their row."""
     p = v.points
-    residual = 100 * np.array(v.record["forms"][v.law]["residual"], float)
+    residual = 100 * v.record.forms[v.law].residual
     if len(residual) != len(p["loss"]):
         return False
     middle = np.median(residual)

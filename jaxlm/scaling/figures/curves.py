@@ -14,14 +14,14 @@ BINS = 30  # of the exponent's density
 
 def isoflop(picture: Any, v: Values) -> bool:
     """Loss against N for each budget in one scale of colours, with Akima's and parabolic fits."""
-    akima = v.record["approaches"].get("isoflop akima", {})
-    if "minima" not in akima:
+    akima = v.isoflop("akima")
+    if akima is None:
         return False
     from matplotlib import colormaps
 
     p = v.points
     axes = picture.add_axes((0.1, 0.2, 0.7, 0.71))
-    groups = [np.array(g) for g in akima["budgets"]]
+    groups = akima.budgets
     budgets = np.log10([np.median(p["flops"][g]) for g in groups])
     low, high = float(budgets.min()), float(budgets.max())
     shades = colormaps["viridis"]((budgets - low) / max(high - low, 1e-9) * 0.92)
@@ -39,17 +39,15 @@ def isoflop(picture: Any, v: Values) -> bool:
         spline = np.where(outside, np.nan, spline)
         axes.plot(np.exp(x), np.exp(spline), color=shade, linewidth=1)
         axes.plot(*_parabola(n, loss), color=shade, linewidth=1, linestyle=":")
-    marks = (("isoflop akima", "*", 9), ("isoflop parabola", "P", 5))
-    for name, mark, size in marks:
-        used = [m for m in v.record["approaches"].get(name, {}).get("minima", ())]
-        used = [m for m in used if not m["left_out"]]
-        x, y = [m["params"] for m in used], [m["loss"] for m in used]
-        label = f"minimum ({name.split()[1]})"
+    for method, mark, size in (("akima", "*", 9), ("parabola", "P", 5)):
+        used = v.minima_by(method)
+        x, y = [m.params for m in used], [m.loss for m in used]
+        label = f"minimum ({method})"
         axes.plot(x, y, mark, color="k", markersize=size, mec="w", mew=0.6, label=label, zorder=4)
-    grows = style.superscript(f"{akima['exponent']:.2f}")
+    grows = style.superscript(f"{akima.exponent:.2f}")
     title = f"{len(groups)} budgets; by their minima N* grows as C{grows}"
-    if akima["interval"]:
-        title += " ({:.2f} to {:.2f})".format(*akima["interval"])
+    if akima.interval:
+        title += " ({:.2f} to {:.2f})".format(*akima.interval)
     style.frame(axes, "parameters", "loss (nats per token)", title)
     every = np.concatenate(groups)
     style.log_axis(axes, "x", *style.widened(p["params"][every]), "count")
@@ -98,8 +96,8 @@ def _scale(picture: Any, low: float, high: float) -> None:
 
 def profiles(picture: Any, v: Values) -> bool:
     """The objective along each parameter, and the bootstrap density of N*'s exponent."""
-    profiles_ = v.record["profiles"]
-    form = v.record["forms"][v.law]
+    profiles_ = v.record.profiles
+    form = v.record.forms[v.law]
     exponents = _exponents(v)
     panels = len(profiles_) + (len(exponents) > 1)
     if not panels:
@@ -107,15 +105,16 @@ def profiles(picture: Any, v: Values) -> bool:
     grid = picture.subplots(1, panels, squeeze=False)[0]
     picture.subplots_adjust(0.06, 0.17, 0.985, 0.82, wspace=0.12)
     shade = style.colour(v.law)
-    heights = [np.array(one["relative"], float) for one in profiles_.values()]
+    heights = [profile.relative for profile in profiles_.values()]
     # as high as every curve rises on both sides, and half as much again
     ends = [min(h[0], h[-1]) for h in heights if np.isfinite(h[[0, -1]]).all()]
     highest = max(1.5 * max(ends, default=0.0), 1.0)
-    for i, (axes, (name, one)) in enumerate(zip(grid, profiles_.items())):
-        axes.plot(one["grid"], one["relative"], color=shade, linewidth=1.5)
-        axes.axvline(form["theta"][name], color="k", linewidth=0.8)
-        low, high = form["intervals"][name]
-        axes.axvspan(low, high, alpha=0.12, color=shade, linewidth=0)
+    for i, (axes, (name, profile)) in enumerate(zip(grid, profiles_.items())):
+        axes.plot(profile.grid, profile.relative, color=shade, linewidth=1.5)
+        axes.axvline(form.theta[name], color="k", linewidth=0.8)
+        interval = form.intervals[name]
+        assert interval is not None  # only such parameters have a profile
+        axes.axvspan(*interval, alpha=0.12, color=shade, linewidth=0)
         style.frame(axes, name, "objective above its least (%)" if i == 0 else "")
         axes.set_ylim(-0.03 * highest, 1.05 * highest)
         if i:
@@ -127,9 +126,10 @@ def profiles(picture: Any, v: Values) -> bool:
     title = f"Profiles of {v.law}: others refitted; band: {v.level:.0%} bootstrap interval"
     if len(exponents) > 1:
         axes = grid[-1]
-        value, ends = form["optimum"]["exponent"]
+        value, ends = v.best(v.law).exponent
         axes.hist(exponents, BINS, density=True, color=shade, alpha=0.5, linewidth=0)
         axes.axvline(value, color="k", linewidth=0.8)
+        assert ends is not None  # _exponents gave draws
         axes.axvspan(*ends, alpha=0.12, color=shade, linewidth=0)
         axes.set_yticks([])
         axes.locator_params(axis="x", nbins=3)
@@ -141,7 +141,7 @@ def profiles(picture: Any, v: Values) -> bool:
 
 def _exponents(v: Values) -> Array:
     """[R] d log N* / d log C at the target over draws, without the outermost 0.5 %."""
-    if v.law not in v.at_target or v.record["forms"][v.law]["optimum"]["exponent"][1] is None:
+    if v.law not in v.at_target or v.best(v.law).exponent[1] is None:
         return np.empty(0)
     x = v.at_target[v.law].exponent
     x = x[np.isfinite(x)]

@@ -19,13 +19,13 @@ def optimum(picture: Any, v: Values) -> bool:
     picture.subplots_adjust(0.075, 0.12, 0.985, 0.84, wspace=0.2)
     for axes, field, letter in zip(grid, ("params", "tokens"), "ND"):
         _forms(axes, v, field)
-        minima = [(m["flops"], m[field]) for m in v.minima]
+        minima = [(m.flops, m.params if field == "params" else m.tokens) for m in v.minima]
         if minima:
             axes.plot(*zip(*minima), "*", color="k", markersize=7, label="isoFLOP minima", zorder=4)
         word = "parameters" if field == "params" else "tokens"
         style.frame(axes, "training FLOPs", f"{letter}* ({word})")
         spread = [c.best._asdict()[field] for c in v.curves.values()]
-        _scales(axes, v, [*np.concatenate(spread), *(m[field] for m in v.minima)], "count")
+        _scales(axes, v, [*np.concatenate(spread), *(size for _, size in minima)], "count")
         _plan(axes, v, field)
     style.legend(grid[0], "upper left")
     picture.text(0.075, 0.91, _title(v), fontsize=10)
@@ -48,17 +48,16 @@ def ratio(picture: Any, v: Values) -> bool:
             ends = curve.band(curve.many.tokens / curve.many.params, v.level)
             axes.fill_between(curve.flops, *ends, color=shade, alpha=0.15, linewidth=0)
     if v.minima:
-        x = [m["flops"] for m in v.minima]
-        y = [m["tokens"] / m["params"] for m in v.minima]
+        x = [m.flops for m in v.minima]
+        y = [m.tokens / m.params for m in v.minima]
         axes.plot(x, y, "*", color="k", markersize=7, label="isoFLOP minima", zorder=4)
         every += y
     axes.axhline(RULE, color=style.GREY, linestyle="--", linewidth=1)
-    plan = v.record.get("plan")
-    main = v.record["forms"][v.forms[0]]["optimum"]["tokens_per_parameter"][0]
+    values = [v.best(name).tokens_per_parameter[0] for name in v.forms]
+    main, plan = values[0], v.record.plan
     if plan is not None:
-        main = plan["tokens"]["value"] / plan["params"]["value"]
+        main = plan.tokens.value / plan.params.value
     title = f"{main:.3g} tokens per parameter at {style.power(v.target)} FLOPs"
-    values = [v.record["forms"][name]["optimum"]["tokens_per_parameter"][0] for name in v.forms]
     if len(values) > 1:
         title += f"; forms say {min(values):.3g} to {max(values):.3g}"
     style.frame(axes, "training FLOPs", "D* / N* (tokens per parameter)", title)
@@ -86,13 +85,15 @@ def density(picture: Any, v: Values) -> bool:
         shade = style.colour(name)
         axes.plot(np.exp(at), height, color=shade, linewidth=2 if plan else 1.3, label=name)
         axes.fill_between(np.exp(at), height, color=shade, alpha=0.12, linewidth=0)
-    marks = [("isoflop akima", "isoFLOP, Akima"), ("isoflop parabola", "isoFLOP, parabola")]
-    bars = [(v.record["approaches"].get(k, {}), label) for k, label in marks]
-    bars = [(b, label) for b, label in bars if b.get("params_interval")]
-    for i, (bar, label) in enumerate(bars):
+    bars = []
+    for method, label in (("akima", "isoFLOP, Akima"), ("parabola", "isoFLOP, parabola")):
+        side = v.isoflop(method)
+        if side is not None and side.params_interval is not None:
+            bars.append((side.params, side.params_interval, label))
+    for i, (value, interval, label) in enumerate(bars):
         y = -(0.06 + 0.07 * i)
-        axes.plot(bar["params_interval"], [y, y], color=style.GREY, linewidth=1.5)
-        axes.plot(bar["params"], y, "ks*"[i + 1], color=style.GREY, markersize=5, label=label)
+        axes.plot(interval, [y, y], color=style.GREY, linewidth=1.5)
+        axes.plot(value, y, "ks*"[i + 1], color=style.GREY, markersize=5, label=label)
     axes.axhline(0, color="k", linewidth=0.6)
     axes.set_ylim(-(0.07 + 0.07 * len(bars)), 1.08)
     axes.set_yticks([])
@@ -125,10 +126,11 @@ def _forms(axes: Any, v: Values, field: str) -> None:
 
 def _plan(axes: Any, v: Values, field: str) -> None:
     """The plan and its interval at the target."""
-    plan = v.record.get("plan")
+    plan = v.record.plan
     if plan is None:
         return
-    value, ends = plan[field]["value"], plan[field]["interval"]
+    estimate = plan.params if field == "params" else plan.tokens
+    value, ends = estimate.value, estimate.interval
     if ends:
         axes.plot([v.target, v.target], ends, color="k", linewidth=1.5, zorder=5)
     axes.plot(v.target, value, "D", color="k", markersize=5, label="plan", zorder=5)
@@ -142,15 +144,15 @@ def _scales(axes: Any, v: Values, values: list[float], kind: str) -> None:
 def _title(v: Values) -> str:
     """Title that states the growth of the optimum, and whether isoFLOP minima agree."""
     name = v.forms[0]
-    exponent, ends = v.record["forms"][name]["optimum"]["exponent"]
+    exponent, ends = v.best(name).exponent
     title = f"By {name} N* grows as C{style.superscript(f'{exponent:.2f}')}"
     if ends:
         title += f" ({ends[0]:.2f} to {ends[1]:.2f})"
-    other = v.record["approaches"].get("isoflop akima", {})
-    if "exponent" in other:
-        inside = ends is not None and ends[0] <= other["exponent"] <= ends[1]
+    other = v.isoflop("akima")
+    if other is not None:
+        inside = ends is not None and ends[0] <= other.exponent <= ends[1]
         verb = "agree" if inside else "do not agree"
-        title += f"; isoFLOP minima {verb}: C{style.superscript(format(other['exponent'], '.2f'))}"
+        title += f"; isoFLOP minima {verb}: C{style.superscript(format(other.exponent, '.2f'))}"
     return title
 
 

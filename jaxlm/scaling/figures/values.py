@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.scaling import study_parts
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import allocation
 from jaxlm.scaling.study_record import Record
@@ -40,43 +41,41 @@ class Values:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.law = record["law"]
-        self.per = record["per"]
-        self.level = record["options"]["level"]
-        self.target = record["options"]["target"]
-        self.flops = record["flops"]
+        self.law = record.law
+        self.per = record.per
+        self.level = record.options.level
+        assert record.options.target is not None  # analysis.run puts it in
+        self.target = record.options.target
+        self.flops = record.flops
 
     @functools.cached_property
     def points(self) -> dict[str, Array]:
         """params, tokens, flops, loss [n] and row, of the points that were fitted."""
-        used = self.used
-        names = ("params", "tokens", "flops", "loss", "row")
-        return {k: np.array(self.record["points"][k])[used] for k in names}
-
-    @functools.cached_property
-    def used(self) -> Array:
-        """[n] bool: the points that were fitted."""
-        return np.array(self.record["points"]["used"], bool)
-
-    def column(self, name: str) -> Array:
-        """[n] a column of all points, those that were dropped among them."""
-        return np.array(self.record["points"][name])
+        p = self.record.points
+        every = {"params": p.params, "tokens": p.tokens, "flops": p.flops}
+        every |= {"loss": p.loss, "row": p.row}
+        return {name: column[p.used] for name, column in every.items()}
 
     def plans(self, form: str) -> bool:
         """Whether a form has an optimum between N and D at the target."""
-        best = self.record["forms"][form]["optimum"]
-        return best.get("exponent", (None,))[0] is not None
+        best = self.record.forms[form].optimum
+        return isinstance(best, study_parts.Optimum) and bool(np.isfinite(best.exponent[0]))
+
+    def best(self, form: str) -> study_parts.Optimum:
+        """The optimum at the target of a form that `plans`."""
+        best = self.record.forms[form].optimum
+        assert isinstance(best, study_parts.Optimum)
+        return best
 
     @functools.cached_property
     def forms(self) -> list[str]:
         """Forms with an optimum, the one that plans first."""
-        names = [name for name in self.record["forms"] if self.plans(name)]
+        names = [name for name in self.record.forms if self.plans(name)]
         return sorted(names, key=lambda name: name != self.law)
 
     def draws(self, form: str) -> Array:
         """[R, k] refits of a form."""
-        k = len(loss_laws.LAWS[form].names)
-        return np.array(self.record["forms"][form]["draws"], float).reshape(-1, k)
+        return self.record.forms[form].draws.reshape(-1, len(loss_laws.LAWS[form].names))
 
     @functools.cached_property
     def curves(self) -> dict[str, Curve]:
@@ -87,7 +86,7 @@ class Values:
         low, high = self.flops[0], max(self.flops[1], self.target)
         closed = loss_laws.LAWS[name].terms is not None or name == "kaplan"
         c = np.geomspace(low, high, SMOOTH if closed else PLACES)
-        theta = [self.record["forms"][name]["theta"][k] for k in loss_laws.LAWS[name].names]
+        theta = [self.record.forms[name].theta[k] for k in loss_laws.LAWS[name].names]
         draws = self.draws(name)
         if not closed and len(draws) > DRAWS:
             draws = draws[np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)]
@@ -95,14 +94,20 @@ class Values:
         return Curve(name, c, optimum.at(name, theta, c, per=self.per), many)
 
     @functools.cached_property
-    def minima(self) -> list[dict[str, Any]]:
+    def minima(self) -> list[study_parts.Minimum]:
         """Minima of isoFLOP curves by Akima's spline that were used, or those by parabola."""
-        for name in ("isoflop akima", "isoflop parabola"):
-            rows = self.record["approaches"].get(name, {}).get("minima", [])
-            used = [m for m in rows if not m["left_out"]]
-            if used:
-                return used
-        return []
+        used = [self.minima_by(name) for name in ("akima", "parabola")]
+        return used[0] or used[1]
+
+    def minima_by(self, method: str) -> list[study_parts.Minimum]:
+        """The used minima by one method; none where approach 2 has no result."""
+        side = self.isoflop(method)
+        return [] if side is None else [m for m in side.minima if not m.left_out]
+
+    def isoflop(self, method: str) -> study_parts.IsoFlop | None:
+        """Approach 2's result by "akima" or "parabola"."""
+        side = self.record.approaches.get(f"isoflop {method}")
+        return side if isinstance(side, study_parts.IsoFlop) else None
 
     @functools.cached_property
     def at_target(self) -> dict[str, optimum.Optimum]:
@@ -116,7 +121,7 @@ class Values:
 
     def sizes(self) -> Iterator[tuple[str, Array]]:
         """(form or "plan", its draws [R] of N* at the target)."""
-        if self.record.get("plan") is not None:
+        if self.record.plan is not None:
             yield "plan", allocation.at(allocation.of(self.record), self.target).params[1:]
         for name, best in self.at_target.items():
             yield name, best.params

@@ -1,7 +1,7 @@
 """Bootstraps of a fit: every replicate is refitted to its own optimum, many at a time.
 
-    found = fitting.fit(law, t)
-    draws = bootstrap.cases(law, t, found, 4000, seed=0)
+    fitted = fitting.fit(law, t)
+    draws = bootstrap.cases(law, t, fitted, 4000, seed=0)
     low, high = bootstrap.interval(draws.theta[:, 0])
 
 A replicate of cases or clusters is the same table with multinomial counts as weights, so all share
@@ -49,13 +49,13 @@ def method(choice: str, t: table.Table) -> str:
 def resample(
     law: loss_laws.Law,
     t: table.Table,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     replicates: int,
     seed: int,
     how: str = "auto",
 ) -> Draws:
     """`cases` or `clusters`, by `method`. Raises: ValueError as they do."""
-    return refit(law, t, found, counts(t, replicates, seed, how))
+    return refit(law, t, fitted, counts(t, replicates, seed, how))
 
 
 def counts(t: table.Table, replicates: int, seed: int, how: str = "auto") -> np.ndarray:
@@ -79,7 +79,7 @@ def counts(t: table.Table, replicates: int, seed: int, how: str = "auto") -> np.
 def cases(
     law: loss_laws.Law,
     t: table.Table,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     replicates: int,
     seed: int,
     resamples: np.ndarray | None = None,
@@ -94,7 +94,7 @@ def cases(
     n = len(t.loss)
     _positive(replicates)
     if resamples is None:
-        return resample(law, t, found, replicates, seed, "case")
+        return resample(law, t, fitted, replicates, seed, "case")
     index = np.asarray(resamples)
     if index.ndim != 2 or len(index) != replicates or index.dtype.kind not in "iu":
         raise ValueError(
@@ -104,11 +104,11 @@ def cases(
         raise ValueError(f"resamples go from {index.min()} to {index.max()} of {n} points")
     times = np.zeros((replicates, n))
     np.add.at(times, (np.arange(replicates)[:, None], index), 1.0)
-    return refit(law, t, found, times)
+    return refit(law, t, fitted, times)
 
 
 def clusters(
-    law: loss_laws.Law, t: table.Table, found: fitting.Fit, replicates: int, seed: int
+    law: loss_laws.Law, t: table.Table, fitted: fitting.Fit, replicates: int, seed: int
 ) -> Draws:
     """Refits to training runs drawn with replacement, each with all its points.
 
@@ -116,13 +116,13 @@ def clusters(
 
     Raises: ValueError for replicates below 1 or fewer than 2 runs.
     """
-    return resample(law, t, found, replicates, seed, "cluster")
+    return resample(law, t, fitted, replicates, seed, "cluster")
 
 
 def noise(
     law: loss_laws.Law,
     t: table.Table,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     replicates: int,
     seed: int,
     sd: float | None = None,
@@ -137,19 +137,19 @@ def noise(
     random = np.random.default_rng(seed)
     n = len(t.loss)
     if sd is None:
-        drawn = found.residual[random.integers(0, n, (replicates, n))]
+        drawn = fitted.residual[random.integers(0, n, (replicates, n))]
     elif sd >= 0:
         drawn = random.normal(0.0, sd, (replicates, n))
     else:
         raise ValueError(f"sd is {sd}; a standard deviation is at least 0")
-    clean = np.log(law.predict(fitting.values(found), fitting.inputs(law, t)))
-    return refit(law, t, found, np.ones((replicates, n)), np.exp(clean + drawn))
+    clean = np.log(law.predict(fitting.values(fitted), fitting.inputs(law, t)))
+    return refit(law, t, fitted, np.ones((replicates, n)), np.exp(clean + drawn))
 
 
 def refit(
     law: loss_laws.Law,
     t: table.Table,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     weights: np.ndarray,
     loss: np.ndarray | None = None,
 ) -> Draws:
@@ -157,7 +157,7 @@ def refit(
 
     Weights multiply the table's own. What was held in the fit stays held.
     """
-    return refit_all(law, [(t, found, weights, loss)])[0]
+    return refit_all(law, [(t, fitted, weights, loss)])[0]
 
 
 def refit_all(
@@ -185,14 +185,14 @@ def refit_all(
 def _task(
     law: loss_laws.Law,
     t: table.Table,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     weights: np.ndarray,
     loss: np.ndarray | None,
 ) -> solve.Task:
     weights = weights if t.weight is None else weights * t.weight
-    r = fitting.prepare(law, t, None, found.fixed, found.delta, found.log)
-    start = np.tile(law.internal(fitting.values(found), r.centre), (len(weights), 1))
-    y = r.y if loss is None else np.log(loss) if found.log else loss
+    r = fitting.prepare(law, t, None, fitted.fixed, fitted.delta, fitted.log)
+    start = np.tile(law.internal(fitting.values(fitted), r.centre), (len(weights), 1))
+    y = r.y if loss is None else np.log(loss) if fitted.log else loss
     return solve.Task(start, y, weights, r.logs, r.centre, r.free)
 
 

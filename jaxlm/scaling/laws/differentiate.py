@@ -67,7 +67,7 @@ def _block(
         log_loss = model(p, logs, centre)
         return jnp.where(log > 0, log_loss, jnp.exp(log_loss))
 
-    def one(p, y, w, *x):
+    def problem(p, y, w, *x):
         def total(p):
             r = y - value(p, *x)
             inside = jnp.clip(r, -delta, delta)
@@ -82,4 +82,4 @@ def _block(
         weights = w * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), 1e-300))
         return total(p)[0], gradient, hessian, slope.T @ (weights[:, None] * slope)
 
-    return jax.vmap(one)(phi, y, w, logs, centre)
+    return jax.vmap(problem)(phi, y, w, logs, centre)

@@ -34,9 +34,9 @@ class Fit(NamedTuple):
     log: bool = True  # residuals of the logarithm; False: of the loss itself
 
 
-def values(found: Fit) -> np.ndarray:
+def values(result: Fit) -> np.ndarray:
     """theta [k] in the law's order."""
-    return np.array(list(found.theta.values()))
+    return np.array(list(result.theta.values()))
 
 
 def inputs(law: loss_laws.Law, t: table.Table) -> tuple[np.ndarray, ...]:
@@ -237,7 +237,9 @@ def _closest(
     fixed: Mapping[str, float],
 ) -> np.ndarray:
     """[S,k] the optima of a fit nearby and the CLOSEST of the starts [., k]."""
-    theta = np.array([list(one.values()) for one in (near.theta, *(b for _, b in near.basins))])
+    theta = np.array(
+        [list(optimum.values()) for optimum in (near.theta, *(b for _, b in near.basins))]
+    )
     for name, value in fixed.items():
         theta[:, law.names.index(name)] = value
     with np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ def possible(law: loss_laws.Law, name: str, values: np.ndarray) -> np.ndarray:
 
 
 def profile(
-    law: loss_laws.Law, t: table.Table, found: fitting.Fit, name: str, grid: np.ndarray
+    law: loss_laws.Law, t: table.Table, fitted: fitting.Fit, name: str, grid: np.ndarray
 ) -> np.ndarray:
     """[G] least objectives with the named parameter held at each value of grid [G].
 
@@ -29,17 +29,17 @@ def profile(
     Raises: ValueError for a parameter that the law lacks or cannot hold, or held in the fit, and
     for values that it cannot take.
     """
-    return profiles(law, t, found, {name: grid})[name]
+    return profiles(law, t, fitted, {name: grid})[name]
 
 
 def profiles(
-    law: loss_laws.Law, t: table.Table, found: fitting.Fit, grids: Mapping[str, np.ndarray]
+    law: loss_laws.Law, t: table.Table, fitted: fitting.Fit, grids: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """`profile` of each parameter along its grid, all solved together."""
     if not grids:
         return {}
-    parts = [_Profile(law, t, found, name, grid) for name, grid in grids.items()]
-    first = _lowest(law, found, parts, [part.start for part in parts])
+    parts = [_Profile(law, t, fitted, name, grid) for name, grid in grids.items()]
+    first = _lowest(law, fitted, parts, [part.start for part in parts])
     around = []
     for part, (_, phi) in zip(parts, first):
         order, both = np.argsort(part.grid), np.empty((2, *phi.shape))
@@ -47,8 +47,8 @@ def profiles(
         both[1, order] = np.roll(phi[order], -1, 0)
         around.append(both)
     out = {}
-    for part, one, two in zip(parts, first, _lowest(law, found, parts, around)):
-        least = np.minimum(one[0], two[0])
+    for part, initial, retried in zip(parts, first, _lowest(law, fitted, parts, around)):
+        least = np.minimum(initial[0], retried[0])
         out[part.name] = np.where(np.isfinite(least), least, np.nan)
     return out
 
@@ -57,14 +57,14 @@ class _Profile:
     """A parameter held along a grid: the problem, and where it starts."""
 
     def __init__(
-        self, law: loss_laws.Law, t: table.Table, found: fitting.Fit, name: str, grid: np.ndarray
+        self, law: loss_laws.Law, t: table.Table, fitted: fitting.Fit, name: str, grid: np.ndarray
     ) -> None:
         self.name, self.grid = name, np.asarray(grid, np.float64)
-        if name in found.fixed:
+        if name in fitted.fixed:
             raise ValueError(f"{name} was held in the fit, so it has no profile")
-        self.ready = fitting.prepare(law, t, None, (*found.fixed, name), found.delta, found.log)
+        self.ready = fitting.prepare(law, t, None, (*fitted.fixed, name), fitted.delta, fitted.log)
         self.column = law.names.index(name)
-        known = [fitting.values(found), *(np.array(list(b.values())) for _, b in found.basins)]
+        known = [fitting.values(fitted), *(np.array(list(b.values())) for _, b in fitted.basins)]
         theta = np.repeat(np.array(known)[:, None], len(self.grid), 1)
         self.start = law.internal(theta, self.ready.centre)  # [S,G,k]
         theta[:, :, self.column] = self.grid
@@ -77,7 +77,7 @@ class _Profile:
 
 def _lowest(
     law: loss_laws.Law,
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     parts: Sequence[_Profile],
     starts: Sequence[np.ndarray],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -87,7 +87,7 @@ def _lowest(
         start[:, :, part.column] = part.held
         r, flat = part.ready, start.reshape(-1, start.shape[-1])
         tasks.append(solve.Task(flat, r.y, r.weights, r.logs, r.centre, r.free))
-    solved = solve.minimise_all(law.model, law.closed, tasks, found.delta, found.log)
+    solved = solve.minimise_all(law.model, law.closed, tasks, fitted.delta, fitted.log)
     out = []
     for start, s in zip(starts, solved):
         objective = np.where(s.arrived, s.objective, np.inf).reshape(start.shape[:2])

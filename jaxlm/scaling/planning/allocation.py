@@ -9,10 +9,13 @@ rolling back-test measured it), and, where the largest sizes look under-tuned, t
 excess as the other half of the draws.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.scaling import study_parts
+from jaxlm.scaling.approaches import comparison
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import discrepancy, model_selection
 from jaxlm.scaling.study_record import Record
@@ -58,7 +61,7 @@ class Planned(NamedTuple):
     frontier: Sizes | None = None
     """Loss on approach 2's minima, the law `offset`, of the draws that approach 2 plans; None: the
     loss is the surface's everywhere."""
-    own: discrepancy.Curve | None = None
+    own: study_parts.Curve | None = None
     """The surface's own error; None: `spread` alone."""
 
 
@@ -132,43 +135,36 @@ def _params(s: Sizes, flops: Array, per: float) -> tuple[Array, Array]:
 
 
 def of(record: Record) -> Planned:
-    """The Planned of a study's record."""
-    kept = record["plan"]
-    form = record["forms"][kept["surface"]]
-    names = loss_laws.LAWS[kept["surface"]].names
-    theta = np.array([form["theta"][name] for name in names], float)
-    draws = np.array(kept["draws"], float).reshape(-1, len(names))
-    sizes = []
-    for s in kept["sizes"]:
-        own = np.array(s["theta"], float)
+    """The Planned of a study's record. Raises: ValueError where it holds no plan."""
+    plan, form = record.planned, record.forms[record.planned.surface]
+    names = loss_laws.LAWS[plan.surface].names
+    draws = plan.draws.reshape(-1, len(names))
+    sizes = tuple(
         # of the loss's own form the draws are kept once
-        many = draws if s["draws"] is None else np.array(s["draws"], float)
-        many = many.reshape(-1, len(own))
-        sizes.append(Sizes(s["name"], own, many, np.array(s["rows"], bool)))
-    low, high = record["flops"]
-    spread, edge = kept["spread"], kept["frontier"]
-    if edge is not None:
-        own = np.array(edge["theta"], float)
-        many = np.array(edge["draws"], float).reshape(-1, len(own))
-        edge = Sizes(loss_laws.OFFSET.name, own, many, sizes[0].rows)
+        Sizes(s.name, s.theta, draws if s.draws is None else _rows(s.draws, s.theta), s.rows)
+        for s in plan.sizes
+    )
+    edge = None
+    if plan.frontier is not None:
+        theta, many = plan.frontier.theta, plan.frontier.draws
+        edge = Sizes(loss_laws.OFFSET.name, theta, _rows(many, theta), sizes[0].rows)
     return Planned(
-        tuple(sizes),
-        kept["surface"],
-        theta,
-        draws,
-        (float(spread["params"]), float(spread["loss"])),
-        (float(low), float(high)),
-        float(record["per"]),
-        int(record["options"]["seed"]),
-        edge,
-        _curve(kept.get("discrepancy")),
+        sizes=sizes,
+        surface=plan.surface,
+        theta=np.array([form.theta[name] for name in names]),
+        draws=draws,
+        spread=(plan.spread.params, plan.spread.loss),
+        flops=record.flops,
+        per=record.per,
+        seed=record.options.seed,
+        frontier=edge,
+        own=plan.discrepancy,
     )
 
 
-def _curve(kept: Record | None) -> discrepancy.Curve | None:
-    if kept is None:
-        return None
-    return discrepancy.Curve(*(np.array(kept[k], float) for k in discrepancy.Curve._fields))
+def _rows(draws: Array, theta: Array) -> Array:
+    """[R, k] of draws that JSON holds as a list, which has no k where R is 0."""
+    return draws.reshape(-1, len(theta))
 
 
 def form(name: str, theta: Array, draws: Array, flops: tuple[float, float], per: float) -> Planned:
@@ -201,47 +197,56 @@ def quality(p: Planned, params: float) -> float:
     return float(at(fit, np.exp(high)).loss[0])
 
 
-def rivals(record: Record, flops: float) -> dict[str, tuple[float, list[float] | None]]:
+def rivals(
+    forms: Mapping[str, study_parts.Form],
+    approaches: Mapping[str, study_parts.Approach],
+    flops: float,
+    per: float,
+    level: float,
+) -> dict[str, tuple[float, study_parts.Interval]]:
     """{form or approach: (its N* at `flops`, its own interval)}, of all that have one.
 
     An approach's interval is as wide as at the study's target.
     """
-    out: dict[str, tuple[float, list[float] | None]] = {}
-    ends = np.array([50 * (1 - record["options"]["level"]), 50 * (1 + record["options"]["level"])])
-    for name, form in record["forms"].items():
-        if "params" not in form["optimum"]:
+    out: dict[str, tuple[float, study_parts.Interval]] = {}
+    for name, form in forms.items():
+        if isinstance(form.optimum, study_parts.Skipped):
             continue
-        theta = [form["theta"][k] for k in loss_laws.LAWS[name].names]
-        draws = np.array(form["draws"], float).reshape(-1, len(theta))
-        n = float(optimum.at(name, theta, flops, record["per"]).params)
-        many = optimum.at(name, draws, flops, record["per"]).params if len(draws) else np.empty(0)
-        many = many[np.isfinite(many)]
-        out[name] = n, np.percentile(many, ends).tolist() if len(many) > 1 else None
-    for name, side in record["approaches"].items():
-        if "intercept" in side:
-            n = float(np.exp(side["intercept"] + side["exponent"] * np.log(flops)))
-            wide = side["params_interval"]
-            out[name] = n, None if wide is None else [n / side["params"] * v for v in wide]
+        theta = np.array([form.theta[k] for k in loss_laws.LAWS[name].names])
+        draws = _rows(form.draws, theta)
+        n = float(optimum.at(name, theta, flops, per).params)
+        many = optimum.at(name, draws, flops, per).params if len(draws) else np.empty(0)
+        out[name] = n, comparison.interval(many, level)
+    for name, side in approaches.items():
+        if isinstance(side, study_parts.Envelope | study_parts.IsoFlop):
+            n = float(np.exp(side.intercept + side.exponent * np.log(flops)))
+            wide = side.params_interval
+            scale = n / side.params
+            out[name] = n, None if wide is None else (scale * wide[0], scale * wide[1])
     return {name: pair for name, pair in out.items() if np.isfinite(pair[0])}
 
 
-def disagreement(record: Record, flops: float, value: float, interval: list[float] | None) -> str:
-    """The forms and approaches that contradict the plan's N* at `flops`, in a sentence; "" where
-    none does. Those do whose N* is outside what resampling the runs gives the plan, and the plan's
-    N* outside theirs; interval: the plan's, None where it has none."""
-    every = rivals(record, flops)
-    if interval is None:
+def disagreement(
+    planned: Planned,
+    every: Mapping[str, tuple[float, study_parts.Interval]],
+    flops: float,
+    value: float,
+    interval: study_parts.Interval,
+    level: float,
+) -> str:
+    """The forms and approaches (`rivals`) that contradict the plan's N* at `flops`, in a sentence;
+    "" where none does. Those do whose N* is outside what resampling the runs gives the plan, and
+    the plan's N* outside theirs; interval: the plan's, None where it has none."""
+    ends = interval
+    if interval is not None and planned.own is not None:
+        ends = comparison.interval(at(planned._replace(own=None), flops).params[1:], level)
+    if ends is None:
         return ""
-    planned = of(record)
-    if planned.own is not None:
-        many = at(planned._replace(own=None), flops).params[1:]
-        many = many[np.isfinite(many)]
-        level = record["options"]["level"]
-        interval = np.percentile(many, [50 * (1 - level), 50 * (1 + level)]).tolist()
+    low, high = ends
 
-    def against(n: float, own: list[float] | None) -> bool:
+    def against(n: float, own: study_parts.Interval) -> bool:
         inside = own is not None and own[0] <= value <= own[1]
-        return not interval[0] <= n <= interval[1] and not inside
+        return not low <= n <= high and not inside
 
     apart = {k: n for k, (n, own) in every.items() if against(n, own)}
     if not apart:

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import experiment_design
+from jaxlm.scaling.study_parts import Curve
 
 # Decades over which a discrepancy changes, equally likely before the runs are seen.
 LENGTHS = (0.5, 1.0, 2.0, 3.0)
@@ -61,19 +62,6 @@ class Form(NamedTuple):
     """[k] bool, the parameters that were not held."""
     residual: Array
     """[n] clipped."""
-
-
-class Curve(NamedTuple):
-    """Posterior along compute, of m settings of length and ratio at g places."""
-
-    weight: Array
-    """[m] posterior probability."""
-    flops: Array
-    """[g] rising."""
-    mean: Array
-    """[2, m, g] of log N*, of log loss, relative to the fit."""
-    sd: Array
-    """[2, m, g] beyond what resampling the runs gives."""
 
 
 def fit(

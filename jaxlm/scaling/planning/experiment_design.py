@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    found: fitting.Fit,
+    fitted: fitting.Fit,
     t: table.Table,
     params: Array,
     tokens: Array,
@@ -60,23 +60,23 @@ def choose(
 ) -> Choice:
     """Choice among runs of `params` [m] and `tokens` [m], for the optimum at `target` FLOPs.
 
-    found: a fit of t by a law of parameters and tokens. draws [R, k]: its bootstrap; None takes
+    fitted: a fit of t by a law of parameters and tokens. draws [R, k]: its bootstrap; None takes
     the asymptote. cost [m]: FLOPs, `per` N D when not given.
 
     Raises: ValueError naming the candidate, the law, or what the runs do not determine.
     """
-    law = loss_laws.LAWS[found.law]
+    law = loss_laws.LAWS[fitted.law]
     if law.inputs != ("params", "tokens"):
         raise ValueError(f"law: {law.name} reads {law.inputs}; the choice needs params and tokens")
     params, tokens = (np.atleast_1d(np.asarray(a, float)) for a in (params, tokens))
     cost = per * params * tokens if cost is None else np.atleast_1d(np.asarray(cost, float))
     _check(params, tokens, cost)
-    theta = fitting.values(found)
+    theta = fitting.values(fitted)
 
     def aim(th: Array) -> Array:
         return np.log(optimum.at(law.name, th, target, per=per).params)
 
-    v = noise(found.residual, found.delta, len(theta))
+    v = noise(fitted.residual, fitted.delta, len(theta))
     if draws is None:
         slope = _slopes(aim, theta)
         design = gradients(law, theta, (t.params, t.tokens))

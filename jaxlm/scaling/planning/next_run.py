@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.scaling import study_record, table
+from jaxlm.scaling.approaches import comparison
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.laws.optimum import Array
 from jaxlm.scaling.planning import allocation
@@ -131,24 +132,24 @@ class Capped(NamedTuple):
     """Whether the law models the worth of a repeated token, so that D may exceed U."""
 
 
-def law(found: study_record.Study) -> Law:
+def law(study: study_record.Study) -> Law:
     """The Law of a study: its plan, or the fitted form that was requested instead.
 
     Raises: ValueError for a form without an optimum between N and D, and missing parameters.
     """
-    names = loss_laws.LAWS[found.law].names
-    if set(found.theta) != set(names):
-        raise ValueError(f"theta: {sorted(found.theta)} given; {found.law} has {names}")
-    order = [list(found.theta).index(name) for name in names]
-    theta = np.array([found.theta[name] for name in names], np.float64)
-    draws = np.asarray(found.draws, np.float64).reshape(-1, len(names))[:, order]
-    per = float(found.record.get("per", 6.0))
+    record, names = study.record, loss_laws.LAWS[study.law].names
+    if set(study.theta) != set(names):
+        raise ValueError(f"theta: {sorted(study.theta)} given; {study.law} has {names}")
+    order = [list(study.theta).index(name) for name in names]
+    theta = np.array([study.theta[name] for name in names])
+    draws = study.draws.reshape(-1, len(names))[:, order]
     planned = None
-    if not found.named and "plan" in found.record:
-        planned = allocation.of(found.record)
+    if not study.named and record.plan is not None:
+        planned = allocation.of(record)
         draws = planned.draws
-    out = Law(found.law, theta, draws, found.counting, found.flops, per, planned, found.record)
-    optimum.at(out.law, out.theta, found.flops[1], out.per)
+    counting, flops = record.counting, record.flops
+    out = Law(study.law, theta, draws, counting, flops, record.per, planned, record)
+    optimum.at(out.law, out.theta, flops[1], out.per)
     return out
 
 
@@ -377,8 +378,5 @@ def _range(values: Array, level: float) -> Range:
     """The Range of values [1 + R], the fit's first; draws without one are left out."""
     if not 0 < level < 1:
         raise ValueError(f"level: {level} given; a share between 0 and 1 is needed")
-    draws = values[1:][np.isfinite(values[1:])]
-    if len(draws) < 2:
-        return Range(float(values[0]), np.nan, np.nan)
-    low, high = np.percentile(draws, (50 * (1 - level), 50 * (1 + level)))
-    return Range(float(values[0]), float(low), float(high))
+    low, high = comparison.interval(values[1:], level) or (np.nan, np.nan)
+    return Range(float(values[0]), low, high)

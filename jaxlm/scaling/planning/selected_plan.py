@@ -1,19 +1,19 @@
 """The choice of a study's planner, by rolling back-tests, and the plan's entry in its record."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import table
+from jaxlm.scaling import study_parts, table
 from jaxlm.scaling.approaches import comparison, isoflop
 from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum
 from jaxlm.scaling.planning import allocation, backtest, discrepancy, model_selection
 from jaxlm.scaling.planning.backtest import Errors
 from jaxlm.scaling.planning.model_selection import ISOFLOP
 from jaxlm.scaling.study import form_fits, tuning
-from jaxlm.scaling.study_record import Record
 
 AKIMA = "isoflop akima"
 # Refits at each cut-off for the standard deviation of its errors.
@@ -76,11 +76,11 @@ def test(
     first = form_fits.default(fitted)
     tests: dict[str, list[backtest.Test]] = {}
     refused: dict[str, str] = {}
-    for name, one in fitted.items():
+    for name, form in fitted.items():
         # sampling's share is wanted of who may plan
         again = min(REPLICATES, how.replicates) if name in (first, "chinchilla", "kaplan") else 0
         held = how.fix.get(name, {})
-        done, why = backtest.rolling(one.law, one.t, cuts, how.delta, held, again, one.fit)
+        done, why = backtest.rolling(form.law, form.t, cuts, how.delta, held, again, form.fit)
         if done:
             tests[name] = done
         if why:
@@ -111,7 +111,7 @@ def choose(
 
     Raises: ValueError for a name that has no plan.
     """
-    able = [name for name, one in fitted.items() if form_fits.plans(one.law)]
+    able = [name for name, form in fitted.items() if form_fits.plans(form.law)]
     first = form_fits.default(fitted)
     rivals = [name for name in able if name not in NOT_RIVALS or name == first]
     loss = model_selection.choose(
@@ -144,54 +144,61 @@ def choose(
     )
 
 
-def record(tested: Tested, chosen: Chosen, fitted: Mapping[str, form_fits.Fitted]) -> Record:
-    """The back-test's entry in a study's record: errors in percent by form and cut-off, of the
-    loss and of N*."""
-    out: Record = {
-        "threshold": tested.cutoffs[-1] if tested.tests else None,
-        "cutoffs": list(tested.cutoffs),
-        "wins": chosen.loss.name if chosen.loss.name in tested.tests else None,
-        "unit": "100 log(predicted / measured)",
-        "forms": {},
-        "sizes": {},
-        "skipped": dict(tested.refused),
-    }
+def errors(tested: Tested, chosen: Chosen) -> study_parts.Backtest:
+    """The back-test's entry in a study's record."""
+    forms: dict[str, study_parts.LossTest] = {}
     for name, own in tested.tests.items():
         error = np.concatenate([t.error for t in own])
-        last = own[-1]
-        out["forms"][name] = {
-            "fitted": last.fitted,
-            "tested": len(error),
-            "mean": float(np.mean(error)),
-            "mae": float(np.mean(np.abs(error))),
-            "largest": float(np.max(np.abs(error))),
-            "theta": last.theta,
-            "error": error,
-            "row": np.concatenate([t.row for t in own]),
-            "cutoffs": {f"{t.threshold:.4g}": t.mae for t in own},
-        }
+        forms[name] = study_parts.LossTest(
+            fitted=own[-1].fitted,
+            tested=len(error),
+            mean=float(np.mean(error)),
+            mae=float(np.mean(np.abs(error))),
+            largest=float(np.max(np.abs(error))),
+            theta=own[-1].theta,
+            error=error,
+            row=np.concatenate([t.row for t in own]),
+            cutoffs={f"{t.threshold:.4g}": t.mae for t in own},
+        )
+    sizes: dict[str, study_parts.SizeTest] = {}
     for name, e in tested.sizes.items():
-        fine = np.isfinite(e.error)
-        out["sizes"][name] = {
-            "tested": len(e.error),
-            "mean": float(np.mean(e.error[fine])) if fine.any() else None,
-            "median": float(np.median(np.abs(e.error[fine]))) if fine.any() else None,
-            "error": e.error,
-            "decades": e.decades,
-            "case": e.case,
-        }
-    return out
+        finite = e.error[np.isfinite(e.error)]
+        mean = float(np.mean(finite)) if len(finite) else math.nan
+        median = float(np.median(np.abs(finite))) if len(finite) else math.nan
+        sizes[name] = study_parts.SizeTest(len(e.error), mean, median, e.error, e.decades, e.case)
+    return study_parts.Backtest(
+        threshold=tested.cutoffs[-1] if tested.tests else None,
+        cutoffs=tested.cutoffs,
+        wins=chosen.loss.name if chosen.loss.name in tested.tests else None,
+        unit="100 log(predicted / measured)",
+        forms=forms,
+        sizes=sizes,
+        skipped=tested.refused,
+    )
+
+
+class Context(NamedTuple):
+    """Parts of a study's record that its plan is of."""
+
+    forms: Mapping[str, study_parts.Form]
+    approaches: Mapping[str, study_parts.Approach]
+    flops: tuple[float, float]
+    """Least and largest C of the runs."""
+    per: float
+    """C / (N D)."""
+    target: float
+    """FLOPs."""
 
 
 def entry(
-    record: Record,
+    context: Context,
     chosen: Chosen,
     fitted: Mapping[str, form_fits.Fitted],
     second: IsoFlops,
     tested: Tested,
     how: form_fits.Settings,
-) -> Record:
-    """The plan's entry in a study's record; see plan.of."""
+) -> study_parts.StudyPlan:
+    """The plan's entry in a study's record."""
     count = how.replicates
     effect = form_fits.undertuned(fitted, how)
 
@@ -203,49 +210,57 @@ def entry(
         return many
 
     names = [chosen.sizes.name, *sorted({*chosen.sizes.drawn.tolist()} - {chosen.sizes.name})]
-    sizes = []
+    sizes, entries = [], []
     for name in names:
-        rows = chosen.sizes.drawn == name
+        theta, many = _planner(name, fitted, second)[0], drawn(name)
         # of the loss's own form the draws are kept once
-        many = None if name == chosen.surface else drawn(name)
+        kept = None if name == chosen.surface else many
         if form_fits.FIXED_EXPONENT.get(name, name) not in {*fitted, ISOFLOP}:
             # the error of its exponent is unknown: no interval, rather than one without width
-            many = np.full_like(drawn(name), np.nan)
-        theta = _planner(name, fitted, second)[0]
-        sizes.append({"name": name, "theta": theta, "draws": many, "rows": rows})
+            many = kept = np.full_like(many, np.nan)
+        rows = chosen.sizes.drawn == name
+        sizes.append(allocation.Sizes(name, theta, many, rows))
+        entries.append(study_parts.Planner(name, theta, kept, rows))
     edge = _frontier(chosen, second, tested, how)
-    curve = _discrepancy(fitted[chosen.surface], effect, record)
+    curve = _discrepancy(fitted[chosen.surface], effect, context)
     size, surface = _spreads(chosen, tested, curve)
-    out: Record = {
-        "chosen_by": chosen.sentence,
-        "default": chosen.default,
-        "surface": chosen.surface,
-        "form": chosen.sizes.name,
-        "sizes": sizes,
-        "draws": drawn(chosen.surface),
-        "spread": {
-            "params": max(size, form_fits.exponent_spread(chosen.sizes.name, fitted)),
-            "loss": surface if edge is None else edge[1],
-            # of the loss away from approach 2's minima, for forecasts
-            "surface": surface,
-        },
-        "frontier": None if edge is None else edge[0],
-        "discrepancy": curve and curve._asdict(),
-        "undertuned": None,
-    }
-    record = record | {"plan": out}
-    target = record["options"]["target"]
-    if effect is not None:
-        best = optimum.at(form_fits.TUNED, effect[1].theta, target, record["per"])
-        out["undertuned"] = effect[0]._asdict() | {
-            "params": float(best.params),
-            "loss": float(best.loss),
-        }
-    return out | _values(record, target, how.level)
+    size = max(size, form_fits.exponent_spread(chosen.sizes.name, fitted))
+    p = allocation.Planned(
+        sizes=tuple(sizes),
+        surface=chosen.surface,
+        theta=fitted[chosen.surface].theta,
+        draws=drawn(chosen.surface),
+        spread=(size, surface if edge is None else edge[1]),
+        flops=context.flops,
+        per=context.per,
+        seed=how.seed,
+        frontier=edge and allocation.Sizes(loss_laws.OFFSET.name, *edge[0], sizes[0].rows),
+        own=curve,
+    )
+    return study_parts.StudyPlan(
+        chosen_by=chosen.sentence,
+        default=chosen.default,
+        surface=p.surface,
+        form=chosen.sizes.name,
+        sizes=tuple(entries),
+        draws=p.draws,
+        spread=study_parts.Spread(*p.spread, surface),
+        frontier=edge and study_parts.Frontier(*edge[0]),
+        discrepancy=curve,
+        undertuned=effect and _undertuned(*effect, context),
+        **_values(p, chosen.sizes.name, context, how.level),
+    )
+
+
+def _undertuned(
+    excess: tuning.Excess, corrected: tuning.Corrected, context: Context
+) -> study_parts.Undertuned:
+    best = optimum.at(form_fits.TUNED, corrected.theta, context.target, context.per)
+    return study_parts.Undertuned(*excess, float(best.params), float(best.loss))
 
 
 def _spreads(
-    chosen: Chosen, tested: Tested, curve: discrepancy.Curve | None
+    chosen: Chosen, tested: Tested, curve: study_parts.Curve | None
 ) -> tuple[float, float]:
     """(of log N*, of the surface's log loss) per decade; 0 where the form has a discrepancy, which
     is its own error measured on more than the budgets held out."""
@@ -256,28 +271,27 @@ def _spreads(
 
 
 def _discrepancy(
-    one: form_fits.Fitted,
+    fitted: form_fits.Fitted,
     effect: tuple[tuning.Excess, tuning.Corrected] | None,
-    record: Record,
-) -> discrepancy.Curve | None:
-    knot = effect[0].knot if effect is not None and one.law.name == form_fits.TUNED else None
+    context: Context,
+) -> study_parts.Curve | None:
+    knot = effect[0].knot if effect is not None and fitted.law.name == form_fits.TUNED else None
     form = discrepancy.fit(
-        one.law,
-        one.theta,
-        one.fit.residual,
-        one.t.params,
-        one.t.tokens,
+        fitted.law,
+        fitted.theta,
+        fitted.fit.residual,
+        fitted.t.params,
+        fitted.t.tokens,
         knot,
-        one.fit.fixed,
+        fitted.fit.fixed,
     )
-    low, high = record["flops"]
-    return form and discrepancy.along(form, discrepancy.grid((low, high)), record["per"])
+    return form and discrepancy.along(form, discrepancy.grid(context.flops), context.per)
 
 
 def _frontier(
     chosen: Chosen, second: IsoFlops, tested: Tested, how: form_fits.Settings
-) -> tuple[Record, float] | None:
-    """({theta, draws} of the law `offset` through approach 2's minima, its spread per decade),
+) -> tuple[tuple[Array, Array], float] | None:
+    """((theta, draws) of the law `offset` through approach 2's minima, its spread per decade),
     where approach 2 plans and has minima enough: that a form's N* is refuted speaks against its
     loss too."""
     akima = second[AKIMA]
@@ -292,34 +306,39 @@ def _frontier(
     many = bootstrap.noise(loss_laws.OFFSET, t, fit, how.replicates, how.seed)
     draws = _rows(many.theta[~many.failed], how.replicates)
     errors = backtest.edges(tested.cutoffs, t, how.delta)
-    return {"theta": fitting.values(fit), "draws": draws}, model_selection.spread(errors)
+    return (fitting.values(fit), draws), model_selection.spread(errors)
 
 
-def _values(record: Record, target: float, level: float) -> Record:
-    """{params, tokens, loss, tokens_per_parameter, exponent: {value, interval}, disagreement}."""
-    many = allocation.at(allocation.of(record), target)
-    rows: dict[str, Array] = many._asdict() | {"tokens_per_parameter": many.tokens / many.params}
+def _values(p: allocation.Planned, form: str, context: Context, level: float) -> dict[str, Any]:
+    """The StudyPlan's numbers at the target; form: the planner of N*."""
+    many = allocation.at(p, context.target)
+    rows = many._asdict() | {"tokens_per_parameter": many.tokens / many.params}
     out: dict[str, Any] = {
-        name: {"value": float(v[0]), "interval": comparison.interval(v[1:], level)}
+        name: study_parts.Estimate(float(v[0]), comparison.interval(v[1:], level))
         for name, v in rows.items()
     }
-    form = record["plan"]["form"]
     if form in form_fits.FIXED_EXPONENT:
+        best = dataclasses.asdict(context.forms[form].optimum)
         for name in ("params", "tokens", "tokens_per_parameter", "exponent"):
-            out[name]["interval"] = record["forms"][form]["optimum"][name][1]
-    out["disagreement"] = allocation.disagreement(record, target, **out["params"])
-    return out
+            out[name] = dataclasses.replace(out[name], interval=best[name][1])
+    others = allocation.rivals(
+        context.forms, context.approaches, context.target, context.per, level
+    )
+    value, ends = dataclasses.astuple(out["params"])
+    return out | {
+        "disagreement": allocation.disagreement(p, others, context.target, value, ends, level)
+    }
 
 
 def _planner(
     name: str, fitted: Mapping[str, form_fits.Fitted], second: IsoFlops
-) -> tuple[list[float], Array]:
+) -> tuple[Array, Array]:
     """(theta, draws) of a planner of N*."""
     if name != ISOFLOP:
-        return list(fitted[name].theta), fitted[name].draws
+        return fitted[name].theta, fitted[name].draws
     akima = second[AKIMA]
     assert not isinstance(akima, str)
-    return [akima.exponent, akima.intercept], akima.draws
+    return np.array([akima.exponent, akima.intercept]), akima.draws
 
 
 def _rows(draws: Array, count: int) -> Array:

@@ -131,7 +131,7 @@ def _with_unit(field: str, column: Column, text: str | None) -> Column:
 def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
     """The column of a field by its name. Raises: ValueError where several could be it."""
     for names in (ALIASES[field], LESSER.get(field, ())):
-        for ends in (_whole, _last):
+        for ends in (_full_name, _last):
             matches = [
                 Column(h, unit)
                 for h in header
@@ -158,7 +158,7 @@ def _search(path: str, field: str, header: Sequence[str]) -> Column | None:
     return None
 
 
-def _whole(name: str) -> str:
+def _full_name(name: str) -> str:
     return name
 
 
@@ -179,8 +179,8 @@ def _match(field: str, name: str, names: Sequence[str]) -> units.Unit | None:
         if unit is None:
             continue
         alone = _ALONE.get(field)
-        whole = "_".join(filter(None, (base, alone))) if alone and _speaks(field, text) else base
-        if base in names or whole in names:
+        full = "_".join(filter(None, (base, alone))) if alone and _speaks(field, text) else base
+        if base in names or full in names:
             return unit
     return None
 

@@ -88,10 +88,10 @@ def read(path: pathlib.Path, how: Selection) -> Points:
     sheet, cells_read, incomplete = _incomplete(sheet, cells_read, fields, how.drop_incomplete)
     left += incomplete
     if column is not None:
-        counted = _one_counting(sheet, column.name)
+        counted = _counting_of(sheet, column.name)
     elif "params" in fields:
         counted = columns.counts(fields["params"].name)
-    run, split = _one_size(_runs(sheet, fields, how.run_columns), cells_read.values.get("params"))
+    run, split = _by_size(_runs(sheet, fields, how.run_columns), cells_read.values.get("params"))
     names = {f: c.name for f, c in fields.items()}
     others = quantities.others(sheet, list(names.values()), quantities.decimal_comma(sheet, fields))
     notes = [*sheet.notes, *cells_read.notes]
@@ -157,9 +157,9 @@ def _where(sheet: grid.Grid, where: Mapping[str, str]) -> grid.Grid:
     return sheet
 
 
-def _same(one: str, other: str) -> bool:
+def _same(cell: str, other: str) -> bool:
     try:
-        return float(one) == float(other)
+        return float(cell) == float(other)
     except ValueError:
         return False
 
@@ -221,7 +221,7 @@ def _incomplete(
     return sheet._replace(rows=rows), cells_read._replace(values=kept, bad=[]), [note]
 
 
-def _one_counting(sheet: grid.Grid, column: str) -> str:
+def _counting_of(sheet: grid.Grid, column: str) -> str:
     """The value of the file's counting column. Raises: ValueError where rows differ."""
     cells = sheet.column(column)
     for row, cell in zip(sheet.rows, cells):
@@ -243,7 +243,7 @@ def _runs(sheet: grid.Grid, fields: Mapping[str, columns.Column], together: Sequ
     return np.array([str(row.line) for row in sheet.rows])
 
 
-def _one_size(run: Array, params: Array | None) -> tuple[Array, str]:
+def _by_size(run: Array, params: Array | None) -> tuple[Array, str]:
     """(runs of one size each, a note): a training run has one N, so that a name which several
     sizes share, such as a repetition's number, is no run's."""
     if params is None or len(set(run.tolist())) == len(run):

@@ -29,7 +29,7 @@ class Model:
     """The model's Config."""
 
 
-class _Found(NamedTuple):
+class _SavedRun(NamedTuple):
     """One run directory."""
 
     name: str
@@ -57,7 +57,7 @@ def read(root: pathlib.Path, how: Counting, intermediate: bool, decaying: bool) 
             continue
         if intermediate and not decaying:
             _ends_anywhere(file, record)
-        runs.append(_Found(name, record, _evaluations(file.parent, intermediate)))
+        runs.append(_SavedRun(name, record, _evaluations(file.parent, intermediate)))
     if not runs:
         raise ValueError(f"{root}: no finished run: {'; '.join(left)}")
     _comparable(root, runs)
@@ -70,9 +70,11 @@ def _named(root: pathlib.Path, folder: pathlib.Path) -> str:
     return str(inside.relative_to(root)) if inside.is_relative_to(root) else str(folder)
 
 
-def _table(root: pathlib.Path, found: list[_Found], how: Counting, left: tuple[str, ...]) -> Table:
+def _table(
+    root: pathlib.Path, saved: list[_SavedRun], how: Counting, left: tuple[str, ...]
+) -> Table:
     rows: list[tuple[float, float, float, float, str]] = []
-    for run in found:
+    for run in saved:
         try:
             cfg = config.from_dict(Model, {"model": run.config["model"]}).model
         except ValueError as error:
@@ -150,14 +152,14 @@ def _nll(record: dict[str, Any]) -> float:
     return math.nan if nll is None else nll
 
 
-def _comparable(root: pathlib.Path, found: list[_Found]) -> None:
+def _comparable(root: pathlib.Path, saved: list[_SavedRun]) -> None:
     """Raises: ValueError if losses are of different texts, tokens or objectives."""
     for path in (("data", "tokenizer"), ("data", "source"), ("objective", "kind")):
-        values = [_at(run.config, path) for run in found]
-        for run, value in zip(found, values):
+        values = [_at(run.config, path) for run in saved]
+        for run, value in zip(saved, values):
             if value != values[0]:
                 raise ValueError(
-                    f"{root}: {run.name} has {'.'.join(path)} = {value!r}, {found[0].name} has "
+                    f"{root}: {run.name} has {'.'.join(path)} = {value!r}, {saved[0].name} has "
                     f"{values[0]!r}: their nats per token are not comparable"
                 )
 

@@ -11,7 +11,7 @@ from jaxlm.scaling import study_record
 
 
 def fill(about: study_record.About, root: pathlib.Path, intermediate: bool) -> study_record.About:
-    """The About with what the finished runs under a directory record, where nobody stated it.
+    """The About with what the finished runs under a directory record, where it is not stated.
 
     Of numbers that differ between runs the range is given. How hyper-parameters were chosen at
     each size (`tuning`) is in no record.
@@ -21,24 +21,24 @@ def fill(about: study_record.About, root: pathlib.Path, intermediate: bool) -> s
     if not runs:
         return about
 
-    def said(part: str, *fields: str) -> str:
+    def described(part: str, *fields: str) -> str:
         return ", ".join(f"{f} {_values([r[part].get(f) for r in runs])}" for f in fields)
 
     rows = _values([r["data"]["batch"] * r["data"]["seq"] for r in runs])
     source = _values([r["data"]["source"] for r in runs])
     facts = {
-        "architecture": said("model", "kind", "embed", "layers", "heads", "ffn", "vocab"),
+        "architecture": described("model", "kind", "embed", "layers", "heads", "ffn", "vocab"),
         "corpus": source,
         "tokenizer": _values([r["data"]["tokenizer"] for r in runs]),
-        "optimiser": said("optim", "name", "lr", "b1", "b2", "eps", "weight_decay", "clip"),
-        "schedule": said("optim", "schedule", "warmup", "decay", "final"),
+        "optimiser": described("optim", "name", "lr", "b1", "b2", "eps", "weight_decay", "clip"),
+        "schedule": described("optim", "schedule", "warmup", "decay", "final"),
         "batch": f"{rows} tokens",
         "checkpoints": "intermediate" if intermediate else "final",
         "smoothing": "none",
-        "loss_set": f"held out of {source}, {said('data', 'holdout')}",
+        "loss_set": f"held out of {source}, {described('data', 'holdout')}",
     }
-    untold = {k: v for k, v in facts.items() if getattr(about, k) == study_record.UNTOLD}
-    return dataclasses.replace(about, **untold)
+    missing = {k: v for k, v in facts.items() if getattr(about, k) == study_record.NOT_STATED}
+    return dataclasses.replace(about, **missing)
 
 
 def _values(values: Sequence[Any]) -> str:

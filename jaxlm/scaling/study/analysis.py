@@ -9,59 +9,22 @@ The record is complete: `report.text` and `figures.draw` read nothing else.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
 import jaxlm
-from jaxlm.scaling import study_record, table
+from jaxlm.scaling import study_parts, study_record, table
 from jaxlm.scaling.approaches import comparison, isoflop
 from jaxlm.scaling.laws import bootstrap, fixed_parameters, loss_laws
 from jaxlm.scaling.planning import experiment_design, model_selection, selected_plan
 from jaxlm.scaling.reading import plausibility
-from jaxlm.scaling.study import cautions, diagnostics, form_fits, heterogeneity
-from jaxlm.scaling.study_record import Record
+from jaxlm.scaling.study import cautions, checklist, form_fits, heterogeneity
+from jaxlm.scaling.study_record import Options, Record
 
-# Fields of a table that the record keeps.
-POINTS = ("params", "tokens", "flops", "loss", "unique", "run", "row")
 # The target when none is named: this many times the largest budget.
 AHEAD = 10.0
 
 Array = np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of a study."""
-
-    laws: tuple[str, ...] = ()
-    """Forms to fit; none named: every form that the runs identify."""
-    law: str | None = None
-    """The form that plans, or isoflop; not named: chinchilla, unless another predicts held-out
-    budgets better beyond noise."""
-    fix: tuple[str, ...] = ()
-    """NAME=VALUE, a parameter held in every form that has it (alpha=0.35), or LAW.NAME=VALUE."""
-    drop_highest: int = 0
-    """Points of highest loss left out of every fit."""
-    delta: float = 1e-3
-    """Huber's delta, of log loss. Hoffmann et al. 2022 take 1e-3."""
-    replicates: int = 1000
-    """Bootstrap refits of each form."""
-    bootstrap: Literal["auto", "case", "cluster"] = "auto"
-    """Resample points, or whole runs; auto: runs where any has several points, and
-    there are six or more."""
-    seed: int = 0
-    """Seed of all resampling."""
-    holdout: float | None = None
-    """Runs of this many FLOPs or more are the back-test's; not given: the largest budgets in turn,
-    or the largest half of the runs, four tenths, and so on to a tenth."""
-    target: float | None = None
-    """FLOPs that the report extrapolates to; not given: ten times the largest budget."""
-    noise: float | None = None
-    """Standard deviation of the loss between seeds, for the bootstrap of approach 2; not given: it
-    is measured from the points."""
-    level: float = 0.95
-    """Level of all intervals."""
 
 
 def run(
@@ -89,48 +52,40 @@ def run(
     fitted, skipped = form_fits.every(kept, first.points(), how)
     tested = selected_plan.test(fitted, kept, second, options.holdout, how, per)
     chosen = selected_plan.choose(fitted, second, tested, options.law, how)
-    law = chosen.surface
-    planned = fitted[law]
-    record: Record = {
-        "format": study_record.FORMAT,
-        "jaxlm": jaxlm.__version__,
-        "source": _source(t, used, name),
-        "counting": t.counting._asdict(),
-        "per": per,
-        "flops": [float(kept.flops.min()), float(kept.flops.max())],
-        "options": dataclasses.asdict(options) | {"target": target},
-        "law": law,
-        "theta": planned.fit.theta,
-        "forms": {f: form_fits.record(x, fitted, level, target, per) for f, x in fitted.items()},
-        "skipped": skipped,
-        "backtest": selected_plan.record(tested, chosen, fitted),
-        "approaches": comparison.compare(
-            kept,
-            first,
-            second,
-            {f: _pair(fitted[f]) for f in dict.fromkeys(("chinchilla", law)) if f in fitted},
-            target,
-            per,
-            level,
+    law, planned = chosen.surface, fitted[chosen.surface]
+    flops = float(kept.flops.min()), float(kept.flops.max())
+    forms = {f: form_fits.record(x, fitted, level, target, per) for f, x in fitted.items()}
+    parametric = {f: _pair(fitted[f]) for f in dict.fromkeys(("chinchilla", law)) if f in fitted}
+    approaches = comparison.compare(kept, first, second, parametric, target, per, level)
+    context = selected_plan.Context(forms, approaches, flops, per, target)
+    source, tests = _source(t, used, name), selected_plan.errors(tested, chosen)
+    record = Record(
+        format=study_record.FORMAT,
+        jaxlm=jaxlm.__version__,
+        source=source,
+        counting=t.counting,
+        per=per,
+        flops=flops,
+        options=dataclasses.replace(options, target=target),
+        law=law,
+        theta=planned.fit.theta,
+        forms=forms,
+        skipped=skipped,
+        backtest=tests,
+        approaches=approaches,
+        outliers=tuple(_outliers(t, planned, fitted, options, target, per)),
+        profiles=form_fits.profiles(planned, level),
+        points=study_parts.Points(
+            t.params, t.tokens, t.flops, t.loss, t.unique, t.run, t.row, used
         ),
-        "outliers": _outliers(t, planned, fitted, options, target, per),
-        "profiles": form_fits.profiles(planned, level),
-        "points": {f: t._asdict()[f] for f in POINTS} | {"used": used},
-    }
-    record["plan"] = selected_plan.entry(record, chosen, fitted, second, tested, how)
-    record["next"] = _next(planned, candidates, target, per)
-    record["checklist"] = study_record.checklist(about, kept, record)
-    record["cautions"] = [c._asdict() for c in cautions.study(record, _rows(kept, planned, record))]
-    return study_record.plain(record)
-
-
-def _rows(t: table.Table, planned: form_fits.Fitted, record: Record) -> list[diagnostics.Caution]:
-    """Cautions that the table's rows give reason for."""
-    best = record["plan"]["params"]["value"]
-    return [
-        *heterogeneity.notices(t, planned.fit.residual),
-        *heterogeneity.cost(t, record["per"], best),
-    ]
+        plan=selected_plan.entry(context, chosen, fitted, second, tested, how),
+        next=tuple(_next(planned, candidates, target, per)),
+        checklist=checklist.make(about, kept, options, source, forms, tests),
+        cautions=(),
+    )
+    rows = heterogeneity.notices(kept, planned.fit.residual)
+    rows += heterogeneity.cost(kept, per, record.planned.params.value)
+    return dataclasses.replace(record, cautions=tuple(cautions.study(record, rows)))
 
 
 def _settings(options: Options) -> form_fits.Settings:
@@ -145,8 +100,8 @@ def _settings(options: Options) -> form_fits.Settings:
     )
 
 
-def _pair(one: form_fits.Fitted) -> tuple[Array, Array]:
-    return one.theta, one.draws
+def _pair(form: form_fits.Fitted) -> tuple[Array, Array]:
+    return form.theta, form.draws
 
 
 def _outliers(
@@ -156,7 +111,7 @@ def _outliers(
     options: Options,
     target: float,
     per: float,
-) -> list[Record]:
+) -> list[study_parts.Outlier]:
     law = _outlier_law(planned)
     held = fixed_parameters.parse(options.fix).get(law.name, {})
     near = fitted[law.name].fit if law.name in fitted else None
@@ -202,38 +157,37 @@ def _used(t: table.Table, options: Options) -> Array:
     return used
 
 
-def _source(t: table.Table, used: Array, name: str) -> Record:
-    return {
-        "name": name,
-        "points": len(t.loss),
-        "dropped": [
-            {"row": int(t.row[i]), "run": str(t.run[i]), "loss": float(t.loss[i])}
-            for i in np.flatnonzero(~used)
-        ],
-        "left_out": list(t.left_out),
-        "notes": list(t.notes),
-    }
+def _source(t: table.Table, used: Array, name: str) -> study_parts.Source:
+    dropped = tuple(
+        study_parts.Dropped(int(t.row[i]), str(t.run[i]), float(t.loss[i]))
+        for i in np.flatnonzero(~used)
+    )
+    return study_parts.Source(
+        name=name, points=len(t.loss), dropped=dropped, left_out=t.left_out, notes=t.notes
+    )
 
 
 def _next(
-    one: form_fits.Fitted,
+    planned: form_fits.Fitted,
     candidates: tuple[Array, Array, Array | None] | None,
     target: float,
     per: float,
-) -> list[Record]:
+) -> list[study_parts.Candidate]:
     """The candidates, the best first."""
     if candidates is None:
         return []
     params, tokens, cost = candidates
-    ranked = experiment_design.choose(one.fit, one.t, params, tokens, target, cost, per, one.draws)
+    ranked = experiment_design.choose(
+        planned.fit, planned.t, params, tokens, target, cost, per, planned.draws
+    )
     return [
-        {
-            "params": ranked.params[i],
-            "tokens": ranked.tokens[i],
-            "cost": ranked.cost[i],
-            "width_before": ranked.before,
-            "width_after": ranked.after[i],
-            "gain_per_flop": ranked.gain[i],
-        }
+        study_parts.Candidate(
+            params=ranked.params[i],
+            tokens=ranked.tokens[i],
+            cost=ranked.cost[i],
+            width_before=ranked.before,
+            width_after=ranked.after[i],
+            gain_per_flop=ranked.gain[i],
+        )
         for i in ranked.order
     ]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlm.scaling import study_record
 from jaxlm.scaling.planning.model_selection import ISOFLOP
-from jaxlm.scaling.study import diagnostics, form_fits
-from jaxlm.scaling.study.diagnostics import Caution
+from jaxlm.scaling.study import checklist, diagnostics, form_fits
+from jaxlm.scaling.study_parts import Caution, Skipped
+from jaxlm.scaling.study_record import Record
 
 # Kinds by what they do to the plan: void it, move it, widen it, or concern what else is reported.
 VOID = ("floor above the data", "several experiments", "few points")
@@ -33,15 +33,15 @@ WIDEN = (
 LAST = ("not recorded",)
 
 
-def study(record: study_record.Record, rows: Sequence[Caution] = ()) -> list[Caution]:
+def study(record: Record, rows: Sequence[Caution] = ()) -> list[Caution]:
     """Every caution of a study's record, ranked: what voids the plan, moves it, widens it; then
     what concerns forms that do not plan, and what was not recorded.
 
     rows: the cautions of `heterogeneity` about the table's rows.
     """
-    planners = {record["law"], record["plan"]["form"]}
-    ranked = [(_rank(c, True), c) for c in (*rows, *_whole(record))]
-    for name in record["forms"]:
+    planners = {record.law, record.planned.form}
+    ranked = [(_rank(c, True), c) for c in (*rows, *_of_plan(record))]
+    for name in record.forms:
         ranked += [(_rank(c, name in planners), c) for c in _form(record, name)]
     return [c for _, c in sorted(ranked, key=lambda pair: pair[0])]
 
@@ -55,52 +55,45 @@ def _rank(caution: Caution, plans: bool) -> int:
     return place if plans else len(order) + 1 + place
 
 
-def _form(record: study_record.Record, name: str) -> list[Caution]:
+def _form(record: Record, name: str) -> list[Caution]:
     """The cautions of one form's fit."""
-    form = record["forms"][name]
-    used = np.asarray(record["points"]["used"], bool)
-    smallest = float(np.asarray(record["points"]["loss"])[used].min())
-    others = [(b["objective"], b["theta"]) for b in form["basins"]]
-    out = diagnostics.basins(name, form["objective"], others)
-    if "E" in form["theta"]:
-        high = form["intervals"]["E"]
-        top = None if high is None else high[1]
-        out += diagnostics.floor(name, form["theta"]["E"], smallest, form["residual_sd"], top)
-    out += diagnostics.undetermined(name, form["intervals"])
-    out += diagnostics.few(name, form["points"], len(form["theta"]))
-    out += diagnostics.condition(name, form["condition"])
-    return out + diagnostics.starts(
-        name, form["reached"], form["failed"], record["options"]["replicates"]
-    )
+    form, points = record.forms[name], record.points
+    smallest = float(points.loss[points.used].min())
+    others = [(b.objective, b.theta) for b in form.basins]
+    out = diagnostics.basins(name, form.objective, others)
+    if "E" in form.theta:
+        ends = form.intervals["E"]
+        high = None if ends is None else ends[1]
+        out += diagnostics.floor(name, form.theta["E"], smallest, form.residual_sd, high)
+    out += diagnostics.undetermined(name, form.intervals)
+    out += diagnostics.few(name, form.points, len(form.theta))
+    out += diagnostics.condition(name, form.condition)
+    return out + diagnostics.starts(name, form.reached, form.failed, record.options.replicates)
 
 
-def _whole(record: study_record.Record) -> list[Caution]:
+def _of_plan(record: Record) -> list[Caution]:
     """The cautions of the study and its plan."""
-    points, plan = record["points"], record["plan"]
-    used = np.asarray(points["used"], bool)
-    ratio = (np.asarray(points["tokens"]) / np.asarray(points["params"]))[used]
-    run = np.asarray(points["run"])[used]
-    target = record["options"]["target"]
-    values = {k: (plan[k]["value"], plan[k]["interval"]) for k in ("params", "loss")}
-    out = diagnostics.undertuned(plan["undertuned"], values)
-    out += diagnostics.disagreement(plan["disagreement"])
-    out += diagnostics.shape(plan["form"], plan["form"] in form_fits.FIXED_EXPONENT)
-    out += diagnostics.coverage(ratio, plan["tokens_per_parameter"]["value"], target)
-    out += diagnostics.extrapolation(target, float(record["flops"][1]))
+    points, plan, target = record.points, record.planned, record.options.target
+    ratio = (points.tokens / points.params)[points.used]
+    out = diagnostics.undertuned(plan.undertuned, plan.params.value, plan.loss.value)
+    out += diagnostics.disagreement(plan.disagreement)
+    out += diagnostics.shape(plan.form, plan.form in form_fits.FIXED_EXPONENT)
+    out += diagnostics.coverage(ratio, plan.tokens_per_parameter.value, target)
+    out += diagnostics.extrapolation(target, record.flops[1])
     sides = {
-        k: (v["exponent"], v["interval"])
-        for k, v in record["approaches"].items()
-        if v.get("exponent") is not None and np.isfinite(v["exponent"])
+        name: (side.exponent, side.interval)
+        for name, side in record.approaches.items()
+        if not isinstance(side, Skipped) and np.isfinite(side.exponent)
     }
-    if plan["form"] == ISOFLOP:
+    if plan.form == ISOFLOP:
         # a form that does not plan N* is no evidence against the one that does
         sides = {k: v for k, v in sides.items() if not k.startswith("parametric")}
     out += diagnostics.approaches(sides)
-    tested = record["backtest"]["forms"].get(record["law"])
+    tested = record.backtest.forms.get(record.law)
     if tested is not None:
-        out += diagnostics.curve(tested["mean"], record["law"])
-    checklist = record["checklist"]
+        out += diagnostics.curve(tested.mean, record.law)
+    stated = record.checklist
     out += diagnostics.checkpoints(
-        run, checklist["extraction"]["checkpoints"], checklist["setup"]["schedule"]
+        points.run[points.used], stated.extraction.checkpoints, stated.setup.schedule
     )
-    return out + diagnostics.untold(study_record.untold(checklist))
+    return out + diagnostics.not_recorded(checklist.not_stated(stated))

@@ -5,9 +5,10 @@ Every caution has been seen in a published study; the source is given at its che
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
+
+from jaxlm.scaling.study_parts import Caution, Undertuned
 
 # Tokens per parameter must differ by this factor for the terms of N and D to be separated:
 # along one ratio they are one power of C (Hoffmann et al. 2022 spread theirs over 0.2 to 400).
@@ -27,13 +28,6 @@ LOOSE = 1e6
 CONDITION = 1e4
 
 Array = np.ndarray
-
-
-class Caution(NamedTuple):
-    """One warning. `kind` names the check, `text` gives the numbers and what to do."""
-
-    kind: str
-    text: str
 
 
 def basins(
@@ -196,21 +190,21 @@ def approaches(exponents: Mapping[str, tuple[float, tuple[float, float] | None]]
     Hoffmann et al. 2022's three approaches gave .50, .49 and .46.
     """
     apart = [
-        (abs(a - b), one, other)
-        for (one, (a, within_a)), (other, (b, within_b)) in itertools.combinations(
+        (abs(a - b), first, second)
+        for (first, (a, within_a)), (second, (b, within_b)) in itertools.combinations(
             exponents.items(), 2
         )
         if abs(a - b) > DISAGREE and not _inside(a, within_b) and not _inside(b, within_a)
     ]
     if not apart:
         return []
-    width, one, other = max(apart)
+    width, first, second = max(apart)
     more = f"; {len(apart)} pairs of {len(exponents)} approaches disagree" if len(apart) > 1 else ""
     return [
         Caution(
             "approaches disagree",
-            f"the optimum's exponent is {exponents[one][0]:.3f} by {one} and "
-            f"{exponents[other][0]:.3f} by {other}: a factor of {1000**width:.2g} in N* for each "
+            f"the optimum's exponent is {exponents[first][0]:.3f} by {first} and "
+            f"{exponents[second][0]:.3f} by {second}: a factor of {1000**width:.2g} in N* for each "
             f"thousand-fold of compute{more}",
         )
     ]
@@ -220,16 +214,16 @@ def _inside(value: float, interval: tuple[float, float] | None) -> bool:
     return interval is not None and interval[0] <= value <= interval[1]
 
 
-def checkpoints(run: Array, told: str, schedule: str) -> list[Caution]:
+def checkpoints(run: Array, stated: str, schedule: str) -> list[Caution]:
     """Cautions of several points of one run [n], whose learning rate had not decayed yet.
 
     Before its end a run's loss is above that of a run of that length (Hoffmann et al. 2022,
-    section 3.1). told, schedule: the study's entries for checkpoints and schedule; "final": the
+    section 3.1). stated, schedule: the study's entries for checkpoints and schedule; "final": the
     points of a run are ends, of branches that were decayed each.
     """
     runs, counts = np.unique(run, return_counts=True)
     several = int(np.sum(counts > 1))
-    if told == "final" or not several and told != "intermediate":
+    if stated == "final" or not several and stated != "intermediate":
         return []
     number = f"{several} of {len(runs)} runs have several points" if several else "as was stated"
     return [
@@ -267,22 +261,18 @@ def disagreement(text: str) -> list[Caution]:
     return [Caution("forms disagree", text)] if text else []
 
 
-def undertuned(
-    excess: Mapping[str, float] | None, planned: Mapping[str, Sequence[float]]
-) -> list[Caution]:
-    """The caution of largest sizes whose loss is above the law (`tuning.Excess` and the plan
-    without it); planned: {params, loss: (the plan's value, its interval)}."""
+def undertuned(excess: Undertuned | None, n: float, loss: float) -> list[Caution]:
+    """The caution of largest sizes whose loss is above the law; n, loss: the plan's N* and loss."""
     if excess is None:
         return []
-    n, loss = planned["params"][0], planned["loss"][0]
     return [
         Caution(
             "largest sizes above the law",
-            f"the {excess['runs']:.0f} runs above N = {excess['knot']:.3g} lose up to "
-            f"{excess['at_largest']:.2%} more than the smaller ones let expect (t = "
-            f"{excess['t']:.1f}): they are tuned worse (learning rate, batch, warm-up), or the "
-            f"form bends. Without that N* is {excess['params']:.3g}, not {n:.3g}, and the loss "
-            f"{excess['loss']:.4g}, not {loss:.4g}; the intervals hold both. Tune the largest size",
+            f"the {excess.runs:.0f} runs above N = {excess.knot:.3g} lose up to "
+            f"{excess.at_largest:.2%} more than the smaller ones let expect (t = "
+            f"{excess.t:.1f}): they are tuned worse (learning rate, batch, warm-up), or the "
+            f"form bends. Without that N* is {excess.params:.3g}, not {n:.3g}, and the loss "
+            f"{excess.loss:.4g}, not {loss:.4g}; the intervals hold both. Tune the largest size",
         )
     ]
 
@@ -313,8 +303,8 @@ def curve(bias: float, form: str | None) -> list[Caution]:
     ]
 
 
-def untold(items: Sequence[str]) -> list[Caution]:
-    """Cautions of items of the checklist that nobody stated."""
+def not_recorded(items: Sequence[str]) -> list[Caution]:
+    """Cautions of items of the checklist that are not stated."""
     if not items:
         return []
     return [

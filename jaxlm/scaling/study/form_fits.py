@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.scaling import table
+from jaxlm.scaling import study_parts, table
 from jaxlm.scaling.approaches import comparison
 from jaxlm.scaling.laws import bootstrap, fitting, identifiability, loss_laws, optimum, profile
 from jaxlm.scaling.planning import experiment_design
 from jaxlm.scaling.study import diagnostics, tuning
-from jaxlm.scaling.study_record import Record
 
 # Points of a profile, over the bootstrap interval stretched by half on each side.
 GRID = 21
@@ -102,73 +101,71 @@ def default(fitted: Mapping[str, Fitted]) -> str:
     for name in ("data_constrained", "chinchilla"):
         if name in fitted:
             return name
-    able = [name for name, one in fitted.items() if plans(one.law)]
+    able = [name for name, form in fitted.items() if plans(form.law)]
     return min(able, key=lambda f: (len(fitted[f].law.names), fitted[f].fit.objective))
 
 
 def record(
-    one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
-) -> Record:
+    form: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
+) -> study_parts.Form:
     """A form's entry in a study's record."""
-    law, fit = one.law, one.fit
+    law, fit = form.law, form.fit
     ends = {
-        name: None if name in fit.fixed else comparison.interval(one.draws[:, i], level)
+        name: None if name in fit.fixed else comparison.interval(form.draws[:, i], level)
         for i, name in enumerate(law.names)
     }
-    return {
-        "source": law.source,
-        "inputs": law.inputs,
-        "theta": fit.theta,
-        "fixed": list(fit.fixed),
-        "intervals": ends,
-        "objective": fit.objective,
-        "points": fit.n,
-        "reached": fit.reached,
-        "gradient": fit.gradient,
-        "basins": [{"objective": value, "theta": theta} for value, theta in fit.basins],
-        "condition": diagnostics.number(
-            experiment_design.gradients(law, one.theta, fitting.inputs(law, one.t))
+    return study_parts.Form(
+        source=law.source,
+        inputs=law.inputs,
+        theta=fit.theta,
+        fixed=fit.fixed,
+        intervals=ends,
+        objective=fit.objective,
+        points=fit.n,
+        reached=fit.reached,
+        gradient=fit.gradient,
+        basins=tuple(study_parts.Basin(value, theta) for value, theta in fit.basins),
+        condition=diagnostics.number(
+            experiment_design.gradients(law, form.theta, fitting.inputs(law, form.t))
         ),
-        "residual": fit.residual,
-        "residual_sd": float(np.std(fit.residual)),
-        "optimum": _optimum(one, fitted, level, target, per),
-        "failed": one.failed,
-        "draws": one.draws,
-    }
+        residual=fit.residual,
+        residual_sd=float(np.std(fit.residual)),
+        optimum=_optimum(form, fitted, level, target, per),
+        failed=form.failed,
+        draws=form.draws,
+    )
 
 
 def _optimum(
-    one: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
-) -> Record:
-    """{exponent, params, tokens, loss, tokens_per_parameter: [value, interval]} at the target.
+    form: Fitted, fitted: Mapping[str, Fitted], level: float, target: float, per: float
+) -> study_parts.Optimum | study_parts.Skipped:
+    """The form's optimum at the target; Skipped of a law that has none.
 
     An exponent that the form fixes has no interval, and N* and D* have the width that the exponent
     gives them by the form that estimates it.
     """
-    if not plans(one.law):
-        return {"skipped": f"a law of {', '.join(one.law.inputs)} has no optimum"}
-    best = optimum.at(one.law.name, one.theta, target, per=per)
-    many = optimum.at(one.law.name, one.draws, target, per=per)
-    freed = fitted.get(FIXED_EXPONENT.get(one.law.name, ""))
-    fixed = one.law.name in FIXED_EXPONENT
+    if not plans(form.law):
+        return study_parts.Skipped(f"a law of {', '.join(form.law.inputs)} has no optimum")
+    best = optimum.at(form.law.name, form.theta, target, per=per)
+    many = optimum.at(form.law.name, form.draws, target, per=per)
+    freed = fitted.get(FIXED_EXPONENT.get(form.law.name, ""))
     n, d = many.params, many.tokens
     if freed is not None and len(n) and len(freed.draws):
         tilt = _tilt(freed, target, per)[np.arange(len(n)) % len(freed.draws)]
         n, d = n * np.exp(tilt), d * np.exp(-tilt)
-    rows = {
-        "params": (best.params, n),
-        "tokens": (best.tokens, d),
-        "loss": (best.loss, many.loss),
-        "exponent": (best.exponent, many.exponent),
-        "tokens_per_parameter": (best.tokens / best.params, d / n),
-    }
-    out = {k: [float(v), comparison.interval(draws, level)] for k, (v, draws) in rows.items()}
-    if fixed:
-        out["exponent"][1] = None
-        if freed is None:
-            for name in ("params", "tokens", "tokens_per_parameter"):
-                out[name][1] = None
-    return out
+    fixed = form.law.name in FIXED_EXPONENT
+
+    def ends(draws: Array, known: bool) -> study_parts.Interval:
+        return comparison.interval(draws, level) if known else None
+
+    known = not fixed or freed is not None
+    return study_parts.Optimum(
+        params=(float(best.params), ends(n, known)),
+        tokens=(float(best.tokens), ends(d, known)),
+        loss=(float(best.loss), ends(many.loss, True)),
+        exponent=(float(best.exponent), ends(many.exponent, not fixed)),
+        tokens_per_parameter=(float(best.tokens / best.params), ends(d / n, known)),
+    )
 
 
 def _tilt(freed: Fitted, target: float, per: float) -> Array:
@@ -189,21 +186,21 @@ def exponent_spread(name: str, fitted: Mapping[str, Fitted]) -> float:
     return float(np.nanstd(exponent) * np.log(10))
 
 
-def profiles(one: Fitted, level: float) -> Record:
-    """{parameter: {grid, relative}}: the objective over its least value minus 1, percent."""
+def profiles(form: Fitted, level: float) -> dict[str, study_parts.Profile]:
+    """{parameter: its profile} of one form."""
     grids = {}
-    for i, name in enumerate(one.law.names):
-        ends = comparison.interval(one.draws[:, i], level)
-        if name not in one.law.held or name in one.fit.fixed or ends is None:
+    for i, name in enumerate(form.law.names):
+        ends = comparison.interval(form.draws[:, i], level)
+        if name not in form.law.held or name in form.fit.fixed or ends is None:
             continue
         low, high = ends[0] - (ends[1] - ends[0]) / 4, ends[1] + (ends[1] - ends[0]) / 4
         low = low if low > 0 or ends[0] <= 0 else ends[0] / 2
         grid = np.linspace(low, high, GRID)
-        grids[name] = grid[profile.possible(one.law, name, grid)]
-    out: Record = {}
-    for name, values in profile.profiles(one.law, one.t, one.fit, grids).items():
-        relative = 100 * (values / one.fit.objective - 1)
-        out[name] = {"grid": grids[name], "relative": relative}
+        grids[name] = grid[profile.possible(form.law, name, grid)]
+    out: dict[str, study_parts.Profile] = {}
+    for name, values in profile.profiles(form.law, form.t, form.fit, grids).items():
+        relative = 100 * (values / form.fit.objective - 1)
+        out[name] = study_parts.Profile(grids[name], relative)
     return out
 
 
@@ -214,11 +211,11 @@ def undertuned(
     not fitted or nothing is beyond noise."""
     if TUNED not in fitted:
         return None
-    one = fitted[TUNED]
-    if one.fit.fixed:
+    form = fitted[TUNED]
+    if form.fit.fixed:
         return None
-    excess = tuning.test(one.t, one.fit)
+    excess = tuning.test(form.t, form.fit)
     # half of a plan's draws are of it
     half = (how.replicates + 1) // 2
-    corrected = excess and tuning.correct(one.t, one.fit, excess, half, how.seed)
+    corrected = excess and tuning.correct(form.t, form.fit, excess, half, how.seed)
     return (excess, corrected) if excess and corrected else None

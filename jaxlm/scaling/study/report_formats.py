@@ -60,16 +60,6 @@ def heading(text: str, format: Format = "text", level: int = 2) -> str:
     return rf"\{'sub' * max(level - 2, 0)}section*{{{shown}}}"
 
 
-def paragraph(text: str, format: Format = "text") -> str:
-    """A paragraph, its lines broken where they are in the text."""
-    if format == "text":
-        return text
-    lines = [escaped(line, format) for line in text.split("\n")]
-    if format == "markdown":
-        return "\n".join(LINE_START.sub(_unlisted, line) for line in lines)
-    return "\n".join(lines)
-
-
 def bullets(items: Sequence[str], format: Format = "text") -> str:
     """A list of one-line items; indented lines as text. "" without items."""
     if not items:

@@ -75,6 +75,7 @@ def transform(tx: optimizer.Transform, cfg: Replicas) -> optimizer.Transform:
     """The replicas' optimisers as one, as far as its state goes: updates are the step's."""
 
     def init(params: param.Tree) -> State:
+        # every leaf [replicas, ...]
         copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (cfg.replicas, *p.shape)), params)
         inner: Any = jax.vmap(tx.init)(copies)
         return State(copies, inner, _outer(cfg).init(params))
@@ -85,8 +86,8 @@ def transform(tx: optimizer.Transform, cfg: Replicas) -> optimizer.Transform:
 def make(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replicas) -> step.Step:
     """The compiled step, as `step.make`. tx: what `transform` gives."""
     shardings = step.shard(objective, tx, plan)
-    whole = body(objective, tx, plan, cfg)
-    return jax.jit(whole, donate_argnums=0, out_shardings=(shardings, plan.replicated))
+    combined = body(objective, tx, plan, cfg)
+    return jax.jit(combined, donate_argnums=0, out_shardings=(shardings, plan.replicated))
 
 
 def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replicas) -> step.Step:
@@ -95,18 +96,18 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replica
     Replica k draws from fold_in(key, k). Of its metrics `weight` and `skipped` are sums over the
     replicas, all others means by weight.
     """
-    one = step.body(objective, tx, plan)
+    inner_step = step.body(objective, tx, plan)
     axis = "replica" if plan.replica > 1 else None
 
     def replica(own: step.State, batch: Any) -> tuple[param.Tree, Any, step.Metrics]:
-        new, measured = one(own, batch)
+        new, measured = inner_step(own, batch)
         return new.params, new.opt, measured
 
-    def whole(state: step.State, batch: Any) -> tuple[step.State, step.Metrics]:
+    def combined(state: step.State, batch: Any) -> tuple[step.State, step.Metrics]:
         key, each = jax.random.wrap_key_data(state.key), jnp.arange(cfg.replicas)
         keys = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(key, k)))(each)
         own = step.State(state.step, state.opt.params, state.opt.inner, state.frozen, keys)
-        parts = jax.tree.map(lambda x: _dealt(x, plan, cfg.replicas), batch)
+        parts = jax.tree.map(lambda x: _dealt(x, plan, cfg.replicas), batch)  # [replicas, B', ...]
         axes: Any = (None, 0, 0, None, 0)
         apart = jax.vmap(replica, in_axes=(step.State(*axes), 0), spmd_axis_name=axis)
         params, inner, measured = apart(own, parts)
@@ -119,7 +120,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan, cfg: Replica
         opt = State(copies, inner, outer)
         return step.State(number, params, opt, state.frozen, state.key), _joined(measured)
 
-    return whole
+    return combined
 
 
 def _outer(cfg: Replicas) -> optax.GradientTransformation:

@@ -154,6 +154,7 @@ class Player:
         rewarded = time.perf_counter()
         self._arrive("measuring responses")
         scored, parts = transfer.joined(self._run.plan, scored), transfer.fetch(running)
+        # chunks [chunk, ...] to [rows, ...]
         measured, judged = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         seconds = {
             "generate": generated - clock,
@@ -269,7 +270,7 @@ def joined(parts: Sequence[Episodes], rows: int | None) -> Episodes:
 
 def differing(scores: np.ndarray, group: int) -> np.ndarray:
     """bool[N]: whether the scores [N] of a group, `group` consecutive ones, are not all equal."""
-    rows = scores.reshape(-1, group)
+    rows = scores.reshape(-1, group)  # [N / group, group]
     return np.repeat((rows != rows[:, :1]).any(axis=1), group)
 
 

@@ -95,16 +95,16 @@ def _rows(
 def joined(prompts: Prompts, out: sampling_loop.Generation) -> Rollout:
     """The Rollout of prompts [N, P] and what was generated after each, [N, M]; T = P + M."""
     new = out.tokens.shape[1]
-    length = jnp.sum(prompts.segments > 0, axis=1)[:, None]
-    place = jnp.arange(prompts.tokens.shape[1] + new)[None]
-    end = length + out.lengths[:, None]
+    length = jnp.sum(prompts.segments > 0, axis=1)[:, None]  # [N, 1]
+    place = jnp.arange(prompts.tokens.shape[1] + new)[None]  # [1, T]
+    end = length + out.lengths[:, None]  # [N, 1]
 
     def shifted(x: jax.Array, start: jax.Array) -> jax.Array:
         """x [N, M] from column `start` of each row on; what is outside is undefined."""
         return jnp.take_along_axis(x, jnp.clip(place - start, 0, new - 1), axis=1)
 
-    sampled = (place >= length) & (place < end)
-    prompt = jnp.pad(prompts.tokens, [(0, 0), (0, new)])
+    sampled = (place >= length) & (place < end)  # [N, T]
+    prompt = jnp.pad(prompts.tokens, [(0, 0), (0, new)])  # [N, T]
     tokens = jnp.where(sampled, shifted(out.tokens, length), jnp.where(place < length, prompt, 0))
     scored = (place >= length - 1) & (place < end - 1)
     return Rollout(

@@ -82,8 +82,8 @@ def certify(run: Run) -> Certificate:
         cfg = smaller(run.model, plan)
         weights = random_weights(models.spec(cfg))
         batch = rows(models.build(cfg), plan)
-        one = dataclasses.replace(Plan(), compute="float64", loss_chunk=plan.loss_chunk)
-        ours, theirs = (gradients(run.objective, cfg, p, weights, batch) for p in (plan, one))
+        alone = dataclasses.replace(Plan(), compute="float64", loss_chunk=plan.loss_chunk)
+        ours, theirs = (gradients(run.objective, cfg, p, weights, batch) for p in (plan, alone))
     used, given = (config.kind(type(x)) for x in (_pretraining(run.objective, cfg), run.objective))
     name = used if used == given else f"{used} (in place of {given})"
     loss, leaves = float(theirs["loss"]), differences(ours, theirs)
@@ -182,8 +182,8 @@ def gradients(
 
     def run(weights: param.Tree, batch: Any) -> tuple[jax.Array, param.Tree]:
         state = step.State(jnp.zeros((), jnp.int32), weights, None, {}, key)
-        one, drops = jnp.ones(()), jax.random.wrap_key_data(key)
-        loss, _, _, grads = step.accumulate(objective, plan, one, state, batch, drops)
+        weight, drops = jnp.ones(()), jax.random.wrap_key_data(key)
+        loss, _, _, grads = step.accumulate(objective, plan, weight, state, batch, drops)
         return loss, grads
 
     placed = jax.device_put(weights, plan.shard_params(objective.spec))

@@ -80,10 +80,10 @@ def problems(plan: Ablation) -> Iterator[str]:
     arms = [(plan.baseline, x) for x in (1.0, *plan.lengths)] + [(v, 1.0) for v in plan.variants]
     seen: set[str] = set()
     for run, share in [] if wrong else arms:
-        one = arm(plan, run, plan.seeds[0], share)
-        lines = [line for line in runs.problems(one) if line not in seen]
+        trial = arm(plan, run, plan.seeds[0], share)
+        lines = [line for line in runs.problems(trial) if line not in seen]
         seen.update(lines)
-        yield from (f"{one.name}: {line}" for line in lines)
+        yield from (f"{trial.name}: {line}" for line in lines)
 
 
 def _problems(plan: Ablation) -> Iterator[str]:

@@ -147,7 +147,7 @@ def _train(group: list[Begun], out: log.Log, arrived: Callable[[], int]) -> list
     advance = _advance(sessions)
     states = jax.jit(lambda *each: jax.tree.map(lambda *x: jnp.stack(x), *each))(
         *(at.state for _, at in group)
-    )
+    )  # every leaf [members, ...]
     member = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
     try:
         with contextlib.ExitStack() as stack:
@@ -218,6 +218,7 @@ def _advance(sessions: list[loop.Session]) -> Callable[..., tuple[step.State, li
         return step.body(program.objective, tx, first.plan)(state, batch)
 
     def advance(states: step.State, batches: dict[int, Any], given: Given) -> Any:
+        # every leaf [members, B, ...]
         rows = jax.tree.map(lambda *x: jnp.stack(x), *(batches[seed] for seed in seeds))
         if abreast():
             states, measured = jax.vmap(member)(states, rows, given)

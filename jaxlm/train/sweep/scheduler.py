@@ -297,8 +297,8 @@ def _start(book: Book, trial: Trial, engine: engines.Engine, slot: int) -> engin
     io.write(spec, json.dumps(config.to_dict(run), indent=1) + "\n")
     write(book)
     log = book.folder / "logs" / f"{run.name}.log"
-    whole = trial.role == "held out"
-    return engine.submit(engines.Task(run.name, str(spec), str(log), None if whole else slot))
+    every_slot = trial.role == "held out"
+    return engine.submit(engines.Task(run.name, str(spec), str(log), None if every_slot else slot))
 
 
 def _settle(book: Book, trial: Trial, code: int, retries: int) -> bool:
@@ -354,7 +354,7 @@ def write(book: Book) -> None:
     """Write sweep.json and runs.csv. Raises: io.WriteError."""
     every = list(book.entries.values())
     record = book.facts | {
-        "counting": book.counting._asdict(),
+        "counting": dataclasses.asdict(book.counting),
         "cost": {
             "flops_alone": sum(e.flops for e in every if e.state == "finished"),
             "flops_spent": sum(e.spent for e in every),

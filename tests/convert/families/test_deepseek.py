@@ -42,18 +42,18 @@ def equal(a, b):
 
 def test_layers_ahead_are_those_behind_the_last(saved):
     folder, w, tensors = saved
-    cfg, found = read.load(folder)
+    cfg, loaded = read.load(folder)
     assert cfg == CFG
-    equal(found, w)
-    one = jax.tree.map(lambda x: x[1], w["ahead"]["0"]["0_moe"])
-    join = np.concatenate(list(one["join"]))  # token first, then hidden state
+    equal(loaded, w)
+    layer = jax.tree.map(lambda x: x[1], w["ahead"]["0"]["0_moe"])
+    join = np.concatenate(list(layer["join"]))  # token first, then hidden state
     np.testing.assert_array_equal(tensors["model.layers.3.eh_proj.weight"], join.T)
     for ours, theirs in (
-        (one["token_norm"], "enorm.weight"),
-        (one["hidden_norm"], "hnorm.weight"),
-        (one["norm"], "shared_head.norm.weight"),
-        (one["layer"]["moe"]["down"][5].T, "mlp.experts.5.down_proj.weight"),
-        (one["layer"]["moe"]["select_bias"], "mlp.gate.e_score_correction_bias"),
+        (layer["token_norm"], "enorm.weight"),
+        (layer["hidden_norm"], "hnorm.weight"),
+        (layer["norm"], "shared_head.norm.weight"),
+        (layer["layer"]["moe"]["down"][5].T, "mlp.experts.5.down_proj.weight"),
+        (layer["layer"]["moe"]["select_bias"], "mlp.gate.e_score_correction_bias"),
     ):
         np.testing.assert_array_equal(tensors[f"model.layers.3.{theirs}"], ours)
 
@@ -63,10 +63,10 @@ def test_without_its_tensors_a_model_looks_one_token_ahead(saved):
     folder, w, tensors = saved
     rewrite(folder, {n: x for n, x in tensors.items() if not n.startswith("model.layers.2.")
                      and not n.startswith("model.layers.3.")})  # fmt: skip
-    cfg, found = read.load(folder)
+    cfg, loaded = read.load(folder)
     assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 2
     assert cfg == dataclasses.replace(CFG, ahead=0)
-    equal(found, {name: tree for name, tree in w.items() if name != "ahead"})
+    equal(loaded, {name: tree for name, tree in w.items() if name != "ahead"})
 
 
 def test_the_releases_copies_of_embedding_and_output_matrix_are_left(saved):
@@ -144,21 +144,21 @@ def test_the_layer_ahead_is_transformers_own(saved):
         if name.startswith("mlp.experts."):
             parts = ("down",) if "down" in name else ("gate", "up")
             each = [[f"{prefix}mlp.experts.{e}.{p}_proj.weight" for p in parts] for e in range(8)]
-            return torch.stack([torch.cat([theirs[n] for n in one]) for one in each])
+            return torch.stack([torch.cat([theirs[n] for n in names]) for names in each])
         return theirs[prefix + name.replace("post_norm", "shared_head.norm")]
 
     own = {n for n in drafter.state_dict() if n.startswith("layers.")}
     state = {n: named(n) for n in own}
     state |= {"embed_tokens.weight": theirs["model.embed_tokens.weight"]}
-    told = drafter.load_state_dict(state, strict=False)
-    assert not told.unexpected_keys and all("shared_head" in n for n in told.missing_keys)
+    keys = drafter.load_state_dict(state, strict=False)
+    assert not keys.unexpected_keys and all("shared_head" in n for n in keys.missing_keys)
     r = np.random.default_rng(1)
     tokens = r.integers(0, CFG.vocab, (1, 8))
     x = r.standard_normal((1, 8, CFG.embed), np.float32)
     at = At(np.ones((1, 8), np.int32), np.arange(8, dtype=np.int32)[None])
-    found = jax.jit(lambda w: models.build(CFG).ahead(w, x, tokens, at)[0])(w)
+    logits = jax.jit(lambda w: models.build(CFG).ahead(w, x, tokens, at)[0])(w)
     want = torch.tensor(x)
-    for k, got in enumerate(found, 1):
+    for k, got in enumerate(logits, 1):
         with torch.no_grad():
             want = drafter.forward_layer(
                 k - 1, want[:, : 8 - k], torch.arange(8 - k)[None], None,

@@ -77,7 +77,7 @@ def test_null_switches_a_cap_off_and_absence_does_not():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "record", "change", "told"),
+    ("architecture", "record", "change", "message"),
     [
         (gemma.GEMMA1, GEMMA_2B, {"attention_bias": True}, "attention_bias"),
         (gemma.GEMMA1, GEMMA_2B, {"hidden_act": "relu"}, "hidden_act"),
@@ -105,8 +105,8 @@ def test_null_switches_a_cap_off_and_absence_does_not():
         (gemma.GEMMA3_IMAGES, GEMMA3_27B, {"text_config": {"new": 1}}, "text_config.*new"),
     ],
 )
-def test_what_would_be_computed_otherwise_is_refused(architecture, record, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_would_be_computed_otherwise_is_refused(architecture, record, change, message):
+    with pytest.raises(ValueError, match=message):
         config(architecture, record | change)
 
 
@@ -135,8 +135,8 @@ def test_the_text_is_read_from_a_model_that_sees_images(tmp_path, table, head):
     }
     checkpoint.put(tmp_path, stored | seeing)
     (tmp_path / "config.json").write_text(json.dumps(IMAGES | {"text_config": record}))
-    again, found = read.load(tmp_path)
-    assert again == cfg and checkpoint.equal(found, params)
+    again, loaded = read.load(tmp_path)
+    assert again == cfg and checkpoint.equal(loaded, params)
     # and it is exported as what it is
     assert write.architecture(again)[0] == "gemma3_text"
     # what is neither text nor images is still refused

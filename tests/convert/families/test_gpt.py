@@ -42,9 +42,9 @@ def save(folder, kind):
 def test_a_config_is_read_as_it_was_written(name):
     cfg = PRESETS[name]
     kind, record = write.architecture(cfg)
-    found = config_json.Fields(json.loads(json.dumps(record)))
-    assert convert.ARCHITECTURES[kind].read(found) == cfg
-    found.refuse_rest()
+    fields = config_json.Fields(json.loads(json.dumps(record)))
+    assert convert.ARCHITECTURES[kind].read(fields) == cfg
+    fields.refuse_rest()
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_fused_heads_lie_in_groups_of_queries_a_key_and_a_value(kv, group):
     assert row.shapes([q, k, k]) == [theirs.shape]
     # a bias is a matrix of one input
     bias = [p("heads head", init=param.zeros), *[p("kv head", init=param.zeros)] * 2]
-    one = row.read([theirs[:, 0]], bias)
-    assert all(np.array_equal(a, b[0]) for a, b in zip(one, ours, strict=True))
-    np.testing.assert_array_equal(row.write(one, bias)[0], theirs[:, 0])
+    weight = row.read([theirs[:, 0]], bias)
+    assert all(np.array_equal(a, b[0]) for a, b in zip(weight, ours, strict=True))
+    np.testing.assert_array_equal(row.write(weight, bias)[0], theirs[:, 0])
     assert row.shapes(bias) == [theirs[:, 0].shape]
 
 
@@ -121,7 +121,7 @@ def test_the_rows_of_opts_padding_are_left_out_and_written_as_zeros(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "told"),
+    ("kind", "changes", "message"),
     [
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
         ("gpt2", {"hidden_size": 64}, "{'n_embd': 32, 'hidden_size': 64} are one field"),
@@ -143,14 +143,14 @@ def test_the_rows_of_opts_padding_are_left_out_and_written_as_zeros(tmp_path):
         ("cohere", {"layer_types": ["sliding_attention"]}, "layer_types"),
     ],
 )
-def test_what_would_compute_something_else_is_refused_by_name(kind, changes, told):
+def test_what_would_compute_something_else_is_refused_by_name(kind, changes, message):
     with pytest.raises(ValueError) as error:
         config(kind, **changes)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "cfg", "told"),
+    ("kind", "cfg", "message"),
     [
         ("gpt2", gpt.Config(norm="post"), "model.norm='post'"),
         ("gpt2", gpt.Config(softcap=9.0), "model.softcap=9.0"),
@@ -171,14 +171,14 @@ def test_what_would_compute_something_else_is_refused_by_name(kind, changes, tol
         ("cohere", palm.PRESETS["falcon-7b"], "model.norm_bias=True"),
     ],
 )
-def test_what_a_config_json_cannot_express_is_refused_by_name(kind, cfg, told):
+def test_what_a_config_json_cannot_express_is_refused_by_name(kind, cfg, message):
     with pytest.raises(ValueError, match="cannot be exported") as error:
         write.architecture(cfg, kind)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rotary": 10}, "model.rotary: 10"),
         ({"rotary": 3}, "model.rotary: 3"),
@@ -187,12 +187,12 @@ def test_what_a_config_json_cannot_express_is_refused_by_name(kind, cfg, told):
         ({"kv": 3}, "model.kv: 3"),
     ],
 )
-def test_palm_configs_that_make_no_model_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_palm_configs_that_make_no_model_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         palm.Config(**{"head": 8, "rotary": 8} | changes)
 
 
-def test_models_spec_of_every_oracle_is_made_of_named_tensors():
+def test_every_weight_of_every_oracle_has_a_row():
     """Each weight of each variant has a row, and no row claims another's."""
     for case, record in cases.ORACLES.items():
         kind = record["model_type"]
@@ -202,7 +202,7 @@ def test_models_spec_of_every_oracle_is_made_of_named_tensors():
         cfg = convert.ARCHITECTURES[kind].read(f)
         flat = param.flatten(models.spec(cfg))
         jobs = read.jobs(convert.ARCHITECTURES[kind].names(cfg), flat)
-        made = sorted(path for job in jobs for path in job.ours)
-        assert set(made) == set(flat), case
+        paths = sorted(path for job in jobs for path in job.ours)
+        assert set(paths) == set(flat), case
         names = [name for job in jobs for name in job.theirs]
         assert len(names) == len(set(names)), case

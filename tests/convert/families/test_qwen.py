@@ -89,7 +89,7 @@ def test_dense_layers_among_those_with_experts():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "record", "change", "told"),
+    ("architecture", "record", "change", "message"),
     [
         (qwen.QWEN2, QWEN2_7B, {"hidden_act": "gelu"}, "hidden_act"),
         (qwen.QWEN2, QWEN2_7B, {"use_mrope": True}, "use_mrope"),
@@ -100,8 +100,8 @@ def test_dense_layers_among_those_with_experts():
         (qwen.QWEN3_MOE, QWEN3_30B, {"shared_expert_intermediate_size": 8}, "shared_expert"),
     ],
 )
-def test_what_would_be_computed_otherwise_is_refused(architecture, record, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_would_be_computed_otherwise_is_refused(architecture, record, change, message):
+    with pytest.raises(ValueError, match=message):
         config(architecture, record | change)
 
 
@@ -112,12 +112,12 @@ SMALL = family.Config(
 
 
 def test_what_no_qwen_is_is_not_exported():
-    for changes, told in (
+    for changes, message in (
         ({"capacity": 1.25}, "capacity"),
         ({"bias": True}, "bias"),
         ({"pattern": ("local", "global"), "window": 4}, "pattern"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             write.architecture(dataclasses.replace(SMALL, **changes))
 
 
@@ -130,8 +130,8 @@ def test_experts_one_by_one_and_all_in_two_tensors(tmp_path):
     stored[f"{prefix}gate_up_proj"] = np.concatenate([np.stack(gate), np.stack(up)], 1)
     stored[f"{prefix}down_proj"] = np.stack(down)
     checkpoint.put(tmp_path, stored)
-    again, found = read.load(tmp_path)
-    assert again == SMALL and checkpoint.equal(found, params)
+    again, loaded = read.load(tmp_path)
+    assert again == SMALL and checkpoint.equal(loaded, params)
 
 
 @pytest.mark.parity
@@ -139,11 +139,11 @@ def test_both_layouts_of_transformers_are_the_same_model(tmp_path):
     from tests.convert import oracle
 
     theirs = oracle.save("qwen2-moe", tmp_path)
-    whole = tmp_path / "whole"
-    theirs.save_pretrained(whole, save_original_format=False)
-    fused = checkpoint.tensors(whole)
+    stacked = tmp_path / "whole"
+    theirs.save_pretrained(stacked, save_original_format=False)
+    fused = checkpoint.tensors(stacked)
     assert any(name.endswith("experts.gate_up_proj") for name in fused)
     assert not any(".experts.0." in name for name in fused)
-    (cfg, each), (same, together) = read.load(tmp_path), read.load(whole)
+    (cfg, each), (same, together) = read.load(tmp_path), read.load(stacked)
     assert cfg == same and checkpoint.equal(each, together)
-    assert json.loads((whole / "config.json").read_text())["model_type"] == "qwen2_moe"
+    assert json.loads((stacked / "config.json").read_text())["model_type"] == "qwen2_moe"

@@ -88,16 +88,18 @@ def theirs(module, length, layer):
 
 def ours(cfg, length, monkeypatch):
     """[(cos, sin)] of every Rotary that a Config's model has."""
-    made = []
+    angles = []
     plain = ops.frequencies
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "frequencies", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+        patch.setattr(
+            ops, "frequencies", lambda *a, **k: angles.append(plain(*a, **k)) or angles[-1]
+        )
         models.build(cfg)
-    found = []
-    for rotary in made:
+    frequencies = []
+    for rotary in angles:
         angle = np.arange(length)[:, None] * rotary.freqs.astype(np.float64)
-        found.append((np.cos(angle) * rotary.attention, np.sin(angle) * rotary.attention))
-    return found
+        frequencies.append((np.cos(angle) * rotary.attention, np.sin(angle) * rotary.attention))
+    return frequencies
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,8 +123,8 @@ def test_angles_are_theirs_or_refused(kind, law, monkeypatch):
             cfg = read.understood(Fields(record), kind)
             models.build(cfg)
         except ValueError as error:
-            told = ("rope", "factor", "share", "model.")
-            if not any(word in str(error) for word in told):
+            messages = ("rope", "factor", "share", "model.")
+            if not any(word in str(error) for word in messages):
                 faults.append(f"{changed}: refused without its name: {error}")
             continue
         with warnings.catch_warnings():

@@ -26,15 +26,15 @@ def test_what_is_written_is_read(scaling, share, reader):
     old = ("rope_theta", "rope_scaling", "partial_rotary_factor")
     hidden = {"new": old, "old": ("rope_parameters",), "both": ()}[reader]
     fields = Fields({k: v for k, v in record.items() if k not in hidden})
-    found = rope_parameters.read(fields, fields.take("max_position_embeddings"))
-    assert found == rope_parameters.Rope(5e4, scaling, share)
+    rotary = rope_parameters.read(fields, fields.take("max_position_embeddings"))
+    assert rotary == rope_parameters.Rope(5e4, scaling, share)
     fields.refuse_rest()
 
 
 def test_ntk_is_written_as_the_base_it_is():
     record = rope_parameters.write(8, 1e4, ops.Ntk(4.0), 64)
-    found = rope_parameters.read(Fields(record), 64)
-    plain = ops.frequencies(8, found.theta, found.scaling).freqs
+    rotary = rope_parameters.read(Fields(record), 64)
+    plain = ops.frequencies(8, rotary.theta, rotary.scaling).freqs
     assert (plain == ops.frequencies(8, 1e4, ops.Ntk(4.0)).freqs).all()
 
 
@@ -66,7 +66,7 @@ def test_forms_of_old_checkpoints(record, scaling):
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         ({"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 9}}, "no {'alpha': 9}"),
@@ -81,6 +81,6 @@ def test_forms_of_old_checkpoints(record, scaling):
         ),
     ],
 )
-def test_errors(record, said):
-    with pytest.raises(ValueError, match=said):
+def test_errors(record, message):
+    with pytest.raises(ValueError, match=message):
         rope_parameters.read(Fields(record), 64)

@@ -78,12 +78,12 @@ def test_the_bias_of_a_parabola_without_noise(width):
 def test_the_bias_is_what_approach_two_finds():
     """A law with exponents .465 and .155: the exponent is exact, D* 13.9 % too small."""
     theta = (1.7, 300.0, 500.0, 0.465, 0.155)
-    found = isoflop.fit(budgets(theta), "parabola", noise=0.0)
-    assert found.exponent == pytest.approx(0.155 / 0.62, abs=1e-12)
+    result = isoflop.fit(budgets(theta), "parabola", noise=0.0)
+    assert result.exponent == pytest.approx(0.155 / 0.62, abs=1e-12)
     c = 1e20
     best = (0.465 * 300 / (0.155 * 500) * (c / 6) ** 0.155) ** (1 / 0.62)
-    made = np.exp(found.intercept + found.exponent * np.log(c))
-    assert best / made - 1 == pytest.approx(-0.13910419, abs=1e-7)
+    predicted = np.exp(result.intercept + result.exponent * np.log(c))
+    assert best / predicted - 1 == pytest.approx(-0.13910419, abs=1e-7)
     with pytest.raises(ValueError, match="a width above 1"):
         isoflop.bias(0.3, 0.3, 1.0)
 
@@ -92,16 +92,16 @@ def test_the_bias_is_what_approach_two_finds():
 def test_a_known_exponent_is_inside_its_interval(method):
     t = budgets(width=4.0, points=9)
     noisy = t.loss + 0.002 * np.random.default_rng(1).standard_normal(len(t.loss))
-    found = isoflop.fit(t._replace(loss=noisy), method, replicates=200, seed=2)
-    assert 0.0005 < found.noise < 0.004
-    assert found.draws.shape == (200, 2)
-    low, high = found.interval
+    result = isoflop.fit(t._replace(loss=noisy), method, replicates=200, seed=2)
+    assert 0.0005 < result.noise < 0.004
+    assert result.draws.shape == (200, 2)
+    low, high = result.interval
     assert low < 0.3672 / (0.3473 + 0.3672) < high and high - low < 0.1
     again = isoflop.fit(t._replace(loss=noisy), method, replicates=200, seed=2)
-    assert again.interval == found.interval
+    assert again.interval == result.interval
 
 
-def test_budgets_are_found_in_compute_read_off_a_figure():
+def test_budgets_of_compute_read_off_a_figure():
     """Hoffmann et al.'s nine budgets, as read within a tenth; the envelope and approach 2 agree
     with the fitted law's 0.514 within their intervals."""
     t = public.epoch()
@@ -130,10 +130,10 @@ def test_a_minimum_at_an_end_is_left_out_with_its_reason():
     cut = (t.flops == c[0]) & (t.params > np.median(t.params[t.flops == c[0]]) / 3)
     part = table.take(t, ~cut)
     for method in isoflop.METHODS:
-        found = isoflop.fit(part, method, noise=0.001, replicates=50)
-        first = found.minima[0]
-        assert first.left_out and np.isnan(first.params) and not found.minima[1].left_out
-    assert "no minimum between its sizes" in found.minima[0].left_out
+        result = isoflop.fit(part, method, noise=0.001, replicates=50)
+        first = result.minima[0]
+        assert first.left_out and np.isnan(first.params) and not result.minima[1].left_out
+    assert "no minimum between its sizes" in result.minima[0].left_out
     few = isoflop.fit(table.take(t, (t.flops != c[1]) | (t.params > 2e9)), "akima", noise=0.0)
     assert few.stray + sum(m.sizes for m in few.minima) <= len(t.loss)
 
@@ -172,13 +172,13 @@ def test_the_envelope_of_curves_has_the_laws_exponent():
         )
     )
     t = table.make(n, d, surface(n, d), run=np.repeat(np.arange(30), 99))
-    found = frontier.fit(t, replicates=20)
-    assert found.curves
-    assert found.exponent == pytest.approx(0.3672 / (0.3473 + 0.3672), abs=0.004)
-    np.testing.assert_allclose(6 * found.params * found.tokens, found.flops)
+    result = frontier.fit(t, replicates=20)
+    assert result.curves
+    assert result.exponent == pytest.approx(0.3672 / (0.3473 + 0.3672), abs=0.004)
+    np.testing.assert_allclose(6 * result.params * result.tokens, result.flops)
     # a curve between two of its points is a chord, at most this much above
-    np.testing.assert_allclose(found.loss, surface(found.params, found.tokens), rtol=1e-3)
-    assert found.params.min() > 1e7 and found.params.max() < 1e10
+    np.testing.assert_allclose(result.loss, surface(result.params, result.tokens), rtol=1e-3)
+    assert result.params.min() > 1e7 and result.params.max() < 1e10
 
 
 def test_ends_that_differ_by_the_rounding_of_steps_are_compared():
@@ -189,17 +189,17 @@ def test_ends_that_differ_by_the_rounding_of_steps_are_compared():
     size = np.repeat(n, 3)
     loss = 1 + 30 / size**0.4 + 300 / (flops / (6 * size)) ** 0.4
     run = np.repeat([f"{x:.0f}" for x in n], 3)
-    found = frontier.fit(table.make(size, flops / (6 * size), loss, flops, run=run), replicates=0)
-    assert found.params[0] == pytest.approx(3e4) and np.all(np.diff(found.loss) <= 0)
+    result = frontier.fit(table.make(size, flops / (6 * size), loss, flops, run=run), replicates=0)
+    assert result.params[0] == pytest.approx(3e4) and np.all(np.diff(result.loss) <= 0)
 
 
 def test_the_envelope_of_points_is_the_frontier():
     n = np.array([1e6, 2e6, 2e6, 4e6, 4e6, 8e6])
     c = np.array([1e14, 2e14, 3e14, 4e14, 5e14, 9e14])
     loss = np.array([4.0, 3.8, 3.9, 3.5, 3.6, 3.3])
-    found = frontier.fit(table.make(n, c / (6 * n), loss, c), replicates=0)
+    result = frontier.fit(table.make(n, c / (6 * n), loss, c), replicates=0)
     # 3.9 and 3.6 lie above what less compute reached; 4.0 and 3.3 are of the end sizes
-    assert found.loss == pytest.approx([3.8, 3.5]) and found.run.tolist() == ["2", "4"]
-    assert found.exponent == pytest.approx(1.0) and len(found.draws) == 0
+    assert result.loss == pytest.approx([3.8, 3.5]) and result.run.tolist() == ["2", "4"]
+    assert result.exponent == pytest.approx(1.0) and len(result.draws) == 0
     with pytest.raises(ValueError, match="params: 0 size between the least"):
         frontier.fit(table.make(n[[0, 5]], np.array([1e8, 1e8]), loss[[0, 5]]))

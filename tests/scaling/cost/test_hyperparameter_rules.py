@@ -26,9 +26,9 @@ def test_step_law_has_the_papers_exponents_and_constants():
 def test_deepseek_has_the_papers_exponents_and_constants():
     """arXiv:2401.02954: lr = .3118 C^-.125, batch = .2920 C^.3271 tokens."""
     assert hyperparameter_rules.deepseek(1.0) == (0.3118, 0.2920)
-    one, two = hyperparameter_rules.deepseek(1e20), hyperparameter_rules.deepseek(2e20)
-    assert math.log2(two.lr / one.lr) == pytest.approx(-0.125)
-    assert math.log2(two.batch / one.batch) == pytest.approx(0.3271)
+    small, large = hyperparameter_rules.deepseek(1e20), hyperparameter_rules.deepseek(2e20)
+    assert math.log2(large.lr / small.lr) == pytest.approx(-0.125)
+    assert math.log2(large.batch / small.batch) == pytest.approx(0.3271)
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ def test_every_norm_of_every_family_is_counted(case):
 def test_weights_and_optimiser_are_cut_by_the_rules():
     cfg = llama.Config(vocab=64, embed=32, layers=2, heads=4, kv=4, head=8, ffn=64, tied=True)
     spec = models.spec(cfg)
-    whole = memory.mesh(Plan())
-    assert memory.spec_bytes(spec, whole, jnp.float32) == 4 * param.count(spec)
+    undivided = memory.mesh(Plan())
+    assert memory.spec_bytes(spec, undivided, jnp.float32) == 4 * param.count(spec)
     # norm scales [embed] are cut by fsdp alone; everything else by fsdp and tensor
     norms = 4 * (2 * 2 + 1) * 32
     cut = memory.mesh(Plan(data=2, fsdp=4, tensor=2))

@@ -43,9 +43,9 @@ def test_scores_fill_a_part_of_the_matrix_unit():
 
 
 def test_every_axis_divides_the_work():
-    whole = work()
+    undivided = work()
     for plan in (Plan(fsdp=4), Plan(data=2, tensor=2), Plan(context=4)):
-        assert work(plan=plan).products == pytest.approx(whole.products / 4)
+        assert work(plan=plan).products == pytest.approx(undivided.products / 4)
 
 
 def test_links_carry_the_least_of_a_layout():

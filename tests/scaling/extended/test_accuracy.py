@@ -66,18 +66,18 @@ def test_the_protocol_of_gadre_with_its_anchor(corpus, k, gamma, eps):
     """Loss from five runs by least squares of the loss, error from these and the 1.4B model at
     M = 20; their notebook prints relative errors of 3.6365 % (1.4B, M = 640) and 0.0464 % (6.9B)
     for RedPajama. The anchor is larger than the runs of the law and must not enter it."""
-    wanted = ["d=96_l=8_h=4-1.0", "d=512_l=8_h=4-1.0", "d=576_l=24_h=8-1.0"]
-    wanted += ["d=1024_l=24_h=8-1.0", "d=96_l=8_h=4-16.0", "open_lm_1b-1.0"]
-    wanted += ["open_lm_1b-32.0", "open_lm_7b-1.0"]
+    names = ["d=96_l=8_h=4-1.0", "d=512_l=8_h=4-1.0", "d=576_l=24_h=8-1.0"]
+    names += ["d=1024_l=24_h=8-1.0", "d=96_l=8_h=4-16.0", "open_lm_1b-1.0"]
+    names += ["open_lm_1b-32.0", "open_lm_7b-1.0"]
     data = {r["name"].removeprefix(f"{corpus}-"): r for r in public.gadre(corpus)}
-    data = [data[name] for name in wanted if name in data]
+    data = [data[name] for name in names if name in data]
     n, d, loss, error = (
         public.column(data, c) for c in ("N", "D", "loss_c4_val", "err_avg_subset")
     )
     t = table.make(n, d, loss)._replace(columns={"error": error})
     anchor = np.arange(len(n)) == 5
-    asked = request(t, anchor=anchor, law="overtraining", log=False)
-    chain = accuracy._chain("exponential", t, error, asked, SETTING)
+    options = request(t, anchor=anchor, law="overtraining", log=False)
+    chain = accuracy._chain("exponential", t, error, options, SETTING)
     test = chain["backtest"]
     assert test["fitted"] == 6 and chain["points"] == len(n)
     assert test["theta"]["k"] == pytest.approx(k, abs=2e-5)
@@ -92,7 +92,7 @@ def test_the_protocol_of_gadre_with_its_anchor(corpus, k, gamma, eps):
 def test_a_known_chain_is_predicted_and_its_interval_holds():
     """The exponential chain is the truth here; its 95 % intervals cover 40 studies as they say."""
     inside, wins, truth = 0, [], None
-    asked = ((1e10, 2e11),)
+    targets = ((1e10, 2e11),)
     setting = dataclasses.replace(SETTING, replicates=100)
     for seed in range(40):
         t = runs(seed)
@@ -100,9 +100,9 @@ def test_a_known_chain_is_predicted_and_its_interval_holds():
         chain = accuracy._fit(
             "exponential", t, error, np.ones(len(error), bool), request(t), setting
         )
-        result = accuracy._prediction(chain, *asked[0], request(t), setting)
+        result = accuracy._prediction(chain, *targets[0], request(t), setting)
         random = np.random.default_rng(1000 + seed)
-        loss = loss_laws.CHINCHILLA.predict(THETA, asked[0]) * np.exp(0.002 * random.normal())
+        loss = loss_laws.CHINCHILLA.predict(THETA, targets[0]) * np.exp(0.002 * random.normal())
         truth = 1 - downstream.FORMS["exponential"].predict(np.array(CURVE), (loss,))
         measured = truth + 0.004 * random.normal()
         value, (low, high) = result["accuracy"]
@@ -115,8 +115,8 @@ def test_a_known_chain_is_predicted_and_its_interval_holds():
 def test_the_winner_of_the_back_test_predicts_within_its_bounds():
     """An accuracy above 1 came from eps - k exp(-gamma L) far below the data: never again."""
     t = runs()
-    asked = request(t, column="accuracy", errors=False, chance=0.1, at=((1e14, 1e16), (1e4, 1e5)))
-    result = accuracy.run(t, asked, SETTING)
+    options = request(t, column="accuracy", errors=False, chance=0.1, at=((1e14, 1e16), (1e4, 1e5)))
+    result = accuracy.run(t, options, SETTING)
     tested = {k: c["backtest"]["mae"] for k, c in result["chains"].items()}
     assert result["wins"] == min(tested, key=tested.get)
     assert tested["exponential"] < 0.005 < tested["direct_params_tokens"]

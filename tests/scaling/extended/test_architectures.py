@@ -36,7 +36,7 @@ def columns(name, n=120, seed=0):
 
 
 @pytest.mark.parametrize("name", sorted(architectures.FORMS))
-def test_known_truth_is_found(name):
+def test_known_truth_is_recovered(name):
     form = architectures.FORMS[name]
     data = columns(name)
     x, y = architectures.inputs(form, data, {})

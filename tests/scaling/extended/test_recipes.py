@@ -34,13 +34,13 @@ def runs(gain, noise=0.002, seed=0, one_ratio=False, alpha=0.3, beta=0.3):
 
 
 @pytest.mark.parametrize("one_ratio", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_known_multiplier_is_found(one_ratio):
+def test_a_known_multiplier_is_recovered(one_ratio):
     """alpha = beta: the reducible loss at the optimum is proportional to C^(-alpha/2), so the
     multiplier is the same at every compute; without noise it is exact."""
     t = runs(1.5, 1e-6, one_ratio=one_ratio)
     exact = recipes.run(t, "recipe", None, POINT)
-    for one in exact["fits"].values():
-        values = one["multipliers"]["new"]
+    for fit in exact["fits"].values():
+        values = fit["multipliers"]["new"]
         assert values["target"][0] == pytest.approx(1.5, rel=1e-3)
         assert [v[0] for _, v in values["range"]] == pytest.approx([1.5] * 5, rel=1e-3)
     noisy = recipes.run(runs(1.5, one_ratio=one_ratio), "recipe", "old", SETTING)
@@ -76,8 +76,8 @@ def test_intervals_of_a_multiplier_hold():
     inside = 0
     for seed in range(4):
         result = recipes.run(runs(1.25, seed=seed), "recipe", None, SETTING)
-        one = result["fits"][result["shared"]]["multipliers"]["new"]["target"]
-        inside += one[1][0] <= 1.25 <= one[1][1]
+        target = result["fits"][result["shared"]]["multipliers"]["new"]["target"]
+        inside += target[1][0] <= 1.25 <= target[1][1]
     assert inside >= 3
 
 

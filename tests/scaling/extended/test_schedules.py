@@ -53,7 +53,7 @@ def test_the_areas_are_the_sums():
 
 
 @pytest.mark.parametrize("of_size", [False, True])
-def test_a_known_law_is_found_and_reaches_another_schedule(of_size):
+def test_a_known_law_is_recovered_and_reaches_another_schedule(of_size):
     sizes = (1e7, 1e8, 1e9) if of_size else (np.nan,) * 3
     kinds = ("cosine", "constant", "wsd")
     curves = [curve(k, params=n, every=5) for k, n in zip(kinds, sizes)]

@@ -33,17 +33,17 @@ def runs(noise=0.0, off=0.0, seed=0):
 def test_a_known_surface_is_exact():
     result = surfaces.run(runs(), "lr", "batch", SETTING, ((7e9, 1e12),))
     for name in ("batch of N and D", "batch of D"):
-        one = result[name]
-        assert np.array(one["curvature"]) == pytest.approx(H, rel=1e-6)
+        surface = result[name]
+        assert np.array(surface["curvature"]) == pytest.approx(H, rel=1e-6)
         for row, label in zip(THETA, ("lr", "batch")):
-            law = one["laws"][label]
+            law = surface["laws"][label]
             values = [law[k][0] for k in surfaces.NAMES]
             assert values == pytest.approx([np.exp(row[0]), row[1], row[2]], rel=1e-5, abs=1e-7)
         expected = np.exp(THETA @ [1, np.log(7e9), np.log(1e12)])
-        prediction = one["predictions"][0]
+        prediction = surface["predictions"][0]
         assert prediction["rate"][0] == pytest.approx(expected[0], rel=1e-5)
         assert prediction["batch"][0] == pytest.approx(expected[1], rel=1e-5)
-        assert all(c["excess_percent"] < 0.2 for c in one["backtest"]["cells"])
+        assert all(c["excess_percent"] < 0.2 for c in surface["backtest"]["cells"])
     assert result["batch of D"]["laws"]["batch"]["params"] == [0.0, None]
     assert len(result["minima"]) == 8 and "lr* = 2 N^-0.7" in surfaces.text(result)
 
@@ -87,9 +87,9 @@ def test_step_law():
     free, alone = result["batch of N and D"], result["batch of D"]
     assert free["laws"]["lr"]["params"][0] == pytest.approx(-0.713, abs=0.1)
     assert free["laws"]["lr"]["tokens"][0] == pytest.approx(0.307, abs=0.1)
-    for one in (free, alone):
-        assert one["laws"]["batch"]["tokens"][0] == pytest.approx(0.571, abs=0.1)
-        (cell,) = one["backtest"]["cells"]
+    for surface in (free, alone):
+        assert surface["laws"]["batch"]["tokens"][0] == pytest.approx(0.571, abs=0.1)
+        (cell,) = surface["backtest"]["cells"]
         assert cell["excess_percent"] < 0.1 and cell["median_excess_percent"] > 1.5
 
 

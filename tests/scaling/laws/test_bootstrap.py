@@ -21,13 +21,13 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def found(runs):
+def fitted(runs):
     return fitting.fit(LAW, runs)
 
 
-def test_a_replicate_is_the_fit_of_its_points(runs, found):
+def test_a_replicate_is_the_fit_of_its_points(runs, fitted):
     index = np.random.default_rng(1).integers(0, 40, (3, 40))
-    draws = bootstrap.cases(LAW, runs, found, 3, seed=0, resamples=index)
+    draws = bootstrap.cases(LAW, runs, fitted, 3, seed=0, resamples=index)
     assert not draws.failed.any()
     for i in range(3):
         alone = fitting.fit(LAW, table.take(runs, index[i]))
@@ -56,7 +56,7 @@ def test_damping_that_many_steps_eased_is_soon_back(runs, monkeypatch):
     assert draws.failed.mean() < 0.02 and longest <= 12
 
 
-def test_solved_together_is_solved_alone(runs, found):
+def test_solved_together_is_solved_alone(runs, fitted):
     """Tables of 40, 32 and 24 points in one call: their fits, refits and profiles, one of them with
     points of weight 0, are those of a call each. Settings that differ are refused."""
     tables = [table.take(runs, runs.flops < least) for least in (np.inf, 3e20, 3e19)]
@@ -69,16 +69,16 @@ def test_solved_together_is_solved_alone(runs, found):
     alone[2] = fitting.fit(LAW, table.take(tables[2], few[2] > 0))
     parts = [(t, f, bootstrap.counts(t, 5, 0, "case"), None) for t, f in zip(tables, together)]
     draws = bootstrap.refit_all(LAW, parts)
-    for part, one, many, own in zip(parts, together, draws, alone):
-        assert one.failed is None and one.objective == pytest.approx(own.objective, rel=1e-9)
-        np.testing.assert_allclose(fitting.values(one), fitting.values(own), rtol=1e-5)
+    for part, joint, many, own in zip(parts, together, draws, alone):
+        assert joint.failed is None and joint.objective == pytest.approx(own.objective, rel=1e-9)
+        np.testing.assert_allclose(fitting.values(joint), fitting.values(own), rtol=1e-5)
         again = bootstrap.refit(LAW, *part[:3])
         assert not many.failed.any()
         np.testing.assert_allclose(many.objective, again.objective, rtol=1e-9)
         np.testing.assert_allclose(many.theta, again.theta, rtol=1e-4)
     grids = {"alpha": np.linspace(0.3, 0.4, 5), "E": np.linspace(1.5, 1.7, 4)}
-    for name, least in profile.profiles(LAW, runs, found, grids).items():
-        single = profile.profile(LAW, runs, found, name, grids[name])
+    for name, least in profile.profiles(LAW, runs, fitted, grids).items():
+        single = profile.profile(LAW, runs, fitted, name, grids[name])
         np.testing.assert_allclose(least, single, rtol=1e-9)
     problems[1] = fitting.problem(LAW, tables[1], delta=1e-2)
     with pytest.raises(ValueError, match=r"\(delta, log, near\).*all problems need the same"):
@@ -88,20 +88,20 @@ def test_solved_together_is_solved_alone(runs, found):
         bootstrap.refit_all(LAW, parts)
 
 
-def test_bootstraps_are_of_their_seed_and_their_kind(runs, found):
-    one, two = (bootstrap.cases(LAW, runs, found, 20, seed=s) for s in (3, 3))
-    np.testing.assert_array_equal(one.theta, two.theta)
-    assert (bootstrap.cases(LAW, runs, found, 20, seed=4).theta != one.theta).any()
+def test_bootstraps_are_of_their_seed_and_their_kind(runs, fitted):
+    first, again = (bootstrap.cases(LAW, runs, fitted, 20, seed=s) for s in (3, 3))
+    np.testing.assert_array_equal(first.theta, again.theta)
+    assert (bootstrap.cases(LAW, runs, fitted, 20, seed=4).theta != first.theta).any()
     # each run twice in a row: a draw of runs is a draw of pairs of points
     random = np.random.default_rng(3)
     pairs = np.repeat(random.multinomial(20, np.full(20, 1 / 20), 20), 2, axis=1)
-    want = bootstrap.refit(LAW, runs, found, pairs.astype(float))
-    got = bootstrap.clusters(LAW, runs, found, 20, seed=3)
+    want = bootstrap.refit(LAW, runs, fitted, pairs.astype(float))
+    got = bootstrap.clusters(LAW, runs, fitted, 20, seed=3)
     np.testing.assert_array_equal(got.theta, want.theta)
-    still = bootstrap.noise(LAW, runs, found, 2, seed=0, sd=0.0)
-    np.testing.assert_allclose(still.theta, np.tile(fitting.values(found), (2, 1)), rtol=1e-6)
-    spread = bootstrap.noise(LAW, runs, found, 200, seed=0).theta[:, 3].std()
-    normal = bootstrap.noise(LAW, runs, found, 200, seed=0, sd=found.residual.std())
+    still = bootstrap.noise(LAW, runs, fitted, 2, seed=0, sd=0.0)
+    np.testing.assert_allclose(still.theta, np.tile(fitting.values(fitted), (2, 1)), rtol=1e-6)
+    spread = bootstrap.noise(LAW, runs, fitted, 200, seed=0).theta[:, 3].std()
+    normal = bootstrap.noise(LAW, runs, fitted, 200, seed=0, sd=fitted.residual.std())
     assert 0.5 < spread / normal.theta[:, 3].std() < 2
 
 
@@ -117,17 +117,17 @@ def test_intervals_are_percentiles():
     np.testing.assert_allclose([*low, *high], [10, 20, 90, 180])
 
 
-def test_refusals_name_what_is_wrong(runs, found):
+def test_refusals_name_what_is_wrong(runs, fitted):
     with pytest.raises(ValueError, match="replicates is 0"):
-        bootstrap.cases(LAW, runs, found, 0, seed=0)
+        bootstrap.cases(LAW, runs, fitted, 0, seed=0)
     with pytest.raises(ValueError, match=r"integers \[3, points\] are needed"):
-        bootstrap.cases(LAW, runs, found, 3, seed=0, resamples=np.zeros((2, 40), int))
+        bootstrap.cases(LAW, runs, fitted, 3, seed=0, resamples=np.zeros((2, 40), int))
     with pytest.raises(ValueError, match="go from 0 to 40 of 40 points"):
-        bootstrap.cases(LAW, runs, found, 1, seed=0, resamples=np.arange(41)[None])
+        bootstrap.cases(LAW, runs, fitted, 1, seed=0, resamples=np.arange(41)[None])
     with pytest.raises(ValueError, match="sd is -1"):
-        bootstrap.noise(LAW, runs, found, 1, seed=0, sd=-1.0)
+        bootstrap.noise(LAW, runs, fitted, 1, seed=0, sd=-1.0)
     with pytest.raises(ValueError, match="clusters need at least 2 runs"):
-        bootstrap.clusters(LAW, runs._replace(run=np.full(40, "a")), found, 1, seed=0)
+        bootstrap.clusters(LAW, runs._replace(run=np.full(40, "a")), fitted, 1, seed=0)
 
 
 @pytest.mark.slow
@@ -187,14 +187,14 @@ def test_95_percent_intervals_cover_the_truth_of_100_studies():
     draws = bootstrap.refit(LAW, t, fitting.fit(LAW, t), counts, np.repeat(loss, 400, 0))
     assert draws.failed.mean() < 1e-3
 
-    def told(theta):
+    def quantities(theta):
         """E, alpha, beta, the exponent a, log N* and log L* at 1e23 FLOPs."""
         e, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
         best = (alpha * a / (beta * b) * (1e23 / 6) ** beta) ** (1 / (alpha + beta))
         least = LAW.predict(np.moveaxis(theta, -1, 0), (best, 1e23 / 6 / best))
         return np.stack([e, alpha, beta, beta / (alpha + beta), np.log(best), np.log(least)], -1)
 
-    low, high = bootstrap.interval(told(draws.theta.reshape(100, 400, 5)).swapaxes(0, 1))
-    truth = told(np.array(TRUTH))
+    low, high = bootstrap.interval(quantities(draws.theta.reshape(100, 400, 5)).swapaxes(0, 1))
+    truth = quantities(np.array(TRUTH))
     covered = ((low < truth) & (truth < high)).mean(0)
     assert (covered >= 0.88).all(), covered

@@ -40,11 +40,11 @@ def column(runs, names, field):
 def test_the_error_law_of_gadre(corpus, k, gamma, eps):
     runs = gadre(corpus)
     loss, error = (column(runs, FITTED, c) for c in ("loss_c4_val", "err_avg_subset"))
-    found = downstream.fit("exponential", (loss,), error)
-    assert found.reached == 1.0
-    assert found.theta["k"] == pytest.approx(k, abs=1e-5)
-    assert found.theta["gamma"] == pytest.approx(gamma, abs=2e-6)
-    assert found.theta["eps"] == pytest.approx(eps, abs=1e-6)
+    fitted = downstream.fit("exponential", (loss,), error)
+    assert fitted.reached == 1.0
+    assert fitted.theta["k"] == pytest.approx(k, abs=1e-5)
+    assert fitted.theta["gamma"] == pytest.approx(gamma, abs=2e-6)
+    assert fitted.theta["eps"] == pytest.approx(eps, abs=1e-6)
 
 
 def test_two_steps_predict_the_errors_of_the_paper():
@@ -86,7 +86,7 @@ TRUTHS = {
 
 @pytest.mark.parametrize("form", sorted(downstream.FORMS))
 @pytest.mark.parametrize("chance", [0.0, 0.25])
-def test_known_truth_is_found_by_every_start(form, chance):
+def test_known_truth_is_reached_by_every_start(form, chance):
     """Errors made by the law itself give its parameters back, with guessing taken out or not."""
     law = downstream.FORMS[form]
     rng = np.random.default_rng(3)
@@ -99,10 +99,10 @@ def test_known_truth_is_found_by_every_start(form, chance):
     x = tuple(inputs[name] for name in law.inputs)
     truth = np.array(TRUTHS[form])
     error = law.predict(truth, x) * (1 - chance)
-    found = downstream.fit(form, x, error, chance)
-    assert [found.theta[n] for n in law.names] == pytest.approx(truth, rel=1e-5)
-    assert found.rmse < 1e-9
-    assert downstream.predict(found, x) == pytest.approx(error, abs=1e-9)
+    fitted = downstream.fit(form, x, error, chance)
+    assert [fitted.theta[n] for n in law.names] == pytest.approx(truth, rel=1e-5)
+    assert fitted.rmse < 1e-9
+    assert downstream.predict(fitted, x) == pytest.approx(error, abs=1e-9)
 
 
 @pytest.mark.parametrize(

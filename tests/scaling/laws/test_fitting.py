@@ -33,11 +33,11 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def found(runs):
+def fitted(runs):
     return fitting.fit(LAW, runs)
 
 
-def test_every_start_reaches_the_optimum_that_scipy_finds(runs, found):
+def test_every_start_reaches_the_optimum_that_scipy_finds(runs, fitted):
     """Tight BFGS from the truth and from three of the classic starts is never lower."""
     x, z, y = np.log(runs.params), np.log(runs.tokens), np.log(runs.loss)
 
@@ -52,58 +52,58 @@ def test_every_start_reaches_the_optimum_that_scipy_finds(runs, found):
     ]
     ends = [scipy.optimize.minimize(objective, s, method="BFGS", tol=1e-13) for s in ends]
     best = min(ends, key=lambda r: r.fun)
-    assert found.failed is None and found.reached == 1.0 and found.basins == []
-    assert found.objective <= best.fun * (1 + 1e-12)
-    assert found.objective == pytest.approx(huber(found.residual), rel=1e-12)
-    assert found.objective == pytest.approx(best.fun, rel=1e-5)
+    assert fitted.failed is None and fitted.reached == 1.0 and fitted.basins == []
+    assert fitted.objective <= best.fun * (1 + 1e-12)
+    assert fitted.objective == pytest.approx(huber(fitted.residual), rel=1e-12)
+    assert fitted.objective == pytest.approx(best.fun, rel=1e-5)
     want = [np.exp(best.x[2]), np.exp(best.x[0]), np.exp(best.x[1]), *best.x[3:]]
-    np.testing.assert_allclose(fitting.values(found), want, rtol=3e-3)
+    np.testing.assert_allclose(fitting.values(fitted), want, rtol=3e-3)
 
 
 def test_least_squares_is_scipys(runs):
-    found = fitting.fit(LAW, runs, delta=np.inf)
+    fitted = fitting.fit(LAW, runs, delta=np.inf)
     y = np.log(runs.loss)
 
     def residual(p):
         theta = (*np.exp(p[:3]), *p[3:])
         return y - np.log(LAW.predict(theta, (runs.params, runs.tokens)))
 
-    start = [*np.log(fitting.values(found)[:3] * 1.05), *(fitting.values(found)[3:] * 0.98)]
+    start = [*np.log(fitting.values(fitted)[:3] * 1.05), *(fitting.values(fitted)[3:] * 0.98)]
     best = scipy.optimize.least_squares(
         residual, start, x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15
     )
-    assert found.objective == pytest.approx(best.cost, rel=1e-9)
-    np.testing.assert_allclose(np.log(fitting.values(found)[:3]), best.x[:3], rtol=1e-5)
+    assert fitted.objective == pytest.approx(best.cost, rel=1e-9)
+    np.testing.assert_allclose(np.log(fitting.values(fitted)[:3]), best.x[:3], rtol=1e-5)
 
 
-def test_units_order_and_repeats_change_nothing_else(runs, found):
+def test_units_order_and_repeats_change_nothing_else(runs, fitted):
     """A and B take up the units; a point twice is a point of weight 2, one of weight 0 is none."""
-    theta = fitting.values(found)
+    theta = fitting.values(fitted)
     other = fitting.fit(LAW, runs._replace(params=runs.params / 1e6, tokens=runs.tokens / 1e9))
     scaled = [theta[0], theta[1] / 1e6 ** theta[3], theta[2] / 1e9 ** theta[4], *theta[3:]]
     np.testing.assert_allclose(fitting.values(other), scaled, rtol=1e-6)
-    assert other.objective == pytest.approx(found.objective, rel=1e-12)
+    assert other.objective == pytest.approx(fitted.objective, rel=1e-12)
     order = np.random.default_rng(1).permutation(40)
     other = fitting.fit(LAW, table.take(runs, order))
     np.testing.assert_allclose(fitting.values(other), theta, rtol=1e-6)
-    np.testing.assert_allclose(other.residual, found.residual[order], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(other.residual, fitted.residual[order], rtol=0, atol=1e-9)
     weights = np.ones(40)
     weights[:5], weights[-3:] = 2, 0
-    one = fitting.fit(LAW, runs, weights=weights)
+    weighted = fitting.fit(LAW, runs, weights=weights)
     two = fitting.fit(LAW, table.take(runs, np.array([*range(37), *range(5)])))
-    assert one.n == 37
-    np.testing.assert_allclose(fitting.values(one), fitting.values(two), rtol=1e-6)
-    assert one.objective == pytest.approx(two.objective, rel=1e-12)
+    assert weighted.n == 37
+    np.testing.assert_allclose(fitting.values(weighted), fitting.values(two), rtol=1e-6)
+    assert weighted.objective == pytest.approx(two.objective, rel=1e-12)
 
 
-def test_held_parameters_stay_and_profiles_rise_from_the_optimum(runs, found):
+def test_held_parameters_stay_and_profiles_rise_from_the_optimum(runs, fitted):
     held = fitting.fit(LAW, runs, fixed={"A": 420.0, "beta": 0.315})
     assert held.theta["A"] == pytest.approx(420, rel=1e-12) and held.theta["beta"] == 0.315
-    assert held.objective > found.objective and held.fixed == ("A", "beta")
+    assert held.objective > fitted.objective and held.fixed == ("A", "beta")
     for name in ("alpha", "B"):
-        grid = found.theta[name] * np.array([0.9, 0.99, 1.0, 1.01, 1.1])
-        curve = profile.profile(LAW, runs, found, name, grid)
-        assert curve[2] == pytest.approx(found.objective, rel=1e-9)
+        grid = fitted.theta[name] * np.array([0.9, 0.99, 1.0, 1.01, 1.1])
+        curve = profile.profile(LAW, runs, fitted, name, grid)
+        assert curve[2] == pytest.approx(fitted.objective, rel=1e-9)
         assert (np.diff(curve[:3]) < 0).all() and (np.diff(curve[2:]) > 0).all()
         alone = fitting.fit(LAW, runs, fixed={name: grid[1]})
         assert curve[1] == pytest.approx(alone.objective, rel=1e-9)
@@ -111,12 +111,12 @@ def test_held_parameters_stay_and_profiles_rise_from_the_optimum(runs, found):
 
 def test_noise_free_losses_give_back_the_truth(runs):
     clean = LAW.predict(tuple(TRUTH.values()), (runs.params, runs.tokens))
-    found = fitting.fit(LAW, runs._replace(loss=clean))
-    assert found.failed is None
-    np.testing.assert_allclose(fitting.values(found), list(TRUTH.values()), rtol=1e-6)
+    fitted = fitting.fit(LAW, runs._replace(loss=clean))
+    assert fitted.failed is None
+    np.testing.assert_allclose(fitting.values(fitted), list(TRUTH.values()), rtol=1e-6)
 
 
-def test_refusals_name_what_is_wrong(runs, found):
+def test_refusals_name_what_is_wrong(runs, fitted):
     few = table.take(runs, np.arange(4))
     with pytest.raises(ValueError, match=r"4 points for the 5 free parameters of chinchilla"):
         fitting.fit(LAW, few)
@@ -135,19 +135,19 @@ def test_refusals_name_what_is_wrong(runs, found):
     with pytest.raises(ValueError, match="farseer cannot hold 'a1'"):
         fitting.fit(loss_laws.FARSEER, runs, fixed={"a1": 1.0})
     with pytest.raises(ValueError, match="A cannot be -3"):
-        profile.profile(LAW, runs, found, "A", np.array([400.0, -3.0]))
+        profile.profile(LAW, runs, fitted, "A", np.array([400.0, -3.0]))
     with pytest.raises(ValueError, match="no bound"):
         fitting.likelihood(np.zeros(3))
 
 
-def test_what_does_not_converge_is_told(runs, monkeypatch):
+def test_a_fit_that_does_not_converge_gives_the_reason(runs, monkeypatch):
     for name, value in (("STEPS", 1), ("WIDER", 0), ("LAST", 1), ("AGAIN", 1), ("STALLED", -1)):
         monkeypatch.setattr(solve, name, value)
-    found = fitting.fit(LAW, runs)
-    assert found.reached == 0.0 and "had not converged after" in found.failed
+    fitted = fitting.fit(LAW, runs)
+    assert fitted.reached == 0.0 and "had not converged after" in fitted.failed
 
 
-def test_a_fit_that_no_step_lowers_has_arrived(runs, found, monkeypatch):
+def test_a_fit_that_no_step_lowers_has_arrived(runs, fitted, monkeypatch):
     """At a kink or at the rounding of the objective Newton promises what no step keeps: such a
     start counted as failed, though its objective was the optimum's to 1e-8, and bootstrap refits
     were left out for it."""
@@ -161,8 +161,8 @@ def test_a_fit_that_no_step_lowers_has_arrived(runs, found, monkeypatch):
     monkeypatch.setattr(solve, "_blocks", never_enough)
     again = fitting.fit(LAW, runs)
     assert again.failed is None and again.reached == 1.0
-    assert again.objective == pytest.approx(found.objective, rel=1e-12)
-    many = bootstrap.cases(LAW, runs, found, 20, seed=0)
+    assert again.objective == pytest.approx(fitted.objective, rel=1e-12)
+    many = bootstrap.cases(LAW, runs, fitted, 20, seed=0)
     assert not many.failed.any()
 
 
@@ -197,12 +197,12 @@ def test_besiroglus_table_is_the_optimum_of_their_likelihood(epoch):
     """
     theirs = (1.81686, 482.00572, 2085.43420, 0.34781, 0.36585)
     tex = (np.exp(0.5267228), np.exp(6.0073404), np.exp(6.0179186), 0.33917084, 0.2849083)
-    found = fitting.fit(LAW, epoch, delta=1e-3 * 4.706e-6)
-    log, scale = fitting.likelihood(found.residual)
-    assert found.reached == 1.0 and scale == pytest.approx(4.706e-6, rel=1e-3)
-    np.testing.assert_allclose(fitting.values(found), theirs, rtol=2e-5)
+    fitted = fitting.fit(LAW, epoch, delta=1e-3 * 4.706e-6)
+    log, scale = fitting.likelihood(fitted.residual)
+    assert fitted.reached == 1.0 and scale == pytest.approx(4.706e-6, rel=1e-3)
+    np.testing.assert_allclose(fitting.values(fitted), theirs, rtol=2e-5)
     for name, digits in (("A", 5), ("B", 5), ("E", 5), ("alpha", 5), ("beta", 5)):
-        assert round(found.theta[name], digits) == dict(zip(LAW.names, theirs))[name]
+        assert round(fitted.theta[name], digits) == dict(zip(LAW.names, theirs))[name]
 
     def of(theta):
         return fitting.likelihood(
@@ -227,21 +227,21 @@ def test_delta_moves_epochs_fit(epoch):
 @pytest.mark.slow
 def test_a_narrow_delta_is_reached_from_every_start(epoch):
     """At 1e-4 half of the starts stop at kinks, and come through wider deltas."""
-    found = fitting.fit(LAW, epoch, delta=1e-4)
-    assert found.reached == 1.0 and found.theta["E"] == pytest.approx(1.81582, abs=1e-5)
+    fitted = fitting.fit(LAW, epoch, delta=1e-4)
+    assert fitted.reached == 1.0 and fitted.theta["E"] == pytest.approx(1.81582, abs=1e-5)
 
 
 def test_epochs_runs_below_1e21_foretell_the_rest(epoch):
     train = epoch.flops < 1e21
-    found = fitting.fit(LAW, epoch, weights=train.astype(float))
+    fitted = fitting.fit(LAW, epoch, weights=train.astype(float))
     want = [1.82054, 342.81, 3820.1, 0.32713, 0.39609]
-    np.testing.assert_allclose(fitting.values(found), want, rtol=2e-5)
-    error = 100 * np.expm1(-found.residual[~train])
-    assert found.n == 217 and len(error) == 23
+    np.testing.assert_allclose(fitting.values(fitted), want, rtol=2e-5)
+    error = 100 * np.expm1(-fitted.residual[~train])
+    assert fitted.n == 217 and len(error) == 23
     assert np.abs(error).mean() == pytest.approx(1.05, abs=0.005)
     assert error.mean() == pytest.approx(-0.017, abs=0.001)
     # of log residuals the largest is 2.74 %
-    assert 100 * np.abs(found.residual[~train]).max() == pytest.approx(2.74, abs=0.005)
+    assert 100 * np.abs(fitted.residual[~train]).max() == pytest.approx(2.74, abs=0.005)
 
 
 GADRE = {
@@ -256,16 +256,16 @@ def test_gadres_fit_of_five_runs_foretells_two(train):
     """Least squares of the loss on C4's validation set; 1.4B over-trained and 7B at 20 tokens."""
     data = public.gadre(train)
     n, d, m, loss = (public.column(data, k) for k in ("N", "D", "tok_mult", "loss_c4_val"))
-    fitted = ((n < 1e9) & (m == 20)) | ((n < 2e7) & (m == 320))
-    found = fitting.fit(
+    small = ((n < 1e9) & (m == 20)) | ((n < 2e7) & (m == 320))
+    fitted = fitting.fit(
         loss_laws.OVERTRAINING,
-        table.make(n[fitted], d[fitted], loss[fitted]),
+        table.make(n[small], d[small], loss[small]),
         delta=np.inf,
         log=False,
     )
-    assert fitted.sum() == 5 and found.reached == 1.0
-    np.testing.assert_allclose(fitting.values(found), GADRE[train][:4], rtol=3e-6)
-    error = 100 * np.abs(loss_laws.OVERTRAINING.predict(fitting.values(found), (n, d)) / loss - 1)
+    assert small.sum() == 5 and fitted.reached == 1.0
+    np.testing.assert_allclose(fitting.values(fitted), GADRE[train][:4], rtol=3e-6)
+    error = 100 * np.abs(loss_laws.OVERTRAINING.predict(fitting.values(fitted), (n, d)) / loss - 1)
     billion, seven = error[(n > 1e9) & (n < 2e9) & (m > 20)], error[(n > 6e9) & (m == 20)]
     np.testing.assert_allclose([*billion, *seven], GADRE[train][4:], atol=1e-4)
 
@@ -285,14 +285,14 @@ def test_muennighoffs_point_is_one_basin_of_several():
     assert huber(np.log(t.loss / theirs)) == pytest.approx(0.01582593526, abs=1e-11)
     assert r2(theirs) == pytest.approx(0.7722046, abs=1e-7)
     assert r2(LAW.predict(tuple(base.values()), x[:2])) == pytest.approx(0.4451684, abs=1e-7)
-    found = fitting.fit(law, t, fixed=base)
-    assert found.failed is None and found.objective == pytest.approx(0.0158046625, rel=1e-8)
-    assert found.theta["R_D"] == pytest.approx(95.365, abs=1e-2)
-    assert found.theta["R_N"] == pytest.approx(1.7059, abs=1e-3)
-    near = [theta for objective, theta in found.basins if abs(theta["R_D"] - 15.372) < 1e-2]
-    assert len(found.basins) >= 3 and near[0]["R_N"] == pytest.approx(5.315, abs=1e-2)
-    curve = profile.profile(law, t, found, "R_D", np.array([15.0, 30.0, 95.365]))
-    assert (curve < found.objective * 1.0016).all()
+    fitted = fitting.fit(law, t, fixed=base)
+    assert fitted.failed is None and fitted.objective == pytest.approx(0.0158046625, rel=1e-8)
+    assert fitted.theta["R_D"] == pytest.approx(95.365, abs=1e-2)
+    assert fitted.theta["R_N"] == pytest.approx(1.7059, abs=1e-3)
+    near = [theta for objective, theta in fitted.basins if abs(theta["R_D"] - 15.372) < 1e-2]
+    assert len(fitted.basins) >= 3 and near[0]["R_N"] == pytest.approx(5.315, abs=1e-2)
+    curve = profile.profile(law, t, fitted, "R_D", np.array([15.0, 30.0, 95.365]))
+    assert (curve < fitted.objective * 1.0016).all()
 
 
 @pytest.mark.slow
@@ -308,15 +308,15 @@ def test_other_laws_give_back_their_truth(name, runs):
     law = loss_laws.LAWS[name]
     epochs = np.random.default_rng(0).choice([1.0, 2, 5, 20, 60], 40)
     runs = runs._replace(unique=runs.tokens / epochs)
-    found = fitting.fit(law, runs._replace(loss=law.predict(theta, fitting.inputs(law, runs))))
-    assert found.failed is None
-    np.testing.assert_allclose(fitting.values(found), theta, rtol=1e-4)
+    fitted = fitting.fit(law, runs._replace(loss=law.predict(theta, fitting.inputs(law, runs))))
+    assert fitted.failed is None
+    np.testing.assert_allclose(fitting.values(fitted), theta, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_farseer_fits_its_own_runs_better_than_five_parameters():
     data = public.rows("scalebench_farseer_train_404.csv")
     t = table.make(*(public.column(data, k) for k in ("N", "D", "loss")))
-    found, five = fitting.fit(loss_laws.FARSEER, t), fitting.fit(LAW, t)
-    assert found.failed is None and five.reached == 1.0
-    assert found.objective < five.objective / 2
+    fitted, five = fitting.fit(loss_laws.FARSEER, t), fitting.fit(LAW, t)
+    assert fitted.failed is None and five.reached == 1.0
+    assert fitted.objective < five.objective / 2

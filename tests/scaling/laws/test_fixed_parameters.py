@@ -59,14 +59,14 @@ def test_a_study_holds_it_in_every_refit():
     options = analysis.Options(laws=("chinchilla",), replicates=60, delta=np.inf, target=1e22)
     held = analysis.run(runs(), dataclasses.replace(options, fix=("alpha=0.35",)))
     free = analysis.run(runs(), options)
-    form = held["forms"]["chinchilla"]
-    assert form["theta"]["alpha"] == pytest.approx(0.35, abs=1e-12)
-    assert {row[3] for row in np.round(form["draws"], 12).tolist()} == {0.35}
-    assert form["fixed"] == ["alpha"] and form["intervals"]["alpha"] is None
-    assert [row["theta"]["alpha"] for row in held["outliers"]] == pytest.approx(
-        [0.35] * len(held["outliers"])
+    form = held.forms["chinchilla"]
+    assert form.theta["alpha"] == pytest.approx(0.35, abs=1e-12)
+    assert set(np.round(form.draws[:, 3], 12).tolist()) == {0.35}
+    assert form.fixed == ("alpha",) and form.intervals["alpha"] is None
+    assert [row.theta["alpha"] for row in held.outliers] == pytest.approx(
+        [0.35] * len(held.outliers)
     )
-    ends = [np.diff(np.log(r["forms"]["chinchilla"]["intervals"]["A"])) for r in (held, free)]
+    ends = [np.diff(np.log(r.forms["chinchilla"].intervals["A"])) for r in (held, free)]
     assert ends[0] < ends[1] / 3
     t = runs()
 
@@ -76,4 +76,4 @@ def test_a_study_holds_it_in_every_refit():
 
     oracle = optimize.least_squares(residual, [*np.log(THETA[:3]), 0.3], x_scale="jac", xtol=1e-15)
     expected = [*np.exp(oracle.x[:3]), 0.35, oracle.x[3]]
-    assert list(form["theta"].values()) == pytest.approx(expected, rel=1e-4)
+    assert list(form.theta.values()) == pytest.approx(expected, rel=1e-4)

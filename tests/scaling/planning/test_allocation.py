@@ -1,5 +1,6 @@
 """A plan's numbers at any compute: of forms, of approach 2, of both, with a form's own error."""
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -79,76 +80,72 @@ def record():
 
 def test_a_study_plans_by_what_the_truth_is(record):
     """Chinchilla's runs are planned by chinchilla, and the truth is near."""
-    p = record["plan"]
-    assert p["form"] == p["surface"] == "chinchilla" and p["default"] == "chinchilla"
+    p = record.plan
+    assert p.form == p.surface == "chinchilla" and p.default == "chinchilla"
     best = optimum.at("chinchilla", TRUTH, 1e21)
-    for name, value in (("params", best.params), ("tokens", best.tokens), ("loss", best.loss)):
-        low, high = np.log(p[name]["interval"])
+    estimates = ((p.params, best.params), (p.tokens, best.tokens), (p.loss, best.loss))
+    for estimate, value in estimates:
+        low, high = np.log(estimate.interval)
         # half as wide again: one study in 20 misses its own interval
         assert abs(np.log(value) - (low + high) / 2) < 0.75 * (high - low)
     many = allocation.at(allocation.of(record), 1e21)
-    assert many.params[0] == pytest.approx(p["params"]["value"], rel=1e-12)
+    assert many.params[0] == pytest.approx(p.params.value, rel=1e-12)
 
 
 def test_the_forms_own_error_is_in_the_plan(record):
     """Draws differ from the law's own by the discrepancy's, and the fit does not."""
     p = allocation.of(record)
-    whole, law = allocation.at(p, 1e21), allocation.at(p._replace(own=None), 1e21)
+    plan, law = allocation.at(p, 1e21), allocation.at(p._replace(own=None), 1e21)
     size, loss = discrepancy.draw(p.own, np.full(len(p.draws), 1e21), p.seed)
-    assert np.log(whole.params[1:] / law.params[1:]) == pytest.approx(size)
-    assert np.log(whole.loss[1:] / law.loss[1:]) == pytest.approx(loss)
-    assert whole.params[0] == law.params[0] and np.std(whole.exponent) > np.std(law.exponent)
-    told = forecast.predict(record, 1e9, 1e21 / 6e9)
-    bare = record | {"plan": record["plan"] | {"discrepancy": None}}
-    one, other = (
-        np.ptp(np.log(r["interval"])) for r in (told, forecast.predict(bare, 1e9, 1e21 / 6e9))
-    )
-    assert one > other and told["loss"] == forecast.predict(bare, 1e9, 1e21 / 6e9)["loss"]
+    assert np.log(plan.params[1:] / law.params[1:]) == pytest.approx(size)
+    assert np.log(plan.loss[1:] / law.loss[1:]) == pytest.approx(loss)
+    assert plan.params[0] == law.params[0] and np.std(plan.exponent) > np.std(law.exponent)
+    without = dataclasses.replace(record, plan=dataclasses.replace(record.plan, discrepancy=None))
+    wide, narrow = (forecast.predict(r, 1e9, 1e21 / 6e9) for r in (record, without))
+    assert np.ptp(np.log(wide.interval)) > np.ptp(np.log(narrow.interval))
+    assert wide.loss == narrow.loss
 
 
 def test_plan_ahead_gives_the_studys_plan(record, tmp_path):
     """The same value and interval as the study's record, at its target."""
     study_record.save(tmp_path, record)
-    found = next_run.at(next_run.law(study_record.load(tmp_path)), 1e21)
-    p = record["plan"]
-    for name in ("params", "tokens", "loss"):
-        own = getattr(found, name)
-        assert [own.value, own.low, own.high] == pytest.approx(
-            [p[name]["value"], *p[name]["interval"]], rel=1e-9
-        )
+    best, p = next_run.at(next_run.law(study_record.load(tmp_path)), 1e21), record.plan
+    pairs = ((best.params, p.params), (best.tokens, p.tokens), (best.loss, p.loss))
+    for own, estimate in pairs:
+        assert tuple(own) == pytest.approx((estimate.value, *estimate.interval), rel=1e-9)
 
 
 def test_a_fixed_exponent_has_no_interval_and_lends_its_form_none(record):
     """The tied form says 1/2 by construction: its N* is as uncertain as the exponent is."""
-    tied, free = (record["forms"][k]["optimum"] for k in ("tied", "chinchilla"))
-    assert tied["exponent"] == [0.5, None]
-    wide = [np.log(np.divide(*o["params"][1][::-1])) for o in (tied, free)]
+    tied, free = (record.forms[k].optimum for k in ("tied", "chinchilla"))
+    assert tied.exponent == (0.5, None)
+    wide = [np.log(np.divide(*o.params[1][::-1])) for o in (tied, free)]
     assert wide[0] > 0.8 * wide[1]
 
 
 def test_the_planner_may_be_named():
     options = analysis.Options(laws=("chinchilla",), law="isoflop", replicates=60, target=1e21)
     record = analysis.run(runs(), options)
-    side, p = record["approaches"]["isoflop akima"], record["plan"]
-    assert p["form"] == "isoflop" and p["chosen_by"] == "isoflop plans, as --law asks."
-    assert p["params"]["value"] == pytest.approx(side["params"])
+    side, p = record.approaches["isoflop akima"], record.plan
+    assert p.form == "isoflop" and p.chosen_by == "isoflop plans, as --law asks."
+    assert p.params.value == pytest.approx(side.params)
 
 
 def test_a_disagreement_is_beyond_what_resampling_gives_both(record):
     """The form's own error widens the plan's interval, and does not silence who contradicts it."""
-    p = record["plan"]["params"]
-    told = allocation.disagreement(record, 1e21, **p)
+    value, interval = record.plan.params.value, record.plan.params.interval
     planned = allocation.of(record)
+    rivals = allocation.rivals(record.forms, record.approaches, 1e21, record.per, 0.95)
+    text = allocation.disagreement(planned, rivals, 1e21, value, interval, 0.95)
     assert planned.own is not None
     many = allocation.at(planned._replace(own=None), 1e21).params[1:]
-    p = p | {"interval": np.percentile(many, [2.5, 97.5]).tolist()}
-    assert np.ptp(np.log(p["interval"])) < np.ptp(np.log(record["plan"]["params"]["interval"]))
-    every = allocation.rivals(record, 1e21)
-    for name, (n, own) in every.items():
-        apart = not p["interval"][0] <= n <= p["interval"][1]
-        apart &= own is None or not own[0] <= p["value"] <= own[1]
-        assert apart == (f"by {name}" in told)
-    assert allocation.disagreement(record, 1e21, p["value"], None) == ""
+    low, high = np.percentile(many, [2.5, 97.5])
+    assert np.log(high / low) < np.ptp(np.log(interval))
+    for name, (n, own) in rivals.items():
+        apart = not low <= n <= high
+        apart &= own is None or not own[0] <= value <= own[1]
+        assert apart == (f"by {name}" in text)
+    assert allocation.disagreement(planned, rivals, 1e21, value, None, 0.95) == ""
 
 
 def test_without_budgets_the_form_that_predicts_the_loss_plans():
@@ -159,15 +156,15 @@ def test_without_budgets_the_form_that_predicts_the_loss_plans():
     loss = loss_laws.LAWS["kaplan"].predict((8.8e13, 5.4e13, 0.09, 0.12), (n, d))
     t = table.make(n, d, loss * np.exp(random.normal(0, 5e-4, 60)))
     options = analysis.Options(laws=("chinchilla", "kaplan"), replicates=40)
-    p = analysis.run(t, options)["plan"]
-    assert p["form"] == p["surface"] == "kaplan" and p["chosen_by"].startswith("Kaplan plans: over")
+    p = analysis.run(t, options).planned
+    assert p.form == p.surface == "kaplan" and p.chosen_by.startswith("Kaplan plans: over")
 
 
 @pytest.mark.slow
 def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys):
     """docs/plan_ahead.md: its two commands, and every line of the block behind them. Hoffmann et
     al.'s runs are planned as the field does, N* at 5.76e23 between 5e10 and 1e11; Farseer's 2.6e10
-    is said and does not plan."""
+    is reported and does not plan."""
     page = (pathlib.Path(__file__).parents[3] / "docs" / "plan_ahead.md").read_text()
     commands = re.findall(r"^    jaxlm (.*)$", page, re.MULTILINE)[:2]
     shown = page.split("```")[1].strip().splitlines()
@@ -179,11 +176,11 @@ def test_the_documents_commands_give_what_it_shows(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line != "..." and line not in printed] == []
     record = study_record.load(tmp_path / "runs" / "fit").record
-    p = record["plan"]
-    assert p["form"] == "chinchilla" and 5e10 < p["params"]["value"] < 1e11
-    assert 1.5e10 < p["params"]["interval"][0] < p["params"]["interval"][1] < 4e11
-    assert "by farseer" in p["disagreement"]
-    assert record["cautions"][0]["kind"] == "largest sizes above the law"
+    p = record.plan
+    assert p.form == "chinchilla" and 5e10 < p.params.value < 1e11
+    assert 1.5e10 < p.params.interval[0] < p.params.interval[1] < 4e11
+    assert "by farseer" in p.disagreement
+    assert record.cautions[0].kind == "largest sizes above the law"
 
 
 @pytest.mark.parametrize("free", [True, False])
@@ -192,15 +189,15 @@ def test_a_planner_whose_exponent_is_fixed(free, tmp_path):
     names = ("chinchilla", "tied") if free else ("tied",)
     options = analysis.Options(laws=names, law="tied", replicates=60, target=1e22)
     record = analysis.run(runs(), options)
-    p = record["plan"]
-    assert p["form"] == "tied" and p["exponent"]["interval"] is None
-    assert {"fixed exponent"} & {c["kind"] for c in record["cautions"]}
+    p = record.plan
+    assert p.form == "tied" and p.exponent.interval is None
+    assert "fixed exponent" in {c.kind for c in record.cautions}
     study_record.save(tmp_path, record)
-    found = next_run.at(next_run.law(study_record.load(tmp_path)), 1e22)
+    best = next_run.at(next_run.law(study_record.load(tmp_path)), 1e22)
     if free:
-        own = record["forms"]["chinchilla"]["optimum"]["params"][1]
-        assert np.diff(np.log(p["params"]["interval"])) > 0.8 * np.diff(np.log(own))
-        assert np.log(found.params.high / found.params.low) > 0.6 * np.diff(np.log(own))
+        own = record.forms["chinchilla"].optimum.params[1]
+        assert np.diff(np.log(p.params.interval)) > 0.8 * np.diff(np.log(own))
+        assert np.log(best.params.high / best.params.low) > 0.6 * np.diff(np.log(own))
     else:
-        assert p["params"]["interval"] is None and np.isnan(found.params.low)
-    assert forecast.predict(record, 1e9, 1e10)["interval"][0] < 3
+        assert p.params.interval is None and np.isnan(best.params.low)
+    assert forecast.predict(record, 1e9, 1e10).interval[0] < 3

@@ -14,13 +14,13 @@ CHINCHILLA = loss_laws.LAWS["chinchilla"]
 
 def test_the_largest_budgets_of_hoffmann():
     """Fitted below 1e21 FLOPs, the form predicts 23 larger runs to 1 %, without a lean."""
-    found = backtest.run(CHINCHILLA, public.epoch(), 1e21)
-    assert (found.fitted, len(found.error)) == (217, 23)
-    assert found.mean == pytest.approx(-0.024, abs=5e-4)
-    assert found.mae == pytest.approx(1.05, abs=5e-3)
-    assert found.largest == pytest.approx(2.74, abs=5e-3)
+    errors = backtest.run(CHINCHILLA, public.epoch(), 1e21)
+    assert (errors.fitted, len(errors.error)) == (217, 23)
+    assert errors.mean == pytest.approx(-0.024, abs=5e-4)
+    assert errors.mae == pytest.approx(1.05, abs=5e-3)
+    assert errors.largest == pytest.approx(2.74, abs=5e-3)
     expected = {"E": 1.82054, "A": 342.81, "B": 3820.1, "alpha": 0.32713, "beta": 0.39609}
-    assert found.theta == pytest.approx(expected, rel=2e-5)
+    assert errors.theta == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ def interacting(n, d, power=1.3):
 
 def form(loss, **how):
     t = runs(loss, **how)
-    found = fitting.fit(LAW, t)
-    theta = fitting.values(found)
-    return theta, discrepancy.fit(LAW, theta, found.residual, t.params, t.tokens)
+    fitted = fitting.fit(LAW, t)
+    theta = fitting.values(fitted)
+    return theta, discrepancy.fit(LAW, theta, fitted.residual, t.params, t.tokens)
 
 
 def test_it_is_universal_kriging(monkeypatch):
@@ -131,9 +131,9 @@ def test_many_points_are_thinned_over_all_sizes():
 def test_a_held_parameter_is_no_trend():
     """What `--fix` holds does not move with the runs."""
     t = runs(interacting)
-    found = fitting.fit(LAW, t)
+    fitted = fitting.fit(LAW, t)
     own = [
-        discrepancy.fit(LAW, TRUTH, found.residual, t.params, t.tokens, fixed=held)
+        discrepancy.fit(LAW, TRUTH, fitted.residual, t.params, t.tokens, fixed=held)
         for held in ((), ("alpha",))
     ]
     assert [f.trend.shape[1] for f in own] == [5, 4]

@@ -30,9 +30,9 @@ CANDIDATES = (
 def width(t, noise):
     """95 % width of log N* over refits to the truth with noise [R, n] on the sizes of t."""
     clean = LAW.predict(TRUTH, (t.params, t.tokens))
-    found = fitting.fit(LAW, t._replace(loss=clean), delta=np.inf)
+    fitted = fitting.fit(LAW, t._replace(loss=clean), delta=np.inf)
     ones = np.ones((len(noise), len(clean)))
-    draws = bootstrap.refit(LAW, t, found, ones, clean * np.exp(noise[:, : len(clean)]))
+    draws = bootstrap.refit(LAW, t, fitted, ones, clean * np.exp(noise[:, : len(clean)]))
     best = np.log(optimum.at(LAW.name, draws.theta[~draws.failed], TARGET).params)
     return 2 * experiment_design.NORMAL * np.std(best), draws
 
@@ -50,9 +50,9 @@ def test_the_choice_agrees_with_adding_each_run():
         after.append(width(table.make(*more), noise)[0])
     cost = 6 * CANDIDATES[0] * CANDIDATES[1]
     shrink = (before - np.array(after)) / cost
-    found = fitting.fit(LAW, t, delta=np.inf)
+    fitted = fitting.fit(LAW, t, delta=np.inf)
     for given in (None, draws.theta):
-        chosen = experiment_design.choose(found, t, *CANDIDATES, TARGET, draws=given)
+        chosen = experiment_design.choose(fitted, t, *CANDIDATES, TARGET, draws=given)
         assert stats.spearmanr(chosen.after, after).statistic > 0.9
         assert stats.spearmanr(chosen.gain, shrink).statistic > 0.85
         assert chosen.cost == pytest.approx(cost)
@@ -65,9 +65,9 @@ def test_the_choice_agrees_with_adding_each_run():
 def test_the_asymptote_is_least_squares_covariance():
     """Of a Gaussian fit the width is that of v (J^T J)^-1, by an independent inverse."""
     t = runs()
-    found = fitting.fit(LAW, t, delta=np.inf)
-    theta = fitting.values(found)
-    chosen = experiment_design.choose(found, t, *CANDIDATES, TARGET)
+    fitted = fitting.fit(LAW, t, delta=np.inf)
+    theta = fitting.values(fitted)
+    chosen = experiment_design.choose(fitted, t, *CANDIDATES, TARGET)
 
     def columns(value):
         return np.stack(
@@ -79,7 +79,7 @@ def test_the_asymptote_is_least_squares_covariance():
         return np.linalg.inv((j := columns(lambda th: np.log(LAW.predict(th, x)))).T @ j)
 
     aim = columns(lambda th: np.log(optimum.at(LAW.name, th, TARGET).params))
-    v = np.sum(found.residual**2) / (len(t.loss) - 5)
+    v = np.sum(fitted.residual**2) / (len(t.loss) - 5)
     assert chosen.before == pytest.approx(
         2 * experiment_design.NORMAL * np.sqrt(v * aim @ covariance(t) @ aim), rel=1e-4
     )
@@ -120,12 +120,12 @@ def test_candidates_from_a_file(tmp_path):
 
 def test_what_cannot_be_chosen_is_refused():
     t = runs()
-    found = fitting.fit(LAW, t, delta=np.inf)
+    fitted = fitting.fit(LAW, t, delta=np.inf)
     with pytest.raises(ValueError, match=r"tokens\[1\] = 0"):
-        experiment_design.choose(found, t, [1e9, 1e9], [1e10, 0], TARGET)
+        experiment_design.choose(fitted, t, [1e9, 1e9], [1e10, 0], TARGET)
     with pytest.raises(ValueError, match="differ in shape"):
-        experiment_design.choose(found, t, [1e9], [1e10, 1e11], TARGET)
+        experiment_design.choose(fitted, t, [1e9], [1e10, 1e11], TARGET)
     with pytest.raises(ValueError, match="say nothing about"):
-        experiment_design.choose(found, table.take(t, np.arange(4)), [1e9], [1e10], TARGET)
+        experiment_design.choose(fitted, table.take(t, np.arange(4)), [1e9], [1e10], TARGET)
     with pytest.raises(ValueError, match="reads"):
-        experiment_design.choose(found._replace(law="offset"), t, [1e9], [1e10], TARGET)
+        experiment_design.choose(fitted._replace(law="offset"), t, [1e9], [1e10], TARGET)

@@ -26,9 +26,9 @@ def test_a_challenger_plans_beyond_noise_alone():
     new = OLD - np.array([0.2, -0.1, 0.25, -0.05, 0.1])
     near = model_selection.choose("c", {"c": errors(OLD), "isoflop": errors(new)}, draws=200)
     score = near.scores["isoflop"]
-    told = stats.ttest_rel(OLD, np.abs(new), alternative="greater")
-    assert score.t == pytest.approx(told.statistic)
-    assert (score.t > score.needed) == (told.pvalue < 0.01)
+    paired = stats.ttest_rel(OLD, np.abs(new), alternative="greater")
+    assert score.t == pytest.approx(paired.statistic)
+    assert (score.t > score.needed) == (paired.pvalue < 0.01)
     assert near.name == "c" and score.error < score.default  # better on average, and not chosen
 
 
@@ -75,7 +75,7 @@ def test_a_refit_without_an_optimum_counts_once():
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_spread_of_a_form_is_found(half):
+def test_the_spread_of_a_form(half):
     """Errors of .02 for each decade on sampling errors of .004; 0 where sampling explains all."""
     random = np.random.default_rng(0)
     decades = random.uniform(0.2, 2, 400)

@@ -1,5 +1,6 @@
 """The optimum of every law and plans made from it, against published numbers and minimisers."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from jaxlm.cli.commands import plan_ahead as command
 from jaxlm.scaling import study_record, table
 from jaxlm.scaling.laws import loss_laws, optimum
 from jaxlm.scaling.planning import next_run
+from tests.scaling import public
 
 EPOCH = (1.817218, 477.82587, 2143.41737, 0.347310, 0.367172)
 THETA = {
@@ -34,7 +36,7 @@ THETA = {
 }
 
 
-def made(name="chinchilla", theta=None, draws=0, spread=0.01):
+def law_of(name="chinchilla", theta=None, draws=0, spread=0.01):
     """A Law with draws about its theta."""
     values = np.array(THETA[name] if theta is None else theta)
     noise = np.random.default_rng(0).standard_normal((draws, len(values)))
@@ -79,17 +81,17 @@ def test_the_optimum_is_where_a_minimiser_ends(law):
         return float(form.predict(theta, tuple(known[k] for k in form.inputs)))
 
     best = optimum.at(law, theta, flops)
-    found = optimize.minimize_scalar(
+    least = optimize.minimize_scalar(
         loss, bounds=(18, 26), method="bounded", options={"xatol": 1e-9}
     )
-    assert np.log(best.params) == pytest.approx(found.x, abs=2e-5)
-    assert best.loss <= found.fun + 1e-14
+    assert np.log(best.params) == pytest.approx(least.x, abs=2e-5)
+    assert best.loss <= least.fun + 1e-14
     assert best.params * best.tokens * 6 == pytest.approx(flops)
     wide = optimum.at(law, theta, [flops * 0.99, flops * 1.01]).params
     slope = np.diff(np.log(wide))[0] / math.log(1.01 / 0.99)
     assert best.exponent == pytest.approx(slope, abs=1e-4)
     assert optimum.least(law, theta, best.loss) == pytest.approx(flops, rel=1e-8)
-    assert next_run.quality(made(law), best.params) == pytest.approx(best.loss, rel=1e-8)
+    assert next_run.quality(law_of(law), best.params) == pytest.approx(best.loss, rel=1e-8)
 
 
 def test_formula_and_search_agree():
@@ -107,8 +109,8 @@ def test_every_draw_meets_every_compute_or_its_own():
     c = np.array([[1e20, 1e21, 1e22]])
     best = optimum.at("chinchilla", draws, c)
     assert best.params.shape == (4, 1, 3)
-    one = optimum.at("chinchilla", draws[2], 1e21)
-    assert best.params[2, 0, 1] == one.params
+    single = optimum.at("chinchilla", draws[2], 1e21)
+    assert best.params[2, 0, 1] == single.params
     own = optimum.at("chinchilla", draws[:3], c[0], paired=True)
     np.testing.assert_array_equal(own.params, best.params[np.arange(3), 0, np.arange(3)])
     at = optimum.loss("chinchilla", draws[:3], own.params, own.tokens, paired=True)
@@ -153,7 +155,7 @@ def test_kaplan_kept_apart():
 def test_a_model_that_is_used_is_smaller(params, tokens, n, share):
     """Sardana et al. 2024, section 3: 13B quality and 2e12 tokens to read take a 7B model, 17 %
     cheaper in all."""
-    law = made(theta=(1.69, 406.4, 410.7, 0.336, 0.283))
+    law = law_of(theta=(1.69, 406.4, 410.7, 0.336, 0.283))
     served = next_run.serve(law, next_run.quality(law, params), tokens)
     assert served.plain.params.value == pytest.approx(params, rel=1e-6)
     assert served.saved.value == pytest.approx(share, abs=5e-5)
@@ -171,18 +173,18 @@ def test_a_model_that_is_used_is_smaller(params, tokens, n, share):
 
 
 def test_intervals_are_the_draws_percentiles():
-    law = made(draws=300)
+    law = law_of(draws=300)
     plan = next_run.at(law, 5.76e23, level=0.8)
     best = optimum.at("chinchilla", law.draws, 5.76e23)
     ratio = best.tokens / best.params
     assert (plan.ratio.low, plan.ratio.high) == tuple(np.percentile(ratio, (10, 90)))
     assert plan.ratio.value == pytest.approx(17.921, abs=6e-4)
     assert plan.extrapolation == pytest.approx(57.6) and plan.lost == 0
-    assert math.isnan(next_run.at(made(), 1e20).loss.low)
+    assert math.isnan(next_run.at(law_of(), 1e20).loss.low)
 
 
 def test_least_compute_of_a_loss():
-    law = made(draws=100, spread=0.05)
+    law = law_of(draws=100, spread=0.05)
     plan = next_run.reach(law, 2.0)
     assert plan.flops.value == pytest.approx(2.4307e23, rel=1e-4)
     assert next_run.at(law, plan.flops.value).loss.value == pytest.approx(2.0, abs=1e-12)
@@ -193,7 +195,7 @@ def test_least_compute_of_a_loss():
 
 
 def test_what_another_size_costs():
-    law = made(draws=20)
+    law = law_of(draws=20)
     twice = next_run.choice(law, 5.76e23, params=2 * 7.319e10)
     assert twice.run.tokens.value * twice.run.params.value * 6 == pytest.approx(5.76e23)
     assert 0 < twice.extra.low < twice.extra.value
@@ -215,7 +217,7 @@ def test_what_another_size_costs():
 
 
 def test_no_more_different_tokens_than_there_are():
-    law = made()
+    law = law_of()
     cap = next_run.capped(law, 5.76e23, 1e12)
     assert cap.binds and not cap.repeats and cap.run.tokens.value == 1e12
     assert cap.run.params.value == pytest.approx(9.6e10)
@@ -223,7 +225,7 @@ def test_no_more_different_tokens_than_there_are():
     free = next_run.capped(law, 5.76e23, 2e12)
     assert not free.binds and free.extra.value == 0 and free.epochs.value < 1
 
-    law = made("data_constrained", draws=5)
+    law = law_of("data_constrained", draws=5)
     cap = next_run.capped(law, 5.76e23, 1e11)
     assert cap.binds and cap.repeats
     form, theta = loss_laws.LAWS["data_constrained"], THETA["data_constrained"]
@@ -238,10 +240,10 @@ def test_no_more_different_tokens_than_there_are():
 
 def test_a_run_of_repeated_tokens_is_judged_by_the_law_that_knows_them():
     with pytest.raises(ValueError, match="does not know what a repeated token is worth"):
-        next_run.choice(made(), 5.76e23, tokens=2e12, unique=1e12)
-    once = next_run.choice(made(), 5.76e23, tokens=1e12, unique=1e12)
-    assert once == next_run.choice(made(), 5.76e23, tokens=1e12)
-    law = made("data_constrained")
+        next_run.choice(law_of(), 5.76e23, tokens=2e12, unique=1e12)
+    once = next_run.choice(law_of(), 5.76e23, tokens=1e12, unique=1e12)
+    assert once == next_run.choice(law_of(), 5.76e23, tokens=1e12)
+    law = law_of("data_constrained")
     many, few = (next_run.choice(law, 1e22, tokens=2e11, unique=u) for u in (2e11, 1e10))
     assert few.run.loss.value > many.run.loss.value + 0.01
     assert few.best.loss.value == pytest.approx(next_run.capped(law, 1e22, 1e10).run.loss.value)
@@ -255,30 +257,28 @@ def test_a_run_of_repeated_tokens_is_judged_by_the_law_that_knows_them():
 
 @pytest.fixture
 def file(tmp_path):
-    law = made(draws=50)
-    forms = {
-        "chinchilla": {
-            "theta": dict(zip(loss_laws.LAWS["chinchilla"].names, EPOCH)),
-            "draws": law.draws.tolist(),
-        },
-        "offset": {"theta": {"E": 1.7, "a": 40.0, "b": 0.1}, "draws": []},
-    }
-    record = {"format": 1, "law": "chinchilla", "forms": forms, "per": 6.0, "flops": [1e18, 1e22]}
-    record["counting"] = {"params": "total", "flops": "6ND"}
-    path = tmp_path / "study.json"
-    path.write_text(json.dumps(record))
-    return path
+    study, theta = public.recorded(), dict(zip(loss_laws.LAWS["chinchilla"].names, EPOCH))
+    form = dataclasses.replace(study.forms["chinchilla"], theta=theta, draws=law_of(draws=50).draws)
+    record = dataclasses.replace(
+        study,
+        law="chinchilla",
+        forms={"chinchilla": form, "offset": study.forms["offset"]},
+        per=6.0,
+        flops=(1e18, 1e22),
+        counting=table.Counting("total", "6ND"),
+    )
+    return study_record.save(tmp_path, record)
 
 
 def test_a_studys_parameters_are_taken_by_name(file):
-    found = study_record.load(file)
-    turned = dict(reversed(found.theta.items()))
-    law = next_run.law(found._replace(theta=turned, draws=found.draws[:, ::-1]))
+    study = study_record.load(file)
+    reverse = dict(reversed(study.theta.items()))
+    law = next_run.law(study._replace(theta=reverse, draws=study.draws[:, ::-1]))
     assert tuple(law.theta) == EPOCH
-    np.testing.assert_array_equal(law.draws, found.draws)
+    np.testing.assert_array_equal(law.draws, study.draws)
     assert law.counting.params == "total" and law.flops == (1e18, 1e22) and law.per == 6.0
     with pytest.raises(ValueError, match="theta: .* given; chinchilla has"):
-        next_run.law(found._replace(theta={"E": 1.0}))
+        next_run.law(study._replace(theta={"E": 1.0}))
 
 
 def run(capsys, file, text):
@@ -302,12 +302,12 @@ def test_plan_ahead_prints_the_plan_and_a_config(capsys, file):
 
 
 def test_plan_ahead_as_json(capsys, file):
-    found = json.loads(run(capsys, file.parent, "--loss 2.0 --inference-tokens 2e12 --json"))
-    assert found["optimum"]["flops"]["value"] == pytest.approx(2.4307e23, rel=1e-4)
-    assert found["served"]["best"]["params"]["value"] < found["optimum"]["params"]["value"]
-    near = found["nearest"]
+    plans = json.loads(run(capsys, file.parent, "--loss 2.0 --inference-tokens 2e12 --json"))
+    assert plans["optimum"]["flops"]["value"] == pytest.approx(2.4307e23, rel=1e-4)
+    assert plans["served"]["best"]["params"]["value"] < plans["optimum"]["params"]["value"]
+    near = plans["nearest"]
     assert near["served"]["params"] == pytest.approx(
-        found["served"]["best"]["params"]["value"], rel=0.05
+        plans["served"]["best"]["params"]["value"], rel=0.05
     )
     small = json.loads(run(capsys, file, "--quality 13e9 --json"))
     assert small["optimum"]["params"]["value"] == pytest.approx(13e9, rel=1e-6)

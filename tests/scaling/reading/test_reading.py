@@ -134,8 +134,8 @@ def test_parquet_is_read_where_its_extra_is_there(tmp_path):
     ],
 )
 def test_units(field, name, factor):
-    found = units.unit(field, name)
-    assert found is None if factor is None else found.factor == pytest.approx(factor)
+    unit = units.unit(field, name)
+    assert unit is None if factor is None else unit.factor == pytest.approx(factor)
 
 
 def test_bits_per_byte_are_nats_per_byte(tmp_path):
@@ -242,11 +242,11 @@ def test_standard_errors_are_weights(tmp_path):
     twice = np.repeat(np.arange(12), np.where(np.arange(12) % 2, 1, 2))
     plain = table.make(N, D, loss)
     wanted = fitting.values(fitting.fit(LAW, table.take(plain, twice)))
-    found = fitting.fit(LAW, t)
-    np.testing.assert_allclose(fitting.values(found), wanted, rtol=1e-5)
+    fitted = fitting.fit(LAW, t)
+    np.testing.assert_allclose(fitting.values(fitted), wanted, rtol=1e-5)
     # a replicate that draws every point once is the fit itself
-    again = bootstrap.cases(LAW, t, found, 1, 0, np.arange(12)[None])
-    np.testing.assert_allclose(again.theta[0], fitting.values(found), rtol=1e-5)
+    again = bootstrap.cases(LAW, t, fitted, 1, 0, np.arange(12)[None])
+    np.testing.assert_allclose(again.theta[0], fitting.values(fitted), rtol=1e-5)
     assert tables.read(file, weigh=False).weight is None
     part = table.take(t, np.arange(3))
     assert part.weight.tolist() == t.weight[:3].tolist()

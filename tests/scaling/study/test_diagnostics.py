@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlm.scaling import table
+from jaxlm.scaling import study_parts, table
 from jaxlm.scaling.laws import fitting, loss_laws
 from jaxlm.scaling.planning import backtest, experiment_design
 from jaxlm.scaling.study import diagnostics
@@ -22,14 +22,14 @@ def test_porian_points_violate_the_form():
     wanted = {"hparams": "tuned", "decay": "const", "param_count": "standard"}
     rows = public.porian(**wanted)
     t = table.make(*(public.column(rows, k) for k in ("n", "tokens", "loss", "flops")))
-    found = fitting.fit(CHINCHILLA, t)
-    assert found.theta["E"] == pytest.approx(3.1308, abs=1e-4)
+    fitted = fitting.fit(CHINCHILLA, t)
+    assert fitted.theta["E"] == pytest.approx(3.1308, abs=1e-4)
     assert t.loss.min() == pytest.approx(3.0973, abs=1e-4)
-    told = diagnostics.floor(
-        "chinchilla", found.theta["E"], t.loss.min(), np.std(found.residual), None
+    cautions = diagnostics.floor(
+        "chinchilla", fitted.theta["E"], t.loss.min(), np.std(fitted.residual), None
     )
-    assert kinds(told) == ["floor above the data"]
-    assert "3.1308" in told[0].text and "3.0973" in told[0].text
+    assert kinds(cautions) == ["floor above the data"]
+    assert "3.1308" in cautions[0].text and "3.0973" in cautions[0].text
     test = backtest.run(CHINCHILLA, t, 1.2e19)
     assert test.mean == pytest.approx(6.9, abs=0.05)
     assert kinds(diagnostics.curve(test.mean, "chinchilla")) == ["biased back-test"]
@@ -37,16 +37,16 @@ def test_porian_points_violate_the_form():
 
 def test_hoffmann_has_none_of_these():
     t = public.epoch()
-    found = fitting.fit(CHINCHILLA, t)
-    E, sd = found.theta["E"], float(np.std(found.residual))
+    fitted = fitting.fit(CHINCHILLA, t)
+    E, sd = fitted.theta["E"], float(np.std(fitted.residual))
     number = diagnostics.number(
-        experiment_design.gradients(CHINCHILLA, fitting.values(found), (t.params, t.tokens))
+        experiment_design.gradients(CHINCHILLA, fitting.values(fitted), (t.params, t.tokens))
     )
-    assert not diagnostics.basins("chinchilla", found.objective, found.basins)
+    assert not diagnostics.basins("chinchilla", fitted.objective, fitted.basins)
     assert not diagnostics.floor("chinchilla", E, t.loss.min(), sd, 1.871)
-    assert not diagnostics.few("chinchilla", found.n, 5)
+    assert not diagnostics.few("chinchilla", fitted.n, 5)
     assert 100 < number < 500 and not diagnostics.condition("chinchilla", number)
-    assert not diagnostics.starts("chinchilla", found.reached, 0, 100)
+    assert not diagnostics.starts("chinchilla", fitted.reached, 0, 100)
 
 
 def test_gadre_has_five_points_for_four_parameters():
@@ -66,14 +66,14 @@ def test_floors():
 
 def test_a_parameter_that_may_be_anything():
     ends = {"R_N": (3.5e5, 2.7e20), "R_D": (21, 40), "A": None, "alpha": (-1, 1e9)}
-    (told,) = diagnostics.undetermined("data_constrained", ends)
-    assert told.kind == "undetermined" and "R_N may be 3.5e+05 or 2.7e+20" in told.text
+    (caution,) = diagnostics.undetermined("data_constrained", ends)
+    assert caution.kind == "undetermined" and "R_N may be 3.5e+05 or 2.7e+20" in caution.text
 
 
-def test_basins_are_told_with_their_parameters():
-    told = diagnostics.basins("data_constrained", 0.02, [(0.0201, {"R_D": 9.0})])
-    assert kinds(told) == ["several basins"]
-    assert "+0.500 % at R_D 9" in told[0].text
+def test_basins_are_reported_with_their_parameters():
+    cautions = diagnostics.basins("data_constrained", 0.02, [(0.0201, {"R_D": 9.0})])
+    assert kinds(cautions) == ["several basins"]
+    assert "+0.500 % at R_D 9" in cautions[0].text
 
 
 def test_coverage_of_tokens_per_parameter():
@@ -91,20 +91,22 @@ def test_extrapolation_and_approaches():
     assert diagnostics.approaches({"a": (0.50, None), "b": (0.53, None)}) == []
 
 
-def test_checkpoints_starts_and_what_nobody_told():
+def test_checkpoints_starts_and_items_not_recorded():
     run = np.array(["a", "a", "b"])
-    told = diagnostics.checkpoints(run, "not stated", "cosine")
-    assert kinds(told) == ["intermediate checkpoints"] and "1 of 2 runs" in told[0].text
+    cautions = diagnostics.checkpoints(run, "not stated", "cosine")
+    assert kinds(cautions) == ["intermediate checkpoints"] and "1 of 2 runs" in cautions[0].text
     assert diagnostics.checkpoints(run[1:], "final", "cosine") == []
     assert kinds(diagnostics.checkpoints(run[1:], "intermediate", "cosine")) == [
         "intermediate checkpoints"
     ]
     assert kinds(diagnostics.starts("f", 0.5, 3, 100)) == ["starts", "failed refits"]
     assert (
-        kinds(diagnostics.untold(["setup.corpus"])) == ["not recorded"]
-        and diagnostics.untold([]) == []
+        kinds(diagnostics.not_recorded(["setup.corpus"])) == ["not recorded"]
+        and diagnostics.not_recorded([]) == []
     )
-    assert diagnostics.untold(["setup.corpus"])[0].text.startswith("Not recorded: setup.corpus")
+    assert diagnostics.not_recorded(["setup.corpus"])[0].text.startswith(
+        "Not recorded: setup.corpus"
+    )
     assert kinds(diagnostics.shape("tied", True)) == ["fixed exponent"]
     assert diagnostics.shape("chinchilla", False) == []
 
@@ -115,17 +117,17 @@ def test_only_the_farthest_approaches_are_named():
         "isoflop": (0.51, (0.49, 0.53)),
         "parametric farseer": (0.31, (0.26, 0.36)),
     }
-    (told,) = diagnostics.approaches(sides)
-    assert "0.510 by isoflop and 0.307" in told.text.replace("0.310", "0.307")
-    assert "2 pairs of 3 approaches disagree" in told.text
+    (caution,) = diagnostics.approaches(sides)
+    assert "0.510 by isoflop and 0.307" in caution.text.replace("0.310", "0.307")
+    assert "2 pairs of 3 approaches disagree" in caution.text
 
 
 def test_largest_sizes_above_the_law():
-    excess = {"knot": 3e9, "t": 5.9, "at_largest": 0.018, "runs": 23, "params": 1e11, "loss": 1.94}
-    (told,) = diagnostics.undertuned(excess, {"params": (7e10, None), "loss": (1.97, None)})
-    assert "23 runs above N = 3e+09 lose up to 1.80%" in told.text
-    assert "N* is 1e+11, not 7e+10" in told.text
-    assert diagnostics.undertuned(None, {}) == []
+    excess = study_parts.Undertuned(3e9, 5.9, 0.018, 23, 1e11, 1.94)
+    (caution,) = diagnostics.undertuned(excess, 7e10, 1.97)
+    assert "23 runs above N = 3e+09 lose up to 1.80%" in caution.text
+    assert "N* is 1e+11, not 7e+10" in caution.text
+    assert diagnostics.undertuned(None, 7e10, 1.97) == []
 
 
 def test_the_condition_number():

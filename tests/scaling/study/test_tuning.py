@@ -22,17 +22,17 @@ def study(seed, excess=0.0):
     return table.make(n, c / (6 * n), loss * np.exp(excess * log / log.max()), c)
 
 
-def test_an_excess_is_found_and_its_law_without_it():
+def test_an_excess_and_the_law_without_it():
     t = study(0, excess=0.03)
-    found = fitting.fit(LAW, t)
-    excess = tuning.test(t, found)
+    fitted = fitting.fit(LAW, t)
+    excess = tuning.test(t, fitted)
     assert excess is not None and excess.t > 3
     assert excess.at_largest == pytest.approx(0.03, rel=0.6)
     assert excess.runs == np.sum(t.params > excess.knot)
-    corrected = tuning.correct(t, found, excess, replicates=40, seed=0)
+    corrected = tuning.correct(t, fitted, excess, replicates=40, seed=0)
     assert corrected is not None and len(corrected.draws) > 30
     truth = float(optimum.at("chinchilla", TRUTH, 3e21).params)
-    plain = float(optimum.at("chinchilla", fitting.values(found), 3e21).params)
+    plain = float(optimum.at("chinchilla", fitting.values(fitted), 3e21).params)
     without = float(optimum.at("chinchilla", corrected.theta, 3e21).params)
     assert abs(np.log(plain / truth)) > 0.15  # the form takes it for scale
     assert abs(np.log(without / truth)) < abs(np.log(plain / truth)) / 2
@@ -41,8 +41,8 @@ def test_an_excess_is_found_and_its_law_without_it():
 
 
 def test_sizes_that_are_tuned_alike_have_none():
-    found = [tuning.test(t, fitting.fit(LAW, t)) for t in map(study, range(1, 9))]
-    assert sum(e is not None for e in found) <= 1  # at 5 % in each
+    excesses = [tuning.test(t, fitting.fit(LAW, t)) for t in map(study, range(1, 9))]
+    assert sum(e is not None for e in excesses) <= 1  # at 5 % in each
     better = study(0, excess=-0.03)  # a lower loss at the largest sizes is no excess
     assert tuning.test(better, fitting.fit(LAW, better)) is None
 
