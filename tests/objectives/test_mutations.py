@@ -98,8 +98,15 @@ def gradients(objective, frozen, batch, params):
 
 
 def ascent(f):
-    """The gradient of f(log pi [prompts, N]) in the model's weights."""
+    """The gradient of f(log pi [prompts, N]) in the model's weights. No mutant changes what it
+    calls: what is right is computed once."""
     return jax.jit(jax.grad(lambda w: f(table(w))))(trunk(weights(1)))
+
+
+@functools.cache
+def descent():
+    """The gradient of -J."""
+    return ascent(lambda log_p: -objective_of(log_p))
 
 
 # --- The checks ---------------------------------------------------------------------------------
@@ -113,7 +120,14 @@ def check_supervised():
     value, weight, grads = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
     assert weight == pytest.approx(rows.weight.sum())
     assert value == pytest.approx(-(chance * known()[0]).sum(), abs=1e-4)
-    same(grads, ascent(lambda log_p: -(chance * log_p).sum()))
+    same(grads, learnt_of_source())
+
+
+@functools.cache
+def learnt_of_source():
+    """The gradient of the source's cross-entropy."""
+    chance = np.exp(world.source(SIZE, 3))
+    return ascent(lambda log_p: -(chance * log_p).sum())
 
 
 def check_reward():
@@ -140,19 +154,25 @@ def check_reward():
 
 def check_dpo():
     """The loss is that of Bradley and Terry's preferences, of sums over whole completions."""
-    log_ref = known()[1]
-
-    def loss(log_p):
-        h = BETA * (log_p - log_ref.astype(np.float32))
-        d = h[PAIR_PROMPT[:, 0], PAIR[:, 0]] - h[PAIR_PROMPT[:, 1], PAIR[:, 1]]
-        return -(CHANCE * jax.nn.log_sigmoid(d) + (1 - CHANCE) * jax.nn.log_sigmoid(-d)).sum()
-
     objective = dpo.build(dpo.Config(beta=BETA), MODEL)
     frozen = {"reference": trunk(weights(2))}
     value, weight, grads = gradients(objective, frozen, pairs(), weights(1))
     assert weight == len(PAIR)
-    assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
-    same(grads, ascent(loss))
+    assert value == pytest.approx(float(preferring(known()[0])), rel=1e-5)
+    same(grads, learnt_of_preferences())
+
+
+def preferring(log_p):
+    """DPO's loss of all pairs, of the whole completions' log-probabilities."""
+    h = BETA * (log_p - known()[1].astype(np.float32))
+    d = h[PAIR_PROMPT[:, 0], PAIR[:, 0]] - h[PAIR_PROMPT[:, 1], PAIR[:, 1]]
+    return -(CHANCE * jax.nn.log_sigmoid(d) + (1 - CHANCE) * jax.nn.log_sigmoid(-d)).sum()
+
+
+@functools.cache
+def learnt_of_preferences():
+    """The gradient of `preferring`."""
+    return ascent(preferring)
 
 
 def judged(policy, params, index, prompt, chance):
@@ -189,7 +209,7 @@ def check_ppo():
     batch, _ = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, chance)
     _, weight, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
     assert weight == 2 * LISTED.real.sum()
-    same(grads, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, descent())
 
 
 def check_ppo_returns():
@@ -219,13 +239,13 @@ def check_grpo():
     np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
     _, weight, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
     assert weight == len(batch.tokens)
-    same(grads, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, descent())
 
 
 def check_penalty():
     """GRPO's penalty in the loss: k3 with its ratio has the gradient of KL(policy || reference) of
     every token, and without it that of the other way round."""
-    visits = np.exp(known()[0])  # of completions; a token's KL counts where it may come
+    visits = np.exp(known()[0])
     for estimator in ("k3_ratio", "k3"):
         cfg = grpo.Config(variant="dr_grpo", beta=BETA, kl_estimator=estimator, divisor=2.0)
         policy = grpo.policy(cfg, MODEL, group=2 * N, longest=SIZE.length)
@@ -233,24 +253,27 @@ def check_penalty():
         chance = visits.ravel().astype(np.float32)
         batch = batch._replace(weight=batch.weight * chance[:, None])
         _, _, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
-        same(grads, penalised(estimator, visits))
+        same(grads, penalised(estimator))
 
 
-def penalised(estimator, visits):
+@functools.cache
+def penalised(estimator):
     """The gradient of BETA / 2 times the sum over prefixes of probability times divergence."""
+    visits = np.exp(known()[0])  # of completions; a token's KL counts where it may come
     before = np.zeros((2, len(world.prefixes(SIZE)), SIZE.length))
     for x, y, t in itertools.product(range(2), range(N), range(SIZE.length)):
         if LISTED.real[y, t]:
             before[x, LISTED.prefix[y, t], t] += visits[x, y]
-    log_ref = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, weights(2)))
 
-    def loss(w):
-        log_p = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
+    def loss(w, reference):
+        log_p, log_ref = (
+            jax.nn.log_softmax(world.conditionals(MODEL, SIZE, params)) for params in (w, reference)
+        )
         there, here = (log_ref, log_p) if estimator == "k3" else (log_p, log_ref)
         kl = (jnp.exp(there) * (there - here)).sum(-1)
         return BETA / 2 * (before * kl).sum()
 
-    return jax.jit(jax.grad(loss))(trunk(weights(1)))
+    return jax.jit(jax.grad(loss))(trunk(weights(1)), weights(2))
 
 
 def check_surrogate():
@@ -258,23 +281,34 @@ def check_surrogate():
     cfg = ppo.Config(kl=ppo.Fixed(BETA), value_weight=0.0, whiten_advantages=False)
     batch, advantage = judged(ppo.policy(cfg, MODEL), weights(3), INDEX, PROMPT, np.ones(2 * N))
 
+    a = np.asarray(advantage)[:, 1 : 1 + SIZE.length]
+    right, slope = clipped()(trunk(weights(1)), weights(3), a)
+    value, _, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    assert value == pytest.approx(float(right), rel=1e-4)
+    same(grads, slope)
+
+
+@functools.cache
+def clipped():
+    """Compiled (weights, those that sampled, advantages) -> (the clipped surrogate, its slope)."""
+    real = np.tile(LISTED.real, (2, 1))
+
     def tokens(w):
         z = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
         return z[:, LISTED.prefix, np.arange(SIZE.length), LISTED.tokens].reshape(2 * N, -1)
 
-    before = tokens(weights(3))
-    a = np.asarray(advantage)[:, 1 : 1 + SIZE.length]
-    real = np.tile(LISTED.real, (2, 1))
-
-    def loss(w):
-        ratio = jnp.exp(tokens(w) - before)
+    def loss(w, before, a):
+        ratio = jnp.exp(tokens(w) - tokens(before))
         bound = jnp.where(ratio > 1.2, 1.2, jnp.where(ratio < 0.8, 0.8, ratio))
         return -jnp.where(real, jnp.minimum(ratio * a, bound * a), 0).sum()
 
-    right, slope = jax.jit(jax.value_and_grad(loss))(trunk(weights(1)))
-    value, _, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
-    assert value == pytest.approx(float(right), rel=1e-4)
-    same(grads, slope)
+    return jax.jit(jax.value_and_grad(loss))
+
+
+@functools.cache
+def at_temperature(temperature):
+    """log pi [prompts, N] of the policy, sharpened or flattened."""
+    return np.asarray(jax.jit(lambda w: table(w, temperature))(weights(1)), np.float64)
 
 
 def check_sampler():
@@ -288,7 +322,7 @@ def check_sampler():
     ask = Prompts(tokens, np.ones_like(tokens), 0 * tokens + np.arange(2, dtype=np.int32), row)
     key = jax.random.key_data(jax.random.key(0))
     rows = jax.device_get(draw(weights(1), {}, ask, key, temperature))
-    log_p = np.asarray(jax.jit(table, static_argnums=1)(weights(1), temperature), np.float64)
+    log_p = at_temperature(temperature)
     index = world.index(SIZE, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
     expected = 2000 * np.exp(log_p)
     count = np.zeros_like(expected)
@@ -296,7 +330,8 @@ def check_sampler():
     assert ((count - expected) ** 2 / expected).sum() < 80  # 28 degrees of freedom: p = 1e-6
     sums = (rows.weight * rows.behaviour).sum(1)
     np.testing.assert_allclose(sums, log_p[row % 2, index], atol=1e-5)
-    again = policy_terms.read(MODEL, weights(1), rows, Plan(), temperature).log_prob
+    read = jax.jit(lambda w: policy_terms.read(MODEL, w, rows, Plan(), temperature).log_prob)
+    again = read(weights(1))
     apart = np.where(rows.weight > 0, np.asarray(again) - rows.behaviour, 0)
     assert np.abs(np.expm1(apart)).max() < 1e-5
     np.testing.assert_array_equal(rows.weight.sum(1), LISTED.real[index].sum(1))
