@@ -15,7 +15,7 @@ model = jaxlm.models.llama.Config(vocab=259, embed=64, layers=2, heads=4, kv=2, 
 data = jaxlm.Data(source="markov", seq=64, batch=16, holdout=0.02)
 optim = jaxlm.Optim(lr=3e-3, warmup=10)
 jaxlm.train(
-    jaxlm.Run(name="sampled", model=model, data=data, optim=optim, steps=60, eval_batches=8)
+    jaxlm.Run(name="sampled", model=model, data=data, optim=optim, steps=80, eval_batches=8)
 )
 saved = jaxlm.load("runs/sampled")
 

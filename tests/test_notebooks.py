@@ -12,6 +12,8 @@ import time
 import matplotlib.pyplot as plt
 import pytest
 
+from tests import run_programs
+
 ROOT = pathlib.Path(__file__).parent.parent
 CPU_SECONDS = 240  # two minutes on two cores
 
@@ -40,15 +42,21 @@ FILES = sorted((ROOT / "notebooks").glob("*.py"))
 FAST = ("size",)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The cache of all notebooks: a corpus is tokenized once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize(
     "file",
     [pytest.param(f, id=f.stem, marks=[pytest.mark.slow] * (f.stem not in FAST)) for f in FILES],
 )
-def test_a_notebook_runs_and_keeps_its_word(file, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_keeps_its_word(file, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     out, values, begun = io.StringIO(), {"__name__": "__main__"}, time.process_time()
-    with contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out), run_programs.shared():
         exec(compile(file.read_text("utf-8"), str(file), "exec"), values)
     plt.close("all")
     assert CLAIMS[file.stem](values, out.getvalue()), out.getvalue()

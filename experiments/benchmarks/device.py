@@ -87,7 +87,7 @@ TINY = Sizes(
     2,
     (("tiny", SMALL, 4, 64),),
     SMALL,
-    (1, 2),
+    (2,),
     4,
     (2, 32, 4, 2, 16),
     2,
@@ -259,11 +259,12 @@ def population(size: Sizes) -> Rows:
     ones = np.ones((size.members, 8, 64), np.int32)
     where = np.broadcast_to(np.arange(64, dtype=np.int32), ones.shape)
     batch = Batch(ids[..., :-1], ids[..., 1:], ones.astype(np.float32), ones, where)
-    seeds = [step.init(objective, tx, plan, seed) for seed in range(size.members)]
-    states = jax.tree.map(lambda *x: jnp.stack(x), *seeds)
+    make = step.initializer(objective, tx, plan)
+    seeds = [make(jax.random.key_data(jax.random.key(seed))) for seed in range(size.members)]
+    states = jax.jit(lambda *each: jax.tree.map(lambda *x: jnp.stack(x), *each))(*seeds)
     body = step.body(objective, tx, plan)
     many, one = jax.jit(jax.vmap(body)), jax.jit(body)
-    single = jax.tree.map(lambda x: x[0], (states, batch))
+    single = seeds[0], jax.tree.map(lambda x: x[0], batch)
     together = seconds(lambda: many(states, batch), size.rounds)
     alone = seconds(lambda: one(*single), size.rounds)
     return [

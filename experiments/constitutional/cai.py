@@ -41,6 +41,7 @@ class Size(NamedTuple):
 
     seeds: int
     embed: int
+    layers: int
     texts: int  # conversations that the base learns from
     steps: int  # of the base
     prompts: int  # that are revised and compared
@@ -53,8 +54,8 @@ class Size(NamedTuple):
     batch: int  # answers in a step of tuning; half as many preferences in one of DPO
 
 
-FULL = Size(3, 48, 12000, 600, 1024, 4, 60, 4, 0.06, 150, 2048, 128)
-QUICK = Size(1, 16, 400, 60, 24, 2, 2, 3, 0.0, 2, 32, 2)
+FULL = Size(3, 48, 2, 12000, 600, 1024, 4, 60, 4, 0.06, 150, 2048, 128)
+QUICK = Size(1, 16, 1, 120, 60, 24, 2, 2, 3, 0.0, 2, 24, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -173,7 +174,7 @@ def pretrain(size: Size, out: pathlib.Path, seed: int) -> pathlib.Path:
     run = Run(
         name="base",
         model=llama.Config(
-            vocab=259, embed=size.embed, layers=2, heads=4, kv=4, head=size.embed // 4,
+            vocab=259, embed=size.embed, layers=size.layers, heads=4, kv=4, head=size.embed // 4,
             ffn=2 * size.embed, context=64, qk_norm=True,
         ),
         objective=sft.Config(),

@@ -36,12 +36,13 @@ class Size(NamedTuple):
     tune_documents: int
     tune_steps: int
     tune_batch: int
-    rounds: int  # of LongRoPE's search, four candidates each
+    rounds: int  # of LongRoPE's search
+    candidates: int  # of each, up to four
     rows: int  # read to measure one number
 
 
-FULL = Size(128, 96, 3, 12000, 600, 32, 400, 40, 8, 3, 48)
-QUICK = Size(32, 32, 2, 300, 8, 8, 60, 3, 4, 1, 8)
+FULL = Size(128, 96, 3, 12000, 600, 32, 400, 40, 8, 3, 4, 48)
+QUICK = Size(32, 32, 2, 300, 8, 8, 60, 3, 4, 1, 1, 8)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -321,7 +322,7 @@ def search(size: Size, params: Any, text: Text) -> list[float]:
     scored = [(loss(factors), tuple(factors)) for factors in pool]
     for _ in range(size.rounds):
         parents = sorted(scored)[:2]
-        for _, parent in parents * 2:
+        for _, parent in (parents * 2)[: size.candidates]:
             change = np.where(rng.random(len(parent)) < 0.4, rng.uniform(0.6, 1.6, len(parent)), 1)
             child = np.clip(np.maximum.accumulate(parent * change), 1, 1.25 * FACTOR)
             scored.append((loss(child), tuple(child)))

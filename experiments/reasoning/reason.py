@@ -35,13 +35,15 @@ class Size(NamedTuple):
     """One scale of the experiment."""
 
     seeds: int
+    layers: int
+    records: int  # to imitate
     imitate: int
     learn: int
     samples: int
 
 
-FULL = Size(3, 400, 200, 32)
-QUICK = Size(1, 8, 4, 4)
+FULL = Size(3, 2, 4000, 400, 200, 32)
+QUICK = Size(1, 1, 160, 4, 2, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -134,13 +136,13 @@ def group(size: Size, out: str, ways: tuple[str, ...], seed: int) -> dict[str, d
     return {way: learnt(size, out, start, way, seed) for way in ways}
 
 
-def run(out: str, name: str, steps: int, **more: Any) -> Any:
+def run(size: Size, out: str, name: str, steps: int, **more: Any) -> Any:
     """A Run of the one model."""
     from jaxlm.models import llama
     from jaxlm.train.run.run import Checkpoint, Run
 
     model = llama.Config(
-        vocab=259, embed=64, layers=2, heads=4, kv=4, head=16, ffn=176, qk_norm=True
+        vocab=259, embed=64, layers=size.layers, heads=4, kv=4, head=16, ffn=176, qk_norm=True
     )
     every = Checkpoint(every=steps)
     return Run(
@@ -166,10 +168,10 @@ def imitation(size: Size, out: str, thought: bool, seed: int) -> str:
     source = (
         pathlib.Path(out) / "data" / f"imitate_{'thought' if thought else 'answer'}{seed}.jsonl"
     )
-    write(source, imitated(asked, seed, thought))
+    write(source, imitated(asked, seed, thought, size.records))
     data = Chats(source=str(source), seq=20, batch=64, packing="single", holdout=0.0, seed=seed)
     made = run(
-        out, source.stem, size.imitate, data=data, objective=sft.Config(), seed=seed,
+        size, out, source.stem, size.imitate, data=data, objective=sft.Config(), seed=seed,
         optim=Optim(lr=3e-3, warmup=size.imitate // 10),
     )  # fmt: skip
     return whole(loop.run(made))
@@ -189,6 +191,7 @@ def learnt(size: Size, out: str, start: str, way: str, seed: int) -> dict[str, A
     source = pathlib.Path(out) / "data" / f"ask_{way}{seed}.jsonl"
     write(source, [{"prompt": s.prompt, "answer": s.answer} for s in asked])
     learning = run(
+        size,
         out,
         f"learn_{way}{seed}",
         size.learn,

@@ -36,6 +36,7 @@ class Size(NamedTuple):
     length: int
     prompts: int
     embed: int
+    layers: int
     sft: tuple
     reward: tuple
     dpo: tuple
@@ -44,7 +45,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(
-    5, 5, 4, 48,
+    5, 5, 4, 48, 2,
     sft=(250, 256, 1e-2, "muon"),
     reward=(450, 128, 5e-3, "muon"),
     dpo=(400, 32, 3e-3, "muon"),
@@ -52,7 +53,7 @@ FULL = Size(
     grpo=(60, 256, 1e-3, "adamw"),
 )  # fmt: skip
 QUICK = Size(
-    3, 3, 2, 16,
+    3, 3, 2, 16, 1,
     sft=(20, 32, 1e-2, "adamw"),
     reward=(20, 16, 1e-2, "adamw"),
     dpo=(20, 16, 1e-3, "adamw"),
@@ -109,7 +110,7 @@ class Pipeline:
         self.size = size
         self.world = world.World(size.symbols, size.length, size.prompts)
         self.reward = world.reward(self.world)
-        self.model = built = stages.model(self.world, size.embed)
+        self.model = built = stages.model(self.world, size.embed, size.layers)
         self.policy = world.policy(built, self.world)
         self.scores = world.scores(functools.partial(reward.rewards, built), self.world)
 

@@ -94,7 +94,7 @@ class Pursuit:
         small = size.align
         self.world = world.World(small.symbols, small.length, small.prompts)
         self.gold = world.reward(self.world)
-        built = stages.model(self.world, small.embed)
+        built = stages.model(self.world, small.embed, small.layers)
         self.policy = world.policy(built, self.world)
         self.scores = world.scores(functools.partial(reward.rewards, built), self.world)
         self.sft = stages.supervised(clm.Config(), built, stages.Training(*small.sft))

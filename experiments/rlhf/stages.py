@@ -46,12 +46,12 @@ class Stage(NamedTuple):
     learn: Callable[..., tuple[step.State, step.Metrics]]
 
 
-def model(world: World, embed: int) -> Model:
-    """A LLaMA-style model of two layers whose vocabulary is the world's."""
+def model(world: World, embed: int, layers: int) -> Model:
+    """A LLaMA-style model whose vocabulary is the world's."""
     head = 12 if embed % 12 == 0 else 8
     cfg = llama.Config(
-        vocab=world.vocab, embed=embed, layers=2, heads=embed // head, kv=embed // head, head=head,
-        ffn=2 * embed, context=world.width,
+        vocab=world.vocab, embed=embed, layers=layers, heads=embed // head, kv=embed // head,
+        head=head, ffn=2 * embed, context=world.width,
     )  # fmt: skip
     return models.build(cfg, PLAN)
 

@@ -60,14 +60,19 @@ def begin(
     objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int, params: param.Tree
 ) -> State:
     """A fresh State with given weights, whose memory it takes over; `frozen` is {} as in `init`."""
-    shardings = shard(objective, tx, plan)._replace(frozen={})
-    make = jax.jit(
+    return beginner(objective, tx, plan)(params, jax.random.key_data(jax.random.key(seed)))
+
+
+def beginner(
+    objective: Objective, tx: optimizer.Transform, plan: Plan
+) -> Callable[[param.Tree, jax.Array], State]:
+    """The compiled function from given weights and a key's data to a fresh State."""
+    return jax.jit(
         lambda params, key: _fresh(params, tx, key),
-        out_shardings=shardings,
+        out_shardings=shard(objective, tx, plan)._replace(frozen={}),
         donate_argnums=0,
         compiler_options=devices.compile_once(),
     )
-    return make(params, jax.random.key_data(jax.random.key(seed)))
 
 
 def _fresh(params: param.Tree, tx: optimizer.Transform, key: jax.Array) -> State:

@@ -5,7 +5,7 @@ import pytest
 from tests import run_programs
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shared_programs():
     with run_programs.shared():
         yield

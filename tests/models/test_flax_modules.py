@@ -24,7 +24,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
 from jaxlm.train import step
 from jaxlm.train.optim import optimizer
-from tests import programs
+from tests import programs, run_programs
 from tests.flax_transformers import Batched, LinenTransformer, NnxTransformer
 
 pytestmark = pytest.mark.xdist_group("flax_modules")
@@ -86,9 +86,9 @@ def test_logits_gradients_and_training_are_the_modules_own(kind):
     module, model, params = stranger(kind)
     batches = [programs.rows(seed) for seed in range(3)]
     forward, own = compiled(kind)
-    want = own(module, batches[0].tokens)
-    got = forward(params, batches[0].tokens, whole(batches[0].tokens))
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    tokens = batches[0].tokens
+    want = own(module, tokens)
+    np.testing.assert_allclose(forward(params, tokens, whole(tokens)), want, atol=1e-6)
 
     objective = objectives.build(objectives.clm.Config(), model)
     # a key's bias has no gradient but rounding, which eps keeps from being blown up
@@ -107,7 +107,7 @@ def test_logits_gradients_and_training_are_the_modules_own(kind):
         lr=1e-2, warmup=0, schedule="constant", weight_decay=0.0, clip=None, b2=0.999, eps=1e-3
     )
     ours = optimizer.build(cfg, objective.spec, 10, False)
-    grads = jax.grad(lambda p: objective.loss(p, {}, batches[0], None)[0])(params)
+    grads = jax.jit(jax.grad(lambda p: objective.loss(p, {}, batches[0], None)[0]))(params)
     state = step.begin(objective, ours, Plan(), 0, jax.tree.map(jnp.array, params))
     train, opt, hand = step.make(objective, ours, Plan()), tx.init(params), params
     for number, batch in enumerate(batches):
@@ -303,14 +303,14 @@ def test_a_run_names_a_module_by_its_factory(tmp_path, monkeypatch):
         samples=("ab",), sample_tokens=3,
     )  # fmt: skip
     assert config.from_dict(jaxlm.Run, config.to_dict(run)) == run
-    first = jaxlm.train(run)
-    wide = dataclasses.replace(run, name="b", plan=Plan(data=2), samples=())
-    assert jaxlm.train(wide).val["bits_per_byte"] == pytest.approx(first.val["bits_per_byte"])
-    saved = jaxlm.load("runs/a")
-    assert jaxlm.evaluate(saved)["bits_per_byte"] == pytest.approx(first.val["bits_per_byte"])
-    assert len(jaxlm.generate(saved, ["ab"], jaxlm.Sampling(max_new=4, temperature=0))) == 1
-    matrices = 259 * 8 + 32 * 8  # two tables, and in the block
-    block = 4 * 8 * 8 + 2 * 8 * 16
+    with run_programs.shared():
+        first = jaxlm.train(run)
+        wide = dataclasses.replace(run, name="b", plan=Plan(data=2), samples=())
+        assert jaxlm.train(wide).val["bits_per_byte"] == pytest.approx(first.val["bits_per_byte"])
+        saved = jaxlm.load("runs/a")
+        assert jaxlm.evaluate(saved)["bits_per_byte"] == pytest.approx(first.val["bits_per_byte"])
+        assert len(jaxlm.generate(saved, ["ab"], jaxlm.Sampling(max_new=4, temperature=0))) == 1
+    matrices, block = 259 * 8 + 32 * 8, 4 * 8 * 8 + 2 * 8 * 16  # two tables, and in the block
     biases = 4 * 8 + 16 + 8 + 2 * 8 + 2 * 8
     assert param.count(models.spec(cfg)) == matrices + block + biases
     assert flops.per_token(cfg, 16).forward == 2 * block

@@ -138,7 +138,7 @@ def test_gradient_and_one_update_are_those_of_transformers(case, tmp_path):
     tx = optimizer.build(settings, objective.spec, 10, fp16=False)
     update = step.make(objective, tx, Plan())
     w = jax.tree.map(jnp.asarray, w)
-    grads = jax.grad(lambda w: objective.loss(w, {}, batch, None)[0])(w)
+    grads = jax.jit(jax.grad(lambda w: objective.loss(w, {}, batch, None)[0]))(w)
     state = step.begin(objective, tx, Plan(), 0, w)
     state, first = update(state, batch)
     _, second = update(state, batch)

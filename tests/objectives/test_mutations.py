@@ -6,7 +6,6 @@ Outcomes alone would not tell: training without the loss mask reaches as good a 
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,9 @@ import numpy as np
 import pytest
 
 from experiments.rlhf import world
-from jaxlm import models
 from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Prompts, Rollout
-from jaxlm.models import llama
 from jaxlm.models.layers import value_head
 from jaxlm.objectives import clm, log_probs
 from jaxlm.objectives.preference import dpo, responses, reward
@@ -26,24 +23,14 @@ from jaxlm.objectives.rl import grpo, policy_terms, ppo
 from jaxlm.ops.losses import advantages, cross_entropy, preference, ranking, surrogate
 from jaxlm.parallel.plan import Plan
 from jaxlm.train.rl import policy_sampling
-from tests import programs
+from tests.objectives import exact_gradients as exact
 
 pytestmark = pytest.mark.slow
 
-SIZE = world.World(symbols=2, length=3, prompts=2)
-LISTED = world.listing(SIZE)
-N = len(LISTED.tokens)
+SIZE, LISTED, N, R = exact.SIZE, exact.LISTED, exact.N, exact.R
+MODEL, BETA = exact.MODEL, exact.BETA
+PAIR, PAIR_PROMPT, CHANCE = exact.PAIR, exact.PAIR_PROMPT, exact.CHANCE
 PROMPT, INDEX = (x.ravel() for x in np.meshgrid([0, 1], np.arange(N), indexing="ij"))
-R = world.reward(SIZE)
-BETA = 0.4
-MODEL = models.build(
-    llama.Config(vocab=3, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=8)
-)
-
-
-PAIR = np.array([*itertools.product(range(N), repeat=2)] * 2)
-PAIR_PROMPT = np.repeat([[0, 0], [1, 1]], N * N, axis=0)
-CHANCE = 1 / (1 + np.exp(np.diff(R[PAIR_PROMPT, PAIR])[:, 0]))  # that the first is preferred
 
 
 def pairs():
@@ -51,26 +38,6 @@ def pairs():
     rank = np.broadcast_to([0, 1], PAIR.shape)
     rows = world.choices(SIZE, PAIR_PROMPT, PAIR, rank)
     return rows._replace(preference=CHANCE.astype(np.float32))
-
-
-@functools.cache
-def weights(seed):
-    """Weights of a policy that is far from even, and heads that are not 0."""
-    params = programs.drawn(MODEL.spec, seed)
-    draw = np.random.default_rng(seed).normal(size=16).astype(np.float32)
-    return params | {"unembed": 2 * params["unembed"], "value": draw / 4, "score": draw / 2}
-
-
-def table(params, temperature=1.0):
-    """log pi [prompts, N] of the weights, differentiable, by none of the objectives' functions."""
-    z = world.conditionals(MODEL, SIZE, params) / temperature
-    return world.together(SIZE, jax.nn.log_softmax(z))
-
-
-@functools.cache
-def known():
-    """log pi and log ref, float64 [prompts, N]."""
-    return tuple(np.asarray(jax.jit(table)(weights(seed)), np.float64) for seed in (1, 2))
 
 
 def same(ours, right):
@@ -81,11 +48,6 @@ def same(ours, right):
         np.testing.assert_allclose(ours[name], right[name], rtol=0, atol=atol, err_msg=name)
 
 
-def trunk(tree):
-    """The model's own weights, without heads."""
-    return {name: tree[name] for name in MODEL.spec}
-
-
 def gradients(objective, frozen, batch, params):
     """(the loss's sum, its weight, the sum's gradient in the model's own weights)."""
     names = {name: params[name] for name in objective.spec}
@@ -94,12 +56,7 @@ def gradients(objective, frozen, batch, params):
         return objective.loss(params, frozen, batch, None)[:2]
 
     (value, weight), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(names)
-    return value, weight, trunk(grads)
-
-
-def ascent(f):
-    """The gradient of f(log pi [prompts, N]) in the model's weights."""
-    return jax.jit(jax.grad(lambda w: f(table(w))))(trunk(weights(1)))
+    return value, weight, exact.trunk(grads)
 
 
 # --- The checks ---------------------------------------------------------------------------------
@@ -110,15 +67,15 @@ def check_supervised():
     chance = np.exp(world.source(SIZE, 3))
     rows = world.batch(SIZE, PROMPT, INDEX)
     rows = rows._replace(weight=rows.weight * chance.ravel()[:, None].astype(np.float32))
-    value, weight, grads = gradients(clm.build(clm.Config(), MODEL), {}, rows, weights(1))
+    value, weight, grads = gradients(clm.build(clm.Config(), MODEL), {}, rows, exact.weights(1))
     assert weight == pytest.approx(rows.weight.sum())
-    assert value == pytest.approx(-(chance * known()[0]).sum(), abs=1e-4)
-    same(grads, ascent(lambda log_p: -(chance * log_p).sum()))
+    assert value == pytest.approx(-(chance * exact.known()[0]).sum(), abs=1e-4)
+    same(grads, exact.of_source())
 
 
 def check_reward():
     """A score is that of the text alone, whatever is behind it; the loss is Bradley and Terry's."""
-    params = weights(1)
+    params = exact.weights(1)
     texts = world.choices(SIZE, PROMPT[:, None], INDEX[:, None], 0 * INDEX[:, None])
     read = functools.partial(reward.rewards, MODEL)
     rewards = np.asarray(jax.jit(read)(params, texts))[:, 0]
@@ -140,19 +97,12 @@ def check_reward():
 
 def check_dpo():
     """The loss is that of Bradley and Terry's preferences, of sums over whole completions."""
-    log_ref = known()[1]
-
-    def loss(log_p):
-        h = BETA * (log_p - log_ref.astype(np.float32))
-        d = h[PAIR_PROMPT[:, 0], PAIR[:, 0]] - h[PAIR_PROMPT[:, 1], PAIR[:, 1]]
-        return -(CHANCE * jax.nn.log_sigmoid(d) + (1 - CHANCE) * jax.nn.log_sigmoid(-d)).sum()
-
     objective = dpo.build(dpo.Config(beta=BETA), MODEL)
-    frozen = {"reference": trunk(weights(2))}
-    value, weight, grads = gradients(objective, frozen, pairs(), weights(1))
+    frozen = {"reference": exact.trunk(exact.weights(2))}
+    value, weight, grads = gradients(objective, frozen, pairs(), exact.weights(1))
     assert weight == len(PAIR)
-    assert value == pytest.approx(float(loss(known()[0])), rel=1e-5)
-    same(grads, ascent(loss))
+    assert value == pytest.approx(float(exact.preferring(exact.known()[0])), rel=1e-5)
+    same(grads, exact.of_preferences())
 
 
 def judged(policy, params, index, prompt, chance):
@@ -171,13 +121,7 @@ def judged(policy, params, index, prompt, chance):
         weighted = advantage * chance.astype(np.float32)[:, None]
         return scored._replace(advantage=weighted, returns=returns), advantage
 
-    return run(params, trunk(weights(2)))
-
-
-def objective_of(log_p):
-    """J of a policy, differentiable."""
-    log_ref = known()[1].astype(np.float32)
-    return (jnp.exp(log_p) * (R - BETA * (log_p - log_ref))).sum(1).mean()
+    return run(params, exact.trunk(exact.weights(2)))
 
 
 def check_ppo():
@@ -185,18 +129,20 @@ def check_ppo():
     cfg = ppo.Config(
         kl=ppo.Fixed(BETA), lam=1.0, whiten_advantages=False, value_weight=0.0, temperature=1.0
     )
-    chance = np.exp(known()[0]).ravel() / 2
-    batch, _ = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, chance)
-    _, weight, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    chance = np.exp(exact.known()[0]).ravel() / 2
+    batch, _ = judged(ppo.policy(cfg, MODEL), exact.weights(1), INDEX, PROMPT, chance)
+    _, weight, grads = gradients(ppo.build(cfg, MODEL), {}, batch, exact.weights(1))
     assert weight == 2 * LISTED.real.sum()
-    same(grads, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, exact.descent())
 
 
 def check_ppo_returns():
     """The value learns what is still to come: the score less the penalty of this and later tokens;
     advantages are whitened over tokens of responses alone."""
     cfg = ppo.Config(kl=ppo.Fixed(BETA), lam=1.0)
-    batch, advantage = judged(ppo.policy(cfg, MODEL), weights(1), INDEX, PROMPT, np.ones(2 * N))
+    batch, advantage = judged(
+        ppo.policy(cfg, MODEL), exact.weights(1), INDEX, PROMPT, np.ones(2 * N)
+    )
     here = np.asarray(batch.weight) > 0
     cost = np.where(here, BETA * (np.asarray(batch.behaviour) - np.asarray(batch.reference)), 0)
     to_go = R.ravel()[:, None] - np.cumsum(cost[:, ::-1], 1)[:, ::-1]
@@ -209,70 +155,43 @@ def check_ppo_returns():
 def check_grpo():
     """The expected gradient of leave-one-out groups of two is that of J."""
     cfg = grpo.Config(variant="rloo", beta=BETA, kl="reward")
-    log_p, x = known()[0], PAIR_PROMPT[:, 0]
+    log_p, x = exact.known()[0], PAIR_PROMPT[:, 0]
     both = np.exp(log_p[x, PAIR[:, 0]] + log_p[x, PAIR[:, 1]]) / 4  # of 2 prompts, of 2 responses
     policy = grpo.policy(cfg, MODEL, group=2, longest=SIZE.length)
     batch, advantage = judged(
-        policy, weights(1), PAIR.ravel(), PAIR_PROMPT.ravel(), np.repeat(both, 2)
+        policy, exact.weights(1), PAIR.ravel(), PAIR_PROMPT.ravel(), np.repeat(both, 2)
     )
     first = np.asarray(advantage)[:, 1].reshape(-1, 2)
     np.testing.assert_allclose(first.sum(1), 0, atol=1e-5)
-    _, weight, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
+    _, weight, grads = gradients(grpo.build(cfg, MODEL), {}, batch, exact.weights(1))
     assert weight == len(batch.tokens)
-    same(grads, ascent(lambda log_p: -objective_of(log_p)))
+    same(grads, exact.descent())
 
 
 def check_penalty():
     """GRPO's penalty in the loss: k3 with its ratio has the gradient of KL(policy || reference) of
     every token, and without it that of the other way round."""
-    visits = np.exp(known()[0])  # of completions; a token's KL counts where it may come
+    visits = np.exp(exact.known()[0])
     for estimator in ("k3_ratio", "k3"):
         cfg = grpo.Config(variant="dr_grpo", beta=BETA, kl_estimator=estimator, divisor=2.0)
         policy = grpo.policy(cfg, MODEL, group=2 * N, longest=SIZE.length)
-        batch, _ = judged(policy, weights(1), INDEX, PROMPT, np.zeros(2 * N))
+        batch, _ = judged(policy, exact.weights(1), INDEX, PROMPT, np.zeros(2 * N))
         chance = visits.ravel().astype(np.float32)
         batch = batch._replace(weight=batch.weight * chance[:, None])
-        _, _, grads = gradients(grpo.build(cfg, MODEL), {}, batch, weights(1))
-        same(grads, penalised(estimator, visits))
-
-
-def penalised(estimator, visits):
-    """The gradient of BETA / 2 times the sum over prefixes of probability times divergence."""
-    before = np.zeros((2, len(world.prefixes(SIZE)), SIZE.length))
-    for x, y, t in itertools.product(range(2), range(N), range(SIZE.length)):
-        if LISTED.real[y, t]:
-            before[x, LISTED.prefix[y, t], t] += visits[x, y]
-    log_ref = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, weights(2)))
-
-    def loss(w):
-        log_p = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
-        there, here = (log_ref, log_p) if estimator == "k3" else (log_p, log_ref)
-        kl = (jnp.exp(there) * (there - here)).sum(-1)
-        return BETA / 2 * (before * kl).sum()
-
-    return jax.jit(jax.grad(loss))(trunk(weights(1)))
+        _, _, grads = gradients(grpo.build(cfg, MODEL), {}, batch, exact.weights(1))
+        same(grads, exact.penalised(estimator))
 
 
 def check_surrogate():
     """Away from the policy that sampled, the clipped surrogate and its gradient, token by token."""
     cfg = ppo.Config(kl=ppo.Fixed(BETA), value_weight=0.0, whiten_advantages=False)
-    batch, advantage = judged(ppo.policy(cfg, MODEL), weights(3), INDEX, PROMPT, np.ones(2 * N))
+    batch, advantage = judged(
+        ppo.policy(cfg, MODEL), exact.weights(3), INDEX, PROMPT, np.ones(2 * N)
+    )
 
-    def tokens(w):
-        z = jax.nn.log_softmax(world.conditionals(MODEL, SIZE, w))
-        return z[:, LISTED.prefix, np.arange(SIZE.length), LISTED.tokens].reshape(2 * N, -1)
-
-    before = tokens(weights(3))
     a = np.asarray(advantage)[:, 1 : 1 + SIZE.length]
-    real = np.tile(LISTED.real, (2, 1))
-
-    def loss(w):
-        ratio = jnp.exp(tokens(w) - before)
-        bound = jnp.where(ratio > 1.2, 1.2, jnp.where(ratio < 0.8, 0.8, ratio))
-        return -jnp.where(real, jnp.minimum(ratio * a, bound * a), 0).sum()
-
-    right, slope = jax.jit(jax.value_and_grad(loss))(trunk(weights(1)))
-    value, _, grads = gradients(ppo.build(cfg, MODEL), {}, batch, weights(1))
+    right, slope = exact.clipped()(exact.trunk(exact.weights(1)), exact.weights(3), a)
+    value, _, grads = gradients(ppo.build(cfg, MODEL), {}, batch, exact.weights(1))
     assert value == pytest.approx(float(right), rel=1e-4)
     same(grads, slope)
 
@@ -287,8 +206,8 @@ def check_sampler():
     tokens = np.stack([np.full_like(row, SIZE.end), row % 2], 1)
     ask = Prompts(tokens, np.ones_like(tokens), 0 * tokens + np.arange(2, dtype=np.int32), row)
     key = jax.random.key_data(jax.random.key(0))
-    rows = jax.device_get(draw(weights(1), {}, ask, key, temperature))
-    log_p = np.asarray(jax.jit(table, static_argnums=1)(weights(1), temperature), np.float64)
+    rows = jax.device_get(draw(exact.weights(1), {}, ask, key, temperature))
+    log_p = exact.at_temperature(temperature)
     index = world.index(SIZE, rows.tokens[:, 2:], rows.segments[:, 2:] > 0)
     expected = 2000 * np.exp(log_p)
     count = np.zeros_like(expected)
@@ -296,7 +215,8 @@ def check_sampler():
     assert ((count - expected) ** 2 / expected).sum() < 80  # 28 degrees of freedom: p = 1e-6
     sums = (rows.weight * rows.behaviour).sum(1)
     np.testing.assert_allclose(sums, log_p[row % 2, index], atol=1e-5)
-    again = policy_terms.read(MODEL, weights(1), rows, Plan(), temperature).log_prob
+    read = jax.jit(lambda w: policy_terms.read(MODEL, w, rows, Plan(), temperature).log_prob)
+    again = read(exact.weights(1))
     apart = np.where(rows.weight > 0, np.asarray(again) - rows.behaviour, 0)
     assert np.abs(np.expm1(apart)).max() < 1e-5
     np.testing.assert_array_equal(rows.weight.sum(1), LISTED.real[index].sum(1))

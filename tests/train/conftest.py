@@ -76,7 +76,7 @@ def stopping():
     return arrive
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shared_programs():
     with run_programs.shared():
         yield
@@ -88,7 +88,8 @@ def whole(home):
     run, printed = base(home, home / "runs"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("XDG_CACHE_HOME", str(home))
-        result = loop.run(run)
+        with run_programs.shared():
+            result = loop.run(run)
     return run, result, printed.getvalue()
 
 

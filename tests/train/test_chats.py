@@ -66,9 +66,9 @@ def test_a_run_on_conversations(tiny, home, stopping, assert_same_run, capsys, m
 def test_real_files_train(tiny, home, file, template):
     if not (REAL / file).is_file():
         pytest.skip(f"no ../shared/data/sft/{file}")
-    data = Chats(str(REAL / file), template=template, seq=512, batch=4, holdout=0.05)
+    data = Chats(str(REAL / file), template=template, seq=128, batch=4, holdout=0.05)
     model = llama.Config(vocab=259, embed=32, layers=2, heads=2, kv=1, head=16, ffn=64)
-    run = chats(tiny, home, name=template, data=data, model=model, steps=12, eval_every=6)
+    run = chats(tiny, home, name=template, data=data, model=model, steps=8, eval_every=4)
     assert loop.run(run).exit_code == 0
     judged = [r for r in metrics.records(runs.folder(run) / metrics.FILE) if r["split"] == "val"]
     assert judged[1]["loss"] < judged[0]["loss"] < 5.6

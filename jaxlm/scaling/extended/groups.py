@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxlm.scaling import table
 from jaxlm.scaling.extended.context import Setting
-from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum, solve
+from jaxlm.scaling.laws import bootstrap, fitting, loss_laws, optimum, slopes, solve
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -109,26 +109,50 @@ def members(t: table.Table, column: str) -> tuple[list[str], Array]:
     return names, member
 
 
-@functools.cache
-def _model(count: int) -> Callable[..., Any]:
-    """log loss [n] of phi = (mean log exponents [2], then 5 a group). Rows whose first input is a
-    penalty's return a group's departure from the mean, times that penalty."""
+def _derivatives(count: int, phi: Array, logs: Array, centre: Array) -> tuple[Array, Callable]:
+    """(log loss [S,n], more) of phi [S,k] = (mean log exponents [2], then 5 a group), for
+    `slopes.by_derivatives`. A row of a penalty has, in place of the loss, a group's departure from
+    the mean times that penalty."""
+    means, own = phi[:, :2], phi[:, 2:].reshape(len(phi), count, OWN)
+    x, z = logs[:2] - centre[:2]
+    each, penalties = logs[2 : 2 + count], logs[2 + count :]  # each: 1 for a group's runs
+    e, a, b, u, v = np.einsum("sgi,gsn->isn", own, each)
+    first, second = -np.exp(means[:, :1] + u) * x, -np.exp(means[:, 1:] + v) * z
+    loss, more_of_loss = slopes.of_exponentials(
+        np.stack([e, a + first, b + second]),
+        np.array([1, 2, *[0, 1, 2, 1, 2] * count]),
+        lambda at: _moves(each[:, at], first[at], second[at]),
+    )
+    departures = np.einsum("sd,dsn->sn", own[:, :, 3:].reshape(len(phi), 2 * count), penalties)
 
-    def model(phi: Any, logs: Any, centre: Any) -> Any:
-        import jax.numpy as jnp
+    def more(rows: slopes.Rows) -> tuple[Array, Callable]:
+        slope, linear = more_of_loss(rows)
+        places = 2 + OWN * np.arange(count)[:, None] + [3, 4]  # of the departures in phi
 
-        mean, own = phi[:2], jnp.reshape(phi[2:], (count, OWN))
-        x, z = logs[0] - centre[0], logs[1] - centre[1]
-        each = logs[2 : 2 + count]  # 1 for a group's runs
-        e, a, b, u, v = own.T @ each
-        alpha, beta = jnp.exp(mean[0] + u), jnp.exp(mean[1] + v)
-        value = jnp.log(jnp.exp(e) + jnp.exp(a - alpha * x) + jnp.exp(b - beta * z))
-        penalties = logs[2 + count :]  # the penalty of one departure in its own row
-        departures = jnp.reshape(own[:, 3:], (2 * count,)) @ penalties
-        real = each.sum(0)
-        return jnp.where(real > 0, value, departures)
+        def curvature(w: Array) -> Array:
+            """exp(mean + departure) bends: its second derivatives are its first."""
+            out = linear(w)
+            for i in range(2):
+                # a share of the loss times its exponent's slope is the slope by the mean
+                bend = w * slope[:, i]
+                by_group = np.einsum("rn,grn->rg", bend, each[:, rows])
+                out[:, i, i] += bend.sum(1)
+                out[:, i, places[:, i]] += by_group
+                out[:, places[:, i], i] += by_group
+                out[:, places[:, i], places[:, i]] += by_group
+            return out
 
-    return model
+        whole = slope.copy()
+        whole[:, places.reshape(-1)] += penalties[:, rows].transpose(1, 0, 2)
+        return whole, curvature
+
+    return np.where(each.sum(0) > 0, loss, departures), more
+
+
+def _moves(each: Array, first: Array, second: Array) -> Array:
+    """[R,k,n] slopes of the exponents by phi, of groups' rows [G,R,n] and A's and B's [R,n]."""
+    own = np.stack([each, each, each, each * first, each * second], 1)
+    return np.concatenate([np.stack([first, second]), *own]).transpose(1, 0, 2)
 
 
 def alone(t: table.Table, member: Array, count: int, delta: float) -> Pooled:
@@ -159,8 +183,8 @@ def fit(t: table.Table, member: Array, first: Pooled, spread: float, delta: floa
     places = [first.theta if spread else mean, np.tile(common, (problem.count, 1))]
     start = np.stack([_internal(theta, problem) for theta in places])
     solved = solve.minimise(
-        _model(problem.count),
         None,
+        functools.partial(_derivatives, problem.count),
         start,
         problem.y,
         problem.weights,
@@ -246,8 +270,8 @@ def _draws(t: table.Table, member: Array, first: Pooled, pooled: Pooled, setting
         weights[:, own] = random.multinomial(len(own), share, setting.replicates)
     start = np.repeat(_internal(pooled.theta, problem)[None], setting.replicates, 0)
     solved = solve.minimise(
-        _model(count),
         None,
+        functools.partial(_derivatives, count),
         start,
         problem.y,
         weights,

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlm.scaling import table
 from jaxlm.scaling.extended.context import Setting
-from jaxlm.scaling.laws import bootstrap, fitting, optimum, solve, starting_points
+from jaxlm.scaling.laws import bootstrap, fitting, optimum, slopes, solve, starting_points
 
 Array = np.ndarray
 Record = dict[str, Any]
@@ -131,27 +131,25 @@ def _name(value: Any) -> str:
 # --- Fits of all recipes at once ---------------------------------------------------------------
 
 
-@functools.cache
-def _model(terms: int, count: int, exponents: bool, floor: bool) -> Callable[..., Any]:
-    """log loss [n] of phi = (exponents, coefficients, floors) and logs [terms + count, n], of which
-    the last rows are 1 for a recipe's own runs. One function for each shape, so that it compiles
-    once."""
-    width = 1 if exponents else count
+def _derivatives(
+    terms: int, count: int, exponents: bool, floor: bool, phi: Array, logs: Array, centre: Array
+) -> tuple[Array, Callable]:
+    """(log loss [S,n], more) of phi [S,k] = (exponents, coefficients, floors), for
+    `slopes.by_derivatives`; of logs [terms + count, S, n] the last are 1 for a recipe's own runs.
 
-    def model(phi: Any, logs: Any, centre: Any) -> Any:
-        import jax.numpy as jnp
-
-        x, own = logs[:terms] - centre[:terms, None], logs[terms:]
-        power = jnp.reshape(phi[: terms * width], (terms, width))
-        level = jnp.reshape(phi[terms * width : terms * (width + count)], (terms, count))
-        slope = power if exponents else power @ own
-        e = phi[terms * (width + count) :]
-        total = jnp.exp(e[0] if floor else e @ own)
-        for i in range(terms):
-            total += jnp.exp(level[i] @ own - slope[i] * x[i])
-        return jnp.log(total)
-
-    return model
+    The logarithm of each term of the loss is linear in phi."""
+    x, own = (logs - centre)[:terms], logs[terms:]
+    every = np.ones((1, *x.shape[1:]))
+    powers = -x[:, None] * (every if exponents else own)
+    rows = [*powers, *[own] * terms, every if floor else own]
+    owner = np.repeat([*range(terms), *range(terms), terms], [len(part) for part in rows])
+    moves = np.concatenate(rows)
+    parts = [
+        np.einsum("sk,ksn->sn", phi[:, owner == i], moves[owner == i]) for i in range(terms + 1)
+    ]
+    return slopes.of_exponentials(
+        np.stack(parts), owner, lambda at: moves[:, at].transpose(1, 0, 2)
+    )
 
 
 def _fit(
@@ -175,11 +173,11 @@ def _fit(
             )
     centre = np.concatenate([x.mean(1), np.zeros(count)])
     logs = np.concatenate([x, own])
-    model = _model(terms, count, exponents, floor)
+    law = functools.partial(_derivatives, terms, count, exponents, floor)
     start = _starts(x - x.mean(1)[:, None], t.loss, own, exponents, floor)
     free = np.ones(start.shape[1], bool)
     y, w = np.log(t.loss), np.ones(len(t.loss))
-    s = solve.minimise(model, None, start, y, w, logs, centre, free, setting.delta, True)
+    s = solve.minimise(None, law, start, y, w, logs, centre, free, setting.delta, True)
     objective = np.where(np.isfinite(s.objective) & s.arrived, s.objective, np.inf)
     best = int(np.argmin(objective))
     if not np.isfinite(objective[best]):
@@ -187,7 +185,7 @@ def _fit(
     random = np.random.default_rng(setting.seed)
     weights = _resamples(t, member, count, setting, random)
     again = np.tile(s.phi[best], (len(weights), 1))
-    many = solve.minimise(model, None, again, y, weights, logs, centre, free, setting.delta, True)
+    many = solve.minimise(None, law, again, y, weights, logs, centre, free, setting.delta, True)
     value = np.log(t.loss) - np.asarray(_numpy(s.phi[best], x, own, centre, exponents, floor))
     return Joint(
         shared,

@@ -2,7 +2,8 @@
 
 The objective is the sum over points of w Huber_delta(y - m(phi)), with y the log of the loss and m
 of the law's value, or both as they are. `of_three_terms` and `by_derivatives` are for laws whose
-derivatives are written out; differentiate.py is for all others.
+derivatives are written out, as `of_exponentials` does for sums of powers; differentiate.py is for
+all others.
 """
 
 import functools
@@ -86,6 +87,35 @@ def by_derivatives(derivatives: Callable, phi: Array, y: Array, w: Array, at: Po
         return Slopes(-(slope @ u[:, :, None])[:, :, 0], hessian, part @ across)
 
     return Trial(np.vecdot(w, rho), slopes)
+
+
+def of_exponentials(
+    exponents: Array, owner: Array, jacobian: Callable[[Rows], Array]
+) -> tuple[Array, Callable]:
+    """(m [S,n], more) for `by_derivatives` of m = log sum_t exp(exponents [T,S,n]).
+
+    Parameter i moves the exponent owner[i] alone, and linearly: by jacobian(rows) [R,k,n]. With p
+    the exponentials' shares the slope is s = sum p_t g_t, the second derivative
+    sum p_t g_t g_t^T - s s^T.
+    """
+    most = exponents.max(0)
+    shares = np.exp(exponents - most)
+    total = shares.sum(0)
+    shares /= total
+    together = owner[:, None] == owner
+
+    def more(rows: Rows) -> tuple[Array, Callable]:
+        moves = jacobian(rows)
+        slope = shares[:, rows][owner].transpose(1, 0, 2) * moves
+
+        def curvature(u: Array) -> Array:
+            part = slope * u[:, None]
+            across = part @ moves.transpose(0, 2, 1)
+            return across * together - part @ slope.transpose(0, 2, 1)
+
+        return slope, curvature
+
+    return most + np.log(total), more
 
 
 def of_three_terms(

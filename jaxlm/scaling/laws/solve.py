@@ -55,7 +55,7 @@ class Solved(NamedTuple):
 
 
 def minimise(
-    model: Callable,
+    model: Callable | None,
     closed: Closed,
     start: Array,
     y: Array,
@@ -70,9 +70,9 @@ def minimise(
 ) -> Solved:
     """P problems solved from their starts [P,k].
 
-    model(phi [k], logs, centre) -> log loss [n] of jnp; closed: the terms of
-    `slopes.of_three_terms`, the derivatives of `slopes.by_derivatives`, or None where there are
-    only automatic ones. y [n] log loss (log=False: loss), weights [n], logs [inputs,n], centre
+    closed: the terms of `slopes.of_three_terms`, the derivatives of `slopes.by_derivatives`, or
+    None where there are only the automatic ones of model(phi [k], logs, centre) -> log loss [n] of
+    jnp. y [n] log loss (log=False: loss), weights [n], logs [inputs,n], centre
     [inputs] and free [k] bool are for all problems, or [P, ...] of each. Parameters that are not
     free stay at the start's value.
 
@@ -367,7 +367,7 @@ def _eliminate(matrix: Array, block: _Block) -> tuple[Array, Array]:
     return np.ascontiguousarray(system[:, k].T), (diagonal > 0).all(0)
 
 
-def derived(model: Callable, closed: slopes.Closed) -> slopes.Evaluate:
+def derived(model: Any, closed: slopes.Closed) -> slopes.Evaluate:
     """(phi [S,k], y, w [S,n], at) -> Trial of a law, in closed form where it has one."""
     if closed is None:
         # JAX is started for automatic derivatives alone

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from jaxlm.core import config
+from jaxlm.train import loop
 from jaxlm.train.run import run as runs
 
 CHILD = """
@@ -94,16 +95,16 @@ def _committed(run):
 
 @pytest.mark.slow
 def test_the_number_of_data_workers_changes_nothing(busy, start, assert_same_run):
-    """Read in threads; then by one process, killed; then by two."""
-    short = dataclasses.replace(busy, steps=60)
+    """Read in threads, in this process; then by one process, killed; then by two."""
+    short = dataclasses.replace(busy, steps=40)
     whole = dataclasses.replace(short, name="whole")
-    finish(start(whole))
+    loop.run(whole)
     one, two = (
         dataclasses.replace(short, name="cut", data=dataclasses.replace(busy.data, workers=n))
         for n in (1, 2)
     )
     process = start(one)
-    while _committed(one) < 10 and process.poll() is None:
+    while _committed(one) < 5 and process.poll() is None:
         time.sleep(0.05)
     code, printed = interrupt(process, signal.SIGKILL, 0)
     assert code == -9, printed

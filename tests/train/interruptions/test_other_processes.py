@@ -16,6 +16,7 @@ from jaxlm.train.run import run as runs
 from tests.train import process_group
 
 pytestmark = pytest.mark.slow
+RING = Plan(fsdp=2, context=2)
 # A signal that reaches process 1 alone, while it is in step 5.
 SIGNALLED = """
 import contextlib, itertools, jax
@@ -67,12 +68,11 @@ def losses(run):
 def test_a_run_moves_between_meshes_and_numbers_of_processes(tiny, start, stopping):
     """Two processes of two devices, from there one of four, and back: the losses are those of a run
     on one device that never moved. A signal to one process has all save the same step."""
-    ring = Plan(fsdp=2, context=2)
     whole = tiny(name="whole", samples=())
     loop.run(whole)
     want = losses(whole)
 
-    first = dataclasses.replace(whole, name="gathered", plan=ring)
+    first = dataclasses.replace(whole, name="gathered", plan=RING)
     group = start(first, SIGNALLED)
     printed = [process.communicate(timeout=300)[0] for process in group]
     assert [p.returncode for p in group] == [128 + signal.SIGTERM] * 2, printed
@@ -91,7 +91,7 @@ def test_a_run_moves_between_meshes_and_numbers_of_processes(tiny, start, stoppi
 def test_a_slow_process_is_a_line_and_one_that_hangs_ends_the_run(tiny, start):
     """A collective waited for ever for a process that was alive and stuck, and a slow loader was
     not to be told from it."""
-    run = tiny(name="stuck", samples=(), plan=Plan(data=2, fsdp=2), eval_every=None)
+    run = tiny(name="stuck", samples=(), plan=RING, eval_every=None)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, holdout=0.2))
     first, second = start(run, SLOW, JAXLM_TIMEOUT="40")
     try:

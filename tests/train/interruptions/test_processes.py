@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from jaxlm.core import config
+from jaxlm.train import loop
 from jaxlm.train.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -28,35 +29,37 @@ def config() -> Run:
 
 @pytest.fixture
 def start(tiny, home, tmp_path):
-    """A function that starts `jaxlm train` of a run over two devices, in one or two processes."""
+    """A function that starts `jaxlm train` of a run over two devices, in two processes; `start.run`
+    is the Run."""
     run = tiny()
-    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, data=2), samples=())
+    # as in tests/train/run/test_remote_runs.py, which finds it compiled
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, fsdp=2), samples=())
     (tmp_path / "run.json").write_text(json.dumps(config.to_dict(run)))
     (tmp_path / "two.py").write_text(CONFIG)
 
-    def begin(name, *overrides, **more):
+    def begin(name, **more):
         # quick compiles, as every test has, and as many devices as the plan asks for
         flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join(flags), **more}
         environment |= {"XDG_CACHE_HOME": str(home), "JAXLM_HUGEPAGES": "0"}
         command = [sys.executable, "-m", "jaxlm", "train", str(tmp_path / "two.py")]
         return subprocess.Popen(
-            [*command, "--name", name, *overrides],
+            [*command, "--name", name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
         )
 
-    def pair(name, *overrides):
+    def pair(name):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         peers = [f"localhost:{port}/2/{i}" for i in range(2)]
-        return [begin(name, *overrides, JAXLM_DISTRIBUTED=peer) for peer in peers]
+        return [begin(name, JAXLM_DISTRIBUTED=peer) for peer in peers]
 
-    begin.pair, begin.out = pair, pathlib.Path(run.out)
-    return begin
+    pair.run = run
+    return pair
 
 
 def finish(process):
@@ -69,11 +72,13 @@ def finish(process):
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(start):
     """The same losses at every step, and one run directory, written by process 0."""
-    finish(start("alone"))
-    for peer in start.pair("pair"):
+    peers = start("pair")
+    loop.run(dataclasses.replace(start.run, name="alone"))
+    for peer in peers:
         finish(peer)
+    out = pathlib.Path(start.run.out)
     alone, pair = (
-        list(metrics.deterministic(start.out / name / metrics.FILE)) for name in ("alone", "pair")
+        list(metrics.deterministic(out / name / metrics.FILE)) for name in ("alone", "pair")
     )
     assert len(alone) == len(pair) > 4
     for a, b in zip(alone, pair, strict=True):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -274,16 +275,17 @@ def test_eight_devices_adapters_and_a_reward_model(base, ran):
     found = [json.loads(line) for line in lines]
     assert len({one["reward_model"] for one in found}) == 3
     model, params = program.reward_model(run, Plan()), saving.load(pathlib.Path(place)).params
+    score = jax.jit(lambda ids, at: model.hidden(params, ids, at).x @ params["score"])
     for one in found:
         assert one["score"] == pytest.approx(2 * one["reward_model"] + one["finished"], abs=1e-6)
         if "\ufffd" in one["response"]:
             continue  # no longer the tokens that were sampled
         text = [258, *one["prompt"].encode(), *one["response"].encode()]
         text += [258] * one["finished"]
-        ids = np.array([text], np.int32)
-        at = At(np.ones_like(ids), np.arange(len(text))[None])
-        x = model.hidden(params, ids, at).x
-        assert one["reward_model"] == pytest.approx(float(x[0, -1] @ params["score"]), abs=1e-5)
+        ids = np.array([text + [0] * (16 - len(text))], np.int32)  # causal: what follows is unread
+        at = At(np.ones_like(ids), np.arange(16)[None])
+        right = float(score(ids, at)[0, len(text) - 1])
+        assert one["reward_model"] == pytest.approx(right, abs=1e-5)
 
 
 def problem(run):

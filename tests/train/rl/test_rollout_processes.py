@@ -65,17 +65,14 @@ def test_two_processes_play_what_one_does(home, tmp_path, monkeypatch):
             **shared,
         ),
     ]
-    groups = []
-    for processes in (1, 2):
-        folder = tmp_path / f"by-{processes}"
-        folder.mkdir()
-        files = [folder / f"{run.name}.json" for run in runs]
-        for file, run in zip(files, runs, strict=True):
-            file.write_text(json.dumps(config.to_dict(dataclasses.replace(run, out=str(folder)))))
-        environ = {"JAXLM_HUGEPAGES": "0"}
-        groups.append(process_group.start(files, processes, 2 // processes, environ))
-    for group in groups:
-        process_group.finish(group)
+    by = {n: [dataclasses.replace(run, out=f"{tmp_path}/by-{n}") for run in runs] for n in (1, 2)}
+    files = [tmp_path / f"{run.name}.json" for run in runs]
+    for file, run in zip(files, by[2], strict=True):
+        file.write_text(json.dumps(config.to_dict(run)))
+    group = process_group.start(files, 2, 1, {"JAXLM_HUGEPAGES": "0"})
+    for run in by[1]:
+        loop.run(run)
+    process_group.finish(group)
     for run in runs:
         one, two = (
             list(metrics.deterministic(tmp_path / f"by-{n}" / run.name / metrics.FILE))
