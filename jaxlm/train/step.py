@@ -42,9 +42,7 @@ def init(objective: Objective, tx: optimizer.Transform, plan: Plan, seed: int) -
     return initializer(objective, tx, plan)(jax.random.key_data(jax.random.key(seed)))
 
 
-def initializer(
-    objective: Objective, tx: optimizer.Transform, plan: Plan
-) -> Callable[[jax.Array], State]:
+def initializer(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Callable[..., State]:
     """The compiled function from a key's data, uint32[2], to a fresh State: runs of other seeds
     find the program compiled."""
     shardings = shard(objective, tx, plan)._replace(frozen={})
@@ -63,9 +61,7 @@ def begin(
     return beginner(objective, tx, plan)(params, jax.random.key_data(jax.random.key(seed)))
 
 
-def beginner(
-    objective: Objective, tx: optimizer.Transform, plan: Plan
-) -> Callable[[param.Tree, jax.Array], State]:
+def beginner(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Callable[..., State]:
     """The compiled function from given weights and a key's data to a fresh State."""
     return jax.jit(
         lambda params, key: _fresh(params, tx, key),
