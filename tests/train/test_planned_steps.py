@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm.cli import main
+from jaxlm.core import param
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
 from jaxlm.parallel import hlo, topology
@@ -181,6 +182,34 @@ def test_a_step_is_compiled_for_a_tpu(capsys):
     assert any(name.startswith("splash") for name in compiled.kernels)
     assert {row.axes for row in compiled.ledger} == {("fsdp",)}
     assert compiled.hops == {"fsdp": 1}
+
+
+@pytest.mark.slow
+def test_64_chips_gather_and_scatter():
+    """All-reduces of whole, zero-padded weights took the place of gathers, and of gradients that of
+    sums that are split, on 64 chips of a v5p: twice the bytes, and an array in full each."""
+    pytest.importorskip("libtpu")
+    model = llama.Config(vocab=2048, embed=1024, layers=2, heads=8, kv=8, head=128, ffn=2048)
+    run = Run(
+        name="run",
+        model=model,
+        data=Data(source="markov", seq=128, batch=64),
+        plan=Plan(fsdp=64, remat="full", compute="bfloat16"),
+    )
+    with jax.default_matmul_precision("default"):
+        compiled = compiled_step.compile_step(run, topology.load("v5p:4x4x4"))
+    assert isinstance(compiled, Compiled)
+    sent = {}
+    for row in compiled.ledger:
+        sent[row.kind] = sent.get(row.kind, 0) + row.sent
+        # both axes at once: scalars, scales of norms and the tokens' numbers
+        assert len(row.axes) == 1 or row.sent < 10 * 4 * 64 * 128
+    assert sent["all-reduce"] < 0.01 * sum(sent.values())
+    # in bfloat16: for the forward and the backward pass, the output matrix once, the table never
+    gathered = 2 * (2 * param.count(llama.spec(model)) - 3 * model.vocab * model.embed)
+    assert sent["all-gather"] == pytest.approx(gathered * 63 / 64, rel=0.01)
+    assert sent["reduce-scatter"] > sent["all-gather"] / 2 * 0.9
+    assert {"all-gather", "reduce-scatter", "all-to-all"} <= {*sent}
 
 
 def test_without_libtpu_the_report_is_the_closed_form_and_says_so(monkeypatch, capsys):
