@@ -22,7 +22,7 @@ Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # The axes of every mesh, the slowest to change first: those after it are on nearer devices.
 AXES = ("replica", "data", "pipe", "fsdp", "expert", "context", "tensor")
-# Devices from which on XLA makes a gather, on TPUs, an all-reduce of the whole array, and the sum
+# Devices from which on XLA makes a gather, on a v5p, an all-reduce of the whole array, and the sum
 # and split of its gradient one, too: findings/gather_over_64_chips.sh. So many are gathered along
 # one mesh axis after the other, and `fsdp` of as many is two axes, itself and this one.
 WIDE, INNER = 64, "fsdp_inner"

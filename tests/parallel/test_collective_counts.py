@@ -78,7 +78,7 @@ def test_a_ring_of_n_turns_n_minus_1_times(n):
     assert found == {("collective-permute", ("context",)): 4 * (n - 1) + dealt}
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 6])
+@pytest.mark.parametrize("n", [2, 3])
 def test_a_ring_carries_gradients_home_in_n_turns(n):
     """The backward pass turns the four arrays again, and the gradients of keys and values with
     them, once more to reach their own device; it deals the gradient it is given, and three back.
@@ -224,10 +224,10 @@ def test_a_split_residual_is_gathered_before_products():
     }
 
 
-@pytest.mark.parametrize("plan", [Plan(pipe=4), Plan(pipe=2, pipe_parts=2)], ids=str)
-def test_a_pipeline_hands_on_once_a_turn_and_back(plan):
+def test_a_pipeline_hands_on_once_a_turn_and_back():
     """The state forward, its gradient backward; what waits at the first stage is everywhere. The
     gradient was sent in two parts, of which one was zero but for one stage."""
+    plan = Plan(pipe=4)
 
     def layers(weights, x, rows):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), ()), x, weights)
