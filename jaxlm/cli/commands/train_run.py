@@ -29,8 +29,8 @@ from jaxlm.train.run.run import Run
 
 PLAN_OPTIONS = """
 --memory GIB: of each device; without it the plan is held against this machine
---topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), and predict its
-  time; of GPUs, such as h100:8, predict it by the closed form
+--topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), or for several,
+  2xv5p:4x4x8, and predict its time; of GPUs, such as h100:8, predict it by the closed form
 --search N: compare layouts, remat and micro-batches for that topology by the closed form, compile
   the best N, and report the best of them
 --tokens N: the budget whose days and chip-hours are printed with --topology, such as 15e12"""
@@ -191,6 +191,9 @@ def _elsewhere(
             hint = [cost_report.Row(f"closed form alone: {error}", "")]
     with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
         run = _chosen("plan", target, overrides)
+        if count is None:
+            fits = f"{described.slices}, the slices of --topology {name}"
+            check.field("plan.slices", run.plan.slices, run.plan.slices == described.slices, fits)
         built = program.build(run, run.plan)[1]
         if count is None:
             compiled = compiled_step.compile_step(run, described) if described.devices else None

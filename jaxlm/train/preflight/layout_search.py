@@ -23,21 +23,28 @@ WIDEST = 16
 def plans(run: Run, topology: Topology) -> Iterator[Plan]:
     """Plans for all devices of a topology: powers of two of tensor, context (where the run's
     attention has it) and expert, the rest fsdp; each remat; micro-batches that divide the rows."""
-    devices = topology.chips * topology.chip.per_chip
+    slices = topology.slices
+    devices = topology.chips * topology.chip.per_chip // slices  # of each
     powers = [1 << n for n in range(WIDEST.bit_length())]
     contexts = powers if run.plan.attention in ("xla", "blockwise") else [1]
     weights = param.flatten(models.spec(run.model)).values()
     experts = powers if any("expert" in p.axes[: p.copies] for p in weights) else [1]
     for tensor, context, expert in itertools.product(powers, contexts, experts):
         fsdp, left = divmod(devices, tensor * context * expert)
-        rows, over = divmod(run.data.batch, max(1, fsdp * expert))
+        rows, over = divmod(run.data.batch, max(1, slices * fsdp * expert))
         if left or over or not fsdp:
             continue
         for parts in (n for n in powers if rows % n == 0):
             for remat in ("none", "dots", "full"):
                 yield dataclasses.replace(
                     run.plan,
-                    **{"data": 1, "zero": 0, "sequence": False, "context_keys": "ring"},
+                    **{
+                        "data": slices,
+                        "slices": slices,
+                        "zero": 0,
+                        "sequence": False,
+                        "context_keys": "ring",
+                    },
                     **{"fsdp": fsdp, "tensor": tensor, "context": context, "expert": expert},
                     **{"microbatches": parts, "remat": remat},
                 )
