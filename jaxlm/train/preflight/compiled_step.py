@@ -44,8 +44,8 @@ class Bytes(NamedTuple):
 
 class Compiled(NamedTuple):
     """A step compiled for a topology. hops: the worst of each axis, as `topology.worst_hop` has
-    it. kernels: Pallas kernels by name. seconds: of lowering and compiling, without machine code,
-    which `code` waits for."""
+    it. kernels: Pallas kernels by name. seconds: of lowering and compiling, without machine code.
+    """
 
     bytes: Bytes
     ledger: list[Collective]
@@ -55,11 +55,11 @@ class Compiled(NamedTuple):
 
 
 def compile_step(
-    run: Run, topology: Topology, options: scheduled_step.Options | None = None, code: bool = False
+    run: Run, topology: Topology, options: scheduled_step.Options | None = None
 ) -> Compiled | Refused:
     """The run's step, as its plan has it, for the devices of a topology.
 
-    options, code: as `scheduled_step.schedule` has them.
+    options: of the compiler.
 
     Raises: ValueError for a plan that needs another number of devices, and for other data than
     text.
@@ -79,7 +79,7 @@ def compile_step(
         state = step.abstract(objective, tx, run.plan)
         begin = time.perf_counter()
         try:
-            text, peak = scheduled_step.schedule(run, topology.name, options or {}, code)
+            text, peak = scheduled_step.schedule(run, topology.name, options or {})
         except jax.errors.JaxRuntimeError as error:
             return refused(error, time.perf_counter() - begin)
         seconds = time.perf_counter() - begin

@@ -13,6 +13,7 @@ from jaxlm.scaling.cost.cost_report import Row
 from jaxlm.train import program
 from jaxlm.train.preflight import compiled_step, memory_check, step_report
 from jaxlm.train.preflight.compiled_step import Compiled, Refused
+from jaxlm.train.preflight.scheduled_step import Options
 from jaxlm.train.preflight.step_report import GIB
 from jaxlm.train.run.run import Run
 
@@ -78,11 +79,13 @@ def best(run: Run, objective: Objective, topology: Topology, count: int) -> list
     return fitting
 
 
-def compiled(runs: list[Run], topology: Topology) -> list[tuple[Run, Compiled | Refused | None]]:
+def compiled(
+    runs: list[Run], topology: Topology, options: Options
+) -> list[tuple[Run, Compiled | Refused | None]]:
     """The runs with their compiled steps (None of a topology that has no devices), those that fit
     first, and the fastest of them by their own collectives first."""
     steps = [
-        (run, compiled_step.compile_step(run, topology) if topology.devices else None)
+        (run, compiled_step.compile_step(run, topology, options) if topology.devices else None)
         for run in runs
     ]
 

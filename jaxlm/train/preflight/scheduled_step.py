@@ -6,11 +6,13 @@ with the code, and the process is ended there.
 """
 
 import multiprocessing
+import os
 import pathlib
 import re
 import tempfile
+import threading
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -39,11 +41,10 @@ class Scheduled(NamedTuple):
     peak: int
 
 
-def schedule(run: Run, name: str, options: Options, code: bool = False) -> Scheduled:
+def schedule(run: Run, name: str, options: Options) -> Scheduled:
     """The Scheduled step for the topology of this name.
 
-    options: the compiler's. code: whether to wait for its machine code, too: the last that a
-    compiler can refuse is a kernel that exceeds the memory of a core.
+    options: the compiler's. A kernel that exceeds a core's memory is refused later, with the code.
 
     Raises: jax.errors.JaxRuntimeError, the compiler's own.
     """
@@ -55,7 +56,7 @@ def schedule(run: Run, name: str, options: Options, code: bool = False) -> Sched
         child.start()
         sender.close()
         try:
-            while not receiver.poll(0.1) and (code or not any(path.glob(DONE))):
+            while not receiver.poll(0.1) and not any(path.glob(DONE)):
                 pass
             error = receiver.recv() if receiver.poll() else None
         except EOFError:
@@ -75,6 +76,9 @@ def schedule(run: Run, name: str, options: Options, code: bool = False) -> Sched
 
 def _compile(run: Run, name: str, options: Options, folder: str, sender: Connection) -> None:
     """Compile, and send the compiler's error, None if there is none."""
+    threading.Thread(
+        target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
+    ).start()
     jax.config.update("jax_enable_compilation_cache", False)  # TPUs elsewhere cannot read it
     error = None
     lowered = lower(run, topology.load(name))
@@ -83,6 +87,12 @@ def _compile(run: Run, name: str, options: Options, folder: str, sender: Connect
     except jax.errors.JaxRuntimeError as raised:
         error = str(raised)
     sender.send(error)
+
+
+def _end_with(parent: Any) -> None:
+    """Wait for the end of the process that waits for this one, and end with it."""
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def lower(run: Run, described: topology.Topology) -> jax.stages.Lowered:
