@@ -20,10 +20,6 @@ from jaxlm.parallel import topology
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import roofline
 
-# Bytes/s of a chip between slices: the median over 9 published runs of 2 to 32 slices (MaxText's
-# README: 16B and 128B on v5e, 32B and 256B on v5p) of what a float32 all-reduce of the gradients
-# would send, over the time that slices add to a step.
-NETWORK = 1.3e9
 # Dimensions of a pod's torus.
 TORUS = {"v5e": 2, "v6e": 2, "v5p": 3, "tpu7x": 3}
 MLP = frozenset({"up", "gate"})
@@ -69,17 +65,17 @@ def work(row: Step) -> roofline.Work:
     """The Work of a device."""
     chip = topology.CHIPS[row.chip]
     count = row.chips * chip.per_chip
-    plan = Plan(fsdp=count // row.expert // row.data, expert=row.expert, data=row.data)
+    plan = Plan(
+        fsdp=count // row.expert // row.data, expert=row.expert, data=row.data, slices=row.slices
+    )
     cfg = models.presets()[row.model]
     batch = round(row.tokens * row.chips / row.seq)
     return roofline.work(cfg, plan, batch=batch, seq=row.seq, mxu=chip.mxu, again=row.again)
 
 
 def predicted(row: Step, own: roofline.Work, rates: roofline.Rates) -> float:
-    """Seconds of a step; what is sent between slices comes on top."""
-    between = own.links.get("data", 0.0) / NETWORK if row.slices > 1 else 0.0
-    chip = topology.CHIPS[row.chip]
-    return roofline.seconds(own, chip, rates, TORUS[row.chip]).total + between
+    """Seconds of a step."""
+    return roofline.seconds(own, topology.CHIPS[row.chip], rates, TORUS[row.chip]).total
 
 
 def fit(rows: Sequence[Step], works: Sequence[roofline.Work]) -> roofline.Rates:

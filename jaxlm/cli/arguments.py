@@ -50,8 +50,9 @@ def _check_run(command: str, target: str, rest: Sequence[str]) -> None:
             raise ValueError(f"no preset {target!r}{near}")
     elif not target.endswith(".json"):
         schema.check_config(target)
-    owned = ("--memory", "--search", "--topology", "--tokens")
-    own = ["--layout", *{"plan": owned, "train": ("--retries",)}.get(command, ())]
+    owned = ("--memory", "--search", "--topology", "--tokens", "--xla-preset")
+    own = {"plan": owned, "train": ("--retries", "--xla-preset")}.get(command, ())
+    own = ["--layout", *own]
     overrides = [arg for arg in rest if arg.partition("=")[0] not in own]
     check_options(overrides, schema.annotations([RUN]), f"jaxlm {command} {target}", flags=False)
 

@@ -33,7 +33,8 @@ class Collective(NamedTuple):
 
     kind: a key of `SENT`. axes: the mesh axes that a group extends over, () of devices that are no
     mesh axes' product. size: devices of a group. count: executions. sent: bytes sent by a device in
-    all of them together, by a ring.
+    all of them together, by a ring. between: whether it is between slices, whose numbers the group
+    has, and not in one.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Collective(NamedTuple):
     size: int
     count: int
     sent: int
+    between: bool = False
 
 
 def ledger(text: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> list[Collective]:
@@ -55,6 +57,7 @@ def ledger(text: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> li
             each = round(payload * SENT[kind](size))
             total[key] = count + times, sent + each * times
     rows = [Collective(*key, *value) for key, value in total.items()]
+    rows += _between(text, mesh)
     return sorted(rows, key=lambda row: -row.sent)
 
 
@@ -81,6 +84,45 @@ def operations(text: str, devices: int) -> Iterator[tuple[str, np.ndarray, int, 
             if kind == "all-reduce" and _scattered(program, computation):
                 kind = "reduce-scatter"
             yield kind, groups, payload, times
+
+
+# A program of several slices hands what one sends to another to the host.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+TRANSFERS = {
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+
+
+def _between(text: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> list[Collective]:
+    """The collectives between the slices of a mesh."""
+    if "_xla_megascale_transfer_type" not in text or isinstance(mesh, jax.sharding.AbstractMesh):
+        return []
+    numbers = np.array([device.slice_index for device in mesh.devices.flat])
+    slices = len({*numbers.tolist()})
+    numbers = numbers.reshape(mesh.devices.shape)
+    axes = tuple(
+        name for i, name in enumerate(mesh.axis_names) if (np.diff(numbers, axis=i) != 0).any()
+    )
+    total: dict[str, tuple[int, int]] = {}
+    program = hlo.parse(text)
+    for computation, times in hlo.executions(program).items():
+        for op in program.computations[computation]:
+            match = _TRANSFER.search(op.text) if op.opcode == "send" else None
+            if match is None:
+                continue
+            if times is None:
+                raise ValueError(
+                    f"{op.name}: it is in a loop whose length the program does not show"
+                )
+            kind = TRANSFERS[match[1]]
+            payload = hlo.nbytes(hlo.elements(op.type)[0]) * (slices if "gather" in kind else 1)
+            count, sent = total.get(kind, (0, 0))
+            total[kind] = count + times, sent + round(payload * SENT[kind](slices)) * times
+    return [Collective(kind, axes, slices, *value, True) for kind, value in total.items()]
 
 
 def spanned(groups: np.ndarray, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> tuple:

@@ -1,6 +1,7 @@
 """Machines that are elsewhere: their devices, to compile for, and what their chips can do.
 
     v4:2x2x1  v5e:4x4  v5p:4x4x8  v6e:8x16  tpu7x:2x2x1      as JAX names topologies, in chips
+    2xv5e:16x16                                              two such slices
     h100:8                                                   GPUs, to estimate but not compile for
 
 A chip is one JAX device, but for tpu7x, which has two a chip.
@@ -9,6 +10,7 @@ A chip is one JAX device, but for tpu7x, which has two a chip.
 import itertools
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +22,9 @@ class Chip(NamedTuple):
     """The peaks of one JAX device of a kind, as their makers publish them.
 
     hbm: GiB of memory. flops: bfloat16 FLOP/s. bandwidth: bytes/s of memory. link: bytes/s of one
-    link to a neighbour, one way. mxu: the side of its matrix unit. per_chip: JAX devices of a chip.
-    options: what libtpu requires to describe a slice of it.
+    link to a neighbour, one way. network: bytes/s that it reaches between slices. mxu: the side of
+    its matrix unit. per_chip: JAX devices of a chip. options: what libtpu requires to describe a
+    slice of it.
     """
 
     platform: str
@@ -29,37 +32,42 @@ class Chip(NamedTuple):
     flops: float
     bandwidth: float
     link: float
+    network: float = 1.3e9
     mxu: int = 128
     per_chip: int = 1
     options: dict[str, Any] = {}
 
 
+# network, of TPUs: the median over 9 published runs of 2 to 32 slices (MaxText's README: 16B and
+# 128B on v5e, 32B and 256B on v5p) of what a float32 all-reduce of the gradients would send, over
+# the time that slices add to a step. Of GPUs half of a 400 Gbit/s adapter each, not measured.
 _MEGACORE = {"chip_config_name": "megacore"}
 CHIPS: dict[str, Chip] = {
     "v4": Chip("tpu", 32, 275e12, 1228e9, 50e9, options=_MEGACORE),
     "v5e": Chip("tpu", 16, 197e12, 819e9, 50e9),
     "v5p": Chip("tpu", 95, 459e12, 2765e9, 100e9, options=_MEGACORE),
     "v6e": Chip("tpu", 32, 918e12, 1638e9, 100e9, mxu=256),
-    "tpu7x": Chip("tpu", 96, 1153.5e12, 3690e9, 100e9, mxu=256, per_chip=2),
-    "a100": Chip("gpu", 80, 312e12, 2039e9, 300e9, mxu=64),
-    "h100": Chip("gpu", 80, 989e12, 3350e9, 450e9, mxu=64),
-    "h200": Chip("gpu", 141, 989e12, 4800e9, 450e9, mxu=64),
+    "tpu7x": Chip("tpu", 96, 1153.5e12, 3690e9, 100e9, 0.65e9, mxu=256, per_chip=2),
+    "a100": Chip("gpu", 80, 312e12, 2039e9, 300e9, 25e9, mxu=64),
+    "h100": Chip("gpu", 80, 989e12, 3350e9, 450e9, 25e9, mxu=64),
+    "h200": Chip("gpu", 141, 989e12, 4800e9, 450e9, 25e9, mxu=64),
 }
 
 
 class Topology(NamedTuple):
-    """A slice: its name, its kind of chip, the shape of its torus in chips, and its devices in
-    JAX's order, () where they cannot be compiled for."""
+    """A slice, or several: the name, the kind of chip, the shape of one's torus in chips, the
+    devices in JAX's order, () where they cannot be compiled for, and the number of slices."""
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
     devices: tuple[Any, ...] = ()
+    slices: int = 1
 
     @property
     def chips(self) -> int:
-        """The chips of the slice."""
-        return math.prod(self.shape)
+        """The chips of all slices."""
+        return self.slices * math.prod(self.shape)
 
     @property
     def dimensions(self) -> int:
@@ -70,14 +78,14 @@ class Topology(NamedTuple):
 def describe(name: str) -> Topology:
     """The Topology of a name such as "v5p:4x4x8", without devices. Raises: ValueError for a name
     that is none."""
-    kind, _, shape = name.partition(":")
-    sizes = shape.split("x")
-    if kind not in CHIPS or not all(n.isdecimal() and int(n) for n in sizes):
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)", name)
+    if match is None or match[2] not in CHIPS:
         raise ValueError(
             f"--topology: {name!r} given; it must be a kind of {list(CHIPS)} and its chips, such "
-            "as 'v5p:4x4x8'"
+            "as 'v5p:4x4x8', or '2xv5p:4x4x8' for two slices"
         )
-    return Topology(name, CHIPS[kind], tuple(int(n) for n in sizes))
+    shape = tuple(int(n) for n in match[3].split("x"))
+    return Topology(name, CHIPS[match[2]], shape, slices=int(match[1] or 1))
 
 
 def load(name: str) -> Topology:
@@ -101,7 +109,11 @@ def load(name: str) -> Topology:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     try:
-        found = topologies.get_topology_desc(name, platform="tpu", **described.chip.options)
+        options = described.chip.options
+        if described.slices > 1:
+            options = options | {"num_slices": described.slices}
+        one = name[name.index("x") + 1 :] if described.slices > 1 else name
+        found = topologies.get_topology_desc(one, platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology: {name!r} given; libtpu refuses it: {error}") from error
     return described._replace(devices=tuple(found.devices))

@@ -1,5 +1,7 @@
 """Attention over a split sequence: values and gradients of one device, whatever holds the keys."""
 
+import re
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -158,3 +160,23 @@ def test_halves_are_dealt_and_come_back():
     pairs = {frozenset(pair) for pair in np.asarray(dealt).reshape(4, 2).tolist()}
     assert pairs == {frozenset((i, 7 - i)) for i in range(4)}
     np.testing.assert_array_equal(run(lambda x: ring.undeal(x, "context", 4))(dealt), x)
+
+
+def test_no_more_than_a_block_of_scores_is_kept():
+    """Segments and positions are known before any layer, so that autodiff computed the masks of all
+    pairs of blocks, as wide as their scores, ahead of the layers and kept them: 4 of the 6 GiB of
+    LLaMA 3.2 1B on 8,192 tokens under fsdp=2 x context=4."""
+    plan = Plan(context=4)
+
+    def loss(w, x, at):
+        def layer(x, w):
+            return context_parallel.attend(
+                x * w, x, x, at, plan, **NONE, bias=None, sinks=None
+            ), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, w)[0])
+
+    args = jnp.ones(2), jnp.ones((4, T, 1, 2)), packed()
+    text = jax.jit(jax.grad(loss)).lower(*args).as_text()
+    assert re.search(r"tensor<4x1x1x3x3xf32>", text)  # [B, K, G, T, S] of a block
+    assert not re.search(r"tensor<\d+x4x1x1x3x3x(f32|i1)>", text)

@@ -86,3 +86,11 @@ def test_the_worst_hop_closes_the_ring():
     grid.devices = devices.reshape(8, 1)
     assert topology.worst_hop(grid, "fsdp") == 4  # (0, 3) to (1, 0), and (1, 3) to (0, 0)
     assert topology.worst_hop(Plan(fsdp=2).mesh, "fsdp") is None
+
+
+def test_several_slices_of_a_kind():
+    two = topology.describe("2xtpu7x:4x4x8")
+    assert (two.slices, two.shape, two.chips, two.dimensions) == (2, (4, 4, 8), 256, 3)
+    assert topology.describe("v5e:4x4").slices == 1
+    with pytest.raises(ValueError, match="'2xv5p:4x4x8' for two slices"):
+        topology.describe("0xv5e:4x4")

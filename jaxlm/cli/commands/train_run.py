@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import models, objectives
-from jaxlm.cli import arguments, field_overrides, launch, retries
+from jaxlm.cli import arguments, field_overrides, launch, retries, xla_presets
 from jaxlm.core import check, config, json_file
 from jaxlm.core import target as devices_elsewhere
 from jaxlm.core.remote import staging
@@ -30,10 +30,11 @@ from jaxlm.train.run.run import Run
 
 PLAN_OPTIONS = """
 --memory GIB: of each device; without it the plan is held against this machine
---topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), and predict its
-  time; of GPUs, such as h100:8, predict it by the closed form
+--topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), or for several,
+  2xv5p:4x4x8, and predict its time; of GPUs, such as h100:8, predict it by the closed form
 --search N: compare layouts, remat and micro-batches for that topology by the closed form, compile
   the best N, and report the best of them
+--xla-preset NAME: compile with these flags of XLA
 --tokens N: the budget whose days and chip-hours are printed with --topology, such as 15e12"""
 
 
@@ -48,6 +49,9 @@ def train(args: Sequence[str]) -> int:
         field_overrides.apply(
             Run(name="NAME", model=llama.Config()), ["--help"], "jaxlm train CONFIG"
         )
+    args, preset = _option(list(args), "--xla-preset")
+    if preset is not None:
+        xla_presets.apply(preset, os.environ)
     args, limit = retries.option(args)
     target, overrides = arguments.target("train", args)
     if {"-h", "--help"} & {*overrides}:
@@ -60,6 +64,8 @@ def train(args: Sequence[str]) -> int:
         processes = multihost.join(environ)
         if processes is not None:
             launch.devices(run.plan.devices // processes)
+        if preset is not None:
+            xla_presets.named(preset, jax.default_backend())
         return loop.run(run).exit_code
 
 
@@ -78,10 +84,11 @@ def plan(args: Sequence[str]) -> int:
     overrides, tokens = _number(overrides, "--tokens", "a number of tokens", "15e12")
     overrides, count = _number(overrides, "--search", "a number of layouts", "3")
     overrides, name = _option(overrides, "--topology")
+    overrides, preset = _option(overrides, "--xla-preset")
     if name is not None and not help_only:
-        print(cost_report.text(_elsewhere(target, overrides, name, tokens, count)))
+        print(cost_report.text(_elsewhere(target, overrides, name, tokens, count, preset)))
         return 0
-    for option, value in (("--tokens", tokens), ("--search", count)):
+    for option, value in (("--tokens", tokens), ("--search", count), ("--xla-preset", preset)):
         if value is not None and not help_only:
             raise ValueError(f"{option} given without --topology, which it is about")
     run = _chosen("plan", target, overrides)
@@ -185,7 +192,12 @@ def _suit(run: Run, rows: bool, plan: Plan) -> None:
 
 
 def _elsewhere(
-    target: str, overrides: list[str], name: str, tokens: float | None, count: float | None
+    target: str,
+    overrides: list[str],
+    name: str,
+    tokens: float | None,
+    count: float | None,
+    preset: str | None,
 ) -> list[cost_report.Row]:
     """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs; with
     `count`, of the best of so many layouts, after a line for each."""
@@ -195,14 +207,24 @@ def _elsewhere(
             described = topology.load(name)
         except ImportError as error:  # the report says that it is not compiled
             hint = [cost_report.Row(f"closed form alone: {error}", "")]
+    options = {}
+    if preset is not None:
+        fits = "absent from a report by the closed form, which compiles nothing"
+        check.field("--xla-preset", preset, bool(described.devices), fits)
+        options = xla_presets.named(preset, "tpu").flags
     with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
         run = _chosen("plan", target, overrides)
+        if count is None:
+            fits = f"{described.slices}, the slices of --topology {name}"
+            check.field("plan.slices", run.plan.slices, run.plan.slices == described.slices, fits)
         built = program.build(run, run.plan)[1]
         if count is None:
-            compiled = compiled_step.compile_step(run, described) if described.devices else None
+            compiled = None
+            if described.devices:
+                compiled = compiled_step.compile_step(run, described, options)
             return [*hint, *step_report.rows(run, built, described, compiled, tokens)]
         best = layout_search.best(run, built, described, int(count))
-        steps = layout_search.compiled(best, described)
+        steps = layout_search.compiled(best, described, options)
         run, compiled = steps[0]
         built = program.build(run, run.plan)[1]
         report = step_report.rows(run, built, described, compiled, tokens)

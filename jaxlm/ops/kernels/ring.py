@@ -122,7 +122,10 @@ def _attend(ring, bias, q, k, v, q_at, k_at, sinks, weights):
 
 def _forward(ring, bias, q, k, v, q_at, k_at, sinks, weights):
     rows, keys = _rows(q, q_at, k.shape[2]), _keys(k, v, k_at)
-    state = _start(rows, v.shape[3], sinks)
+    # All but q, k and v is known before them: without the barrier, autodiff would compute the masks
+    # of all pairs of blocks ahead of the layers, and keep them.
+    known = (rows, keys, _start(rows, v.shape[3], sinks))
+    rows, keys, state = jax.lax.optimization_barrier(known)
     visit = functools.partial(_visit, ring.rule, bias, weights, rows)
 
     def turn(carry, _):

@@ -1,6 +1,6 @@
 """Seconds of a training step on a chip, from its FLOPs and bytes: no device, no compiler.
 
-    seconds = max(products + scores + memory + bubble, links)
+    seconds = max(products + scores + memory + bubble, links) + network
 
     products  FLOPs with the weights, recomputed ones too, at a share of the chip's peak
     scores    FLOPs of attention, at that share of the part of the matrix unit that a head fills
@@ -8,6 +8,7 @@
               makes small matrices slow
     bubble    the turns of a pipeline in which a stage waits
     links     bytes a device sends, at a share of its links' bandwidth; they hide under the rest
+    network   bytes a device sends to other slices, at the rate that published runs reach
 
 The three shares are the constants of `RATES`, the same for all chips: experiments/preflight fits
 them to published step times and scores them on others.
@@ -20,6 +21,7 @@ from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models.layers import stack
 from jaxlm.models.layers.stack import Layer
+from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.parallel.topology import Chip
 from jaxlm.scaling.cost import flops
@@ -49,35 +51,43 @@ RATES = Rates(products=0.91, memory=0.33, links=0.5)
 class Work(NamedTuple):
     """Work of a device in a step: FLOPs with weights; FLOPs of attention as if its heads filled
     the matrix unit; bytes to and from HBM; bytes sent over links, by mesh axis; the time that it
-    waits in a pipeline, as a share of the time that it computes."""
+    waits in a pipeline, as a share of the time that it computes; bytes sent to other slices, by
+    mesh axis."""
 
     products: float
     scores: float
     memory: float
     links: dict[str, float]
     waits: float = 0.0
+    network: dict[str, float] = {}
 
 
 class Seconds(NamedTuple):
-    """The parts of a step's time: those of compute add up, and links hide under them."""
+    """The parts of a step's time: those of compute add up, links hide under them, and the network
+    between slices comes on top."""
 
     products: float
     scores: float
     memory: float
     bubble: float
     links: float
+    network: float = 0.0
 
     @property
     def total(self) -> float:
         """The step."""
-        return max(sum(self) - self.links, self.links)
+        return (
+            max(self.products + self.scores + self.memory + self.bubble, self.links) + self.network
+        )
 
     @property
     def binds(self) -> str:
         """The name of the part that decides: a smaller one would make the step shorter."""
-        if self.links >= self.total:
-            return "links"
-        parts = {name: value for name, value in self._asdict().items() if name != "links"}
+        parts = self._asdict()
+        if self.links + self.network >= self.total:  # compute hides under them
+            parts = {"links": self.links, "network": self.network}
+        else:
+            del parts["links"]
         return max(parts, key=lambda name: parts[name])
 
 
@@ -89,7 +99,8 @@ def seconds(work: Work, chip: Chip, rates: Rates, dimensions: int = 1) -> Second
         work.memory / (rates.memory * chip.bandwidth),
     )
     links = sum(work.links.values()) / (rates.links * 2 * dimensions * chip.link)
-    return Seconds(*compute, work.waits * sum(compute), links)
+    network = sum(work.network.values()) / chip.network
+    return Seconds(*compute, work.waits * sum(compute), links, network)
 
 
 def recomputed(cfg: models.AnyConfig, plan: Plan) -> frozenset[str] | None:
@@ -136,7 +147,18 @@ def work(
     present = _present(spec, plan)
     moved += UPDATE * stored + 2 * 2 * 4 * present * plan.microbatches
     waits = plan.bubble / (1 - plan.bubble) * staged / products
-    return Work(products, scores, moved, links(cfg, plan, batch, seq), waits)
+    sent = links(cfg, plan, batch, seq)
+    network = {axis: share * sent[axis] for axis, share in _between(plan).items() if axis in sent}
+    inside = {axis: size - network.get(axis, 0.0) for axis, size in sent.items()}
+    inside = {axis: size for axis, size in inside.items() if size}
+    return Work(products, scores, moved, inside, waits, network)
+
+
+def _between(plan: Plan) -> dict[str, float]:
+    """Shares of the bytes over each mesh axis that go to other slices: of the n - 1 hops of a ring
+    through k of them, k - 1."""
+    parts = zip(rules.AXES, plan.across, strict=True)
+    return {axis: (k - 1) / (getattr(plan, axis) - 1) for axis, k in parts if k > 1}
 
 
 def _inside(spec: param.Tree, name: str, segment: str, plan: Plan) -> int:

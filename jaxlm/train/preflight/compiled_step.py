@@ -6,16 +6,15 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import param, target
-from jaxlm.core.batch import Batch, Pairs
 from jaxlm.data import pretraining
 from jaxlm.parallel import collectives, hlo
 from jaxlm.parallel.collectives import Collective
 from jaxlm.parallel.topology import Topology, worst_hop
 from jaxlm.scaling.cost import memory
 from jaxlm.train import program, step
+from jaxlm.train.preflight import scheduled_step
 from jaxlm.train.run.run import Run
 
 
@@ -45,7 +44,8 @@ class Bytes(NamedTuple):
 
 class Compiled(NamedTuple):
     """A step compiled for a topology. hops: the worst of each axis, as `topology.worst_hop` has
-    it. kernels: Pallas kernels by name. seconds: of lowering and compiling."""
+    it. kernels: Pallas kernels by name. seconds: of lowering and compiling, without machine code.
+    """
 
     bytes: Bytes
     ledger: list[Collective]
@@ -54,8 +54,12 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
+def compile_step(
+    run: Run, topology: Topology, options: scheduled_step.Options | None = None
+) -> Compiled | Refused:
     """The run's step, as its plan has it, for the devices of a topology.
+
+    options: of the compiler.
 
     Raises: ValueError for a plan that needs another number of devices, and for other data than
     text.
@@ -74,15 +78,11 @@ def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
         tx = program.optimiser(run, objective.spec)
         state = step.abstract(objective, tx, run.plan)
         begin = time.perf_counter()
-        make: Any = program.update(run, objective, tx)
-        lowered = make.lower(state, _batch(run, run.data))
         try:
-            compiled = lowered.compile()
+            text, peak = scheduled_step.schedule(run, topology.name, options or {})
         except jax.errors.JaxRuntimeError as error:
             return refused(error, time.perf_counter() - begin)
         seconds = time.perf_counter() - begin
-        text = compiled.as_text()
-        peak = compiled.memory_analysis().peak_memory_in_bytes
         held = memory.training(
             run.model,
             run.plan,
@@ -96,7 +96,9 @@ def compile_step(run: Run, topology: Topology) -> Compiled | Refused:
         parts = _parts(state, peak, held.gradients, hlo.parse(text), objective.spec)
         ledger = collectives.ledger(text, run.plan.mesh)
         mesh = run.plan.mesh
-        rings = {axis: worst_hop(mesh, axis) for axis, size in mesh.shape.items() if size > 1}
+        parts_of = zip(mesh.shape.items(), run.plan.across, strict=True)
+        inside = [axis for (axis, size), slices in parts_of if size > 1 == slices]
+        rings = {axis: worst_hop(mesh, axis) for axis in inside}
     hops = {axis: hop for axis, hop in rings.items() if hop is not None}
     return Compiled(parts, ledger, hops, frozenset(_KERNEL.findall(text)), seconds)
 
@@ -117,23 +119,6 @@ def refused(error: jax.errors.JaxRuntimeError, seconds: float) -> Refused:
         raise error
     need, there = (float(used[i]) * _UNITS[used[i + 1]] for i in (1, 3))
     return Refused(need, there, seconds)
-
-
-def _batch(run: Run, data: pretraining.Data) -> Batch | Pairs:
-    """A batch's shapes, dtypes and shardings, the largest that the run has."""
-    shapes = [(stage.batch, stage.seq) for stage in pretraining.stages(data)]
-    rows, seq = max(shapes, key=lambda shape: shape[0] * shape[1])
-    own = pretraining.target_length(data) or seq
-    whole = [jax.ShapeDtypeStruct((rows, own), jnp.int32) for _ in range(5)]
-    whole[2] = jax.ShapeDtypeStruct((rows, own), jnp.float32)
-    batch: Any = Batch(*whole)
-    if pretraining.target_length(data) is not None:
-        batch = Pairs(*whole, *(jax.ShapeDtypeStruct((rows, seq), jnp.int32) for _ in range(3)))
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        batch,
-        run.plan.shard_batch(batch),
-    )
 
 
 def _parts(

@@ -13,6 +13,7 @@ from jaxlm.scaling.cost.cost_report import Row
 from jaxlm.train import program
 from jaxlm.train.preflight import compiled_step, memory_check, step_report
 from jaxlm.train.preflight.compiled_step import Compiled, Refused
+from jaxlm.train.preflight.scheduled_step import Options
 from jaxlm.train.preflight.step_report import GIB
 from jaxlm.train.run.run import Run
 
@@ -23,21 +24,28 @@ WIDEST = 16
 def plans(run: Run, topology: Topology) -> Iterator[Plan]:
     """Plans for all devices of a topology: powers of two of tensor, context (where the run's
     attention has it) and expert, the rest fsdp; each remat; micro-batches that divide the rows."""
-    devices = topology.chips * topology.chip.per_chip
+    slices = topology.slices
+    devices = topology.chips * topology.chip.per_chip // slices  # of each
     powers = [1 << n for n in range(WIDEST.bit_length())]
     contexts = powers if run.plan.attention in ("xla", "blockwise") else [1]
     weights = param.flatten(models.spec(run.model)).values()
     experts = powers if any("expert" in p.axes[: p.copies] for p in weights) else [1]
     for tensor, context, expert in itertools.product(powers, contexts, experts):
         fsdp, left = divmod(devices, tensor * context * expert)
-        rows, over = divmod(run.data.batch, max(1, fsdp * expert))
+        rows, over = divmod(run.data.batch, max(1, slices * fsdp * expert))
         if left or over or not fsdp:
             continue
         for parts in (n for n in powers if rows % n == 0):
             for remat in ("none", "dots", "full"):
                 yield dataclasses.replace(
                     run.plan,
-                    **{"data": 1, "zero": 0, "sequence": False, "context_keys": "ring"},
+                    **{
+                        "data": slices,
+                        "slices": slices,
+                        "zero": 0,
+                        "sequence": False,
+                        "context_keys": "ring",
+                    },
                     **{"fsdp": fsdp, "tensor": tensor, "context": context, "expert": expert},
                     **{"microbatches": parts, "remat": remat},
                 )
@@ -71,11 +79,13 @@ def best(run: Run, objective: Objective, topology: Topology, count: int) -> list
     return fitting
 
 
-def compiled(runs: list[Run], topology: Topology) -> list[tuple[Run, Compiled | Refused | None]]:
+def compiled(
+    runs: list[Run], topology: Topology, options: Options
+) -> list[tuple[Run, Compiled | Refused | None]]:
     """The runs with their compiled steps (None of a topology that has no devices), those that fit
     first, and the fastest of them by their own collectives first."""
     steps = [
-        (run, compiled_step.compile_step(run, topology) if topology.devices else None)
+        (run, compiled_step.compile_step(run, topology, options) if topology.devices else None)
         for run in runs
     ]
 

@@ -25,6 +25,7 @@ PARTS = {
     "memory": "HBM: bytes of operands and results",
     "bubble": "the pipeline's bubble",
     "links": "ICI: bytes between chips",
+    "network": "DCN: bytes between slices",
 }
 
 
@@ -51,15 +52,21 @@ def predict(run: Run, topology: Topology, ledger: list[Collective] | None = None
         again=roofline.recomputed(run.model, run.plan),
     )
     if ledger is not None:
-        sent = {", ".join(row.axes): 0.0 for row in ledger}
-        for row in ledger:
-            sent[", ".join(row.axes)] += row.sent
-        work = work._replace(links=sent)
+        work = work._replace(links=_sent(ledger, False), network=_sent(ledger, True))
     parts = roofline.seconds(work, chip, roofline.RATES, topology.dimensions)
     targets = pretraining.target_length(run.data) if isinstance(run.data, Data) else None
     each = flops.per_token(run.model, seq, targets=targets).training
     peak = run.plan.devices * chip.flops * parts.total
     return Prediction(parts.total, parts, rows * seq, each * rows * seq / peak)
+
+
+def _sent(ledger: list[Collective], between: bool) -> dict[str, float]:
+    """Bytes sent, by mesh axes, between slices or in one."""
+    rows = [row for row in ledger if row.between == between]
+    sent = {", ".join(row.axes): 0.0 for row in rows}
+    for row in rows:
+        sent[", ".join(row.axes)] += row.sent
+    return sent
 
 
 def _shape(run: Run) -> tuple[int, int]:
@@ -124,7 +131,8 @@ def _collectives(compiled: Compiled, topology: Topology) -> Iterator[Row]:
     yield Row("collectives of a step, a device", "")
     for row in compiled.ledger:
         name = f"{row.kind} over {', '.join(row.axes) or 'no axis'} ({row.size})"
-        time = _seconds(row.sent, topology)
+        name += " between slices" if row.between else ""
+        time = row.sent / topology.chip.network if row.between else _seconds(row.sent, topology)
         yield Row(name, f"{row.count:,} times, {devices.binary(row.sent)} sent, {time:.3f} s")
     if compiled.hops:
         text = ", ".join(f"{axis} {hop}" for axis, hop in compiled.hops.items())

@@ -69,6 +69,24 @@ def test_links_hide_until_they_bind():
     assert slow.binds == "links" and slow.total == slow.links
 
 
+@pytest.mark.parametrize("data, share", [(2, 1), (4, 1 / 3)])
+def test_slices_send_over_the_network(data, share):
+    """A ring of four devices in two slices has one of its three hops between them; what goes over
+    the network hides under nothing, and binds where it takes the longest."""
+    sizes = {"batch": 16, "seq": 512, "mxu": 128, "again": None}
+    inside = roofline.work(CFG, Plan(data=data, fsdp=4), **sizes)
+    across = roofline.work(CFG, Plan(data=data, fsdp=4, slices=2), **sizes)
+    assert across.network == {"data": pytest.approx(share * inside.links["data"])}
+    assert across.links["fsdp"] == inside.links["fsdp"] and not inside.network
+    both = across.links.get("data", 0.0) + across.network["data"]
+    assert both == pytest.approx(inside.links["data"])
+    parts = roofline.seconds(across, CHIPS["v5p"], roofline.RATES)
+    assert parts.network == pytest.approx(across.network["data"] / 1.3e9)
+    alone = parts._replace(network=0.0)
+    assert parts.total == alone.total + parts.network and alone.binds != "network"
+    assert parts._replace(network=2 * alone.total).binds == "network"
+
+
 def test_a_pipeline_waits_and_passes_its_parts_on():
     """4 layers in 2 stages with 4 parts wait for a fifth of all turns; of 5 layers, 4 do."""
     four, five = (dataclasses.replace(CFG, layers=n) for n in (4, 5))
