@@ -33,7 +33,7 @@ ALLOWED = {
     # of what the user gave in Python, or named in JAXLM_FACTORIES
     "jaxlm/models/flax_modules/__init__.py": {"import_module"},
     "jaxlm/models/flax_modules/from_flax.py": {"eval"},  # an nnx.Module's method
-    "jaxlm/train/preflight/compiled_step.py": {"compile"},  # a traced program, by XLA
+    "jaxlm/train/preflight/scheduled_step.py": {"compile"},  # a traced program, by XLA
     "jaxlm/train/rl/sandbox.py": {"exec_module", "spec_from_file_location", "import_module"},
 }
 

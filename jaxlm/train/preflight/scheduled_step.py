@@ -58,15 +58,17 @@ def schedule(run: Run, name: str, options: Options) -> Scheduled:
         try:
             while not receiver.poll(0.1) and not any(path.glob(DONE)):
                 pass
-            error = receiver.recv() if receiver.poll() else None
+            answer = receiver.recv() if receiver.poll() else None
         except EOFError:
             child.join()
             raise RuntimeError(f"the compiler's process ended with {child.exitcode}") from None
         finally:
             child.kill()
             child.join()
-        if error is not None:
-            raise jax.errors.JaxRuntimeError(error)
+        if isinstance(answer, str):
+            raise jax.errors.JaxRuntimeError(answer)
+        if answer is not None:  # compiled to the end: this libtpu writes no such files
+            return answer
         text, memory = (next(path.glob(pattern)).read_text() for pattern in (HLO, MEMORY))
     total = _TOTAL.search(memory)
     if total is None:
@@ -75,18 +77,20 @@ def schedule(run: Run, name: str, options: Options) -> Scheduled:
 
 
 def _compile(run: Run, name: str, options: Options, folder: str, sender: Connection) -> None:
-    """Compile, and send the compiler's error, None if there is none."""
+    """Compile, and send the Scheduled step, or the compiler's error as text."""
     threading.Thread(
         target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
     ).start()
     jax.config.update("jax_enable_compilation_cache", False)  # TPUs elsewhere cannot read it
-    error = None
     lowered = lower(run, topology.load(name))
     try:
-        lowered.compile(compiler_options={**options, "xla_dump_to": folder})
+        compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder})
     except jax.errors.JaxRuntimeError as raised:
-        error = str(raised)
-    sender.send(error)
+        sender.send(str(raised))
+        return
+    held: Any = compiled.memory_analysis()
+    peak = held.peak_memory_in_bytes - held.generated_code_size_in_bytes
+    sender.send(Scheduled(compiled.as_text() or "", peak))
 
 
 def _end_with(parent: Any) -> None:
