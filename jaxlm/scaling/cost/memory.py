@@ -166,14 +166,17 @@ def activations(
               ffn wide terms: size each
         dots  size x the outputs of all matrices; the last one's place is taken by the residual
               stream, since it is only added to it
-        full  size x embed, the residual stream; and size x the outputs that `plan.keep` names
+        full  size x embed, the residual stream, once a repeat of the layers' pattern; and size x
+              the outputs that `plan.keep` names
 
     and attention's own: with kernel xla three float32 scores per head and key, with blockwise or
-    over `context` one float32 per head. `dots` and `full` recompute attention and hold one layer's
-    `none` meanwhile.
+    over `context` one float32 per head. `dots` and `full` recompute a repeat of the pattern
+    at a time: of its layers the outputs of all products and attention's own are held, of one also
+    the rest of `none`.
     Around the layers are the last hidden state and its gradient, 2 x size x embed. Of an
     encoder-decoder the encoder's layers have `seq` tokens and the decoder's have `targets`. A
-    token's experts count each for itself, with the token's copy among their inputs and outputs.
+    token's experts count each for itself, with the token's copy among their inputs and outputs; a
+    layer's experts are gathered where a mesh has them in parts, and the gradient of one matrix.
     A stage of a pipeline keeps its layers' of every turn, bubbles too, and three residual streams
     of all its rows, in which they wait.
 
@@ -190,37 +193,61 @@ def activations(
     for name, length in (("encoder", seq), ("stack", own), ("ahead", own)):
         stages = stack.staged(spec[name], plan) if name in spec and name != "ahead" else None
         for index, segment in spec.get(name, {}).items():
+            repeats = jax.tree.leaves(segment, is_leaf=param.is_param)[0].shape[0]
             inside = stages[1] if stages is not None and stages[0] == index else 0
-            for place, layer in segment.items():
-                active = kinds[stack.kind(place)].active
-                n = jax.tree.leaves(layer, is_leaf=param.is_param)[0].shape[0] - inside
-                kept += _layer(layer, n, plan, on, rows, length, size, active)
-                # of every turn, a part's rows, which are on the devices of one stage
-                turns = inside // (plan.pipe * plan.pipe_rounds) * plan.turns
-                part = rows * plan.pipe // plan.parts
-                kept += _layer(layer, turns, plan, on, part, length, size, active)
+            # of every turn, a part's rows, which are on the devices of one stage
+            turns = inside // (plan.pipe * plan.pipe_rounds) * plan.turns
+            part = rows * plan.pipe // plan.parts
+            for n, these in ((repeats - inside, rows), (turns, part)):
+                if n:
+                    each, recomputed = _repeat(segment, kinds, plan, on, these, length, size)
+                    kept += n * each + recomputed
         if stages is not None:
             width = spec["embed"]["table"].shape[1:]
             kept += 3 * size * _width(("embed",), width, on, rows * plan.pipe, length)
     return kept
 
 
-def _layer(
-    layer: param.Tree, n: int, plan: Plan, on: Mesh, rows: int, seq: int, size: int, active: int
-) -> int:
-    """Bytes per device that n layers of one kind keep: see `activations`."""
-    if not n:
+def _repeat(
+    segment: param.Tree, kinds: Any, plan: Plan, on: Mesh, rows: int, seq: int, size: int
+) -> tuple[int, int]:
+    """Bytes per device that one repeat of a segment's pattern of layers keeps, and that it holds
+    while it is recomputed: see `activations`."""
+    kept, products, rest = 0, 0, 0
+    for place, layer in segment.items():
+        active = kinds[stack.kind(place)].active
+        widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
+        width = next(width for width in widths if width)
+        embed = _width(("embed",), (width,), on, rows, seq, plan)
+        outputs, inner = _products(layer, on, rows, seq, active)
+        norms = max(2 * embed, _norms(layer, on, rows, seq, plan))
+        scores = _scores(layer, plan, on, rows, seq)
+        single = (8 + size) * norms + size * inner + scores
+        named = _named(layer, plan.keep, on, rows, seq, active)
+        kept += {"none": single, "dots": size * outputs, "full": size * named}[plan.remat]
+        products += size * outputs + scores
+        rest = max(rest, single - size * outputs - scores)
+    experts = max(_experts(layer, on, size) for layer in segment.values())
+    if plan.remat == "none":
+        return kept, experts
+    if plan.remat == "full" and "layer" not in plan.offload:
+        kept += size * embed  # what the pattern's first layer reads
+    return kept, products + rest + experts
+
+
+def _experts(layer: param.Tree, on: Mesh, size: int) -> int:
+    """Bytes per device of a layer's experts where a mesh gathers them: all matrices, and the
+    gradient of one before it is split."""
+    apart = [axis for axis in rules.STORED if axis != "expert"]
+    if all(on.shape.get(axis, 1) == 1 for axis in apart):
         return 0
-    widths = (dict(zip(p.axes, p.shape)).get("embed") for p in param.flatten(layer).values())
-    width = next(width for width in widths if width)
-    embed = _width(("embed",), (width,), on, rows, seq, plan)
-    outputs, inner = _products(layer, on, rows, seq, active)
-    norms = max(2 * embed, _norms(layer, on, rows, seq, plan))
-    single = (8 + size) * norms + size * inner + _scores(layer, plan, on, rows, seq)
-    named = _named(layer, plan.keep, on, rows, seq, active)
-    named += embed if "layer" not in plan.offload else 0
-    each = {"none": single, "dots": size * outputs, "full": size * named}[plan.remat]
-    return n * each + (0 if plan.remat == "none" else single)
+    each = [0]
+    for path, p in param.flatten(layer).items():
+        if p.inputs and "expert" in p.axes[: p.copies]:
+            axes, shape = p.axes[p.axes[0] == "layer" :], p.shape[p.axes[0] == "layer" :]
+            place = rules.partition(axes, shape, on, f"weight {path}", apart)
+            each.append(size * math.prod(NamedSharding(on, place).shard_shape(shape)))
+    return sum(each) + max(each)
 
 
 def _named(

@@ -29,6 +29,8 @@ EXPERTS = mistral.Config(
 SANDWICH = gemma.Config(
     vocab=256, embed=128, layers=6, heads=4, kv=2, head=32, ffn=352, sandwich=True, qk_norm=True
 )
+# Recomputed six layers at a time, and the two that are left.
+PATTERN = dataclasses.replace(SANDWICH, layers=14, pattern=("local",) * 5 + ("global",), window=32)
 ROWS, SEQ = 8, 128
 
 
@@ -52,16 +54,37 @@ def _xla_temporaries(cfg, plan):
         pytest.param(LLAMA, Plan(loss_chunk=512, pipe=2), marks=pytest.mark.slow),
         pytest.param(LLAMA, Plan(loss_chunk=512, pipe=4, remat="full"), marks=pytest.mark.slow),
         pytest.param(EXPERTS, Plan(loss_chunk=512), marks=pytest.mark.slow),
+        pytest.param(PATTERN, Plan(loss_chunk=512, remat="full"), marks=pytest.mark.slow),
     ],
-    ids=["none", "dots", "full", "blockwise", "sandwich", "pipe", "uneven", "experts"],
+    ids=["none", "dots", "full", "blockwise", "sandwich", "pipe", "uneven", "experts", "pattern"],
 )
 def test_activations_are_within_a_third_of_xlas(cfg, plan):
     """dots once kept nothing on CPU, because the linear layer's own gradient rule hid its matrix
     product from the policy: its memory was that of full. Gemma's norms after its sublayers and
-    those of queries and keys were once left out: a fifth too little."""
+    those of queries and keys were once left out: a fifth too little. A pattern's layers once
+    counted as if each were kept and recomputed alone: twice too much."""
     part = memory.training(cfg, plan, batch=ROWS, seq=SEQ, tx=optax.adamw(1e-3), dtype=jnp.float32)
     ratio = (part.activations + part.logits) / _xla_temporaries(cfg, plan)
     assert 0.75 < ratio < 1.33
+
+
+def test_experts_are_gathered_where_a_mesh_has_them_in_parts():
+    """In the computing dtype, and the gradient of one of three matrices; not over `expert`."""
+
+    def held(plan, cfg):
+        parts = memory.training(
+            cfg, plan, batch=ROWS, seq=SEQ, tx=optax.adamw(1e-3), dtype=jnp.bfloat16
+        )
+        return parts.activations
+
+    def alone(cfg):  # what each of four devices has without a gather
+        return memory.activations(cfg, Plan(), ROWS // 4, SEQ, jnp.bfloat16)
+
+    whole = 8 * 128 * 128 * 2 * 4  # experts, both widths, bytes, matrices and a gradient
+    assert held(Plan(fsdp=4), EXPERTS) - alone(EXPERTS) == whole
+    assert held(Plan(fsdp=2, expert=2), EXPERTS) - alone(EXPERTS) == whole / 2
+    assert held(Plan(expert=4), EXPERTS) == alone(EXPERTS)
+    assert held(Plan(fsdp=4), LLAMA) == alone(LLAMA)
 
 
 def _normalised(jaxpr, times=1):
