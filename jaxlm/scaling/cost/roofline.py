@@ -157,7 +157,7 @@ def work(
 def _between(plan: Plan) -> dict[str, float]:
     """Shares of the bytes over each mesh axis that go to other slices: of the n - 1 hops of a ring
     through k of them, k - 1."""
-    parts = zip(rules.AXES, plan.across, strict=True)
+    parts = zip(plan.axes, plan.across, strict=True)
     return {axis: (k - 1) / (getattr(plan, axis) - 1) for axis, k in parts if k > 1}
 
 

@@ -46,6 +46,9 @@ def test_every_axis_divides_the_work():
     undivided = work()
     for plan in (Plan(fsdp=4), Plan(data=2, tensor=2), Plan(context=4)):
         assert work(plan=plan).products == pytest.approx(undivided.products / 4)
+    # two mesh axes, in one slice and in two
+    for plan in (Plan(fsdp=64), Plan(data=2, fsdp=64, slices=2)):
+        assert work(plan=plan).products == pytest.approx(undivided.products / plan.devices)
 
 
 def test_links_carry_the_least_of_a_layout():
