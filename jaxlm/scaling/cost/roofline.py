@@ -21,7 +21,6 @@ from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models.layers import stack
 from jaxlm.models.layers.stack import Layer
-from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.parallel.topology import Chip
 from jaxlm.scaling.cost import flops
