@@ -104,6 +104,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "models/__init__": (COUNTS, GOLDEN, LAWS),
     "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),
     "models/layers/decoder": (GOLDEN, LAWS),
+    "models/layers/embedding_lookup": ("tests/train/run/test_certificate.py", GOLDEN),
     "models/layers/ffn": (GOLDEN, COUNTS),
     "models/layers/mha": (GOLDEN, LAWS),
     "models/layers/mla": (f"{GOLDEN} -k deepseek", "tests/models/test_deepseek.py"),

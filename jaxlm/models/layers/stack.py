@@ -168,12 +168,14 @@ def apply(
     """
     numbers = jnp.arange(x.shape[0])
     stages = staged(stack, plan)
+    # by kind: a stack's layers may be apart, which a spec's are not
+    of_kind = {kind(place): layer for part in spec.values() for place, layer in part.items()}
     first, stats = 0, []
     for name in sorted(stack, key=int):
         segment, names = stack[name], _ordered_names(stack[name])
         n, width = _repeats(segment), len(names)
         weights = (segment, first + width * jnp.arange(n))
-        run = functools.partial(_run, names, block, plan, spec[name], key)
+        run = functools.partial(_run, names, block, plan, of_kind, key)
         for part, how in _pieces(n, str(name), stages):
             some = weights if part == slice(0, n) else jax.tree.map(lambda w, p=part: w[p], weights)
             if how is None:
@@ -239,7 +241,7 @@ def _run(
     names: list[str],
     block: Block,
     plan: Plan,
-    spec: param.Tree,
+    of_kind: dict[str, param.Tree],
     key: jax.Array | None,
     weights: tuple[param.Tree, jax.Array],
     x: jax.Array,
@@ -260,7 +262,7 @@ def _run(
             if key is not None:  # of each row by itself, wherever it is
                 fold = jax.vmap(jax.random.fold_in, (None, 0))
                 keys = fold(jax.random.fold_in(key, index + j), numbers)
-            whole = gathered(w[name], spec[name], plan, layer=True)
+            whole = gathered(w[name], of_kind[kind(name)], plan, layer=True)
             x, out = block(kind(name), whole, x, given, None, keys)
             x = plan.constrain(x, "rows seq embed")
             outputs.append(out)

@@ -265,8 +265,8 @@ def problems(sweep: Sweep) -> Iterator[str]:
     yield from check.changed("base", base, "start", "trunk", "adapter", "rollout", why=why)
     why = "since the law is of the tokens that were wanted"
     yield from check.changed("base", base, "patience", why=why)
-    rules = dataclasses.astuple(sweep.counting)
-    yield from check.problem("counting", rules, "given" not in rules, "rules that count a Config")
+    ok, fits = "given" not in dataclasses.astuple(sweep.counting), "rules that count a Config"
+    yield from check.problem("counting", sweep.counting, ok, fits)
     yield from check.choices("", sweep)
     count = len(sweep.cells)
     yield from check.problem("cells", count, count >= 2, "at least 2, which a law needs")

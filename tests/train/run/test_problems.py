@@ -164,7 +164,7 @@ CASES = {
             ("cells", (sweep_cells.Cell(TINY, NAN),), None),
             ("held_out", sweep_cells.Cell(TINY, math.inf), None),
             ("speed", sweep_cells.Speed(NAN, NAN, -1.0), None),
-            ("counting", tuple(Counting()), "rules that count a Config"),
+            ("counting", Counting(), "rules that count a Config"),
             ("rule", "mine", "one of ['step law', 'deepseek']"),
             ("lr_factor", NAN, "above 0"),
             ("batch_factor", 0.0, "above 0"),
