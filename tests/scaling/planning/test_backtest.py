@@ -27,16 +27,16 @@ def test_the_largest_budgets_of_hoffmann():
 def test_leaving_out_the_highest_losses_of_hoffmann():
     """How many outliers go moves tokens per parameter at 5.76e23 from 7 to 31."""
     rows = comparison.outliers(public.epoch(0), CHINCHILLA, 5.76e23, 1e-3, 6.0)
-    assert [r["dropped"] for r in rows] == [0, 2, 3, 5, 10, 20]
-    assert [r["points"] for r in rows] == [245, 243, 242, 240, 235, 225]
+    assert [r.dropped for r in rows] == [0, 2, 3, 5, 10, 20]
+    assert [r.points for r in rows] == [245, 243, 242, 240, 235, 225]
     # the last is 31.15, given as 31.2
     expected = [6.8, 11.4, 14.7, 17.9, 19.9, 31.2]
-    assert [r["tokens_per_parameter"] for r in rows] == pytest.approx(expected, abs=0.06)
-    assert not any(r["failed"] for r in rows)
+    assert [r.tokens_per_parameter for r in rows] == pytest.approx(expected, abs=0.06)
+    assert not any(r.failed for r in rows)
     fit = fitting.fit(CHINCHILLA, public.epoch())
     near = comparison.outliers(public.epoch(0), CHINCHILLA, 5.76e23, 1e-3, 6.0, near=fit)
     for a, b in zip(near, rows):
-        assert a["theta"] == pytest.approx(b["theta"], rel=1e-6)
+        assert a.theta == pytest.approx(b.theta, rel=1e-6)
 
 
 def some(n, d, unique=None):

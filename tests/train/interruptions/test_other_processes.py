@@ -3,6 +3,7 @@ hang."""
 
 import dataclasses
 import json
+import re
 import signal
 
 import pytest
@@ -97,8 +98,8 @@ def test_a_slow_process_is_a_line_and_one_that_hangs_ends_the_run(tiny, start):
     try:
         printed = first.communicate(timeout=300)[0]
         assert first.returncode == multihost.LOST, printed
-        assert "warning: waiting for process 1, for 1" in printed
-        assert "s at the batch of step 5" in printed
+        line = r"warning: waiting for process 1, for \d+ s at the batch of step 5"
+        assert re.search(line, printed), printed
         last = [line for line in printed.splitlines() if line.startswith("jaxlm: ")]
         assert len(last) == 1, printed
         assert last[0].startswith(
