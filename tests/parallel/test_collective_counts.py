@@ -82,12 +82,13 @@ def test_a_ring_of_n_turns_n_minus_1_times(n):
 def test_a_ring_carries_gradients_home_in_n_turns(n):
     """The backward pass turns the four arrays again, and the gradients of keys and values with
     them, once more to reach their own device; it deals the gradient it is given, and three back.
-    On a ring of two the arrays of the one turn are those of the forward pass."""
+    On a ring of two the arrays of the one turn are those of the forward pass, with JAX 0.10."""
     forward = 4 * (n - 1) + 6 * (1 if n == 2 else 2)
-    again = 0 if n == 2 else 4 * (n - 1)
+    again = {4 * (n - 1)} | ({0} if n == 2 else set())
     found = attended(Plan(context=n), both=True)
-    total = forward + again + 2 * n + 4 * (1 if n == 2 else 2)
-    assert found == {("collective-permute", ("context",)): total}
+    rest = forward + 2 * n + 4 * (1 if n == 2 else 2)
+    assert found.keys() == {("collective-permute", ("context",))}
+    assert found["collective-permute", ("context",)] - rest in again
 
 
 @pytest.mark.parametrize("n", [2, 4])
