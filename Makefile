@@ -74,7 +74,7 @@ LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.versi
 PINS = $(if $(wildcard $(LOCK)),-c $(LOCK))
 # Python compiles what it imports; compiling all that is installed would take a quarter of the time.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-# uv takes a fifth of pip's time, and does not read pip's settings: where they name an index that
+# uv takes less than a third of pip's time, and does not read pip's settings: where they name an index that
 # must be used, pip does it.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(PINS) $(1) || $(PIP) $(PINS) $(1)
 

@@ -45,9 +45,8 @@ def _multiply(x, w, sizes, dtype, side):
 
     def visit(out, at):
         rows = _rows(padded, at, size)
-        y = _dot(rows, w[at.group].astype(x.dtype), ((1,), (side,))).astype(
-            dtype
-        )  # [size, F], of side 1 [size, D]
+        # [size, F], of side 1 [size, D]
+        y = _dot(rows, w[at.group].astype(x.dtype), ((1,), (side,))).astype(dtype)
         old = jax.lax.dynamic_slice_in_dim(out, at.tile * size, size)
         return jax.lax.dynamic_update_slice_in_dim(out, old + y, at.tile * size, 0), None
 
