@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxlm.core import cache
 
@@ -48,3 +49,15 @@ def test_programs_are_kept_where_jax_has_not_started(monkeypatch, tmp_path):
     monkeypatch.setenv(cache.FOLDER, "elsewhere")
     cache.programs()
     assert os.environ[cache.FOLDER] == "elsewhere" and os.environ[cache.LEAST] == "0.0"
+
+
+def test_several_processes_on_cpus_keep_no_programs(monkeypatch, tmp_path):
+    """A ring over two processes ended in the first run, and waited for ever in the second, which
+    read its step from the disk (tests/train/interruptions/test_other_processes.py)."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    try:
+        cache.programs()
+        assert not jax.config.values["jax_enable_compilation_cache"]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
