@@ -1,5 +1,6 @@
 """Requests among others against each alone, bit for bit: any slot, any arrival, shared prefixes."""
 
+import dataclasses
 import random
 
 import jax
@@ -7,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.data import tokenizers
+from jaxlm import models
 from jaxlm.decode import completions, token_sampling
 from jaxlm.decode.serve import engine as engines
 from jaxlm.decode.serve import prefix_cache, slots
 from jaxlm.decode.token_sampling import Sampling
+from tests.decode.test_completions import BYTES, reciter  # noqa: F401
 
 CAPACITY = engines.Capacity(slots=3, length=64, chunk=16, steps=4)
 NAMES = ["llama", "window", "gpt"]
@@ -138,9 +140,7 @@ def test_a_longer_cache_changes_no_bit(name, tiny_long):
 
 @pytest.fixture
 def tiny_long(tiny):
-    import dataclasses
-
-    from jaxlm import models
+    """tiny(name) with 1,024 positions."""
 
     def get(name):
         model, params = tiny(name)
@@ -191,7 +191,6 @@ def test_prefixes_are_dropped_when_there_is_no_room():
 
 def test_few_programs_are_compiled(llama):
     model, params, asked, _ = llama
-    static = model._replace(spec=None)
     engine = engines.Engine(model, params, CAPACITY)
     programs = (slots.begin, slots.go_on, slots.insert, slots.decode)
     before = [program._cache_size() for program in programs]
@@ -200,24 +199,19 @@ def test_few_programs_are_compiled(llama):
     engine.run()
     # the first chunk and the later ones by their bucket (16 alone here), one insert, one decode
     assert [p._cache_size() - n for p, n in zip(programs, before)] == [0, 0, 0, 0]
-    assert hash(static.hidden) is not None
 
 
-def test_stop_strings_and_text_are_those_of_completions(tiny):
-    tokenizer = tokenizers.load("bytes")
-    model, params = tiny("bytes")
-    text = completions.complete(model, params, tokenizer, ["ab"], Sampling(max_new=24, seed=4))[0]
-    wanted = text.text[5:7]
-    ids = completions.encode(tokenizer, "ab")
-    for strings in ((), (wanted,)):
-        sampling = Sampling(max_new=24, seed=4, stop_strings=strings)
-        sampling = completions.with_eos(tokenizer, sampling)
-        (want,) = completions.complete(model, params, tokenizer, ["ab"], [sampling])
-        engine = engines.Engine(model, params, CAPACITY, tokenizer)
-        engine.submit(ids, sampling)
-        (part,) = engine.run()
-        assert (part.text, part.tokens, part.finish) == (want.text, want.tokens, want.finish)
-    assert part.finish == "stop_string" and engine.running == 0
+@pytest.mark.parametrize("strings", [(), ("then",), ("\U0001f600", "d \U0001f600")])
+def test_stop_strings_and_text_are_those_of_completions(reciter, strings):  # noqa: F811
+    sampling = Sampling(max_new=50, temperature=0.0, stop_strings=strings)
+    sampling = completions.with_eos(BYTES, sampling)
+    (want,) = completions.complete(*reciter, BYTES, ["h\u00e9"], [sampling])
+    engine = engines.Engine(*reciter, CAPACITY, BYTES)
+    engine.submit(completions.encode(BYTES, "h\u00e9"), sampling)
+    (part,) = engine.run()
+    assert (part.text, part.tokens, part.finish) == (want.text, want.tokens, want.finish)
+    assert part.finish == ("stop_string" if strings else "stop_token")
+    assert engine.running == 0
 
 
 def test_what_does_not_fit_is_refused_before_compute(llama, tiny):
@@ -232,7 +226,7 @@ def test_what_does_not_fit_is_refused_before_compute(llama, tiny):
     with pytest.raises(ValueError, match="stop_strings: a tokenizer is needed"):
         engine.submit([1], Sampling(max_new=1, stop_strings=("a",)))
     with pytest.raises(ValueError, match="capacity.length: 100 given; it must be at most 64"):
-        engines.Engine(model, params, engines.Capacity(length=100))
+        engines.Engine(*tiny("gpt"), engines.Capacity(length=100))
     with pytest.raises(ValueError, match="capacity.slots: 0 given"):
         engines.Capacity(slots=0)
     assert not engine.busy and engine.step() == []
