@@ -142,10 +142,7 @@ class Engine:
         Raises: ValueError, before any compute, for what `token_sampling.generate` refuses and for a
         request that has more tokens than capacity.length, with the max_new that would fit.
         """
-        check_room(len(prompt), sampling, self.capacity)
-        if sampling.stop_strings and self._tokenizer is None:
-            raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings")
-        token_sampling.check_prompts(self._checked, [prompt], [sampling])
+        self.check(prompt, sampling)
         watch = None
         ids = [int(token) for token in prompt]
         if self._tokenizer is not None:
@@ -153,6 +150,13 @@ class Engine:
         number, self._next = self._next, self._next + 1
         self._waiting[number] = _Running(number, ids, sampling, watch)
         return number
+
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Raises: as `submit`."""
+        check_room(len(prompt), sampling, self.capacity)
+        if sampling.stop_strings and self._tokenizer is None:
+            raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings")
+        token_sampling.check_prompts(self._checked, [prompt], [sampling])
 
     def cancel(self, number: int) -> bool:
         """Whether the request was there; its slot is free from the next step on."""
@@ -278,9 +282,8 @@ class Engine:
             text = one.watch.take() + (one.watch.finish() if finish is not None else "")
         if finish is not None:
             self._leave([slot], sampling_loop.STOP_STRING)
-        columns = (out.log_probs, out.support_log_probs)
-        logs = [column[r, :count].tolist() for column in columns]
-        return Part(one.number, tokens[:count], *logs, text, finish)
+        raw, support = out.log_probs[r, :count], out.support_log_probs[r, :count]
+        return Part(one.number, tokens[:count], raw.tolist(), support.tolist(), text, finish)
 
     def _leave(self, ended: Sequence[int], code: int) -> None:
         """The slots are free, and no longer decoded."""
@@ -317,8 +320,17 @@ def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:
 
 
 def joined(a: Part, b: Part) -> Part:
-    logs = [a.log_probs + b.log_probs, a.support_log_probs + b.support_log_probs]
-    return Part(a.number, a.tokens + b.tokens, *logs, a.text + b.text, b.finish, a.cached)
+    """Two parts of a request, one after the other, as one."""
+    support = a.support_log_probs + b.support_log_probs
+    return Part(
+        a.number,
+        a.tokens + b.tokens,
+        a.log_probs + b.log_probs,
+        support,
+        a.text + b.text,
+        b.finish,
+        a.cached,
+    )
 
 
 def _cache_bytes(model: Model, capacity: Capacity) -> int:

@@ -12,7 +12,7 @@ was computed before or not.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,10 +106,10 @@ def free(model: Model, batch: int, row: State) -> State:
     )
     at = At(*(widen(x) for x in row.cache.at[:2]))
     cache = Cache(layers, at, jnp.zeros(batch, jnp.int32))
-    out = jax.tree.map(widen, row.out)
-    out = out._replace(finish=jnp.full(batch, sampling_loop.LENGTH, jnp.int32))
-    rest = jax.tree.map(widen, row._replace(cache=None, out=None, step=None))
-    return rest._replace(cache=cache, out=out, step=jnp.zeros((), jnp.int32))
+    rest = jax.tree.map(widen, _by_row(row))
+    full = jnp.full(batch, sampling_loop.LENGTH, jnp.int32)
+    rest["out"] = rest["out"]._replace(finish=full)
+    return State(cache=cache, step=jnp.zeros((), jnp.int32), **rest)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -147,9 +147,13 @@ def insert(model: Model, room: int, state: State, slot: jax.Array, row: State) -
     )
     at = At(*(put(x, one) for x, one in zip(state.cache.at[:2], row_cache.at[:2], strict=True)))
     filled = put(state.cache.filled, row_cache.filled[None])
-    plain = [state._replace(cache=None, step=None), row._replace(cache=None, step=None)]
-    rest = jax.tree.map(put, *plain)
-    return rest._replace(cache=Cache(layers, at, filled), step=state.step)
+    rest = jax.tree.map(put, _by_row(state), _by_row(row))
+    return State(cache=Cache(layers, at, filled), step=state.step, **rest)
+
+
+def _by_row(state: State) -> dict[str, Any]:
+    """What is by row in a State, [B, ...], but for the cache."""
+    return {name: x for name, x in state._asdict().items() if name not in ("cache", "step")}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
