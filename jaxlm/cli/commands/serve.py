@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import signal
 from collections.abc import Sequence
 
 import tyro
@@ -68,5 +69,7 @@ def _command(
     )
     ends = (tokenizer.special["eos"], *trained_weights.stop_tokens(run))
     served = http_api.Served(name or saved.run.name, worker.Worker(running), tokenizer, ends, asked)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn, which ends by them, raises them once more
     uvicorn.run(http_api.app(served), host=host, port=port, log_level="info", access_log=False)
     return 0
