@@ -33,7 +33,7 @@ from jaxlm.scaling.cost import memory
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What an engine has room for."""
+    """Room of an engine."""
 
     slots: int = 8
     """Requests that are decoded together."""
@@ -52,7 +52,7 @@ class Capacity:
 
 
 class Part(NamedTuple):
-    """What a step added to a request.
+    """Addition of a step to a request.
 
     number: as `submit` returned it. tokens, log_probs, support_log_probs: of the new tokens, as in
     `sampling_loop.Generation`. text: the new text that is certain, "" without a tokenizer. finish:
@@ -261,7 +261,7 @@ class Engine:
         return parts
 
     def _part(self, slot: int, one: _Running, out: sampling_loop.Generation, before: int) -> Part:
-        """What `out` added to the request in a slot; it leaves the slot if it has ended. out is of
+        """Additions of `out` to the request in a slot, which leaves it if it has ended. out is of
         the request's row alone, or of all slots."""
         r = slot if len(out.finish) > 1 or self.capacity.slots == 1 else 0
         count, code = int(out.lengths[r]) - before, int(out.finish[r])

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Counts of a server, for Prometheus."""
 
 import prometheus_client
 

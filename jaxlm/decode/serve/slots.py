@@ -152,7 +152,7 @@ def insert(model: Model, room: int, state: State, slot: jax.Array, row: State) -
 
 
 def _by_row(state: State) -> dict[str, Any]:
-    """What is by row in a State, [B, ...], but for the cache."""
+    """Fields of a State that are by row, [B, ...], but for the cache."""
     return {name: x for name, x in state._asdict().items() if name not in ("cache", "step")}
 
 

@@ -27,7 +27,7 @@ class Strict(pydantic.BaseModel):
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides."""
+    """Additions to a stream."""
 
     include_usage: bool = False
 
@@ -39,7 +39,7 @@ class ResponseFormat(Strict):
 
 
 class Request(Strict):
-    """What both kinds of requests have."""
+    """Fields of both kinds of requests."""
 
     model: str
     max_tokens: int | None = None

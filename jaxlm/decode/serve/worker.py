@@ -88,7 +88,7 @@ class Worker:
                 self._asked.get()
 
     def _take(self) -> bool:
-        """What is asked for is done, waiting for it while nothing runs; False at the end."""
+        """Do all that is asked for, waiting for it while nothing runs; False at the end."""
         while not self._asked.empty() or not self.engine.busy:
             asked = self._asked.get()
             if asked is None:
