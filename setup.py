@@ -41,6 +41,8 @@ EXTRAS = {
     "s3": ["s3fs>=2025.1"],
     # A run's numbers to Weights & Biases: `--wandb PROJECT`.
     "wandb": ["wandb>=0.19"],
+    # A server for a trained model: `jaxlm serve`.
+    "serve": ["fastapi>=0.120", "prometheus-client>=0.22", "pydantic>=2.10,<3", "uvicorn>=0.38"],
     # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
     "tpu": ["jax[tpu]"],
     # The documentation: `make docs`.
@@ -61,7 +63,9 @@ EXTRAS["dev"] = [
     *EXTRAS["parquet"],
     *EXTRAS["zstd"],
     *EXTRAS["tiktoken"],
+    *EXTRAS["serve"],
     "hypothesis>=6.100",
+    "openai>=2",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",

@@ -40,6 +40,7 @@ DECODE = (
     "tests/decode/test_sampling_loop.py",
     "tests/decode/test_completions.py",
 )
+SERVE = ("tests/decode/serve/test_engine.py", "tests/decode/serve/test_http_api.py")
 STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
     "tests/train/run/test_checkpoint.py",
@@ -101,11 +102,20 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/__init__": DECODE,
     "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
     "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
+    "decode/serve/__init__": (SERVE[0],),
+    "decode/serve/engine": SERVE,
+    "decode/serve/http_api": (SERVE[1],),
+    "decode/serve/prefix_cache": (SERVE[0],),
+    "decode/serve/prometheus": (SERVE[1],),
+    "decode/serve/slots": SERVE,
+    "decode/serve/wire": (SERVE[1],),
+    "decode/serve/worker": (SERVE[1],),
     "models/__init__": (COUNTS, GOLDEN, LAWS),
     "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),
     "models/layers/decoder": (GOLDEN, LAWS),
     "models/layers/embedding_lookup": ("tests/train/run/test_certificate.py", GOLDEN),
     "models/layers/ffn": (GOLDEN, COUNTS),
+    "models/layers/kv_cache": (*DECODE, LAWS),
     "models/layers/mha": (GOLDEN, LAWS),
     "models/layers/mla": (f"{GOLDEN} -k deepseek", "tests/models/test_deepseek.py"),
     "models/layers/moe": (f"{GOLDEN} -k 'moe or mixtral or deepseek'",),

@@ -43,7 +43,11 @@ INSTANT = [
 ]
 SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matplotlib"}
 # import name -> distribution, where they differ
-DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "orbax": "orbax-checkpoint",
+    "prometheus_client": "prometheus-client",
+}
 
 
 # On one worker, which parses and walks every file once, and not while tests are collected.

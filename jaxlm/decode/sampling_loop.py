@@ -107,14 +107,42 @@ def start(
     # a row's end is its highest position, wherever its padding is
     end = jnp.argmax(jnp.where(at.segments > 0, at.positions, -1), axis=1)
     raw = model.unembed(model.head(params), jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
-    seen = jnp.zeros((batch, raw.shape[-1]), bool)
-    seen = seen.at[jnp.arange(batch)[:, None], tokens].max(at.segments > 0)
-    zeros = jnp.zeros((batch, max_new))
-    state = State(
+    return begun(
         grow(model, cache, width + max_new - 1),
-        jnp.zeros(batch, jnp.int32),
+        raw,
+        tokens,
+        at.segments > 0,
         jnp.take_along_axis(at.positions, end[:, None], 1)[:, 0],
         jnp.take_along_axis(at.segments, end[:, None], 1)[:, 0],
+        rows,
+        max_new,
+    )
+
+
+def begun(
+    cache: Cache,
+    raw: jax.Array,
+    tokens: jax.Array,
+    there: jax.Array,
+    position: jax.Array,
+    segment: jax.Array,
+    rows: Rows,
+    max_new: int,
+) -> State:
+    """The State with the first token of each row sampled from logits raw float32[B, V].
+
+    tokens int32[B, P]: the prompts, where `there` bool[B, P]. position, segment int32[B]: of the
+    last token of each. The State has room for max_new tokens.
+    """
+    batch = tokens.shape[0]
+    seen = jnp.zeros((batch, raw.shape[-1]), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], tokens].max(there)
+    zeros = jnp.zeros((batch, max_new))
+    state = State(
+        cache,
+        jnp.zeros(batch, jnp.int32),
+        position,
+        segment,
         seen,
         jnp.zeros((), jnp.int32),
         Generation(

@@ -18,7 +18,7 @@ class Cache(NamedTuple):
     layers: one dict per layer, in order; "k" and "v" [B, K, S, H] here. Which axis of a leaf holds
         the slots is in the spec: the one called "seq".
     at: segments and positions int32[B, S]; segment 0 marks an empty slot or a row's padding.
-    filled: int32 scalar, the next slot to write.
+    filled: int32 scalar, the next slot to write; or int32[B], that of each row.
 
     There is no padding side: rows of different lengths put padding anywhere, marked by segment 0,
     and attention looks only at segments and positions.

@@ -6,6 +6,7 @@ queries and leaves out the keys no query of the block may see. "cudnn" and "spla
 kernels for NVIDIA GPUs and for TPUs.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -82,6 +83,9 @@ def attend(
     return run(q, k, v, q_at, k_at, rule, bias, sinks)
 
 
+BLOCK = 256  # slots
+
+
 def attend_cached(
     q: jax.Array,
     k_new: jax.Array,
@@ -117,21 +121,31 @@ def attend_cached(
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
     old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
     old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)  # [B,K,G,T,S]
-    # one softmax over both parts: only scores are joined, never keys
-    scores = jnp.concatenate([old, _scores(grouped, k_new, rule)], axis=-1)  # [B,K,G,T,S+T]
+    # one softmax over both parts, neither keys nor scores are joined
+    scores = [old, _scores(grouped, k_new, rule)]  # [B,K,G,T,S], [B,K,G,T,T]
     if bias is not None:
-        # [B,T,S+T]
-        ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
-        scores = scores + masks.grouped_heads(bias(ahead), kv)
-    allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]
-    allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]  # [B,1,1,T,S+T]
-    p = _softmax(scores, allowed, sinks)
-    p_old, p_new = p[..., :slots], p[..., slots:]
+        biases = [masks.grouped_heads(bias(masks.ahead(q_at, at)), kv) for at in (k_at, q_at)]
+        scores = [s + b for s, b in zip(scores, biases)]
+    allowed = [masks.allowed(q_at, at, rule)[:, None, None] for at in (k_at, q_at)]
+    p_old, p_new = _softmax(scores, allowed, sinks, _total)
     p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
-    out = jax.lax.dot_general(p_old, v_cache, (((3,), (2,)), ((0, 1), (0, 1))), **f32)
+    out = _mix_cached(p_old, v_cache)  # [B,K,G*T,H']
     out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])  # [B,K,G,T,H']
     out = jnp.moveaxis(out, 3, 1) + _mix(p_new, v_new)  # [B,T,K,G,H']
     return out.reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
+
+
+def _mix_cached(p: jax.Array, v: jax.Array) -> jax.Array:
+    """Values [B,K,S,H'] weighted by p [B,K,G*T,S], float32[B,K,G*T,H']. In blocks of slots, added
+    in order: empty slots at the end then change no bit, however many there are."""
+    kind = {"preferred_element_type": precision.wide()}
+    blocks = _blocks(v.shape[2])
+    if blocks == 1:
+        return jax.lax.dot_general(p, v, (((3,), (2,)), ((0, 1), (0, 1))), **kind)
+    p = jnp.moveaxis(p.reshape(*p.shape[:3], blocks, -1), 3, 2)  # [B,K,blocks,G*T,BLOCK]
+    v = v.reshape(*v.shape[:2], blocks, BLOCK, v.shape[3])  # [B,K,blocks,BLOCK,H']
+    parts = jax.lax.dot_general(p, v, (((4,), (3,)), ((0, 1, 2), (0, 1, 2))), **kind)
+    return functools.reduce(jnp.add, [parts[:, :, i] for i in range(blocks)])
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
@@ -139,7 +153,7 @@ def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
     scores = _scores(masks.group(q, k.shape[2]), k, rule)  # [B,K,G,T,S]
     if bias is not None:
         scores = scores + masks.grouped_heads(bias(masks.ahead(q_at, k_at)), k.shape[2])
-    p = _softmax(scores, allowed, sinks)
+    (p,) = _softmax([scores], [allowed], sinks)
     return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
@@ -149,16 +163,33 @@ def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
     return masks.bent(products, rule)
 
 
-def _softmax(scores, allowed, sinks):
-    """Probabilities [B,K,G,T,S] of scores; sinks [N] have a part in the sum, or None."""
-    peak = masks.peak(scores, allowed)
-    if sinks is None:
-        mass = masks.mass(scores, allowed, peak)
-        return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True))
-    sink = sinks.astype(precision.wide()).reshape(*scores.shape[1:3], 1, 1)  # [K,G,1,1]
-    peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
-    mass = masks.mass(scores, allowed, peak)
-    return mass / masks.nonzero(jnp.sum(mass, axis=-1, keepdims=True) + jnp.exp(sink - peak))
+def _softmax(scores, allowed, sinks, total=functools.partial(jnp.sum, axis=-1, keepdims=True)):
+    """Probabilities [B,K,G,T,S] of one or several parts of scores; sinks [N] have a part in the
+    sum, or None."""
+    masked = [jnp.where(a, s, -jnp.inf) for s, a in zip(scores, allowed, strict=True)]
+    largest = [jnp.max(s, axis=-1, keepdims=True) for s in masked]
+    peak = functools.reduce(jnp.maximum, largest)
+    peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
+    if sinks is not None:
+        sink = sinks.astype(precision.wide()).reshape(*peak.shape[1:3], 1, 1)  # [K,G,1,1]
+        peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
+    mass = [jnp.exp(s - peak) for s in masked]
+    whole = functools.reduce(jnp.add, [total(m) for m in mass])
+    whole = whole if sinks is None else whole + jnp.exp(sink - peak)
+    return [m / masks.nonzero(whole) for m in mass]
+
+
+def _total(mass: jax.Array) -> jax.Array:
+    """The sum [B,K,G,T,1] over [B,K,G,T,S]. In blocks, added in order: XLA's own order of addition
+    depends on S."""
+    blocks = _blocks(mass.shape[-1])
+    parts = jnp.sum(mass.reshape(*mass.shape[:-1], blocks, -1), axis=-1)  # [B,K,G,T,blocks]
+    return functools.reduce(jnp.add, jnp.split(parts, blocks, axis=-1))
+
+
+def _blocks(slots: int) -> int:
+    """Number of blocks in which slots are added up."""
+    return slots // BLOCK if slots % BLOCK == 0 and slots else 1
 
 
 def _mix(p: jax.Array, v: jax.Array) -> jax.Array:

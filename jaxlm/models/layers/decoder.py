@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param, precision
-from jaxlm.models.layers import stack
+from jaxlm.models.layers import kv_cache, stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear
 from jaxlm.ops.attention import At
@@ -65,7 +65,7 @@ def build(
             x, stats = stack.apply(weights, x, layer, plan, rows, spec["stack"], key)
             return Hidden(last(x), None, stats)
         x, new = stack.remember(weights, x, layer, rows, cache)
-        return Hidden(last(x), _append(cache, new, at, x, empty(1, 1)))
+        return Hidden(last(x), kv_cache.append(cache, new, at, x, empty(1, 1)))
 
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         return logits(stack.gathered(head, spec, plan), x, softcap, scale)
@@ -95,36 +95,3 @@ def logits(
         z = z + head["unembed_bias"]
     z = z if scale is None else z * scale
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
-
-
-def _append(
-    cache: Cache,
-    new: list[dict[str, jax.Array]],
-    at: At,
-    x: jax.Array,
-    spec: tuple[dict[str, param.Param], ...],
-) -> Cache:
-    """The cache after writing T new slots after the filled ones; each write is in place. A cache
-    without slots (prefill) takes the size and dtype of what is written.
-
-    Raises: ValueError for more tokens than slots.
-    """
-    slots, width = cache.at.segments.shape[1], at.segments.shape[1]
-    if not slots:
-        return Cache(tuple(new), At(at.segments, at.positions), cache.filled + width)
-    if slots < width:
-        raise ValueError(f"cache: {width} tokens do not fit in {slots} slots")
-    room = slots - width
-    # `first` is cache.filled, as there is room. But to compute it x must be known, and so every
-    # read of the old cache is over: XLA would else copy the cache, to be free to write it sooner.
-    first = jnp.minimum(cache.filled, room + (x[0, 0, 0] > 0))
-
-    def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), first, axis)
-
-    layers = []
-    for old, fresh, params in zip(cache.layers, new, spec, strict=True):
-        # T of S slots, along the axis that counts them: [B, K, S, H] of keys and values
-        layers.append({n: put(old[n], fresh[n], params[n].axes.index("seq")) for n in old})
-    seen = At(*(put(a, b, 1) for a, b in zip(cache.at[:2], at[:2], strict=True)))
-    return Cache(tuple(layers), seen, cache.filled + width)

@@ -1,0 +1,1 @@
+"""Many requests at once: slots that rows come to and leave, prefixes that they share."""

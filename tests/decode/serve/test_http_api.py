@@ -1,0 +1,261 @@
+"""The server through OpenAI's own client, and through clients that behave badly."""
+
+import concurrent.futures
+import http.client
+import json
+import socket
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import openai
+import pytest
+import uvicorn
+
+from jaxlm.data.records.messages import Message
+from jaxlm.decode import completions, prompt_tokens
+from jaxlm.decode.serve import engine, http_api, wire, worker
+from jaxlm.decode.token_sampling import Sampling
+from tests.decode.test_completions import BYTES, SCRIPT, reciter  # noqa: F401
+
+CAPACITY = engine.Capacity(slots=4, length=64, chunk=16, steps=4)
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+def asked(messages):
+    """A template of the test's own: the last message's text, ended by an exclamation mark."""
+    assert all(isinstance(message, Message) for message in messages)
+    return prompt_tokens.Turn(completions.encode(BYTES, messages[-1].text), (ord("!"),))
+
+
+class Server:
+    """A server on a free port, in a thread."""
+
+    def __init__(self, model, params):
+        self.engine = engine.Engine(model, params, CAPACITY, BYTES)
+        ends = (BYTES.special["eos"],)
+        served = http_api.Served("tiny", worker.Worker(self.engine), BYTES, ends, asked)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        config = uvicorn.Config(http_api.app(served), port=self.port, log_level="error")
+        self.uvicorn = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
+        self.thread.start()
+        while not self.uvicorn.started:
+            time.sleep(0.01)
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def post(self, path, body):
+        """(status, JSON) of a body, bytes as they are."""
+        connection = self.connect()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request("POST", path, data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    def get(self, path):
+        connection = self.connect()
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+    def metric(self, name):
+        lines = self.get("/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def settle(self):
+        """Waits until nothing runs."""
+        for _ in range(400):
+            if not self.engine.busy:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(reciter):  # noqa: F811
+    one = Server(*reciter)
+    yield one
+    one.uvicorn.should_exit = True
+    one.thread.join(30)
+    assert not one.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    url = f"http://127.0.0.1:{server.port}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+
+
+def test_completions_are_those_of_python(server, client, reciter):  # noqa: F811
+    settings = {"max_tokens": 30, "temperature": 0.7, "top_p": 0.9, "seed": 3}
+    prompts = ["h\u00e9", "12345"]
+    got = client.completions.create(
+        model="tiny", prompt=prompts, n=2, logprobs=0, stop=["then"], **settings
+    )
+    sampling = Sampling(max_new=30, temperature=0.7, top_p=0.9, seed=3, stop_strings=("then",))
+    rows = completions.complete(
+        *reciter, BYTES, [prompts[0], prompts[0], prompts[1], prompts[1]], sampling
+    )
+    assert [choice.index for choice in got.choices] == [0, 1, 2, 3]
+    for choice, row in zip(got.choices, rows, strict=True):
+        assert choice.text == row.text
+        assert choice.finish_reason == ("length" if row.finish == "length" else "stop")
+        assert choice.logprobs.token_logprobs == pytest.approx(row.log_probs.tolist(), abs=2e-5)
+        assert len(choice.logprobs.tokens) == len(row.tokens)
+    lengths = [len(completions.encode(BYTES, prompt)) for prompt in prompts]
+    assert got.usage.prompt_tokens == sum(lengths)
+    assert got.usage.completion_tokens == sum(len(row.tokens) for row in rows)
+    again = client.completions.create(
+        model="tiny", prompt=completions.encode(BYTES, prompts[0]), **settings, stop="then"
+    )
+    assert again.choices[0].text == rows[0].text
+    assert client.completions.create(model="tiny", prompt="").usage.completion_tokens == 16
+
+
+def test_a_stream_is_the_answer_in_pieces(server, client):
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "h\u00e9"}], "seed": 1}
+    ask |= {"temperature": 0.0, "logprobs": True}
+    whole = client.chat.completions.create(**ask)
+    assert whole.choices[0].message.role == "assistant"
+    assert whole.choices[0].message.content == SCRIPT[2:]
+    assert whole.choices[0].finish_reason == "stop"
+    text, scores, ends = "", [], []
+    options = {"include_usage": True}
+    for part in client.chat.completions.create(**ask, stream=True, stream_options=options):
+        assert (part.usage is None) == bool(part.choices)
+        for choice in part.choices:
+            text += choice.delta.content
+            scores += [one.logprob for one in choice.logprobs.content]
+            ends.append(choice.finish_reason)
+    assert text == whole.choices[0].message.content and part.usage == whole.usage
+    assert ends[-1] == "stop" and not any(ends[:-1]) and len(ends) > 4
+    assert scores == [one.logprob for one in whole.choices[0].logprobs.content]
+    streams = client.completions.create(
+        model="tiny", prompt="h", n=3, temperature=0.0, max_tokens=9, stream=True
+    )
+    texts = ["", "", ""]
+    for part in streams:
+        texts[part.choices[0].index] += part.choices[0].text
+    assert len(set(texts)) == 1 and texts[0].startswith("\u00e9llo")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (COMPLETIONS, b"{", "JSON decode error"),
+        (COMPLETIONS, {"model": "tiny"}, "prompt: Field required"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "best": 2}, "best: Extra inputs are not"),
+        (
+            COMPLETIONS,
+            {"model": "gpt", "prompt": "a"},
+            "model: 'gpt' given; this server has 'tiny'",
+        ),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a" * 63, "max_tokens": 9}, "too long"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a" * 50, "max_tokens": 20}, "at most 13 here"),
+        (COMPLETIONS, {"model": "tiny", "prompt": [1, 999]}, "token 999 is outside"),
+        (COMPLETIONS, {"model": "tiny", "prompt": []}, "at least one is needed"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "top_p": 0}, "sampling.top_p: 0.0 given"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "n": 0}, "n: Input should be greater"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "stop": ""}, "sampling.stop_strings: ''"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "max_tokens": 0}, "max_new: 0 given"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "logprobs": 5}, "logprobs"),
+        (CHAT, {"model": "tiny", "messages": []}, "messages: List should have at least 1 item"),
+        (CHAT, {"model": "tiny", "messages": [{"role": "user"}]}, "messages[0]"),
+        (
+            CHAT,
+            {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "tools": [{}]},
+            "tools: given",
+        ),
+        (
+            CHAT,
+            {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": "a"}],
+                "response_format": {"type": "json_object"},
+            },
+            "response_format.type",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(server, path, body, message):
+    status, answer = server.post(path, body)
+    assert status == 400 and message in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert not server.engine.busy
+
+
+def test_a_model_without_a_template_has_no_chat(reciter):  # noqa: F811
+    running = worker.Worker(engine.Engine(*reciter, CAPACITY, BYTES))
+    served = http_api.Served("tiny", running, BYTES, (BYTES.special["eos"],))
+    chat = wire.Chat(model="tiny", messages=[{"role": "user", "content": "a"}])
+    answer = http_api._Answer(served, None, chat, None)
+    with pytest.raises(ValueError, match="no chat template; use /v1/completions"):
+        answer._requests()
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slots(server, after, stream):
+    """At every event of a stream, and while a whole answer is computed; requests that wait for a
+    slot, too."""
+    if not stream and after:
+        pytest.skip("a whole answer has one moment")
+    before = server.metric("jaxlm_cancelled_total")
+    body = {"model": "tiny", "prompt": "12", "max_tokens": 60, "stream": stream, "n": 9}
+    # nothing ends by itself before: what follows the script is sampled
+    body |= {"temperature": 5.0}
+    connection = server.connect()
+    connection.request("POST", COMPLETIONS, json.dumps(body), {"Content-Type": "application/json"})
+    if stream:
+        response = connection.getresponse()
+        for _ in range(2 * after):  # an event and an empty line each
+            response.readline()
+        response.close()
+    connection.close()
+    until = time.monotonic() + 20
+    while server.metric("jaxlm_cancelled_total") == before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.metric("jaxlm_cancelled_total") > before
+    assert server.settle()
+    assert server.engine.running == server.engine.waiting == 0
+
+
+def test_many_clients_get_what_each_would_alone(server, client):
+    def ask(seed):
+        got = client.completions.create(
+            model="tiny", prompt="x" * (seed % 7), seed=seed, max_tokens=seed % 20 + 1, logprobs=0
+        )
+        return got.choices[0].text, got.choices[0].logprobs.token_logprobs
+
+    seeds = list(range(12)) * 4
+    with concurrent.futures.ThreadPoolExecutor(48) as pool:
+        got = list(pool.map(ask, seeds))
+    assert got == got[:12] * 4
+    assert got[5] == ask(5) and server.settle()
+
+
+def test_models_health_and_metrics(server, client):
+    assert [one.id for one in client.models.list()] == ["tiny"]
+    assert server.get("/health") == (200, '{"status":"ok"}')
+    text = server.get("/metrics")[1]
+    assert "jaxlm_running 0.0" in text and "jaxlm_time_to_first_token_seconds_bucket" in text
+    assert server.metric("jaxlm_generated_tokens_total") > 100
+    assert server.metric('jaxlm_requests_total{path="/v1/completions",status="400"}') > 5
+
+
+def test_an_engine_that_fails_says_so(reciter):  # noqa: F811
+    model, params = reciter
+    one = Server(model, jax.tree.map(lambda x: x * jnp.nan, params))
+    status, answer = one.post(COMPLETIONS, {"model": "tiny", "prompt": "a"})
+    assert status == 503 and "logits are not finite" in answer["error"]["message"]
+    assert one.get("/health")[0] == 503
+    status, _ = one.post(COMPLETIONS, {"model": "tiny", "prompt": "a"})
+    assert status == 503
+    one.uvicorn.should_exit = True
+    one.thread.join(30)
+    assert not one.thread.is_alive()
