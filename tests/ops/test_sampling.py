@@ -46,7 +46,7 @@ def oracle(x, seen, temperature, top_k, top_p, min_p, repetition, typical=1.0):
         return x
     x = x / temperature
     if top_k:
-        edge = np.sort(x)[::-1][min(top_k, V) - 1]
+        edge = np.sort(x)[::-1][min(top_k, len(x)) - 1]
         x = np.where(x >= edge, x, -np.inf)
     if top_p < 1:
         order = np.argsort(-x)
@@ -58,9 +58,8 @@ def oracle(x, seen, temperature, top_k, top_p, min_p, repetition, typical=1.0):
         x = np.where(p >= min_p * p.max(), x, -np.inf)
     if typical < 1:
         with np.errstate(divide="ignore", invalid="ignore"):
-            surprise = -np.log(softmax(x))
-        p = softmax(x)
-        distance = np.abs(surprise - np.sum(np.where(p > 0, p * surprise, 0)))
+            surprise, p = -np.log(softmax(x)), softmax(x)
+            distance = np.abs(surprise - np.nansum(p * surprise))
         order = np.argsort(distance)
         edge = distance[order[np.argmax(np.cumsum(p[order]) >= typical)]]
         x = np.where(distance <= edge, x, -np.inf)
