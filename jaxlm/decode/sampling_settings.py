@@ -161,13 +161,14 @@ def rows_of(settings: Sequence[Sampling], batch: int) -> sampling_loop.Rows:
     """Per-row settings as arrays [batch]; rows beyond the settings generate nothing."""
     idle = Sampling(temperature=0.0)
     padded = [*settings, *[idle] * (batch - len(settings))]
+    typical = _column([s.typical_p for s in padded], np.float32)
     controls = sampling.Controls(
         temperature=_column([s.temperature for s in padded], np.float32),
         top_k=_column([s.top_k or 0 for s in padded], np.int32),
         top_p=_column([s.top_p for s in padded], np.float32),
         min_p=_column([s.min_p for s in padded], np.float32),
-        typical=_column([s.typical_p for s in padded], np.float32),
         repetition=_column([s.repetition_penalty for s in padded], np.float32),
+        typical=typical if any(s.typical_p < 1 for s in settings) else None,
         rules=_rules(padded),
     )
     keys = jax.vmap(jax.random.key)(_column([s.seed for s in padded], np.uint32))

@@ -1,4 +1,4 @@
-"""Rules about the next token that read the text so far, each with one setting per row of the batch.
+"""Rules on the next token that read the text so far, each with one setting per row of the batch.
 
 `restrict` applies them in the order of transformers' `generate`: penalties for presence and
 frequency (which come after the penalty for repetition, as in vLLM), n-grams that would occur twice,

@@ -21,16 +21,17 @@ class Controls(NamedTuple):
     """Sampling settings of B rows; every field but the last is an array [B].
 
     temperature float32: 0 is greedy. top_k int32: 0 keeps all. top_p float32: 1 keeps all.
-    min_p float32: 0 keeps all. typical float32: 1 keeps all. repetition float32: 1 changes nothing.
-    rules: those of `penalties`; None where no row has any, which is a program without them.
+    min_p float32: 0 keeps all. repetition float32: 1 changes nothing. typical float32: 1 keeps all.
+    rules: those of `penalties`. The last two are None where no row has any, which is a program
+    without them.
     """
 
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
     min_p: jax.Array
-    typical: jax.Array
     repetition: jax.Array
+    typical: jax.Array | None = None
     rules: penalties.Rules | None = None
 
 
@@ -106,7 +107,6 @@ def process(
     k = jnp.where(greedy, 0, c.top_k)
     p = jnp.where(greedy, 1.0, c.top_p)
     least = jnp.where(greedy, 0.0, c.min_p)
-    typical = jnp.where(greedy, 1.0, c.typical)
     if c.rules is not None and c.rules.bias.shape[1]:
         x = penalties.biased(x, c.rules.bias_tokens, c.rules.bias)
     x = where_any(c.repetition != 1, lambda x: repetition(x, seen, c.repetition), x)
@@ -117,6 +117,9 @@ def process(
     x = where_any(k > 0, lambda x: top_k(x, k), x)
     x = where_any(p < 1, lambda x: top_p(x, p), x)
     x = where_any(least > 0, lambda x: min_p(x, least), x)
+    if c.typical is None:
+        return x
+    typical = jnp.where(greedy, 1.0, c.typical)
     return where_any(typical < 1, lambda x: typical_p(x, typical), x)
 
 

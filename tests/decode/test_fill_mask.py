@@ -52,6 +52,9 @@ def test_reply_speaks_as_the_model_was_trained(tiny):
     about, settings = mask.Mask(token=259), token_sampling.Sampling(max_new=4, temperature=0.0)
     told = "".join(*reply.replies(*tiny, BYTES, "a<mask>c", settings, about))
     assert told.startswith("a<mask>c\n  mask 1: ") and told.count("  ") >= 5
+    several = token_sampling.Sampling(n=2)
+    with pytest.raises(ValueError, match="sampling.n: 2 given; it must be 1: an encoder"):
+        reply.replies(*tiny, BYTES, "a<mask>c", several, about)
     with pytest.raises(ValueError, match="no mask"):
         reply.replies(*tiny, BYTES, "a<mask>c", settings, None)
 

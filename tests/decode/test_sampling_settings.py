@@ -181,7 +181,7 @@ def test_a_banned_sequence_may_begin_in_the_prompt(bigram):
 def test_the_programs_of_plain_settings_have_no_rules():
     """One row with a rule gives all rows the arrays of rules, whose widths are few."""
     plain = rows_of([Sampling(seed=4), Sampling(stop_tokens=(1, 2), top_p=0.5)], 2)
-    assert plain.controls.rules is None and plain.origin is None
+    assert plain.controls.rules is plain.controls.typical is plain.origin is None
     assert token_sampling.rows_from([Sampling()] * 2)[0].origin is None
     some = [Sampling(), Sampling(banned=((1,), (2, 3), (4,), (5, 6, 7, 8, 9)))]
     rules = rows_of(some, 2).controls.rules

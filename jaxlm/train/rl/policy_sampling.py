@@ -84,7 +84,6 @@ def _rows(
         top_k=jnp.zeros(n, jnp.int32),
         top_p=jnp.ones(n, jnp.float32),
         min_p=jnp.zeros(n, jnp.float32),
-        typical=jnp.ones(n, jnp.float32),
         repetition=jnp.ones(n, jnp.float32),
     )
     typed = jax.random.wrap_key_data(key)
