@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings, token_sampling
 from jaxlm.models.model import Model
@@ -34,9 +34,9 @@ def complete(
     prompts: Sequence[str | Sequence[int]],
     sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
 ) -> list[Completion]:
-    """A continuation of each prompt. A prompt is text after the token that precedes every
-    document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the tokenizer's eos
-    ends a text as a stop token does.
+    """The n continuations of each prompt, prompt by prompt. A prompt is text after the token that
+    precedes every document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the
+    tokenizer's eos ends a text as a stop token does.
 
     Raises: as `token_sampling.generate`.
     """
@@ -44,7 +44,8 @@ def complete(
     settings = [with_eos(tokenizer, s) for s in token_sampling.each(sampling, len(prompts))]
     out = token_sampling.generate(model, params, ids, settings, tokenizer)
     texts = []
-    for r, (prompt, s) in enumerate(zip(ids, settings)):
+    asked = [(prompt, s) for prompt, s in zip(ids, settings) for _ in range(s.n)]
+    for r, (prompt, s) in enumerate(asked):
         length, finish = int(out.lengths[r]), int(out.finish[r])
         tokens = out.tokens[r, :length].tolist()
         row = stop_strings.Watch(tokenizer, prompt, s.stop_strings)
@@ -76,10 +77,14 @@ def stream(
 
     every: tokens between two looks at the text; the pieces depend on it, the text does not.
 
-    Raises: ValueError at the call for `every` below 1 and as `token_sampling.generate`.
+    Raises: ValueError at the call for `every` below 1, more than one continuation, and as
+    `token_sampling.generate`.
     """
     if every < 1:
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
+    name = "n" if sampling.best_of is None else "best_of"
+    one = sampling.candidates == 1
+    check.field(f"sampling.{name}", sampling.candidates, one, "1: a stream is one text")
     ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
     token_sampling.check_prompts(model, [ids], settings)
