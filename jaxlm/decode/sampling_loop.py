@@ -243,9 +243,12 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
     stopped = jnp.any(token[:, None] == rows.stop, axis=1)
     finish = jnp.where(stopped, STOP_TOKEN, jnp.where(lengths >= rows.limit, LENGTH, RUNNING))
 
+    # rows of one batch begin together, those of slots do not
+    place = jnp.where(running, out.lengths, out.tokens.shape[1])
+
     def put(old: jax.Array, column: jax.Array) -> jax.Array:
-        column = jnp.where(running, column, 0).astype(old.dtype)[:, None]
-        return jax.lax.dynamic_update_slice(old, column, (jnp.zeros((), jnp.int32), state.step))
+        rows = jnp.arange(len(column))
+        return old.at[rows, place].set(column.astype(old.dtype), mode="drop")
 
     return state._replace(
         last=token,

@@ -18,12 +18,12 @@ from jaxlm.ops.penalties import where_any
 
 
 class Controls(NamedTuple):
-    """Sampling settings of B rows; every field but the last is an array [B].
+    """Sampling settings of B rows; every field but the last two is an array [B].
 
     temperature float32: 0 is greedy. top_k int32: 0 keeps all. top_p float32: 1 keeps all.
     min_p float32: 0 keeps all. repetition float32: 1 changes nothing. typical float32: 1 keeps all.
-    rules: those of `penalties`. The last two are None where no row has any, which is a program
-    without them.
+    rules: those of `penalties`. allowed bool[B,V]: tokens that a constraint allows next. The last
+    three are None where no row has any, which is a program without them.
     """
 
     temperature: jax.Array
@@ -33,6 +33,7 @@ class Controls(NamedTuple):
     repetition: jax.Array
     typical: jax.Array | None = None
     rules: penalties.Rules | None = None
+    allowed: jax.Array | None = None
 
 
 def repetition(x: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -113,6 +114,8 @@ def process(
     if c.rules is not None:
         assert text is not None
         x = penalties.restrict(x, c.rules, text)
+    if c.allowed is not None:
+        x = jnp.where(c.allowed, x, -jnp.inf)
     x = temperature(x, c.temperature)
     x = where_any(k > 0, lambda x: top_k(x, k), x)
     x = where_any(p < 1, lambda x: top_p(x, p), x)
