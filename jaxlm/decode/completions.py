@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import check, param
+from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import sampling_loop, stop_strings, token_sampling
+from jaxlm.decode import sampling_loop, sampling_settings, stop_strings, token_sampling
 from jaxlm.models.model import Model
 
 
@@ -82,9 +82,7 @@ def stream(
     """
     if every < 1:
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
-    name = "n" if sampling.best_of is None else "best_of"
-    one = sampling.candidates == 1
-    check.field(f"sampling.{name}", sampling.candidates, one, "1: a stream is one text")
+    sampling_settings.check_single(sampling, "a stream is one text")
     ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
     token_sampling.check_prompts(model, [ids], settings)

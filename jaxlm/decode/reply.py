@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxlm.core import check, param
+from jaxlm.core import param
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import completions, encoder_decoder, fill_mask, token_sampling
+from jaxlm.decode import (
+    completions,
+    encoder_decoder,
+    fill_mask,
+    sampling_settings,
+    token_sampling,
+)
 from jaxlm.models.model import Model
 
 
@@ -33,7 +39,7 @@ def replies(
         targets = _targets(model, params, tokenizer, prompt, sampling, names)
         return [iter([text]) for text in targets]
     if model.kind == "encoder":
-        check.field("sampling.n", sampling.n, sampling.n == 1, "1: an encoder draws nothing")
+        sampling_settings.check_single(sampling, "an encoder draws nothing")
         return [iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))]
     texts = continued(model, params, tokenizer, prompt, sampling)
     return [_after(prompt, pieces) for pieces in texts]

@@ -221,6 +221,12 @@ def _rules(settings: Sequence[Sampling]) -> penalties.Rules | None:
 # --- Checks that depend on the model and the prompt ------------------------------------------
 
 
+def check_single(s: Sampling, why: str) -> None:
+    """Raises: ValueError for more than one continuation, where only one fits and why."""
+    name = "n" if s.best_of is None else "best_of"
+    check.field(f"sampling.{name}", s.candidates, s.candidates == 1, f"1: {why}")
+
+
 def check_tokens(r: int, s: Sampling, prompt: Sequence[int], vocab: int) -> None:
     """Check the settings of prompt r.
 

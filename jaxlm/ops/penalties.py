@@ -90,7 +90,8 @@ def without_repeats(x: jax.Array, text: Text, size: jax.Array) -> jax.Array:
         return equal & (same | (back >= size)[:, None])
 
     inside = (column >= first[:, None]) & (column < end[:, None]) & (size > 0)[:, None]
-    found = jax.lax.fori_loop(1, jnp.max(size), compare, inside)  # [B,W]
+    most = jnp.minimum(jnp.max(size), tokens.shape[1])  # longer ones are not inside anyway
+    found = jax.lax.fori_loop(1, most, compare, inside)  # [B,W]
     return jnp.where(_any_of(tokens, found, x.shape[-1]), -jnp.inf, x)
 
 
