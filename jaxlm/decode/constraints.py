@@ -26,7 +26,7 @@ class Constraint:
     choices: tuple[str, ...] = ()
     """One of these texts."""
     regex: str | None = None
-    """A regular expression in the syntax of Rust, for the whole text; \\d is any digit of Unicode."""
+    """A regular expression in Rust's syntax, for the whole text; \\d is any digit of Unicode."""
     json_schema: str | None = None
     """A JSON schema as JSON text; `{}` is any JSON value."""
     grammar: str | None = None
@@ -62,28 +62,23 @@ class Matcher:
         self._vocab = vocab
 
     def allowed(self) -> np.ndarray:
-        """Tokens that may come next, bool[V].
-
-        Raises: ValueError where the constraint is too complex to go on.
-        """
+        """Tokens that may come next, bool[V]; none where there is a fault."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
         bits = np.unpackbits(packed, bitorder="little").astype(bool)[: self._vocab]
         return np.pad(bits, (0, self._vocab - len(bits)))
 
     def take(self, token: int) -> None:
-        """The text goes on with a token. Raises: ValueError for one that is not allowed."""
+        """The text goes on with a token; one that is not allowed is a fault."""
         self._matcher.consume_token(token)
-        self._check()
 
     @property
     def accepting(self) -> bool:
         """Whether the text may end here."""
         return self._matcher.is_accepting()
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise ValueError(f"constraint: {self._matcher.get_error()}")
+    def fault(self) -> str | None:
+        """Reason that it cannot go on, such as a grammar that has become too complex; or None."""
+        return f"constraint: {self._matcher.get_error()}" if self._matcher.is_error() else None
 
 
 class Vocabulary:

@@ -19,9 +19,7 @@ CONFIGS = {
     "window": llama.Config(
         vocab=32, embed=16, layers=2, heads=2, kv=2, head=8, ffn=24, context=64, window=5
     ),
-    "bytes": llama.Config(
-        vocab=262, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=96
-    ),
+    "bytes": llama.Config(vocab=262, embed=16, layers=1, heads=2, kv=2, head=8, ffn=24, context=96),
     "gpt": gpt.Config(vocab=32, embed=16, layers=2, heads=2, context=64),
 }
 

@@ -56,8 +56,9 @@ class Part(NamedTuple):
 
     number: as `submit` returned it. tokens, log_probs, support_log_probs: of the new tokens, as in
     `sampling_loop.Generation`. text: the new text that is certain, "" without a tokenizer. finish:
-    None while it runs, else "stop_token", "stop_string", "length" or "cancelled". cached: of the
-    first part, the prompt's tokens that were not computed again.
+    None while it runs, else "stop_token", "stop_string", "length", "cancelled" or "failed": its
+    constraint could not be followed, and text says why. cached: of the first part, the prompt's
+    tokens that were not computed again.
     """
 
     number: int
@@ -207,6 +208,7 @@ class Engine:
             while self._slots[slot] is None and self._waiting:
                 _, one = self._waiting.popitem(last=False)
                 parts.append(self._enter(slot, one))
+        parts += self._failed()
         if self.running:
             parts += self._decode()
         return parts
@@ -272,6 +274,16 @@ class Engine:
         self._state = slots.insert(self._model, max(room, have), self._state, index, row)
         self._slots[slot] = one
         self._set_rows()
+
+    def _failed(self) -> list[Part]:
+        """The ends of requests whose constraint has become too complex."""
+        parts = []
+        for slot, one in enumerate(self._slots):
+            fault = None if one is None or one.matcher is None else one.matcher.fault()
+            if one is not None and fault is not None:
+                self._leave([slot], sampling_loop.STOP_STRING)
+                parts.append(Part(one.number, [], [], [], fault, "failed"))
+        return parts
 
     def _decode(self) -> list[Part]:
         """The parts of all slots that are taken, up to capacity.steps tokens on."""
