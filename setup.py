@@ -43,6 +43,8 @@ EXTRAS = {
     "wandb": ["wandb>=0.19"],
     # A server for a trained model: `jaxlm serve`.
     "serve": ["fastapi>=0.120", "prometheus-client>=0.22", "pydantic>=2.10,<3", "uvicorn>=0.38"],
+    # Texts that match a JSON schema, a regular expression, a grammar.
+    "constrain": ["llguidance>=1.7,<2"],
     # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
     "tpu": ["jax[tpu]"],
     # The documentation: `make docs`.
@@ -63,6 +65,7 @@ EXTRAS["dev"] = [
     *EXTRAS["parquet"],
     *EXTRAS["zstd"],
     *EXTRAS["tiktoken"],
+    *EXTRAS["constrain"],
     *EXTRAS["serve"],
     "hypothesis>=6.100",
     "openai>=2",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from jaxlm.api import evaluate, generate
     from jaxlm.data.pretraining import Data
-    from jaxlm.decode.token_sampling import Sampling
+    from jaxlm.decode.sampling_settings import Sampling
     from jaxlm.parallel.plan import Plan
     from jaxlm.train.optim.optimizer import Optim
     from jaxlm.train.run.run import Run
@@ -45,7 +45,7 @@ _HOMES = {
     "Optim": "jaxlm.train.optim.optimizer",
     "Plan": "jaxlm.parallel.plan",
     "Run": "jaxlm.train.run.run",
-    "Sampling": "jaxlm.decode.token_sampling",
+    "Sampling": "jaxlm.decode.sampling_settings",
     "evaluate": "jaxlm.api",
     "generate": "jaxlm.api",
     "load": "jaxlm.train.trained_weights",

@@ -30,12 +30,12 @@ def generate(
     sampling: Sampling = Sampling(),
     template: str | None = None,
 ) -> list[str]:
-    """The text that a trained model writes for each prompt.
+    """The texts that a trained model writes for each prompt: one, or `sampling.n` in a row.
 
     A decoder continues the prompts, all in one batch. One that was trained on conversations, or any
     with a `template`, answers each as the user's message and stops at the end of its turn. An
     encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
-    source and its target, as `jaxlm sample` shows them. Prompt r is sampled with the seed of
+    source and its target, as `jaxlm sample` shows them. Text r is sampled with the seed of
     `sampling` plus r.
 
     Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
@@ -46,7 +46,7 @@ def generate(
     trained_weights.refuse_template(saved.folder, saved.run, template)
     tokenizer = directory.tokenizer(saved.folder, saved.run)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
-    rows = token_sampling.each(settings, len(prompts))  # row r with seed + r
+    rows = token_sampling.each(settings, len(prompts))
     data, model = saved.run.data, saved.model
     layout = prompt_tokens.written(data, template)
     decoder = model.kind == "decoder"
@@ -55,8 +55,9 @@ def generate(
             raise ValueError("template: this model does not continue texts, so it cannot answer")
         about = data.corrupt if isinstance(data, pretraining.Data) else None
         return [
-            "".join(reply.reply(model, saved.params, tokenizer, prompt, row, about))
+            "".join(pieces)
             for prompt, row in zip(prompts, rows, strict=True)
+            for pieces in reply.replies(model, saved.params, tokenizer, prompt, row, about)
         ]
     turns = [
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts

@@ -73,6 +73,7 @@ NEWEST: dict[str, tuple[str, ...]] = {
     "ops/test_attention.py": (),
     "ops/test_linear.py": (),
     "ops/test_quant.py": (),
+    "ops/test_penalties.py": (),
     "ops/test_sampling.py": (),
     "parallel/test_collective_counts.py": (),
     "parallel/test_collectives.py": (),

@@ -66,6 +66,26 @@ def test_equal_prompts_are_continued_differently(saved):
     assert jaxlm.generate(saved[1], ["ab"], later) == texts[1:2], "row r has seed + r"
 
 
+def test_every_prompt_has_n_texts(saved, capsys):
+    """From Python and from the command line, with rules; a conversation goes on with one."""
+    settings = jaxlm.Sampling(max_new=6, n=3, best_of=4, seed=4, banned=((97,), (98, 98)))
+    texts = jaxlm.generate(saved[1], ["ab", "b"], settings)
+    assert len(texts) == 6 and not any("a" in text or "bb" in text for text in texts)
+    folder, own = str(saved[1].folder.resolve()), jaxlm.generate(saved[1], ["ab"], settings)
+    assert own == texts[:3]
+    shown = ["--max-new", "6", "--n", "3", "--best-of", "4", "--seed", "4"]
+    args = ["sample", folder, "--prompt", "ab", *shown, "--banned", "97", "--banned", "98", "98"]
+    assert main.main(args) == 0
+    assert capsys.readouterr().out == "".join(f"ab{text}\n" for text in own)
+    assert main.main(["sample", folder, "--talk", "--template", "plain", *shown]) == 2
+    assert "--n: 3 given; a conversation (--talk) goes on with one reply" in capsys.readouterr().err
+    assert main.main(["sample", folder, "--template", "plain", "--prompt", "ab", *shown[:4]]) == 0
+    assert len(capsys.readouterr().out.split("\n")) >= 5
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["sample", folder, "--max-new", "6", "--min-new", "7"])
+    assert "sampling.min_new: 7 given; it must be in [0, 6]" in capsys.readouterr().err
+
+
 def test_what_is_kept_of_a_run_is_read_by_a_path_as_text(saved):
     """Checkpoints took pathlib alone, where runs took text."""
     folder, kept = "runs/first", "runs/first/checkpoints"

@@ -8,7 +8,14 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import sampling_loop, stop_strings, token_sampling
+from jaxlm.decode import (
+    constraints,
+    sampling_loop,
+    sampling_settings,
+    stop_strings,
+    token_sampling,
+)
+from jaxlm.decode.serve import engine
 from jaxlm.models.model import Model
 
 
@@ -33,18 +40,23 @@ def complete(
     tokenizer: tokenizers.Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
+    constraint: constraints.Constraint | None = None,
 ) -> list[Completion]:
-    """A continuation of each prompt. A prompt is text after the token that precedes every
-    document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the tokenizer's eos
-    ends a text as a stop token does.
+    """The n continuations of each prompt, prompt by prompt. A prompt is text after the token that
+    precedes every document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the
+    tokenizer's eos ends a text as a stop token does. constraint: what every continuation has to
+    match that ends before max_new.
 
-    Raises: as `token_sampling.generate`.
+    Raises: as `token_sampling.generate`; with a constraint, as `Engine.submit`.
     """
     ids = [_ids(tokenizer, prompt) for prompt in prompts]
     settings = [with_eos(tokenizer, s) for s in token_sampling.each(sampling, len(prompts))]
+    if constraint is not None:
+        return _constrained(model, params, tokenizer, ids, settings, constraint)
     out = token_sampling.generate(model, params, ids, settings, tokenizer)
     texts = []
-    for r, (prompt, s) in enumerate(zip(ids, settings)):
+    asked = [(prompt, s) for prompt, s in zip(ids, settings) for _ in range(s.n)]
+    for r, (prompt, s) in enumerate(asked):
         length, finish = int(out.lengths[r]), int(out.finish[r])
         tokens = out.tokens[r, :length].tolist()
         row = stop_strings.Watch(tokenizer, prompt, s.stop_strings)
@@ -63,6 +75,32 @@ def complete(
     return texts
 
 
+def _constrained(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[list[int]],
+    settings: Sequence[token_sampling.Sampling],
+    constraint: constraints.Constraint,
+) -> list[Completion]:
+    """`complete` by the engine, which looks at every token."""
+    rows, origin = sampling_settings.candidates(settings)
+    if any(s.best_of is not None for s in settings):
+        raise ValueError("sampling.best_of: given with a constraint; choose among n by yourself")
+    lengths = [len(prompts[p]) + row.max_new for p, row in zip(origin, rows, strict=True)]
+    capacity = engine.Capacity(min(8, len(rows)), max(lengths), steps=1)
+    running = engine.Engine(model, params, capacity, tokenizer)
+    for p, row in zip(origin, rows, strict=True):
+        running.submit(prompts[p], row, constraint)
+    texts = []
+    for part in running.run():
+        if part.finish == "failed":
+            raise ValueError(part.text)
+        logs = np.array(part.log_probs, np.float32), np.array(part.support_log_probs, np.float32)
+        texts.append(Completion(part.text, part.tokens, *logs, str(part.finish)))
+    return texts
+
+
 def stream(
     model: Model,
     params: param.Tree,
@@ -76,10 +114,12 @@ def stream(
 
     every: tokens between two looks at the text; the pieces depend on it, the text does not.
 
-    Raises: ValueError at the call for `every` below 1 and as `token_sampling.generate`.
+    Raises: ValueError at the call for `every` below 1, more than one continuation, and as
+    `token_sampling.generate`.
     """
     if every < 1:
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
+    sampling_settings.check_single(sampling, "a stream is one text")
     ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
     token_sampling.check_prompts(model, [ids], settings)

@@ -25,8 +25,15 @@ class Conditioned(NamedTuple):
     params: param.Tree
 
 
-def conditioned(model: Model, params: param.Tree, source: jax.Array, at: At) -> Conditioned:
-    """The decoder of sources int32[B, S] at `at`: rows of the same segment read them.
+def conditioned(
+    model: Model,
+    params: param.Tree,
+    source: jax.Array,
+    at: At,
+    origin: jax.Array | None = None,
+) -> Conditioned:
+    """The decoder of sources int32[B, S] at `at`: rows of the same segment read them. origin
+    int32[N]: the source of each of N rows, None where row r reads source r.
 
     Raises: ValueError for a model that is no encoder-decoder.
     """
@@ -35,6 +42,8 @@ def conditioned(model: Model, params: param.Tree, source: jax.Array, at: At) -> 
             f"a {config.kind(type(model.cfg))} model reads no source: it is no encoder-decoder"
         )
     x = model.encode(params, source, at)
+    if origin is not None:
+        x, at = jax.tree.map(lambda y: y[origin], (x, at))
     # layers apart before keys are in them: unstacking later would copy those too
     read = model.cross(sampling_loop.unstacked(params), x)
     hidden = functools.partial(model.hidden, source=(None, at))
@@ -47,12 +56,12 @@ def generate(
     sources: Sources,
     sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
 ) -> sampling_loop.Generation:
-    """The target of each source, as numpy arrays [B, largest max_new] (see
-    `sampling_loop.Generation`).
+    """The n targets of each source, as numpy arrays [B, largest max_new], ordered as those of
+    `token_sampling.generate`.
 
     sources: token ids, at least one each, eos included where the model was trained with it; of any
-    lengths. sampling: one for all rows (row r with seed + r), or one per row; stop tokens end a
-    target. One compiled program for a bucket of shapes.
+    lengths. sampling: as there; stop tokens end a target. One compiled program for a bucket of
+    shapes.
 
     Raises: ValueError, before any compute, for an empty source, a token outside the vocabulary and
     stop strings; FloatingPointError if the logits are not finite.
@@ -63,21 +72,21 @@ def generate(
     start = [[model.cfg.start]] * len(sources)
     token_sampling.check_prompts(model, start, settings)
     arrays = [_checked(r, row, model.cfg.vocab) for r, row in enumerate(sources)]
-    batch, width = (
-        token_sampling.bucket(len(arrays), 1),
-        token_sampling.bucket(max(len(a) for a in arrays)),
-    )
-    rows = batches.rows(arrays, width, batch)
+    width = token_sampling.bucket(max(len(a) for a in arrays))
+    batch = batches.rows(arrays, width, token_sampling.bucket(len(arrays), 1))
+    rows, count = token_sampling.rows_from(settings)
     new = max(s.max_new for s in settings)
     out = _generate(
         model._replace(spec=None),
         token_sampling.bucket(new),
         params,
-        jnp.asarray(rows.tokens),
-        At(jnp.asarray(rows.segments), jnp.asarray(rows.positions)),
-        token_sampling.rows_of(settings, batch),
+        jnp.asarray(batch.tokens),
+        At(jnp.asarray(batch.segments), jnp.asarray(batch.positions)),
+        rows,
     )
-    return token_sampling.on_host(out, len(arrays), new)
+    host = token_sampling.on_host(out, count, new)
+    token_sampling.check_choices(host)
+    return token_sampling.chosen(host, settings)
 
 
 def _checked(r: int, source: Sequence[int], vocab: int) -> np.ndarray:
@@ -94,8 +103,8 @@ def _checked(r: int, source: Sequence[int], vocab: int) -> np.ndarray:
 def _generate(
     model: Model, room: int, params: param.Tree, source: jax.Array, at: At, rows: sampling_loop.Rows
 ) -> sampling_loop.Generation:
-    batch = source.shape[0]
-    read = conditioned(model, params, source, at)
-    first = jnp.full((batch, 1), model.cfg.start, jnp.int32)
+    read = conditioned(model, params, source, at, rows.origin)
+    first = jnp.full((len(rows.limit), 1), model.cfg.start, jnp.int32)
     begin = At(jnp.ones_like(first), jnp.zeros_like(first))
+    rows = rows._replace(origin=None)
     return sampling_loop.generate(read.model, read.params, first, begin, rows, room)

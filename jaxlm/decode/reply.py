@@ -5,34 +5,61 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxlm.core import param
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import completions, encoder_decoder, fill_mask, token_sampling
+from jaxlm.decode import (
+    completions,
+    encoder_decoder,
+    fill_mask,
+    sampling_settings,
+    token_sampling,
+)
 from jaxlm.models.model import Model
 
 
-def reply(
+def replies(
     model: Model,
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
     sampling: token_sampling.Sampling,
     corrupt: mask.Mask | span.Span | None,
-) -> Iterator[str]:
-    """Pieces of what is to be shown for a prompt, each as soon as it is known.
+) -> list[Iterator[str]]:
+    """Pieces of what is to be shown for each of n replies to a prompt, as soon as they are known
+    where only one is sampled.
 
     A decoder continues the prompt, which comes first. An encoder gives the likeliest tokens of
     every mask in it, a line each. An encoder-decoder reads it as a source and writes the target.
     corrupt: the corruption in training, which decides how masks and sentinels are written: as the
     tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
 
-    Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`.
+    Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`; for
+    more than one reply of an encoder, which draws nothing.
     """
     if model.kind == "encoder_decoder":
-        return iter(
-            [_target(model, params, tokenizer, prompt, sampling, marks(tokenizer, corrupt))]
-        )
+        names = marks(tokenizer, corrupt)
+        targets = _targets(model, params, tokenizer, prompt, sampling, names)
+        return [iter([text]) for text in targets]
     if model.kind == "encoder":
-        return iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))
-    return _continued(prompt, completions.stream(model, params, tokenizer, prompt, sampling))
+        sampling_settings.check_single(sampling, "an encoder draws nothing")
+        return [iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))]
+    texts = continued(model, params, tokenizer, prompt, sampling)
+    return [_after(prompt, pieces) for pieces in texts]
+
+
+def continued(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str | Sequence[int],
+    sampling: token_sampling.Sampling,
+) -> list[Iterator[str]]:
+    """Pieces of each of the n continuations of a prompt: a stream where only one is sampled.
+
+    Raises: ValueError as `completions.stream`.
+    """
+    if sampling.candidates == 1:
+        return [completions.stream(model, params, tokenizer, prompt, sampling)]
+    rows = completions.complete(model, params, tokenizer, [prompt], [sampling])
+    return [iter([row.text]) for row in rows]
 
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
@@ -50,7 +77,7 @@ def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None
     return spelled
 
 
-def _continued(prompt: str, pieces: Iterator[str]) -> Iterator[str]:
+def _after(prompt: str, pieces: Iterator[str]) -> Iterator[str]:
     yield prompt
     yield from pieces
 
@@ -75,18 +102,19 @@ def _holes(
     return lines
 
 
-def _target(
+def _targets(
     model: Model,
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
     sampling: token_sampling.Sampling,
     names: Mapping[str, int],
-) -> str:
+) -> list[str]:
     source = [*fill_mask.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
     settings = completions.with_eos(tokenizer, sampling)
     out = encoder_decoder.generate(model, params, [source], settings)
-    return f"{prompt}\n  {written(tokenizer, out.tokens[0, : out.lengths[0]].tolist(), names)}"
+    rows = [row[:length].tolist() for row, length in zip(out.tokens, out.lengths, strict=True)]
+    return [f"{prompt}\n  {written(tokenizer, row, names)}" for row in rows]
 
 
 def written(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], names: Mapping[str, int]) -> str:

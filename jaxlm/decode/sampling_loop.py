@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.models.layers import stack
 from jaxlm.models.model import Cache, Model
-from jaxlm.ops import sampling
+from jaxlm.ops import penalties, sampling
 from jaxlm.ops.attention import At
 
 # Why a row ended: codes of Generation.finish.
@@ -27,13 +27,16 @@ class Rows(NamedTuple):
 
     controls: the processors' settings. keys: random keys [B]; the token at position p of a row is
     drawn with fold_in(key, p). stop int32[B, K]: tokens that end the row, -1 in unused places.
-    limit int32[B]: tokens to generate at most; a row at 0 only fills the batch.
+    limit int32[B]: tokens to generate at most; a row at 0 only fills the batch. origin int32[B]:
+    the prompt that each row continues, of which several may continue one; None where row r
+    continues prompt r.
     """
 
     controls: sampling.Controls
     keys: jax.Array
     stop: jax.Array
     limit: jax.Array
+    origin: jax.Array | None = None
 
 
 class Generation(NamedTuple):
@@ -43,8 +46,8 @@ class Generation(NamedTuple):
     lengths int32[B]: tokens of each row.
     log_probs float32[B, max_new]: under the model's own softmax (temperature 1, no processors).
     support_log_probs float32[B, max_new]: under the distribution that was sampled from, after all
-        processors; 0 for greedy rows, which had no choice. Importance ratios need one or the
-        other on both sides, never a mixture.
+        processors; 0 for greedy rows, which had no choice; NaN where rules left no token at all.
+        Importance ratios need one or the other on both sides, never a mixture.
     finish int32[B]: RUNNING, STOP_TOKEN, STOP_STRING or LENGTH.
     """
 
@@ -59,7 +62,8 @@ class State(NamedTuple):
     """The loop between two tokens. `last` [B] is sampled and recorded, but not yet in the cache.
 
     position int32[B] and segment int32[B] are those of `last`; seen bool[B, V] holds the tokens of
-    prompt and generation; step is the number of tokens generated, int32 scalar.
+    prompt and generation; step is the number of tokens generated, int32 scalar. prompt int32[B, P]:
+    as in `penalties.Text`, None without rules.
     """
 
     cache: Cache
@@ -69,6 +73,7 @@ class State(NamedTuple):
     seen: jax.Array
     step: jax.Array
     out: Generation
+    prompt: jax.Array | None = None
 
 
 def generate(
@@ -77,7 +82,7 @@ def generate(
     """At most max_new tokens after each prompt; ends early when every row has stopped.
 
     tokens int32[B, P] at `at`: each row's prompt is one segment with rising positions, anywhere
-    among padding (segment 0). `rows` as in `Rows`.
+    among padding (segment 0). `rows` as in `Rows`; with an origin, there may be fewer prompts.
     """
     params = unstacked(params)
     state = start(model, params, tokens, at, rows, max_new)
@@ -101,12 +106,15 @@ def start(
     model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
 ) -> State:
     """The State after prefill, the first token of each row sampled."""
-    batch, width = tokens.shape
-    x, cache, _ = model.hidden(params, tokens, at, empty(model, batch))
+    width = tokens.shape[1]
+    x, cache, _ = model.hidden(params, tokens, at, empty(model, len(tokens)))
     assert cache is not None
     # a row's end is its highest position, wherever its padding is
     end = jnp.argmax(jnp.where(at.segments > 0, at.positions, -1), axis=1)
     raw = model.unembed(model.head(params), jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
+    if rows.origin is not None:
+        cache = repeated(model, cache, rows.origin)
+        tokens, at, end, raw = jax.tree.map(lambda x: x[rows.origin], (tokens, at, end, raw))
     return begun(
         grow(model, cache, width + max_new - 1),
         raw,
@@ -137,6 +145,8 @@ def begun(
     batch = tokens.shape[0]
     seen = jnp.zeros((batch, raw.shape[-1]), bool)
     seen = seen.at[jnp.arange(batch)[:, None], tokens].max(there)
+    rules = rows.controls.rules
+    prompt = None if rules is None else penalties.right_aligned(tokens, there)
     zeros = jnp.zeros((batch, max_new))
     state = State(
         cache,
@@ -152,6 +162,7 @@ def begun(
             zeros,
             jnp.where(rows.limit > 0, RUNNING, LENGTH).astype(jnp.int32),
         ),
+        prompt,
     )
     return _record(state, raw, rows)
 
@@ -191,6 +202,15 @@ def empty(model: Model, batch: int) -> Cache:
     return Cache(layers, At(none, none), jnp.zeros((), jnp.int32))
 
 
+def repeated(model: Model, cache: Cache, origin: jax.Array) -> Cache:
+    """The cache of rows int32[B] of its own: row r holds what row origin[r] does."""
+    spec = model.cache(1, 1)
+    layers = param.map(
+        lambda p, x: jnp.take(x, origin, axis=p.axes.index("batch")), spec, cache.layers
+    )
+    return Cache(layers, At(*(x[origin] for x in cache.at[:2])), cache.filled)
+
+
 def grow(model: Model, cache: Cache, slots: int) -> Cache:
     """The cache with empty slots (segment 0) appended, `slots` in all."""
 
@@ -209,7 +229,7 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
     running = out.finish == RUNNING
     position = state.position + 1
     greedy = controls.temperature == 0
-    x = sampling.process(raw, state.seen, controls)
+    x = sampling.process(raw, state.seen, controls, _text(state, rows))
     token = jnp.where(running, sampling.sample(x, rows.keys, position, greedy), 0)
     support = jax.lax.cond(
         jnp.all(greedy),
@@ -217,13 +237,18 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
         lambda x: jnp.where(greedy, 0.0, sampling.log_prob(x, token)),
         x,
     )
+    if controls.rules is not None:
+        support = jnp.where(jnp.max(x, axis=-1) == -jnp.inf, jnp.nan, support)
     lengths = out.lengths + running
     stopped = jnp.any(token[:, None] == rows.stop, axis=1)
     finish = jnp.where(stopped, STOP_TOKEN, jnp.where(lengths >= rows.limit, LENGTH, RUNNING))
 
+    # rows of one batch begin together, those of slots do not
+    place = jnp.where(running, out.lengths, out.tokens.shape[1])
+
     def put(old: jax.Array, column: jax.Array) -> jax.Array:
-        column = jnp.where(running, column, 0).astype(old.dtype)[:, None]
-        return jax.lax.dynamic_update_slice(old, column, (jnp.zeros((), jnp.int32), state.step))
+        rows = jnp.arange(len(column))
+        return old.at[rows, place].set(column.astype(old.dtype), mode="drop")
 
     return state._replace(
         last=token,
@@ -238,3 +263,11 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
             jnp.where(running, finish, out.finish).astype(jnp.int32),
         ),
     )
+
+
+def _text(state: State, rows: Rows) -> penalties.Text | None:
+    """The text that rules read; None without rules."""
+    if state.prompt is None:
+        return None
+    out = state.out
+    return penalties.Text(state.prompt, out.tokens, out.lengths, rows.limit - out.lengths)

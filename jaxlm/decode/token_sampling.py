@@ -1,11 +1,10 @@
-"""Sampling settings, their checks, and `generate` on lists of token ids.
+"""`generate` on lists of token ids: requests are checked, padded, run and cut to size.
 
 Shapes are rounded up so that few programs are compiled: prompt length, batch and new tokens each to
 the next of 16, 24, 32, 48, 64, 96, ... (a batch from 1, 2, 3, 4, 6, 8, ...). The additional rows
 and slots are padding: they are masked, and cut off the result.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import batch as batches
-from jaxlm.core import check, param, target
+from jaxlm.core import param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import sampling_loop, stop_strings
+from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
+from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
 from jaxlm.models.model import Model
-from jaxlm.ops import linear, sampling
+from jaxlm.ops import linear
 from jaxlm.ops.attention import At
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
@@ -29,41 +29,6 @@ FINISH = ("running", "stop_token", "stop_string", "length")
 """Names of the codes of Generation.finish."""
 
 Prompts = Sequence[Sequence[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """Settings for the continuation of a prompt."""
-
-    max_new: int = 128
-    """Tokens to generate at most."""
-    temperature: float = 1.0
-    """Logits are divided by it; 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens (all of a tie at the edge); None keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of likeliest tokens with this probability; 1 keeps all."""
-    min_p: float = 0.0
-    """Keep tokens at least this times as likely as the likeliest; 0 keeps all."""
-    repetition_penalty: float = 1.0
-    """Makes tokens of prompt and continuation less likely where above 1 (CTRL's rule)."""
-    stop_tokens: tuple[int, ...] = ()
-    """Token ids that end the text; the one that did is the last generated token."""
-    stop_strings: tuple[str, ...] = ()
-    """Strings that end the text, wherever token boundaries fall; the text ends before them."""
-    seed: int = 0
-    """Seed of a row. One Sampling for a batch gives row r seed + r."""
-
-    def __post_init__(self) -> None:
-        check.within("sampling", self, "max_new", "top_k", least=1)
-        check.within("sampling", self, "temperature", least=0)
-        check.within("sampling", self, "top_p", above=0, most=1)
-        check.within("sampling", self, "min_p", least=0, most=1)
-        check.within("sampling", self, "repetition_penalty", above=0)
-        check.within("sampling", self, "seed", least=0, below=2**32)
-        for s in self.stop_strings:
-            ok = isinstance(s, str) and s != ""
-            check.field("sampling.stop_strings", s, ok, "strings that are not empty")
 
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
@@ -87,30 +52,36 @@ def generate(
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> sampling_loop.Generation:
     """Continuations of prompts, as numpy arrays [B, largest max_new] (see
-    `sampling_loop.Generation`).
+    `sampling_loop.Generation`): the n of the first prompt, then those of the second, and so on;
+    where they are the best of more, the best first.
 
     prompts: token ids, at least one each; a model that starts from nothing is given
-    `tokenizer.begin(t)`. sampling: one for all rows (row r with seed + r), or one per row. Without
-    stop strings this is one compiled program; with them, which needs the tokenizer, the host looks
-    at the text every few tokens, and the result is the same as if it had looked at each.
+    `tokenizer.begin(t)`. sampling: one for all prompts, whose continuations have its seed and those
+    after it, or one per prompt. Without stop strings this is one compiled program; with them, which
+    needs the tokenizer, the host looks at the text every few tokens, and the result is the same as
+    if it had looked at each.
 
     Raises: ValueError, before any compute, for an empty prompt, a token outside the vocabulary, a
-    text longer than the model's positions, a stop string without a tokenizer. FloatingPointError
+    text longer than the model's positions, a stop string without a tokenizer, rules that leave no
+    token for the first place; ValueError where they leave none for a later one; FloatingPointError
     if the model's logits are not finite.
     """
     settings = each(sampling, len(prompts))
     if not any(s.stop_strings for s in settings):
         job = _job(model, params, prompts, settings)
-        out = _generate(job.model, job.room, job.params, *job.inputs)
-        return on_host(out, job.rows, job.columns)
+        out = on_host(
+            _generate(job.model, job.room, job.params, *job.inputs), job.rows, job.columns
+        )
+        check_choices(out)
+        return chosen(out, settings)
     if tokenizer is None:
         raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings in tokens")
+    rows, origin = sampling_settings.candidates(settings)
     watches = [
-        stop_strings.Watch(tokenizer, prompt, s.stop_strings)
-        for prompt, s in zip(prompts, settings)
+        stop_strings.Watch(tokenizer, prompts[p], s.stop_strings) for p, s in zip(origin, rows)
     ]
     *_, out = chunks(model, params, prompts, settings, watches, 16)
-    return out
+    return chosen(out, settings)
 
 
 def chunks(
@@ -121,7 +92,7 @@ def chunks(
     watches: list[stop_strings.Watch],
     every: int,
 ) -> Iterator[sampling_loop.Generation]:
-    """The Generation so far, after every few tokens, until all rows have ended.
+    """The Generation of all candidates so far, after every few tokens, until all rows have ended.
 
     watches: one per row; each is shown its row's new tokens, and ends the row at a stop string.
     """
@@ -132,9 +103,10 @@ def chunks(
         ended = np.asarray(state.out.finish).copy()
         for r, row in enumerate(watches):
             _show(row, out, r)
-            if row.stopped and out.finish[r] != sampling_loop.STOP_STRING:
+            if row.stopped:
                 ended[r] = sampling_loop.STOP_STRING
                 out = _cut(out, r, row.tokens)
+        check_choices(out)
         yield out
         if not (ended == sampling_loop.RUNNING).any():
             return
@@ -144,26 +116,6 @@ def chunks(
             out=state.out._replace(finish=jnp.asarray(ended), lengths=jnp.asarray(lengths))
         )
         state = _advance(job.model, every, job.params, state, job.inputs[-1])
-
-
-def each(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:
-    """One Sampling per row. Raises: ValueError if a list has another length."""
-    if isinstance(sampling, Sampling):
-        return [
-            dataclasses.replace(sampling, seed=(sampling.seed + r) % 2**32) for r in range(rows)
-        ]
-    if len(sampling) != rows:
-        raise ValueError(f"sampling: {len(sampling)} settings given for {rows} prompts")
-    return list(sampling)
-
-
-def bucket(n: int, least: int = 16) -> int:
-    """The smallest of least * (1, 1.5, 2, 3, 4, 6, ...) that is at least n."""
-    size = least
-    while size < n:
-        step = 3 * size // 2
-        size = step if n <= step and step > size else 2 * size
-    return size
 
 
 class _Job(NamedTuple):
@@ -181,39 +133,42 @@ class _Job(NamedTuple):
 def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> _Job:
     arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
-    batch, width = bucket(len(arrays), 1), bucket(max(len(a) for a in arrays))
-    rows = batches.rows(arrays, width, batch)
+    width = bucket(max(len(a) for a in arrays))
+    batch = batches.rows(arrays, width, bucket(len(arrays), 1))
+    rows, count = rows_from(settings)
     inputs = (
-        jnp.asarray(rows.tokens),
-        At(jnp.asarray(rows.segments), jnp.asarray(rows.positions)),
-        rows_of(settings, batch),
+        jnp.asarray(batch.tokens),
+        At(jnp.asarray(batch.segments), jnp.asarray(batch.positions)),
+        rows,
     )
     prepared = prepare(model, params)
-    return _Job(_static(model), bucket(new), prepared, inputs, len(arrays), new)
+    return _Job(_static(model), bucket(new), prepared, inputs, count, new)
 
 
-def rows_of(settings: list[Sampling], batch: int) -> sampling_loop.Rows:
-    """Per-row settings as arrays [batch]; rows beyond the settings generate nothing."""
-    idle = Sampling(temperature=0.0)
-    padded = settings + [idle] * (batch - len(settings))
+def rows_from(settings: Sequence[Sampling]) -> tuple[sampling_loop.Rows, int]:
+    """(Rows of all candidates of prompts with these settings, how many those are); each prompt's
+    settings are its own, and one candidate of every prompt is a program without `origin`."""
+    each_row, origin = sampling_settings.candidates(settings)
+    batch = bucket(len(each_row), 1)
+    rows = rows_of(each_row, batch)
+    if len(each_row) > len(settings):
+        padded = np.pad(origin, (0, batch - len(origin)))
+        rows = rows._replace(origin=jnp.asarray(padded))
+    return rows, len(each_row)
 
-    def column(values: list, dtype: Any) -> jax.Array:
-        return jnp.asarray(np.array(values, dtype))
 
-    places = bucket(max(len(s.stop_tokens) for s in padded), 1)
-    stop = np.full((batch, places), -1, np.int32)
-    for r, s in enumerate(padded):
-        stop[r, : len(s.stop_tokens)] = s.stop_tokens
-    controls = sampling.Controls(
-        temperature=column([s.temperature for s in padded], np.float32),
-        top_k=column([s.top_k or 0 for s in padded], np.int32),
-        top_p=column([s.top_p for s in padded], np.float32),
-        min_p=column([s.min_p for s in padded], np.float32),
-        repetition=column([s.repetition_penalty for s in padded], np.float32),
-    )
-    keys = jax.vmap(jax.random.key)(column([s.seed for s in padded], np.uint32))
-    limit = column([s.max_new for s in settings] + [0] * (batch - len(settings)), np.int32)
-    return sampling_loop.Rows(controls, keys, jnp.asarray(stop), limit)
+def chosen(out: sampling_loop.Generation, settings: Sequence[Sampling]) -> sampling_loop.Generation:
+    """The n rows of each prompt, out of all its candidates: those with the highest mean of
+    `log_probs` over their tokens, the best first, where there are more than n."""
+    total = np.sum(out.log_probs, axis=1, dtype=np.float64)
+    mean, keep, first = total / out.lengths, [], 0
+    for s in settings:
+        rows = np.arange(first, first + s.candidates)
+        if s.candidates > s.n:
+            rows = rows[np.argsort(-mean[rows], kind="stable")[: s.n]]
+        keep += rows.tolist()
+        first += s.candidates
+    return sampling_loop.Generation(*(x[keep] for x in out))
 
 
 def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
@@ -235,8 +190,8 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
             )
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
-        _check_range(f"prompt {r}, position", row, vocab)
-        _check_range(f"sampling.stop_tokens of row {r}, place", np.array(s.stop_tokens, int), vocab)
+        sampling_settings.check_range(f"prompt {r}, position", row, vocab)
+        sampling_settings.check_tokens(r, s, row.tolist(), vocab)
         total = len(row) + s.max_new
         if model.context is not None and total > model.context:
             raise ValueError(
@@ -245,19 +200,13 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
                 f"{model.context - len(row)} here"
             )
         arrays.append(row.astype(np.int32))
-    rows, slots = len(arrays), max(len(a) + s.max_new for a, s in zip(arrays, settings))
+    rows = sum(s.candidates for s in settings)
+    slots = max(len(a) + s.max_new for a, s in zip(arrays, settings))
     # two bytes an element are the least that a cache takes
     layers = {str(i): layer for i, layer in enumerate(model.cache(rows, slots))}
     need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
     devices.check(f"sampling.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
-
-
-def _check_range(where: str, ids: np.ndarray, vocab: int) -> None:
-    wrong = np.flatnonzero((ids < 0) | (ids >= vocab))
-    if wrong.size:
-        i = int(wrong[0])
-        raise ValueError(f"{where} {i}: token {ids[i]} is outside the vocabulary 0..{vocab - 1}")
 
 
 def on_host(out: sampling_loop.Generation, rows: int, columns: int) -> sampling_loop.Generation:
@@ -277,6 +226,17 @@ def on_host(out: sampling_loop.Generation, rows: int, columns: int) -> sampling_
             f"row {r}, new token {t}: the model's logits are not finite; are the weights?"
         )
     return host
+
+
+def check_choices(out: sampling_loop.Generation) -> None:
+    """Raises: ValueError with the row and place where its rules left no token to choose."""
+    none = np.argwhere(np.isnan(out.support_log_probs))
+    if none.size:
+        r, t = none[0]
+        raise ValueError(
+            f"row {r}, new token {t}: sampling.banned, no_repeat_ngram_size and min_new leave no "
+            "token to choose; allow at least one, or lower max_new"
+        )
 
 
 def _show(row: stop_strings.Watch, out: sampling_loop.Generation, r: int) -> None:

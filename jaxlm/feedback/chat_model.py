@@ -18,7 +18,7 @@ from jaxlm.data import pretraining
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenizers import tokenizer as interface
-from jaxlm.decode import sampling_loop, stop_strings, token_sampling
+from jaxlm.decode import sampling_loop, sampling_settings, stop_strings, token_sampling
 from jaxlm.models.model import Model
 from jaxlm.objectives import log_probs
 from jaxlm.parallel.plan import Plan
@@ -141,6 +141,7 @@ def _layout(run: Run) -> str:
 
 
 def _ending(s: token_sampling.Sampling, ends: tuple[int, ...]) -> token_sampling.Sampling:
+    sampling_settings.check_single(s, "each conversation has one reply")
     return dataclasses.replace(s, stop_tokens=tuple(dict.fromkeys((*s.stop_tokens, *ends))))
 
 

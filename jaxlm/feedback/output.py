@@ -52,6 +52,8 @@ def problems(settings: Any) -> Iterator[str]:
     yield from check.choices("", settings)
     why = "where `seed` decides the seed of every sample"
     yield from check.changed("sampling", settings.sampling, "seed", why=why)
+    why = "where each conversation has one reply"
+    yield from check.changed("sampling", settings.sampling, "n", "best_of", why=why)
 
 
 class Output:

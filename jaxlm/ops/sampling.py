@@ -1,11 +1,11 @@
 """Processors of next-token logits, each with one setting per row of the batch.
 
-`process` runs them in the order of transformers' `generate`: repetition penalty, temperature,
-top-k, top-p, min-p. A removed token has logit -inf. Nothing is sorted: a token stays while the mass
-of all strictly likelier ones is below a bound, and the smallest logit that stays is found by
-bisection, exactly. Hence **tied tokens stay or go together**: top-k keeps more than k where
-the k-th is tied (as transformers does), and top-p keeps all of a tie at its edge (transformers
-keeps as many as its sort happens to put first).
+`process` runs them in the order of transformers' `generate`: bias, repetition penalty, the other
+rules of `penalties`, temperature, top-k, top-p, min-p, typical-p. A removed token has logit -inf.
+Nothing is sorted: a token stays while the mass of all that are strictly better is below a bound,
+and the least that stays is found by bisection, exactly. Hence **tied tokens stay or go together**:
+top-k keeps more than k where the k-th is tied (as transformers does), and top-p keeps all of a tie
+at its edge (transformers keeps as many as its sort happens to put first).
 """
 
 from typing import NamedTuple
@@ -13,12 +13,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.ops import penalties
+from jaxlm.ops.penalties import where_any
+
 
 class Controls(NamedTuple):
-    """Sampling settings of B rows; every field is an array [B].
+    """Sampling settings of B rows; every field but the last two is an array [B].
 
     temperature float32: 0 is greedy. top_k int32: 0 keeps all. top_p float32: 1 keeps all.
-    min_p float32: 0 keeps all. repetition float32: 1 changes nothing.
+    min_p float32: 0 keeps all. repetition float32: 1 changes nothing. typical float32: 1 keeps all.
+    rules: those of `penalties`. allowed bool[B,V]: tokens that a constraint allows next. The last
+    three are None where no row has any, which is a program without them.
     """
 
     temperature: jax.Array
@@ -26,6 +31,9 @@ class Controls(NamedTuple):
     top_p: jax.Array
     min_p: jax.Array
     repetition: jax.Array
+    typical: jax.Array | None = None
+    rules: penalties.Rules | None = None
+    allowed: jax.Array | None = None
 
 
 def repetition(x: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -49,7 +57,7 @@ def top_k(x: jax.Array, k: jax.Array) -> jax.Array:
     k int32[B]; 0 keeps all. Fan et al. 2018.
     """
     bound = jnp.where(k > 0, k, x.shape[-1]).astype(jnp.float32)
-    return _keep_below(x, jnp.ones_like(x), bound)
+    return _keep_below(x, x, jnp.ones_like(x), bound)
 
 
 def top_p(x: jax.Array, p: jax.Array) -> jax.Array:
@@ -59,7 +67,7 @@ def top_p(x: jax.Array, p: jax.Array) -> jax.Array:
     p float32[B] in (0, 1]; 1 keeps all. Holtzman et al. 2020 (nucleus sampling).
     """
     bound = jnp.where(p < 1, p, jnp.inf)
-    return _keep_below(x, jax.nn.softmax(x, axis=-1), bound)
+    return _keep_below(x, x, jax.nn.softmax(x, axis=-1), bound)
 
 
 def min_p(x: jax.Array, p: jax.Array) -> jax.Array:
@@ -71,22 +79,51 @@ def min_p(x: jax.Array, p: jax.Array) -> jax.Array:
     return jnp.where(x >= edge, x, -jnp.inf)
 
 
-def process(x: jax.Array, seen: jax.Array, controls: Controls) -> jax.Array:
+def typical_p(x: jax.Array, p: jax.Array) -> jax.Array:
+    """Logits float32[B,V] of tokens such that those whose surprise is strictly nearer to the
+    entropy have probability below p; -inf elsewhere.
+
+    p float32[B] in (0, 1]; 1 keeps all. Meister et al. 2023 (locally typical sampling), eq. 9.
+    """
+    log_p = jax.nn.log_softmax(x, axis=-1)
+    mass = jnp.exp(log_p)
+    entropy = -jnp.sum(jnp.where(mass > 0, mass * log_p, 0.0), axis=-1, keepdims=True)  # [B,1]
+    bound = jnp.where(p < 1, p, jnp.inf)
+    return _keep_below(x, -jnp.abs(-log_p - entropy), mass, bound)
+
+
+def process(
+    x: jax.Array, seen: jax.Array, controls: Controls, text: penalties.Text | None = None
+) -> jax.Array:
     """Logits float32[B,V] of the distribution each row samples from: all processors in order.
 
-    A processor that no row requires costs nothing. Rows with temperature 0 are penalised for
-    repetition and otherwise kept whole, for their argmax.
+    seen bool[B,V]: tokens of prompt and continuation. text: what controls.rules read.
+
+    A processor that no row requires costs nothing. Rows with temperature 0 are penalised and
+    restricted by rules, and otherwise kept whole, for their argmax. A row that its rules leave
+    without a token has -inf everywhere.
     """
     c = controls
     greedy = c.temperature == 0
     k = jnp.where(greedy, 0, c.top_k)
     p = jnp.where(greedy, 1.0, c.top_p)
     least = jnp.where(greedy, 0.0, c.min_p)
-    x = _where_any(c.repetition != 1, lambda x: repetition(x, seen, c.repetition), x)
+    if c.rules is not None and c.rules.bias.shape[1]:
+        x = penalties.biased(x, c.rules.bias_tokens, c.rules.bias)
+    x = where_any(c.repetition != 1, lambda x: repetition(x, seen, c.repetition), x)
+    if c.rules is not None:
+        assert text is not None
+        x = penalties.restrict(x, c.rules, text)
+    if c.allowed is not None:
+        x = jnp.where(c.allowed, x, -jnp.inf)
     x = temperature(x, c.temperature)
-    x = _where_any(k > 0, lambda x: top_k(x, k), x)
-    x = _where_any(p < 1, lambda x: top_p(x, p), x)
-    return _where_any(least > 0, lambda x: min_p(x, least), x)
+    x = where_any(k > 0, lambda x: top_k(x, k), x)
+    x = where_any(p < 1, lambda x: top_p(x, p), x)
+    x = where_any(least > 0, lambda x: min_p(x, least), x)
+    if c.typical is None:
+        return x
+    typical = jnp.where(greedy, 1.0, c.typical)
+    return where_any(typical < 1, lambda x: typical_p(x, typical), x)
 
 
 def sample(x: jax.Array, keys: jax.Array, index: jax.Array, greedy: jax.Array) -> jax.Array:
@@ -102,7 +139,7 @@ def sample(x: jax.Array, keys: jax.Array, index: jax.Array, greedy: jax.Array) -
         noise = jax.vmap(lambda key: jax.random.gumbel(key, x.shape[-1:], jnp.float32))(folded)
         return jnp.where(greedy[:, None], x, x + noise)
 
-    return first_largest(_where_any(~greedy, draw, x))
+    return first_largest(where_any(~greedy, draw, x))
 
 
 def first_largest(x: jax.Array) -> jax.Array:
@@ -122,14 +159,10 @@ def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:
     return (chosen - peak)[:, 0] - jnp.log(total)
 
 
-def _where_any(rows: jax.Array, f, x: jax.Array) -> jax.Array:
-    """f(x) if any row requires it; f must leave the other rows as they are."""
-    return jax.lax.cond(jnp.any(rows), f, lambda x: x, x)
-
-
-def _keep_below(x: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
-    """x where the mass [B,V] of all strictly larger x is below bound [B], -inf elsewhere."""
-    rank = _rank(x)
+def _keep_below(x: jax.Array, merit: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:
+    """x where the mass [B,V] of all with strictly larger merit [B,V] is below bound [B], -inf
+    elsewhere."""
+    rank = _rank(merit)
 
     def halve(_: int, edges: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = edges

@@ -94,8 +94,11 @@ def update(
         return float(first.detach()), gradient, float(nll(model, ids))
 
 
-def greedy(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-    """The likeliest continuation of each prompt by `generate`, alone, with no end."""
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], new: int, **settings: Any
+) -> list[list[int]]:
+    """The likeliest continuation of each prompt by `generate`, alone, with no end but what the
+    settings give."""
     model.generation_config.eos_token_id = None
     continuations = []
     for prompt in prompts:
@@ -105,6 +108,7 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=0,
+            **settings,
         )
         continuations.append(out[0, len(prompt) :].tolist())
     return continuations

@@ -256,6 +256,48 @@ def test_greedy_decoding_is_generate_token_for_token(case, oracle):
     assert out.tokens.tolist() == oracle.greedy(case.theirs, prompts, new)
 
 
+@over(["llama", "gpt2"])
+def test_greedy_decoding_under_rules_is_generate_token_for_token(case, oracle):
+    """Each row of a batch has settings of its own, and all of them; `generate` has one row a call.
+    transformers forces a beginning after a prompt of one token only."""
+    built = models.build(case.cfg, PLAN)
+    ids = cases.tokens(case.name, 3, 11, case.cfg.vocab)
+    prompts = [ids[0, :5].tolist(), ids[1].tolist(), ids[2, :8].tolist(), ids[2, :1].tolist()]
+    base = {"max_new": 40, "temperature": 0.0}
+    free = token_sampling.generate(
+        built, case.params, prompts, token_sampling.Sampling(**base)
+    ).tokens.tolist()
+    stop, first = int(free[2][1]), free[0][0]
+    ours = [
+        {"repetition_penalty": 1.3, "banned": ((first,), (prompts[0][-1], 7), (3, 4))},
+        {"no_repeat_ngram_size": 2, "logit_bias": ((free[1][0], -4.0), (5, 1.5))},
+        {
+            "min_new": 9,
+            "stop_tokens": (stop,),
+            "no_repeat_ngram_size": 3,
+            "repetition_penalty": 0.8,
+        },
+        {"forced_begin": (6,), "forced_end": (2, 9), "repetition_penalty": 1.1},
+    ]
+    theirs = [
+        {"repetition_penalty": 1.3, "bad_words_ids": [list(row) for row in ours[0]["banned"]]},
+        {"no_repeat_ngram_size": 2, "sequence_bias": [[[t], b] for t, b in ours[1]["logit_bias"]]},
+        {
+            "min_new_tokens": 9,
+            "eos_token_id": stop,
+            "no_repeat_ngram_size": 3,
+            "repetition_penalty": 0.8,
+        },
+        {"forced_bos_token_id": 6, "forced_eos_token_id": [2, 9], "repetition_penalty": 1.1},
+    ]
+    settings = [token_sampling.Sampling(**base, **one) for one in ours]
+    out = token_sampling.generate(built, case.params, prompts, settings)
+    for r, (prompt, one) in enumerate(zip(prompts, theirs)):
+        tokens = out.tokens[r, : out.lengths[r]].tolist()
+        assert [tokens] == oracle.greedy(case.theirs, [prompt], 40, **one)
+        assert tokens != free[r][: len(tokens)]
+
+
 def test_the_golden_file_is_transformers_output(oracle):
     from tests.convert import golden
 

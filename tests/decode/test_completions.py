@@ -68,6 +68,24 @@ def test_stop_strings_end_a_row_and_the_text_before_them(strings, reciter):
     np.testing.assert_allclose(one.log_probs, other.log_probs[: len(one.tokens)], rtol=1e-5)
 
 
+def test_every_prompt_has_n_completions(reciter):
+    """Prompt by prompt, each with the text, the end and the settings of its own; stop strings of
+    one prompt do not end another's."""
+    some = token_sampling.Sampling(max_new=9, temperature=2.0, n=2, seed=8, stop_strings=("l",))
+    other = token_sampling.Sampling(max_new=4, temperature=2.0, best_of=3, seed=1)
+    boost = tuple((ord(c), 30.0) for c in "helo")
+    settings = [dataclasses.replace(s, logit_bias=boost) for s in (some, other)]
+    out = completions.complete(*reciter, BYTES, ["", "h"], settings)
+    assert len(out) == 3 and len(out[2].tokens) == 4 and out[2].finish == "length"
+    alone = [dataclasses.replace(settings[0], n=1, seed=s) for s in (8, 9)]
+    for row, s in zip(out, alone):
+        (one,) = completions.complete(*reciter, BYTES, [""], [s])
+        assert (row.text, row.tokens, row.finish) == (one.text, one.tokens, one.finish)
+        assert (ord("l") in row.tokens) == (row.finish == "stop_string")
+        assert "l" not in row.text
+    assert out[0].tokens != out[1].tokens
+
+
 @pytest.mark.parametrize("every", [1, 5])
 def test_a_stream_is_the_completion_in_whole_characters(every, reciter):
     for s in (with_stops(), with_stops("then", "d.")):

@@ -50,10 +50,13 @@ def test_what_cannot_be_filled_in_is_refused(tiny):
 
 def test_reply_speaks_as_the_model_was_trained(tiny):
     about, settings = mask.Mask(token=259), token_sampling.Sampling(max_new=4, temperature=0.0)
-    told = "".join(reply.reply(*tiny, BYTES, "a<mask>c", settings, about))
+    told = "".join(*reply.replies(*tiny, BYTES, "a<mask>c", settings, about))
     assert told.startswith("a<mask>c\n  mask 1: ") and told.count("  ") >= 5
+    several = token_sampling.Sampling(n=2)
+    with pytest.raises(ValueError, match="sampling.n: 2 given; it must be 1: an encoder"):
+        reply.replies(*tiny, BYTES, "a<mask>c", several, about)
     with pytest.raises(ValueError, match="no mask"):
-        reply.reply(*tiny, BYTES, "a<mask>c", settings, None)
+        reply.replies(*tiny, BYTES, "a<mask>c", settings, None)
 
 
 @pytest.mark.slow
@@ -65,7 +68,7 @@ def test_reply_of_an_encoder_decoder_is_the_target():
     built = models.build(cfg)
     w = programs.drawn(built.spec, 0)
     spans = span.Span(sentinel=269)
-    told = "".join(reply.reply(built, w, BYTES, "a<extra_id_0>c", settings, spans))
+    told = "".join(*reply.replies(built, w, BYTES, "a<extra_id_0>c", settings, spans))
     assert told.startswith("a<extra_id_0>c\n  ")
 
 

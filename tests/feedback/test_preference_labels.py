@@ -171,4 +171,6 @@ def test_what_is_said_does_not_depend_on_its_neighbours(random_model):
     one = chat_model.of(model, params, tokenizer, chat, stops, {}, rows=1)
     assert many == one.say(talks, how)
     assert one.say(talks[::-1], how[::-1]) == many[::-1]
+    with pytest.raises(ValueError, match="sampling.n: 2 given; it must be 1: each conversation"):
+        one.say(talks[:1], [Sampling(n=2)])
     assert len({s.text for s in many}) == 3 and not many[0].finished

@@ -16,7 +16,7 @@ def rows(seed=0, ties=False):
     return np.round(x) if ties else x
 
 
-def controls(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0):
+def controls(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical=1.0, repetition=1.0):
     """Each setting a number or a list of B."""
 
     def full(value, dtype):
@@ -28,6 +28,7 @@ def controls(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0):
         top_k=full(top_k, np.int32),
         top_p=full(top_p, f),
         min_p=full(min_p, f),
+        typical=full(typical, f),
         repetition=full(repetition, f),
     )
 
@@ -37,7 +38,7 @@ def softmax(x):
     return e / e.sum()
 
 
-def oracle(x, seen, temperature, top_k, top_p, min_p, repetition):
+def oracle(x, seen, temperature, top_k, top_p, min_p, repetition, typical=1.0):
     """One row in float64: sorts, and cuts ties at an edge as the module says."""
     x = x.astype(np.float64)
     x = np.where(seen, np.where(x > 0, x / repetition, x * repetition), x)
@@ -45,7 +46,7 @@ def oracle(x, seen, temperature, top_k, top_p, min_p, repetition):
         return x
     x = x / temperature
     if top_k:
-        edge = np.sort(x)[::-1][min(top_k, V) - 1]
+        edge = np.sort(x)[::-1][min(top_k, len(x)) - 1]
         x = np.where(x >= edge, x, -np.inf)
     if top_p < 1:
         order = np.argsort(-x)
@@ -55,6 +56,13 @@ def oracle(x, seen, temperature, top_k, top_p, min_p, repetition):
     if min_p:
         p = softmax(x)
         x = np.where(p >= min_p * p.max(), x, -np.inf)
+    if typical < 1:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise, p = -np.log(softmax(x)), softmax(x)
+            distance = np.abs(surprise - np.nansum(p * surprise))
+        order = np.argsort(distance)
+        edge = distance[order[np.argmax(np.cumsum(p[order]) >= typical)]]
+        x = np.where(distance <= edge, x, -np.inf)
     return x
 
 
@@ -65,11 +73,13 @@ SETTINGS = [
     {"top_k": [0, 1, 2, 7, 40, 60]},
     {"top_p": [1.0, 1e-6, 0.3, 0.7, 0.95, 0.999]},
     {"min_p": [0.0, 1e-3, 0.05, 0.3, 0.8, 1.0]},
+    {"typical": [1.0, 1e-6, 0.2, 0.5, 0.9, 0.99], "temperature": [1.0, 1.0, 2.0, 0.0, 0.5, 3.0]},
     {
         "temperature": [0.0, 0.5, 1.0, 2.0, 1.3, 3.0],
         "top_k": [3, 0, 9, 12, 5, 25],
         "top_p": [0.5, 0.9, 1.0, 0.8, 0.6, 0.95],
         "min_p": [0.2, 0.0, 0.02, 0.0, 0.3, 0.01],
+        "typical": [0.1, 0.9, 0.5, 1.0, 0.7, 0.8],
         "repetition": [1.2, 1.0, 1.5, 0.7, 1.0, 2.0],
     },
 ]
@@ -84,7 +94,8 @@ def test_process_is_the_oracle_row_by_row(setting, ties):
     seen = np.random.default_rng(2).random((B, V)) < 0.3
     got = np.asarray(RUN(x, seen, c))
     for r in range(B):
-        one = {name: field[r].item() for name, field in c._asdict().items()}
+        fields = c._replace(rules=None)._asdict().items()
+        one = {name: field[r].item() for name, field in fields if field is not None}
         want = oracle(x[r], seen[r], **one)
         np.testing.assert_array_equal(np.isneginf(got[r]), np.isneginf(want))
         kept = np.isfinite(want)
@@ -167,6 +178,8 @@ def test_process_is_transformers(setting):
             process.TopPLogitsWarper(float(c.top_p[r])),
             process.MinPLogitsWarper(float(c.min_p[r])),
         ]
+        if c.typical[r] < 1:
+            chain.append(process.TypicalLogitsWarper(float(c.typical[r])))
         ids, want = torch.from_numpy(np.flatnonzero(seen[r]))[None], torch.from_numpy(x[r : r + 1])
         for step in chain:
             want = step(ids, want)

@@ -1,5 +1,6 @@
 """jaxlm sample: a trained model's replies to prompts, as they are generated."""
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,18 @@ from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
-from jaxlm.decode import completions, prompt_tokens, reply
+from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampling(Sampling):
+    """The settings, with what the command line writes otherwise."""
+
+    banned: tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]] = ()
+    """A sequence of token ids that is never completed, may be repeated: --banned 5 --banned 7 8."""
 
 
 def sample(args: Sequence[str]) -> int:
@@ -28,7 +37,7 @@ def _command(
     template: str | None = None,
     talk: bool = False,
     checkpoint: trained_weights.Which = "last",
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
+    sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
 ) -> int:
     """Continue prompts with a trained model; the text appears as it is generated.
 
@@ -61,15 +70,19 @@ def _command(
     if chat is None:
         about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
         for text in prompt:
-            pieces = reply.reply(saved.model, saved.params, tokenizer, text, settings, about)
-            _show(pieces)
+            args = (saved.model, saved.params, tokenizer, text, settings, about)
+            for pieces in reply.replies(*args):
+                _show(pieces)
         return 0
+    if talk and settings.n > 1:
+        raise ValueError(f"--n: {settings.n} given; a conversation (--talk) goes on with one reply")
     conversation: list[Message] = []
     for text in _turns(prompt, talk):
         conversation = [*(conversation if talk else ()), Message("user", text)]
         print(f"> {text}")
-        answer = _show(_answer(saved, chat, tokenizer, conversation, settings))
-        conversation.append(Message("assistant", answer.strip()))
+        answers = _answers(saved, chat, tokenizer, conversation, settings)
+        shown = [_show(pieces) for pieces in answers]
+        conversation.append(Message("assistant", shown[0].strip()))
     return 0
 
 
@@ -79,16 +92,16 @@ def _turns(prompt: Sequence[str], talk: bool) -> Iterator[str]:
         yield from (line.rstrip("\n") for line in sys.stdin)
 
 
-def _answer(
+def _answers(
     saved: trained_weights.Saved,
     chat: template.Template,
     tokenizer: tokenizers.tokenizer.Tokenizer,
     conversation: Sequence[Message],
     settings: Sampling,
-) -> Iterator[str]:
+) -> list[Iterator[str]]:
     encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
     ending = prompt_tokens.stopping(settings, encoded.stops)
-    return completions.stream(saved.model, saved.params, tokenizer, encoded.tokens, ending)
+    return reply.continued(saved.model, saved.params, tokenizer, encoded.tokens, ending)
 
 
 def _show(pieces: Iterator[str]) -> str:

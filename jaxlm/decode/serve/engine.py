@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import sampling_loop, stop_strings, token_sampling
+from jaxlm.decode import constraints, sampling_loop, sampling_settings, stop_strings, token_sampling
 from jaxlm.decode.serve import prefix_cache, slots
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.models.model import Model
@@ -56,8 +56,9 @@ class Part(NamedTuple):
 
     number: as `submit` returned it. tokens, log_probs, support_log_probs: of the new tokens, as in
     `sampling_loop.Generation`. text: the new text that is certain, "" without a tokenizer. finish:
-    None while it runs, else "stop_token", "stop_string", "length" or "cancelled". cached: of the
-    first part, the prompt's tokens that were not computed again.
+    None while it runs, else "stop_token", "stop_string", "length", "cancelled" or "failed": its
+    constraint could not be followed, and text says why. cached: of the first part, the prompt's
+    tokens that were not computed again.
     """
 
     number: int
@@ -76,6 +77,7 @@ class _Running(NamedTuple):
     prompt: list[int]
     sampling: Sampling
     watch: stop_strings.Watch | None
+    matcher: constraints.Matcher | None
 
 
 class Engine:
@@ -104,7 +106,6 @@ class Engine:
         what = f"capacity: the cache of {capacity.slots} slots of {capacity.length:,} tokens"
         devices.check(what, self.cache_bytes)
         self._model = model._replace(spec=None)
-        self._vocab = model.cfg.vocab
         self._checked = model
         self._params = token_sampling.prepare(model, params)
         self._tokenizer = tokenizer
@@ -112,8 +113,9 @@ class Engine:
         self._waiting: collections.OrderedDict[int, _Running] = collections.OrderedDict()
         self._slots: list[_Running | None] = [None] * capacity.slots
         self._state: sampling_loop.State | None = None
-        self._rows = token_sampling.rows_of([], capacity.slots)
+        self._rows = sampling_settings.rows_of([], capacity.slots)
         self._cancelled: list[int] = []
+        self._vocabularies: dict[tuple[int, ...], constraints.Vocabulary] = {}
         self._next = 0
 
     @property
@@ -136,27 +138,55 @@ class Engine:
         """The prompts' chunks that are kept."""
         return self._prefixes
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """The number of a new request. prompt: token ids, at least one.
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        constraint: constraints.Constraint | None = None,
+    ) -> int:
+        """The number of a new request. prompt: token ids, at least one. constraint: what the
+        continuation has to match; support_log_probs are of the tokens that it allows.
 
-        Raises: ValueError, before any compute, for what `token_sampling.generate` refuses and for a
-        request that has more tokens than capacity.length, with the max_new that would fit.
+        Raises: ValueError, before any compute, for what `token_sampling.generate` refuses, for a
+        request that has more tokens than capacity.length, with the max_new that would fit, and for
+        a constraint that cannot be read; ImportError without the extra `constrain`.
         """
-        self.check(prompt, sampling)
+        matcher = self.check(prompt, sampling, constraint)
         watch = None
         ids = [int(token) for token in prompt]
         if self._tokenizer is not None:
             watch = stop_strings.Watch(self._tokenizer, ids, sampling.stop_strings)
         number, self._next = self._next, self._next + 1
-        self._waiting[number] = _Running(number, ids, sampling, watch)
+        self._waiting[number] = _Running(number, ids, sampling, watch, matcher)
         return number
 
-    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Raises: as `submit`."""
+    def check(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        constraint: constraints.Constraint | None = None,
+    ) -> constraints.Matcher | None:
+        """The matcher of the constraint. Raises: as `submit`."""
+        if sampling.candidates > 1:
+            raise ValueError(
+                f"sampling: {sampling.candidates} continuations; submit a request for each"
+            )
         check_room(len(prompt), sampling, self.capacity)
         if sampling.stop_strings and self._tokenizer is None:
             raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings")
         token_sampling.check_prompts(self._checked, [prompt], [sampling])
+        if constraint is None:
+            return None
+        if self._tokenizer is None:
+            raise ValueError("constraint: a tokenizer is needed to match text")
+        if not sampling.stop_tokens:
+            raise ValueError("sampling.stop_tokens: () given; a constraint ends with one of them")
+        key = sampling.stop_tokens
+        if key not in self._vocabularies:
+            self._vocabularies[key] = constraints.Vocabulary(
+                self._tokenizer, self._checked.cfg.vocab, key
+            )
+        return self._vocabularies[key].matcher(constraint)
 
     def cancel(self, number: int) -> bool:
         """Whether the request was there; its slot is free from the next step on."""
@@ -178,6 +208,7 @@ class Engine:
             while self._slots[slot] is None and self._waiting:
                 _, one = self._waiting.popitem(last=False)
                 parts.append(self._enter(slot, one))
+        parts += self._failed()
         if self.running:
             parts += self._decode()
         return parts
@@ -224,8 +255,9 @@ class Engine:
         tokens = np.zeros((1, token_sampling.bucket(len(one.prompt))), np.int32)
         tokens[0, : len(one.prompt)] = one.prompt
         count = jnp.asarray(len(one.prompt), jnp.int32)
-        rows = token_sampling.rows_of([one.sampling], 1)
-        return slots.first_token(self._model, self.capacity.steps, done, tokens, count, rows)
+        rows = sampling_settings.rows_of([one.sampling], 1)
+        rows = self._constrained(rows, [one])
+        return slots.first_token(self._model, self.capacity.length, done, tokens, count, rows)
 
     def _insert(self, slot: int, row: sampling_loop.State, one: _Running) -> None:
         room = row.cache.at.segments.shape[1]
@@ -234,24 +266,40 @@ class Engine:
         have = self._state.cache.at.segments.shape[1]
         if room > have:
             self._state = slots.widened(self._model, room, self._state)
+        if row.prompt is not None or self._state.prompt is not None:
+            width = token_sampling.bucket(self.capacity.length)
+            row = slots.with_prompts(width, row)
+            self._state = slots.with_prompts(width, self._state)
         index = jnp.asarray(slot, jnp.int32)
         self._state = slots.insert(self._model, max(room, have), self._state, index, row)
         self._slots[slot] = one
         self._set_rows()
+
+    def _failed(self) -> list[Part]:
+        """The ends of requests whose constraint has become too complex."""
+        parts = []
+        for slot, one in enumerate(self._slots):
+            fault = None if one is None or one.matcher is None else one.matcher.fault()
+            if one is not None and fault is not None:
+                self._leave([slot], sampling_loop.STOP_STRING)
+                parts.append(Part(one.number, [], [], [], fault, "failed"))
+        return parts
 
     def _decode(self) -> list[Part]:
         """The parts of all slots that are taken, up to capacity.steps tokens on."""
         assert self._state is not None
         filled = np.asarray(self._state.cache.filled)
         taken = [slot for slot, one in enumerate(self._slots) if one is not None]
-        room = self._room(max(int(filled[slot]) for slot in taken) + self.capacity.steps)
+        running = [self._slots[slot] for slot in taken]
+        constrained = any(one is not None and one.matcher is not None for one in running)
+        steps = 1 if constrained else self.capacity.steps  # what is allowed depends on each token
+        rows = self._constrained(self._rows, self._slots)
+        room = self._room(max(int(filled[slot]) for slot in taken) + steps)
         have = self._state.cache.at.segments.shape[1]
         if room > have or 2 * room < have:
             self._state = slots.widened(self._model, room, self._state)
         before = np.asarray(self._state.out.lengths)
-        self._state = slots.decode(
-            self._model, self.capacity.steps, self._params, self._state, self._rows
-        )
+        self._state = slots.decode(self._model, steps, self._params, self._state, rows)
         out = jax.device_get(self._state.out)
         parts = []
         for slot in taken:
@@ -265,8 +313,8 @@ class Engine:
         the request's row alone, or of all slots."""
         r = slot if len(out.finish) > 1 or self.capacity.slots == 1 else 0
         count, code = int(out.lengths[r]) - before, int(out.finish[r])
-        tokens = out.tokens[r, :count].tolist()
-        if not np.isfinite(out.log_probs[r, :count]).all():
+        tokens = out.tokens[r, before : before + count].tolist()
+        if not np.isfinite(out.log_probs[r, before : before + count]).all():
             raise FloatingPointError(
                 f"request {one.number}: the model's logits are not finite; are the weights?"
             )
@@ -282,7 +330,11 @@ class Engine:
             text = one.watch.take() + (one.watch.finish() if finish is not None else "")
         if finish is not None:
             self._leave([slot], sampling_loop.STOP_STRING)
-        raw, support = out.log_probs[r, :count], out.support_log_probs[r, :count]
+        if one.matcher is not None and finish is None:
+            for token in tokens:
+                one.matcher.take(token)
+        raw = out.log_probs[r, before : before + count]
+        support = out.support_log_probs[r, before : before + count]
         return Part(one.number, tokens[:count], raw.tolist(), support.tolist(), text, finish)
 
     def _leave(self, ended: Sequence[int], code: int) -> None:
@@ -293,10 +345,22 @@ class Engine:
         assert self._state is not None
         self._state = slots.end(self._state, there, jnp.asarray(code, jnp.int32))
 
+    def _constrained(
+        self, rows: sampling_loop.Rows, requests: Sequence[_Running | None]
+    ) -> sampling_loop.Rows:
+        """The rows with the tokens that each request's constraint allows next, if any has one."""
+        if all(one is None or one.matcher is None for one in requests):
+            return rows
+        allowed = np.ones((len(requests), self._checked.cfg.vocab), bool)
+        for r, one in enumerate(requests):
+            if one is not None and one.matcher is not None:
+                allowed[r] = one.matcher.allowed()
+        return rows._replace(controls=rows.controls._replace(allowed=jnp.asarray(allowed)))
+
     def _set_rows(self) -> None:
         idle = Sampling(temperature=0.0)
         settings = [idle if one is None else one.sampling for one in self._slots]
-        self._rows = token_sampling.rows_of(settings, len(settings))
+        self._rows = sampling_settings.rows_of(settings, len(settings))
 
     def _room(self, tokens: int) -> int:
         """Slots a row of the cache for so many tokens, in few sizes: whole blocks, so that sums

@@ -135,10 +135,12 @@ class _Answer:
     async def respond(self) -> fastapi.Response:
         """The response. Raises: ValueError for what cannot be done, before any of it is."""
         requests = self._requests()
+        form = self._asked.response_format
+        constraint = None if form is None else form.constraint()
         for prompt, sampling in requests:
-            self._served.worker.engine.check(prompt, sampling)
+            self._served.worker.engine.check(prompt, sampling, constraint)
         for index, (prompt, sampling) in enumerate(requests):
-            stream = self._served.worker.submit(prompt, sampling)
+            stream = self._served.worker.submit(prompt, sampling, constraint)
             self._jobs.append(_Job(index, len(prompt), stream))
         self._metrics.prompt.inc(sum(job.prompt for job in self._jobs))
         if self._asked.stream:

@@ -131,6 +131,16 @@ def first_token(
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def with_prompts(width: int, state: State) -> State:
+    """The State with room for prompts of `width` tokens, which rules read (`penalties.Text`)."""
+    prompt = state.prompt
+    if prompt is None:
+        return state._replace(prompt=jnp.full((len(state.last), width), -1, jnp.int32))
+    padding = ((0, 0), (width - prompt.shape[1], 0))
+    return state._replace(prompt=jnp.pad(prompt, padding, constant_values=-1))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def insert(model: Model, room: int, state: State, slot: jax.Array, row: State) -> State:
     """The State, whose cache has `room` slots, with one row's State in a slot, in place."""
@@ -175,16 +185,8 @@ def widened(model: Model, room: int, state: State) -> State:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def decode(model: Model, steps: int, params: param.Tree, state: State, rows: Rows) -> State:
-    """The State up to `steps` tokens on. `state.out` then holds these tokens alone, its lengths all
-    of a request's."""
-    zeros = jnp.zeros_like
-    out = state.out
-    out = out._replace(
-        tokens=zeros(out.tokens),
-        log_probs=zeros(out.log_probs),
-        support_log_probs=zeros(out.support_log_probs),
-    )
-    state = state._replace(out=out, step=jnp.zeros((), jnp.int32))
+    """The State up to `steps` tokens on."""
+    state = state._replace(step=jnp.zeros((), jnp.int32))
     return sampling_loop.advance(model, params, state, rows, steps)
 
 

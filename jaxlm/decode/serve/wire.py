@@ -14,6 +14,7 @@ import pydantic
 
 from jaxlm.data.records import messages
 from jaxlm.data.records.messages import Message
+from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.serve.engine import Part
 from jaxlm.decode.token_sampling import Sampling
 
@@ -32,10 +33,42 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class ResponseFormat(Strict):
-    """The form of an answer; text is the only one."""
+class JsonSchema(Strict):
+    """A schema, and what OpenAI's clients send with it; it is always followed strictly."""
 
-    type: Literal["text"] = "text"
+    name: str
+    schema_: dict[str, Any] = pydantic.Field(alias="schema")
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(Strict):
+    """The form of an answer; regex, choice and grammar are additions, in fields of their names."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"] = "text"
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    def constraint(self) -> Constraint | None:
+        """The constraint. Raises: ValueError where the type's field is missing, or others are
+        given."""
+        fields = ("json_schema", "regex", "choice", "grammar")
+        given = [name for name in fields if getattr(self, name) is not None]
+        wanted = [self.type] if self.type in fields else []
+        if given != wanted:
+            raise ValueError(
+                f"response_format: type {self.type!r} given with {given or 'nothing'}; "
+                f"{wanted or 'nothing'} is needed"
+            )
+        if self.type == "json_object":
+            return Constraint(json_schema='{"type": "object"}')
+        if self.json_schema is not None:
+            return Constraint(json_schema=json.dumps(self.json_schema.schema_))
+        if self.choice is not None:
+            return Constraint(choices=tuple(self.choice))
+        return None if not given else Constraint(regex=self.regex, grammar=self.grammar)
 
 
 class Request(Strict):
@@ -54,6 +87,10 @@ class Request(Strict):
     top_k: int | None = None
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    response_format: ResponseFormat | None = None
 
     def strings(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -70,6 +107,9 @@ class Request(Strict):
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
             stop_tokens=defaults.stop_tokens,
             stop_strings=self.strings(),
             seed=(seed if self.seed is None else self.seed) % 2**32,
@@ -97,7 +137,6 @@ class Chat(Request):
     logprobs: bool = False
     top_logprobs: Literal[0] | None = None
     tools: list[dict[str, Any]] | None = None
-    response_format: ResponseFormat | None = None
 
     def conversation(self) -> list[Message]:
         """The messages. Raises: ValueError naming the place and what is missing."""

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.serve.engine import Engine, Part
 from jaxlm.decode.token_sampling import Sampling
 
@@ -39,7 +40,9 @@ class Worker:
         """Whether it answers requests."""
         return self._thread.is_alive() and self.error is None
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> "Stream":
+    def submit(
+        self, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None
+    ) -> "Stream":
         """The Stream of a request, from within an event loop. Its first part may be an error that
         `Engine.submit` raised."""
         stream = Stream(self, asyncio.get_running_loop())
@@ -48,7 +51,7 @@ class Worker:
 
         def enter() -> None:
             try:
-                stream.number = self.engine.submit(prompt, sampling)
+                stream.number = self.engine.submit(prompt, sampling, constraint)
             except ValueError as error:
                 stream.put(error)
             else:
@@ -76,7 +79,8 @@ class Worker:
                         continue
                     if part.finish is not None:
                         del self._open[part.number]
-                    stream.put(part)
+                    failed = part.finish == "failed"
+                    stream.put(ValueError(part.text) if failed else part)
         except BaseException as error:
             self.error = error
         finally:

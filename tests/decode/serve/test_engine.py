@@ -29,6 +29,9 @@ def requests(count, seed=0, longest=44):
             temperature=draw.choice([0.0, 1.0]),
             top_k=draw.choice([None, 5]),
             repetition_penalty=draw.choice([1.0, 1.3]),
+            frequency_penalty=draw.choice([0.0, 0.0, 0.4]),
+            no_repeat_ngram_size=draw.choice([0, 0, 2]),
+            typical_p=draw.choice([1.0, 1.0, 0.8]),
             stop_tokens=(5,),
             seed=number,
         )

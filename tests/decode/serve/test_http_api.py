@@ -176,9 +176,9 @@ def test_a_stream_is_the_answer_in_pieces(server, client):
             {
                 "model": "tiny",
                 "messages": [{"role": "user", "content": "a"}],
-                "response_format": {"type": "json_object"},
+                "response_format": {"type": "regex", "choice": ["a"]},
             },
-            "response_format.type",
+            "response_format: type 'regex' given with ['choice']; ['regex'] is needed",
         ),
     ],
 )
@@ -187,6 +187,24 @@ def test_what_cannot_be_done_is_refused(server, path, body, message):
     assert status == 400 and message in answer["error"]["message"]
     assert answer["error"]["type"] == "invalid_request_error"
     assert not server.engine.busy
+
+
+def test_answers_in_a_form(server, client):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    schema |= {"additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    ask = {"model": "tiny", "max_tokens": 40, "seed": 2}
+    got = client.chat.completions.create(
+        **ask, messages=[{"role": "user", "content": "a"}], response_format=form
+    )
+    if got.choices[0].finish_reason == "stop":
+        assert json.loads(got.choices[0].message.content)["a"] in (1, 2)
+    more = {"response_format": {"type": "choice", "choice": ["ab", "cd"]}}
+    got = client.completions.create(**ask, prompt="a", n=4, extra_body=more)
+    assert {choice.text for choice in got.choices} <= {"ab", "cd"}
+    bias = {"65": 100}
+    biased = client.completions.create(model="tiny", prompt="a", max_tokens=3, logit_bias=bias)
+    assert biased.choices[0].text == "AAA"
 
 
 def test_a_model_without_a_template_has_no_chat(reciter):  # noqa: F811

@@ -43,9 +43,12 @@ DATA = [
 ]
 FEEDBACK = [
     ("out", "x", "a name that ends in .jsonl"),
-    ("sampling", Sampling(seed=1), None),
+    ("sampling", Sampling(seed=1, n=2), None),
 ]
-SEED = ["sampling.seed: 1 given; it must be 0 where `seed` decides the seed of every sample"]
+SEED = [
+    "sampling.seed: 1 given; it must be 0 where `seed` decides the seed of every sample",
+    "sampling.n: 2 given; it must be 1 where each conversation has one reply",
+]
 # (where, class, its problems, its wrong fields, further lines)
 CASES = {
     "text": (
