@@ -62,8 +62,8 @@ class State(NamedTuple):
     """The loop between two tokens. `last` [B] is sampled and recorded, but not yet in the cache.
 
     position int32[B] and segment int32[B] are those of `last`; seen bool[B, V] holds the tokens of
-    prompt and generation; step is the number of tokens generated, int32 scalar. prompt int32[B, P]:
-    as in `penalties.Text`, None without rules.
+    prompt and generation; step is the number of tokens generated, int32 scalar. text: what rules
+    read, None without rules.
     """
 
     cache: Cache
@@ -73,7 +73,7 @@ class State(NamedTuple):
     seen: jax.Array
     step: jax.Array
     out: Generation
-    prompt: jax.Array | None = None
+    text: penalties.Text | None = None
 
 
 def generate(
@@ -145,9 +145,9 @@ def begun(
     batch = tokens.shape[0]
     seen = jnp.zeros((batch, raw.shape[-1]), bool)
     seen = seen.at[jnp.arange(batch)[:, None], tokens].max(there)
-    rules = rows.controls.rules
-    prompt = None if rules is None else penalties.right_aligned(tokens, there)
     zeros = jnp.zeros((batch, max_new))
+    ruled = rows.controls.rules is not None
+    text = penalties.begun(tokens, there, rows.limit, max_new) if ruled else None
     state = State(
         cache,
         jnp.zeros(batch, jnp.int32),
@@ -162,7 +162,7 @@ def begun(
             zeros,
             jnp.where(rows.limit > 0, RUNNING, LENGTH).astype(jnp.int32),
         ),
-        prompt,
+        text,
     )
     return _record(state, raw, rows)
 
@@ -229,7 +229,7 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
     running = out.finish == RUNNING
     position = state.position + 1
     greedy = controls.temperature == 0
-    x = sampling.process(raw, state.seen, controls, _text(state, rows))
+    x = sampling.process(raw, state.seen, controls, state.text)
     token = jnp.where(running, sampling.sample(x, rows.keys, position, greedy), 0)
     support = jax.lax.cond(
         jnp.all(greedy),
@@ -262,12 +262,5 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
             put(out.support_log_probs, support),
             jnp.where(running, finish, out.finish).astype(jnp.int32),
         ),
+        text=None if state.text is None else penalties.extended(state.text, token, running),
     )
-
-
-def _text(state: State, rows: Rows) -> penalties.Text | None:
-    """The text that rules read; None without rules."""
-    if state.prompt is None:
-        return None
-    out = state.out
-    return penalties.Text(state.prompt, out.tokens, out.lengths, rows.limit - out.lengths)

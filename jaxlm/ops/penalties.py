@@ -39,25 +39,34 @@ class Rules(NamedTuple):
 class Text(NamedTuple):
     """The text of B rows before their next token.
 
-    prompt int32[B, P]: at the right end of its row, -1 before it. new int32[B, M]: what was
-    generated, at the left end. length int32[B]: tokens of `new`. left int32[B]: tokens that may
-    still be generated, the next one included.
+    tokens int32[B, W]: prompt and continuation, one after the other, at the left end of each row;
+    whatever is beyond them counts for nothing. prompt int32[B]: tokens of the prompt. length
+    int32[B]: tokens in all. left int32[B]: tokens that may still be generated, the next one
+    included.
     """
 
+    tokens: jax.Array
     prompt: jax.Array
-    new: jax.Array
     length: jax.Array
     left: jax.Array
 
 
-def right_aligned(tokens: jax.Array, real: jax.Array) -> jax.Array:
-    """int32[B, P]: the tokens [B, P] where real bool[B, P], in order at the right end of each row,
-    -1 before them."""
+def begun(tokens: jax.Array, real: jax.Array, limit: jax.Array, room: int) -> Text:
+    """The Text of prompts: tokens int32[B, P] where real bool[B, P], in order, with room for `room`
+    more; limit int32[B]: how many may be generated."""
     batch, width = tokens.shape
-    after = jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1]  # real tokens from each column on
-    place = jnp.where(real, width - after, width)
-    empty = jnp.full((batch, width), -1, jnp.int32)
-    return empty.at[jnp.arange(batch)[:, None], place].set(tokens, mode="drop")
+    place = jnp.where(real, jnp.cumsum(real, axis=1) - 1, width + room)
+    empty = jnp.full((batch, width + room), -1, jnp.int32)
+    text = empty.at[jnp.arange(batch)[:, None], place].set(tokens, mode="drop")
+    length = jnp.sum(real, axis=1, dtype=jnp.int32)
+    return Text(text, length, length, limit)
+
+
+def extended(text: Text, token: jax.Array, running: jax.Array) -> Text:
+    """The Text with one more token int32[B] in the rows where running bool[B]."""
+    place = jnp.where(running, text.length, text.tokens.shape[1])
+    tokens = text.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
+    return Text(tokens, text.prompt, text.length + running, text.left - running)
 
 
 def biased(x: jax.Array, tokens: jax.Array, bias: jax.Array) -> jax.Array:
@@ -70,8 +79,9 @@ def counted(x: jax.Array, text: Text, presence: jax.Array, frequency: jax.Array)
     """Logits float32[B,V] less `presence` float32[B] for every token that was generated, and
     `frequency` float32[B] for each time that it was; the prompt does not count (as in OpenAI's API
     and vLLM)."""
-    written = jnp.arange(text.new.shape[1]) < text.length[:, None]  # [B,M]
-    place = jnp.where(written, text.new, x.shape[-1])
+    column = jnp.arange(text.tokens.shape[1])
+    new = (column >= text.prompt[:, None]) & (column < text.length[:, None])  # [B,W]
+    place = jnp.where(new, text.tokens, x.shape[-1])
     count = jnp.zeros_like(x).at[jnp.arange(len(x))[:, None], place].add(1.0, mode="drop")
     return x - frequency[:, None] * count - presence[:, None] * (count > 0)
 
@@ -79,9 +89,8 @@ def counted(x: jax.Array, text: Text, presence: jax.Array, frequency: jax.Array)
 def without_repeats(x: jax.Array, text: Text, size: jax.Array) -> jax.Array:
     """Logits float32[B,V] of tokens that complete no n-gram of prompt and continuation a second
     time; -inf elsewhere. size int32[B]: n; 0 keeps all. Paulus et al. 2017, section 2.5."""
-    tokens, end = _joined(text)  # [B,W], [B]
+    tokens, end = text.tokens, text.length
     column = jnp.arange(tokens.shape[1])
-    first = jnp.argmax(tokens >= 0, axis=1) + size - 1  # where the first n-gram ends
 
     def compare(back: int, equal: jax.Array) -> jax.Array:
         """Whether the token `back` places before each column is that before the next token."""
@@ -89,7 +98,8 @@ def without_repeats(x: jax.Array, text: Text, size: jax.Array) -> jax.Array:
         same = jnp.roll(tokens, back, axis=1) == wanted
         return equal & (same | (back >= size)[:, None])
 
-    inside = (column >= first[:, None]) & (column < end[:, None]) & (size > 0)[:, None]
+    # columns in which an n-gram of the text ends
+    inside = (column >= size[:, None] - 1) & (column < end[:, None]) & (size > 0)[:, None]
     most = jnp.minimum(jnp.max(size), tokens.shape[1])  # longer ones are not inside anyway
     found = jax.lax.fori_loop(1, most, compare, inside)  # [B,W]
     return jnp.where(_any_of(tokens, found, x.shape[-1]), -jnp.inf, x)
@@ -98,9 +108,8 @@ def without_repeats(x: jax.Array, text: Text, size: jax.Array) -> jax.Array:
 def without_sequences(x: jax.Array, text: Text, banned: jax.Array) -> jax.Array:
     """Logits float32[B,V] of tokens that complete none of the sequences banned int32[B,S,L], which
     may begin in the prompt; -inf elsewhere."""
-    tokens, end = _joined(text)
-    before = end[:, None] - jnp.arange(banned.shape[-1] - 1, 0, -1)  # [B,L-1]
-    recent = jnp.take_along_axis(tokens, jnp.maximum(before, 0), axis=1)
+    before = text.length[:, None] - jnp.arange(banned.shape[-1] - 1, 0, -1)  # [B,L-1]
+    recent = jnp.take_along_axis(text.tokens, jnp.maximum(before, 0), axis=1)
     recent = jnp.where(before < 0, -1, recent)[:, None]  # [B,1,L-1]
     begun = jnp.all((banned[..., :-1] == recent) | (banned[..., :-1] < 0), axis=-1)  # [B,S]
     last = banned[..., -1]
@@ -110,16 +119,17 @@ def without_sequences(x: jax.Array, text: Text, banned: jax.Array) -> jax.Array:
 def not_early(x: jax.Array, text: Text, min_new: jax.Array, early: jax.Array) -> jax.Array:
     """Logits float32[B,V]; -inf at tokens early int32[B,K] before min_new int32[B] tokens were
     generated."""
-    too_early = (text.length < min_new)[:, None] & (early >= 0)
+    too_early = (text.length - text.prompt < min_new)[:, None] & (early >= 0)
     return jnp.where(_any_of(early, too_early, x.shape[-1]), -jnp.inf, x)
 
 
 def forced_begin(x: jax.Array, text: Text, begin: jax.Array) -> jax.Array:
     """Logits float32[B,V]; where begin int32[B,F] has a token for the next place, 0 at that token
     and -inf elsewhere."""
-    place = jnp.minimum(text.length, begin.shape[1] - 1)[:, None]
-    token = jnp.take_along_axis(begin, place, axis=1)  # [B,1]
-    forced = (token >= 0) & (text.length < begin.shape[1])[:, None]
+    place = text.length - text.prompt
+    inside = jnp.minimum(place, begin.shape[1] - 1)[:, None]
+    token = jnp.take_along_axis(begin, inside, axis=1)  # [B,1]
+    forced = (token >= 0) & (place < begin.shape[1])[:, None]
     only = jnp.where(jnp.arange(x.shape[-1]) == token, 0.0, -jnp.inf)
     return jnp.where(forced, only, x)
 
@@ -141,7 +151,8 @@ def restrict(x: jax.Array, rules: Rules, text: Text) -> jax.Array:
     x = where_any(r.ngram > 0, lambda x: without_repeats(x, text, r.ngram), x)
     if r.banned.shape[1]:
         x = without_sequences(x, text, r.banned)
-    x = where_any(text.length < r.min_new, lambda x: not_early(x, text, r.min_new, r.early), x)
+    early = text.length - text.prompt < r.min_new
+    x = where_any(early, lambda x: not_early(x, text, r.min_new, r.early), x)
     if r.begin.shape[1]:
         x = forced_begin(x, text, r.begin)
     return forced_end(x, text, r.end) if r.end.shape[1] else x
@@ -150,13 +161,6 @@ def restrict(x: jax.Array, rules: Rules, text: Text) -> jax.Array:
 def where_any(rows: jax.Array, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """f(x) if any row requires it; f must leave the other rows as they are."""
     return jax.lax.cond(jnp.any(rows), f, lambda x: x, x)
-
-
-def _joined(text: Text) -> tuple[jax.Array, jax.Array]:
-    """(tokens int32[B,P+M], -1 outside of the text; the column after its last token, int32[B])."""
-    written = jnp.arange(text.new.shape[1]) < text.length[:, None]
-    tokens = jnp.concatenate([text.prompt, jnp.where(written, text.new, -1)], axis=1)
-    return tokens, text.prompt.shape[1] + text.length
 
 
 def _any_of(tokens: jax.Array, chosen: jax.Array, vocab: int) -> jax.Array:

@@ -55,9 +55,12 @@ def texts(seed, low=1):
 
 @jax.jit
 def run(x, rows, prompts, gaps, new, length):
-    text = penalties.Text(penalties.right_aligned(prompts, gaps), new, length, rows.limit - length)
-    joined = jnp.concatenate([text.prompt, jnp.where(jnp.arange(M) < length[:, None], new, -1)], 1)
-    seen = jnp.any(joined[:, :, None] == jnp.arange(V), axis=1)
+    text = penalties.begun(prompts, gaps, rows.limit, M)
+    for i in range(M):
+        text = penalties.extended(text, new[:, i], i < length)
+    there = jnp.arange(P + M) < text.length[:, None]
+    seen = jnp.any((text.tokens[:, :, None] == jnp.arange(V)) & there[..., None], axis=1)
+    text = text._replace(tokens=jnp.where(there, text.tokens, 3))  # what is beyond is not read
     return sampling.process(x, seen, rows.controls, text)
 
 
@@ -173,11 +176,17 @@ def test_a_row_does_not_depend_on_the_others():
         assert alike[r].tobytes() == mixed[r].tobytes()
 
 
-def test_right_aligned():
+def test_a_text_begins_with_its_prompt_and_grows_where_it_runs():
     tokens = np.array([[5, 6, 7, 8], [1, 2, 3, 4], [9, 9, 9, 9]], np.int32)
     real = np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    want = [[-1, -1, 5, 7], [1, 2, 3, 4], [-1] * 4]
-    assert penalties.right_aligned(tokens, real).tolist() == want
+    text = penalties.begun(tokens, real, np.array([2, 1, 0], np.int32), 2)
+    assert text.tokens.tolist() == [[5, 7, -1, -1, -1, -1], [1, 2, 3, 4, -1, -1], [-1] * 6]
+    assert text.prompt.tolist() == text.length.tolist() == [2, 4, 0]
+    text = penalties.extended(text, np.array([3, 3, 3]), np.array([True, True, False]))
+    text = penalties.extended(text, np.array([4, 4, 4]), np.array([True, False, False]))
+    assert text.tokens.tolist() == [[5, 7, 3, 4, -1, -1], [1, 2, 3, 4, 3, -1], [-1] * 6]
+    assert text.length.tolist() == [4, 5, 0] and text.left.tolist() == [0, 0, 0]
+    assert text.prompt.tolist() == [2, 4, 0]
 
 
 def test_a_row_without_a_token_has_none():

@@ -266,10 +266,9 @@ class Engine:
         have = self._state.cache.at.segments.shape[1]
         if room > have:
             self._state = slots.widened(self._model, room, self._state)
-        if row.prompt is not None or self._state.prompt is not None:
-            width = token_sampling.bucket(self.capacity.length)
-            row = slots.with_prompts(width, row)
-            self._state = slots.with_prompts(width, self._state)
+        if row.text is not None or self._state.text is not None:
+            row = slots.with_text(self.capacity.length, row)
+            self._state = slots.with_text(self.capacity.length, self._state)
         index = jnp.asarray(slot, jnp.int32)
         self._state = slots.insert(self._model, max(room, have), self._state, index, row)
         self._slots[slot] = one

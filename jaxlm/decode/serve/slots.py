@@ -21,6 +21,7 @@ from jaxlm.core import param
 from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
 from jaxlm.models.model import Cache, Model
+from jaxlm.ops import penalties
 from jaxlm.ops.attention import At
 
 Entries = tuple[dict[str, jax.Array], ...]
@@ -132,13 +133,16 @@ def first_token(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def with_prompts(width: int, state: State) -> State:
-    """The State with room for prompts of `width` tokens, which rules read (`penalties.Text`)."""
-    prompt = state.prompt
-    if prompt is None:
-        return state._replace(prompt=jnp.full((len(state.last), width), -1, jnp.int32))
-    padding = ((0, 0), (width - prompt.shape[1], 0))
-    return state._replace(prompt=jnp.pad(prompt, padding, constant_values=-1))
+def with_text(width: int, state: State) -> State:
+    """The State with a Text of `width` tokens a row, which rules read."""
+    batch = len(state.last)
+    if state.text is None:
+        none = jnp.zeros(batch, jnp.int32)
+        tokens = jnp.zeros((batch, width), jnp.int32)
+        return state._replace(text=penalties.Text(tokens, none, none, none))
+    tokens = state.text.tokens[:, :width]  # no text is longer than a slot
+    tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+    return state._replace(text=state.text._replace(tokens=tokens))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
