@@ -216,8 +216,15 @@ def rows_of(settings: list[Sampling], batch: int) -> sampling_loop.Rows:
     return sampling_loop.Rows(controls, keys, jnp.asarray(stop), limit)
 
 
-def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
-    """The prompts as int32 arrays.
+def check_prompts(
+    model: Model,
+    prompts: Prompts,
+    settings: list[Sampling],
+    where: str = "sampling",
+    branches: int = 1,
+) -> list[np.ndarray]:
+    """The prompts as int32 arrays. where: the name of the settings; branches: continuations of a
+    prompt that the cache holds.
 
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
@@ -236,20 +243,20 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
         _check_range(f"prompt {r}, position", row, vocab)
-        _check_range(f"sampling.stop_tokens of row {r}, place", np.array(s.stop_tokens, int), vocab)
+        _check_range(f"{where}.stop_tokens of row {r}, place", np.array(s.stop_tokens, int), vocab)
         total = len(row) + s.max_new
         if model.context is not None and total > model.context:
             raise ValueError(
-                f"prompt {r}: {len(row)} tokens and sampling.max_new={s.max_new} make {total}; the "
+                f"prompt {r}: {len(row)} tokens and {where}.max_new={s.max_new} make {total}; the "
                 f"model has {model.context} positions, so max_new may be at most "
                 f"{model.context - len(row)} here"
             )
         arrays.append(row.astype(np.int32))
-    rows, slots = len(arrays), max(len(a) + s.max_new for a, s in zip(arrays, settings))
+    rows, slots = len(arrays), max(len(a) + branches * s.max_new for a, s in zip(arrays, settings))
     # two bytes an element are the least that a cache takes
     layers = {str(i): layer for i, layer in enumerate(model.cache(rows, slots))}
     need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
-    devices.check(f"sampling.max_new: the cache of {rows} texts of {slots:,} tokens", need)
+    devices.check(f"{where}.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
 
 
