@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     )
     from jaxlm.api import evaluate, generate
     from jaxlm.data.pretraining import Data
+    from jaxlm.decode.beam_search import Beams
+    from jaxlm.decode.contrastive_search import Contrastive
     from jaxlm.decode.token_sampling import Sampling
     from jaxlm.parallel.plan import Plan
     from jaxlm.train.optim.optimizer import Optim
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
     from jaxlm.train.trained_weights import load
 
 __version__ = "0.1.0"
-__all__ = ["Data", "Optim", "Plan", "Run", "Sampling", "evaluate", "generate", "load"]
+__all__ = ["Beams", "Contrastive", "Data", "Optim", "Plan", "Run", "Sampling"]
+__all__ += ["evaluate", "generate", "load"]
 __all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
 __all__ += ["parallel", "scaling", "train"]
 
 # Where the names above are defined.
 _HOMES = {
+    "Beams": "jaxlm.decode.beam_search",
+    "Contrastive": "jaxlm.decode.contrastive_search",
     "Data": "jaxlm.data.pretraining",
     "Optim": "jaxlm.train.optim.optimizer",
     "Plan": "jaxlm.parallel.plan",

@@ -16,7 +16,9 @@ from jaxlm.data.records import examples
 from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import shard_cache, shards
-from jaxlm.decode import completions, prompt_tokens, reply, token_sampling
+from jaxlm.decode import completions, hypotheses, prompt_tokens, reply, token_sampling
+from jaxlm.decode.beam_search import Beams
+from jaxlm.decode.contrastive_search import Contrastive
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
 from jaxlm.train import initial_weights, inputs, program, trained_weights
@@ -27,7 +29,7 @@ from jaxlm.train.trained_weights import Saved
 def generate(
     saved: Saved,
     prompts: Sequence[str],
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Beams | Contrastive = Sampling(),
     template: str | None = None,
 ) -> list[str]:
     """The text that a trained model writes for each prompt.
@@ -36,7 +38,8 @@ def generate(
     with a `template`, answers each as the user's message and stops at the end of its turn. An
     encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
     source and its target, as `jaxlm sample` shows them. Prompt r is sampled with the seed of
-    `sampling` plus r.
+    `sampling` plus r. `Beams` and `Contrastive` search for a text in place of drawing it; of beams,
+    `num_return_sequences` texts of a decoder's prompt follow each other, best first.
 
     Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
     that is not its tokenizer's; as `token_sampling.generate`.
@@ -46,7 +49,9 @@ def generate(
     trained_weights.refuse_template(saved.folder, saved.run, template)
     tokenizer = directory.tokenizer(saved.folder, saved.run)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
-    rows = token_sampling.each(settings, len(prompts))  # row r with seed + r
+    each: Sequence[Sampling | Beams | Contrastive] = [settings] * len(prompts)
+    if isinstance(settings, Sampling):
+        each = token_sampling.each(settings, len(prompts))  # row r with seed + r
     data, model = saved.run.data, saved.model
     layout = prompt_tokens.written(data, template)
     decoder = model.kind == "decoder"
@@ -56,12 +61,18 @@ def generate(
         about = data.corrupt if isinstance(data, pretraining.Data) else None
         return [
             "".join(reply.reply(model, saved.params, tokenizer, prompt, row, about))
-            for prompt, row in zip(prompts, rows, strict=True)
+            for prompt, row in zip(prompts, each, strict=True)
         ]
     turns = [
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
     ]
-    rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(rows, turns, strict=True)]
+    if not isinstance(settings, Sampling):
+        ending = prompt_tokens.stopping(settings, [i for turn in turns for i in turn.stops])
+        tokens = [turn.tokens for turn in turns]
+        found = hypotheses.complete(model, saved.params, tokenizer, tokens, ending)
+        return [one.text for texts in found for one in texts]
+    drawn = token_sampling.each(settings, len(prompts))
+    rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(drawn, turns, strict=True)]
     written = completions.complete(
         model, saved.params, tokenizer, [turn.tokens for turn in turns], rows
     )

@@ -1,5 +1,6 @@
 """What `import jaxlm` offers is what the modules do, and costs nothing before it is used."""
 
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.convert import pretrained
-from jaxlm.decode import completions
+from jaxlm.decode import completions, hypotheses
 from jaxlm.train import trained_weights
 from jaxlm.train.run import checkpoint, directory, integrity
 from jaxlm.train.run import run as runs
@@ -64,6 +65,45 @@ def test_equal_prompts_are_continued_differently(saved):
     assert len({*texts}) == 3
     later = jaxlm.Sampling(max_new=12, seed=5)
     assert jaxlm.generate(saved[1], ["ab"], later) == texts[1:2], "row r has seed + r"
+
+
+def test_texts_that_are_searched_are_those_of_the_module(saved, capsys):
+    """The best texts of each prompt in a row; `jaxlm sample` shows them with their scores."""
+    model = saved[1]
+    tokenizer = directory.tokenizer(model.folder, model.run)
+    beams = jaxlm.Beams(max_new=5, num_beams=3, num_return_sequences=2, length_penalty=0.5)
+    found = hypotheses.complete(model.model, model.params, tokenizer, ["ab", ""], beams)
+    texts = jaxlm.generate(model, ["ab", ""], beams)
+    assert texts == [one.text for row in found for one in row] and len(texts) == 4
+    shown = ["sample", str(model.folder.resolve()), "--prompt", "ab", "--max-new", "5"]
+    options = ["--beams", "3", "--num-return-sequences", "2", "--length-penalty", "0.5"]
+    assert main.main([*shown, *options]) == 0
+    lines = [f"\n  {one.score:.4f}  {one.text!r}" for one in found[0]]
+    assert capsys.readouterr().out == "ab" + "".join(lines) + "\n"
+    (text,) = jaxlm.generate(model, ["ab"], jaxlm.Contrastive(max_new=5, top_k=3))
+    assert main.main([*shown, "--penalty-alpha", "0.6", "--top-k", "3"]) == 0
+    assert capsys.readouterr().out == f"ab{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--length-penalty 2", "length_penalty: 2.0 given; it must be 1.0 without --beams"),
+        (
+            "--beams 2 --temperature 0",
+            "sampling.temperature: 0.0 given; it must be 1.0 with --beams",
+        ),
+        ("--beams 2 --stop-strings a", "sampling.stop_strings: .* with --beams"),
+        ("--beams 2 --top-k 3", "sampling.top_k: 3 given"),
+        ("--penalty-alpha 0.5 --top-p 0.5", "sampling.top_p: 0.5 given; .* with --penalty-alpha"),
+        ("--beams 2 --penalty-alpha 0.5", "--penalty-alpha: contrastive search has no beams"),
+        ("--beams 0", "beams.num_beams: 0 given"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, saved, capsys):
+    folder = str(saved[1].folder.resolve())
+    assert main.main(["sample", folder, *options.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_is_kept_of_a_run_is_read_by_a_path_as_text(saved):

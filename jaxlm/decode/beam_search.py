@@ -13,7 +13,8 @@ when no better text is expected.
 
 Diverse groups: Vijayakumar et al. 2018 (arXiv:1610.02424), algorithm 1 with the Hamming diversity.
 Groups choose one after another; a token that beams of earlier groups go on with at this step costs
-`diversity_penalty` for each of them, and these costs stay in the sum. Each group has its own pool.
+`diversity_penalty` for each of them, and these costs stay in the sum. Each group has its own pool;
+one that is done costs the others nothing.
 
 Per step are copied: the tokens, log-probabilities and path of each beam, 12 bytes for each token
 it may have, and once more 8 for those that ended. No key and no value is: beams are branches of one
@@ -221,12 +222,12 @@ def _choose(state: _State, raw: jax.Array, rule: Rule, shape: Shape) -> _State:
     taken, groups = jnp.zeros((batch, vocab)), []
     for number, group in enumerate(state.groups):
         mine = slice(number * shape.beams, (number + 1) * shape.beams)
-        cost = rule.diversity_penalty * taken
+        cost, counted = rule.diversity_penalty * taken, ~group.done
         group = _extended(group, number, log_probs[:, mine], cost, state.step, rule, shape)
         groups.append(group)
         if number + 1 < shape.groups:
             last = jax.lax.dynamic_index_in_dim(group.tokens, state.step, 2, keepdims=False)
-            counted = ~group.done[:, None] & (group.total > -jnp.inf)  # [B, W]
+            counted = counted[:, None] & (group.total > -jnp.inf)  # [B, W]
             taken = taken.at[jnp.arange(batch)[:, None], last].add(counted)
     return state._replace(groups=tuple(groups), finite=state.finite & sound, step=state.step + 1)
 

@@ -77,12 +77,10 @@ def step(
     own = jnp.where(running[:, None], jnp.arange(1, tokens.shape[1] + 1), 0)  # [B, W]
     place = jnp.broadcast_to(jnp.where(running, position, 0)[:, None], own.shape)
     viewed = cache._replace(views=jnp.where(seen, own[:, :, None], 0))
-    at = At(own, place)
-    if source is None:
-        x, cache, _ = model.hidden(params, tokens, at, viewed)
-    else:
+    read = {}
+    if source is not None:
         views = jnp.where(source.segments[:, None] > 0, own[:, :, None], 0)  # [B, W, S of source]
-        read = At(views, source.positions)
-        x, cache, _ = model.hidden(params, tokens, at, viewed, source=(None, read))
-    assert cache is not None
-    return x, cache
+        read = {"source": (None, At(views, source.positions))}
+    out = model.hidden(params, tokens, At(own, place), viewed, **read)
+    assert out.cache is not None
+    return out.x, out.cache

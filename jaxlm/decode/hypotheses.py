@@ -6,10 +6,9 @@
 Shapes are rounded up as those of `token_sampling` are.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jaxlm.decode import (
     completions,
     contrastive_search,
     encoder_decoder,
+    prompt_tokens,
     sampling_loop,
     token_sampling,
 )
@@ -31,8 +31,6 @@ from jaxlm.decode.beam_search import Beams
 from jaxlm.decode.contrastive_search import Contrastive
 from jaxlm.models.model import Model
 from jaxlm.ops.attention import At
-
-Search = TypeVar("Search", Beams, Contrastive)
 
 
 class Hypothesis(NamedTuple):
@@ -76,18 +74,12 @@ def complete(
         else completions.encode(tokenizer, prompt)
         for prompt in prompts
     ]
-    found = find(model, params, ids, ending(search, (eos,)))
+    found = find(model, params, ids, prompt_tokens.stopping(search, (eos,)))
     before = [[]] * len(ids) if end else ids
     return [
         [one._replace(text=_text(tokenizer, prompt, one)) for one in row]
         for prompt, row in zip(before, found, strict=True)
     ]
-
-
-def ending(search: Search, stops: Sequence[int]) -> Search:
-    """The settings with these ids among those that end a text."""
-    ends = tuple(dict.fromkeys((*search.stop_tokens, *stops)))
-    return dataclasses.replace(search, stop_tokens=ends)
 
 
 def find(
@@ -119,11 +111,15 @@ def find(
             search.num_return_sequences,
             search.early_stopping,
         )
-        penalties = np.float32(search.length_penalty), np.float32(search.diversity_penalty)
-        rule = beam_search.Rule(jnp.asarray(stop), jnp.int32(search.max_new), *penalties)
+        rule = beam_search.Rule(
+            jnp.asarray(stop),
+            jnp.int32(search.max_new),
+            jnp.float32(search.length_penalty),
+            jnp.float32(search.diversity_penalty),
+        )
     else:
         shape = search.top_k
-        alpha = np.float32(search.penalty_alpha)
+        alpha = jnp.float32(search.penalty_alpha)
         rule = contrastive_search.Rule(jnp.asarray(stop), jnp.int32(search.max_new), alpha)
     prepared = token_sampling.prepare(model, params) if model.kind == "decoder" else params
     out = _search(
@@ -145,16 +141,18 @@ def _checked(
 ) -> tuple[list[np.ndarray], int | None]:
     """The prompts or sources as arrays, and the token that a target begins with."""
     settings = token_sampling.Sampling(max_new=search.max_new, stop_tokens=search.stop_tokens)
+    wide = search.num_beams if isinstance(search, Beams) else 1
+    check = functools.partial(token_sampling.check_prompts, model, where=where, branches=wide)
+    pairs = model.kind == "encoder_decoder"
+    starts = [[model.cfg.start]] * len(prompts) if pairs else prompts
+    arrays = check(starts, [settings] * len(prompts))
     branches.check(model, where)
     if isinstance(search, Contrastive) and search.top_k > model.cfg.vocab:
         raise ValueError(
             f"contrastive.top_k: {search.top_k} given; the vocabulary has {model.cfg.vocab} tokens"
         )
-    wide = search.num_beams if isinstance(search, Beams) else 1
-    check = functools.partial(token_sampling.check_prompts, model, where=where, branches=wide)
-    if model.kind != "encoder_decoder":
-        return check(prompts, [settings] * len(prompts)), None
-    check([[model.cfg.start]] * len(prompts), [settings] * len(prompts))
+    if not pairs:
+        return arrays, None
     return encoder_decoder.check_sources(model, prompts), model.cfg.start
 
 
@@ -176,14 +174,18 @@ def _search(
         model, params = encoder_decoder.conditioned(model, params, tokens, at)
         tokens = jnp.full((tokens.shape[0], 1), begin, jnp.int32)
         at = At(jnp.ones_like(tokens), jnp.zeros_like(tokens))
-    run = beam_search if isinstance(shape, beam_search.Shape) else contrastive_search
-    return run.search(model, params, tokens, at, active, rule, shape, room, source)
+    given = model, params, tokens, at, active
+    if isinstance(rule, beam_search.Rule):
+        assert isinstance(shape, beam_search.Shape)
+        return beam_search.search(*given, rule, shape, room, source)
+    assert isinstance(shape, int)
+    return contrastive_search.search(*given, rule, shape, room, source)
 
 
 def _on_host(
     out: beam_search.Found | contrastive_search.Contrasted, rows: int
 ) -> list[list[Hypothesis]]:
-    host = type(out)(*(np.asarray(x) for x in jax.device_get(out)))
+    host = jax.device_get(out)
     broken = np.flatnonzero(~host.finite[:rows])
     if broken.size:
         raise FloatingPointError(
@@ -200,15 +202,16 @@ def _on_host(
 def _beam(out: beam_search.Found, r: int, m: int) -> Hypothesis:
     n, finish = out.lengths[r, m], token_sampling.FINISH[out.finish[r, m]]
     tokens, score = out.tokens[r, m, :n].tolist(), float(out.scores[r, m])
-    return Hypothesis("", tokens, score, out.log_probs[r, m, :n], None, finish)
+    log_probs = np.asarray(out.log_probs[r, m, :n])
+    return Hypothesis("", tokens, score, log_probs, None, finish)
 
 
 def _contrasted(out: contrastive_search.Contrasted, r: int) -> Hypothesis:
     n, finish = out.lengths[r], token_sampling.FINISH[out.finish[r]]
-    log_probs = out.log_probs[r, :n]
+    log_probs, similarity = np.asarray(out.log_probs[r, :n]), np.asarray(out.similarity[r, :n])
     score = float(log_probs.sum(dtype=np.float64))
     tokens = out.tokens[r, :n].tolist()
-    return Hypothesis("", tokens, score, log_probs, out.similarity[r, :n], finish)
+    return Hypothesis("", tokens, score, log_probs, similarity, finish)
 
 
 def _text(tokenizer: tokenizers.Tokenizer, prompt: Sequence[int], one: Hypothesis) -> str:

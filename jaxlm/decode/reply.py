@@ -5,8 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxlm.core import param
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import completions, encoder_decoder, fill_mask, token_sampling
+from jaxlm.decode import completions, encoder_decoder, fill_mask, hypotheses, token_sampling
+from jaxlm.decode.beam_search import Beams
+from jaxlm.decode.contrastive_search import Contrastive
 from jaxlm.models.model import Model
+
+Settings = token_sampling.Sampling | Beams | Contrastive
 
 
 def reply(
@@ -14,7 +18,7 @@ def reply(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: token_sampling.Sampling,
+    settings: Settings,
     corrupt: mask.Mask | span.Span | None,
 ) -> Iterator[str]:
     """Pieces of what is to be shown for a prompt, each as soon as it is known.
@@ -23,16 +27,45 @@ def reply(
     every mask in it, a line each. An encoder-decoder reads it as a source and writes the target.
     corrupt: the corruption in training, which decides how masks and sentinels are written: as the
     tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
+    Several texts of a search are a line each, after their scores.
 
-    Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`.
+    Raises: ValueError as `completions.stream`, `hypotheses.complete`, `fill_mask.fill` and
+    `encoder_decoder.generate`, and for a search by an encoder.
     """
     if model.kind == "encoder_decoder":
         return iter(
-            [_target(model, params, tokenizer, prompt, sampling, marks(tokenizer, corrupt))]
+            [_target(model, params, tokenizer, prompt, settings, marks(tokenizer, corrupt))]
         )
     if model.kind == "encoder":
+        if not isinstance(settings, token_sampling.Sampling):
+            raise ValueError("an encoder fills in masks: beams and contrastive search do not apply")
         return iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))
-    return _continued(prompt, completions.stream(model, params, tokenizer, prompt, sampling))
+    if isinstance(settings, token_sampling.Sampling):
+        return _continued(prompt, completions.stream(model, params, tokenizer, prompt, settings))
+    (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
+    if len(found) == 1:
+        return iter([prompt, found[0].text])
+    return iter([prompt, *(f"\n  {one.score:.4f}  {one.text!r}" for one in found)])
+
+
+def answer(
+    model: Model,
+    params: param.Tree,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: Sequence[int],
+    settings: Settings,
+) -> Iterator[str]:
+    """Pieces of the one reply to the tokens of a conversation.
+
+    Raises: as `completions.stream` and `hypotheses.complete`; for more than one text of beams.
+    """
+    if isinstance(settings, token_sampling.Sampling):
+        return completions.stream(model, params, tokenizer, prompt, settings)
+    if isinstance(settings, Beams) and settings.num_return_sequences > 1:
+        n = settings.num_return_sequences
+        raise ValueError(f"beams.num_return_sequences: {n} given; a conversation has 1 reply")
+    (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
+    return iter([found[0].text])
 
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:
@@ -80,13 +113,18 @@ def _target(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: token_sampling.Sampling,
+    settings: Settings,
     names: Mapping[str, int],
 ) -> str:
     source = [*fill_mask.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
-    settings = completions.with_eos(tokenizer, sampling)
-    out = encoder_decoder.generate(model, params, [source], settings)
-    return f"{prompt}\n  {written(tokenizer, out.tokens[0, : out.lengths[0]].tolist(), names)}"
+    if isinstance(settings, token_sampling.Sampling):
+        ending = completions.with_eos(tokenizer, settings)
+        out = encoder_decoder.generate(model, params, [source], ending)
+        return f"{prompt}\n  {written(tokenizer, out.tokens[0, : out.lengths[0]].tolist(), names)}"
+    (found,) = hypotheses.complete(model, params, tokenizer, [source], settings)
+    scores = [f"{one.score:.4f}  " if len(found) > 1 else "" for one in found]
+    lines = [f"\n  {s}{written(tokenizer, one.tokens, names)}" for s, one in zip(scores, found)]
+    return "".join([prompt, *lines])
 
 
 def written(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], names: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from tests.convert import cases
 
 pytestmark = pytest.mark.parity
 
-CASES = ["llama", "gemma2", "mistral-window", "deepseek-v3", "gpt2", "t5"]
+CASES = ["llama", "gemma2", "mistral_window", "gpt_oss", "deepseek-v3", "gpt2", "bloom", "t5"]
 LENGTHS = (5, 11, 8)
 NEW = 9
 SETTINGS = [
@@ -82,15 +82,19 @@ def theirs_of(model, prompts, stop, settings):
     return [found[i : i + n] for i in range(0, len(found), n)]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_texts_and_scores_are_transformers(case, settings):
+def test_texts_and_scores_are_transformers(case):
     theirs, built, params, prompts = case
-    stop = stops(case)
-    ours = hypotheses.find(built, params, prompts, Beams(NEW, stop_tokens=tuple(stop), **settings))
-    want = theirs_of(theirs, prompts, stop, settings)
-    assert [[one.tokens for one in row] for row in ours] == [[t for t, _ in row] for row in want]
-    np.testing.assert_allclose(
-        [one.score for row in ours for one in row], [s for row in want for _, s in row], rtol=2e-5
-    )
-    lengths = {len(one.tokens) for row in ours for one in row}
-    assert len(lengths) > 1 or len(ours[0]) == 1
+    stop, lengths = stops(case), set()
+    for settings in SETTINGS:
+        beams = Beams(NEW, stop_tokens=tuple(stop), **settings)
+        ours = hypotheses.find(built, params, prompts, beams)
+        want = theirs_of(theirs, prompts, stop, settings)
+        tokens = [[one.tokens for one in row] for row in ours]
+        assert tokens == [[t for t, _ in row] for row in want], settings
+        np.testing.assert_allclose(
+            [one.score for row in ours for one in row],
+            [score for row in want for _, score in row],
+            rtol=2e-5,
+        )
+        lengths |= {len(t) for row in tokens for t in row}
+    assert len(lengths) > 2

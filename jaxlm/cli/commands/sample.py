@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
+from jaxlm.cli.commands import search_settings
 from jaxlm.core import cache
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
-from jaxlm.decode import completions, prompt_tokens, reply
+from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -29,6 +30,7 @@ def _command(
     talk: bool = False,
     checkpoint: trained_weights.Which = "last",
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling(),
+    search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
 ) -> int:
     """Continue prompts with a trained model; the text appears as it is generated.
 
@@ -44,13 +46,15 @@ def _command(
         talk: The prompts are one conversation, which goes on with lines from standard input.
         checkpoint: The last checkpoint, or the one with the best evaluation.
         sampling: Sampling settings.
+        search: Beam search and contrastive search.
     """
+    chosen = search_settings.chosen(search, sampling)
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)
-    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(run))
+    settings = prompt_tokens.stopping(chosen, trained_weights.stop_tokens(run))
     chat = prompt_tokens.written(saved.run.data, template)
     if chat is None and talk:
         raise ValueError(
@@ -84,11 +88,11 @@ def _answer(
     chat: template.Template,
     tokenizer: tokenizers.tokenizer.Tokenizer,
     conversation: Sequence[Message],
-    settings: Sampling,
+    settings: reply.Settings,
 ) -> Iterator[str]:
     encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
     ending = prompt_tokens.stopping(settings, encoded.stops)
-    return completions.stream(saved.model, saved.params, tokenizer, encoded.tokens, ending)
+    return reply.answer(saved.model, saved.params, tokenizer, encoded.tokens, ending)
 
 
 def _show(pieces: Iterator[str]) -> str:

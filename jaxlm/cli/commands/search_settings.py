@@ -1,0 +1,54 @@
+"""Options of `jaxlm sample` that search for a text in place of drawing it."""
+
+import dataclasses
+from typing import Literal
+
+from jaxlm.core import check
+from jaxlm.decode.beam_search import Beams
+from jaxlm.decode.contrastive_search import Contrastive
+from jaxlm.decode.token_sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Beam search and contrastive search, of at most --max-new tokens, to --stop-tokens."""
+
+    beams: int | None = None
+    """Beams of a beam search; none is made without."""
+    length_penalty: float = Beams.length_penalty
+    """Of beams: the sum of log-probabilities is divided by length to this power."""
+    early_stopping: bool | Literal["never"] = Beams.early_stopping
+    """Of beams: True ends a search with that many texts, False and never where none is better."""
+    num_return_sequences: int = Beams.num_return_sequences
+    """Of beams: texts to show, best first, with their scores."""
+    num_beam_groups: int = Beams.num_beam_groups
+    """Of beams: groups that are to differ."""
+    diversity_penalty: float = Beams.diversity_penalty
+    """Of groups: cost in nats of a token that a beam of an earlier group has too."""
+    penalty_alpha: float | None = None
+    """Contrastive search over the --top-k likeliest tokens (4 if not given): weight of the
+    similarity to earlier tokens."""
+
+
+def chosen(search: Search, sampling: Sampling) -> Sampling | Beams | Contrastive:
+    """The settings that the options ask for.
+
+    Raises: ValueError for options of one way to decode along with another.
+    """
+    of_beams = [f.name for f in dataclasses.fields(Search)[1:-1]]
+    if search.beams is None:
+        check.refuse("", check.changed("", search, *of_beams, why="without --beams"))
+    elif search.penalty_alpha is not None:
+        raise ValueError("--penalty-alpha: contrastive search has no beams; give one of the two")
+    kept = {"max_new", "stop_tokens"} | ({"top_k"} if search.penalty_alpha is not None else set())
+    drawn = [f.name for f in dataclasses.fields(Sampling) if f.name not in kept]
+    common = {"max_new": sampling.max_new, "stop_tokens": sampling.stop_tokens}
+    if search.beams is not None:
+        check.refuse("", check.changed("sampling", sampling, *drawn, why="with --beams"))
+        rest = {name: getattr(search, name) for name in of_beams}
+        return Beams(num_beams=search.beams, **rest, **common)
+    if search.penalty_alpha is not None:
+        check.refuse("", check.changed("sampling", sampling, *drawn, why="with --penalty-alpha"))
+        top_k = Contrastive.top_k if sampling.top_k is None else sampling.top_k
+        return Contrastive(penalty_alpha=search.penalty_alpha, top_k=top_k, **common)
+    return sampling
