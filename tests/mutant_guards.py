@@ -99,6 +99,11 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "data/tokenizers/ranks": TOKENIZERS,
     "data/tokenizers/spm": TOKENIZERS,
     "decode/__init__": DECODE,
+    "decode/branches": (
+        "tests/decode/test_beam_search.py",
+        "tests/decode/test_contrastive_search.py",
+        "tests/decode/test_hypotheses.py",
+    ),
     "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
     "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
     "models/__init__": (COUNTS, GOLDEN, LAWS),

@@ -78,8 +78,8 @@ class Beams:
 
 
 class Shape(NamedTuple):
-    """What a compiled program depends on: groups, beams of each, texts to return, and when a prompt
-    is done (`Beams.early_stopping`)."""
+    """The settings that a program is compiled for: groups, beams of each, texts to return, and when
+    a prompt is done (`Beams.early_stopping`)."""
 
     groups: int
     beams: int
@@ -88,8 +88,8 @@ class Shape(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What it does not depend on: stop int32[N], tokens that end a text, -1 in unused places;
-    limit int32: tokens at most; float32 length_penalty and diversity_penalty."""
+    """The settings that a compiled program reads: stop int32[N], tokens that end a text, -1 in
+    unused places; limit int32: tokens at most; float32 length_penalty and diversity_penalty."""
 
     stop: jax.Array
     limit: jax.Array

@@ -2,7 +2,7 @@
 
 W branches of a row are W tokens of one forward pass. They share the keys of their prompt, which are
 stored once, and each sees those of its own past alone: which slots these are is an array of bool
-(`Cache.views`), so that a branch that goes on from another's past copies no key and no value.
+(`At.views`), so that a branch that goes on from another's past copies no key and no value.
 """
 
 from typing import NamedTuple
@@ -76,11 +76,11 @@ def step(
     # branches are segments, so that tokens of one pass do not see each other
     own = jnp.where(running[:, None], jnp.arange(1, tokens.shape[1] + 1), 0)  # [B, W]
     place = jnp.broadcast_to(jnp.where(running, position, 0)[:, None], own.shape)
-    viewed = cache._replace(views=jnp.where(seen, own[:, :, None], 0))
     read = {}
     if source is not None:
         views = jnp.where(source.segments[:, None] > 0, own[:, :, None], 0)  # [B, W, S of source]
         read = {"source": (None, At(views, source.positions))}
-    out = model.hidden(params, tokens, At(own, place), viewed, **read)
+    at = At(own, place, views=jnp.where(seen, own[:, :, None], 0))
+    out = model.hidden(params, tokens, at, cache, **read)
     assert out.cache is not None
     return out.x, out.cache

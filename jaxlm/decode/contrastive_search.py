@@ -11,8 +11,9 @@ transformers, where it was the last of `hidden_states`); the text is the prompt,
 and all that was generated. The candidates are branches of one row (`branches`), and the pass that
 tries a token gives the logits after it too: k tokens wide, one pass a token.
 
-Per step are copied: the keys and values of the chosen candidate, one slot of each layer, to where
-those of the next candidates begin not. Nothing else of the cache moves.
+Per step are copied: the keys and values of the chosen candidate, one slot of each layer, to the
+first of the slots that the candidates took; the next candidates are written after it. Nothing else
+of the cache moves.
 """
 
 import dataclasses
@@ -164,7 +165,7 @@ def _settled(model: Model, cache: Cache, first: jax.Array, best: jax.Array, k: i
 def _recorded(
     state: _State, token: jax.Array, similar: jax.Array, running: jax.Array, rule: Rule
 ) -> Contrasted:
-    """What was generated, with token int32[B] of the running rows."""
+    """The tokens so far, with token int32[B] of the running rows."""
     out = state.out
     lengths = out.lengths + running
     stopped = jnp.any(token[:, None] == rule.stop, axis=1)

@@ -19,9 +19,6 @@ class Cache(NamedTuple):
         the slots is in the spec: the one called "seq".
     at: segments and positions int32[B, S]; segment 0 marks an empty slot or a row's padding.
     filled: int32 scalar, the next slot to write.
-    views: int32[B, T, S], where tokens of one row are to see different slots (`decode.branches`):
-        the segment of each slot as each of the T next tokens sees it, in place of at.segments. It
-        holds for one call of `hidden`.
 
     There is no padding side: rows of different lengths put padding anywhere, marked by segment 0,
     and attention looks only at segments and positions.
@@ -30,7 +27,6 @@ class Cache(NamedTuple):
     layers: tuple[dict[str, jax.Array], ...]
     at: At
     filled: jax.Array
-    views: jax.Array | None = None
 
 
 class Hidden(NamedTuple):

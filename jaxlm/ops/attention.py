@@ -123,7 +123,8 @@ def attend_cached(
         # [B,T,S+T]
         ahead = jnp.concatenate([masks.ahead(q_at, at) for at in (k_at, q_at)], axis=-1)
         scores = scores + masks.grouped_heads(bias(ahead), kv)
-    allowed = [masks.allowed(q_at, at, rule) for at in (k_at, q_at)]
+    seen = k_at if q_at.views is None else k_at._replace(segments=q_at.views)
+    allowed = [masks.allowed(q_at, at, rule) for at in (seen, q_at)]
     allowed = jnp.concatenate(allowed, axis=-1)[:, None, None]  # [B,1,1,T,S+T]
     p = _softmax(scores, allowed, sinks)
     p_old, p_new = p[..., :slots], p[..., slots:]

@@ -19,12 +19,14 @@ class At(NamedTuple):
     int32[B,T,S], as each query sees them. positions int32[B,T] within the document. shared
     bool[B,T], or None for none: tokens that all of their segment see, whatever the mask (the prefix
     of a prefix-LM; Longformer's global tokens, which without a causal mask also see all of their
-    segment).
+    segment). views int32[B,T,S], or None: of tokens that read a cache, the segments of its slots as
+    each of them sees these, in place of the slots' own.
     """
 
     segments: jax.Array
     positions: jax.Array
     shared: jax.Array | None = None
+    views: jax.Array | None = None
 
 
 class Rule(NamedTuple):

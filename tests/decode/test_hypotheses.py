@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxlm import models
+from jaxlm.data.corrupt import span
 from jaxlm.data.tokenizers import bytelevel
-from jaxlm.decode import hypotheses
+from jaxlm.decode import hypotheses, reply
 from jaxlm.decode.beam_search import Beams
 from jaxlm.decode.contrastive_search import Contrastive
 from jaxlm.models import bert, mistral
+from tests import programs
 from tests.decode import test_completions
 from tests.families.t5 import T5
 
@@ -80,3 +82,40 @@ def test_a_source_is_checked_as_such():
         hypotheses.find(model, None, [[5], []], Beams(4))
     with pytest.raises(ValueError, match="contrastive.stop_tokens of row 0, place 0: token 99"):
         hypotheses.find(model, None, [[5]], Contrastive(4, stop_tokens=(99,)))
+
+
+def test_replies_of_a_conversation_are_one_text(reciter):
+    """A conversation goes on from the best text; there is no second."""
+    prompt = [BYTES.special["eos"], *b"h"]
+    settings = Beams(max_new=60, num_beams=2)
+    (want,) = hypotheses.complete(*reciter, BYTES, [prompt], settings)
+    assert [*reply.answer(*reciter, BYTES, prompt, settings)] == [want[0].text]
+    several = dataclasses.replace(settings, num_return_sequences=2)
+    with pytest.raises(ValueError, match="num_return_sequences: 2 given; a conversation has 1"):
+        reply.answer(*reciter, BYTES, prompt, several)
+
+
+def test_an_encoder_decoder_replies_with_its_targets():
+    """The targets of a source with its sentinel, ended by the tokenizer's eos, with their scores
+    where there are several."""
+    small = {"vocab": 270, "encoder": 1, "layers": 1, "heads": 2}
+    model = models.build(dataclasses.replace(T5, **small))
+    params, spans = programs.drawn(model.spec, 0), span.Span(sentinel=269)
+    settings = Beams(max_new=4, num_beams=3, num_return_sequences=3)
+    source = [97, 269, 99, BYTES.special["eos"]]
+    (found,) = hypotheses.complete(model, params, BYTES, [source], settings)
+    names = reply.marks(BYTES, spans)
+    lines = [f"  {one.score:.4f}  {reply.written(BYTES, one.tokens, names)}" for one in found]
+    told = "".join(reply.reply(model, params, BYTES, "a<extra_id_0>c", settings, spans))
+    assert told == "\n".join(["a<extra_id_0>c", *lines]) and len(lines) == 3
+    best = hypotheses.complete(model, params, BYTES, ["ac"], settings)[0][0]
+    alone = hypotheses.find(
+        model,
+        params,
+        [[97, 99, source[-1]]],
+        dataclasses.replace(settings, stop_tokens=(source[-1],)),
+    )
+    assert best.tokens == alone[0][0].tokens
+    with pytest.raises(ValueError, match="an encoder fills in masks"):
+        encoder = models.build(bert.Config(vocab=260, embed=8, layers=1, heads=2, context=16))
+        reply.reply(encoder, None, BYTES, "a<mask>c", settings, None)

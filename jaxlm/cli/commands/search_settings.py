@@ -16,15 +16,15 @@ class Search:
     beams: int | None = None
     """Beams of a beam search; none is made without."""
     length_penalty: float = Beams.length_penalty
-    """Of beams: the sum of log-probabilities is divided by length to this power."""
+    """Beam search divides the sum of log-probabilities by length to this power."""
     early_stopping: bool | Literal["never"] = Beams.early_stopping
-    """Of beams: True ends a search with that many texts, False and never where none is better."""
+    """Whether as many texts as beams end a search, or only that none would be better."""
     num_return_sequences: int = Beams.num_return_sequences
-    """Of beams: texts to show, best first, with their scores."""
+    """Texts of a beam search to show, best first, with their scores."""
     num_beam_groups: int = Beams.num_beam_groups
-    """Of beams: groups that are to differ."""
+    """Groups of beams that are to differ."""
     diversity_penalty: float = Beams.diversity_penalty
-    """Of groups: cost in nats of a token that a beam of an earlier group has too."""
+    """Cost in nats of a token for each beam of an earlier group that has it too."""
     penalty_alpha: float | None = None
     """Contrastive search over the --top-k likeliest tokens (4 if not given): weight of the
     similarity to earlier tokens."""

@@ -52,12 +52,8 @@ def build(
         x = perturb(embed(params["embed"], tokens, at, key).astype(plan.dtype))
         x = plan.constrain(x, "batch seq embed")
 
-        old = None if cache is None else cache.at
-        if cache is not None and cache.views is not None:
-            old = cache.at._replace(segments=cache.views)
-
         def layer(kind: str, w: Any, x: jax.Array, rows: Any, entries: Any, keys: Any) -> tuple:
-            memory = None if old is None else (entries, old)
+            memory = None if cache is None else (entries, cache.at)
             return block(of_kind[kind], w, x, rows, memory, keys)
 
         def last(x: jax.Array) -> jax.Array:
