@@ -29,9 +29,10 @@ GROUPS = dataclasses.replace(PLAIN, num_beam_groups=2, diversity_penalty=0.1)
 # --- Nothing is lost: all texts are enumerated -----------------------------------------------
 
 
-def enumerated(model, params, prompt, stop, length, penalty):
-    """{text: score} of every text: those that end in a stop token, and those of full length."""
-    scores, front = {}, [((), 0.0)]
+def enumerated(model, params, prompt, stop, length):
+    """{text: log-probability} of every text: those that end in a stop token, and those of full
+    length."""
+    totals, front = {}, [((), 0.0)]
     for t in range(1, length + 1):
         z, _ = recomputed.forward(model, params, prompt, [text for text, _ in front])
         grown = [
@@ -39,10 +40,9 @@ def enumerated(model, params, prompt, stop, length, penalty):
             for (text, total), row in zip(front, z)
             for v in range(model.cfg.vocab)
         ]
-        ended = [(text, s) for text, s in grown if text[-1] in stop or t == length]
-        scores |= {text: total / t**penalty for text, total in ended}
+        totals |= {text: total for text, total in grown if text[-1] in stop or t == length}
         front = [(text, total) for text, total in grown if text[-1] not in stop]
-    return scores
+    return totals
 
 
 def exhaustive(vocab, length, penalties):
@@ -55,6 +55,7 @@ def exhaustive(vocab, length, penalties):
     tokens = jnp.asarray([prompt])
     at = At(jnp.ones_like(tokens), jnp.arange(3)[None])
     run = jax.jit(beam_search.search, static_argnums=(0, 6, 7))
+    totals = enumerated(model, params, prompt, stop, length)
     for penalty, early in penalties:
         rule = beam_search.Rule(
             jnp.asarray(stop), jnp.int32(length), jnp.float32(penalty), jnp.float32(0)
@@ -64,7 +65,7 @@ def exhaustive(vocab, length, penalties):
             model._replace(spec=None), params, tokens, at, jnp.ones(1, bool), rule, shape, length
         )
         n = int((out.scores[0] > -np.inf).sum())
-        want = enumerated(model, params, prompt, stop, length, penalty)
+        want = {text: total / len(text) ** penalty for text, total in totals.items()}
         got = [tuple(np.asarray(out.tokens[0, m, : out.lengths[0, m]]).tolist()) for m in range(n)]
         assert len(got) == len(want) and {*got} == {*want}
         scores = np.asarray(out.scores[0, :n])
