@@ -104,6 +104,7 @@ class Found(NamedTuple):
     texts. log_probs float32[B, M, T] under the model's softmax. scores float32[B, M]: what they
     are ordered by, with groups after the costs of diversity; -inf where there is none. finish
     int32[B, M]: STOP_TOKEN or LENGTH of `sampling_loop`. finite bool[B]: whether all logits were.
+    steps int32: tokens that were tried after the prompt, until every row was done.
     """
 
     tokens: jax.Array
@@ -112,6 +113,7 @@ class Found(NamedTuple):
     scores: jax.Array
     finish: jax.Array
     finite: jax.Array
+    steps: jax.Array
 
 
 class _Pool(NamedTuple):
@@ -170,7 +172,8 @@ def search(
     params = sampling_loop.unstacked(params)
     batch, width = tokens.shape
     beams = shape.groups * shape.beams
-    prompt = branches.prefill(model, params, tokens, at, beams * (room - 1))
+    slots = max(room - 1, 1)  # of each beam: its last token is in none
+    prompt = branches.prefill(model, params, tokens, at, beams * slots)
     groups = tuple(_begin(active, shape.beams, room) for _ in range(shape.groups))
     state = _State(prompt.cache, groups, jnp.ones(batch, bool), jnp.zeros((), jnp.int32))
     state = _choose(state, jnp.repeat(prompt.raw[:, None], beams, 1), rule, shape)
@@ -179,7 +182,7 @@ def search(
         return (state.step < room) & ~jnp.all(_done(state))
 
     def body(state: _State) -> _State:
-        path = jnp.concatenate([g.path for g in state.groups], axis=1)[..., : room - 1]
+        path = jnp.concatenate([g.path for g in state.groups], axis=1)[..., :slots]
         # [B, W, T - 1, W]: slot c of step t is seen by the beams whose path leads there
         mine = path[..., None] == jnp.arange(beams)
         before = jnp.repeat(prompt.seen[:, None, :width], beams, 1)  # [B, W, P]
@@ -191,11 +194,11 @@ def search(
         raw = model.unembed(model.head(params), x)  # [B, W, V]
         return _choose(state._replace(cache=cache), raw, rule, shape)
 
-    if room > 1:
-        state = jax.lax.while_loop(going, body, state)
+    state = jax.lax.while_loop(going, body, state)
     every = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *(g.pool for g in state.groups))
     best = _picked(every, jax.lax.top_k(every.scores, shape.best)[1])
-    return Found(best.tokens, best.lengths, best.log_probs, best.scores, best.finish, state.finite)
+    found = best.tokens, best.lengths, best.log_probs, best.scores, best.finish
+    return Found(*found, state.finite, state.step)
 
 
 def _done(state: _State) -> jax.Array:

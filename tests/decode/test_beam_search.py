@@ -62,8 +62,16 @@ def exhaustive(vocab, length, penalties):
         )
         shape = beam_search.Shape(1, beams, beams, early)
         out = run(
-            model._replace(spec=None), params, tokens, at, jnp.ones(1, bool), rule, shape, length
+            model._replace(spec=None),
+            params,
+            tokens,
+            at,
+            jnp.ones(1, bool),
+            rule,
+            shape,
+            length + 2,
         )
+        assert out.steps == length
         n = int((out.scores[0] > -np.inf).sum())
         want = {text: total / len(text) ** penalty for text, total in totals.items()}
         got = [tuple(np.asarray(out.tokens[0, m, : out.lengths[0, m]]).tolist()) for m in range(n)]
@@ -211,6 +219,19 @@ def test_a_row_alone_is_the_row_in_the_batch(tiny):
                 np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
 
 
+def test_a_text_of_one_token_needs_no_pass_but_prefill(tiny):
+    """And ends with the room for it."""
+    model, params = tiny("window")
+    tokens = jnp.asarray([[5, 9, 2]])
+    at = At(jnp.ones_like(tokens), jnp.arange(3)[None])
+    rule = beam_search.Rule(jnp.array([-1]), jnp.int32(1), jnp.float32(1), jnp.float32(0))
+    run = jax.jit(beam_search.search, static_argnums=(0, 6, 7))
+    given = model._replace(spec=None), params, tokens, at, jnp.ones(1, bool), rule
+    out = run(*given, beam_search.Shape(1, 3, 3, False), 1)
+    z, _ = recomputed.forward(model, params, [5, 9, 2], [[]])
+    assert out.tokens[0, :, 0].tolist() == np.argsort(-z[0])[:3].tolist() and out.steps == 1
+
+
 def test_one_beam_is_greedy(tiny):
     model, params = tiny("gpt")
     greedy = token_sampling.Sampling(max_new=8, temperature=0.0)
@@ -248,6 +269,7 @@ BAD = [
     ({"max_new": 0}, "beams.max_new: 0 given"),
     ({"num_return_sequences": 5}, "beams.num_return_sequences: 5 given; .* beams.num_beams=4"),
     ({"length_penalty": float("nan")}, "beams.length_penalty: nan given"),
+    ({"length_penalty": float("-inf")}, "beams.length_penalty: -inf given"),
     ({"early_stopping": "ever"}, "beams.early_stopping: 'ever' given; .* True, False or 'never'"),
     ({"early_stopping": 1}, "beams.early_stopping: 1 given"),
     ({"num_beam_groups": 3}, "beams.num_beam_groups: 3 given; it must be a divisor of 4"),
