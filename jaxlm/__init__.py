@@ -28,19 +28,26 @@ if TYPE_CHECKING:
     )
     from jaxlm.api import evaluate, generate
     from jaxlm.data.pretraining import Data
+    from jaxlm.decode.constraints import Constraint
     from jaxlm.decode.sampling_settings import Sampling
+    from jaxlm.decode.search.beam_search import Beams
+    from jaxlm.decode.search.contrastive_search import Contrastive
     from jaxlm.parallel.plan import Plan
     from jaxlm.train.optim.optimizer import Optim
     from jaxlm.train.run.run import Run
     from jaxlm.train.trained_weights import load
 
 __version__ = "0.1.0"
-__all__ = ["Data", "Optim", "Plan", "Run", "Sampling", "evaluate", "generate", "load"]
+__all__ = ["Beams", "Constraint", "Contrastive", "Data", "Optim", "Plan", "Run", "Sampling"]
+__all__ += ["evaluate", "generate", "load"]
 __all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
 __all__ += ["parallel", "scaling", "train"]
 
 # Where the names above are defined.
 _HOMES = {
+    "Beams": "jaxlm.decode.search.beam_search",
+    "Constraint": "jaxlm.decode.constraints",
+    "Contrastive": "jaxlm.decode.search.contrastive_search",
     "Data": "jaxlm.data.pretraining",
     "Optim": "jaxlm.train.optim.optimizer",
     "Plan": "jaxlm.parallel.plan",

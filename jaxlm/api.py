@@ -17,6 +17,9 @@ from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import shard_cache, shards
 from jaxlm.decode import completions, prompt_tokens, reply, token_sampling
+from jaxlm.decode.search import hypotheses
+from jaxlm.decode.search.beam_search import Beams
+from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
 from jaxlm.train import initial_weights, inputs, program, trained_weights
@@ -27,8 +30,9 @@ from jaxlm.train.trained_weights import Saved
 def generate(
     saved: Saved,
     prompts: Sequence[str],
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Beams | Contrastive = Sampling(),
     template: str | None = None,
+    constraint: Constraint | None = None,
 ) -> list[str]:
     """The texts that a trained model writes for each prompt: one, or `sampling.n` in a row.
 
@@ -36,20 +40,27 @@ def generate(
     with a `template`, answers each as the user's message and stops at the end of its turn. An
     encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
     source and its target, as `jaxlm sample` shows them. Text r is sampled with the seed of
-    `sampling` plus r.
+    `sampling` plus r. `Beams` and `Contrastive` search for a text in place of drawing it; of beams,
+    `num_return_sequences` texts of a decoder's prompt follow each other, best first. constraint:
+    what every text of a decoder has to match that ends before max_new.
 
     Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
-    that is not its tokenizer's; as `token_sampling.generate`.
+    that is not its tokenizer's; as `token_sampling.generate`; ImportError for a constraint without
+    the extra `constrain`.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: {prompts!r} given; a list of texts is needed: [{prompts!r}]")
     trained_weights.refuse_template(saved.folder, saved.run, template)
     tokenizer = directory.tokenizer(saved.folder, saved.run)
     settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
-    rows = token_sampling.each(settings, len(prompts))
+    rows: Sequence[Sampling | Beams | Contrastive] = [settings] * len(prompts)
+    if isinstance(settings, Sampling):
+        rows = token_sampling.each(settings, len(prompts))
     data, model = saved.run.data, saved.model
     layout = prompt_tokens.written(data, template)
     decoder = model.kind == "decoder"
+    if constraint is not None and not (decoder and isinstance(settings, Sampling)):
+        raise ValueError("constraint: only what a decoder samples can be constrained")
     if not decoder:
         if layout is not None:
             raise ValueError("template: this model does not continue texts, so it cannot answer")
@@ -62,9 +73,15 @@ def generate(
     turns = [
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
     ]
-    rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(rows, turns, strict=True)]
+    if not isinstance(settings, Sampling):
+        ending = prompt_tokens.stopping(settings, [i for turn in turns for i in turn.stops])
+        tokens = [turn.tokens for turn in turns]
+        found = hypotheses.complete(model, saved.params, tokenizer, tokens, ending)
+        return [one.text for texts in found for one in texts]
+    drawn = token_sampling.each(settings, len(prompts))
+    rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(drawn, turns, strict=True)]
     written = completions.complete(
-        model, saved.params, tokenizer, [turn.tokens for turn in turns], rows
+        model, saved.params, tokenizer, [turn.tokens for turn in turns], rows, constraint
     )
     return [row.text for row in written]
 

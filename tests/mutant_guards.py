@@ -101,6 +101,11 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "data/tokenizers/spm": TOKENIZERS,
     "decode/__init__": DECODE,
     "decode/sampling_settings": ("tests/decode/test_sampling_settings.py", *DECODE[:1]),
+    "decode/search/branches": (
+        "tests/decode/search/test_beam_search.py",
+        "tests/decode/search/test_contrastive_search.py",
+        "tests/decode/search/test_hypotheses.py",
+    ),
     "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
     "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
     "decode/serve/__init__": (SERVE[0],),

@@ -1,5 +1,6 @@
 """What `import jaxlm` offers is what the modules do, and costs nothing before it is used."""
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.convert import pretrained
 from jaxlm.decode import completions
+from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.search import hypotheses
 from jaxlm.train import trained_weights
 from jaxlm.train.run import checkpoint, directory, integrity
 from jaxlm.train.run import run as runs
@@ -84,6 +87,64 @@ def test_every_prompt_has_n_texts(saved, capsys):
     with pytest.raises(SystemExit, match="2"):
         main.main(["sample", folder, "--max-new", "6", "--min-new", "7"])
     assert "sampling.min_new: 7 given; it must be in [0, 6]" in capsys.readouterr().err
+
+
+def test_texts_match_a_constraint(saved, capsys, tmp_path):
+    constraint = Constraint(regex="[0-9]{2,3}")
+    settings = jaxlm.Sampling(max_new=9, n=2, seed=1)
+    texts = jaxlm.generate(saved[1], ["ab", "b"], settings, constraint=constraint)
+    assert len(texts) == 4 and all(t.isdecimal() and 2 <= len(t) <= 3 for t in texts)
+    folder = str(saved[1].folder.resolve())
+    shown = ["sample", folder, "--prompt", "ab", "--max-new", "9", "--n", "2", "--seed", "1"]
+    assert main.main([*shown, "--regex", "[0-9]{2,3}"]) == 0
+    assert capsys.readouterr().out == f"ab{texts[0]}\nab{texts[1]}\n"
+    (tmp_path / "schema.json").write_text('{"enum": [7, 12]}')
+    schema = ["--json-schema", str(tmp_path / "schema.json")]
+    assert main.main([*shown, *schema]) == 0
+    assert set(capsys.readouterr().out.splitlines()) <= {"ab7", "ab12"}
+    assert main.main([*shown, *schema, "--choices", "a"]) == 2
+    assert "choices, json_schema given; one of" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="only what a decoder samples"):
+        jaxlm.generate(saved[1], ["ab"], jaxlm.Beams(max_new=3), constraint=constraint)
+
+
+def test_texts_that_are_searched_are_those_of_the_module(saved, capsys):
+    """The best texts of each prompt in a row; `jaxlm sample` shows them with their scores."""
+    model = saved[1]
+    tokenizer = directory.tokenizer(model.folder, model.run)
+    beams = jaxlm.Beams(max_new=5, num_beams=3, num_return_sequences=2, length_penalty=0.5)
+    found = hypotheses.complete(model.model, model.params, tokenizer, ["ab", ""], beams)
+    texts = jaxlm.generate(model, ["ab", ""], beams)
+    assert texts == [one.text for row in found for one in row] and len(texts) == 4
+    shown = ["sample", str(model.folder.resolve()), "--prompt", "ab", "--max-new", "5"]
+    options = ["--beams", "3", "--num-return-sequences", "2", "--length-penalty", "0.5"]
+    assert main.main([*shown, *options]) == 0
+    lines = [f"\n  {one.score:.4f}  {one.text!r}" for one in found[0]]
+    assert capsys.readouterr().out == "ab" + "".join(lines) + "\n"
+    (text,) = jaxlm.generate(model, ["ab"], jaxlm.Contrastive(max_new=5, top_k=3))
+    assert main.main([*shown, "--penalty-alpha", "0.6", "--top-k", "3"]) == 0
+    assert capsys.readouterr().out == f"ab{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--length-penalty 2", "length_penalty: 2.0 given; it must be 1.0 without --beams"),
+        (
+            "--beams 2 --temperature 0",
+            "sampling.temperature: 0.0 given; it must be 1.0 with --beams",
+        ),
+        ("--beams 2 --stop-strings a", "sampling.stop_strings: .* with --beams"),
+        ("--beams 2 --top-k 3", "sampling.top_k: 3 given"),
+        ("--penalty-alpha 0.5 --top-p 0.5", "sampling.top_p: 0.5 given; .* with --penalty-alpha"),
+        ("--beams 2 --penalty-alpha 0.5", "--penalty-alpha: contrastive search has no beams"),
+        ("--beams 0", "beams.num_beams: 0 given"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, saved, capsys):
+    folder = str(saved[1].folder.resolve())
+    assert main.main(["sample", folder, *options.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_is_kept_of_a_run_is_read_by_a_path_as_text(saved):

@@ -71,7 +71,7 @@ def generate(
         raise ValueError("sampling.stop_strings: targets end at stop tokens only")
     start = [[model.cfg.start]] * len(sources)
     token_sampling.check_prompts(model, start, settings)
-    arrays = [_checked(r, row, model.cfg.vocab) for r, row in enumerate(sources)]
+    arrays = check_sources(model, sources)
     width = token_sampling.bucket(max(len(a) for a in arrays))
     batch = batches.rows(arrays, width, token_sampling.bucket(len(arrays), 1))
     rows, count = token_sampling.rows_from(settings)
@@ -87,6 +87,12 @@ def generate(
     host = token_sampling.on_host(out, count, new)
     token_sampling.check_choices(host)
     return token_sampling.chosen(host, settings)
+
+
+def check_sources(model: Model, sources: Sources) -> list[np.ndarray]:
+    """The sources as int32 arrays. Raises: ValueError for one that is empty, and a token outside
+    the vocabulary."""
+    return [_checked(r, row, model.cfg.vocab) for r, row in enumerate(sources)]
 
 
 def _checked(r: int, source: Sequence[int], vocab: int) -> np.ndarray:

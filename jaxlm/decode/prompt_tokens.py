@@ -3,7 +3,7 @@ its template writes it."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jaxlm.core import param
 from jaxlm.data import kinds, pretraining
@@ -12,7 +12,11 @@ from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import completions, token_sampling
+from jaxlm.decode.search.beam_search import Beams
+from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.models.model import Model
+
+Settings = TypeVar("Settings", bound=token_sampling.Sampling | Beams | Contrastive)
 
 
 class Turn(NamedTuple):
@@ -52,7 +56,7 @@ def asked(
     return Turn(tokens, template.stops(made, tokenizer))
 
 
-def stopping(sampling: token_sampling.Sampling, stops: Sequence[int]) -> token_sampling.Sampling:
+def stopping(sampling: Settings, stops: Sequence[int]) -> Settings:
     """The settings with these ids among those that end a text."""
     ends = tuple(dict.fromkeys((*sampling.stop_tokens, *stops)))
     return dataclasses.replace(sampling, stop_tokens=ends)

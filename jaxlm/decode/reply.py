@@ -7,12 +7,18 @@ from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import (
     completions,
+    constraints,
     encoder_decoder,
     fill_mask,
     sampling_settings,
     token_sampling,
 )
+from jaxlm.decode.search import hypotheses
+from jaxlm.decode.search.beam_search import Beams
+from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.models.model import Model
+
+Settings = token_sampling.Sampling | Beams | Contrastive
 
 
 def replies(
@@ -20,8 +26,9 @@ def replies(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: token_sampling.Sampling,
+    settings: Settings,
     corrupt: mask.Mask | span.Span | None,
+    constraint: constraints.Constraint | None = None,
 ) -> list[Iterator[str]]:
     """Pieces of what is to be shown for each of n replies to a prompt, as soon as they are known
     where only one is sampled.
@@ -30,19 +37,29 @@ def replies(
     every mask in it, a line each. An encoder-decoder reads it as a source and writes the target.
     corrupt: the corruption in training, which decides how masks and sentinels are written: as the
     tokenizer spells them, and "<mask>" or "<extra_id_0>", ... where they are ids of their own.
+    Several texts of a search are a line each, after their scores.
 
-    Raises: ValueError as `completions.stream`, `fill_mask.fill` and `encoder_decoder.generate`; for
-    more than one reply of an encoder, which draws nothing.
+    Raises: ValueError as `completions.stream`, `hypotheses.complete`, `fill_mask.fill` and
+    `encoder_decoder.generate`; for a search by an encoder, and more than one reply of it.
     """
+    if constraint is not None and model.kind != "decoder":
+        raise ValueError("constraint: only what a decoder samples can be constrained")
     if model.kind == "encoder_decoder":
         names = marks(tokenizer, corrupt)
-        targets = _targets(model, params, tokenizer, prompt, sampling, names)
+        targets = _targets(model, params, tokenizer, prompt, settings, names)
         return [iter([text]) for text in targets]
     if model.kind == "encoder":
-        sampling_settings.check_single(sampling, "an encoder draws nothing")
+        if not isinstance(settings, token_sampling.Sampling):
+            raise ValueError("an encoder fills in masks: beams and contrastive search do not apply")
+        sampling_settings.check_single(settings, "an encoder draws nothing")
         return [iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))]
-    texts = continued(model, params, tokenizer, prompt, sampling)
-    return [_after(prompt, pieces) for pieces in texts]
+    if constraint is not None or isinstance(settings, token_sampling.Sampling):
+        texts = continued(model, params, tokenizer, prompt, settings, constraint)
+        return [_after(prompt, pieces) for pieces in texts]
+    (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
+    if len(found) == 1:
+        return [iter([prompt, found[0].text])]
+    return [iter([prompt, *(f"\n  {one.score:.4f}  {one.text!r}" for one in found)])]
 
 
 def continued(
@@ -50,15 +67,25 @@ def continued(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str | Sequence[int],
-    sampling: token_sampling.Sampling,
+    settings: Settings,
+    constraint: constraints.Constraint | None = None,
 ) -> list[Iterator[str]]:
     """Pieces of each of the n continuations of a prompt: a stream where only one is sampled.
 
-    Raises: ValueError as `completions.stream`.
+    Raises: ValueError as `completions.stream` and `hypotheses.complete`; for more than one text of
+    beams.
     """
-    if sampling.candidates == 1:
-        return [completions.stream(model, params, tokenizer, prompt, sampling)]
-    rows = completions.complete(model, params, tokenizer, [prompt], [sampling])
+    if not isinstance(settings, token_sampling.Sampling):
+        if constraint is not None:
+            raise ValueError("constraint: given with a search; only sampling can be constrained")
+        if isinstance(settings, Beams) and settings.num_return_sequences > 1:
+            n = settings.num_return_sequences
+            raise ValueError(f"beams.num_return_sequences: {n} given; a conversation has 1 reply")
+        (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
+        return [iter([found[0].text])]
+    if settings.candidates == 1 and constraint is None:
+        return [completions.stream(model, params, tokenizer, prompt, settings)]
+    rows = completions.complete(model, params, tokenizer, [prompt], [settings], constraint)
     return [iter([row.text]) for row in rows]
 
 
@@ -107,14 +134,19 @@ def _targets(
     params: param.Tree,
     tokenizer: tokenizers.Tokenizer,
     prompt: str,
-    sampling: token_sampling.Sampling,
+    settings: Settings,
     names: Mapping[str, int],
 ) -> list[str]:
     source = [*fill_mask.encode(tokenizer, prompt, names), tokenizer.special["eos"]]
-    settings = completions.with_eos(tokenizer, sampling)
-    out = encoder_decoder.generate(model, params, [source], settings)
-    rows = [row[:length].tolist() for row, length in zip(out.tokens, out.lengths, strict=True)]
-    return [f"{prompt}\n  {written(tokenizer, row, names)}" for row in rows]
+    if isinstance(settings, token_sampling.Sampling):
+        ending = completions.with_eos(tokenizer, settings)
+        out = encoder_decoder.generate(model, params, [source], ending)
+        rows = [row[:length].tolist() for row, length in zip(out.tokens, out.lengths, strict=True)]
+        return [f"{prompt}\n  {written(tokenizer, row, names)}" for row in rows]
+    (found,) = hypotheses.complete(model, params, tokenizer, [source], settings)
+    scores = [f"{one.score:.4f}  " if len(found) > 1 else "" for one in found]
+    lines = [f"\n  {s}{written(tokenizer, one.tokens, names)}" for s, one in zip(scores, found)]
+    return ["".join([prompt, *lines])]
 
 
 def written(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], names: Mapping[str, int]) -> str:

@@ -227,15 +227,17 @@ def check_single(s: Sampling, why: str) -> None:
     check.field(f"sampling.{name}", s.candidates, s.candidates == 1, f"1: {why}")
 
 
-def check_tokens(r: int, s: Sampling, prompt: Sequence[int], vocab: int) -> None:
-    """Check the settings of prompt r.
+def check_tokens(
+    r: int, s: Sampling, prompt: Sequence[int], vocab: int, where: str = "sampling"
+) -> None:
+    """Check the settings of prompt r. where: their name.
 
     Raises: ValueError for a token outside the vocabulary, and for rules that leave no token at all
     for the first place that is not forced.
     """
     for name in ("stop_tokens", "forced_begin", "forced_end"):
         tokens = np.array(getattr(s, name), int)
-        check_range(f"sampling.{name} of row {r}, place", tokens, vocab)
+        check_range(f"{where}.{name} of row {r}, place", tokens, vocab)
     biased = np.array([token for token, _ in s.logit_bias], int)
     check_range(f"sampling.logit_bias of row {r}, pair", biased, vocab)
     for i, row in enumerate(s.banned):

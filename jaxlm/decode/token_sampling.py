@@ -171,8 +171,15 @@ def chosen(out: sampling_loop.Generation, settings: Sequence[Sampling]) -> sampl
     return sampling_loop.Generation(*(x[keep] for x in out))
 
 
-def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> list[np.ndarray]:
-    """The prompts as int32 arrays.
+def check_prompts(
+    model: Model,
+    prompts: Prompts,
+    settings: list[Sampling],
+    where: str = "sampling",
+    branches: int = 1,
+) -> list[np.ndarray]:
+    """The prompts as int32 arrays. where: the name of the settings; branches: continuations of a
+    prompt that the cache holds.
 
     Raises: ValueError naming row, position, value and what would fit; and for an encoder.
     """
@@ -191,21 +198,21 @@ def check_prompts(model: Model, prompts: Prompts, settings: list[Sampling]) -> l
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
         sampling_settings.check_range(f"prompt {r}, position", row, vocab)
-        sampling_settings.check_tokens(r, s, row.tolist(), vocab)
+        sampling_settings.check_tokens(r, s, row.tolist(), vocab, where)
         total = len(row) + s.max_new
         if model.context is not None and total > model.context:
             raise ValueError(
-                f"prompt {r}: {len(row)} tokens and sampling.max_new={s.max_new} make {total}; the "
+                f"prompt {r}: {len(row)} tokens and {where}.max_new={s.max_new} make {total}; the "
                 f"model has {model.context} positions, so max_new may be at most "
                 f"{model.context - len(row)} here"
             )
         arrays.append(row.astype(np.int32))
     rows = sum(s.candidates for s in settings)
-    slots = max(len(a) + s.max_new for a, s in zip(arrays, settings))
+    slots = max(len(a) + branches * s.max_new for a, s in zip(arrays, settings))
     # two bytes an element are the least that a cache takes
     layers = {str(i): layer for i, layer in enumerate(model.cache(rows, slots))}
     need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
-    devices.check(f"sampling.max_new: the cache of {rows} texts of {slots:,} tokens", need)
+    devices.check(f"{where}.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
 
 

@@ -126,7 +126,8 @@ def attend_cached(
     if bias is not None:
         biases = [masks.grouped_heads(bias(masks.ahead(q_at, at)), kv) for at in (k_at, q_at)]
         scores = [s + b for s, b in zip(scores, biases)]
-    allowed = [masks.allowed(q_at, at, rule)[:, None, None] for at in (k_at, q_at)]
+    seen = k_at if q_at.views is None else k_at._replace(segments=q_at.views)
+    allowed = [masks.allowed(q_at, at, rule)[:, None, None] for at in (seen, q_at)]
     p_old, p_new = _softmax(scores, allowed, sinks, _total)
     p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
     out = _mix_cached(p_old, v_cache)  # [B,K,G*T,H']

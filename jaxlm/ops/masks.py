@@ -15,15 +15,18 @@ Bias = Callable[[jax.Array], jax.Array]
 class At(NamedTuple):
     """The place of each token.
 
-    segments int32[B,T]: the document, 0 for padding or an empty slot. positions int32[B,T] within
-    it. shared bool[B,T], or None for none: tokens that all of their segment see, whatever the
-    mask (the prefix of a prefix-LM; Longformer's global tokens, which without a causal mask also
-    see all of their segment).
+    segments int32[B,T]: the document, 0 for padding or an empty slot; those of S keys may also be
+    int32[B,T,S], as each query sees them. positions int32[B,T] within the document. shared
+    bool[B,T], or None for none: tokens that all of their segment see, whatever the mask (the prefix
+    of a prefix-LM; Longformer's global tokens, which without a causal mask also see all of their
+    segment). views int32[B,T,S], or None: of tokens that read a cache, the segments of its slots as
+    each of them sees these, in place of the slots' own.
     """
 
     segments: jax.Array
     positions: jax.Array
     shared: jax.Array | None = None
+    views: jax.Array | None = None
 
 
 class Rule(NamedTuple):
@@ -64,7 +67,8 @@ def rule(
 
 def allowed(q_at: At, k_at: At, rule: Rule) -> jax.Array:
     """Whether a query may see a key, bool[B,T,S]."""
-    query, key = q_at.segments[:, :, None], k_at.segments[:, None, :]  # [B,T,1], [B,1,S]
+    query, key = q_at.segments[:, :, None], k_at.segments  # [B,T,1]
+    key = key if key.ndim == 3 else key[:, None, :]  # [B,T,S] or [B,1,S]
     together, gap = (query == key) & (query != 0), ahead(q_at, k_at)  # [B,T,S]
     near = jnp.ones_like(together)
     if rule.causal:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
+from jaxlm.cli.commands import search_settings
 from jaxlm.core import cache
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.decode import prompt_tokens, reply
+from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -38,6 +40,8 @@ def _command(
     talk: bool = False,
     checkpoint: trained_weights.Which = "last",
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
+    search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
+    form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
 ) -> int:
     """Continue prompts with a trained model; the text appears as it is generated.
 
@@ -53,13 +57,17 @@ def _command(
         talk: The prompts are one conversation, which goes on with lines from standard input.
         checkpoint: The last checkpoint, or the one with the best evaluation.
         sampling: Sampling settings.
+        search: Beam search and contrastive search.
+        form: What the text has to match.
     """
+    chosen = search_settings.chosen(search, sampling)
+    constraint = search_settings.constraint(form)
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)
-    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(run))
+    settings = prompt_tokens.stopping(chosen, trained_weights.stop_tokens(run))
     chat = prompt_tokens.written(saved.run.data, template)
     if chat is None and talk:
         raise ValueError(
@@ -71,16 +79,16 @@ def _command(
         about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
         for text in prompt:
             args = (saved.model, saved.params, tokenizer, text, settings, about)
-            for pieces in reply.replies(*args):
+            for pieces in reply.replies(*args, constraint):
                 _show(pieces)
         return 0
-    if talk and settings.n > 1:
+    if talk and isinstance(settings, Sampling) and settings.n > 1:
         raise ValueError(f"--n: {settings.n} given; a conversation (--talk) goes on with one reply")
     conversation: list[Message] = []
     for text in _turns(prompt, talk):
         conversation = [*(conversation if talk else ()), Message("user", text)]
         print(f"> {text}")
-        answers = _answers(saved, chat, tokenizer, conversation, settings)
+        answers = _answers(saved, chat, tokenizer, conversation, settings, constraint)
         shown = [_show(pieces) for pieces in answers]
         conversation.append(Message("assistant", shown[0].strip()))
     return 0
@@ -97,11 +105,13 @@ def _answers(
     chat: template.Template,
     tokenizer: tokenizers.tokenizer.Tokenizer,
     conversation: Sequence[Message],
-    settings: Sampling,
+    settings: reply.Settings,
+    constraint: Constraint | None,
 ) -> list[Iterator[str]]:
     encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
     ending = prompt_tokens.stopping(settings, encoded.stops)
-    return reply.continued(saved.model, saved.params, tokenizer, encoded.tokens, ending)
+    args = (saved.model, saved.params, tokenizer, encoded.tokens, ending)
+    return reply.continued(*args, constraint)
 
 
 def _show(pieces: Iterator[str]) -> str:
