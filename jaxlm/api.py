@@ -17,6 +17,7 @@ from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import shard_cache, shards
 from jaxlm.decode import completions, prompt_tokens, reply, token_sampling
+from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.search import hypotheses
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive

@@ -109,6 +109,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
     "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
     "decode/serve/__init__": (SERVE[0],),
+    "decode/serve/capacities": SERVE,
     "decode/serve/engine": SERVE,
     "decode/serve/http_api": (SERVE[1],),
     "decode/serve/prefix_cache": (SERVE[0],),

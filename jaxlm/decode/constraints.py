@@ -21,7 +21,7 @@ ALL_CUTS = '%llguidance {"no_forcing": true}'
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """What a continuation has to match; one of the fields is given."""
+    """Form that a continuation has to match; one of the fields is given."""
 
     choices: tuple[str, ...] = ()
     """One of these texts."""
@@ -122,7 +122,7 @@ class Vocabulary:
 
 
 class _Words:
-    """What llguidance asks of a tokenizer: the bytes of every token that is no special one."""
+    """A tokenizer as llguidance reads it: the bytes of every token that is no special one."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, vocab: int, stops: Sequence[int]):
         special = {*tokenizer.special.values(), *(mark.id for mark in tokenizer.marks.values())}

@@ -34,7 +34,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a sampled text has to match; one of these at most."""
+    """Form that a sampled text has to match; one of these at most."""
 
     choices: tuple[str, ...] = ()
     """One of these texts."""

@@ -17,16 +17,8 @@ import numpy as np
 from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
-from jaxlm.decode import (
-    beam_search,
-    branches,
-    completions,
-    contrastive_search,
-    encoder_decoder,
-    prompt_tokens,
-    sampling_loop,
-    token_sampling,
-)
+from jaxlm.decode import completions, encoder_decoder, prompt_tokens, sampling_loop, token_sampling
+from jaxlm.decode.search import beam_search, branches, contrastive_search
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.models.model import Model

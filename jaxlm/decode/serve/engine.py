@@ -11,7 +11,6 @@ alone, bit for bit on CPU, whatever else is decoded and whenever it came.
 """
 
 import collections
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,33 +21,12 @@ import numpy as np
 from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import constraints, sampling_loop, sampling_settings, stop_strings, token_sampling
-from jaxlm.decode.serve import prefix_cache, slots
+from jaxlm.decode.serve import capacities, prefix_cache, slots
+from jaxlm.decode.serve.capacities import Capacity
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.models.model import Model
 from jaxlm.ops import attention
 from jaxlm.parallel import devices
-from jaxlm.parallel.plan import Plan
-from jaxlm.scaling.cost import memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Capacity:
-    """Room of an engine."""
-
-    slots: int = 8
-    """Requests that are decoded together."""
-    length: int = 1024
-    """Tokens of a prompt and its continuation together, at most."""
-    chunk: int = 64
-    """Tokens of a prompt that are read at once; prefixes are shared in whole chunks."""
-    steps: int = 8
-    """Tokens that are decoded between two looks at the requests."""
-    prefix_mib: float = 256.0
-    """MiB for the keys and values of prompts that may begin other prompts; 0 keeps none."""
-
-    def __post_init__(self) -> None:
-        check.within("capacity", self, "slots", "length", "chunk", "steps", least=1)
-        check.within("capacity", self, "prefix_mib", least=0)
 
 
 class Part(NamedTuple):
@@ -102,7 +80,7 @@ class Engine:
         ok = capacity.length <= (model.context or capacity.length)
         check.field("capacity.length", capacity.length, ok, fits)
         self.capacity = capacity
-        self.cache_bytes = _cache_bytes(model, capacity)
+        self.cache_bytes = capacities.cache_bytes(model, capacity)
         what = f"capacity: the cache of {capacity.slots} slots of {capacity.length:,} tokens"
         devices.check(what, self.cache_bytes)
         self._model = model._replace(spec=None)
@@ -171,7 +149,7 @@ class Engine:
             raise ValueError(
                 f"sampling: {sampling.candidates} continuations; submit a request for each"
             )
-        check_room(len(prompt), sampling, self.capacity)
+        capacities.check_room(len(prompt), sampling, self.capacity)
         if sampling.stop_strings and self._tokenizer is None:
             raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings")
         token_sampling.check_prompts(self._checked, [prompt], [sampling])
@@ -370,18 +348,6 @@ class Engine:
         return attention.BLOCK * token_sampling.bucket(-(-tokens // attention.BLOCK), 1)
 
 
-def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:
-    """Raises: ValueError for a request of more tokens than capacity.length, with what fits."""
-    total = tokens + sampling.max_new
-    if total > capacity.length:
-        left = capacity.length - tokens
-        fits = f"max_new may be at most {left} here" if left > 0 else "the prompt alone is too long"
-        raise ValueError(
-            f"sampling.max_new: {tokens} tokens of the prompt and {sampling.max_new} new ones make "
-            f"{total}; a slot has {capacity.length}, so {fits}"
-        )
-
-
 def joined(a: Part, b: Part) -> Part:
     """Two parts of a request, one after the other, as one."""
     support = a.support_log_probs + b.support_log_probs
@@ -393,11 +359,4 @@ def joined(a: Part, b: Part) -> Part:
         a.text + b.text,
         b.finish,
         a.cached,
-    )
-
-
-def _cache_bytes(model: Model, capacity: Capacity) -> int:
-    layers = model.cache(capacity.slots, capacity.length)
-    return memory.spec_bytes(
-        {str(i): layer for i, layer in enumerate(layers)}, memory.mesh(Plan()), jnp.float32
     )

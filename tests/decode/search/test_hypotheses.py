@@ -90,10 +90,11 @@ def test_replies_of_a_conversation_are_one_text(reciter):
     prompt = [BYTES.special["eos"], *b"h"]
     settings = Beams(max_new=60, num_beams=2)
     (want,) = hypotheses.complete(*reciter, BYTES, [prompt], settings)
-    assert [*reply.answer(*reciter, BYTES, prompt, settings)] == [want[0].text]
+    (pieces,) = reply.continued(*reciter, BYTES, prompt, settings)
+    assert [*pieces] == [want[0].text]
     several = dataclasses.replace(settings, num_return_sequences=2)
     with pytest.raises(ValueError, match="num_return_sequences: 2 given; a conversation has 1"):
-        reply.answer(*reciter, BYTES, prompt, several)
+        reply.continued(*reciter, BYTES, prompt, several)
 
 
 def test_an_encoder_decoder_replies_with_its_targets():
@@ -107,7 +108,8 @@ def test_an_encoder_decoder_replies_with_its_targets():
     (found,) = hypotheses.complete(model, params, BYTES, [source], settings)
     names = reply.marks(BYTES, spans)
     lines = [f"  {one.score:.4f}  {reply.written(BYTES, one.tokens, names)}" for one in found]
-    told = "".join(reply.reply(model, params, BYTES, "a<extra_id_0>c", settings, spans))
+    (pieces,) = reply.replies(model, params, BYTES, "a<extra_id_0>c", settings, spans)
+    told = "".join(pieces)
     assert told == "\n".join(["a<extra_id_0>c", *lines]) and len(lines) == 3
     best = hypotheses.complete(model, params, BYTES, ["ac"], settings)[0][0]
     alone = hypotheses.find(
@@ -119,4 +121,4 @@ def test_an_encoder_decoder_replies_with_its_targets():
     assert best.tokens == alone[0][0].tokens
     with pytest.raises(ValueError, match="an encoder fills in masks"):
         encoder = models.build(bert.Config(vocab=260, embed=8, layers=1, heads=2, context=16))
-        reply.reply(encoder, None, BYTES, "a<mask>c", settings, None)
+        reply.replies(encoder, None, BYTES, "a<mask>c", settings, None)
