@@ -210,8 +210,11 @@ def _done(state: _State) -> jax.Array:
 def _begin(active: jax.Array, beams: int, room: int) -> _Group:
     """A group of one empty beam a row."""
     batch = active.shape[0]
-    none = jnp.full((batch, beams), -jnp.inf)
-    counts, long = jnp.zeros((batch, beams), jnp.int32), jnp.zeros((batch, beams, room))
+    none, counts = (
+        jnp.full((batch, beams), -jnp.inf, jnp.float32),
+        jnp.zeros((batch, beams), jnp.int32),
+    )
+    long = jnp.zeros((batch, beams, room), jnp.float32)
     tokens = long.astype(jnp.int32)
     pool = _Pool(none, tokens, long, counts, counts)
     return _Group(none.at[:, 0].set(0.0), tokens, long, tokens - 1, pool, ~active)
@@ -221,9 +224,9 @@ def _choose(state: _State, raw: jax.Array, rule: Rule, shape: Shape) -> _State:
     """The State with one more token in every beam, chosen by logits float32[B, W, V] of all beams:
     group after group, each paying for the tokens of those before it."""
     batch, _, vocab = raw.shape
-    log_probs = jax.nn.log_softmax(raw)
+    log_probs = jax.nn.log_softmax(raw.astype(jnp.float32))
     sound = jnp.all(jnp.isfinite(jax.nn.logsumexp(raw, axis=-1)), axis=1) | _done(state)
-    taken, groups = jnp.zeros((batch, vocab)), []
+    taken, groups = jnp.zeros((batch, vocab), jnp.float32), []
     for number, group in enumerate(state.groups):
         mine = slice(number * shape.beams, (number + 1) * shape.beams)
         cost, counted = rule.diversity_penalty * taken, ~group.done
@@ -271,6 +274,7 @@ def _extended(
     fresh = jnp.where(ended & ~group.done[:, None], scores, -jnp.inf)[:, :beams]
     lengths = jnp.full((batch, beams), step + 1)
     why = jnp.where(stopped, sampling_loop.STOP_TOKEN, sampling_loop.LENGTH)[:, :beams]
+    why = why.astype(jnp.int32)
     pool = _merged(group.pool, _Pool(fresh, *after(first), lengths, why))
 
     # those that go on, in order

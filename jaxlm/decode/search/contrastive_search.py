@@ -105,9 +105,9 @@ def search(
     params = sampling_loop.unstacked(params)
     batch = tokens.shape[0]
     prompt = branches.prefill(model, params, tokens, at, room - 1 + top_k)
-    units = jnp.zeros((batch, prompt.seen.shape[1], prompt.x.shape[-1]))
-    units = jax.lax.dynamic_update_slice(units, _unit(prompt.x), (0, 0, 0))
-    counts, long = jnp.zeros(batch, jnp.int32), jnp.zeros((batch, room))
+    units = jnp.zeros((batch, prompt.seen.shape[1], prompt.x.shape[-1]), jnp.float32)
+    units = jax.lax.dynamic_update_slice_in_dim(units, _unit(prompt.x), 0, 1)
+    counts, long = jnp.zeros(batch, jnp.int32), jnp.zeros((batch, room), jnp.float32)
     finish = jnp.where(active, sampling_loop.RUNNING, sampling_loop.LENGTH).astype(jnp.int32)
     out = Contrasted(long.astype(jnp.int32), counts, long, long, finish, jnp.ones(batch, bool))
     state = _State(prompt.cache, prompt.raw, units, prompt.seen, out, jnp.zeros((), jnp.int32))
@@ -132,8 +132,8 @@ def search(
         return _State(
             _settled(model, cache, first, best, top_k),
             model.unembed(model.head(params), chosen),
-            jax.lax.dynamic_update_slice(state.units, own, (0, first, 0)),
-            jax.lax.dynamic_update_slice(state.seen, running[:, None], (0, first)),
+            jax.lax.dynamic_update_slice_in_dim(state.units, own, first, 1),
+            jax.lax.dynamic_update_slice_in_dim(state.seen, running[:, None], first, 1),
             out,
             state.step + 1,
         )
