@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import batch as batches
-from jaxlm.core import param, target
+from jaxlm.core import config, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
 from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
@@ -214,6 +214,20 @@ def check_prompts(
     need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
     devices.check(f"{where}.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
+
+
+def check_independent(model: Model, where: str) -> None:
+    """Raises: ValueError for a model whose tokens of one row and position are not independent of
+    others': with a capacity, experts would leave out some, and a module without a KV cache reads
+    all of a row."""
+    if getattr(model.cfg, "capacity", None) is not None:
+        raise ValueError(
+            f"{where}: model.capacity={model.cfg.capacity} drops tokens, so that texts would "
+            "compete for experts; None, which is dropless, has the same weights"
+        )
+    if any("tokens" in layer for layer in model.cache(1, 1)):
+        kind = config.kind(type(model.cfg))
+        raise ValueError(f"{where}: a {kind} model has no KV cache, which is needed here")
 
 
 def on_host(out: sampling_loop.Generation, rows: int, columns: int) -> sampling_loop.Generation:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, param
+from jaxlm.core import param
 from jaxlm.decode import sampling_loop
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops.attention import At
@@ -28,19 +28,6 @@ class Prompt(NamedTuple):
     position: jax.Array
     cache: Cache
     seen: jax.Array
-
-
-def check(model: Model, where: str) -> None:
-    """Raises: ValueError for a model whose tokens of one row and position are not independent: with
-    a capacity, experts would leave out some, and a module without a KV cache reads all."""
-    if getattr(model.cfg, "capacity", None) is not None:
-        raise ValueError(
-            f"{where}: model.capacity={model.cfg.capacity} drops tokens, so that branches would "
-            "compete for experts; None, which is dropless, has the same weights"
-        )
-    if any("tokens" in layer for layer in model.cache(1, 1)):
-        kind = config.kind(type(model.cfg))
-        raise ValueError(f"{where}: a {kind} model has no KV cache, which branches would share")
 
 
 def prefill(model: Model, params: param.Tree, tokens: jax.Array, at: At, room: int) -> Prompt:

@@ -18,7 +18,7 @@ from jaxlm.core import batch as batches
 from jaxlm.core import param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import completions, encoder_decoder, prompt_tokens, sampling_loop, token_sampling
-from jaxlm.decode.search import beam_search, branches, contrastive_search
+from jaxlm.decode.search import beam_search, contrastive_search
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.models.model import Model
@@ -138,7 +138,7 @@ def _checked(
     pairs = model.kind == "encoder_decoder"
     starts = [[model.cfg.start]] * len(prompts) if pairs else prompts
     arrays = check(starts, [settings] * len(prompts))
-    branches.check(model, where)
+    token_sampling.check_independent(model, where)
     if isinstance(search, Contrastive) and search.top_k > model.cfg.vocab:
         raise ValueError(
             f"contrastive.top_k: {search.top_k} given; the vocabulary has {model.cfg.vocab} tokens"

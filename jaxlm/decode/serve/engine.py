@@ -71,11 +71,12 @@ class Engine:
         """params: as they are trained or as `token_sampling.prepare` gives them. tokenizer: of
         stop strings and of the parts' text.
 
-        Raises: ValueError for a model that does not continue texts or whose positions are fewer
-        than capacity.length, and if the device has no memory for the cache.
+        Raises: ValueError for a model that does not continue texts, whose tokens compete or whose
+        positions are fewer than capacity.length, and if the device has no memory for the cache.
         """
         if model.kind != "decoder":
             raise ValueError(f"a {model.kind} model does not continue texts; an engine needs one")
+        token_sampling.check_independent(model, "engine")
         fits = f"at most {model.context}, the model's positions"
         ok = capacity.length <= (model.context or capacity.length)
         check.field("capacity.length", capacity.length, ok, fits)

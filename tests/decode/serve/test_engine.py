@@ -13,6 +13,7 @@ from jaxlm.decode import completions, token_sampling
 from jaxlm.decode.serve import engine as engines
 from jaxlm.decode.serve import prefix_cache, slots
 from jaxlm.decode.token_sampling import Sampling
+from jaxlm.models import mistral
 from tests.decode.test_completions import BYTES, reciter  # noqa: F401
 
 CAPACITY = engines.Capacity(slots=3, length=64, chunk=16, steps=4)
@@ -230,6 +231,10 @@ def test_what_does_not_fit_is_refused_before_compute(llama, tiny):
         engine.submit([1], Sampling(max_new=1, stop_strings=("a",)))
     with pytest.raises(ValueError, match="capacity.length: 100 given; it must be at most 64"):
         engines.Engine(*tiny("gpt"), engines.Capacity(length=100))
+    crowded = {"experts": 2, "capacity": 1.0}
+    cfg = mistral.Config(vocab=32, embed=8, layers=1, heads=2, kv=1, head=4, ffn=8, **crowded)
+    with pytest.raises(ValueError, match="engine: model.capacity=1.0 drops tokens"):
+        engines.Engine(models.build(cfg), params)
     with pytest.raises(ValueError, match="capacity.slots: 0 given"):
         engines.Capacity(slots=0)
     assert not engine.busy and engine.step() == []
