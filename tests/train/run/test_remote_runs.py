@@ -16,7 +16,7 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.cli.commands import train_run
+from jaxlm.cli.commands import listing, train_run
 from jaxlm.core import config, io, json_file
 from jaxlm.core.remote import lease, objects, staging
 from jaxlm.train import initial_weights, loop, trained_weights
@@ -128,6 +128,31 @@ def test_commands_read_a_run_in_a_store(tiny, place, tmp_path, capsys):
     assert (tmp_path / "hf" / "model.safetensors").is_file()
     assert loop.run(dataclasses.replace(run, name="next", start=address)).step == 12
     assert trained_weights.begun(f"{place}/next")["folder"] == address
+
+
+def test_runs_in_a_store_are_listed_as_on_a_disk(whole, place, capsys):
+    """`jaxlm list gs://...` took the URL for a folder, and said that no runs are there."""
+    folder = runs.folder(whole[0])
+    ((_, state),) = [row for row in listing.runs(folder.parent) if row[0] == str(folder)]
+    assert state.startswith("finished, ")
+    for file in io.files(folder):
+        objects.upload(file, f"{place}/deep/tiny/{file.relative_to(folder).as_posix()}")
+    objects.upload(folder / "config.json", f"{place}/begun/config.json")
+    objects.write(f"{place}/deep/tiny/tokenizer/config.json", b"{}")  # no run's
+    objects.write(f"{place}/torn/config.json", b"{")
+    assert main.main(["list", f"{place}/"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "runs" and [line.split()[0] for line in lines[1:]] == [
+        f"{place}/begun",
+        f"{place}/deep/tiny",
+        f"{place}/torn",
+    ]
+    assert lines[2].endswith(state) and "not finished, 12 steps wanted" in lines[1]
+    assert f"damaged: {place}/torn/config.json" in lines[3]
+    assert main.main(["list", f"{place}/deep/tiny"]) == 0
+    assert capsys.readouterr().out.endswith(state + "\n")
+    assert main.main(["list", f"{place}/none"]) == 0
+    assert capsys.readouterr().out == "runs\n  none here\n"
 
 
 def attempt(run, monkeypatch, fatal, carried_out):
