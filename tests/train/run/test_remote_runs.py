@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -287,10 +288,43 @@ def store(tiny, home, tmp_path):
     return train
 
 
+@pytest.mark.parametrize(
+    "shape, chunks, axes, own",
+    [
+        ((8, 6), (2, 6), ("a", "b"), (0, 1)),  # rows in other parts than they were written
+        ((8, 6), (3, 4), ("a", "b"), (5,)),  # that do not divide
+        ((8, 6), (8, 1), (None, "b"), (3, 7)),
+        ((8, 6), (4, 3), (None, None), (2,)),  # a copy everywhere
+        ((), (), (), (4,)),
+    ],
+)
+def test_a_process_fetches_the_files_of_its_devices(tmp_path, shape, chunks, axes, own):
+    """Every element says which file it is in; a device's elements name the files it reads."""
+    (tmp_path / "params" / "a.b").mkdir(parents=True)
+    (tmp_path / "params" / "a.b" / ".zarray").write_text(json.dumps({"chunks": chunks}))
+    grids = [range(-(-n // c)) for n, c in zip(shape, chunks, strict=True)]
+    names = {".".join(map(str, at)) or "0" for at in itertools.product(*grids)}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    devices = [jax.devices()[number] for number in own]
+    held = {d: index for d, index in where.devices_indices_map(shape).items() if d in devices}
+    places = SimpleNamespace(addressable_devices_indices_map=lambda _: held)
+    leaf = SimpleNamespace(shape=shape, sharding=places)
+    reads = checkpoint._reads(tmp_path, {"params": {"a": {"b": leaf}}})
+    element = np.empty(shape, object)
+    for at in np.ndindex(*shape):
+        element[at] = ".".join(str(i // c) for i, c in zip(at, chunks, strict=True)) or "0"
+    want = {name for index in held.values() for name in np.atleast_1d(element[index]).ravel()}
+    assert {name for name in names if reads(f"params/a.b/{name}")} == want
+    # neither notes nor what is not known are left out
+    assert all(map(reads, ["params/a.b/.zarray", "params/_METADATA", "params/d/0", "train/a.b/9"]))
+
+
 @pytest.mark.slow
 def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     """Each uploads the arrays of its own device. What two wrote one reads, and what one wrote two,
-    with the losses of a run that was never moved."""
+    with the losses of a run that was never moved. The second of two fetches the parts of its own
+    device alone; the first verifies all of them."""
     store("pair", "a", "b")
     checkpoints = store.folder / "pair" / "checkpoints"
     files = json_file.read_object(checkpoints / "12" / "manifest.json")["files"]
@@ -310,3 +344,10 @@ def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
         for a, b in zip(again, right, strict=True):
             assert a.pop("split") == b["split"]
             assert a == pytest.approx({n: x for n, x in b.items() if n != "split"}, rel=1e-6)
+    sizes = []
+    for machine in ("d", "e"):
+        (copy,) = (store.folder.parents[1] / machine).rglob("checkpoints/9")
+        files = {f.relative_to(copy).as_posix(): f.stat().st_size for f in io.files(copy)}
+        sizes.append(sum(n for name, n in files.items() if checkpoint.CHUNK.fullmatch(name)))
+    # all matrices are split in two; the key, the step and the counts of the optimiser are not
+    assert 0 <= sizes[1] - sizes[0] / 2 < 200
