@@ -17,7 +17,7 @@ from jaxlm.core.batch import Batch
 from jaxlm.models import gpt
 from jaxlm.objectives import clm
 from jaxlm.ops import linear
-from jaxlm.parallel import collectives, hlo
+from jaxlm.parallel import collectives, hlo, rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import step
 from jaxlm.train.optim import optimizer
@@ -53,6 +53,8 @@ def partitioned(plan):
         for operations in hlo.parse(text).computations.values()
         for op in operations
         if op.opcode in collectives.SENT
+        # of one device alone, a mesh axis that is not there
+        if op.opcode == "collective-permute" or collectives._groups(op.text, 8).shape[1] > 1
     ]
 
 
@@ -68,6 +70,16 @@ def test_float32_sums_gradients_in_float32_and_gathers_as_before():
     narrow, wide = (("all-gather", t) for t in ("bf16", "f32"))
     assert found["float32"].count(narrow) == found["compute"].count(narrow) - 2 >= 2 * MATRICES
     assert found["float32"].count(wide) == found["compute"].count(wide) + 2
+
+
+def test_float32_of_weights_that_are_gathered_axis_by_axis(monkeypatch):
+    """Of an axis after the other the gradient is summed by constraints of its own."""
+    monkeypatch.setattr(rules, "WIDE", 4)
+    found = partitioned(
+        Plan(data=2, fsdp=2, context=2, compute="bfloat16", reduce="float32", remat="full")
+    )
+    assert {kind for kind, dtype in found if dtype == "bf16"} == {"collective-permute"}
+    assert found.count(("all-reduce", "f32")) >= 3 * MATRICES
 
 
 DTYPES = ("compute", "float32")
