@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import models
@@ -24,6 +25,16 @@ from jaxlm.train.optim import optimizer
 
 CFG = gpt.Config(vocab=32, embed=16, layers=2, heads=4, ffn=32, context=16)
 MATRICES = 6  # q, k, v, o, up, down: of a scan, so once for all layers
+
+
+@pytest.fixture
+def no_cache():
+    """Programs are compiled, not read back: only the compiler shows what the partitioner left."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def partitioned(plan):
@@ -58,7 +69,7 @@ def partitioned(plan):
     ]
 
 
-def test_float32_sums_gradients_in_float32_and_gathers_as_before():
+def test_float32_sums_gradients_in_float32_and_gathers_as_before(no_cache):
     """Gradients of matrices, and of biases, were summed in bfloat16 with no other choice."""
     found = {r: partitioned(Plan(data=2, fsdp=4, compute="bfloat16", reduce=r)) for r in DTYPES}
     narrow = [("all-reduce", "bf16"), ("reduce-scatter", "bf16")]
@@ -72,7 +83,7 @@ def test_float32_sums_gradients_in_float32_and_gathers_as_before():
     assert found["float32"].count(wide) == found["compute"].count(wide) + 2
 
 
-def test_float32_of_weights_that_are_gathered_axis_by_axis(monkeypatch):
+def test_float32_of_weights_that_are_gathered_axis_by_axis(no_cache, monkeypatch):
     """Of an axis after the other the gradient is summed by constraints of its own."""
     monkeypatch.setattr(rules, "WIDE", 4)
     found = partitioned(
