@@ -138,6 +138,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "ops/kernels/ring": ("tests/parallel/test_context_parallel.py",),
     "ops/kernels/blockwise": ATTENTION,
     "ops/losses/divergence": (PLAIN,),
+    "core/precision": ("tests/parallel/test_gradient_reduction.py",),
     "ops/linear": ("tests/objectives/test_lora.py", "tests/parallel/test_gradient_reduction.py"),
     "ops/losses/cross_entropy": SFT,
     "ops/losses/preference": DPO,
