@@ -182,7 +182,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
     def unembed(head: param.Tree, x: jax.Array) -> jax.Array:
         head = stack.gathered(head, spec(cfg), plan)
         w = head["mlm"]
-        h = linear.einsum("...D,DE->...E", x, w["dense"]) + w["bias"].astype(x.dtype)
+        h = linear.einsum("...D,DE->...E", x, w["dense"]) + linear.spread(w["bias"], x)
         return decoder.logits(head, layer_norm(w["norm"], head_act(h)))
 
     def no_cache(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
@@ -210,8 +210,8 @@ def pool(w: param.Tree, x: jax.Array) -> jax.Array:
     w: params["pooler"]; x [B, T, D], `hidden`'s output. Devlin et al. 2019, section 4.1: what
     sentence-level tasks are trained on.
     """
-    h = linear.einsum("BD,DE->BE", x[:, 0], w["dense"]) + w["bias"].astype(x.dtype)  # [B, E]
-    return jnp.tanh(h)
+    h = linear.einsum("BD,DE->BE", x[:, 0], w["dense"]) + linear.spread(w["bias"], x[:, 0])
+    return jnp.tanh(h)  # [B, E]
 
 
 _LARGE: dict[str, Any] = {"embed": 1024, "layers": 24, "heads": 16, "ffn": 4096}

@@ -20,7 +20,7 @@ from jaxlm.core import check, param
 from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, stack
 from jaxlm.models.layers.stack import Layer
 from jaxlm.models.model import Model
-from jaxlm.ops import norm, position_bias
+from jaxlm.ops import linear, norm, position_bias
 from jaxlm.ops.attention import At
 from jaxlm.ops.dropout import dropout, split
 from jaxlm.parallel.plan import Plan
@@ -164,7 +164,7 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
 
     def attend(w: param.Tree, h: jax.Array, at: At, memory: mha.Memory) -> tuple:
         q, k, v = mha.project(w, h, at)
-        q = q * w["scale"].astype(q.dtype) if "scale" in w else q
+        q = q * linear.spread(w["scale"], q) if "scale" in w else q
         y, entries = mha.attend(q, k, v, at, memory, plan, bias=slope, scale=scale)
         return mha.output(w, y), entries
 

@@ -99,7 +99,7 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     The summed axes are x's last ones and, in the same order, w's first or last ones; the output is
     the rest of x followed by the rest of w, in `dtype` (None: x.dtype). w (float32 master weights)
     is cast to x.dtype here and nowhere else; sums are kept in float32, and the gradient of w comes
-    back in w.dtype.
+    back in w.dtype, rounded to x.dtype before unless `precision.wide_gradients`.
 
     Raises: ValueError if the spec has another form or does not fit the shapes.
     """
@@ -115,14 +115,25 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
         w = jnp.asarray(w)
     if target.platform() == "cpu":
         return _product(summed, leading, dtype, x, w)
-    return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
+    return _times(_specs(spec, x.ndim), dtype, x, w)
+
+
+def spread(w: jax.Array, like: jax.Array) -> jax.Array:
+    """w, a bias or a scale, as an operand of `like` [..., *w.shape], in its dtype.
+
+    With `precision.wide_gradients` it is copied first and cast then, so that the sum over the
+    copies, which is its gradient, is one in w.dtype.
+    """
+    if precision.wide_gradients():
+        w = jnp.broadcast_to(w, like.shape)
+    return w.astype(like.dtype)
 
 
 def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> jax.Array:
     """`einsum` with weights[name], plus weights[name + "_bias"] where there is one; a plan may keep
     the output by that name."""
     y = einsum(spec, x, weights[name])
-    y = y + weights[f"{name}_bias"].astype(y.dtype) if f"{name}_bias" in weights else y
+    y = y + spread(weights[f"{name}_bias"], y) if f"{name}_bias" in weights else y
     return checkpoint_name(y, name)
 
 
@@ -146,7 +157,46 @@ def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) 
 
 def batched(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [B,E,C,D] times w [E,D,F], each of E by its own matrix: [B,E,C,F] in x.dtype."""
-    return jnp.einsum("BECD,EDF->BECF", x, w.astype(x.dtype), preferred_element_type=x.dtype)
+    return _times(("BECD,EDF->BECF", "BECF,EDF->BECD", "BECD,BECF->EDF"), x.dtype, x, w)
+
+
+def _specs(spec: str, axes: int) -> tuple[str, str, str]:
+    """The einsums of x, of `axes` axes, and w to y, of y's gradient and w to x's, and of x and y's
+    gradient to w's, without "..."."""
+    inputs, _, out = spec.partition("->")
+    xs, _, ws = inputs.partition(",")
+    unused = "".join(letter for letter in string.ascii_letters if letter not in spec)
+    xs, out = (side.replace("...", unused[: axes - len(xs) + 3]) for side in (xs, out))
+    return f"{xs},{ws}->{out}", f"{out},{ws}->{xs}", f"{xs},{out}->{ws}"
+
+
+def _times(specs: tuple[str, str, str], dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x times w, cast to x.dtype, by the first of `_specs`."""
+    if precision.wide_gradients() and w.dtype != x.dtype:
+        return _summed_wide(specs, dtype, x, w)
+    return jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+# The gradient of w leaves its product in w.dtype. The transpose of the cast would round it to
+# x.dtype first, and the partitioner sums over devices what leaves the product.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed_wide(specs, dtype, x, w):
+    return jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+def _summed_wide_forward(specs, dtype, x, w):
+    # not _summed_wide: a remat policy that keeps matrix products must see them
+    y = jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
+    return y, (x, w)
+
+
+def _summed_wide_backward(specs, dtype, saved, g):
+    x, w = saved
+    dx = jnp.einsum(specs[1], g, w.astype(x.dtype), preferred_element_type=dtype)
+    return dx.astype(x.dtype), jnp.einsum(specs[2], x, g, preferred_element_type=w.dtype)
+
+
+_summed_wide.defvjp(_summed_wide_forward, _summed_wide_backward)
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:

@@ -7,6 +7,7 @@ bytes that a device sends: XLA spells one and the same gather as an all-gather, 
 collective-permutes, or as an all-reduce of zero-padded parts.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -163,7 +164,8 @@ def _scattered(program: hlo.Program, computation: str) -> bool:
 
 
 # {{0,1},{2,3}}   [4,2]<=[2,2,2]T(1,0,2)   mesh['a'=2,'b'=4] {'b'}, of devices in that order or
-# mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
+# mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, or of a part of an axis, {'b':(2)2}: 2 of its 4
+# devices, the inner of b as 2 x 2
 _EXPLICIT = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(
@@ -180,15 +182,25 @@ def _groups(text: str, devices: int) -> np.ndarray:
         return ids.transpose(order or None).reshape(shape)
     if named := _MESH.search(text):
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        inside = re.findall(r"'(\w+)'", named[4])
-        if ":" not in named[4]:  # else a part of an axis
-            order = [i for i, name in enumerate(sizes) if name not in inside]
-            order += [list(sizes).index(name) for name in inside]
-            ids = np.arange(math.prod(sizes.values()))
-            if named[2]:
-                ids = ids.reshape(_integers(named[2])).transpose(_integers(named[3]) or None)
-            ids = ids.reshape(list(sizes.values()))
-            return ids.transpose(order).reshape(-1, math.prod(sizes[name] for name in inside))
+        # (axis, devices before the part, of the part)
+        inside = [
+            (name, int(before or 1), int(n or sizes[name]))
+            for name, before, n in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named[4])
+        ]
+        dims = [
+            (name, a, b // a)
+            for name, size in sizes.items()
+            for a, b in itertools.pairwise(
+                sorted({1, size, *(e for i, a, n in inside if i == name for e in (a, a * n))})
+            )
+        ]
+        order = [i for i, dim in enumerate(dims) if dim not in inside]
+        order += [dims.index(part) for part in inside if part[2] > 1]
+        ids = np.arange(math.prod(sizes.values()))
+        if named[2]:
+            ids = ids.reshape(_integers(named[2])).transpose(_integers(named[3]) or None)
+        ids = ids.reshape([n for _, _, n in dims])
+        return ids.transpose(order).reshape(-1, math.prod(n for _, _, n in inside))
     elif explicit := _EXPLICIT.search(text):
         rows = re.findall(r"\{([\d,\s]+)\}", explicit[1] or "")
         return np.array([_integers(row) for row in rows]) if rows else np.arange(devices)[None]

@@ -62,7 +62,9 @@ def apply(run: Run, plan: Plan, weights: Any, x: jax.Array, rows: Any) -> tuple[
 
     state = jnp.full_like(waiting[:, 0], bubble)
     (_, waiting), sums = jax.lax.scan(turn, (state, waiting), jnp.arange(plan.turns))
-    return _whole(waiting[0], plan), jax.tree.map(lambda s: _layers(s, plan), sums)
+    # not waiting[0], for which every stage's is gathered
+    x = jnp.sum(jnp.where(_wide(first, waiting), waiting, 0), axis=0)
+    return _whole(x, plan), jax.tree.map(lambda s: _layers(s, plan), sums)
 
 
 @jax.custom_vjp

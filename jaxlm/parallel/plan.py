@@ -63,6 +63,9 @@ class Plan:
     """Dtype of activations. `platform` is bfloat16 on TPU and GPU and float32 on CPU. Weights and
     optimiser state are float32; float16 trains with dynamic loss scaling. float64, weights too, is
     for comparisons: it requires JAX_ENABLE_X64=1."""
+    reduce: Literal["compute", "float32"] = "compute"
+    """Dtype in which gradients of matrices and biases are summed over devices: that of the
+    activations, or float32, in twice the bytes of bfloat16."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recomputed per layer in the backward pass: nothing, all but matrix products, everything."""
     keep: tuple[str, ...] = ()
@@ -98,6 +101,8 @@ class Plan:
         for name, axis in needs.items():
             if getattr(self, axis) == 1:
                 yield from check.changed("plan", self, name, why=f"with plan.{axis}=1")
+        if self.compute == "float64":
+            yield from check.changed("plan", self, "reduce", why="with plan.compute='float64'")
         if self.remat != "full":
             why = f"with plan.remat={self.remat!r}; 'full' has a choice"
             yield from check.changed("plan", self, "keep", "offload", why=why)
@@ -164,6 +169,7 @@ class Plan:
         """The plan of one device, with this one's precision, memory and kernel, its batch whole."""
         kept = (
             "compute",
+            "reduce",
             "remat",
             "keep",
             "offload",

@@ -3,6 +3,7 @@
     v4:2x2x1  v5e:4x4  v5p:4x4x8  v6e:8x16  tpu7x:2x2x1      as JAX names topologies, in chips
     2xv5e:16x16                                              two such slices
     h100:8                                                   GPUs, to estimate but not compile for
+    cpu:8                                                    CPU devices, threads of one machine
 
 A chip is one JAX device, but for tpu7x, which has two a chip.
 """
@@ -51,6 +52,8 @@ CHIPS: dict[str, Chip] = {
     "a100": Chip("gpu", 80, 312e12, 2039e9, 300e9, 25e9, mxu=64),
     "h100": Chip("gpu", 80, 989e12, 3350e9, 450e9, 25e9, mxu=64),
     "h200": Chip("gpu", 141, 989e12, 4800e9, 450e9, 25e9, mxu=64),
+    # its devices share a machine that is not known: no peak is assumed, and no time predicted
+    "cpu": Chip("cpu", 0, 0, 0, 0),
 }
 
 
@@ -85,18 +88,30 @@ def describe(name: str) -> Topology:
             "as 'v5p:4x4x8', or '2xv5p:4x4x8' for two slices"
         )
     shape = tuple(int(n) for n in match[3].split("x"))
+    if match[2] == "cpu" and (match[1] or len(shape) > 1):
+        raise ValueError(
+            f"--topology: {name!r} given; CPU devices are of one machine: 'cpu:{math.prod(shape)}'"
+        )
     return Topology(name, CHIPS[match[2]], shape, slices=int(match[1] or 1))
 
 
 def load(name: str) -> Topology:
-    """The Topology of a TPU slice with its devices, for which programs can be compiled.
+    """The Topology of a TPU slice, or of this process's CPU devices, with its devices, for which
+    programs can be compiled.
 
-    Raises: ValueError for a name that is none, and ImportError naming the extra where libtpu, which
-    knows them, is not installed.
+    Raises: ValueError for a name that is none, or of more CPU devices than there are, and
+    ImportError naming the extra where libtpu, which knows a slice's, is not installed.
     """
     described = describe(name)
+    if described.chip.platform == "cpu":
+        have = jax.devices("cpu")
+        if len(have) < described.chips:
+            raise ValueError(
+                f"--topology: {name!r} given; this process has {len(have)} CPU devices"
+            )
+        return described._replace(devices=tuple(have[: described.chips]))
     if described.chip.platform != "tpu":
-        raise ValueError(f"--topology: {name!r} given; only slices of TPUs can be compiled for")
+        raise ValueError(f"--topology: {name!r} given; only TPUs and CPUs can be compiled for")
     try:
         import libtpu  # noqa: F401
     except ImportError as error:

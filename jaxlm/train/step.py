@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.core import param
+from jaxlm.core import param, precision
 from jaxlm.objectives.objective import Objective
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
@@ -156,8 +156,7 @@ def body(objective: Objective, tx: optimizer.Transform, plan: Plan) -> Step:
 def accumulate(
     objective: Objective, plan: Plan, scale: jax.Array, state: State, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], param.Tree]:
-    """(loss sum, weight, {name: sum}, gradient of scale * loss sum) over the whole batch, one
-    micro-batch at a time, all sums in float32."""
+    """(loss sum, weight, {name: sum}, gradient of scale * loss sum), micro-batches in float32."""
 
     @jax.jit(inline=True)  # traced once for the shapes of its sums and for the loop
     def grad(state: State, scale: jax.Array, part: Any, key: jax.Array) -> Any:
@@ -165,7 +164,8 @@ def accumulate(
             total, weight, sums = objective.loss(params, state.frozen, part, key)
             return scale * total, (total, weight, sums)
 
-        (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
+        with precision.summing_gradients(plan.reduce):
+            (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
         return (*out, grads)
 
     if plan.microbatches == 1:

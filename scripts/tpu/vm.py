@@ -14,8 +14,9 @@ given again at any time:
               and set up again, and the same command resumes the run from its store
     delete    the VM, if there is one
 
-The command runs detached from the connection: this machine may sleep. It has JAXLM_DISTRIBUTED
-set, and `--out` should be a store that outlives the VM. --dry-run prints what would be run. Needs
+The command runs detached from the connection: this machine may sleep. It gets SIGTERM, and saves,
+when a host is announced to be preempted or maintained (notices.py). It has JAXLM_DISTRIBUTED set,
+and `--out` should be a store that outlives the VM. --dry-run prints what would be run. Needs
 gcloud, with a login and a project, and no library.
 """
 
@@ -80,6 +81,8 @@ rm -f ../run/code
 JAXLM_DISTRIBUTED=cluster nohup setsid sh -c {command} > ../run/log 2>&1 < /dev/null &
 echo $! > ../run/pid
 """
+# Sends jaxlm SIGTERM when the VM is about to be taken away.
+NOTICES = "python3 scripts/tpu/notices.py"
 POLL = """if [ -f run/code ]; then echo "ended $(cat run/code)"
 elif kill -0 "$(cat run/pid 2>/dev/null)" 2>/dev/null; then echo running
 else echo absent; fi"""
@@ -221,7 +224,7 @@ def _git(*args: str) -> str:
 
 def run(vm: Vm, command: Sequence[str]) -> None:
     """Start jaxlm with a command on every host, unless it runs there."""
-    line = f".venv/bin/jaxlm {shlex.join(command)}; echo $? > ../run/code"
+    line = f"{NOTICES} -- .venv/bin/jaxlm {shlex.join(command)}; echo $? > ../run/code"
     everywhere(vm, START.format(command=shlex.quote(line)))
 
 

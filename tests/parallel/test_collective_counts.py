@@ -3,14 +3,17 @@
 Elements count where XLA sends several arrays by one operation.
 """
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxlm import models
-from jaxlm.core import param
+from jaxlm.core import param, target
 from jaxlm.core.batch import Batch
-from jaxlm.models import llama
+from jaxlm.models import llama, mistral
 from jaxlm.objectives import clm
 from jaxlm.ops.attention import At
 from jaxlm.parallel import (
@@ -161,10 +164,10 @@ def test_fsdp_gathers_every_weight_once():
     assert hidden(Plan(fsdp=4)) == {("all-gather", ("fsdp",)): 9 * CFG.layers + 2}
 
 
-def sent(plan):
+def sent(plan, cfg=CFG):
     """{kind: elements} of a whole training step, forward, backward and update, and its batch's
     tokens: of an operation in a loop as often as the loop runs."""
-    objective = clm.build(clm.Config(), models.build(CFG, plan), plan)
+    objective = clm.build(clm.Config(), models.build(cfg, plan), plan)
     tx = optimizer.build(optimizer.Optim(warmup=0), objective.spec, 100, False)
     shape = (16, 16)
     ids, weight = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
@@ -222,6 +225,80 @@ def test_a_split_residual_is_gathered_before_products():
     assert sent(Plan(tensor=4, sequence=True)) == {
         "all-gather": (6 * L + 1) * TOKENS * D + V * D,
         "all-reduce": (7 * L + 1) * TOKENS * D + loss + NORMS * SPLIT + (2 * L + 1) * D + V * D,
+    }
+
+
+# A device's part of the keys of a layer, or of its values, queries or outputs, on four devices; and
+# of the segments of the tokens, or of their positions.
+OWN, OWN_IDS = TOKENS * CFG.kv * CFG.head // 4, TOKENS // 4
+
+
+def sent_as_on_a_tpu(plan, cfg=CFG):
+    """`sent`, of products in the form that a TPU gets: a CPU's flat ones lose the sequence's parts,
+    and it sums activations in place of weights' gradients."""
+    with target.compiling_for("tpu"):
+        return sent(dataclasses.replace(plan, compute="float32"), cfg)
+
+
+def test_a_ring_sends_keys_and_gradients_and_weights_as_fsdp_does():
+    """Of each layer: queries, keys and values are dealt, and outputs dealt back, all in two
+    permutations of halves; keys, values, segments and positions turn; backward the gradient of
+    outputs is dealt, and those of the three dealt back, keys and values turn once more with their
+    gradients, which come home. Segments and positions are dealt once for all layers."""
+    layer = 4 * OWN + 3 * (2 * OWN + 2 * OWN_IDS)
+    layer += 4 * OWN + 3 * (4 * OWN + 2 * OWN_IDS) + 2 * OWN
+    assert sent_as_on_a_tpu(Plan(context=4)) == {
+        "all-gather": 2 * N - 2 * V * D,
+        "all-reduce": N + METRICS + NORMS * LEAVES,
+        "collective-permute": L * layer + 2 * OWN_IDS,
+    }
+
+
+def test_gathered_keys_are_gathered_once_a_layer_and_their_gradients_split():
+    """Segments and positions once for all layers."""
+    keys = 4 * OWN
+    assert sent_as_on_a_tpu(Plan(context=4, context_keys="gathered")) == {
+        "all-gather": 2 * N - 2 * V * D + L * 2 * keys + 2 * TOKENS,
+        "all-reduce": N + METRICS + NORMS * LEAVES,
+        "reduce-scatter": L * 2 * keys,
+    }
+
+
+def test_experts_gather_and_scatter_hidden_states_twice_a_layer():
+    """Forward hidden states with their choices and weights are gathered, and outputs summed;
+    backward the outputs' gradient, and those of hidden states and weights. The experts' matrices
+    stay where they are, all others are gathered as by fsdp. Scores of the experts are gathered too,
+    for the choice among them, which XLA does not split."""
+    cfg = mistral.Config(
+        vocab=32, embed=16, layers=3, heads=4, kv=4, head=4, ffn=32, experts=4, active=2
+    )
+    spec = param.flatten(mistral.spec(cfg))
+    outside = sum(math.prod(p.shape) for p in spec.values() if "expert" not in p.axes[: p.copies])
+    choices = TOKENS * cfg.active
+    # of every layer the load and the shares of each expert, two losses of the router; tokens once
+    statistics = L * (2 * cfg.experts + 2) + 1
+    assert sent_as_on_a_tpu(Plan(expert=4), cfg) == {
+        "all-gather": 2 * outside
+        - 2 * V * D
+        + L * (2 * TOKENS * D + 2 * choices + TOKENS * cfg.experts),
+        "reduce-scatter": L * (2 * TOKENS * D + choices),
+        "all-reduce": outside + METRICS + statistics + NORMS * (LEAVES + 1),
+    }
+
+
+def test_a_pipeline_sends_what_its_turns_hand_on():
+    """Forward and back, once a turn. The rows, split over the stages outside of them, are gathered
+    for the first, the gradient of what leaves the last for all; XLA takes half of them by way of
+    another layout. The outputs of the last stage, and the gradient of the rows, are sums over the
+    stages: outputs were gathered from every stage, four times their elements, and three thrown
+    away. No layer's weights move."""
+    cfg = dataclasses.replace(CFG, layers=4)
+    plan = Plan(pipe=4)
+    outside = 2 * V * D + D
+    assert sent_as_on_a_tpu(plan, cfg) == {
+        "collective-permute": 2 * plan.turns * TOKENS * D // plan.parts,
+        "all-gather": 2 * outside - 2 * V * D + (TOKENS * (2 * D + 2)) * 3 // 2,
+        "all-reduce": outside + 2 * TOKENS * D + METRICS + NORMS * LEAVES,
     }
 
 

@@ -29,8 +29,17 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxlm\[tpu\]'"):
         topology.load("v5e:2x2")
-    with pytest.raises(ValueError, match="only slices of TPUs"):
+    with pytest.raises(ValueError, match="only TPUs and CPUs"):
         topology.load("h100:8")
+
+
+def test_cpu_devices_are_those_of_this_process():
+    assert topology.load("cpu:4").devices == tuple(jax.devices("cpu")[:4])
+    with pytest.raises(ValueError, match="'cpu:9' given; this process has 8 CPU devices"):
+        topology.load("cpu:9")
+    for name in ("2xcpu:4", "cpu:2x4"):
+        with pytest.raises(ValueError, match=r"of one machine: 'cpu:[48]'"):
+            topology.describe(name)
 
 
 def test_a_mesh_holds_the_devices_that_are_compiled_for():

@@ -146,6 +146,11 @@ def test_the_command_runs_detached_and_once(tmp_path):
         "print(json.dumps([os.environ['JAXLM_DISTRIBUTED'], *sys.argv[1:]]))\nsys.exit(5)\n"
     )
     program.chmod(0o755)
+    notices = tmp_path / "jaxlm" / "scripts" / "tpu" / "notices.py"
+    notices.parent.mkdir(parents=True)
+    # no metadata server is here
+    text = (vm.ROOT / "scripts" / "tpu" / "notices.py").read_text()
+    notices.write_text(text.replace("metadata.google.internal", "127.0.0.1:9"))
     (tmp_path / "run").mkdir()
     scripts = []
 

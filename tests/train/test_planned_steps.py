@@ -12,7 +12,7 @@ from jaxlm.cli import main
 from jaxlm.core import param, target
 from jaxlm.data.pretraining import Data
 from jaxlm.models import llama
-from jaxlm.parallel import collectives, hlo, topology
+from jaxlm.parallel import collectives, devices, hlo, topology
 from jaxlm.parallel.collectives import Collective
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report, flops, roofline
@@ -130,6 +130,8 @@ def test_activations_are_what_the_largest_loop_keeps_for_each_layer():
             "plan.slices: 1 given; it must be 2, the ",
         ),
         (["--tokens", "1e12"], "--tokens given without --topology"),
+        (["--topology", "cpu:8", "--tokens", "1e12"], "absent with --topology cpu:8, for which no"),
+        (["--topology", "cpu:8", "--search", "2"], "--search: 2.0 given; it must be absent with"),
         (["--search", "2"], "--search given without --topology"),
         (["--topology", "h100:8", "--tokens", "many"], "--tokens: 'many' given; a number of tok"),
     ],
@@ -180,6 +182,42 @@ def test_a_search_puts_the_fastest_layout_that_fits_first(capsys):
     assert all(float(re.search(r"([\d.]+) GiB", line)[1]) <= 80 for line in lines[1:4])
     assert main.main(["plan", "llama3-405b", "--topology", "h100:8", "--search", "3", *args]) == 2
     assert "--search: none of" in capsys.readouterr().err
+
+
+TINY = dataclasses.replace(
+    RUN,
+    model=llama.Config(vocab=259, embed=16, layers=2, heads=2, kv=2, head=8, ffn=32),
+    data=Data(source="markov", seq=32, batch=8),
+    plan=Plan(data=4),
+)
+
+
+def test_a_step_is_compiled_for_cpu_devices(monkeypatch):
+    """Weights are copied, so their gradients are summed once, with the loss, its weight and two
+    metrics; float32 on a CPU, wherever the planning process computes."""
+    slice_ = topology.load("cpu:4")
+    with target.compiling_for("tpu"):
+        compiled = compiled_step.compile_step(TINY, slice_)
+    assert isinstance(compiled, Compiled) and compiled.hops == {}
+    count = param.count(llama.spec(TINY.model))
+    sums = round(4 * (count + 4) * 2 * 3 / 4)
+    assert {(r.kind, r.axes, r.sent) for r in compiled.ledger} == {("all-reduce", ("data",), sums)}
+    assert compiled.bytes.weights == 4 * count
+    assert 0 <= compiled.bytes.optimiser - 2 * 4 * count < 64  # and some numbers
+    with target.compiling_for("cpu", slice_.devices):
+        held = scheduled_step.lower(TINY, slice_).compile().memory_analysis()
+    # what is neither an argument nor a result in its place is a temporary
+    whole = held.argument_size_in_bytes + held.temp_size_in_bytes
+    assert sum(compiled.bytes) == pytest.approx(whole, rel=0.01)
+    monkeypatch.setattr(devices, "host_memory", lambda: 4 * sum(compiled.bytes) - 1)
+    built = program.build(TINY, TINY.plan)[1]
+    text = cost_report.text(step_report.rows(TINY, built, slice_, compiled, None))
+    assert text.startswith("compiled for cpu:4 in ")
+    assert re.search(r"does it fit\? +no: .* by 4 of one machine", text)
+    assert re.search(r"all-reduce over data \(4\) +\d+ times, .* sent$", text, re.M)
+    each = cost_report.si(flops.per_token(TINY.model, 32).training * 8 * 32)
+    assert re.search(rf"FLOPs of a step, model's +{each}FLOPs", text)
+    assert "seconds a step  " in text and "not predicted" in text and "MFU" not in text
 
 
 @pytest.mark.slow

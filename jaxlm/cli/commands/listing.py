@@ -8,7 +8,7 @@ import tyro
 
 from jaxlm import models
 from jaxlm.core import json_file, param
-from jaxlm.core.remote import staging
+from jaxlm.core.remote import objects, staging
 from jaxlm.data import synthetic, tokenizers
 from jaxlm.data.sources import corpora
 from jaxlm.train.run import directory
@@ -16,15 +16,16 @@ from jaxlm.train.run import plot as curves
 
 
 def listing(args: Sequence[str]) -> int:
-    """jaxlm list [FOLDER]"""
+    """jaxlm list [FOLDER or URL]"""
 
     def command(folder: tyro.conf.Positional[pathlib.Path] = pathlib.Path()) -> int:
         """Show configs, presets, corpora, tokenizer kinds and runs.
 
         Args:
-            folder: Where configs/ and runs/ are.
+            folder: Where configs/ and runs/ are; of a store's URL the runs below it, alone.
         """
-        print(text(folder))
+        address = objects.url(folder)
+        print(text(folder) if address is None else _section("runs", list(stored(address))))
         return 0
 
     return tyro.cli(command, args=list(args), prog="jaxlm list")
@@ -61,12 +62,14 @@ def text(folder: pathlib.Path) -> str:
         "tokenizers": [(name, kind.help) for name, kind in tokenizers.KINDS.items()],
         "runs": list(runs(folder / "runs")),
     }
-    lines: list[str] = []
-    for title, rows in sections.items():
-        width = max((len(name) for name, _ in rows), default=0) + 2
-        body = [f"  {name:<{width}}{fact}".rstrip() for name, fact in rows] or ["  none here"]
-        lines += [title, *body, ""]
-    return "\n".join(lines).rstrip()
+    return "\n\n".join(_section(title, rows) for title, rows in sections.items())
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    """A title, and a line for each (name, fact)."""
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    body = [f"  {name:<{width}}{fact}".rstrip() for name, fact in rows] or ["  none here"]
+    return "\n".join([title, *body])
 
 
 def configs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -79,10 +82,27 @@ def configs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 def runs(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(path, how far it is) of every run directory; of a damaged one, what is wrong with it."""
     for file in sorted(folder.glob("*/config.json")):
-        try:
-            yield str(file.parent), _state(file)
-        except (ValueError, OSError) as error:
-            yield str(file.parent), f"damaged: {error}"
+        yield str(file.parent), _state_or_damage(file)
+
+
+def stored(address: str) -> Iterator[tuple[str, str]]:
+    """(URL, how far it is) of every run directory below a URL, or at it, as `runs`. Their small
+    files are fetched. Raises: StoreError."""
+    found: list[str] = []
+    names = (n for n in objects.listing(address) if n.rpartition("/")[2] == "config.json")
+    for parts in sorted(name.split("/")[:-1] for name in names):
+        place = "/".join([address, *parts])
+        # a file of this name in a run directory is not another run's
+        if not any(f"{place}/".startswith(f"{run}/") for run in found):
+            found.append(place)
+            yield place, _state_or_damage(staging.local(place) / "config.json")
+
+
+def _state_or_damage(file: pathlib.Path) -> str:
+    try:
+        return _state(file)
+    except (ValueError, OSError) as error:
+        return staging.named(f"damaged: {error}")
 
 
 def _state(file: pathlib.Path) -> str:

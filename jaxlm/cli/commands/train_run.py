@@ -31,7 +31,8 @@ from jaxlm.train.run.run import Run
 PLAN_OPTIONS = """
 --memory GIB: of each device; without it the plan is held against this machine
 --topology NAME: compile the step for a TPU slice, such as v5p:4x4x8 (extra [tpu]), or for several,
-  2xv5p:4x4x8, and predict its time; of GPUs, such as h100:8, predict it by the closed form
+  2xv5p:4x4x8, and predict its time; of GPUs, such as h100:8, predict it by the closed form; for
+  CPU devices, such as cpu:8, compile it and predict no time
 --search N: compare layouts, remat and micro-batches for that topology by the closed form, compile
   the best N, and report the best of them
 --xla-preset NAME: compile with these flags of XLA
@@ -199,9 +200,16 @@ def _elsewhere(
     count: float | None,
     preset: str | None,
 ) -> list[cost_report.Row]:
-    """The report of a step on a topology: compiled for TPUs, by the closed form for GPUs; with
-    `count`, of the best of so many layouts, after a line for each."""
+    """The report of a step on a topology: compiled for TPUs and CPUs, by the closed form for GPUs;
+    with `count`, of the best of so many layouts, after a line for each."""
     described, hint = topology.describe(name), []
+    if described.chip.platform == "cpu":
+        for option, value in (("--search", count), ("--tokens", tokens)):
+            fits = f"absent with --topology {name}, for which no time is predicted"
+            check.field(option, value, value is None, fits)
+        jax.config.update("jax_platforms", "cpu")
+        launch.devices(described.chips)
+        described = topology.load(name)
     if described.chip.platform == "tpu":
         try:
             described = topology.load(name)
@@ -211,7 +219,7 @@ def _elsewhere(
     if preset is not None:
         fits = "absent from a report by the closed form, which compiles nothing"
         check.field("--xla-preset", preset, bool(described.devices), fits)
-        options = xla_presets.named(preset, "tpu").flags
+        options = xla_presets.named(preset, described.chip.platform).flags
     with devices_elsewhere.compiling_for(described.chip.platform, described.devices):
         run = _chosen("plan", target, overrides)
         if count is None:

@@ -253,7 +253,7 @@ def _limited(
 
     def project(x: jax.Array, name: str) -> jax.Array:
         y = linear.batched(x, w[name])
-        return y + w[f"{name}_bias"][:, None].astype(y.dtype) if f"{name}_bias" in w else y
+        return y + linear.spread(w[f"{name}_bias"][:, None], y) if f"{name}_bias" in w else y
 
     y = linear.batched(gated(project(x, "gate"), project(x, "up")), w["down"])  # [B, E, C, D]
     gathered = y.at[at].get(mode="fill", fill_value=0)  # [B, T, k, D]

@@ -220,14 +220,15 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
     """Bytes that a device sends in a step, by mesh axis, in the least that the layout allows.
 
     Weights are gathered in bfloat16 for the forward and again for the backward pass, and gradients
-    scattered in bfloat16, for every micro-batch, and those of the output matrix for every chunk of
-    the loss; gradients are summed over `data` in float32.
+    scattered in bfloat16 or, by `plan.reduce`, float32, for every micro-batch, and those of the
+    output matrix for every chunk of the loss; gradients are summed over `data` in float32.
     """
     spec = models.spec(cfg)
     tokens = batch * seq / (plan.row_parts * plan.context)
     layers = sum(_leading(x) for s in spec["stack"].values() for x in s.values())
     residual = layers * 2 * spec["embed"]["table"].shape[1] * tokens
     again = plan.remat == "full"
+    gradient = 4 if plan.reduce == "float32" else 2
     stored = plan.fsdp * plan.context
     held = param.count(spec) / (stored * plan.expert * plan.tensor * plan.pipe)
     # of a turn of a pipeline, a part's rows forward and their gradient back
@@ -238,7 +239,7 @@ def links(cfg: models.AnyConfig, plan: Plan, batch: int, seq: int) -> dict[str, 
     present = _present(spec, plan) + (chunks - 1) * math.prod(head.shape) / plan.tensor
     sent = {
         "data": 2 * 4 * held * _ring(plan.data),
-        "fsdp": 3 * 2 * present * _ring(stored) * plan.microbatches,
+        "fsdp": (2 * 2 + gradient) * present * _ring(stored) * plan.microbatches,
         "expert": (2 + again) * 2 * residual * (plan.expert - 1),
         "context": layers * (3 + again) * 2 * _keys(spec) * tokens * (plan.context - 1),
         "pipe": plan.turns * turn if plan.pipe > 1 else 0.0,

@@ -1,4 +1,5 @@
-"""The compiled step of a run for a TPU that is elsewhere, and what the compiler says of it."""
+"""The compiled step of a run for a TPU that is elsewhere, or for CPU devices, and what the compiler
+says of it."""
 
 import math
 import re
@@ -73,13 +74,17 @@ def compile_step(
     if not isinstance(run.data, pretraining.Data):
         name = type(run.data).__name__
         raise ValueError(f"--topology: data of kind {name} given; it compiles steps on plain text")
-    with target.compiling_for("tpu", topology.devices):
+    cpu = topology.chip.platform == "cpu"
+    with target.compiling_for(topology.chip.platform, topology.devices):
         objective = program.training(run)[1]
         tx = program.optimiser(run, objective.spec)
         state = step.abstract(objective, tx, run.plan)
         begin = time.perf_counter()
         try:
-            text, peak = scheduled_step.schedule(run, topology.name, options or {})
+            if cpu:
+                text, peak = scheduled_step.on_cpu(run, topology)
+            else:
+                text, peak = scheduled_step.schedule(run, topology.name, options or {})
         except jax.errors.JaxRuntimeError as error:
             return refused(error, time.perf_counter() - begin)
         seconds = time.perf_counter() - begin

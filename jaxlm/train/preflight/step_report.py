@@ -88,6 +88,9 @@ def rows(
     out = [*_fit(run, objective, topology, compiled)]
     if isinstance(compiled, Refused):
         return out
+    if topology.chip.platform == "cpu":
+        assert compiled is not None
+        return [*out, *_collectives(compiled, topology), *_untimed(run)]
     ledger = None if compiled is None else compiled.ledger
     prediction = predict(run, topology, ledger)
     if isinstance(compiled, Compiled):
@@ -101,8 +104,7 @@ def _fit(
     run: Run, objective: Objective, topology: Topology, compiled: Compiled | Refused | None
 ) -> Iterator[Row]:
     """Whether a step fits, and the bytes of a device by kind."""
-    chip = topology.chip
-    space = int(chip.hbm * GIB)
+    space = int(topology.chip.hbm * GIB)
     part = memory_check.estimate(run, objective)
     if isinstance(compiled, Compiled):
         held = compiled.bytes._asdict()
@@ -111,6 +113,8 @@ def _fit(
         yield Row(f"compiled for {topology.name} in {compiled.seconds:.0f} s: {run.plan}", "")
         yield Row("kernels", kernels)
         text = f"it fits: {devices.binary(peak)} of {devices.binary(space)} a device"
+        if topology.chip.platform == "cpu":
+            text = _shared(peak, topology.chips)
     else:
         held = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         fits = "it fits" if part.total <= space else "no"
@@ -127,11 +131,33 @@ def _fit(
             yield Row(name, devices.binary(size))
 
 
+def _shared(peak: int, count: int) -> str:
+    """Whether `count` CPU devices that take so many bytes each fit into this machine."""
+    need, there = count * peak, devices.host_memory()
+    text = f"{devices.binary(peak)} a device, {devices.binary(need)} by {count} of one machine"
+    if there is None:
+        return text
+    answer = "it fits" if need <= there else "no"
+    return f"{answer}: {text}, {devices.binary(there)} here"
+
+
+def _untimed(run: Run) -> Iterator[Row]:
+    """FLOPs of a step whose time is not predicted."""
+    rows, seq = _shape(run)
+    each = flops.per_token(run.model, seq).training
+    yield Row(f"a step: {rows * seq:,} tokens", "")
+    yield Row("FLOPs of a step, model's", f"{cost_report.si(each * rows * seq)}FLOPs")
+    yield Row("seconds a step", "not predicted: no peaks of a CPU are assumed")
+
+
 def _collectives(compiled: Compiled, topology: Topology) -> Iterator[Row]:
     yield Row("collectives of a step, a device", "")
     for row in compiled.ledger:
         name = f"{row.kind} over {', '.join(row.axes) or 'no axis'} ({row.size})"
         name += " between slices" if row.between else ""
+        if topology.chip.platform == "cpu":
+            yield Row(name, f"{row.count:,} times, {devices.binary(row.sent)} sent")
+            continue
         time = row.sent / topology.chip.network if row.between else _seconds(row.sent, topology)
         yield Row(name, f"{row.count:,} times, {devices.binary(row.sent)} sent, {time:.3f} s")
     if compiled.hops:

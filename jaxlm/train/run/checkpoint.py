@@ -10,8 +10,10 @@ store, where there is no rename, by its manifest, which is written last (core/re
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxlm.core import io
+from jaxlm.core import io, json_file, param
 from jaxlm.core.remote import staging
 from jaxlm.train.run import integrity
 from jaxlm.train.run.run import Checkpoint
@@ -200,15 +202,53 @@ def restore(
 
 
 def read(folder: str | os.PathLike[str], step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """Some of the `items` of a checkpoint, placed like these abstract ones."""
+    """Some of the `items` of a checkpoint, placed like these abstract ones. Of arrays whose parts
+    are files, a process fetches from a store those that its devices hold."""
     import orbax.checkpoint as ocp
 
-    integrity.fetch(pathlib.Path(folder, str(step)), tuple(parts))
+    place, names = pathlib.Path(folder, str(step)), tuple(parts)
+    integrity.fetch(place, names, lambda name: CHUNK.fullmatch(name) is None)
+    integrity.fetch(place, names, _reads(place, parts))
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(**args))
     return {name: saved[name] for name in parts}
+
+
+# A part of an array as a file: of item params, array embed.table, the one at row 0, column 1 of its
+# grid. Several processes write such; of one process a file holds what parts there are.
+CHUNK = re.compile(r"([^/]+)/([^/]+)/(\d+(?:\.\d+)*)")
+
+
+def _reads(place: pathlib.Path, parts: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether a file of a checkpoint has elements of these abstract items that are on this process'
+    devices. Files that are no known array's count as such."""
+    arrays = {
+        (item, param.path_of(keys).replace("/", ".")): leaf
+        for item, tree in parts.items()
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+    @functools.cache
+    def grid(item: str, name: str) -> set[str] | None:
+        sharding = getattr(arrays.get((item, name)), "sharding", None)
+        if sharding is None:
+            return None
+        sizes = json_file.read_object(place / item / name / ".zarray")["chunks"]
+        shape, held = arrays[item, name].shape, set()
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            ends = [part.indices(n)[:2] for part, n in zip(index, shape, strict=True)]
+            ranges = [range(a // c, -(-b // c)) for (a, b), c in zip(ends, sizes, strict=True)]
+            held |= {".".join(map(str, at)) or "0" for at in itertools.product(*ranges)}
+        return held
+
+    def reads(name: str) -> bool:
+        match = CHUNK.fullmatch(name)
+        held = grid(match[1], match[2]) if match else None
+        return match is None or held is None or match[3] in held
+
+    return reads
 
 
 def facts(folder: str | os.PathLike[str], step: int) -> Facts:

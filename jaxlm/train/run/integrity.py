@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jaxlm.core import io, json_file
@@ -84,14 +85,16 @@ def _arrived(address: str) -> dict[str, Any]:
     return json_file.parse(content, address)
 
 
-def fetch(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> None:
-    """Fetch the files of some subfolders of a sealed folder in a store that are not here. Raises:
-    StoreError; json_file.Damaged."""
+def fetch(
+    folder: str | os.PathLike[str], parts: tuple[str, ...], reads: Callable[[str], bool]
+) -> None:
+    """Fetch the files of some subfolders of a sealed folder in a store that are not here: those
+    that `reads` names. Raises: StoreError; json_file.Damaged."""
     folder = pathlib.Path(folder)
     if staging.origin(folder) is not None:
         listed = json_file.read_object(folder / FILE)["files"]
         wanted = {n: size for n, (size, _) in listed.items() if n.partition("/")[0] in parts}
-        staging.complete(folder, wanted)
+        staging.complete(folder, {n: size for n, size in wanted.items() if reads(n)})
 
 
 def restate(folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:

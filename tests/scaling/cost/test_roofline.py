@@ -55,6 +55,8 @@ def test_links_carry_the_least_of_a_layout():
     count = param.count(models.spec(CFG))
     assert roofline.links(CFG, Plan(), BATCH, SEQ) == {}
     assert roofline.links(CFG, Plan(fsdp=4), BATCH, SEQ) == {"fsdp": 6 * count * 3 / 4}
+    wide = roofline.links(CFG, Plan(fsdp=4, reduce="float32"), BATCH, SEQ)
+    assert wide == {"fsdp": (2 + 2 + 4) * count * 3 / 4}
     twice = roofline.links(CFG, Plan(fsdp=4, microbatches=2), BATCH, SEQ)
     assert twice == {"fsdp": 12 * count * 3 / 4}
     both = roofline.links(CFG, Plan(data=2, fsdp=4), BATCH, SEQ)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.cli.commands import train_run
+from jaxlm.cli.commands import listing, train_run
 from jaxlm.core import config, io, json_file
 from jaxlm.core.remote import lease, objects, staging
 from jaxlm.train import initial_weights, loop, trained_weights
@@ -128,6 +129,31 @@ def test_commands_read_a_run_in_a_store(tiny, place, tmp_path, capsys):
     assert (tmp_path / "hf" / "model.safetensors").is_file()
     assert loop.run(dataclasses.replace(run, name="next", start=address)).step == 12
     assert trained_weights.begun(f"{place}/next")["folder"] == address
+
+
+def test_runs_in_a_store_are_listed_as_on_a_disk(whole, place, capsys):
+    """`jaxlm list gs://...` took the URL for a folder, and said that no runs are there."""
+    folder = runs.folder(whole[0])
+    ((_, state),) = [row for row in listing.runs(folder.parent) if row[0] == str(folder)]
+    assert state.startswith("finished, ")
+    for file in io.files(folder):
+        objects.upload(file, f"{place}/deep/tiny/{file.relative_to(folder).as_posix()}")
+    objects.upload(folder / "config.json", f"{place}/begun/config.json")
+    objects.write(f"{place}/deep/tiny/tokenizer/config.json", b"{}")  # no run's
+    objects.write(f"{place}/torn/config.json", b"{")
+    assert main.main(["list", f"{place}/"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "runs" and [line.split()[0] for line in lines[1:]] == [
+        f"{place}/begun",
+        f"{place}/deep/tiny",
+        f"{place}/torn",
+    ]
+    assert lines[2].endswith(state) and "not finished, 12 steps wanted" in lines[1]
+    assert f"damaged: {place}/torn/config.json" in lines[3]
+    assert main.main(["list", f"{place}/deep/tiny"]) == 0
+    assert capsys.readouterr().out.endswith(state + "\n")
+    assert main.main(["list", f"{place}/none"]) == 0
+    assert capsys.readouterr().out == "runs\n  none here\n"
 
 
 def attempt(run, monkeypatch, fatal, carried_out):
@@ -262,10 +288,43 @@ def store(tiny, home, tmp_path):
     return train
 
 
+@pytest.mark.parametrize(
+    "shape, chunks, axes, own",
+    [
+        ((8, 6), (2, 6), ("a", "b"), (0, 1)),  # rows in other parts than they were written
+        ((8, 6), (3, 4), ("a", "b"), (5,)),  # that do not divide
+        ((8, 6), (8, 1), (None, "b"), (3, 7)),
+        ((8, 6), (4, 3), (None, None), (2,)),  # a copy everywhere
+        ((), (), (), (4,)),
+    ],
+)
+def test_a_process_fetches_the_files_of_its_devices(tmp_path, shape, chunks, axes, own):
+    """Every element says which file it is in; a device's elements name the files it reads."""
+    (tmp_path / "params" / "a.b").mkdir(parents=True)
+    (tmp_path / "params" / "a.b" / ".zarray").write_text(json.dumps({"chunks": chunks}))
+    grids = [range(-(-n // c)) for n, c in zip(shape, chunks, strict=True)]
+    names = {".".join(map(str, at)) or "0" for at in itertools.product(*grids)}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    devices = [jax.devices()[number] for number in own]
+    held = {d: index for d, index in where.devices_indices_map(shape).items() if d in devices}
+    places = SimpleNamespace(addressable_devices_indices_map=lambda _: held)
+    leaf = SimpleNamespace(shape=shape, sharding=places)
+    reads = checkpoint._reads(tmp_path, {"params": {"a": {"b": leaf}}})
+    element = np.empty(shape, object)
+    for at in np.ndindex(*shape):
+        element[at] = ".".join(str(i // c) for i, c in zip(at, chunks, strict=True)) or "0"
+    want = {name for index in held.values() for name in np.atleast_1d(element[index]).ravel()}
+    assert {name for name in names if reads(f"params/a.b/{name}")} == want
+    # neither notes nor what is not known are left out
+    assert all(map(reads, ["params/a.b/.zarray", "params/_METADATA", "params/d/0", "train/a.b/9"]))
+
+
 @pytest.mark.slow
 def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     """Each uploads the arrays of its own device. What two wrote one reads, and what one wrote two,
-    with the losses of a run that was never moved."""
+    with the losses of a run that was never moved. The second of two fetches the parts of its own
+    device alone; the first verifies all of them."""
     store("pair", "a", "b")
     checkpoints = store.folder / "pair" / "checkpoints"
     files = json_file.read_object(checkpoints / "12" / "manifest.json")["files"]
@@ -285,3 +344,10 @@ def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
         for a, b in zip(again, right, strict=True):
             assert a.pop("split") == b["split"]
             assert a == pytest.approx({n: x for n, x in b.items() if n != "split"}, rel=1e-6)
+    sizes = []
+    for machine in ("d", "e"):
+        (copy,) = (store.folder.parents[1] / machine).rglob("checkpoints/9")
+        files = {f.relative_to(copy).as_posix(): f.stat().st_size for f in io.files(copy)}
+        sizes.append(sum(n for name, n in files.items() if checkpoint.CHUNK.fullmatch(name)))
+    # all matrices are split in two; the key, the step and the counts of the optimiser are not
+    assert 0 <= sizes[1] - sizes[0] / 2 < 200
