@@ -62,7 +62,7 @@ FAMILIES = {
 
 # Files that `files_of` does not derive, the most telling first; `FILE -k WORDS` is a selection.
 GUARDS: dict[str, tuple[str, ...]] = {
-    f"models/{family}": (f"{GOLDEN} -k '{words}'", f"{LAWS} -k {family}", COUNTS)
+    f"models/{family}": (COUNTS, f"{GOLDEN} -k '{words}'", f"{LAWS} -k {family}")
     for family, words in FAMILIES.items()
 } | {
     "core/atomic": ("tests/core/test_io.py", RESUMED[0]),

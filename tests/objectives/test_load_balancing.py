@@ -123,10 +123,10 @@ def test_a_step_adjusts_from_all_micro_batches_and_not_when_it_is_skipped():
 
 
 @pytest.mark.slow
-def test_the_bias_moves_alike_on_every_cut_and_mesh():
+def test_the_bias_moves_alike_in_parts_on_a_mesh():
     cfg = dataclasses.replace(deepseek.DEEPSEEK, ahead=0, dense=0, layers=2, q_rank=None)
     batch, states, start = programs.rows(0, programs.UNEVEN), [], None
-    for plan in (Plan(), Plan(microbatches=4), programs.MESH):
+    for plan in (Plan(), dataclasses.replace(programs.MESH, microbatches=2)):
         model = models.build(cfg, plan)
         objective = clm.build(clm.Config(bias_speed=0.125), model, plan)
         tx = optimizer.build(optimizer.Optim(warmup=0), objective.spec, 10, False)
@@ -139,6 +139,6 @@ def test_the_bias_moves_alike_on_every_cut_and_mesh():
         (bias,) = (x for path, x in params.items() if path.endswith("select_bias"))
         states.append((bias, {k: float(v) for k, v in metrics.items()}))
     assert set(np.abs(states[0][0]).ravel().tolist()) <= {0.0, 0.125} and states[0][0].any()
-    for bias, metrics in states[1:]:
-        np.testing.assert_array_equal(bias, states[0][0])
-        assert metrics == pytest.approx(states[0][1], rel=2e-5)
+    (one, metrics), (other, also) = states
+    np.testing.assert_array_equal(other, one)
+    assert also == pytest.approx(metrics, rel=2e-5)

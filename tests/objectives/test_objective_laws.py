@@ -35,12 +35,18 @@ FIRST = {next(iter(file.CONFIGS)) for file in FILES.values()}
 EVERYTHING = Plan(data=2, fsdp=2, tensor=2, microbatches=2, remat="full", loss_chunk=16)
 
 
-def cases(fast):
-    """A parameter over all cases; those not in `fast` are slow."""
+# Objectives that add up over rows, as `test_rows_of_zeros_are_nothing_and_rows_add_up` says of
+# each, meet a cut and a mesh in the same way: one of a file, and those with a statistic of the
+# batch, with a critic of their own, or with sums over a response in front of the ratio.
+SUMMED = FIRST | {"aot", "kto-pair", "ppo-own", "gspo"}
+
+
+def cases(fast, over=tuple(CASES)):
+    """A parameter over cases; those not in `fast` are slow."""
     marks = {
         case: [pytest.mark.xdist_group(f"objective-{case}")]
         + [pytest.mark.slow] * (case not in fast)
-        for case in CASES
+        for case in over
     }
     return pytest.mark.parametrize("case", [pytest.param(c, marks=m) for c, m in marks.items()])
 
@@ -110,7 +116,7 @@ def only(batch, keep):
     return jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype), batch)
 
 
-@cases({"dpo", "ppo"})
+@cases({"dpo", "ppo"}, sorted(SUMMED))
 def test_a_cut_a_mesh_and_recomputing_do_not_change_the_gradient(case):
     plan = EVERYTHING
     if case in extra(case, "WHOLE", ()):
@@ -151,8 +157,9 @@ def test_rows_of_zeros_are_nothing_and_rows_add_up(case):
     programs.close(both, whole[3], rtol=1e-4, scale=2e-5)
 
 
-@each
+@cases(FIRST, sorted(FIRST))
 def test_frozen_weights_stay_and_the_step_compiles_once(case):
+    """Once a file: what a step makes of sums and a gradient knows no variant of an objective."""
     plan = Plan()
     objective = build(case, plan)
     tx = optimizer.build(optimizer.Optim(lr=0.02, warmup=1), objective.spec, 10, False)
