@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm import models
+from jaxlm.models.layers import moe
 from jaxlm.objectives import clm
 from jaxlm.parallel import plan as plans
 from jaxlm.parallel import rules
@@ -19,47 +20,41 @@ from tests import programs
 
 # A plain decoder, windows in a pattern, experts, latent attention, an encoder-decoder.
 CASES = ("llama-all", "gemma-all", "qwen-moe", "deepseek", "t5")
-# Every axis is in some of them, on packed rows; where one fails, `alone` says by which axis. What
-# fsdp x tensor x data under ZeRO 2 computes, law 5-6-7 of tests/test_laws.py says of every family.
+# Every axis is in some of them, on packed rows; where one fails, `alone` says by which axis.
 LAYOUTS = {
+    "fsdp x tensor x data, ZeRO 2, in parts": Plan(
+        fsdp=2, tensor=2, data=2, zero=2, microbatches=2, remat="full", poison=True
+    ),
     "context x fsdp x tensor, the sequence split": Plan(
         context=2, fsdp=2, tensor=2, sequence=True, loss_chunk=8, poison=True
     ),
-}
-# On a longer ring: a decoder with windows, whose blocks are then skipped, and experts.
-RING = {"expert x context": Plan(expert=2, context=4, poison=True)}
-# Stored on so many devices that they are gathered along one axis after the other, `fsdp` as two.
-MANY = {
+    "expert x context": Plan(expert=2, context=4, poison=True),
     "gathered keys x expert x fsdp": Plan(
-        context=2, expert=2, fsdp=2, context_keys="gathered", remat="full", poison=True
+        context=2, expert=2, fsdp=2, context_keys="gathered", poison=True
     ),
 }
-# Runs of layers in stages, in turns of two rounds, and others outside.
-ROUNDS = {
+# On more layers: runs of them in stages, in turns of two rounds, and others outside.
+PIPELINES = {
     "2 stages in rounds x fsdp x tensor, the sequence split": Plan(
         pipe=2, pipe_rounds=2, fsdp=2, tensor=2, sequence=True, remat="full", poison=True
     ),
+    "4 stages x context": Plan(pipe=4, pipe_parts=2, context=2, poison=True),
 }
-STAGES = {"4 stages x context": Plan(pipe=4, pipe_parts=2, context=2, poison=True)}
 EXPERTS = {"2 stages x expert x data": Plan(pipe=2, expert=2, data=2, zero=2, poison=True)}
-TWICE = {
-    "fsdp 2 x 2 x tensor, in parts": Plan(
-        fsdp=4, tensor=2, microbatches=2, remat="full", poison=True
-    ),
+# Stored on so many devices that they are gathered along one axis after the other, `fsdp` as two.
+MANY = {
+    "fsdp 2 x 2 x tensor": Plan(fsdp=4, tensor=2, remat="full"),
+    "fsdp x expert x context": Plan(fsdp=2, expert=2, context=2, remat="full"),
     "2 stages x fsdp 2 x 2": Plan(pipe=2, fsdp=4, remat="dots", poison=True),
 }
-# Families that some of the layouts are about: in the others they meet nothing new.
-SOME = {"gemma-all": RING, "qwen-moe": RING}
-SOME_STAGES = {"llama-all": STAGES, "gemma-all": STAGES, "qwen-moe": EXPERTS, "t5": STAGES}
-# Stages have several layers and leave one; the layouts are tried on fewer.
 DEEP = {"gemma-all": {"layers": 9}, "t5": {"encoder": 5, "layers": 4}}
 BATCH = Plan(data=8, context=4, microbatches=2)  # its rows divide under all
 
 
 @functools.cache
-def case(family, deep):
+def case(family, deep=False):
     """(Config, weights, batch, gradients on one device) of a case, the smallest with its layers, or
-    deep enough for stages."""
+    deep enough for stages that have several and leave one."""
     with jax.enable_x64(True):
         cfg = certificate.smaller(programs.FAMILIES[family], BATCH)
         if deep:
@@ -86,30 +81,26 @@ def alone(family, plan):
             yield f"{name}={n}: {largest(family, Plan(**{name: n}))}"
 
 
-def exact(family, plans):
-    """Assert that a family computes the same under each of the plans."""
-    for name, plan in plans.items():
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [pytest.param(c, marks=pytest.mark.xdist_group(f"layouts-{c}")) for c in CASES]
+)
+def test_every_layout_is_exact(family):
+    for name, plan in LAYOUTS.items():
         worst = largest(family, plan)
         assert worst.relative <= certificate.TOLERANCE, (name, worst, *alone(family, plan))
 
 
-def over(families):
-    """A parameter over families, each on one worker."""
-    marks = {name: pytest.mark.xdist_group(f"layouts-{name}") for name in families}
-    return pytest.mark.parametrize("family", [pytest.param(n, marks=m) for n, m in marks.items()])
-
-
 @pytest.mark.slow
-@over(CASES)
-def test_every_layout_is_exact(family):
-    exact(family, LAYOUTS | SOME.get(family, {}))
-
-
-@pytest.mark.slow
-@over(CASES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(c, marks=pytest.mark.xdist_group(f"layouts-{c}")) for c in CASES]
+)
 def test_every_pipeline_is_exact(family):
     """And nothing reads a bubble or the rows of no expert, which are NaN."""
-    exact(family, ROUNDS | SOME_STAGES.get(family, {}))
+    routed = moe.has(models.spec(case(family, True)[0]))
+    for name, plan in (PIPELINES | (EXPERTS if routed else {})).items():
+        worst = largest(family, plan)
+        assert worst.relative <= certificate.TOLERANCE, (name, worst, *alone(family, plan))
 
 
 @pytest.fixture
@@ -130,16 +121,13 @@ def test_weights_of_many_devices_are_exact(many):
 
 
 @pytest.mark.slow
-@over(CASES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(c, marks=pytest.mark.xdist_group(f"layouts-{c}")) for c in CASES]
+)
 def test_weights_of_many_devices_are_exact_in_every_layout(family, many):
-    exact(family, MANY)
-
-
-@pytest.mark.slow
-@over(("llama-all", "qwen-moe"))
-def test_weights_along_two_axes_are_exact(family, many):
-    """How weights are gathered knows no attention: a plain decoder, and one of experts."""
-    exact(family, TWICE)
+    for name, plan in MANY.items():
+        worst = largest(family, plan)
+        assert worst.relative <= certificate.TOLERANCE, (name, worst)
 
 
 @pytest.mark.slow
