@@ -192,9 +192,8 @@ def test_labels_are_for_kto_and_comparisons_for_all_others(preferring):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["kto", "orpo"])
+@pytest.mark.parametrize("loss", ["kto", "simpo", "orpo", "kto_pair"])
 def test_other_losses_run_from_the_first_step_to_the_last(preferring, loss):
-    """Of labels, and without a reference; values and gradients of all are in tests/objectives."""
     format = "labelled" if loss == "kto" else "ranked"
     run = preferring(format=format, loss=loss, name=loss)
     loop.run(run)
@@ -222,12 +221,12 @@ HH = pathlib.Path(__file__).parents[3] / "shared/data/pref/hh_harmless_test.json
 @pytest.mark.slow
 @pytest.mark.skipif(not HH.is_file(), reason=f"{HH} is absent")
 def test_transcripts_of_people_are_learnt_from(preferring, tmp_path):
-    """The first 120, all of whose reference log-probabilities are stored."""
+    """The first 300, all of whose reference log-probabilities are stored."""
     with gzip.open(HH, "rt", encoding="utf-8") as lines:
-        (tmp_path / "hh.jsonl").write_text("".join(itertools.islice(lines, 120)), "utf-8")
+        (tmp_path / "hh.jsonl").write_text("".join(itertools.islice(lines, 300)), "utf-8")
     run = preferring(reference="stored")
     source = str(tmp_path / "hh.jsonl")
-    data = preferences.Preferences(source=source, seq=256, batch=4, holdout=0.2)
+    data = preferences.Preferences(source=source, seq=256, batch=4, holdout=0.1)
     model = dataclasses.replace(run.model, context=256)
     run = dataclasses.replace(run, data=data, model=model, steps=3)
     loop.run(run)

@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_in_a_store_is_set_aside(whole, tiny, place, capsys
 def store(tiny, home, tmp_path):
     """A function that starts `jaxlm train` over two devices, on one machine or on two that share a
     store and no files; what it prints, once it has ended well."""
-    run = tiny(out="local://store/runs", eval_every=None)
+    run = tiny(out="local://store/runs")
     run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, fsdp=2))
     (tmp_path / "run.json").write_text(json.dumps(config.to_dict(run)))
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]

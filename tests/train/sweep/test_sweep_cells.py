@@ -275,8 +275,8 @@ def sweep():
     base = run.Run(name="base", model=size(1), data=data, log_every=50, out=OUT)
     sizes = [size(n) for n in (1, 2, 3)]
     return sweeps.Sweep(
-        name="tiny", base=base, cells=sweeps.isoflop({2e8: sizes, 4e8: sizes}),
-        held_out=sweeps.Cell(size(2), 8e8), speed=sweeps.Speed(1e9, 1e5, 5.0), rule="deepseek",
+        name="tiny", base=base, cells=sweeps.isoflop({5e8: sizes, 1e9: sizes}),
+        held_out=sweeps.Cell(size(2), 2e9), speed=sweeps.Speed(1e9, 1e5, 5.0), rule="deepseek",
         options=analysis.Options(laws=("tied",), law="tied", replicates=50),
     )
 """
