@@ -51,7 +51,7 @@ class Lora:
     """A frozen matrix and what is learnt on top of it, of low rank: w + scale * a b. Hu et al.
     2021.
 
-    w [copies..., inputs..., outputs...], also as `quant.Nf4`, gets no gradient. a [copies...,
+    w [copies..., inputs..., outputs...], also as a `quant.Packed`, gets no gradient. a [copies...,
     inputs..., rank]; b [copies..., rank, outputs...]. key: uint32[copies..., 2], which turns on
     dropout of what `a` multiplies; None leaves it off.
     """
@@ -69,12 +69,33 @@ class Lora:
         return self.w.shape
 
 
-Leaf = jax.Array | Turned | Lora | quant.Nf4
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """A matrix whose inputs x are observed: the products with it are those with `w`, and the
+    gradients of `gram` and `magnitude`, whatever is differentiated, are sums over the rows of x.
+
+    w [copies..., inputs..., outputs...]. gram [copies..., n, n], n the size of the inputs together:
+    its gradient is x^T x. magnitude [copies..., n]: its gradient is the sum of |x|. Nothing is read
+    of either. Of experts, the rows are those that came to each.
+    """
+
+    w: jax.Array
+    gram: jax.Array
+    magnitude: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return self.w.shape
+
+
+Leaf = jax.Array | Turned | Lora | Observed | quant.Packed
 
 
 def is_leaf(x: object) -> bool:
     """Whether a tree node represents one weight, whatever it is stored as."""
-    return isinstance(x, Turned | Lora | quant.Nf4)
+    return isinstance(x, Turned | Lora | Observed | quant.Packed)
 
 
 def dense(w: Leaf) -> jax.Array:
@@ -85,7 +106,9 @@ def dense(w: Leaf) -> jax.Array:
         b = w.b.reshape(*w.b.shape[: copies + 1], -1)  # [copies..., rank, outputs]
         product = jnp.matmul(a, b, preferred_element_type=precision.wide())
         return dense(w.w) + w.scale * product.reshape(w.shape)
-    return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)
+    if isinstance(w, Observed):
+        return w.w
+    return quant.dense(w) if isinstance(w, quant.Packed) else jnp.asarray(w)
 
 
 def merged(params: Any) -> Any:
@@ -107,7 +130,10 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
     if isinstance(w, Lora):
         return _adapted(spec, summed, leading, dtype, x, w)
-    if isinstance(w, quant.Nf4):
+    if isinstance(w, Observed):
+        rows = x.reshape(-1, w.gram.shape[-1])
+        return einsum(spec, _seen(rows, w.gram, w.magnitude, None).reshape(x.shape), w.w, dtype)
+    if isinstance(w, quant.Packed):
         return _frozen(spec, dtype, x, w)
     if isinstance(w, Turned):
         if leading and summed == w.inputs and target.platform() == "cpu":
@@ -126,7 +152,7 @@ def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> ja
     return checkpoint_name(y, name)
 
 
-def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) -> jax.Array:
+def grouped(x: jax.Array, w: Leaf, sizes: jax.Array, poison: bool = False) -> jax.Array:
     """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
 
     The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
@@ -135,18 +161,28 @@ def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) 
     mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
     if poison:
         x = jnp.where(mine, x, jnp.nan)
+    if isinstance(w, Observed):
+        x, w = _seen(x, w.gram, w.magnitude, sizes), w.w
     if target.platform() == "cpu":
-        return ragged.product(x, w, sizes, x.dtype)
+        if isinstance(w, quant.Packed):
+            return ragged.frozen(x, w, sizes, x.dtype, quant.dense)
+        return ragged.product(x, jnp.asarray(w), sizes, x.dtype)
     # other backends may leave anything in rows of no group
+    x, full = _unpacked(x, w)
     y = jax.lax.ragged_dot(
-        jnp.where(mine, x, 0), w.astype(x.dtype), sizes, preferred_element_type=x.dtype
+        jnp.where(mine, x, 0), full.astype(x.dtype), sizes, preferred_element_type=x.dtype
     )
     return jnp.where(mine, y, 0)
 
 
-def batched(x: jax.Array, w: jax.Array) -> jax.Array:
+def batched(x: jax.Array, w: Leaf) -> jax.Array:
     """x [B,E,C,D] times w [E,D,F], each of E by its own matrix: [B,E,C,F] in x.dtype."""
-    return jnp.einsum("BECD,EDF->BECF", x, w.astype(x.dtype), preferred_element_type=x.dtype)
+    if isinstance(w, Observed):
+        rows = jnp.swapaxes(x, 0, 1)  # [E, B, C, D]
+        rows = _seen(rows.reshape(len(rows), -1, x.shape[-1]), w.gram, w.magnitude, None)
+        x, w = jnp.swapaxes(rows.reshape(x.shape[1], x.shape[0], *x.shape[2:]), 0, 1), w.w
+    x, full = _unpacked(x, w)
+    return jnp.einsum("BECD,EDF->BECF", x, full.astype(x.dtype), preferred_element_type=x.dtype)
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
@@ -193,15 +229,29 @@ def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w:
 # The product with a weight that is read and never moved. What the backward pass keeps is the weight
 # as it is stored, not the array computed from it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> jax.Array:
+def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Packed) -> jax.Array:
     return _read(spec, dtype, x, w)
 
 
 def _read(spec, dtype, x, w):
     summed, leading = _parse(spec, x.shape, w.shape)
     if target.platform() == "cpu":
-        return _multiply(summed, leading, dtype, x, dense(w))
-    return jnp.einsum(spec, x, dense(w).astype(x.dtype), preferred_element_type=dtype)
+        x, full = _unpacked(x, w)
+        rows = math.prod(x.shape[: x.ndim - summed])
+        if leading and rows <= FEW_ROWS and not isinstance(w, jax.Array):
+            # it is stored with its outputs first, so that nothing is moved
+            full, leading = jnp.moveaxis(full, range(summed), range(-summed, 0)), False
+        return _multiply(summed, leading, dtype, x, full)
+    x, full = _unpacked(x, w)
+    return jnp.einsum(spec, x, full.astype(x.dtype), preferred_element_type=dtype)
+
+
+def _unpacked(x: jax.Array, w: Leaf) -> tuple[jax.Array, jax.Array]:
+    """x, and the weight as one array. Of one in few bits XLA would take that out of a loop around
+    it, all layers' at once, if it did not seem to depend on x."""
+    if isinstance(w, quant.Packed):
+        x, w = jax.lax.optimization_barrier((x, w))
+    return x, dense(w)
 
 
 def _frozen_forward(spec, dtype, x, w):
@@ -218,6 +268,29 @@ def _frozen_backward(spec, dtype, saved, g):
 
 
 _frozen.defvjp(_frozen_forward, _frozen_backward)
+
+
+# x [..., rows, n] as it is; the gradients of gram [..., n, n] and magnitude [..., n] are sums over
+# the rows. sizes: rows x [M, n] are grouped as in `grouped`, gram is [E, n, n].
+@jax.custom_vjp
+def _seen(x, gram, magnitude, sizes):
+    return x
+
+
+def _seen_backward(saved, g):
+    x, sizes = saved
+    x = x.astype(precision.wide())
+    if sizes is None:
+        gram, magnitude = jnp.einsum("...ma,...mb->...ab", x, x), jnp.sum(jnp.abs(x), axis=-2)
+        return g, gram, magnitude, None
+    group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(x)), side="right")
+    hit = (group[:, None] == jnp.arange(len(sizes))).astype(x.dtype)  # [M, E]
+    # one group after another: the rows of all others are 0
+    gram = jax.lax.map(lambda mine: x.T @ (x * mine[:, None]), hit.T)  # [E, n, n]
+    return g, gram, hit.T @ jnp.abs(x), None
+
+
+_seen.defvjp(lambda x, gram, magnitude, sizes: (x, (x, sizes)), _seen_backward)
 
 
 # XLA on CPU fuses the backward of what follows (activation, norm) into the operand of dW, as a
