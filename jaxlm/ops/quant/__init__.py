@@ -6,10 +6,12 @@ matrix's copies (layers, experts), with the `shape` of the weight that it repres
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm.core import check
 from jaxlm.ops.quant import float8, integers, mxfp4, nf4
@@ -76,5 +78,37 @@ def encode(w: jax.Array, copies: int, inputs: int, scheme: Scheme) -> Packed:
 
 def dense(w: Packed) -> jax.Array:
     """The weight float32[copies..., inputs..., outputs...] that a packed one represents."""
+    return _module(w).dense(w)
+
+
+def rows(w: Packed) -> jax.Array:
+    """That weight with its outputs first, float32[copies..., outputs, inputs]."""
+    return _module(w).rows(w)
+
+
+def split(w: Packed, most: int) -> Packed | None:
+    """One matrix in parts of whole outputs, as copies [parts, inputs, outputs / parts]: the fewest
+    equal ones of at most `most` numbers. None where its outputs do not divide so."""
+    inputs = math.prod(w.sizes[: w.inputs])
+    outputs = math.prod(w.sizes[w.inputs :])
+    fits = (n for n in range(1, outputs + 1) if outputs % n == 0 and outputs // n * inputs <= most)
+    count = next(fits, outputs)
+    if isinstance(w, Nf4):
+        return nf4.split(w, count)
+
+    def part(x: jax.Array) -> jax.Array:
+        return x.reshape(count, -1, *x.shape[1:])
+
+    if isinstance(w, Integers) and w.channels is not None:
+        channels = jnp.broadcast_to(w.channels, (count, inputs))
+        w = dataclasses.replace(
+            jax.tree.map(part, dataclasses.replace(w, channels=None)), channels=channels
+        )
+    else:
+        w = jax.tree.map(part, w)
+    return dataclasses.replace(w, sizes=(inputs, outputs // count), inputs=1)
+
+
+def _module(w: Packed) -> Any:
     modules: dict[type, Any] = {Nf4: nf4, Integers: integers, Mxfp4: mxfp4, Float8: float8}
-    return modules[type(w)].dense(w)
+    return modules[type(w)]

@@ -10,8 +10,10 @@ decide ties otherwise than a CPU's. Of what the paper and its followers leave op
 - an output for which the codes so found are worse than the nearest ones keeps those.
 """
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,9 +29,8 @@ def encode(
 ) -> integers.Integers:
     """The Integers of one matrix w [inputs..., outputs...], for inputs x of which gram [n, n] is
     the sum of x x^T; the error sum |(w - w') x|^2 is never above that of the nearest codes."""
-    rows = packing.rows(jnp.asarray(w), 0, inputs)  # [outputs, n]
-    scales, zeros = integers.grid(rows, bits, group, affine)
-    codes = np.array(integers.nearest(rows, scales, zeros, bits, group))
+    rows, scales, zeros, nearest = _nearest(jnp.asarray(w), inputs, bits, group, affine)
+    codes = np.array(nearest)
     size = rows.shape[-1]
     each = integers.width(size, group)
     scale = np.repeat(np.asarray(scales), each, axis=-1)[:, :size]
@@ -47,6 +48,14 @@ def encode(
         better = errors[0] < errors[1]
         codes[better, :size] = chosen[better]
     return integers.stored(jnp.asarray(codes), scales, zeros, None, np.shape(w), inputs, bits)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _nearest(w, inputs, bits, group, affine):
+    """(rows [outputs, n], scales, zeros, codes) of rounding to the nearest."""
+    rows = packing.rows(w, 0, inputs)
+    scales, zeros = integers.grid(rows, bits, group, affine)
+    return rows, scales, zeros, integers.nearest(rows, scales, zeros, bits, group)
 
 
 def _errors(difference: np.ndarray, gram: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class Mxfp4:
     inputs, the last one filled up with zeros."""
 
     codes: jax.Array
-    """uint8[copies..., outputs, blocks * 16]: two numbers a byte, the first in the low bits."""
+    """uint8[copies..., outputs, blocks * 16]: two numbers a byte, as `packing.pack` puts them."""
     scales: jax.Array
     """uint8[copies..., outputs, blocks]: E8M0."""
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
@@ -70,12 +70,22 @@ def e2m1(x: jax.Array) -> jax.Array:
     return code | (jnp.signbit(x).astype(jnp.uint8) << 3)
 
 
+def numbers(codes: jax.Array) -> jax.Array:
+    """The numbers float32[...] of codes of E2M1, uint8[...]."""
+    code = codes.astype(jnp.uint32)
+    exponent, mantissa = (code >> 1) & 3, code & 1
+    # the bits of a float32 with the same exponent and mantissa; the least exponent has no leading 1
+    bits = ((exponent + BIAS - 1) << 23) | (mantissa << 22)
+    size = jnp.where(exponent > 0, jax.lax.bitcast_convert_type(bits, jnp.float32), 0.5 * mantissa)
+    return jnp.where(code > 7, -size, size)
+
+
 def rows(w: Mxfp4) -> jax.Array:
     """The rows float32[copies..., outputs, inputs] of the weight that an Mxfp4 represents."""
-    table = np.array([*MAGNITUDES, *(-x for x in MAGNITUDES)], np.float32)
-    units = jnp.asarray(table)[packing.unpack(w.codes, 4)]  # [..., outputs, blocks * 32]
-    units = units.reshape(*w.scales.shape, BLOCK)
-    whole = jnp.ldexp(units, w.scales.astype(jnp.int32)[..., None] - BIAS)
+    units = numbers(packing.unpack(w.codes, 4))  # [..., outputs, blocks * 32]
+    # E8M0 is the exponent of float32
+    powers = jax.lax.bitcast_convert_type(w.scales.astype(jnp.uint32) << 23, jnp.float32)
+    whole = units.reshape(*w.scales.shape, BLOCK) * powers[..., None]
     size = math.prod(w.sizes[: w.inputs])
     return whole.reshape(*w.scales.shape[:-1], -1)[..., :size]
 

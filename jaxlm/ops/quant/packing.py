@@ -1,5 +1,6 @@
 """Small numbers packed into bytes, and matrices as rows of one output each."""
 
+import functools
 import math
 
 import jax
@@ -7,24 +8,17 @@ import jax.numpy as jnp
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """uint8[..., n * bits / 8] of numbers below 2^bits, uint8[..., n]: the first of a byte in its
-    low bits. bits is 8, 4 or 2, and n a whole number of bytes."""
-    if bits == 8:
-        return codes
-    parts = codes.reshape(*codes.shape[:-1], -1, 8 // bits)  # [..., bytes, numbers a byte]
-    return jnp.sum(parts << _shifts(bits), axis=-1, dtype=jnp.uint8)
+    """uint8[..., n * bits / 8] of numbers below 2^bits, uint8[..., n]: byte i holds, from its low
+    bits on, number i of each of 8 / bits equal parts of the n, so that unpacking moves none.
+    bits is 8, 4 or 2, and n a whole number of bytes."""
+    parts = jnp.split(codes, 8 // bits, axis=-1)
+    return functools.reduce(jnp.bitwise_or, (x << (bits * i) for i, x in enumerate(parts)))
 
 
 def unpack(packed: jax.Array, bits: int) -> jax.Array:
     """The numbers uint8[..., n] that `pack` put into bytes."""
-    if bits == 8:
-        return packed
-    parts = (packed[..., None] >> _shifts(bits)) & jnp.uint8(2**bits - 1)
-    return parts.reshape(*packed.shape[:-1], -1)
-
-
-def _shifts(bits: int) -> jax.Array:
-    return jnp.arange(0, 8, bits, dtype=jnp.uint8)
+    mask = 2**bits - 1
+    return jnp.concatenate([(packed >> shift) & mask for shift in range(0, 8, bits)], axis=-1)
 
 
 def rows(w: jax.Array, copies: int, inputs: int) -> jax.Array:
