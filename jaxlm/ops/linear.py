@@ -238,7 +238,10 @@ def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Packed) ->
 def _read(spec, dtype, x, w):
     summed, leading = _parse(spec, x.shape, w.shape)
     if target.platform() == "cpu":
-        parts = quant.split(w, PART) if leading and isinstance(w, quant.Packed) else None
+        parts = None
+        if leading and isinstance(w, quant.Packed):
+            # two at least: a loop of one turn is none
+            parts = quant.split(w, min(PART, math.prod(w.shape) // 2))
         if parts is not None:
             return _in_parts(summed, dtype, x, parts).reshape(
                 *x.shape[: x.ndim - summed], *w.shape[summed:]
