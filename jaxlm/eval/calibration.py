@@ -88,7 +88,7 @@ def _groups(spec: Mapping[str, param.Param], limit: int) -> Iterator[list[str]]:
 
 
 def _zeros(p: param.Param) -> tuple[jax.Array, jax.Array]:
-    """What `linear.Observed` holds next to a weight."""
+    """Zeros in the shapes of what `linear.Observed` holds next to a weight."""
     lead, n = p.shape[: p.copies], p.fan_in
     return jnp.zeros((*lead, n, n)), jnp.zeros((*lead, n))
 

@@ -18,7 +18,7 @@ from jaxlm.ops import linear, quant
 
 
 class Size(NamedTuple):
-    """What weights take: of those in few bits their number and bytes, and of all others."""
+    """Number and bytes of weights: of those in few bits, and of all others."""
 
     packed: int
     packed_bytes: int

@@ -70,7 +70,9 @@ def test_sums_are_those_of_the_inputs_of_every_matrix(family):
                 and np.allclose(magnitude, m, rtol=2e-3, atol=2e-3)
                 for g, m in known
             )
-        assert len({g.tobytes() for g in inputs.gram.reshape(-1, size, size)}) > 1
+        # keys and values of a source are of the same source in every layer
+        source = "/cross/" in path and path.endswith(("/k", "/v"))
+        assert source or len({g.tobytes() for g in inputs.gram}) == p.shape[0]
 
 
 def test_one_pass_or_many_give_the_same():

@@ -62,19 +62,23 @@ def quantize(args: Sequence[str]) -> int:
             run, out, settings, method, calibration, data,
             which=checkpoint, windows=windows, documents=documents,
         )  # fmt: skip
-        size = made.size
-        whole = 8 * made.file_bytes / (size.packed + size.others)
-        print(
-            f"{out}: {scheme}, {method}; {size.packed:,} weights at {size.bits:.3f} bits each, "
-            f"{size.others:,} others at {8 * size.others_bytes / size.others:.0f}; "
-            f"{made.file_bytes:,} bytes on disk, {whole:.3f} bits a weight in all"
-        )
+        print(f"{out}: {scheme}, {method}; {_sizes(made)}")
         if made.comparison is not None:
             _show(made.comparison, data or f"{calibration}, which was calibrated on")
         return 0
 
     config = (tyro.conf.FlagConversionOff,)
     return tyro.cli(command, args=list(args), prog="jaxlm quantize", config=config)
+
+
+def _sizes(made: quantised_runs.Quantised) -> str:
+    size = made.size
+    whole = 8 * made.file_bytes / (size.packed + size.others)
+    return (
+        f"{size.packed:,} weights at {size.bits:.3f} bits each, "
+        f"{size.others:,} others at {8 * size.others_bytes / size.others:.0f}; "
+        f"{made.file_bytes:,} bytes on disk, {whole:.3f} bits a weight in all"
+    )
 
 
 def _show(c: paired_weights.Comparison, name: str) -> None:

@@ -45,7 +45,7 @@ class Scheme:
         check.refuse("", self.problems())
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the fields, a line each."""
+        """Problems of the fields, in lines that name the field, its value and what fits."""
         yield from check.choices("", self)
         if self.name not in BITS:
             why = f"with scheme {self.name}, whose blocks are its own"
