@@ -72,7 +72,7 @@ NEWEST: dict[str, tuple[str, ...]] = {
     "ops/kernels": (),
     "ops/test_attention.py": (),
     "ops/test_linear.py": (),
-    "ops/test_quant.py": (),
+    "ops/quant": (),
     "ops/test_penalties.py": (),
     "ops/test_sampling.py": (),
     "parallel/test_collective_counts.py": (),

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxlm.convert import ignored_fields
+from jaxlm.convert.families import ignored_fields
 
 # transformers' names of nonlinearities -> those of models/layers/ffn.py. Of several the first is
 # written.

@@ -144,6 +144,7 @@ def export_run(
     """
     source, target = staging.local(source), pathlib.Path(target)
     refuse_existing(target)
+    trained_weights.refuse_packed(source, "exported")
     run = directory.load(source)
     kind, record = write.architecture(run.model, model_type or was(source))
     generation = trained_weights.generation(source)

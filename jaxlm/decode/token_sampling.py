@@ -19,7 +19,7 @@ from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
 from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
 from jaxlm.models.model import Model
-from jaxlm.ops import linear
+from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
@@ -33,7 +33,8 @@ Prompts = Sequence[Sequence[int]]
 
 def prepare(model: Model, params: param.Tree) -> param.Tree:
     """The weights as decoding reads them: layers apart, matrices in the dtype they are used in, and
-    on a CPU with their outputs first (`linear.Turned`); adapters become part of them.
+    on a CPU with their outputs first (`linear.Turned`); adapters become part of them. Matrices in
+    few bits (`quant.Packed`) stay so.
 
     It costs one copy, which `generate` and `stream` otherwise make at every call. Weights that are
     already so prepared are returned as they are.
@@ -301,11 +302,14 @@ def _products(spec: param.Tree) -> tuple[_Product, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
-    token, params = jnp.zeros((1, 1), jnp.int32), linear.merged(params)
+    token = jnp.zeros((1, 1), jnp.int32)
     dtype = jax.eval_shape(model.hidden, params, token, At(token, token)).x.dtype
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(params, is_leaf=linear.is_leaf)
 
-    def ready(w: jax.Array, p: _Product) -> Any:
+    def ready(w: Any, p: _Product) -> Any:
+        if isinstance(w, quant.Packed):
+            return w
+        w = linear.dense(w)
         w = w.astype(dtype) if p.inputs else w
         if p.inputs and p.single and target.platform() == "cpu":
             return linear.turned(w, p.copies, p.inputs)

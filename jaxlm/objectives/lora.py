@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxlm.core import check, param, precision
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, Stored
-from jaxlm.ops import linear, quant
+from jaxlm.ops import linear
+from jaxlm.ops.quant import nf4
 
 ADAPTER, BASE = "adapter", "base"
 
@@ -207,7 +208,7 @@ def stored(weights: param.Tree, cfg: Lora) -> Stored | None:
     def make(params: param.Tree) -> param.Tree:
         def store(path: str, w: jax.Array) -> Any:
             p = flat[path]
-            return quant.nf4(w, p.copies, p.inputs, double) if path in kept else w
+            return nf4.nf4(w, p.copies, p.inputs, double) if path in kept else w
 
         return _over(params, store)
 
@@ -222,18 +223,18 @@ def quantised(p: param.Param) -> bool:
     return bool(p.inputs and p.copies and single(p)) and not {"vocab", "expert"} & {*p.axes}
 
 
-def _places(p: param.Param, double: bool) -> quant.Nf4:
+def _places(p: param.Param, double: bool) -> nf4.Nf4:
     """An Nf4 of Params: the places of its parts on a mesh."""
     lead, layer = p.shape[: p.copies], p.axes[: p.copies]
     sizes = p.shape[p.copies :]
-    blocks = -(-math.prod(sizes) // quant.BLOCK)
+    blocks = -(-math.prod(sizes) // nf4.BLOCK)
 
     def part(shape: tuple[int, ...], axes: tuple[str, ...]) -> param.Param:
         return param.Param((*lead, *shape), (*layer, *axes), param.zeros, p.copies)
 
     scales: Any = part((blocks,), ("block",))
     if double:
-        groups = -(-blocks // quant.GROUP)
-        scales = quant.Scales8(scales, part((groups,), ("group",)), part((), ()))  # ty: ignore
-    codes: Any = part((blocks, quant.BLOCK // 2), ("block", "code"))
-    return quant.Nf4(codes, scales, sizes, p.inputs)
+        groups = -(-blocks // nf4.GROUP)
+        scales = nf4.Scales8(scales, part((groups,), ("group",)), part((), ()))  # ty: ignore
+    codes: Any = part((blocks, nf4.BLOCK // 2), ("block", "code"))
+    return nf4.Nf4(codes, scales, sizes, p.inputs)

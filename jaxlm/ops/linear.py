@@ -13,12 +13,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import precision, target
 from jaxlm.ops import dropout, quant
-from jaxlm.ops.kernels import ragged
+from jaxlm.ops.kernels import ragged, wide_gradients
 
 # Rows of x up to which a product on CPU is faster with the weight on the left, then stored
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
 # [16,1024] by 24 matrices [1024,1024] on 2 cores: 27 -> 11 ms; [1,1024]: 5.6 -> 4.5.
 FEW_ROWS = 32
+# Numbers of a matrix in few bits that are unpacked at a time there.
+PART = 2**18
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +53,7 @@ class Lora:
     """A frozen matrix and what is learnt on top of it, of low rank: w + scale * a b. Hu et al.
     2021.
 
-    w [copies..., inputs..., outputs...], also as `quant.Nf4`, gets no gradient. a [copies...,
+    w [copies..., inputs..., outputs...], also as a `quant.Packed`, gets no gradient. a [copies...,
     inputs..., rank]; b [copies..., rank, outputs...]. key: uint32[copies..., 2], which turns on
     dropout of what `a` multiplies; None leaves it off.
     """
@@ -69,12 +71,33 @@ class Lora:
         return self.w.shape
 
 
-Leaf = jax.Array | Turned | Lora | quant.Nf4
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """A matrix whose inputs x are observed: the products with it are those with `w`, and the
+    gradients of `gram` and `magnitude`, whatever is differentiated, are sums over the rows of x.
+
+    w [copies..., inputs..., outputs...]. gram [copies..., n, n], n the size of the inputs together:
+    its gradient is x^T x. magnitude [copies..., n]: its gradient is the sum of |x|. Nothing is read
+    of either. Of experts, the rows are those that came to each.
+    """
+
+    w: jax.Array
+    gram: jax.Array
+    magnitude: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return self.w.shape
+
+
+Leaf = jax.Array | Turned | Lora | Observed | quant.Packed
 
 
 def is_leaf(x: object) -> bool:
     """Whether a tree node represents one weight, whatever it is stored as."""
-    return isinstance(x, Turned | Lora | quant.Nf4)
+    return isinstance(x, Turned | Lora | Observed | quant.Packed)
 
 
 def dense(w: Leaf) -> jax.Array:
@@ -85,7 +108,9 @@ def dense(w: Leaf) -> jax.Array:
         b = w.b.reshape(*w.b.shape[: copies + 1], -1)  # [copies..., rank, outputs]
         product = jnp.matmul(a, b, preferred_element_type=precision.wide())
         return dense(w.w) + w.scale * product.reshape(w.shape)
-    return quant.dense(w) if isinstance(w, quant.Nf4) else jnp.asarray(w)
+    if isinstance(w, Observed):
+        return w.w
+    return quant.dense(w) if isinstance(w, quant.Packed) else jnp.asarray(w)
 
 
 def merged(params: Any) -> Any:
@@ -107,7 +132,10 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
     if isinstance(w, Lora):
         return _adapted(spec, summed, leading, dtype, x, w)
-    if isinstance(w, quant.Nf4):
+    if isinstance(w, Observed):
+        rows = x.reshape(-1, w.gram.shape[-1])
+        return einsum(spec, _seen(rows, w.gram, w.magnitude, None).reshape(x.shape), w.w, dtype)
+    if isinstance(w, quant.Packed):
         return _frozen(spec, dtype, x, w)
     if isinstance(w, Turned):
         if leading and summed == w.inputs and target.platform() == "cpu":
@@ -115,7 +143,7 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
         w = jnp.asarray(w)
     if target.platform() == "cpu":
         return _product(summed, leading, dtype, x, w)
-    return _times(_specs(spec, x.ndim), dtype, x, w)
+    return wide_gradients.product(wide_gradients.specs(spec, x.ndim), dtype, x, w)
 
 
 def spread(w: jax.Array, like: jax.Array) -> jax.Array:
@@ -137,7 +165,7 @@ def biased(spec: str, x: jax.Array, weights: Mapping[str, Any], name: str) -> ja
     return checkpoint_name(y, name)
 
 
-def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) -> jax.Array:
+def grouped(x: jax.Array, w: Leaf, sizes: jax.Array, poison: bool = False) -> jax.Array:
     """Rows x [M,D] times the matrices w [E,D,F] of their groups, [M,F] in x.dtype.
 
     The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on; rows after the
@@ -146,57 +174,30 @@ def grouped(x: jax.Array, w: jax.Array, sizes: jax.Array, poison: bool = False) 
     mine = (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
     if poison:
         x = jnp.where(mine, x, jnp.nan)
+    if isinstance(w, Observed):
+        x, w = _seen(x, w.gram, w.magnitude, sizes), w.w
     if target.platform() == "cpu":
-        return ragged.product(x, w, sizes, x.dtype)
+        if isinstance(w, quant.Packed):
+            return ragged.frozen(x, w, sizes, x.dtype, quant.dense)
+        return ragged.product(x, jnp.asarray(w), sizes, x.dtype)
     # other backends may leave anything in rows of no group
+    x, full = _unpacked(x, w)
     y = jax.lax.ragged_dot(
-        jnp.where(mine, x, 0), w.astype(x.dtype), sizes, preferred_element_type=x.dtype
+        jnp.where(mine, x, 0), full.astype(x.dtype), sizes, preferred_element_type=x.dtype
     )
     return jnp.where(mine, y, 0)
 
 
-def batched(x: jax.Array, w: jax.Array) -> jax.Array:
+def batched(x: jax.Array, w: Leaf) -> jax.Array:
     """x [B,E,C,D] times w [E,D,F], each of E by its own matrix: [B,E,C,F] in x.dtype."""
-    return _times(("BECD,EDF->BECF", "BECF,EDF->BECD", "BECD,BECF->EDF"), x.dtype, x, w)
-
-
-def _specs(spec: str, axes: int) -> tuple[str, str, str]:
-    """The einsums of x, of `axes` axes, and w to y, of y's gradient and w to x's, and of x and y's
-    gradient to w's, without "..."."""
-    inputs, _, out = spec.partition("->")
-    xs, _, ws = inputs.partition(",")
-    unused = "".join(letter for letter in string.ascii_letters if letter not in spec)
-    xs, out = (side.replace("...", unused[: axes - len(xs) + 3]) for side in (xs, out))
-    return f"{xs},{ws}->{out}", f"{out},{ws}->{xs}", f"{xs},{out}->{ws}"
-
-
-def _times(specs: tuple[str, str, str], dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x times w, cast to x.dtype, by the first of `_specs`."""
-    if precision.wide_gradients() and w.dtype != x.dtype:
-        return _summed_wide(specs, dtype, x, w)
-    return jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
-
-
-# The gradient of w leaves its product in w.dtype. The transpose of the cast would round it to
-# x.dtype first, and the partitioner sums over devices what leaves the product.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _summed_wide(specs, dtype, x, w):
-    return jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
-
-
-def _summed_wide_forward(specs, dtype, x, w):
-    # not _summed_wide: a remat policy that keeps matrix products must see them
-    y = jnp.einsum(specs[0], x, w.astype(x.dtype), preferred_element_type=dtype)
-    return y, (x, w)
-
-
-def _summed_wide_backward(specs, dtype, saved, g):
-    x, w = saved
-    dx = jnp.einsum(specs[1], g, w.astype(x.dtype), preferred_element_type=dtype)
-    return dx.astype(x.dtype), jnp.einsum(specs[2], x, g, preferred_element_type=w.dtype)
-
-
-_summed_wide.defvjp(_summed_wide_forward, _summed_wide_backward)
+    if isinstance(w, Observed):
+        rows = jnp.swapaxes(x, 0, 1)  # [E, B, C, D]
+        rows = _seen(rows.reshape(len(rows), -1, x.shape[-1]), w.gram, w.magnitude, None)
+        x, w = jnp.swapaxes(rows.reshape(x.shape[1], x.shape[0], *x.shape[2:]), 0, 1), w.w
+    x, full = _unpacked(x, w)
+    return wide_gradients.product(
+        ("BECD,EDF->BECF", "BECF,EDF->BECD", "BECD,BECF->EDF"), x.dtype, x, full
+    )
 
 
 def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[int, bool]:
@@ -243,15 +244,45 @@ def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w:
 # The product with a weight that is read and never moved. What the backward pass keeps is the weight
 # as it is stored, not the array computed from it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Nf4) -> jax.Array:
+def _frozen(spec: str, dtype: Any, x: jax.Array, w: jax.Array | quant.Packed) -> jax.Array:
     return _read(spec, dtype, x, w)
 
 
 def _read(spec, dtype, x, w):
     summed, leading = _parse(spec, x.shape, w.shape)
     if target.platform() == "cpu":
-        return _multiply(summed, leading, dtype, x, dense(w))
-    return jnp.einsum(spec, x, dense(w).astype(x.dtype), preferred_element_type=dtype)
+        parts = None
+        if leading and isinstance(w, quant.Packed):
+            # two at least: a loop of one turn is none
+            parts = quant.split(w, min(PART, math.prod(w.shape) // 2))
+        if parts is not None:
+            return _in_parts(summed, dtype, x, parts).reshape(
+                *x.shape[: x.ndim - summed], *w.shape[summed:]
+            )
+        x, full = _unpacked(x, w)
+        return _multiply(summed, leading, dtype, x, full)
+    x, full = _unpacked(x, w)
+    return jnp.einsum(spec, x, full.astype(x.dtype), preferred_element_type=dtype)
+
+
+def _in_parts(summed: int, dtype: Any, x: jax.Array, parts: quant.Packed) -> jax.Array:
+    """x times a matrix in parts [rows, outputs], one part after another: XLA on CPU would unpack
+    the matrices of all layers before it uses the first."""
+    rows = x.reshape(-1, math.prod(x.shape[x.ndim - summed :]))
+
+    def product(part: quant.Packed) -> jax.Array:
+        return _multiply(1, False, dtype, rows, quant.rows(part))
+
+    y = jax.lax.map(product, parts)  # [parts, rows, outputs / parts]
+    return jnp.moveaxis(y, 0, 1)
+
+
+def _unpacked(x: jax.Array, w: Leaf) -> tuple[jax.Array, jax.Array]:
+    """x, and the weight as one array. Of one in few bits XLA would take that out of a loop around
+    it, all layers' at once, if it did not seem to depend on x."""
+    if isinstance(w, quant.Packed):
+        x, w = jax.lax.optimization_barrier((x, w))
+    return x, dense(w)
 
 
 def _frozen_forward(spec, dtype, x, w):
@@ -268,6 +299,29 @@ def _frozen_backward(spec, dtype, saved, g):
 
 
 _frozen.defvjp(_frozen_forward, _frozen_backward)
+
+
+# x [..., rows, n] as it is; the gradients of gram [..., n, n] and magnitude [..., n] are sums over
+# the rows. sizes: rows x [M, n] are grouped as in `grouped`, gram is [E, n, n].
+@jax.custom_vjp
+def _seen(x, gram, magnitude, sizes):
+    return x
+
+
+def _seen_backward(saved, g):
+    x, sizes = saved
+    x = x.astype(precision.wide())
+    if sizes is None:
+        gram, magnitude = jnp.einsum("...ma,...mb->...ab", x, x), jnp.sum(jnp.abs(x), axis=-2)
+        return g, gram, magnitude, None
+    group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(x)), side="right")
+    hit = (group[:, None] == jnp.arange(len(sizes))).astype(x.dtype)  # [M, E]
+    # one group after another: the rows of all others are 0
+    gram = jax.lax.map(lambda mine: x.T @ (x * mine[:, None]), hit.T)  # [E, n, n]
+    return g, gram, hit.T @ jnp.abs(x), None
+
+
+_seen.defvjp(lambda x, gram, magnitude, sizes: (x, (x, sizes)), _seen_backward)
 
 
 # XLA on CPU fuses the backward of what follows (activation, norm) into the operand of dW, as a

@@ -37,6 +37,7 @@ def _check_model(run: Run, name: str) -> list[str]:
     try:
         folder = staging.local(name)
         begun = directory.trained(folder)
+        trained_weights.refuse_packed(folder, "trained, or adapted")
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"start: {error}") from error
     theirs, ours = _weights(begun), _weights(run)
@@ -95,6 +96,7 @@ def _check_parts(run: Run) -> None:
     for name, part in objective.begun.items():
         try:
             begun = directory.trained(part.run)
+            trained_weights.refuse_packed(part.run, "trained")
             theirs = models.spec(begun.model)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"the {name}'s weights, from {part.run}: {error}") from error
@@ -188,6 +190,7 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
         shardings = run.plan.shard_params(part.spec)
         return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
     try:
+        trained_weights.refuse_packed(folder, "read frozen by a run that trains")
         which = begun.get("step", "last") if part.run is None else "last"
         weights = trained_weights.load(folder, which, run.plan).params
     except (FileNotFoundError, ValueError) as error:

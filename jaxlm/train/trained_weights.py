@@ -15,11 +15,12 @@ from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
 from jaxlm.eval import reward_model
+from jaxlm.models import packed_weights
 from jaxlm.models.model import Model
 from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.preference import reward
-from jaxlm.ops import attention, linear
+from jaxlm.ops import attention, linear, quant
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
@@ -35,7 +36,7 @@ Which = Literal["last", "best"]
 class Saved(NamedTuple):
     """A trained model: its run directory and Run, the model under `plan`, float32 weights (the
     averaged ones where the run keeps an average; heads of its objective along with the model's
-    own), and the step they are from."""
+    own; matrices in few bits as `jaxlm quantize` wrote them), and the step they are from."""
 
     folder: pathlib.Path
     run: Run
@@ -128,6 +129,10 @@ def _checkpoint(
     if number is None:
         raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
     model, objective = program.build(run, plan)
+    few = checkpoint.facts(place, number).get(PACKED)
+    if few is not None:
+        params = _packed(folder, number, objective, few, plan)
+        return _Checkpoint(run, model, objective, plan, params, number)
     tx = optimizer.build(run.optim, objective.spec, run.steps, fp16=False)
     like = checkpoint.items(step.abstract(objective, tx, plan))
     need = memory.spec_bytes(objective.spec, memory.mesh(plan), jnp.float32)
@@ -135,6 +140,47 @@ def _checkpoint(
     items = checkpoint.read(place, number, {name: like[name]})[name]
     params = items if name == "params" else items.params
     return _Checkpoint(run, model, objective, plan, params, number)
+
+
+# The fact of a checkpoint that its matrices are in few bits: how they were made.
+PACKED = "packed"
+
+
+def _packed(
+    folder: pathlib.Path, number: int, objective: Objective, few: dict[str, Any], plan: Plan
+) -> param.Tree:
+    """The weights of a checkpoint with matrices in few bits.
+
+    Raises: ValueError for a plan of several devices.
+    """
+    if plan.devices > 1:
+        raise ValueError(
+            f"{folder} holds matrices in {few['scheme']['name']}, which one device reads: {plan} "
+            f"given, {plan.devices} devices"
+        )
+    scheme = quant.Scheme(**few["scheme"])
+    like = packed_weights.abstract(objective.spec, scheme, few["channels"])
+    size = packed_weights.size(like)
+    need = size.packed_bytes + size.others_bytes
+    devices.check(f"the weights of {folder}", need)
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=plan.replicated)
+
+    arrays = jax.tree.map(place, packed_weights.arrays(like))
+    saved = checkpoint.read(folder / "checkpoints", number, {"params": arrays})["params"]
+    return packed_weights.restored(saved, like)
+
+
+def refuse_packed(folder: str | os.PathLike[str], use: str) -> None:
+    """Raises: ValueError if the newest checkpoint of a run directory has matrices in few bits. use:
+    what these cannot be, such as "exported"."""
+    sealed = directory.proof(folder)
+    if sealed is not None and (few := sealed.get(PACKED)) is not None:
+        raise ValueError(
+            f"{folder} holds matrices in {few['scheme']['name']}, which cannot be {use}; they were "
+            f"made from {few['source']}: give that"
+        )
 
 
 def _joined(

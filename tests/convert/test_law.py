@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from jaxlm.convert import ignored_fields, read
+from jaxlm.convert import read
 from jaxlm.convert.config_json import Fields
+from jaxlm.convert.families import ignored_fields
 from tests.convert import cases
 
 pytestmark = pytest.mark.parity

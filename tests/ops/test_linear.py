@@ -153,3 +153,49 @@ def test_rows_by_the_matrices_of_their_groups(backend, monkeypatch):
         dw[group] += np.outer(x[i], g[i])
     for ours, want in zip(got, (y, dx, dw), strict=True):
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def observed(r, *lead, inputs=4, outputs=5):
+    """A matrix of random numbers as `linear.Observed`."""
+    w = jnp.float32(r.normal(size=(*lead, inputs, outputs)))
+    return linear.Observed(w, jnp.zeros((*lead, inputs, inputs)), jnp.zeros((*lead, inputs)))
+
+
+def test_observed_inputs_are_summed_whatever_is_differentiated():
+    """Products with one matrix, with one for each expert in either form; the gradients of x and the
+    values are those of the matrices alone."""
+    r = np.random.default_rng(0)
+    x, places = jnp.float32(r.normal(size=(2, 3, 4))), jnp.float32(r.normal(size=(2, 3, 2, 4)))
+    one, many = observed(r), observed(r, 3)
+    sizes = jnp.array([1, 0, 4], jnp.int32)
+    products = (
+        (lambda x, w: linear.einsum("BTD,DF->BTF", x, w), x, one),
+        (lambda x, w: linear.grouped(x.reshape(6, 4), w, sizes), x, many),
+        (lambda x, w: linear.batched(x, w), places, many),
+    )
+
+    @jax.jit
+    def run(x, places, one, many):
+        return [
+            jax.value_and_grad(lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w))), (0, 1))(x, w)
+            for f, x, w in products
+        ], [
+            jax.value_and_grad(lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w))))(x, w.w)
+            for f, x, w in products
+        ]
+
+    got, want = run(x, places, one, many)
+    flat = np.asarray(x, np.float64).reshape(6, 4)
+    by_expert = [flat[:1], flat[1:1], flat[1:5]]
+    experts = np.moveaxis(np.asarray(places, np.float64), 1, 0).reshape(3, 4, 4)
+    for (y, (dx, dw)), (value, plain), rows in zip(
+        got, want, (flat, by_expert, experts), strict=True
+    ):
+        np.testing.assert_allclose(y, value, rtol=1e-6)
+        np.testing.assert_allclose(dx, plain, rtol=1e-5, atol=1e-6)
+        several = [rows] if dw.gram.ndim == 2 else rows
+        for gram, size, inputs in zip(
+            dw.gram.reshape(-1, 4, 4), dw.magnitude.reshape(-1, 4), several, strict=True
+        ):
+            np.testing.assert_allclose(gram, inputs.T @ inputs, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(size, np.abs(inputs).sum(0), rtol=1e-5, atol=1e-6)

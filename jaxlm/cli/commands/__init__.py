@@ -119,6 +119,12 @@ COMMANDS = {
         "a trained model as transformers' files",
         {"": "export.command"},
     ),
+    "quantize": Command(
+        "quantize:quantize",
+        "quantize RUN OUT --scheme int4",
+        "a trained model with its matrices in few bits",
+        {"": "quantize.command"},
+    ),
     "adapter": Command(
         "adapter:adapter",
         "adapter export|import|merge ...",

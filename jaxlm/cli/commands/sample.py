@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
-from jaxlm.cli.commands import search_settings
+from jaxlm.cli import search_settings
 from jaxlm.core import cache
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers

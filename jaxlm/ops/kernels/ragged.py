@@ -5,8 +5,10 @@ matrices, E times the work. Here the rows are cut into tiles, and each tile meet
 holds rows of: M / tile + E products at most.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,34 @@ def product(x: jax.Array, w: jax.Array, sizes: jax.Array, dtype: jnp.dtype) -> j
     the last group give 0 and get no gradient. Equal to `jax.lax.ragged_dot`. sizes int32[E].
     """
     return _multiply(x, w, sizes, dtype, 0)
+
+
+def frozen(
+    x: jax.Array,
+    w: Any,
+    sizes: jax.Array,
+    dtype: jnp.dtype,
+    dense: Callable[[Any], jax.Array],
+) -> jax.Array:
+    """`product` with matrices that are stored otherwise, a tree of arrays [E, ...] with the shape
+    [E, D, F]: `dense` makes the array [D, F] of one group's, as that group is met. w gets no
+    gradient, and neither does x."""
+    return _multiply(x, _Stored(w, dense), sizes, dtype, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Matrices [E, D, F] of which one is made an array at a time."""
+
+    parts: Any
+    dense: Callable[[Any], jax.Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts.shape
+
+    def __getitem__(self, group: jax.Array) -> jax.Array:
+        return self.dense(jax.tree.map(lambda part: part[group], self.parts))
 
 
 def _multiply(x, w, sizes, dtype, side):

@@ -16,7 +16,7 @@ from jaxlm.data.records.prompts import packed
 from jaxlm.decode import sampling_loop, token_sampling
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
-from jaxlm.ops import sampling
+from jaxlm.ops import linear, sampling
 from jaxlm.ops.attention import At
 
 # generate(params, frozen, prompts [N, P], key, temperature) -> Rollout [N, P + max_new]
@@ -36,7 +36,9 @@ def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int
     def generate(
         params: param.Tree, frozen: param.Tree, prompts: Prompts, key: jax.Array, temperature: float
     ) -> Rollout:
-        weights = token_sampling.prepare(model, objective.weights(params, frozen))
+        # a base in 4 bits is unpacked once, not at every token
+        whole = linear.merged(objective.weights(params, frozen))
+        weights = token_sampling.prepare(model, whole)
         at = At(prompts.segments, prompts.positions)
         settings = _rows(prompts, key, max_new, temperature, stop)
         out = sampling_loop.generate(model, weights, prompts.tokens, at, settings, max_new)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.ops.quant import packing
+
 BLOCK, GROUP = 64, 256
 
 # Quantiles of a normal distribution with an exact 0. QLoRA, appendix E.
@@ -74,11 +76,29 @@ def nf4(w: jax.Array, copies: int, inputs: int, double: bool) -> Nf4:
 
 def dense(w: Nf4) -> jax.Array:
     """The weight float32[copies..., inputs..., outputs...] that an Nf4 represents."""
-    copies = w.codes.ndim - 2
-    scales = of_scales8(w.scales) if isinstance(w.scales, Scales8) else w.scales
-    flat = decode(w.codes, scales)[..., : math.prod(w.sizes)]  # [copies..., n]
-    last = flat.reshape(*w.codes.shape[:-2], *w.sizes[w.inputs :], *w.sizes[: w.inputs])
-    return jnp.moveaxis(last, range(-w.inputs, 0), range(copies, copies + w.inputs))
+    return packing.matrix(rows(w), w.sizes, w.inputs)
+
+
+def rows(w: Nf4) -> jax.Array:
+    """The rows float32[copies..., outputs, inputs] of the weight that an Nf4 represents."""
+    flat = decode(w.codes, _scales(w))[..., : math.prod(w.sizes)]  # [copies..., n]
+    return flat.reshape(*flat.shape[:-1], -1, math.prod(w.sizes[: w.inputs]))
+
+
+def split(w: Nf4, count: int) -> Nf4 | None:
+    """`quant.split` of one matrix; None where blocks do not end with the parts."""
+    blocks = len(w.codes)
+    size = math.prod(w.sizes)
+    if size % (BLOCK * count):
+        return None
+    codes, scales = (x.reshape(count, blocks // count, *x.shape[1:]) for x in (w.codes, _scales(w)))
+    inputs = math.prod(w.sizes[: w.inputs])
+    return Nf4(codes, scales, (inputs, size // inputs // count), 1)
+
+
+def _scales(w: Nf4) -> jax.Array:
+    """The scales of blocks as float32[copies..., blocks]."""
+    return of_scales8(w.scales) if isinstance(w.scales, Scales8) else w.scales
 
 
 def encode(flat: jax.Array) -> tuple[jax.Array, jax.Array]:

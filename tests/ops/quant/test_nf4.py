@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxlm.ops import linear, quant
+from jaxlm.ops import linear
+from jaxlm.ops.quant import nf4
 
 
 def gaussian(*shape, seed=0):
@@ -18,16 +19,16 @@ def gaussian(*shape, seed=0):
 @functools.partial(jax.jit, static_argnums=1)
 def through(flat, double):
     """(codes, scales, the numbers they stand for) of numbers [n]."""
-    codes, scales = quant.encode(flat)
-    kept = quant.of_scales8(quant.scales8(scales)) if double else scales
-    return codes, kept, quant.decode(codes, kept)
+    codes, scales = nf4.encode(flat)
+    kept = nf4.of_scales8(nf4.scales8(scales)) if double else scales
+    return codes, kept, nf4.decode(codes, kept)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def stored(w, copies, inputs, double):
     """(a weight in 4 bits, the array it stands for)."""
-    kept = quant.nf4(w, copies, inputs, double)
-    return kept, quant.dense(kept)
+    kept = nf4.nf4(w, copies, inputs, double)
+    return kept, nf4.dense(kept)
 
 
 def quantile(p):
@@ -47,8 +48,8 @@ def test_the_levels_are_the_normal_distribution_s_quantiles():
     above = [quantile(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
     below = [-quantile(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
     want = np.sort([*above, 0.0, *below]) / max(above)
-    np.testing.assert_allclose(quant.LEVELS, want, atol=2e-7)
-    eight = quant.dynamic_levels()
+    np.testing.assert_allclose(nf4.LEVELS, want, atol=2e-7)
+    eight = nf4.dynamic_levels()
     assert len(eight) == 256 and eight[-1] == 1 and np.all(np.diff(eight) > 0) and 0 in eight
     np.testing.assert_allclose(eight[0], -(0.9 * 127 / 128 + 0.1 + 1) / 2, atol=4e-3)
 
@@ -59,11 +60,11 @@ def test_codes_are_the_nearest_and_the_first_number_is_in_the_high_bits():
     assert (codes.shape, codes.dtype, scales.shape) == ((5, 32), np.uint8, (5,))
     blocks = x.reshape(5, 64)
     np.testing.assert_array_equal(scales, np.abs(blocks).max(1))
-    distance = np.abs((blocks / scales[:, None])[..., None] - np.array(quant.LEVELS, np.float32))
+    distance = np.abs((blocks / scales[:, None])[..., None] - np.array(nf4.LEVELS, np.float32))
     nearest = distance.argmin(-1)
     np.testing.assert_array_equal(codes >> 4, nearest[:, 0::2])
     np.testing.assert_array_equal(codes & 15, nearest[:, 1::2])
-    want = np.array(quant.LEVELS, np.float32)[nearest] * scales[:, None]
+    want = np.array(nf4.LEVELS, np.float32)[nearest] * scales[:, None]
     np.testing.assert_array_equal(got, want.ravel())
 
 
@@ -147,7 +148,7 @@ def test_live_bitsandbytes_has_the_same_bytes(double):
         np.testing.assert_array_equal(kept.scales.codes, state.absmax.numpy().ravel())
         np.testing.assert_allclose(kept.scales.largest, state.state2.absmax.numpy(), rtol=1e-6)
         np.testing.assert_allclose(kept.scales.offset, state.offset.numpy(), rtol=1e-6)
-        np.testing.assert_allclose(quant.dynamic_levels(), state.state2.code.numpy(), atol=1e-7)
+        np.testing.assert_allclose(nf4.dynamic_levels(), state.state2.code.numpy(), atol=1e-7)
     else:
         np.testing.assert_array_equal(kept.scales, state.absmax.numpy())
     theirs = functional.dequantize_4bit(packed, state).numpy()
