@@ -19,7 +19,7 @@ from jaxlm.ops.kernels import ragged, wide_gradients
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
 # [16,1024] by 24 matrices [1024,1024] on 2 cores: 27 -> 11 ms; [1,1024]: 5.6 -> 4.5.
 FEW_ROWS = 32
-# Numbers of a matrix in few bits that are unpacked at a time there.
+# Numbers of a matrix in few bits that are unpacked at a time there, for few rows.
 PART = 2**18
 
 
@@ -253,8 +253,11 @@ def _read(spec, dtype, x, w):
     if target.platform() == "cpu":
         parts = None
         if leading and isinstance(w, quant.Packed):
-            # two at least: a loop of one turn is none
-            parts = quant.split(w, min(PART, math.prod(w.shape) // 2))
+            # two at least: a loop of one turn is none; of many rows each part is a product of its
+            # own cost, and so no more than two
+            half = math.prod(w.shape) // 2
+            few = math.prod(x.shape[: x.ndim - summed]) <= FEW_ROWS
+            parts = quant.split(w, min(PART, half) if few else half)
         if parts is not None:
             return _in_parts(summed, dtype, x, parts).reshape(
                 *x.shape[: x.ndim - summed], *w.shape[summed:]
