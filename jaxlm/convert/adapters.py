@@ -60,9 +60,7 @@ def merge(
     if directory.load(source).adapter is None:
         raise ValueError(f"{source} has no adapters: its weights are complete already")
     saved = trained_weights.load(source, which)
-    run = dataclasses.replace(
-        saved.run, adapter=None, start=None, name=target.name, out=str(target.parent)
-    )
+    run = standalone(dataclasses.replace(saved.run, adapter=None, start=None), target)
     facts = {"merged": str(source), "model_type": _kind(saved.run), "val": None}
     _commit(target, run, saved.params, facts, trained_weights.generation(source))
     return run
@@ -85,15 +83,19 @@ def import_adapter(
     was = pretrained.was(weights)
     kind, _ = write.architecture(below.run.model, was)
     lora, adapters = peft.load(source, kind, below.run.model)
-    run = dataclasses.replace(
-        below.run, adapter=lora, start=str(base), name=target.name, out=str(target.parent)
-    )
+    run = standalone(dataclasses.replace(below.run, adapter=lora, start=str(base)), target)
     start = {"folder": str(base), "step": below.step, "run": runs.digest(below.run)}
     heads = {n: w for n, w in below.params.items() if n not in below.model.spec}
     params = {adapter.ADAPTER: jax.tree.map(np.asarray, adapters)} | heads
     facts = {**origin, "model_type": was, "val": None, "start": start}
     _commit(target, run, params, facts, trained_weights.generation(weights))
     return run
+
+
+def standalone(run: Run, target: str | os.PathLike[str]) -> Run:
+    """The Run of a new directory, which holds one set of weights: of an average, the average."""
+    target, optim = pathlib.Path(target), dataclasses.replace(run.optim, ema=None)
+    return dataclasses.replace(run, optim=optim, name=target.name, out=str(target.parent))
 
 
 def _kind(run: Run) -> str | None:

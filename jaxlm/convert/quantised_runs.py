@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.convert import pretrained
+from jaxlm.convert import adapters, pretrained
 from jaxlm.core import atomic, check, param
 from jaxlm.core.remote import staging
 from jaxlm.data.sources import source as sources
@@ -75,7 +75,8 @@ def quantise(
         rows = calibration.windows(tokenizer, texts, _length(saved), windows)
         make = _calibrated(saved, rows, scheme, method)
     params = packed_weights.encode(saved.model.spec, saved.params, make)
-    run = _run(saved.run, target)
+    whole = dataclasses.replace(saved.run, adapter=None, start=None)
+    run = adapters.standalone(whole, target)
     few = {"scheme": dataclasses.asdict(scheme), "method": method, "channels": method == "awq"}
     facts = {trained_weights.PACKED: few | {"source": str(source)}, "val": None}
     facts["model_type"] = pretrained.was(source)
@@ -113,14 +114,6 @@ def _problems(
 def _length(saved: trained_weights.Saved) -> int:
     """Tokens of a row: those that the run read, or as many as the model has positions."""
     return min(saved.run.data.seq, saved.model.context or saved.run.data.seq)
-
-
-def _run(run: Run, target: pathlib.Path) -> Run:
-    """The Run of the new directory: adapters and averages have become part of its weights."""
-    optim = dataclasses.replace(run.optim, ema=None)
-    return dataclasses.replace(
-        run, adapter=None, start=None, optim=optim, name=target.name, out=str(target.parent)
-    )
 
 
 def _stored(folder: pathlib.Path) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.convert import peft
+from jaxlm.convert import adapters, peft
 from jaxlm.core import param
 from jaxlm.eval import perplexity
 from jaxlm.objectives import lora
@@ -113,6 +113,18 @@ def test_merged_and_as_peft_s_files_and_back(trained, tmp_path, monkeypatch, cap
         trained_weights.load(pathlib.Path(folder))
     assert equal(trained_weights.load(pathlib.Path("merged")).params, whole)
     (tmp_path / "gone").rename(base)
+
+
+@pytest.mark.slow
+def test_an_average_is_merged_as_the_weights(trained, tmp_path):
+    """The merged run kept the average's setting, and held none."""
+    optim = dataclasses.replace(trained[0].optim, ema=0.5)
+    changes = {"optim": optim, "out": str(tmp_path), "steps": 2, "eval_every": None, "samples": ()}
+    run = dataclasses.replace(trained[0], name="averaged", **changes)
+    loop.run(run)
+    adapters.merge(runs.folder(run), tmp_path / "merged")
+    whole = trained_weights.load(runs.folder(run)).params
+    assert equal(trained_weights.load(tmp_path / "merged").params, whole)
 
 
 @pytest.mark.parametrize(
