@@ -52,6 +52,7 @@ class Store:
         self._apart = jax.process_count() > 1 and staging.origin(folder) is not None
         self._saving: int | None = None
         self._facts: Facts = {}
+        self._bytes = 0
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
@@ -90,6 +91,7 @@ class Store:
         self._saving, self._facts = step, facts
         parts = items(state) | ({"carry": carry} if carry else {})
         saved = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        self._bytes = sum(x.nbytes for x in jax.tree.leaves(parts) if hasattr(x, "nbytes"))
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
@@ -139,6 +141,9 @@ class Store:
             reason = _reason(error)
             if self._primary:
                 _sweep_up(self._folder)
+            # One part's error may hide the disk's, which another part met: orbax raises the first.
+            if reason is None and shutil.disk_usage(self._folder).free < self._bytes:
+                reason = os.strerror(errno.ENOSPC)
             if reason:
                 text = f"{reason} (earlier checkpoints are intact)"
                 raise io.refused(self._folder / str(step), text) from error

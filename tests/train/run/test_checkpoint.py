@@ -246,6 +246,25 @@ def test_a_disk_that_fills_while_the_manifest_is_written(state, tmp_path, monkey
     assert checkpoint.good(folder, print, [1, 2]) == 2
 
 
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_an_error_that_hides_a_full_disk(state, tmp_path, monkeypatch, free):
+    """Where the arrays did not fit, orbax may raise what another part made of it."""
+    folder = saved(tmp_path / "c", state[0], [1])
+    store = checkpoint.Store(folder, Checkpoint(), True)
+
+    def hidden(step, args):
+        raise ValueError("No ArrayMetadata found")
+
+    monkeypatch.setattr(store._manager, "save", hidden)
+    real = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=free))
+    if free == 0:
+        assert_survives(folder, state[0], store)
+    else:
+        with pytest.raises(ValueError, match="No ArrayMetadata found"):
+            store.save(at(state[0], 2), {"val": None}, {})
+
+
 LIMITED = """
 import resource, sys, test_checkpoint as t
 from jaxlm.train.run import checkpoint
