@@ -138,7 +138,7 @@ def measure(size: str, rounds: int) -> list[str]:
     """Rows of the table."""
     model, params = build(size)
     asked = requests(model.cfg.vocab)
-    capacity = engine.Capacity(slots=SLOTS, length=512, chunk=64, steps=8, prefix_mib=0)
+    capacity = engine.Capacity(slots=SLOTS, length=512, chunk=64, prefix_mib=0)
     running = engine.Engine(model, params, capacity)
     over = engine.Engine(model, params, capacity, TOKENIZER)
     server = Server(over)

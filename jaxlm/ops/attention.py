@@ -83,7 +83,7 @@ def attend(
     return run(q, k, v, q_at, k_at, rule, bias, sinks)
 
 
-BLOCK = 256  # slots
+BLOCK = 128  # slots
 
 
 def attend_cached(

@@ -83,6 +83,7 @@ def test_float32_sums_gradients_in_float32_and_gathers_as_before(no_cache):
     assert found["float32"].count(wide) == found["compute"].count(wide) + 2
 
 
+@pytest.mark.slow
 def test_float32_of_weights_that_are_gathered_axis_by_axis(no_cache, monkeypatch):
     """Of an axis after the other the gradient is summed by constraints of its own."""
     monkeypatch.setattr(rules, "WIDE", 4)

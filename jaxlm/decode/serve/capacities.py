@@ -21,7 +21,7 @@ class Capacity:
     """Tokens of a prompt and its continuation together, at most."""
     chunk: int = 64
     """Tokens of a prompt that are read at once; prefixes are shared in whole chunks."""
-    steps: int = 8
+    steps: int = 4
     """Tokens that are decoded between two looks at the requests."""
     prefix_mib: float = 256.0
     """MiB for the keys and values of prompts that may begin other prompts; 0 keeps none."""

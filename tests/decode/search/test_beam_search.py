@@ -187,6 +187,7 @@ def test_groups_pay_for_the_tokens_of_those_before_them(tiny):
     assert texts[0] != texts[1]
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_reads_its_source():
     model = models.build(dataclasses.replace(T5, act="gelu_tanh", gated=True))
     sources = [[5, 9, 3, 7, 30, 2, 11], [4, 4, 8], [17]]

@@ -67,6 +67,7 @@ def test_stop_tokens_end_their_row_alone(tiny):
     assert all(a[: len(b)] == b for a, b in zip(free, ended))
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_compares_states_of_its_decoder():
     model = models.build(dataclasses.replace(T5, act="gelu_tanh", gated=True))
     sources = [[5, 9, 3, 7, 30, 2, 11], [4, 4, 8], [17]]
