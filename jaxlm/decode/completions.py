@@ -55,8 +55,8 @@ def complete(
         return _constrained(model, params, tokenizer, ids, settings, constraint)
     out = token_sampling.generate(model, params, ids, settings, tokenizer)
     texts = []
-    asked = [(prompt, s) for prompt, s in zip(ids, settings) for _ in range(s.n)]
-    for r, (prompt, s) in enumerate(asked):
+    each = [(prompt, s) for prompt, s in zip(ids, settings) for _ in range(s.n)]
+    for r, (prompt, s) in enumerate(each):
         length, finish = int(out.lengths[r]), int(out.finish[r])
         tokens = out.tokens[r, :length].tolist()
         row = stop_strings.Watch(tokenizer, prompt, s.stop_strings)
@@ -87,6 +87,7 @@ def _constrained(
     rows, origin = sampling_settings.candidates(settings)
     if any(s.best_of is not None for s in settings):
         raise ValueError("sampling.best_of: given with a constraint; choose among n by yourself")
+    token_sampling.check_prompts(model, prompts, list(settings))
     lengths = [len(prompts[p]) + row.max_new for p, row in zip(origin, rows, strict=True)]
     capacity = engine.Capacity(min(8, len(rows)), max(lengths), steps=1)
     running = engine.Engine(model, params, capacity, tokenizer)

@@ -31,7 +31,7 @@ def test_sigterm_ends_a_server_when_it_has_answered(place):  # noqa: F811
         env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
     )
     try:
-        assert "2 slots of 600 tokens, 75.00 KiB of cache" in process.stdout.readline()
+        assert "2 slots of 600 tokens, 96.00 KiB of cache" in process.stdout.readline()
         port = None
         while port is None:
             found = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())

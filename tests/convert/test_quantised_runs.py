@@ -97,7 +97,7 @@ slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("int2", "nf4", "
 
 @pytest.mark.parametrize("scheme", ["int8", *slow])
 def test_every_format_comes_back(place, tmp_path, scheme):
-    double = ["--double-quant", "True"] if scheme == "nf4" else []
+    double = ["--double-quant"] if scheme == "nf4" else []
     assert command("quantize", "runs/base", str(tmp_path / "q"), "--scheme", scheme, *double) == 0
     base, saved = jaxlm.load("runs/base"), jaxlm.load(tmp_path / "q")
     make = packed_weights.rounding(quant.Scheme(scheme, double_quant=bool(double)))

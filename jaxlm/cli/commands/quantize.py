@@ -58,26 +58,25 @@ def quantize(args: Sequence[str]) -> int:
         environment.quiet()
         cache.programs()
         settings = quant.Scheme(scheme, group, affine, double_quant)
-        made = quantised_runs.quantise(
+        result = quantised_runs.quantise(
             run, out, settings, method, calibration, data,
             which=checkpoint, windows=windows, documents=documents,
         )  # fmt: skip
-        print(f"{out}: {scheme}, {method}; {_sizes(made)}")
-        if made.comparison is not None:
-            _show(made.comparison, data or f"{calibration}, which was calibrated on")
+        print(f"{out}: {scheme}, {method}; {_sizes(result)}")
+        if result.comparison is not None:
+            _show(result.comparison, data or f"{calibration}, which was calibrated on")
         return 0
 
-    config = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(command, args=list(args), prog="jaxlm quantize", config=config)
+    return tyro.cli(command, args=list(args), prog="jaxlm quantize")
 
 
-def _sizes(made: quantised_runs.Quantised) -> str:
-    size = made.size
-    whole = 8 * made.file_bytes / (size.packed + size.others)
+def _sizes(result: quantised_runs.Quantised) -> str:
+    size = result.size
+    whole = 8 * result.file_bytes / (size.packed + size.others)
     return (
         f"{size.packed:,} weights at {size.bits:.3f} bits each, "
         f"{size.others:,} others at {8 * size.others_bytes / size.others:.0f}; "
-        f"{made.file_bytes:,} bytes on disk, {whole:.3f} bits a weight in all"
+        f"{result.file_bytes:,} bytes on disk, {whole:.3f} bits a weight in all"
     )
 
 

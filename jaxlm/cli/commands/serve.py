@@ -62,13 +62,15 @@ def _command(
         f"are full, and up to {capacity.prefix_mib:g} MiB of prefixes",
         flush=True,
     )
-    asked = (
+    conversation = (
         None
         if chat is None
         else functools.partial(prompt_tokens.asked, saved.run.data, chat, tokenizer)
     )
     ends = (tokenizer.special["eos"], *trained_weights.stop_tokens(run))
-    served = http_api.Served(name or saved.run.name, worker.Worker(running), tokenizer, ends, asked)
+    served = http_api.Served(
+        name or saved.run.name, worker.Worker(running), tokenizer, ends, conversation
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn, which ends by them, raises them once more
     uvicorn.run(http_api.app(served), host=host, port=port, log_level="info", access_log=False)

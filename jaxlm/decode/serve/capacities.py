@@ -2,13 +2,9 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from jaxlm.core import check
 from jaxlm.decode.token_sampling import Sampling
-from jaxlm.models.model import Model
-from jaxlm.parallel.plan import Plan
-from jaxlm.scaling.cost import memory
+from jaxlm.ops import attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +22,15 @@ class Capacity:
     prefix_mib: float = 256.0
     """MiB for the keys and values of prompts that may begin other prompts; 0 keeps none."""
 
+    @property
+    def room(self) -> int:
+        """Slots a row of the cache when it is largest: of a prompt's last chunk, or the last steps,
+        not all are taken. Whole blocks (`ops.attention.BLOCK`), or less than two."""
+        tokens = self.length + max(self.chunk, self.steps)
+        if self.length <= attention.BLOCK:
+            return tokens + (tokens % attention.BLOCK == 0)  # one size, which is no whole block
+        return -(-tokens // attention.BLOCK) * attention.BLOCK
+
     def __post_init__(self) -> None:
         check.within("capacity", self, "slots", "length", "chunk", "steps", least=1)
         check.within("capacity", self, "prefix_mib", least=0)
@@ -41,11 +46,3 @@ def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:
             f"sampling.max_new: {tokens} tokens of the prompt and {sampling.max_new} new ones make "
             f"{total}; a slot has {capacity.length}, so {fits}"
         )
-
-
-def cache_bytes(model: Model, capacity: Capacity) -> int:
-    """Bytes of a cache in which every slot is full, in float32."""
-    layers = model.cache(capacity.slots, capacity.length)
-    return memory.spec_bytes(
-        {str(i): layer for i, layer in enumerate(layers)}, memory.mesh(Plan()), jnp.float32
-    )

@@ -1,6 +1,6 @@
 """The scheduler of continuous batching: requests wait, take a slot, are decoded together and leave.
 
-    engine = Engine(model, params, slots=8, length=1024)
+    engine = Engine(model, params, Capacity(slots=8, length=1024))
     number = engine.submit([1, 5, 9], Sampling(max_new=32))
     while engine.busy:
         for part in engine.step():
@@ -81,12 +81,12 @@ class Engine:
         ok = capacity.length <= (model.context or capacity.length)
         check.field("capacity.length", capacity.length, ok, fits)
         self.capacity = capacity
-        self.cache_bytes = capacities.cache_bytes(model, capacity)
-        what = f"capacity: the cache of {capacity.slots} slots of {capacity.length:,} tokens"
-        devices.check(what, self.cache_bytes)
         self._model = model._replace(spec=None)
         self._checked = model
         self._params = token_sampling.prepare(model, params)
+        self.cache_bytes = slots.cache_bytes(self._model, self._params, capacity)
+        what = f"capacity: the cache of {capacity.slots} slots of {capacity.length:,} tokens"
+        devices.check(what, self.cache_bytes)
         self._tokenizer = tokenizer
         self._prefixes = prefix_cache.Prefixes(int(capacity.prefix_mib * 2**20), capacity.chunk)
         self._waiting: collections.OrderedDict[int, _Running] = collections.OrderedDict()
@@ -174,7 +174,7 @@ class Engine:
             return True
         for slot, one in enumerate(self._slots):
             if one is not None and one.number == number:
-                self._leave([slot], sampling_loop.LENGTH)
+                self._leave(slot)
                 self._cancelled.append(number)
                 return True
         return False
@@ -259,7 +259,7 @@ class Engine:
         for slot, one in enumerate(self._slots):
             fault = None if one is None or one.matcher is None else one.matcher.fault()
             if one is not None and fault is not None:
-                self._leave([slot], sampling_loop.STOP_STRING)
+                self._leave(slot)
                 parts.append(Part(one.number, [], [], [], fault, "failed"))
         return parts
 
@@ -307,7 +307,7 @@ class Engine:
                     break
             text = one.watch.take() + (one.watch.finish() if finish is not None else "")
         if finish is not None:
-            self._leave([slot], sampling_loop.STOP_STRING)
+            self._leave(slot)
         if one.matcher is not None and finish is None:
             for token in tokens:
                 one.matcher.take(token)
@@ -315,13 +315,11 @@ class Engine:
         support = out.support_log_probs[r, before : before + count]
         return Part(one.number, tokens[:count], raw.tolist(), support.tolist(), text, finish)
 
-    def _leave(self, ended: Sequence[int], code: int) -> None:
-        """The slots are free, and no longer decoded."""
-        there = np.zeros(len(self._slots), bool)
-        for slot in ended:
-            self._slots[slot], there[slot] = None, True
+    def _leave(self, slot: int) -> None:
+        """The slot is free, and no longer decoded."""
         assert self._state is not None
-        self._state = slots.end(self._state, there, jnp.asarray(code, jnp.int32))
+        self._slots[slot] = None
+        self._state = slots.end(self._state, jnp.asarray(slot, jnp.int32))
 
     def _constrained(
         self, rows: sampling_loop.Rows, requests: Sequence[_Running | None]
@@ -344,9 +342,9 @@ class Engine:
         """Slots a row of the cache for so many tokens, in few sizes: whole blocks, so that sums
         over slots are the same bits in each size (`ops.attention.BLOCK`), or one size that is
         less."""
-        if self.capacity.length <= attention.BLOCK:
-            return self.capacity.length + self.capacity.steps + self.capacity.chunk
-        return attention.BLOCK * token_sampling.bucket(-(-tokens // attention.BLOCK), 1)
+        blocks = token_sampling.bucket(-(-tokens // attention.BLOCK), 1)
+        most = self.capacity.room
+        return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
 
 
 def joined(a: Part, b: Part) -> Part:

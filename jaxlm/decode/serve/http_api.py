@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import fastapi
@@ -79,6 +79,11 @@ def app(served: Served) -> fastapi.FastAPI:
         metrics.answered(request.url.path, 400)
         return _refused(str(error), None)
 
+    @api.exception_handler(ImportError)
+    async def missing(request: fastapi.Request, error: ImportError) -> fastapi.Response:
+        metrics.answered(request.url.path, 501)
+        return _refused(str(error), None, 501)
+
     @api.exception_handler(Stopped)
     async def stopped(request: fastapi.Request, error: Stopped) -> fastapi.Response:
         metrics.answered(request.url.path, 503)
@@ -101,12 +106,12 @@ def app(served: Served) -> fastapi.FastAPI:
         return {"object": "list", "data": [one]}
 
     @api.post("/v1/completions")
-    async def complete(asked: wire.Completion, request: fastapi.Request) -> fastapi.Response:
-        return await _Answer(served, metrics, asked, request).respond()
+    async def complete(body: wire.Completion, request: fastapi.Request) -> fastapi.Response:
+        return await _Answer(served, metrics, body, request).respond()
 
     @api.post("/v1/chat/completions")
-    async def chat(asked: wire.Chat, request: fastapi.Request) -> fastapi.Response:
-        return await _Answer(served, metrics, asked, request).respond()
+    async def chat(body: wire.Chat, request: fastapi.Request) -> fastapi.Response:
+        return await _Answer(served, metrics, body, request).respond()
 
     return api
 
@@ -115,15 +120,22 @@ def _refused(text: str, param: str | None, status: int = 400, kind: str = "inval
     return fastapi.responses.JSONResponse(wire.error(text, param, kind), status)
 
 
+async def _stop(tasks: Sequence[asyncio.Future]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Answer:
     """One request, from its prompts to its response."""
 
     def __init__(
-        self, served: Served, metrics: prometheus.Metrics, asked: Any, request: fastapi.Request
+        self, served: Served, metrics: prometheus.Metrics, body: Any, request: fastapi.Request
     ):
-        self._served, self._metrics, self._asked = served, metrics, asked
+        self._served, self._metrics, self._body = served, metrics, body
         self._request = request
-        self._chat = isinstance(asked, wire.Chat)
+        self._chat = isinstance(body, wire.Chat)
         self._begun = time.monotonic()
         prefix, kind = (
             ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
@@ -134,48 +146,60 @@ class _Answer:
 
     async def respond(self) -> fastapi.Response:
         """The response. Raises: ValueError for what cannot be done, before any of it is."""
-        requests = self._requests()
-        form = self._asked.response_format
-        constraint = None if form is None else form.constraint()
-        for prompt, sampling in requests:
-            self._served.worker.engine.check(prompt, sampling, constraint)
-        for index, (prompt, sampling) in enumerate(requests):
-            stream = self._served.worker.submit(prompt, sampling, constraint)
-            self._jobs.append(_Job(index, len(prompt), stream))
-        self._metrics.prompt.inc(sum(job.prompt for job in self._jobs))
-        if self._asked.stream:
+        form = self._body.response_format
+        self._constraint = None if form is None else form.constraint()
+        self._pending = self._requests()
+        engine = self._served.worker.engine
+        for prompt, sampling in self._pending:  # a vocabulary of constraints takes a while
+            await asyncio.to_thread(engine.check, prompt, sampling, self._constraint)
+        if not self._served.worker.alive:
+            raise Stopped("the engine has stopped") from self._served.worker.error
+        if self._body.stream:
             media = "text/event-stream"
             return fastapi.responses.StreamingResponse(self._events(), media_type=media)
         whole = await self._unless_gone(self._gathered())
         if whole is None:
             self._done(499)
             return fastapi.Response(status_code=499)
-        counts = wire.usage(sum(p for p in self._prompts()), *self._counts)
+        counts = wire.usage(sum(self._prompts()), *self._counts)
         choices = [self._choice(job, part, False, True) for job, part in zip(self._jobs, whole)]
         self._done(200)
-        body = wire.answer(self._kind, self._id, self._served.name, choices, counts)
-        return fastapi.responses.JSONResponse(body)
+        answer = wire.answer(self._kind, self._id, self._served.name, choices, counts)
+        return fastapi.responses.JSONResponse(answer)
+
+    @contextlib.contextmanager
+    def _submitted(self) -> Iterator[list[_Job]]:
+        """The request's sequences, given to the engine; those that have not ended at the end are
+        cancelled."""
+        try:
+            for index, (prompt, sampling) in enumerate(self._pending):
+                stream = self._served.worker.submit(prompt, sampling, self._constraint)
+                self._jobs.append(_Job(index, len(prompt), stream))
+            self._metrics.prompt.inc(sum(job.prompt for job in self._jobs))
+            yield self._jobs
+        finally:
+            self._metrics.cancelled.inc(sum(job.stream.cancel() for job in self._jobs))
 
     def _requests(self) -> list[tuple[list[int], Sampling]]:
         """Token ids and settings of every sequence, n of each prompt in turn."""
-        asked, served = self._asked, self._served
-        if asked.model != served.name:
-            raise ValueError(f"model: {asked.model!r} given; this server has {served.name!r}")
-        most, ends = asked.max_tokens, served.stop_tokens
+        body, served = self._body, self._served
+        if body.model != served.name:
+            raise ValueError(f"model: {body.model!r} given; this server has {served.name!r}")
+        most, ends = body.max_tokens, served.stop_tokens
         if self._chat:
-            if asked.tools:
+            if body.tools:
                 raise ValueError("tools: given; this server's models call none")
             if served.chat is None:
                 raise ValueError(
                     "messages: this model has no chat template; use /v1/completions, or start the "
                     "server with --template"
                 )
-            most = most if asked.max_completion_tokens is None else asked.max_completion_tokens
-            turn = served.chat(asked.conversation())
+            most = most if body.max_completion_tokens is None else body.max_completion_tokens
+            turn = served.chat(body.conversation())
             ends = (*ends, *turn.stops)
             prompts = [turn.tokens]
         else:
-            prompts = [self._ids(prompt) for prompt in asked.prompts()]
+            prompts = [self._ids(prompt) for prompt in body.prompts()]
             if not prompts:
                 raise ValueError("prompt: [] given; at least one is needed")
             most = MOST if most is None else most
@@ -184,8 +208,8 @@ class _Answer:
         requests, number = [], itertools.count()
         for prompt in prompts:
             room = max(1, length - len(prompt)) if most is None else most
-            for _ in range(asked.n):
-                sampling = asked.sampling(room, seed, defaults)
+            for _ in range(body.n):
+                sampling = body.sampling(room, seed, defaults)
                 seeded = (sampling.seed + next(number)) % 2**32
                 requests.append((prompt, dataclasses.replace(sampling, seed=seeded)))
         return requests
@@ -197,7 +221,7 @@ class _Answer:
 
     def _prompts(self) -> list[int]:
         """Tokens of each prompt, which its n sequences share."""
-        return [job.prompt for job in self._jobs[:: self._asked.n]]
+        return [job.prompt for job in self._jobs[:: self._body.n]]
 
     async def _gathered(self) -> list[engines.Part]:
         """The whole of every sequence."""
@@ -209,12 +233,12 @@ class _Answer:
             assert joined is not None
             return joined
 
-        tasks = [asyncio.ensure_future(whole(job)) for job in self._jobs]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        with self._submitted() as jobs:
+            tasks = [asyncio.ensure_future(whole(job)) for job in jobs]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                await _stop(tasks)
 
     async def _unless_gone(self, work: Any) -> Any:
         """The result of some work; None, and the work is cancelled, if the client goes first."""
@@ -224,9 +248,7 @@ class _Answer:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             return await working if working.done() else None
         finally:
-            for task in (working, watching):
-                task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            await _stop([working, watching])
 
     async def _gone(self) -> None:
         while not await self._request.is_disconnected():
@@ -234,20 +256,16 @@ class _Answer:
 
     async def _counted(self, job: _Job) -> AsyncIterator[engines.Part]:
         """The parts of a sequence, counted."""
-        first, ended = True, False
-        try:
-            async for part in job.stream.parts():
-                if first:
-                    self._metrics.first.observe(time.monotonic() - self._begun)
-                    self._metrics.cached.inc(part.cached)
-                    self._counts[1] += part.cached
-                first, ended = False, part.finish is not None
-                self._counts[0] += len(part.tokens)
-                self._metrics.generated.inc(len(part.tokens))
-                yield part
-        finally:
-            if not ended:
-                self._metrics.cancelled.inc()
+        first = True
+        async for part in job.stream.parts():
+            if first:
+                self._metrics.first.observe(time.monotonic() - self._begun)
+                self._metrics.cached.inc(part.cached)
+                self._counts[1] += part.cached
+            first = False
+            self._counts[0] += len(part.tokens)
+            self._metrics.generated.inc(len(part.tokens))
+            yield part
 
     async def _events(self) -> AsyncIterator[str]:
         """The response as server-sent events, the sequences' parts as they come."""
@@ -263,34 +281,34 @@ class _Answer:
             except Exception as error:
                 await merged.put(error)
 
-        tasks = [asyncio.ensure_future(read(job)) for job in self._jobs]
         kind = f"{self._kind}.chunk" if self._chat else self._kind
-        options, status, left = self._asked.stream_options, 200, len(tasks)
-        try:
-            while left:
-                one = await merged.get()
-                if isinstance(one, Exception):
-                    status, left = 500, 0
-                    yield wire.event(wire.error(str(one), None, "server_error"))
-                elif one is None:
-                    left -= 1
-                else:
-                    yield wire.event(wire.answer(kind, self._id, self._served.name, [one]))
-            if options is not None and options.include_usage and status == 200:
-                counts = wire.usage(sum(self._prompts()), *self._counts)
-                yield wire.event(wire.answer(kind, self._id, self._served.name, [], counts))
-            yield wire.event("[DONE]")
-            self._done(status)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        options, status = self._body.stream_options, 200
+        with self._submitted() as jobs:
+            tasks = [asyncio.ensure_future(read(job)) for job in jobs]
+            left = len(tasks)
+            try:
+                while left:
+                    one = await merged.get()
+                    if isinstance(one, Exception):
+                        status, left = 500, 0
+                        yield wire.event(wire.error(str(one), None, "server_error"))
+                    elif one is None:
+                        left -= 1
+                    else:
+                        yield wire.event(wire.answer(kind, self._id, self._served.name, [one]))
+            finally:
+                await _stop(tasks)
+        if options is not None and options.include_usage and status == 200:
+            counts = wire.usage(sum(self._prompts()), *self._counts)
+            yield wire.event(wire.answer(kind, self._id, self._served.name, [], counts))
+        yield wire.event("[DONE]")
+        self._done(status)
 
     def _choice(self, job: _Job, part: engines.Part, stream: bool, first: bool) -> dict[str, Any]:
         pieces = None
-        wanted = self._asked.logprobs
+        wanted = self._body.logprobs
         if wanted is not None and wanted is not False:
-            pieces = [self._served.tokenizer.decode([token]) for token in part.tokens]
+            pieces = [self._served.tokenizer.decode_bytes([token]) for token in part.tokens]
         if self._chat:
             return wire.chat_choice(job.index, part, pieces, stream, first)
         return wire.completion_choice(job.index, part, pieces)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
+from jaxlm.decode.serve.capacities import Capacity
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops import penalties
 from jaxlm.ops.attention import At
@@ -195,7 +196,22 @@ def decode(model: Model, steps: int, params: param.Tree, state: State, rows: Row
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def end(state: State, slots: jax.Array, code: jax.Array) -> State:
-    """The State in which the slots bool[B] have ended for the reason `code`."""
-    out = state.out
-    return state._replace(out=out._replace(finish=jnp.where(slots, code, out.finish)))
+def end(state: State, slot: jax.Array) -> State:
+    """The State in which the request of a slot is no longer decoded."""
+    finish = state.out.finish.at[slot].set(sampling_loop.LENGTH)
+    return state._replace(out=state.out._replace(finish=finish))
+
+
+def cache_bytes(model: Model, params: param.Tree, capacity: Capacity) -> int:
+    """Bytes of the cache of all slots when it is largest, in the dtype that the model writes."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    at = At(jnp.ones_like(token), token)
+
+    def one(params: param.Tree) -> Entries:
+        cache = model.hidden(params, token, at, sampling_loop.empty(model, 1)).cache
+        assert cache is not None
+        return cache.layers
+
+    entries = jax.eval_shape(one, params)
+    each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entries))
+    return each * capacity.slots * capacity.room

@@ -72,7 +72,7 @@ class ResponseFormat(Strict):
 
 
 class Request(Strict):
-    """Fields of both kinds of requests."""
+    """Fields of both kinds of requests. user is accepted and not read."""
 
     model: str
     max_tokens: int | None = None
@@ -143,13 +143,13 @@ class Chat(Request):
         return [messages.read(m, f"messages[{i}]") for i, m in enumerate(self.messages)]
 
 
-def completion_choice(index: int, part: Part, pieces: Sequence[str] | None) -> dict[str, Any]:
-    """A choice of a completion, whole or a part of it. pieces: texts of its tokens, for
+def completion_choice(index: int, part: Part, pieces: Sequence[bytes] | None) -> dict[str, Any]:
+    """A choice of a completion, whole or a part of it. pieces: bytes of its tokens, for
     log-probabilities."""
     scores = None
     if pieces is not None:
         scores = {
-            "tokens": list(pieces),
+            "tokens": [_text(piece) for piece in pieces],
             "token_logprobs": part.log_probs,
             "top_logprobs": None,
             "text_offset": None,
@@ -159,7 +159,7 @@ def completion_choice(index: int, part: Part, pieces: Sequence[str] | None) -> d
 
 
 def chat_choice(
-    index: int, part: Part, pieces: Sequence[str] | None, stream: bool, first: bool
+    index: int, part: Part, pieces: Sequence[bytes] | None, stream: bool, first: bool
 ) -> dict[str, Any]:
     """A choice of a chat completion: the message, or what a stream adds to it."""
     said: dict[str, Any] = {"content": part.text}
@@ -170,14 +170,19 @@ def chat_choice(
         rows = zip(pieces, part.log_probs, strict=True)
         scores = {
             "content": [
-                {"token": text, "logprob": x, "bytes": list(text.encode()), "top_logprobs": []}
-                for text, x in rows
+                {"token": _text(b), "logprob": x, "bytes": list(b), "top_logprobs": []}
+                for b, x in rows
             ],
             "refusal": None,
         }
     reason = None if part.finish is None else FINISH[part.finish]
     name = "delta" if stream else "message"
     return {"index": index, name: said, "logprobs": scores, "finish_reason": reason}
+
+
+def _text(piece: bytes) -> str:
+    """A token's bytes as text, U+FFFD where it is a part of a character."""
+    return piece.decode("utf-8", "replace")
 
 
 def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:

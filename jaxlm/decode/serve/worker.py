@@ -1,5 +1,5 @@
-"""An engine in a thread of its own, asked from an event loop: requests go in, their parts come
-out as they are made."""
+"""An engine in a thread of its own, used from an event loop: requests go in, their parts come out
+as they are generated."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,16 @@ class Stopped(RuntimeError):
 
 
 class Worker:
-    """The thread. `requests` and `cancel` may be called from any event loop."""
+    """The thread. `submit` and `cancel` may be called from any event loop."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.error: BaseException | None = None
-        self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._open: dict[int, Stream] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._open: set[Stream] = set()
+        self._lock = threading.Lock()  # of _open and _ended: no stream is opened after the end
+        self._ended = False
+        self._streams: dict[int, Stream] = {}  # by the engine's numbers; the thread's own
         self._thread = threading.Thread(target=self._work, name="jaxlm-engine", daemon=True)
 
     def start(self) -> None:
@@ -31,8 +34,8 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End once what is asked for now is done; requests that run then are cut off."""
-        self._asked.put(None)
+        """End once the commands so far are done; requests that run then are cut off."""
+        self._commands.put(None)
         self._thread.join()
 
     @property
@@ -46,58 +49,68 @@ class Worker:
         """The Stream of a request, from within an event loop. Its first part may be an error that
         `Engine.submit` raised."""
         stream = Stream(self, asyncio.get_running_loop())
-        if not self.alive:
-            raise Stopped("the engine has stopped") from self.error
 
         def enter() -> None:
             try:
                 stream.number = self.engine.submit(prompt, sampling, constraint)
+                self._streams[stream.number] = stream
             except ValueError as error:
-                stream.put(error)
-            else:
-                self._open[stream.number] = stream
+                self._close(stream, error)
 
-        self._asked.put(enter)
+        with self._lock:
+            if self._ended or not self.alive:
+                raise Stopped("the engine has stopped") from self.error
+            self._open.add(stream)
+        self._commands.put(enter)
         return stream
 
     def cancel(self, stream: "Stream") -> None:
         """The request of a stream is no longer wanted; its slot is free within one step."""
 
         def leave() -> None:
-            if stream.number in self._open:
-                del self._open[stream.number]
+            if self._streams.pop(stream.number, None) is not None:
                 self.engine.cancel(stream.number)
+            with self._lock:
+                self._open.discard(stream)
 
-        self._asked.put(leave)
+        self._commands.put(leave)
+
+    def _close(self, stream: "Stream", last: Part | Exception) -> None:
+        """Hand out the last part of a stream."""
+        with self._lock:
+            self._open.discard(stream)
+        stream.put(last)
 
     def _work(self) -> None:
         try:
             while self._take():
                 for part in self.engine.step():
-                    stream = self._open.get(part.number)
+                    stream = self._streams.get(part.number)
                     if stream is None:
                         continue
-                    if part.finish is not None:
-                        del self._open[part.number]
+                    if part.finish is None:
+                        stream.put(part)
+                        continue
+                    del self._streams[part.number]
                     failed = part.finish == "failed"
-                    stream.put(ValueError(part.text) if failed else part)
+                    self._close(stream, ValueError(part.text) if failed else part)
         except BaseException as error:
             self.error = error
         finally:
-            ended = Stopped("the engine has stopped")
-            ended.__cause__ = self.error
-            for stream in self._open.values():
+            with self._lock:
+                self._ended, left = True, list(self._open)
+            for stream in left:
+                ended = Stopped("the engine has stopped")
+                ended.__cause__ = self.error
                 stream.put(ended)
-            while not self._asked.empty():
-                self._asked.get()
 
     def _take(self) -> bool:
-        """Do all that is asked for, waiting for it while nothing runs; False at the end."""
-        while not self._asked.empty() or not self.engine.busy:
-            asked = self._asked.get()
-            if asked is None:
+        """Do all commands, waiting for one while nothing runs; False at the end."""
+        while not self._commands.empty() or not self.engine.busy:
+            command = self._commands.get()
+            if command is None:
                 return False
-            asked()
+            command()
         return True
 
 
@@ -106,6 +119,7 @@ class Stream:
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop):
         self.number = -1
+        self.ended = False
         self._worker = worker
         self._loop = loop
         self._parts: asyncio.Queue[Part | Exception] = asyncio.Queue()
@@ -116,15 +130,18 @@ class Stream:
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
     async def parts(self) -> AsyncIterator[Part]:
-        """Until the last; the request is cancelled if the caller leaves before."""
-        ended = False
-        try:
-            while not ended:
-                part = await self._parts.get()
-                ended = isinstance(part, Exception) or part.finish is not None
-                if isinstance(part, Exception):
-                    raise part
-                yield part
-        finally:
-            if not ended:
-                self._worker.cancel(self)
+        """Until the last. A caller that leaves before has to `cancel`."""
+        while not self.ended:
+            part = await self._parts.get()
+            self.ended = isinstance(part, Exception) or part.finish is not None
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    def cancel(self) -> bool:
+        """Whether it had not ended; its request is cancelled then."""
+        if self.ended:
+            return False
+        self.ended = True
+        self._worker.cancel(self)
+        return True

@@ -237,7 +237,8 @@ def test_what_does_not_fit_is_refused_before_compute(llama, tiny):
     with pytest.raises(ValueError, match="capacity.slots: 0 given"):
         engines.Capacity(slots=0)
     assert not engine.busy and engine.step() == []
-    assert engine.cache_bytes == 3 * 64 * 2 * 2 * 2 * 8 * 4  # slots, length, layers, k and v, K, H
+    # slots, tokens and a chunk, layers, k and v, K, H, float32
+    assert engine.cache_bytes == 3 * (64 + 16) * 2 * 2 * 2 * 8 * 4
 
 
 def test_weights_that_are_not_finite_are_named(llama):
