@@ -140,7 +140,10 @@ PURE = re.compile(
 
 def calls_at_import(tree):
     for statement in module_level(tree):
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.If | ast.Try | ast.With):
+        if isinstance(
+            statement,
+            ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.If | ast.Try | ast.With,
+        ):
             continue
         lambdas = {
             id(n) for x in ast.walk(statement) if isinstance(x, ast.Lambda) for n in ast.walk(x)
