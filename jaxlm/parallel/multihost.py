@@ -57,6 +57,9 @@ def join(environ: dict[str, str]) -> int | None:
     seconds = math.ceil(min(HEARTBEAT, limit))
     import jax
 
+    # On CPUs a program that is still running and the next would run their collectives at once, in
+    # an order that differs from process to process: gloo ends a process that gets another's bytes.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if value == "cluster":
         jax.distributed.initialize(
             initialization_timeout=math.ceil(limit), heartbeat_timeout_seconds=seconds
@@ -148,6 +151,9 @@ def _apart() -> tuple[str, Callable[[], None]]:
         sys.stderr = before
         own.flush()
         os.dup2(own.fileno(), 2)
+        with contextlib.suppress(OSError):
+            if not os.path.getsize(log):
+                os.unlink(log)
 
     return log, together
 
@@ -182,6 +188,9 @@ def _end(log: str) -> None:
     """`end`, by what C++ printed."""
     with open(log, encoding="utf-8", errors="replace") as file:
         report = file.read()
+    if "CoordinationService/RegisterTask" in report:
+        limit = timeout(dict(os.environ))
+        end(f"not all processes of this run joined within {limit:g} s ({TIMEOUT}; details: {log})")
     end(f"{_who(report)} of this run is lost (details: {log})")
 
 

@@ -208,13 +208,12 @@ def _resume(
     was trained on.
     """
     place = folder / "checkpoints"
-    begun = None
     if primary:
         checkpoint.sweep(place)
-        begun = checkpoint.good(place, out.warn, checkpoint.steps(place))
-        for name in checkpoint.set_aside(place, begun or 0):
-            out.warn(f"{place / name} was set aside; training goes on from step {begun}")
-    begun = agreement.first(begun)
+    like = step.abstract(program.objective, program.tx, run.plan)
+    begun = checkpoint.resumable(place, out.warn, like, supply.carry)
+    for name in checkpoint.set_aside(place, begun or 0):
+        out.warn(f"{place / name} was set aside; training goes on from step {begun}")
     if begun is None:
         return None
     facts = checkpoint.facts(place, begun)
@@ -225,7 +224,6 @@ def _resume(
             f"data.source: the training data of {folder} changed since step {begun}: its {path} "
             f"was {there!r} and is {here!r}; restore the old data, or give this run another name"
         )
-    like = step.abstract(program.objective, program.tx, run.plan)
     return From(*checkpoint.restore(place, begun, like, supply.carry))
 
 

@@ -1,5 +1,9 @@
 """The judgement on processes of which one does not move on, by a clock that is given."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxlm.parallel import multihost, watch
@@ -83,3 +87,22 @@ def test_a_single_process_has_no_watch():
     with watch.Watch(3.0, print) as alone:
         alone.arrive("step 1")
         alone.meet("its end")
+
+
+def test_a_process_that_never_joins_is_told_of():
+    """The others said that "another process" is lost, which had not been there."""
+    code = (
+        "import os\nfrom jaxlm.parallel import multihost\n"
+        "with multihost.watched(dict(os.environ)):\n    multihost.join(dict(os.environ))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"JAXLM_DISTRIBUTED": "localhost:1/2/1", "JAXLM_TIMEOUT": "3"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == multihost.LOST, done.stderr
+    assert done.stderr.startswith(
+        "jaxlm: not all processes of this run joined within 3 s (JAXLM_TIMEOUT; details: "
+    )

@@ -10,10 +10,8 @@ store, where there is no rename, by its manifest, which is written last (core/re
 import contextlib
 import errno
 import functools
-import itertools
 import os
 import pathlib
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxlm.core import io, json_file, param
+from jaxlm.core import io
 from jaxlm.core.remote import staging
-from jaxlm.train.run import integrity
+from jaxlm.parallel import agreement
+from jaxlm.train.run import array_parts, integrity
 from jaxlm.train.run.run import Checkpoint
 from jaxlm.train.step import State
 
@@ -212,48 +211,13 @@ def read(folder: str | os.PathLike[str], step: int, parts: dict[str, Any]) -> di
     import orbax.checkpoint as ocp
 
     place, names = pathlib.Path(folder, str(step)), tuple(parts)
-    integrity.fetch(place, names, lambda name: CHUNK.fullmatch(name) is None)
-    integrity.fetch(place, names, _reads(place, parts))
+    integrity.fetch(place, names, lambda name: not array_parts.is_part(name))
+    integrity.fetch(place, names, array_parts.reads(place, parts))
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(**args))
     return {name: saved[name] for name in parts}
-
-
-# A part of an array as a file: of item params, array embed.table, the one at row 0, column 1 of its
-# grid. Several processes write such; of one process a file holds what parts there are.
-CHUNK = re.compile(r"([^/]+)/([^/]+)/(\d+(?:\.\d+)*)")
-
-
-def _reads(place: pathlib.Path, parts: dict[str, Any]) -> Callable[[str], bool]:
-    """Whether a file of a checkpoint has elements of these abstract items that are on this process'
-    devices. Files that are no known array's count as such."""
-    arrays = {
-        (item, param.path_of(keys).replace("/", ".")): leaf
-        for item, tree in parts.items()
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-
-    @functools.cache
-    def grid(item: str, name: str) -> set[str] | None:
-        sharding = getattr(arrays.get((item, name)), "sharding", None)
-        if sharding is None:
-            return None
-        sizes = json_file.read_object(place / item / name / ".zarray")["chunks"]
-        shape, held = arrays[item, name].shape, set()
-        for index in sharding.addressable_devices_indices_map(shape).values():
-            ends = [part.indices(n)[:2] for part, n in zip(index, shape, strict=True)]
-            ranges = [range(a // c, -(-b // c)) for (a, b), c in zip(ends, sizes, strict=True)]
-            held |= {".".join(map(str, at)) or "0" for at in itertools.product(*ranges)}
-        return held
-
-    def reads(name: str) -> bool:
-        match = CHUNK.fullmatch(name)
-        held = grid(match[1], match[2]) if match else None
-        return match is None or held is None or match[3] in held
-
-    return reads
 
 
 def facts(folder: str | os.PathLike[str], step: int) -> Facts:
@@ -285,9 +249,19 @@ def good(
     Raises: ValueError naming all of them if there are checkpoints and none is whole.
     """
     folder = pathlib.Path(folder)
+    return _whole(folder, warn, wanted, lambda n: integrity.fault(folder / str(n), parts))
+
+
+def _whole(
+    folder: pathlib.Path,
+    warn: Callable[[str], None],
+    wanted: list[int],
+    fault_of: Callable[[int], str | None],
+) -> int | None:
+    """The last of the steps of which no fault is found."""
     faults = []
     for step in reversed(wanted):
-        fault = integrity.fault(folder / str(step), parts)
+        fault = fault_of(step)
         if fault is None:
             return step
         faults.append(f"checkpoint {folder / str(step)} is unusable: {fault}")
@@ -300,17 +274,48 @@ def good(
     return None
 
 
+def resumable(
+    folder: str | os.PathLike[str], warn: Callable[[str], None], like: State, carry: Any
+) -> int | None:
+    """The last step whose checkpoint is whole, agreed on by all processes; None without any.
+
+    like, carry: as of `restore`. On a disk the first process verifies every file. From a store each
+    of several fetches and verifies the files that its own devices read, and those about arrays.
+
+    Raises: as `good`.
+    """
+    place, first = pathlib.Path(folder), jax.process_index() == 0
+    if jax.process_count() == 1 or staging.origin(place) is None:
+        return agreement.first(good(place, warn, steps(place)) if first else None)
+    agreement.first(None)  # the first has removed what was never complete
+    staging.refresh(place.parent)
+    parts = items(like) | ({"carry": carry} if carry else {})
+
+    def fault(step: int) -> str | None:
+        one, names = place / str(step), tuple(parts)
+        own = integrity.fault(one, names, lambda name: not array_parts.is_part(name))
+        own = own or integrity.fault(one, names, array_parts.reads(one, parts))
+        others = agreement.largest(int(own is not None))
+        return own or ("another process found a damaged file" if others else None)
+
+    return _whole(place, warn, steps(place), fault)
+
+
 def set_aside(folder: str | os.PathLike[str], after: int) -> list[str]:
-    """Rename the checkpoints after a step, none of which verified, to N.corrupt; the new names."""
+    """Rename the checkpoints after a step, none of which verified, to N.corrupt; the new names. All
+    processes call it; the first does it, and other copies of a store's run have them no longer."""
     folder = pathlib.Path(folder)
     moved = []
-    for step in steps(folder):
+    for step in steps(folder) if jax.process_index() == 0 else ():
         if step > after:
             target = folder / f"{step}.corrupt"
             staging.set_aside(folder / str(step), target)
             shutil.rmtree(target, ignore_errors=True)
             (folder / str(step)).rename(target)
             moved.append(target.name)
+    agreement.first(None)
+    if jax.process_index():
+        staging.refresh(folder.parent)
     return moved
 
 

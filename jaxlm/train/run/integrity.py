@@ -113,11 +113,16 @@ def facts(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
-def fault(folder: str | os.PathLike[str], parts: tuple[str, ...] = ()) -> str | None:
+def fault(
+    folder: str | os.PathLike[str],
+    parts: tuple[str, ...] = (),
+    reads: Callable[[str], bool] = lambda name: True,
+) -> str | None:
     """Describes damage to a sealed folder, naming the first bad file; None if all is well.
 
-    parts: names of subfolders; if any are given, only their files are checked. Those of a folder in
-    a store are fetched first, and once more where the local copy of one is damaged.
+    parts: names of subfolders; if any are given, only their files are checked. reads: whether a
+    file is checked, by its name. Those of a folder in a store are fetched first, and once more
+    where the local copy of one is damaged.
     """
     folder = pathlib.Path(folder)
     try:
@@ -128,7 +133,11 @@ def fault(folder: str | os.PathLike[str], parts: tuple[str, ...] = ()) -> str | 
         return f"{FILE} is damaged: {error}"
     except (OSError, KeyError) as error:
         return f"{FILE} is not a manifest ({error!r})"
-    listed = {n: x for n, x in listed.items() if not parts or n.partition("/")[0] in parts}
+    listed = {
+        name: written
+        for name, written in listed.items()
+        if (not parts or name.partition("/")[0] in parts) and reads(name)
+    }
     staging.complete(folder, {name: size for name, (size, _) in listed.items()})
     for name, written in listed.items():
         damage = _damage(folder, name, *written)

@@ -30,6 +30,9 @@ from tests.train.interruptions import disturbances
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP, "SIGTERM": signal.SIGTERM}
 # Seconds without a sign of life after which a process is lost; and for all to end.
 HEARTBEAT, LIMIT = 8, 60
+# Seconds for all to join: one that is killed before it has joined is not waited for any longer.
+JOIN = 40
+NOT_JOINED = f"not all processes of this run joined within {JOIN} s"
 LOST = 4
 
 
@@ -87,6 +90,7 @@ def start(home: pathlib.Path, count: int) -> Group:
     processes = []
     for index in range(count):
         peer = {"JAXLM_DISTRIBUTED": f"localhost:{port}/{count}/{index}"}
+        peer["JAXLM_TIMEOUT"] = str(JOIN)
         processes.append(fork(home, f"log-{index}", peer, lambda: main.main(command)))
     return Group(home, processes, time.monotonic())
 
@@ -167,8 +171,10 @@ def case(
     texts, ways = printed(home, count), []
     for i in range(count):
         ended = (i == victim and name != "SIGTERM") or codes[i] in (0, 128 + signal.SIGTERM)
+        ended |= i == victim and codes[i] == -signal.SIGTERM  # before it listened
         last = [line for line in texts[i].splitlines() if line.startswith("jaxlm: ")]
-        named = codes[i] == LOST and len(last) == 1 and f"process {victim}" in last[0]
+        told = any(text in last[0] for text in (f"process {victim}", NOT_JOINED) if last)
+        named = codes[i] == LOST and len(last) == 1 and told
         ways += [] if i == victim else [f"exit code {codes[i]}"]
         if not (ended or named) or "Traceback" in texts[i]:
             fault = f"process {i} ended with {codes[i]}: {texts[i][-1500:]}"

@@ -22,7 +22,7 @@ from jaxlm.core import config, io, json_file
 from jaxlm.core.remote import lease, objects, staging
 from jaxlm.train import initial_weights, loop, trained_weights
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import checkpoint, directory, integrity, metrics
+from jaxlm.train.run import array_parts, checkpoint, directory, integrity, metrics
 from jaxlm.train.run import run as runs
 
 NUMBERS = itertools.count()
@@ -280,7 +280,7 @@ def store(tiny, home, tmp_path):
                 start(name, machine, 1, JAXLM_DISTRIBUTED=peer)
                 for machine, peer in zip(machines, peers, strict=True)
             ]
-        printed = [process.communicate(timeout=400)[0] for process in processes]
+        printed = [process.communicate(timeout=300)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(machines), printed
         return printed[0]
 
@@ -310,7 +310,7 @@ def test_a_process_fetches_the_files_of_its_devices(tmp_path, shape, chunks, axe
     held = {d: index for d, index in where.devices_indices_map(shape).items() if d in devices}
     places = SimpleNamespace(addressable_devices_indices_map=lambda _: held)
     leaf = SimpleNamespace(shape=shape, sharding=places)
-    reads = checkpoint._reads(tmp_path, {"params": {"a": {"b": leaf}}})
+    reads = array_parts.reads(tmp_path, {"params": {"a": {"b": leaf}}})
     element = np.empty(shape, object)
     for at in np.ndindex(*shape):
         element[at] = ".".join(str(i // c) for i, c in zip(at, chunks, strict=True)) or "0"
@@ -323,8 +323,8 @@ def test_a_process_fetches_the_files_of_its_devices(tmp_path, shape, chunks, axe
 @pytest.mark.slow
 def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     """Each uploads the arrays of its own device. What two wrote one reads, and what one wrote two,
-    with the losses of a run that was never moved. The second of two fetches the parts of its own
-    device alone; the first verifies all of them."""
+    with the losses of a run that was never moved. Each of two fetches and verifies the parts of its
+    own device alone, and both leave a checkpoint of which one of them finds a part damaged."""
     store("pair", "a", "b")
     checkpoints = store.folder / "pair" / "checkpoints"
     files = json_file.read_object(checkpoints / "12" / "manifest.json")["files"]
@@ -335,6 +335,7 @@ def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     assert not (store.folder / "pair" / "lock").exists()
     assert not list(checkpoints.glob("*/manifest.*.json"))
     right = metrics.deterministic(store.folder / "pair" / metrics.FILE)
+    listed = json_file.read_object(checkpoints / "9" / "manifest.json")["files"]
     for machines in (["c"], ["d", "e"]):
         (checkpoints / "12" / "manifest.json").unlink()
         (store.folder / "pair" / "result.json").unlink()
@@ -348,6 +349,17 @@ def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     for machine in ("d", "e"):
         (copy,) = (store.folder.parents[1] / machine).rglob("checkpoints/9")
         files = {f.relative_to(copy).as_posix(): f.stat().st_size for f in io.files(copy)}
-        sizes.append(sum(n for name, n in files.items() if checkpoint.CHUNK.fullmatch(name)))
+        sizes.append(sum(n for name, n in files.items() if array_parts.is_part(name)))
+    whole = sum(n for name, (n, _) in listed.items() if array_parts.is_part(name))
     # all matrices are split in two; the key, the step and the counts of the optimiser are not
-    assert 0 <= sizes[1] - sizes[0] / 2 < 200
+    assert all(0 <= size - whole / 2 < 200 for size in sizes)
+
+    (copy,) = (store.folder.parents[1] / "e").rglob("checkpoints/9")
+    names = {f.relative_to(copy).as_posix() for f in io.files(copy)}
+    (other,) = (store.folder.parents[1] / "d").rglob("checkpoints/9")
+    part = next(n for n in sorted(names) if array_parts.is_part(n) and not (other / n).exists())
+    for folder in (checkpoints / "12", copy.parent / "12"):
+        (folder / part).write_bytes(b"damaged")
+    (store.folder / "pair" / "result.json").unlink()
+    printed = store("pair", "d", "e")
+    assert "checkpoints/12.corrupt was set aside; training goes on from step 9" in printed
