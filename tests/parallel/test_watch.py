@@ -1,6 +1,7 @@
 """The judgement on processes of which one does not move on, by a clock that is given."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -106,3 +107,20 @@ def test_a_process_that_never_joins_is_told_of():
     assert done.stderr.startswith(
         "jaxlm: not all processes of this run joined within 3 s (JAXLM_TIMEOUT; details: "
     )
+
+
+def test_programs_of_several_processes_run_in_order_on_cpus():
+    """One that was still running and the next ran their collectives at once: gloo ended a process
+    that got the bytes of another collective, once in some hundred starts."""
+    code = (
+        "import os, jax\nfrom jaxlm.parallel import multihost\nmultihost.join(dict(os.environ))\n"
+        "print(jax.config.values['jax_cpu_enable_async_dispatch'], jax.process_count())"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        peer = f"localhost:{free.getsockname()[1]}/1/0"
+    environ = os.environ | {"JAXLM_DISTRIBUTED": peer}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "False 1\n", done.stderr
