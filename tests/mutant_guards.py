@@ -180,7 +180,6 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "parallel/rules": ("tests/parallel/test_rules.py", f"{LAWS} -k llama"),
     "parallel/transfer": ("tests/train/test_stored_targets.py", "tests/train/rl/test_rollout.py"),
     "train/optim/diloco": ("tests/train/optim/test_diloco.py", "tests/train/run/test_problems.py"),
-    "train/run/array_parts": ("tests/train/run/test_remote_runs.py",),
     "train/run/environment": ("tests/train/test_loop.py", "tests/train/run/test_plot.py"),
     "train/run/integrity": RESUMED,
     "train/run/interrupts": ("tests/train/interruptions/test_kill.py", *RESUMED[2:]),

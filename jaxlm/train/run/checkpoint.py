@@ -22,7 +22,7 @@ import jax
 from jaxlm.core import io
 from jaxlm.core.remote import staging
 from jaxlm.parallel import agreement
-from jaxlm.train.run import array_parts, integrity
+from jaxlm.train.run import integrity
 from jaxlm.train.run.run import Checkpoint
 from jaxlm.train.step import State
 
@@ -211,8 +211,8 @@ def read(folder: str | os.PathLike[str], step: int, parts: dict[str, Any]) -> di
     import orbax.checkpoint as ocp
 
     place, names = pathlib.Path(folder, str(step)), tuple(parts)
-    integrity.fetch(place, names, lambda name: not array_parts.is_part(name))
-    integrity.fetch(place, names, array_parts.reads(place, parts))
+    integrity.fetch(place, names, lambda name: not integrity.is_part(name))
+    integrity.fetch(place, names, integrity.read_by_this_process(place, parts))
     args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
@@ -293,8 +293,8 @@ def resumable(
 
     def fault(step: int) -> str | None:
         one, names = place / str(step), tuple(parts)
-        own = integrity.fault(one, names, lambda name: not array_parts.is_part(name))
-        own = own or integrity.fault(one, names, array_parts.reads(one, parts))
+        own = integrity.fault(one, names, lambda name: not integrity.is_part(name))
+        own = own or integrity.fault(one, names, integrity.read_by_this_process(one, parts))
         others = agreement.largest(int(own is not None))
         return own or ("another process found a damaged file" if others else None)
 

@@ -1,5 +1,10 @@
-"""Integrity of checkpoints: a manifest lists every file with size and SHA-256, and some facts."""
+"""Integrity of checkpoints: a manifest lists every file with size and SHA-256, and some facts.
 
+Of several processes each reads, from a store, the files with the parts of arrays it holds.
+"""
+
+import functools
+import itertools
 import os
 import pathlib
 import re
@@ -7,7 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxlm.core import io, json_file
+import jax
+
+from jaxlm.core import io, json_file, param
 from jaxlm.core.remote import objects, staging
 
 FILE = "manifest.json"
@@ -158,3 +165,43 @@ def _damage(folder: pathlib.Path, name: str, size: int, digest: str) -> str | No
     if io.sha256(path) != digest:
         return f"{name} is not what was written (its SHA-256 differs)"
     return None
+
+
+# A part of an array as a file: of item params, array embed.table, the one at row 0, column 1 of its
+# grid. Several processes write such; of one process a file holds what parts there are.
+CHUNK = re.compile(r"([^/]+)/([^/]+)/(\d+(?:\.\d+)*)")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of a checkpoint is a part of an array, by its name."""
+    return CHUNK.fullmatch(name) is not None
+
+
+def read_by_this_process(place: pathlib.Path, parts: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether a file of a checkpoint has elements of these abstract items that are on this process'
+    devices. Files that are no known array's count as such."""
+    arrays = {
+        (item, param.path_of(keys).replace("/", ".")): leaf
+        for item, tree in parts.items()
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+    @functools.cache
+    def grid(item: str, name: str) -> set[str] | None:
+        sharding = getattr(arrays.get((item, name)), "sharding", None)
+        if sharding is None:
+            return None
+        sizes = json_file.read_object(place / item / name / ".zarray")["chunks"]
+        shape, held = arrays[item, name].shape, set()
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            ends = [part.indices(n)[:2] for part, n in zip(index, shape, strict=True)]
+            ranges = [range(a // c, -(-b // c)) for (a, b), c in zip(ends, sizes, strict=True)]
+            held |= {".".join(map(str, at)) or "0" for at in itertools.product(*ranges)}
+        return held
+
+    def read(name: str) -> bool:
+        match = CHUNK.fullmatch(name)
+        held = grid(match[1], match[2]) if match else None
+        return match is None or held is None or match[3] in held
+
+    return read

@@ -22,7 +22,7 @@ from jaxlm.core import config, io, json_file
 from jaxlm.core.remote import lease, objects, staging
 from jaxlm.train import initial_weights, loop, trained_weights
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import array_parts, checkpoint, directory, integrity, metrics
+from jaxlm.train.run import checkpoint, directory, integrity, metrics
 from jaxlm.train.run import run as runs
 
 NUMBERS = itertools.count()
@@ -310,7 +310,7 @@ def test_a_process_fetches_the_files_of_its_devices(tmp_path, shape, chunks, axe
     held = {d: index for d, index in where.devices_indices_map(shape).items() if d in devices}
     places = SimpleNamespace(addressable_devices_indices_map=lambda _: held)
     leaf = SimpleNamespace(shape=shape, sharding=places)
-    reads = array_parts.reads(tmp_path, {"params": {"a": {"b": leaf}}})
+    reads = integrity.read_by_this_process(tmp_path, {"params": {"a": {"b": leaf}}})
     element = np.empty(shape, object)
     for at in np.ndindex(*shape):
         element[at] = ".".join(str(i // c) for i, c in zip(at, chunks, strict=True)) or "0"
@@ -349,15 +349,15 @@ def test_two_machines_write_one_checkpoint_and_others_go_on_from_it(store):
     for machine in ("d", "e"):
         (copy,) = (store.folder.parents[1] / machine).rglob("checkpoints/9")
         files = {f.relative_to(copy).as_posix(): f.stat().st_size for f in io.files(copy)}
-        sizes.append(sum(n for name, n in files.items() if array_parts.is_part(name)))
-    whole = sum(n for name, (n, _) in listed.items() if array_parts.is_part(name))
+        sizes.append(sum(n for name, n in files.items() if integrity.is_part(name)))
+    whole = sum(n for name, (n, _) in listed.items() if integrity.is_part(name))
     # all matrices are split in two; the key, the step and the counts of the optimiser are not
     assert all(0 <= size - whole / 2 < 200 for size in sizes)
 
     (copy,) = (store.folder.parents[1] / "e").rglob("checkpoints/9")
     names = {f.relative_to(copy).as_posix() for f in io.files(copy)}
     (other,) = (store.folder.parents[1] / "d").rglob("checkpoints/9")
-    part = next(n for n in sorted(names) if array_parts.is_part(n) and not (other / n).exists())
+    part = next(n for n in sorted(names) if integrity.is_part(n) and not (other / n).exists())
     for folder in (checkpoints / "12", copy.parent / "12"):
         (folder / part).write_bytes(b"damaged")
     (store.folder / "pair" / "result.json").unlink()
