@@ -177,7 +177,9 @@ def is_part(name: str) -> bool:
     return CHUNK.fullmatch(name) is not None
 
 
-def read_by_this_process(place: pathlib.Path, parts: dict[str, Any]) -> Callable[[str], bool]:
+def read_by_this_process(
+    place: str | os.PathLike[str], parts: dict[str, Any]
+) -> Callable[[str], bool]:
     """Whether a file of a checkpoint has elements of these abstract items that are on this process'
     devices. Files that are no known array's count as such."""
     arrays = {
@@ -191,7 +193,7 @@ def read_by_this_process(place: pathlib.Path, parts: dict[str, Any]) -> Callable
         sharding = getattr(arrays.get((item, name)), "sharding", None)
         if sharding is None:
             return None
-        sizes = json_file.read_object(place / item / name / ".zarray")["chunks"]
+        sizes = json_file.read_object(pathlib.Path(place, item, name, ".zarray"))["chunks"]
         shape, held = arrays[item, name].shape, set()
         for index in sharding.addressable_devices_indices_map(shape).values():
             ends = [part.indices(n)[:2] for part, n in zip(index, shape, strict=True)]
