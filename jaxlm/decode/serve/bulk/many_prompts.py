@@ -39,12 +39,12 @@ class Meter:
         """Time since the beginning, prompts that were read included."""
         return time.perf_counter() - self._start
 
-    def add(self, parts: Sequence[Part], lengths: dict[int, int]) -> None:
-        """Count the parts of a step; lengths: {number: tokens before it} of requests that ran."""
-        self.tokens += sum(len(part.tokens) for part in parts)
-        decoded = [part for part in parts if part.number in lengths]
-        steps = max((len(part.tokens) for part in decoded), default=0)
-        filled = sum(lengths[part.number] for part in decoded)
+    def add(self, tokens: int, decoded: Sequence[tuple[int, int]]) -> None:
+        """Count a step that gave so many tokens. decoded: (tokens before it, tokens that it added)
+        of each row that ran, its first token apart, which comes with its prompt."""
+        self.tokens += tokens
+        steps = max((added for _, added in decoded), default=0)
+        filled = sum(before for before, _ in decoded)
         self.bytes += steps * self._reads.step(len(decoded), filled)
 
 
@@ -80,14 +80,14 @@ def texts(
             ended = request is None
             if request is not None:
                 places |= _submitted(running, request, constraint)
-        step = running.step()
-        if meter is not None:
-            meter.add(step, lengths)
+        step, decoded = running.step(), []
         for part in step:
             number = part.number
             group, place = places[number]
             old = parts.get(number)
             parts[number] = part if old is None else engine.joined(old, part)
+            if number in lengths:
+                decoded.append((lengths[number], len(part.tokens)))
             before = lengths.get(number, len(group.request.tokens))
             lengths[number] = before + len(part.tokens)
             if part.finish is None:
@@ -97,6 +97,8 @@ def texts(
             done = [part for part in group.ended if part is not None]
             if len(done) == len(group.ended):
                 yield group.request.number, _chosen(done, group.request.sampling)
+        if meter is not None:
+            meter.add(sum(len(part.tokens) for part in step), decoded)
 
 
 def _submitted(
