@@ -80,8 +80,8 @@ def test_every_prompt_has_n_texts(saved, capsys):
     args = ["sample", folder, "--prompt", "ab", *shown, "--banned", "97", "--banned", "98", "98"]
     assert main.main(args) == 0
     assert capsys.readouterr().out == "".join(f"ab{text}\n" for text in own)
-    assert main.main(["sample", folder, "--talk", "--template", "plain", *shown]) == 2
-    assert "--n: 3 given; a conversation (--talk) goes on with one reply" in capsys.readouterr().err
+    assert main.main(["chat", folder, "--template", "plain", *shown]) == 2
+    assert "sampling.best_of: 4 given; it must be 1: a conversation" in capsys.readouterr().err
     assert main.main(["sample", folder, "--template", "plain", "--prompt", "ab", *shown[:4]]) == 0
     assert len(capsys.readouterr().out.split("\n")) >= 5
     with pytest.raises(SystemExit, match="2"):

@@ -60,7 +60,7 @@ def _respond(talk: Dialogue, text: str) -> None:
     elif name == "/load":
         talk.load(rest)
         _note(f"{len(talk.messages)} messages")
-        if talk.messages[-1].role != "assistant":
+        if talk.unanswered:
             _show(talk, talk.answer)
     elif name == "/help":
         print(HELP)

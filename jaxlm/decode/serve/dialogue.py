@@ -65,6 +65,11 @@ class Dialogue:
         # a token at a time: each is shown, and may be the last
         self._engine = Engine(model, params, Capacity(1, length, steps=1), tokenizer)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last message is another than the assistant's."""
+        return bool(self.messages) and self.messages[-1].role != "assistant"
+
     def say(self, text: str, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Pieces of the answer to the user's next message; see `answer`."""
         self.messages.append(Message("user", text))
