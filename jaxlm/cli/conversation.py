@@ -21,6 +21,9 @@ A line that ends with \\ goes on in the next, and // begins a message with /.
 Ctrl-C stops an answer; what it said stays."""
 
 QUIT = ("/quit", "/exit")
+# A model may write characters that a terminal obeys: they are shown as pictures of themselves.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def hold(talk: Dialogue, first: tuple[str, ...] = ()) -> None:
@@ -59,7 +62,7 @@ def _respond(talk: Dialogue, text: str) -> None:
         talk.save(rest)
     elif name == "/load":
         talk.load(rest)
-        _note(f"{len(talk.messages)} messages")
+        _note(f"messages: {len(talk.messages)}")
         if talk.unanswered:
             _show(talk, talk.answer)
     elif name == "/help":
@@ -70,12 +73,12 @@ def _respond(talk: Dialogue, text: str) -> None:
 
 def _show(talk: Dialogue, answer: Callable[[Callable[[], bool]], Iterator[str]]) -> None:
     """Print an answer as it comes; Ctrl-C stops it, and a second one the program."""
-    left = talk.left_out
+    left, pictures = talk.left_out, _PICTURES if sys.stdout.isatty() else {}
     with _interrupts() as stop:
         for number, piece in enumerate(answer(stop)):
             if number == 0 and talk.left_out > left:
                 _note(f"no room for the oldest {talk.left_out} messages, which are left out")
-            print(piece, end="", flush=True)
+            print(piece.translate(pictures), end="", flush=True)
     print(flush=True)
     if talk.stopped:
         _note("stopped")

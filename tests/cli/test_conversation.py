@@ -2,6 +2,7 @@
 
 import io
 import signal
+import sys
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_commands(hold):
     assert err.splitlines() == [
         "(nothing was asked yet)",
         "(/save needs a file)",
-        "(1 messages)",
+        "(messages: 1)",
         "(no command /nope; /help lists them)",
         "(say it in fewer words)",
         "(no room for the oldest 2 messages, which are left out)",
@@ -100,8 +101,10 @@ def test_control_c_stops_an_answer_and_the_next_line_goes_on(hold):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_terminal_edits_lines_and_control_c_drops_one(monkeypatch, capsys):
-    typed = ["one\\", KeyboardInterrupt, "Hi", "a\\", "b", EOFError]
+def test_a_terminal_edits_lines_control_c_drops_one_and_no_answer_moves_the_cursor(
+    monkeypatch, capsys
+):
+    typed = ["one\\", KeyboardInterrupt, "H\x1b[2Ji\x9b", "a\\", "b", EOFError]
     shown = []
 
     class Terminal(io.StringIO):
@@ -116,9 +119,19 @@ def test_a_terminal_edits_lines_and_control_c_drops_one(monkeypatch, capsys):
         raise line
 
     monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setattr("builtins.input", read)
     talk = Script()
     conversation.hold(talk)
-    assert talk.messages == ["Hi", "a\nb"] and shown == ["> ", "| ", "> ", "> ", "| ", "> "]
-    out, err = capsys.readouterr()
-    assert out == "\nHI \nA B \n\n" and err == "(/help lists commands, Ctrl-D ends)\n"
+    assert talk.messages == ["H\x1b[2Ji\x9b", "a\nb"] and shown == [
+        "> ",
+        "| ",
+        "> ",
+        "> ",
+        "| ",
+        "> ",
+    ]
+    out, err = sys.stdout.getvalue(), capsys.readouterr().err
+    assert (
+        out == "\nH\u241b[2JI\ufffd \nA B \n\n" and err == "(/help lists commands, Ctrl-D ends)\n"
+    )
