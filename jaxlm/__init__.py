@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         scaling,
         train,
     )
-    from jaxlm.api import evaluate, generate
+    from jaxlm.api import evaluate, generate, generate_file
     from jaxlm.data.pretraining import Data
     from jaxlm.decode.constraints import Constraint
     from jaxlm.decode.sampling_settings import Sampling
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Beams", "Constraint", "Contrastive", "Data", "Optim", "Plan", "Run", "Sampling"]
-__all__ += ["evaluate", "generate", "load"]
+__all__ += ["evaluate", "generate", "generate_file", "load"]
 __all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
 __all__ += ["parallel", "scaling", "train"]
 
@@ -55,6 +55,7 @@ _HOMES = {
     "Sampling": "jaxlm.decode.sampling_settings",
     "evaluate": "jaxlm.api",
     "generate": "jaxlm.api",
+    "generate_file": "jaxlm.api",
     "load": "jaxlm.train.trained_weights",
 }
 

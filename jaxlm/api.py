@@ -7,12 +7,15 @@ jaxlm.evaluate(saved)["bits_per_byte"]
 """
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxlm.core import cache, check
+from jaxlm.core import cache, check, log
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import examples
+from jaxlm.data.records.records import Record
 from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenized import shard_cache, shards
@@ -21,11 +24,17 @@ from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.search import hypotheses
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
+from jaxlm.decode.serve.bulk import generation_job, prompt_lines
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
 from jaxlm.train import initial_weights, inputs, program, trained_weights
 from jaxlm.train.run import directory
 from jaxlm.train.trained_weights import Saved
+
+TOGETHER = 64
+"""Texts of `generate` that form one batch; more of them share slots."""
+SLOTS = 16
+"""Slots of many prompts."""
 
 
 def generate(
@@ -37,7 +46,8 @@ def generate(
 ) -> list[str]:
     """The texts that a trained model writes for each prompt: one, or `sampling.n` in a row.
 
-    A decoder continues the prompts, all in one batch. One that was trained on conversations, or any
+    A decoder continues the prompts: up to `TOGETHER` texts in one batch, more in the slots of an
+    engine, with a progress bar on a terminal. One that was trained on conversations, or any
     with a `template`, answers each as the user's message and stops at the end of its turn. An
     encoder returns the prompt and the likeliest tokens of each <mask> in it, an encoder-decoder the
     source and its target, as `jaxlm sample` shows them. Text r is sampled with the seed of
@@ -77,14 +87,79 @@ def generate(
     if not isinstance(settings, Sampling):
         ending = prompt_tokens.stopping(settings, [i for turn in turns for i in turn.stops])
         tokens = [turn.tokens for turn in turns]
-        found = hypotheses.complete(model, saved.params, tokenizer, tokens, ending)
+        found, params = [], token_sampling.prepare(model, saved.params)
+        for start in range(0, len(tokens), TOGETHER):
+            part = tokens[start : start + TOGETHER]
+            found += hypotheses.complete(model, params, tokenizer, part, ending)
         return [one.text for texts in found for one in texts]
+    if len(prompts) * settings.candidates > TOGETHER and token_sampling.independent(model):
+        return _in_slots(saved, prompts, settings, template, constraint)
     drawn = token_sampling.each(settings, len(prompts))
     rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(drawn, turns, strict=True)]
     written = completions.complete(
         model, saved.params, tokenizer, [turn.tokens for turn in turns], rows, constraint
     )
     return [row.text for row in written]
+
+
+def _in_slots(
+    saved: Saved,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    template: str | None,
+    constraint: Constraint | None,
+) -> list[str]:
+    """`generate` by an engine."""
+    job = _job(saved, lambda: prompt_lines.listed(prompts), sampling, template, constraint)
+    size = generation_job.survey(job)
+    decoding = generation_job.begin(job, size, SLOTS, measure=sys.stdout.isatty())
+    texts: list[list[str]] = [[] for _ in prompts]
+    with log.open(True, "texts", size.count) as shown:
+        for number, _, rows in generation_job.texts(job, decoding, shown):
+            texts[number] = [row.text for row in rows]
+    return [text for each in texts for text in each]
+
+
+def generate_file(
+    saved: Saved,
+    prompts: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    sampling: Sampling = Sampling(),
+    template: str | None = None,
+    constraint: Constraint | None = None,
+    slots: int = SLOTS,
+) -> generation_job.Totals:
+    """Write the texts of `generate` for every prompt of a file to `out`, a line of JSON each, in
+    the order of the prompts: the prompt's record with `text` and `finish`.
+
+    prompts: .txt, a prompt a line, or records with `prompt` or `messages` (`prompt_lines`); they
+    are read as they are needed, so that a file may be larger than memory. Texts are kept as they
+    end: a call that was killed goes on where it was, and the file is the same bytes. slots: prompts
+    that are decoded together.
+
+    Raises: ValueError, before any compute, for a prompt that does not fit, with its line; for an
+    `out` that was begun with other prompts, settings or weights, naming the first difference; as
+    `generate`.
+    """
+    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(saved.folder))
+    trained_weights.refuse_template(saved.folder, saved.run, template)
+    job = _job(saved, lambda: prompt_lines.read(prompts), settings, template, constraint)
+    identity = trained_weights.identity(saved) | {"template": template}
+    return generation_job.write(job, out, identity, slots, "texts")
+
+
+def _job(
+    saved: Saved,
+    records: Callable[[], Iterator[Record]],
+    sampling: Sampling,
+    template: str | None,
+    constraint: Constraint | None,
+) -> generation_job.Job:
+    data, tokenizer = saved.run.data, directory.tokenizer(saved.folder, saved.run)
+    turn = prompt_lines.encoder(data, prompt_tokens.written(data, template), tokenizer)
+    return generation_job.Job(
+        saved.model, saved.params, tokenizer, records, turn, sampling, constraint
+    )
 
 
 def evaluate(

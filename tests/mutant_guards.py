@@ -41,6 +41,7 @@ DECODE = (
     "tests/decode/test_completions.py",
 )
 SERVE = ("tests/decode/serve/test_engine.py", "tests/decode/serve/test_http_api.py")
+BULK = "tests/decode/serve/bulk/test_generation_job.py"
 STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
     "tests/train/run/test_checkpoint.py",
@@ -109,6 +110,9 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/prompt_tokens": ("tests/data/test_reasoning.py", "tests/train/test_chats.py"),
     "decode/reply": ("tests/decode/test_fill_mask.py", *DECODE[2:], "tests/test_api.py"),
     "decode/serve/__init__": (SERVE[0],),
+    "decode/serve/bulk/__init__": (BULK,),
+    "decode/serve/bulk/bandwidth": (BULK,),
+    "decode/serve/bulk/many_prompts": (BULK,),
     "decode/serve/capacities": SERVE,
     "decode/serve/engine": SERVE,
     "decode/serve/http_api": (SERVE[1],),

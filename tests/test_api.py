@@ -1,5 +1,7 @@
 """What `import jaxlm` offers is what the modules do, and costs nothing before it is used."""
 
+import io
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 import jaxlm
+from jaxlm import api
 from jaxlm.cli import main
 from jaxlm.convert import pretrained
 from jaxlm.decode import completions
@@ -80,13 +83,74 @@ def test_every_prompt_has_n_texts(saved, capsys):
     args = ["sample", folder, "--prompt", "ab", *shown, "--banned", "97", "--banned", "98", "98"]
     assert main.main(args) == 0
     assert capsys.readouterr().out == "".join(f"ab{text}\n" for text in own)
-    assert main.main(["sample", folder, "--talk", "--template", "plain", *shown]) == 2
-    assert "--n: 3 given; a conversation (--talk) goes on with one reply" in capsys.readouterr().err
+    assert main.main(["chat", folder, "--template", "plain", *shown]) == 2
+    assert "sampling.best_of: 4 given; it must be 1: a conversation" in capsys.readouterr().err
     assert main.main(["sample", folder, "--template", "plain", "--prompt", "ab", *shown[:4]]) == 0
     assert len(capsys.readouterr().out.split("\n")) >= 5
     with pytest.raises(SystemExit, match="2"):
         main.main(["sample", folder, "--max-new", "6", "--min-new", "7"])
     assert "sampling.min_new: 7 given; it must be in [0, 6]" in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_has_the_texts_of_a_list(saved, capsys, tmp_path, monkeypatch):
+    """From Python and from the command line; many texts of a list come from slots, as few do from
+    one batch, and beams in batches."""
+    settings, prompts = jaxlm.Sampling(max_new=5, n=2, seed=3), ["ab", "b", "abba"]
+    texts = jaxlm.generate(saved[1], prompts, settings)
+    folder, file, out = str(saved[1].folder.resolve()), tmp_path / "p.txt", tmp_path / "out.jsonl"
+    file.write_text("".join(f"{prompt}\n" for prompt in prompts))
+    shown = ["--prompts", str(file), "--max-new", "5", "--n", "2", "--seed", "3"]
+    assert main.main(["sample", folder, *shown, "--out", str(out), "--slots", "3"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts and rows[5]["prompt"] == "abba"
+    said = capsys.readouterr().out
+    assert re.fullmatch(
+        r".*out.jsonl: texts of 3 prompts; \d+ tokens in .* s, .* tokens/s, .*% of .*\n", said
+    )
+    totals = jaxlm.generate_file(saved[1], file, out, settings)
+    assert (totals.count, totals.found, totals.tokens) == (3, 3, 0)
+    assert main.main(["sample", folder, *shown, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "out.jsonl: texts of 3 prompts, 3 of them there before\n"
+    )
+    with pytest.raises(ValueError, match="begun with template=None, and now template='plain'"):
+        jaxlm.generate_file(saved[1], file, out, settings, template="plain")
+    monkeypatch.setattr(api, "TOGETHER", 5)
+    monkeypatch.setattr(api, "SLOTS", 3)
+    assert jaxlm.generate(saved[1], prompts, settings) == texts
+    beams = jaxlm.Beams(max_new=3, num_beams=2)
+    together = jaxlm.generate(saved[1], prompts, beams)
+    monkeypatch.setattr(api, "TOGETHER", 2)
+    assert jaxlm.generate(saved[1], prompts, beams) == together and len(together) == 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--out", "a.jsonl"], "give --prompts FILE"),
+        (["--slots", "3"], "give --prompts FILE"),
+        (["--prompts", "a.txt"], "--prompts: give --out FILE.jsonl"),
+        (["--prompts", "a.txt", "--out", "b", "--prompt", "c"], "--prompt: given along with"),
+        (["--prompts", "a.txt", "--out", "b", "--beams", "2"], "texts of a file are sampled"),
+    ],
+)
+def test_options_without_each_other_are_refused(saved, capsys, options, message):
+    assert main.main(["sample", str(saved[1].folder.resolve()), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_conversation_of_a_run_of_text_needs_a_template(saved, capsys, monkeypatch):
+    folder = str(saved[1].folder.resolve())
+    assert main.main(["chat", folder]) == 2
+    assert "trained on text, not on conversations; name a --template" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("b\n"))
+    talk = ["--template", "vicuna", "--length", "90", "--max-new", "3", "--prompt", "a"]
+    assert main.main(["chat", folder, *talk, "--system", "Be brief."]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("> a\n") and "\n> b\n" in said
+    short = ["--template", "vicuna", "--length", "9", "--prompt", "a"]
+    assert main.main(["chat", folder, *short]) == 0
+    assert "9 are all that the model is given; say it in fewer" in capsys.readouterr().err
 
 
 def test_texts_match_a_constraint(saved, capsys, tmp_path):

@@ -16,7 +16,7 @@ from jaxlm.core.remote import objects
 
 RUN: Class = ("jaxlm.train.run.run", "Run")
 # Commands whose first argument is a run directory.
-READ_RUNS = ("sample", "eval", "score", "plot", "export")
+READ_RUNS = ("sample", "chat", "eval", "score", "plot", "export")
 WORDS = {"int": "a whole number", "float": "a number", "bool": "True or False", "None": "None"}
 
 

@@ -65,7 +65,12 @@ def outside(
 
 
 def _types(cfg: Any) -> dict[str, Any]:
-    return typing.get_type_hints(type(cfg))
+    return _hints(type(cfg))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def choices(where: str, cfg: Any) -> Iterator[str]:

@@ -43,14 +43,15 @@ def asked(
     messages: Sequence[Message],
 ) -> Turn:
     """The Turn before the model's next words: the text of the one message where `made` is None;
-    else the conversation so far, with the run's system message.
+    else the conversation so far, with the run's system message where it has none.
 
     Raises: ValueError as `template.prompt`.
     """
     if made is None:
         (only,) = messages
         return Turn(completions.encode(tokenizer, only.text), ())
-    if isinstance(data, chats.Chats) and data.system is not None:
+    own = any(message.role == "system" for message in messages)
+    if isinstance(data, chats.Chats) and data.system is not None and not own:
         messages = [Message("system", data.system), *messages]
     tokens = template.prompt(made, tokenizer, messages).tolist()
     return Turn(tokens, template.stops(made, tokenizer))

@@ -188,26 +188,10 @@ def check_prompts(
         raise ValueError("bidirectional models do not continue text; see `decode.fill_mask.fill`")
     if not prompts:
         raise ValueError("prompts: none given; at least one is needed")
-    vocab, arrays = model.cfg.vocab, []
-    for r, (prompt, s) in enumerate(zip(prompts, settings, strict=True)):
-        row = np.asarray(prompt)
-        if not row.size:
-            raise ValueError(
-                f"prompt {r}: empty; a model continues at least one token. To start from nothing, "
-                "give the token that begins every document (bos, or eos without one)"
-            )
-        if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
-        sampling_settings.check_range(f"prompt {r}, position", row, vocab)
-        sampling_settings.check_tokens(r, s, row.tolist(), vocab, where)
-        total = len(row) + s.max_new
-        if model.context is not None and total > model.context:
-            raise ValueError(
-                f"prompt {r}: {len(row)} tokens and {where}.max_new={s.max_new} make {total}; the "
-                f"model has {model.context} positions, so max_new may be at most "
-                f"{model.context - len(row)} here"
-            )
-        arrays.append(row.astype(np.int32))
+    arrays = [
+        check_prompt(model, r, prompt, s, where)
+        for r, (prompt, s) in enumerate(zip(prompts, settings, strict=True))
+    ]
     rows = sum(s.candidates for s in settings)
     slots = max(len(a) + branches * s.max_new for a, s in zip(arrays, settings))
     # two bytes an element are the least that a cache takes
@@ -215,6 +199,32 @@ def check_prompts(
     need = memory.spec_bytes(layers, memory.mesh(Plan()), jnp.bfloat16)
     devices.check(f"{where}.max_new: the cache of {rows} texts of {slots:,} tokens", need)
     return arrays
+
+
+def check_prompt(
+    model: Model, r: int, prompt: Sequence[int], s: Sampling, where: str = "sampling"
+) -> np.ndarray:
+    """Prompt r as int32[P]; what a batch of it takes is not looked at. Raises: as
+    `check_prompts`."""
+    row = np.asarray(prompt)
+    if not row.size:
+        raise ValueError(
+            f"prompt {r}: empty; a model continues at least one token. To start from nothing, "
+            "give the token that begins every document (bos, or eos without one)"
+        )
+    if row.ndim != 1 or row.dtype.kind not in "iu":
+        raise ValueError(f"prompt {r}: token ids are needed, got {prompt!r:.60}")
+    sampling_settings.check_range(f"prompt {r}, position", row, model.cfg.vocab)
+    sampling_settings.check_tokens(r, s, row.tolist(), model.cfg.vocab, where)
+    total = len(row) + s.max_new
+    if model.context is not None and total > model.context:
+        left = model.context - len(row)
+        fits = f"max_new may be at most {left} here" if left > 0 else "the prompt alone is too long"
+        raise ValueError(
+            f"prompt {r}: {len(row)} tokens and {where}.max_new={s.max_new} make {total}; the "
+            f"model has {model.context} positions, so {fits}"
+        )
+    return row.astype(np.int32)
 
 
 def check_independent(model: Model, where: str) -> None:
@@ -229,6 +239,15 @@ def check_independent(model: Model, where: str) -> None:
     if any("tokens" in layer for layer in model.cache(1, 1)):
         kind = config.kind(type(model.cfg))
         raise ValueError(f"{where}: a {kind} model has no KV cache, which is needed here")
+
+
+def independent(model: Model) -> bool:
+    """Whether `check_independent` passes a model."""
+    try:
+        check_independent(model, "")
+    except ValueError:
+        return False
+    return True
 
 
 def on_host(out: sampling_loop.Generation, rows: int, columns: int) -> sampling_loop.Generation:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core import config, json_file, param
+from jaxlm.core import config, io, json_file, param
 from jaxlm.core.remote import staging
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import preferences
@@ -26,7 +26,7 @@ from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
 from jaxlm.train import program, step
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import checkpoint, directory
+from jaxlm.train.run import checkpoint, directory, integrity
 from jaxlm.train.run import run as runs
 from jaxlm.train.run.run import Run
 
@@ -229,6 +229,15 @@ def begun(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if not checkpoint.steps(pathlib.Path(folder, "checkpoints")):
             return {}  # nothing was saved: the run begins anew
         raise
+
+
+def identity(saved: Saved) -> dict[str, Any]:
+    """The facts by which results of a model are known to be of these weights: the run's digest, the
+    step, and the SHA-256 of the checkpoint's manifest, which has those of all its files."""
+    manifest = saved.folder / "checkpoints" / str(saved.step) / integrity.FILE
+    start = begun(saved.folder) if saved.run.adapter is not None else {}
+    weights = {"step": saved.step, "sha256": io.sha256(manifest), "start": start}
+    return {"run": runs.digest(saved.run), "weights": weights}
 
 
 def generation(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def test_a_wrong_option_or_value_is_named_with_what_fits(place, line, expected):
     [
         "train tiny.py --optim.lr 1e-3 --steps -5 --seed 1_000 --optim.clip None --optim.ema=nan",
         "train tiny.py --model.scaling.factor 4 --optim.name lion --name True --samples a b",
-        "sample run --talk --prompt --seed 3 --stop-tokens 1 2 --top-k None --top_p 1",
-        "sample run --no-talk --checkpoint best -- --anything",
+        "sample run --prompt --seed 3 --stop-tokens 1 2 --top-k None --top_p 1",
+        "sample run --checkpoint best -- --anything",
         "import a b --plan.data 2 --ignore --plan.fsdp",
         "list --help --anything",
     ],
@@ -184,7 +184,7 @@ def test_the_options_of_commands_are_those_of_the_parser():
             parser = tyro.extras.get_parser(function, config=markers)
         flags = {flag for action in parser._actions for flag in action.option_strings}
         want = {flag[2:].replace("-", "_") for flag in flags - {"-h", "--help"}}
-        # --no-talk is --talk's opposite; --no-repeat-ngram-size is an option of its own
+        # --no-flag is --flag's opposite; --no-repeat-ngram-size is an option of its own
         want -= {path for path in want if re.sub(r"(^|\.)no_", r"\1", path) in want - {path}}
         have = set(arguments.paths(arguments.options(command, action)))
         assert want <= have if name == "eval" else want == have, name

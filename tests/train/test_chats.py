@@ -54,7 +54,7 @@ def test_a_run_on_conversations(tiny, home, stopping, assert_same_run, capsys, m
     first, second = out.split("> say 3\n")[1:]
     assert first == second and out.startswith("> say 3\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("say 4\n"))
-    assert main.main(["sample", str(folder), "--talk", "--prompt", "say 3", *limits]) == 0
+    assert main.main(["chat", str(folder), "--prompt", "say 3", *limits]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"> say 3\n{first}> say 4\n")
 

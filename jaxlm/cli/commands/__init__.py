@@ -39,6 +39,7 @@ COMMANDS = {
     "sample": Command(
         "sample:sample", "sample RUN --prompt TEXT ...", "continue a text", {"": "_command"}
     ),
+    "chat": Command("sample:chat", "chat RUN", "talk to a model", {"": "_chat"}),
     "serve": Command("serve:serve", "serve RUN", "answer requests over HTTP", {"": "_command"}),
     "eval": Command(
         "evaluate:evaluate",

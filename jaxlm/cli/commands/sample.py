@@ -1,20 +1,22 @@
-"""jaxlm sample: a trained model's replies to prompts, as they are generated."""
+"""jaxlm sample, jaxlm chat: a trained model's replies to prompts, as they are generated."""
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 
 import tyro
 
-from jaxlm.cli import search_settings
+from jaxlm import api
+from jaxlm.cli import conversation, search_settings
 from jaxlm.core import cache
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
-from jaxlm.data.templates import template
+from jaxlm.data.templates import template as templates
 from jaxlm.data.templates.template import Message
 from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.serve.bulk import generation_job
+from jaxlm.decode.serve.dialogue import Dialogue
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -35,9 +37,11 @@ def sample(args: Sequence[str]) -> int:
 
 def _command(
     run: tyro.conf.Positional[pathlib.Path],
-    prompt: tuple[str, ...] = ("",),
+    prompt: tuple[str, ...] = (),
+    prompts: pathlib.Path | None = None,
+    out: pathlib.Path | None = None,
+    slots: int | None = None,
     template: str | None = None,
-    talk: bool = False,
     checkpoint: trained_weights.Which = "last",
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
     search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
@@ -51,10 +55,12 @@ def _command(
 
     Args:
         run: The run directory, such as runs/demo.
-        prompt: Texts to continue; an empty one starts a new document.
+        prompt: Texts to continue; an empty one, as where none is given, starts a new document.
+        prompts: A file of prompts: .txt, one a line, or .jsonl, in a field `prompt` or `messages`.
+        out: The .jsonl file for the texts of `prompts`. The same command goes on after a stop.
+        slots: Prompts of `prompts` that are decoded together, 16 if not given.
         template: The template of conversations, such as chatml, a Jinja file, or `tokenizer` for
             the template in the tokenizer's own files; the run's own where none is given.
-        talk: The prompts are one conversation, which goes on with lines from standard input.
         checkpoint: The last checkpoint, or the one with the best evaluation.
         sampling: Sampling settings.
         search: Beam search and contrastive search.
@@ -62,53 +68,75 @@ def _command(
     """
     chosen = search_settings.chosen(search, sampling)
     constraint = search_settings.constraint(form)
+    if prompts is not None or out is not None or slots is not None:
+        _check_file(prompts, out, prompt, chosen)
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
+    if prompts is not None and out is not None:
+        slots = api.SLOTS if slots is None else slots
+        totals = api.generate_file(saved, prompts, out, sampling, template, constraint, slots)
+        print(_summary(totals, out))
+        return 0
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)
     settings = prompt_tokens.stopping(chosen, trained_weights.stop_tokens(run))
-    chat = prompt_tokens.written(saved.run.data, template)
-    if chat is None and talk:
-        raise ValueError(
-            f"--talk: {run} was trained on text, not on conversations; name a --template to talk in"
-        )
-    if chat is not None and saved.model.kind != "decoder":
+    layout = prompt_tokens.written(saved.run.data, template)
+    if layout is not None and saved.model.kind != "decoder":
         raise ValueError("--template: this model does not continue texts, so it cannot answer")
-    if chat is None:
-        about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
-        for text in prompt:
+    about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
+    for text in prompt or ("",):
+        if layout is None:
             args = (saved.model, saved.params, tokenizer, text, settings, about)
-            for pieces in reply.replies(*args, constraint):
-                _show(pieces)
-        return 0
-    if talk and isinstance(settings, Sampling) and settings.n > 1:
-        raise ValueError(f"--n: {settings.n} given; a conversation (--talk) goes on with one reply")
-    conversation: list[Message] = []
-    for text in _turns(prompt, talk):
-        conversation = [*(conversation if talk else ()), Message("user", text)]
-        print(f"> {text}")
-        answers = _answers(saved, chat, tokenizer, conversation, settings, constraint)
-        shown = [_show(pieces) for pieces in answers]
-        conversation.append(Message("assistant", shown[0].strip()))
+            answers = reply.replies(*args, constraint)
+        else:
+            print(f"> {text}")
+            answers = _answers(saved, layout, tokenizer, text, settings, constraint)
+        for pieces in answers:
+            _show(pieces)
     return 0
 
 
-def _turns(prompt: Sequence[str], talk: bool) -> Iterator[str]:
-    yield from (text for text in prompt if text or not talk)
-    if talk:
-        yield from (line.rstrip("\n") for line in sys.stdin)
+def _check_file(
+    prompts: pathlib.Path | None,
+    out: pathlib.Path | None,
+    prompt: Sequence[str],
+    settings: reply.Settings,
+) -> None:
+    """Raises: ValueError for what does not go with a file of prompts."""
+    if prompts is None:
+        raise ValueError("--out and --slots are for a file of prompts: give --prompts FILE")
+    if out is None:
+        raise ValueError("--prompts: give --out FILE.jsonl, which the texts go to")
+    if prompt:
+        raise ValueError("--prompt: given along with --prompts; give one of the two")
+    if not isinstance(settings, Sampling):
+        raise ValueError("--prompts: texts of a file are sampled; leave the search out")
+
+
+def _summary(totals: generation_job.Totals, out: pathlib.Path) -> str:
+    """The end of a file of prompts, for people."""
+    text = f"{out}: texts of {totals.count:,} prompts"
+    if totals.found:
+        text += f", {totals.found:,} of them there before"
+    if totals.share is None:
+        return text
+    rate = totals.tokens / totals.seconds
+    return (
+        f"{text}; {totals.tokens:,} tokens in {totals.seconds:.1f} s, {rate:,.0f} tokens/s, "
+        f"{totals.share:.0%} of the memory's bandwidth"
+    )
 
 
 def _answers(
     saved: trained_weights.Saved,
-    chat: template.Template,
+    layout: templates.Template,
     tokenizer: tokenizers.tokenizer.Tokenizer,
-    conversation: Sequence[Message],
+    text: str,
     settings: reply.Settings,
     constraint: Constraint | None,
 ) -> list[Iterator[str]]:
-    encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
+    encoded = prompt_tokens.asked(saved.run.data, layout, tokenizer, [Message("user", text)])
     ending = prompt_tokens.stopping(settings, encoded.stops)
     args = (saved.model, saved.params, tokenizer, encoded.tokens, ending)
     return reply.continued(*args, constraint)
@@ -121,3 +149,54 @@ def _show(pieces: Iterator[str]) -> str:
         shown += piece
     print()
     return shown
+
+
+def chat(args: Sequence[str]) -> int:
+    """The exit code of `jaxlm chat` with these arguments."""
+    return tyro.cli(_chat, args=list(args), prog="jaxlm chat")
+
+
+def _chat(
+    run: tyro.conf.Positional[pathlib.Path],
+    prompt: tuple[str, ...] = (),
+    template: str | None = None,
+    system: str | None = None,
+    length: int | None = None,
+    checkpoint: trained_weights.Which = "last",
+    sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
+    form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
+) -> int:
+    """Talk to a trained model in the terminal, or with lines of a pipe.
+
+    Each line is a message; a line with /help lists commands. Ctrl-C stops an answer, Ctrl-D ends.
+
+    Args:
+        run: The run directory, such as runs/sft.
+        prompt: Messages that the conversation begins with.
+        template: The template of conversations, as `jaxlm sample` has it.
+        system: The system message, in place of the run's own.
+        length: Tokens that the model reads and writes at most: older messages are left out. The
+            model's positions, or the tokens of a row in training where any number runs.
+        checkpoint: The last checkpoint, or the one with the best evaluation.
+        sampling: Sampling settings.
+        form: What each answer has to match.
+    """
+    constraint = search_settings.constraint(form)
+    cache.programs()
+    run = staging.local(run)
+    saved = trained_weights.load(run, checkpoint)
+    data = saved.run.data
+    tokenizer = directory.tokenizer(run, saved.run)
+    trained_weights.refuse_template(run, saved.run, template)
+    layout = prompt_tokens.written(data, template)
+    if layout is None:
+        raise ValueError(
+            f"{run} was trained on text, not on conversations; name a --template to talk in"
+        )
+    settings = prompt_tokens.stopping(sampling, trained_weights.stop_tokens(run))
+    room = (saved.model.context or data.seq) if length is None else length
+    args = (saved.model, saved.params, tokenizer, data, layout, settings, room, constraint)
+    talk = Dialogue(*args)
+    talk.set_system(system)
+    conversation.hold(talk, prompt)
+    return 0

@@ -131,7 +131,7 @@ def prepare(data: Prompts) -> examples.Split:
     read = 0
     for record in records.read(data.source):
         read += 1
-        conversation = _conversation_of(data, record)
+        conversation = conversation_of(record, data.field)
         text = conversation[-1].text
         tokens = _tokens(data, layout, tokenizer, record, conversation)
         if len(tokens) > data.seq:
@@ -189,9 +189,12 @@ def _tokens(
         raise ValueError(f"{where}{error}") from error
 
 
-def _conversation_of(data: Prompts, record: records.Record) -> tuple[Message, ...]:
-    """The messages of a record's prompt, as stored in it."""
-    names = ("prompt", "messages", "question") if data.field is None else (data.field,)
+def conversation_of(record: records.Record, field: str | None = None) -> tuple[Message, ...]:
+    """The messages of a record's prompt, in the field as `Prompts` has it.
+
+    Raises: ValueError naming the record's place for one without a prompt.
+    """
+    names = ("prompt", "messages", "question") if field is None else (field,)
     name = next((n for n in names if n in record.value), None)
     if name is None:
         raise records.missing(record, *names)

@@ -153,7 +153,7 @@ class Engine:
         capacities.check_room(len(prompt), sampling, self.capacity)
         if sampling.stop_strings and self._tokenizer is None:
             raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings")
-        token_sampling.check_prompts(self._checked, [prompt], [sampling])
+        token_sampling.check_prompt(self._checked, 0, prompt, sampling)
         if constraint is None:
             return None
         if self._tokenizer is None:
