@@ -87,11 +87,20 @@ def start(home: pathlib.Path, count: int) -> Group:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = ["train", "config.py", "--plan.data", str(count)]
+
+    def train() -> int:
+        import jax
+
+        code = main.main(command)
+        if code in (0, 128 + signal.SIGTERM):
+            jax.distributed.shutdown()  # as at the end of a process that is not forked
+        return code
+
     processes = []
     for index in range(count):
         peer = {"JAXLM_DISTRIBUTED": f"localhost:{port}/{count}/{index}"}
         peer["JAXLM_TIMEOUT"] = str(JOIN)
-        processes.append(fork(home, f"log-{index}", peer, lambda: main.main(command)))
+        processes.append(fork(home, f"log-{index}", peer, train))
     return Group(home, processes, time.monotonic())
 
 
