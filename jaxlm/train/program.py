@@ -24,7 +24,8 @@ def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
         small = models.spec(mup.base(run.model, run.mup))
         objective = objective._replace(spec=mup.spec(objective.spec, small, run.optim.name))
     if run.adapter is not None:
-        objective = lora.adapt(objective, model, run.adapter)
+        few = None if run.start is None else directory.packed(run.start)
+        objective = lora.adapt(objective, model, run.adapter, few and few["layout"])
     return model, objective
 
 

@@ -77,8 +77,9 @@ def quantise(
     params = packed_weights.encode(saved.model.spec, saved.params, make)
     whole = dataclasses.replace(saved.run, adapter=None, start=None)
     run = adapters.standalone(whole, target)
-    few = {"scheme": dataclasses.asdict(scheme), "method": method, "channels": method == "awq"}
-    facts = {trained_weights.PACKED: few | {"source": str(source)}, "val": None}
+    few = {"name": scheme.name, "scheme": dataclasses.asdict(scheme), "method": method}
+    few |= {"source": str(source), "layout": packed_weights.layout(params)}
+    facts = {directory.PACKED: few, "val": None}
     facts["model_type"] = pretrained.was(source)
     generation = trained_weights.generation(source)
     with atomic.folder(target) as folder:

@@ -10,7 +10,8 @@ import pytest
 import jaxlm
 from jaxlm import models
 from jaxlm.cli import launch, main
-from jaxlm.convert import pretrained, quantised_runs
+from jaxlm.convert import pretrained
+from jaxlm.convert.quantised import rounded_runs
 from jaxlm.core import param
 from jaxlm.models import llama, packed_weights
 from jaxlm.ops import linear, quant
@@ -85,7 +86,7 @@ def test_bytes_on_disk_are_those_of_the_codes(tmp_path, place):
     params = programs.drawn(models.spec(cfg), 2)
     tokenizer = jaxlm.data.tokenizers.load("bytes").hash
     pretrained.fill(base, base, run, params, {"val": None}, {}, tokenizer)
-    made = quantised_runs.quantise(base, out, quant.Scheme("mxfp4"))
+    made = rounded_runs.quantise(base, out, quant.Scheme("mxfp4"))
     size = made.size
     assert size.packed + size.others == param.count(models.spec(cfg))
     assert size.bits == 4.25
@@ -110,7 +111,7 @@ def test_every_format_comes_back(place, tmp_path, scheme):
 def test_gptq_and_awq_are_no_worse_on_what_they_read(place, tmp_path):
     losses = {}
     for method in ("rtn", "gptq", "awq"):
-        made = quantised_runs.quantise(
+        made = rounded_runs.quantise(
             "runs/base", tmp_path / method, quant.Scheme("int2", 16), method, "corpus.jsonl"
         )
         assert made.comparison is not None
