@@ -60,8 +60,9 @@ def import_run(
     refuse_existing(target)
     given, (source, facts) = source, hub.fetched(source)
     planned = read.inspect(source, ignored)
-    for text in () if planned.few is None else planned.few.notices:
-        directory.warn(f"{given} ({planned.few.name}): {text}")
+    if planned.few is not None:
+        for text in planned.few.notices:
+            directory.warn(f"{given} ({planned.few.name}): {text}")
     if context is not None:
         planned = planned._replace(cfg=rope_parameters.at_context(planned.cfg, context))
     generation = tokenizer_files.generation(source)

@@ -224,9 +224,7 @@ def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job |
     return Job(row, theirs, ours, index, [layer(flat[path]) for path in ours])
 
 
-def _renamed(
-    folder: pathlib.Path, table: Table, few: compound.Format | None
-) -> compound.Tensors:
+def _renamed(folder: pathlib.Path, table: Table, few: compound.Format | None) -> compound.Tensors:
     """The tensors of a checkpoint under the names the table knows them by; weights in few bits as
     one each."""
     stored = tensor_files.find(folder)

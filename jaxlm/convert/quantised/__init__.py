@@ -43,9 +43,7 @@ def declared(folder: pathlib.Path, record: Mapping[str, Any], where: str) -> For
     for name, method in FILES.items():
         if not (folder / name).is_file():
             continue
-        apart = {"quant_method": method} | json_file.read_object(
-            tensor_files.inside(folder, name)
-        )
+        apart = {"quant_method": method} | json_file.read_object(tensor_files.inside(folder, name))
         both = {k: (own[k], v) for k, v in apart.items() if own and k in own and own[k] != v}
         if both:
             raise ValueError(f"{where} and {name} disagree: {both}; they must be the same")

@@ -1,6 +1,6 @@
 """compressed-tensors' files, as llm-compressor and vLLM have them.
 
-    pack-quantized     weight_packed int32[outputs, inputs * bits / 32], code = number + 2^(bits - 1)
+    pack-quantized     weight_packed int32[outputs, inputs * bits / 32], of number + 2^(bits - 1)
                        weight_scale [outputs, groups], weight_shape int64[2]
                        weight_zero_point int32[outputs * bits / 32, groups] if not symmetric
                        weight_g_idx int32[inputs] with actorder "group"

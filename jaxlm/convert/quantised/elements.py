@@ -6,7 +6,6 @@ its zero, as arrays of the weight's shape (views where numbers share them): a ro
 moves the weight. Afterwards they are groups again, or it is found that they are not.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -137,9 +136,9 @@ def _integers(
         if not (rows["group"] == group[..., None, :]).all():
             return "outputs whose inputs are grouped in several ways"
         # codes are kept group after group
-        places = np.argsort(group, axis=-1, kind="stable")
-        order = np.argsort(places, axis=-1).astype(np.int32)
-        rows = {k: np.take_along_axis(x, places[..., None, :], -1) for k, x in rows.items()}
+        sort = np.argsort(group, axis=-1, kind="stable")
+        order = np.argsort(sort, axis=-1).astype(np.int32)
+        rows = {k: np.take_along_axis(x, sort[..., None, :], -1) for k, x in rows.items()}
     size = -(-count // 8) * 8 if e.group is None else e.group
     if size % (8 // e.bits):
         return f"groups of {size} inputs, which are no whole bytes"
@@ -150,11 +149,9 @@ def _integers(
         return f"scales that are not those of groups of {size} inputs"
     rest = [(0, 0)] * (rows["code"].ndim - 1) + [(0, -count % size)]
     codes = np.asarray(packing.pack(jnp.asarray(np.pad(rows["code"], rest)), e.bits))
-    zeros: Any = grouped.get("zero")
-    scales: Any = grouped["scale"]
-    return quant.Integers(
-        codes, _ours(scales), zeros, None, sizes, inputs, e.bits, order  # ty: ignore
-    )
+    kept: Any = codes, grouped["scale"], grouped.get("zero"), None
+    places: Any = order
+    return quant.Integers(*kept, sizes, inputs, e.bits, places)
 
 
 def _nf4(rows: dict[str, np.ndarray], sizes: tuple[int, ...], inputs: int) -> quant.Nf4 | str:
@@ -224,7 +221,9 @@ def of(w: quant.Packed) -> Elements:
         count = None if w.scales.shape[-1] == 1 else size
         return Elements("integers", parts, w.bits, count)
     if isinstance(w, quant.Float8):
-        return Elements("float8", {"code": whole(w.codes), "scale": spread(w.scales[..., None], inputs)})
+        return Elements(
+            "float8", {"code": whole(w.codes), "scale": spread(w.scales[..., None], inputs)}
+        )
     if isinstance(w, quant.Mxfp4):
         codes = np.asarray(packing.unpack(w.codes, 4))[..., :inputs]
         return Elements("mxfp4", {"code": whole(codes), "scale": spread(w.scales, mxfp4.BLOCK)})

@@ -1,7 +1,7 @@
 """GPTQ's and AWQ's files: integers in words of 32 bits, with a zero and a scale for each group.
 
     GPTQ    qweight int32[inputs * bits / 32, outputs]    along inputs, from the low bits on
-            qzeros int32[groups, outputs * bits / 32]     format "gptq" (v1): zero - 1; "gptq_v2": zero
+            qzeros int32[groups, outputs * bits / 32]     "gptq" (v1): zero - 1; "gptq_v2": zero
             scales float16[groups, outputs]               g_idx int32[inputs]: the group of an input
     AWQ     qweight int32[inputs, outputs / 8]            the outputs 0 2 4 6 1 3 5 7 of every eight
             qzeros int32[groups, outputs / 8], alike      scales float16[groups, outputs]
@@ -27,7 +27,8 @@ GPTQ_FACTS = (
     "model_name_or_path", "model_file_base_name", "block_name_to_quantize", "model_seqlen",
     "module_name_preceding_first_block", "modules_in_block_to_quantize", "use_cuda_fp16",
     "use_exllama", "disable_exllama", "exllama_config", "max_input_length", "batch_size",
-    "cache_block_outputs", "pad_token_id", "backend", "meta", "lm_head", "tokenizer", "quant_method",
+    "cache_block_outputs", "pad_token_id", "backend", "meta", "lm_head", "tokenizer",
+    "quant_method",
 )  # fmt: skip
 AWQ_FACTS = (
     "modules_to_not_convert", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "backend",
@@ -76,9 +77,7 @@ def gptq(f: Fields) -> Format:
     suffixes = TENSORS | {"groups": ".g_idx"}
     optional = () if ordered else ("groups",)
     name = f"int{bits} of GPTQ"
-    return Format(
-        name, lambda tensors: compound.gather(tensors, suffixes, "codes", make, optional)
-    )
+    return Format(name, lambda tensors: compound.gather(tensors, suffixes, "codes", make, optional))
 
 
 def _gptq(
@@ -90,7 +89,7 @@ def _gptq(
     name: str,
     parts: dict[str, Tensor],
 ) -> Compound:
-    """The Compound of a matrix. ordered: desc_act; even: sym; offset: what zeros are stored less."""
+    """The Compound of a matrix. ordered: desc_act; even: sym; offset: zeros are stored less it."""
     each = 32 // bits
     compound.expect(name, parts["codes"], (None, None), ("I32",))
     words, outputs = parts["codes"].shape

@@ -9,6 +9,7 @@ A matrix that is cut or joined on the way (`weight_rows`) is so number by number
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -95,14 +96,22 @@ def _settings(leaves: dict[str, Any]) -> dict[str, Any]:
     """What all matrices in few bits have in common. Raises: ValueError where they do not, and for
     formats without a layout."""
     few = {path: w for path, w in leaves.items() if isinstance(w, quant.Packed)}
-    kinds: dict[tuple, str] = {}
-    for path, w in few.items():
-        kinds.setdefault(_kind(path, w), path)
+    found = {path: _kind(path, w) for path, w in few.items()}
+    sizes = {kind[2] for kind in found.values()} - {None}
+    if len(sizes) == 1:  # a matrix with as many inputs has one group
+        (size,) = sizes
+        alone = {p for p, w in few.items() if found[p][2] is None and _inputs(w) == size}
+        found |= {p: (*found[p][:2], size, *found[p][3:]) for p in alone}
+    kinds = {kind: path for path, kind in reversed(found.items())}
     if len(kinds) > 1:
         shown = "; ".join(f"{path}: {kind}" for kind, path in list(kinds.items())[:3])
         raise ValueError(f"matrices of several formats ({shown}) have no layout here; {OTHERWISE}")
     form, bits, size, zeros, double = next(iter(kinds))
     return {"form": form, "bits": bits, "size": size, "zeros": zeros, "double": double}
+
+
+def _inputs(w: quant.Packed) -> int:
+    return math.prod(w.sizes[: w.inputs])
 
 
 def _kind(path: str, w: quant.Packed) -> tuple:
@@ -113,10 +122,9 @@ def _kind(path: str, w: quant.Packed) -> tuple:
                 raise ValueError(f"{path}: {name} have no place in what is written; {OTHERWISE}")
         groups = w.scales.shape[-1]
         size = None if groups == 1 else w.codes.shape[-1] * 8 // w.bits // groups
-        inputs = int(np.prod(w.sizes[: w.inputs]))
-        if size is not None and inputs % size:
+        if size is not None and _inputs(w) % size:
             raise ValueError(
-                f"{path}: groups of {size} do not divide its {inputs} inputs, as the files need; "
+                f"{path}: groups of {size} do not divide its {_inputs(w)} inputs, as files need; "
                 f"quantise with another --group, or {OTHERWISE}"
             )
         return "integers", w.bits, size, w.zeros is not None, False
@@ -148,9 +156,7 @@ def _few(job: read.Job, parts: list[quant.Packed], settings: dict[str, Any]) -> 
     return Written(items, arrays)
 
 
-def _tensors(
-    name: str, e: Elements, settings: dict[str, Any]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(name: str, e: Elements, settings: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """(suffix, tensor) of a matrix [outputs, inputs]. Raises: ValueError for scales that are not
     shared as the files have it, once several matrices were joined."""
     if settings["form"] == "nf4":
@@ -182,7 +188,12 @@ def _nf4(name: str, e: Elements) -> Iterator[tuple[str, np.ndarray]]:
     flat = {part: x.ravel() for part, x in e.parts.items()}
     codes = np.pad(flat["code"], (0, flat["code"].size % 2))
     yield ".weight", ((codes[0::2] << 4) | codes[1::2])[:, None]
-    state = {"quant_type": "nf4", "blocksize": nf4.BLOCK, "dtype": "float32", "shape": [*shape]}
+    state: dict[str, Any] = {
+        "quant_type": "nf4",
+        "blocksize": nf4.BLOCK,
+        "dtype": "float32",
+        "shape": [*shape],
+    }
     if "scale" in flat:
         yield ".weight.absmax", _shared(name, flat["scale"], nf4.BLOCK)
     else:
@@ -221,7 +232,7 @@ def _record(settings: dict[str, Any], whole: list[str], dtype: str) -> dict[str,
         "dynamic": False,
     }
     form = "pack-quantized" if integers else "naive-quantized"
-    group = {"targets": ["Linear"], "weights": matrices}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": matrices}
     group |= {"input_activations": None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",

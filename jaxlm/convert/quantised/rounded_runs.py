@@ -77,7 +77,11 @@ def quantise(
     params = packed_weights.encode(saved.model.spec, saved.params, make)
     whole = dataclasses.replace(saved.run, adapter=None, start=None)
     run = adapters.standalone(whole, target)
-    few = {"name": scheme.name, "scheme": dataclasses.asdict(scheme), "method": method}
+    few: dict[str, Any] = {
+        "name": scheme.name,
+        "scheme": dataclasses.asdict(scheme),
+        "method": method,
+    }
     few |= {"source": str(source), "layout": packed_weights.layout(params)}
     facts = {directory.PACKED: few, "val": None}
     facts["model_type"] = pretrained.was(source)
