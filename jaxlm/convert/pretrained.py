@@ -22,7 +22,7 @@ from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
 from jaxlm.objectives.preference import reward
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import trained_weights
+from jaxlm.train import program, trained_weights
 from jaxlm.train.run import checkpoint, directory
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
@@ -179,7 +179,7 @@ def export_run(
         if layout is not None:
             io.write(folder / "chat_template.jinja", template.portable(layout))
         saved = trained_weights.load(source, which)
-        if directory.packed(source) is None:
+        if program.packed(source) is None:
             write.weights(folder, kind, run.model, saved.params, dtype, shard_bytes)
         else:
             record |= packed_export.weights(

@@ -7,7 +7,7 @@ experts, and the matrices that latent attention has for each head stay as they a
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,12 @@ def rounding(scheme: quant.Scheme) -> Encode:
 # How a matrix in few bits is stored, as JSON: {"form": "Integers", "sizes": [32, 64], "inputs": 1,
 # "bits": 4, "arrays": {"codes": ["uint8", [2, 64, 16]], "scales": ["bfloat16", [2, 64, 1]]}}.
 Layout = dict[str, dict[str, Any]]
-FORMS = {form.__name__: form for form in get_args(quant.Packed)}
+FORMS = {
+    "Integers": quant.Integers,
+    "Nf4": quant.Nf4,
+    "Mxfp4": quant.Mxfp4,
+    "Float8": quant.Float8,
+}
 STATIC = ("sizes", "inputs", "bits")
 
 

@@ -74,7 +74,7 @@ def _check_model(run: Run, name: str) -> list[str]:
 
 def _check_packed(run: Run, folder: pathlib.Path) -> None:
     """Raises: ValueError for matrices in few bits that are to move, or on several devices."""
-    few = directory.packed(folder)
+    few = program.packed(folder)
     if few is None:
         return
     if run.adapter is None:

@@ -129,7 +129,7 @@ def _checkpoint(
     if number is None:
         raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
     model, objective = program.build(run, plan)
-    few = checkpoint.facts(place, number).get(directory.PACKED)
+    few = checkpoint.facts(place, number).get(program.PACKED)
     if few is not None:
         params = _packed(folder, number, objective, few, plan)
         return _Checkpoint(run, model, objective, plan, params, number)
@@ -170,7 +170,7 @@ def _packed(
 def refuse_packed(folder: str | os.PathLike[str], use: str) -> None:
     """Raises: ValueError if the newest checkpoint of a run directory has matrices in few bits. use:
     what these cannot be, such as "exported"."""
-    few = directory.packed(folder)
+    few = program.packed(folder)
     if few is not None:
         raise ValueError(
             f"{folder} holds matrices in {few['name']}, which cannot be {use}; they were made from "

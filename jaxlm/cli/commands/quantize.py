@@ -32,9 +32,9 @@ def quantize(args: Sequence[str]) -> int:
     ) -> int:
         """Make a run directory with the matrices of a trained model's layers in few bits.
 
-        `jaxlm sample`, `jaxlm eval` and `jaxlm.load` read it as any other; it is not trained,
-        adapted or exported. Embeddings, the output matrix, norms, biases and routers stay as they
-        are.
+        `jaxlm sample`, `jaxlm eval` and `jaxlm.load` read it as any other, adapters are trained on
+        it (Run.adapter), and `jaxlm export` writes it in few bits. Embeddings, the output matrix,
+        norms, biases and routers stay as they are.
 
         Args:
             run: The run directory, such as runs/demo.

@@ -3,6 +3,7 @@
 To add a format: a function from its quantization_config to a Format, and a line in METHODS.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,14 +33,16 @@ FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 CONV1D = ("gpt2", "openai-gpt")
 
 
-def declared(folder: pathlib.Path, record: Mapping[str, Any], where: str) -> Format | None:
+def declared(
+    folder: str | os.PathLike[str], record: Mapping[str, Any], where: str
+) -> Format | None:
     """The Format that a checkpoint with this config.json stores its weights in; None where it says
     nothing of few bits.
 
     Raises: ValueError for a method or settings that are not read here, and for files that
     contradict each other.
     """
-    own = record.get("quantization_config")
+    folder, own = pathlib.Path(folder), record.get("quantization_config")
     for name, method in FILES.items():
         if not (folder / name).is_file():
             continue

@@ -49,7 +49,7 @@ Tensors = dict[str, Tensor | Compound]
 
 
 class Format(NamedTuple):
-    """How a checkpoint stores weights in few bits. gather(tensors by name) -> the weights by name,
+    """Storage of weights in few bits in files. gather(tensors by name) -> the weights by name,
     those in few bits as Compounds; it raises ValueError for tensors that do not fit. notices: what
     the checkpoint says of computing with them that is not done here."""
 

@@ -84,7 +84,7 @@ def compressed_tensors(f: Fields) -> Format:
 
 
 def _settings(f: Fields) -> dict[str, Any]:
-    """What decides how weights are decoded. Raises: ValueError for what is not read here."""
+    """Settings by which weights are decoded. Raises: ValueError for what is not read here."""
     bits, kind = f.get("num_bits", 8), f.get("type", "int")
     if (kind, bits) not in (("int", 2), ("int", 4), ("int", 8), ("float", 8)):
         raise ValueError(f"num_bits={bits!r}, type={kind!r} is not supported; int 2, 4, 8, float 8")

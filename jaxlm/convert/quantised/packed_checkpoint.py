@@ -1,4 +1,4 @@
-"""The weights of a checkpoint in few bits, kept in few bits where a form here holds them exactly."""
+"""Weights of a checkpoint that stay in few bits, where a form here holds them exactly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from jaxlm.models import packed_weights
 from jaxlm.ops import quant
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
-from jaxlm.train.run import directory
+from jaxlm.train import program
 
 KEPT = "jaxlm keeps embeddings, output matrices, routers and MLA's matrices for each head as arrays"
 
@@ -49,7 +49,7 @@ def place(
         return params, {"dequantised": source.few.name}
     from_there = f"{given} (`jaxlm import --dequantize` of it makes arrays)"
     few = {"name": source.few.name, "method": "imported", "source": from_there, "layout": layout}
-    return packed_weights.arrays(params), {directory.PACKED: few}
+    return packed_weights.arrays(params), {program.PACKED: few}
 
 
 # The weights of each path by the layer's index, None being outside of the layers.
@@ -85,9 +85,8 @@ def _weights(job: read.Job, tensors: list[Any]) -> list[Any]:
         parts = job.row.read([compound.read(t) for t in tensors], job.params)
         return [(x, moved) for x in parts]
     made = []
-    for path, e, p in zip(job.ours, moved, job.params, strict=True):
-        stacked = param.stacked(1, p)
-        kept = packed_weights.is_packed(stacked) if job.layer is not None else False
+    for e, p in zip(moved, job.params, strict=True):
+        kept = job.layer is not None and packed_weights.is_packed(param.stacked(1, p))
         w = elements.packed(e, p) if kept else KEPT
         made.append((elements.dense(e), w) if isinstance(w, str) else w)
     return made

@@ -93,7 +93,7 @@ def _layer(w: Any, layer: int | None) -> Any:
 
 
 def _settings(leaves: dict[str, Any]) -> dict[str, Any]:
-    """What all matrices in few bits have in common. Raises: ValueError where they do not, and for
+    """Settings that all matrices in few bits share. Raises: ValueError where they do not, and for
     formats without a layout."""
     few = {path: w for path, w in leaves.items() if isinstance(w, quant.Packed)}
     found = {path: _kind(path, w) for path, w in few.items()}

@@ -18,7 +18,7 @@ from jaxlm.eval import calibration, paired_weights
 from jaxlm.models import packed_weights
 from jaxlm.ops import quant
 from jaxlm.ops.quant import awq, gptq
-from jaxlm.train import trained_weights
+from jaxlm.train import program, trained_weights
 from jaxlm.train.run import directory
 from jaxlm.train.run.run import Run
 
@@ -83,7 +83,7 @@ def quantise(
         "method": method,
     }
     few |= {"source": str(source), "layout": packed_weights.layout(params)}
-    facts = {directory.PACKED: few, "val": None}
+    facts = {program.PACKED: few, "val": None}
     facts["model_type"] = pretrained.was(source)
     generation = trained_weights.generation(source)
     with atomic.folder(target) as folder:

@@ -275,17 +275,6 @@ def proof(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-# The fact of a checkpoint that its matrices are in few bits.
-PACKED = "packed"
-
-
-def packed(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What the newest checkpoint records of matrices in few bits: "name" of their format, "source"
-    that they were made from, "layout" (`packed_weights.layout`); None where they are arrays."""
-    facts = proof(folder)
-    return None if facts is None else facts.get(PACKED)
-
-
 def identity(run: Run, tokenizer: str, start: dict[str, Any]) -> dict[str, Any]:
     """The facts by which a checkpoint records which run it is of. tokenizer: its hash; start: what
     `initial_weights.weights` noted, {} for random weights."""

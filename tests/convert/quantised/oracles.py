@@ -36,9 +36,8 @@ COMPRESSED = {
 
 
 def bitsandbytes(torch):
-    """{case: parts} of NF4, FP4 and 8 bits. Rows are no shorter than a block: of others version
-    0.50.2 decodes on a CPU what it did not encode (12 x 64 in blocks of 128: an error of 0.32, where
-    0.10 is right)."""
+    """{case: parts} of NF4, FP4 and 8 bits. Rows are no shorter than a block: others version 0.50.2
+    decodes wrongly on a CPU (12 x 64 in blocks of 128: an error of 0.32, where 0.10 is right)."""
     from bitsandbytes import functional
 
     w, cases = torch.randn(6, 128), {}

@@ -18,9 +18,9 @@ from jaxlm.core import param
 from jaxlm.models import llama, mistral, packed_weights
 from jaxlm.objectives import clm, lora
 from jaxlm.ops import linear, quant
-from jaxlm.train import loop, trained_weights
+from jaxlm.train import loop, program, trained_weights
 from jaxlm.train.optim import optimizer
-from jaxlm.train.run import directory, interrupts
+from jaxlm.train.run import interrupts
 from jaxlm.train.run import run as runs
 from tests import programs
 from tests.families.sizes import V
@@ -113,7 +113,7 @@ def test_trained_resumed_merged_and_sampled(place, monkeypatch):
     assert max(float(np.abs(x).max()) for p, x in param.flatten(kept).items() if p[-1] == "b") > 0
     adapters.merge("runs/lora", "runs/merged")
     merged, greedy = jaxlm.load("runs/merged"), jaxlm.Sampling(max_new=4, temperature=0)
-    assert directory.packed("runs/merged") is None and merged.run.start is None
+    assert program.packed("runs/merged") is None and merged.run.start is None
     assert jaxlm.generate(saved, ["number"], greedy) == jaxlm.generate(merged, ["number"], greedy)
     adapters.export("runs/lora", "peft")
     adapters.import_adapter("peft", "runs/int4", "runs/again")

@@ -15,7 +15,7 @@ from jaxlm.convert import pretrained, read, tensor_files
 from jaxlm.models import llama, mistral, model, packed_weights
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
-from jaxlm.train.run import directory
+from jaxlm.train import program
 from tests import programs
 from tests.convert.quantised import writers
 
@@ -57,7 +57,7 @@ def test_a_checkpoint_is_what_its_values_are(case, tmp_path, capsys):
     kept = writers.CASES[case][3]
     saved, want = imported(tmp_path, case)
     same(saved.params, want)
-    text, few = capsys.readouterr().err, directory.packed(saved.folder)
+    text, few = capsys.readouterr().err, program.packed(saved.folder)
     leaves = packed_weights.flat(saved.params).values()
     forms = {type(w).__name__ for w in leaves if isinstance(w, quant.Packed)}
     assert forms == ({kept} if kept else set())
@@ -87,7 +87,7 @@ def test_floats_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
     few, run = str(tmp_path / "hf" / "few"), str(tmp_path / "run")
     assert main.main(["import", few, run, "--dequantize"]) == 0
     assert "int4 of AWQ" not in capsys.readouterr().err
-    assert directory.packed(run) is None
+    assert program.packed(run) is None
     same(jaxlm.load(run).params, read.load(tmp_path / "hf" / "dense")[1])
     with pytest.raises(ValueError, match=r"which one device reads; take one, or --dequantize"):
         pretrained.import_run(few, tmp_path / "two", plan=jaxlm.Plan(data=2))
