@@ -70,7 +70,7 @@ def through(
     given: Sequence[Elements],
     params: Sequence[param.Param],
 ) -> list[Elements] | str:
-    """Elements that a row makes of others, `move` being its `read` or its `write`; the reason, where
+    """Elements that a row makes of others, `move` being its `read` or its `write`; the reason where
     they are not all of one form."""
     first = given[0]
     kinds = {(e.form, e.bits, e.group, *sorted(e.parts)) for e in given}

@@ -12,6 +12,7 @@ import jaxlm
 from jaxlm import models
 from jaxlm.cli import launch, main
 from jaxlm.convert import pretrained, read, tensor_files
+from jaxlm.convert.quantised import compound
 from jaxlm.models import llama, mistral, model, packed_weights
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
@@ -175,3 +176,36 @@ def test_a_damaged_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"tensor .* is \[64, 64\], and \[64, 32\] follows"):
         pretrained.import_run(tmp_path / "hf" / "few", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "eight"])
+def test_what_transformers_saves_with_bitsandbytes(kind, tmp_path):
+    """As its own files have it: every matrix is what bitsandbytes decodes of it."""
+    transformers = pytest.importorskip("transformers")
+    functional = pytest.importorskip("bitsandbytes").functional
+    record, _ = writers.plain(tmp_path / "plain", CFG, weights(CFG))
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(record))
+    settings: dict = {"load_in_8bit": True}
+    if kind != "eight":
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+        settings["bnb_4bit_use_double_quant"] = True
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=transformers.BitsAndBytesConfig(**settings)
+    )
+    theirs.save_pretrained(tmp_path / "few")
+    checkpoint = read.inspect(tmp_path / "few")
+    assert checkpoint.few is not None
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, compound.Compound):
+            w = theirs.get_parameter(name)
+            if kind == "eight":
+                scales = w.SCB if w.SCB is not None else theirs.get_submodule(name[:-7]).state.SCB
+                want = functional.int8_vectorwise_dequant(w.data, scales)
+            else:
+                want = functional.dequantize_4bit(w.data, w.quant_state)
+            got = compound.read(tensor)
+            np.testing.assert_allclose(got, want.float().numpy(), rtol=2**-7)
+    pretrained.import_run(tmp_path / "few", tmp_path / "run")
+    few = program.packed(tmp_path / "run")
+    assert (few is None) == (kind == "fp4")
