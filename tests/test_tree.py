@@ -47,7 +47,7 @@ BUDGETS = {
     "objectives": 2300,
     "train": 9500,
     "feedback": 2000,
-    "convert": 4900,
+    "convert": 6400,
     "cli": 3500,
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base"}

@@ -78,7 +78,6 @@ def import_adapter(
     target, weights = pathlib.Path(target), staging.local(base)
     pretrained.refuse_existing(target)
     source, origin = hub.fetched(source)
-    trained_weights.refuse_packed(weights, "adapted")
     below = trained_weights.load(weights)
     was = pretrained.was(weights)
     kind, _ = write.architecture(below.run.model, was)

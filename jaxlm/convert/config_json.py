@@ -96,16 +96,6 @@ class Fields:
                 "after it; a decoder here sees those before it alone (true)"
             )
 
-    def refuse_quantised(self) -> None:
-        """Raises: ValueError for weights that are stored quantised."""
-        value = self.get("quantization_config", None)
-        if value:
-            method = value.get("quant_method") if isinstance(value, Mapping) else value
-            raise ValueError(
-                f"{self._where}: quantization_config is not supported: the weights are stored "
-                f"quantised ({method!r}); float32, bfloat16 and float16 are read"
-            )
-
     def refuse_rest(self) -> None:
         """Raises: ValueError for fields that nothing has read and that may have an effect: an
         unknown field may change what the model computes. Null, false, 0 and empty values have none;

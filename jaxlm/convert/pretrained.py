@@ -13,6 +13,7 @@ import jaxlm
 from jaxlm import models, objectives
 from jaxlm.convert import classifier, read, tokenizer_files, write
 from jaxlm.convert.families import rope_parameters
+from jaxlm.convert.quantised import packed_checkpoint, packed_export
 from jaxlm.core import atomic, io, json_file, param
 from jaxlm.core.remote import hub, objects, staging
 from jaxlm.data import pretraining, tokenizers
@@ -21,7 +22,7 @@ from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
 from jaxlm.objectives.preference import reward
 from jaxlm.parallel.plan import Plan
-from jaxlm.train import trained_weights
+from jaxlm.train import program, trained_weights
 from jaxlm.train.run import checkpoint, directory
 from jaxlm.train.run.directory import Result
 from jaxlm.train.run.run import Run
@@ -34,6 +35,7 @@ def import_run(
     plan: Plan = Plan(),
     ignored: Sequence[str] = (),
     context: int | None = None,
+    dequantize: bool = False,
 ) -> Run:
     """The Run of a new run directory with the weights of a checkpoint, a folder or a name on the
     Hugging Face hub (`core/remote/hub.py`), at step 0 and finished: it is
@@ -48,13 +50,19 @@ def import_run(
     dynamic NTK) are those of; None: up to the original context. The directory appears whole or not
     at all.
 
+    Weights in few bits (`convert/quantised`) are kept so where a form here holds them exactly, on
+    one device; warnings name those that are kept as arrays. dequantize: all are kept as arrays.
+
     Raises: FileExistsError for a target that is not empty; else as `read.inspect`, before a weight
     is read.
     """
     target = pathlib.Path(target)
     refuse_existing(target)
-    source, facts = hub.fetched(source)
+    given, (source, facts) = source, hub.fetched(source)
     planned = read.inspect(source, ignored)
+    if planned.few is not None:
+        for text in planned.few.notices:
+            directory.warn(f"{given} ({planned.few.name}): {text}")
     if context is not None:
         planned = planned._replace(cfg=rope_parameters.at_context(planned.cfg, context))
     generation = tokenizer_files.generation(source)
@@ -70,8 +78,12 @@ def import_run(
         run = _run(planned.cfg, target, final, plan)
         if "score" in planned.spec:
             run = _judging(run, template.OWN if template.own(now) is not None else "plain")
-        params = read.place(planned, plan, jnp.float32)
         facts = {**facts, "model_type": planned.model_type, "val": None}
+        if planned.few is None or dequantize:
+            params = read.place(planned, plan, jnp.float32)
+        else:
+            params, few = packed_checkpoint.place(planned, plan, str(given), directory.warn)
+            facts |= few
         if planned.ignored:
             facts["ignored"] = planned.ignored
         fill(folder, target, run, params, facts, generation, tokenizers.load(now).hash)
@@ -137,14 +149,14 @@ def export_run(
     which: trained_weights.Which = "last",
 ) -> str:
     """Writes a run directory as a checkpoint that transformers loads; returns its model_type. A run
-    on conversations brings their template and the ends of its turns.
+    on conversations brings their template and the ends of its turns. Matrices in few bits are
+    written in few bits (`quantised/packed_export.py`).
 
     Raises: FileExistsError for a target that is not empty; ValueError for a Config that no
     architecture can express, before the weights are read, and for a tokenizer without a file there.
     """
     source, target = staging.local(source), pathlib.Path(target)
     refuse_existing(target)
-    trained_weights.refuse_packed(source, "exported")
     run = directory.load(source)
     kind, record = write.architecture(run.model, model_type or was(source))
     generation = trained_weights.generation(source)
@@ -167,7 +179,12 @@ def export_run(
         if layout is not None:
             io.write(folder / "chat_template.jinja", template.portable(layout))
         saved = trained_weights.load(source, which)
-        write.weights(folder, kind, run.model, saved.params, dtype, shard_bytes)
+        if program.packed(source) is None:
+            write.weights(folder, kind, run.model, saved.params, dtype, shard_bytes)
+        else:
+            record |= packed_export.weights(
+                folder, kind, run.model, saved.params, dtype, shard_bytes
+            )
         write.configs(folder, record, generation, dtype)
     return kind
 

@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import convert, models
-from jaxlm.convert import classifier, tensor_files
+from jaxlm.convert import classifier, quantised, tensor_files
 from jaxlm.convert.config_json import Fields
 from jaxlm.convert.families import rope_parameters
+from jaxlm.convert.quantised import compound
 from jaxlm.convert.weight_rows import Row, Table
 from jaxlm.core import json_file, param
 from jaxlm.models.layers import value_head
@@ -52,25 +53,29 @@ class Job(NamedTuple):
 class Checkpoint(NamedTuple):
     """A checkpoint that can be imported: every weight of `spec`, those of `cfg` and the head of a
     reward model ("score"), has the tensors it is built from. ignored: unknown fields of its
-    config.json that were skipped on request."""
+    config.json that were skipped on request. few: how weights are stored in few bits, where some
+    are."""
 
     folder: pathlib.Path
     model_type: str
     cfg: models.AnyConfig
     spec: param.Tree
-    tensors: dict[str, tensor_files.Tensor]
+    tensors: compound.Tensors
     jobs: list[Job]
     ignored: dict[str, Any]
+    few: compound.Format | None
 
 
 class Description(NamedTuple):
-    """Contents of a config.json: its model_type, our Config, whether it is a reward model, and the
-    unknown fields that were ignored on request, with their values."""
+    """Contents of a config.json: its model_type, our Config, whether it is a reward model, the
+    unknown fields that were ignored on request, with their values, and how weights are stored in
+    few bits."""
 
     model_type: str
     cfg: models.AnyConfig
     scores: bool
     ignored: dict[str, Any]
+    few: compound.Format | None
 
 
 def config(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Description:
@@ -95,6 +100,7 @@ def config(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Des
     _refuse_sizes(record, str(file))
     fields = Fields(record, str(file), ignored)
     try:
+        few = quantised.declared(folder, record, str(file))
         cfg, scores = understood(fields, kind), classifier.named(record)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
@@ -102,7 +108,7 @@ def config(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Des
             f"(architectures={record.get('architectures')!r})"
         ) from error
     cfg = classifier.headless(kind, cfg) if scores else cfg
-    return Description(kind, cfg, scores, fields.skipped())
+    return Description(kind, cfg, scores, fields.skipped(), few)
 
 
 # No model has more; a larger one would be built, layer by layer, before its tensors are missed.
@@ -125,7 +131,7 @@ def understood(fields: Fields, kind: str) -> models.AnyConfig:
     for. Raises: ValueError for fields that are not supported."""
     cfg = rope_parameters.within_original(convert.ARCHITECTURES[kind].read(fields))
     fields.refuse_two_ways()
-    fields.refuse_quantised()
+    fields.get("quantization_config", None)  # `quantised.declared` reads or refuses it
     fields.refuse_rest()
     return cfg
 
@@ -144,10 +150,10 @@ def inspect(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Ch
     or dtype.
     """
     folder = pathlib.Path(folder).expanduser()
-    kind, cfg, scores, skipped = config(folder, ignored)
+    kind, cfg, scores, skipped, few = config(folder, ignored)
     names = functools.partial(_names, kind, scores)
     table = names(cfg)
-    tensors = _renamed(folder, table)
+    tensors = _renamed(folder, table, few)
     settle = convert.ARCHITECTURES[kind].settle
     if settle is not None:
         cfg = settle(cfg, tensors.keys())
@@ -175,7 +181,7 @@ def inspect(folder: str | os.PathLike[str], ignored: Collection[str] = ()) -> Ch
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
         listing = "\n".join(f"  {p}" for p in [*problems[:20], *more])
         raise ValueError(f"{folder} ({kind}) cannot be imported:\n{listing}")
-    return Checkpoint(folder, kind, cfg, spec, tensors, planned, skipped)
+    return Checkpoint(folder, kind, cfg, spec, tensors, planned, skipped, few)
 
 
 def _names(kind: str, scores: bool, cfg: models.AnyConfig) -> Table:
@@ -218,10 +224,12 @@ def _job(row: Row, at: tuple[str, str, int] | None, i: int, flat: Flat) -> Job |
     return Job(row, theirs, ours, index, [layer(flat[path]) for path in ours])
 
 
-def _renamed(folder: pathlib.Path, table: Table) -> dict[str, tensor_files.Tensor]:
-    """The tensors of a checkpoint under the names the table knows them by."""
-    tensors = tensor_files.find(folder)
+def _renamed(folder: pathlib.Path, table: Table, few: compound.Format | None) -> compound.Tensors:
+    """The tensors of a checkpoint under the names the table knows them by; weights in few bits as
+    one each."""
+    stored = tensor_files.find(folder)
     try:
+        tensors: compound.Tensors = dict(stored) if few is None else few.gather(stored)
         names = table.renamed(tensors)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -238,12 +246,12 @@ def _head(table: Table) -> str | None:
     return next((row.theirs[0] for row in table.outer if row.ours == ("unembed",)), None)
 
 
-def _equal(tensors: dict[str, tensor_files.Tensor], head: str, table: Table) -> bool:
+def _equal(tensors: compound.Tensors, head: str, table: Table) -> bool:
     """Whether the output matrix is the embedding table once more."""
     embed = next((row.theirs[0] for row in table.outer if "embed/table" in row.ours), None)
     if embed is None or embed not in tensors or tensors[embed].shape != tensors[head].shape:
         return False
-    return np.array_equal(tensor_files.read(tensors[embed]), tensor_files.read(tensors[head]))
+    return np.array_equal(compound.read(tensors[embed]), compound.read(tensors[head]))
 
 
 def _missing(table: Table, flat: Flat, planned: list[Job], tensors: Collection[str]) -> list[str]:
@@ -264,7 +272,7 @@ def _produced(planned: Iterable[Job]) -> set[tuple[str, int | None]]:
     return {(path, job.layer) for job in planned for path in job.ours}
 
 
-def _misshaped(planned: list[Job], tensors: dict[str, tensor_files.Tensor]) -> list[str]:
+def _misshaped(planned: list[Job], tensors: compound.Tensors) -> list[str]:
     problems = []
     for job in planned:
         for name, shape in zip(job.theirs, job.row.shapes(job.params), strict=True):
@@ -332,7 +340,7 @@ def _fill(
     """put(path, index on the layer axis or None, array in the dtype) for every weight, row after
     row."""
     for job in source.jobs:
-        arrays = [tensor_files.read(source.tensors[name]) for name in job.theirs]
+        arrays = [compound.read(source.tensors[name]) for name in job.theirs]
         parts = job.row.read(arrays, job.params)
         for path, array, p in zip(job.ours, parts, job.params, strict=True):
             if array.shape != p.shape:

@@ -26,9 +26,17 @@ DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": jnp.bfloat16,
 }
+# Those of which weights in few bits consist.
+CODES: dict[str, Any] = {
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": jnp.float8_e4m3fn,
+}
+READ = DTYPES | CODES
 # Bytes of other dtypes, to check a header with; such a tensor cannot be read.
-OTHERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "U16": 2, "U32": 4, "U64": 8}
-OTHERS |= {"F8_E4M3": 1, "F8_E5M2": 1}
+OTHERS = {"I16": 2, "BOOL": 1, "U16": 2, "U32": 4, "U64": 8, "F8_E5M2": 1, "F8_E8M0": 1}
 
 
 class Tensor(NamedTuple):
@@ -133,7 +141,7 @@ def _header(path: pathlib.Path) -> Iterator[Tensor]:
         parsed = _entries(path, file.read(length))
     end = 0
     for name, dtype, shape, (start, stop) in sorted(parsed, key=lambda entry: entry[3]):
-        width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else OTHERS.get(dtype)
+        width = np.dtype(READ[dtype]).itemsize if dtype in READ else OTHERS.get(dtype)
         if width is not None and stop - start != width * math.prod(shape):
             raise ValueError(f"{path}: {name} has {stop - start} bytes for {dtype} {list(shape)}")
         if start != end:
@@ -180,7 +188,7 @@ def _entries(
 def read(tensor: Tensor) -> np.ndarray:
     """A tensor, in its own dtype: the one read from the disk."""
     count = math.prod(tensor.shape)
-    array = np.fromfile(tensor.file, np.dtype(DTYPES[tensor.dtype]), count, offset=tensor.offset)
+    array = np.fromfile(tensor.file, np.dtype(READ[tensor.dtype]), count, offset=tensor.offset)
     if array.size != count:
         raise ValueError(f"{tensor.file} is cut off in {tensor.stored}")
     return array.reshape(tensor.shape)
@@ -210,10 +218,16 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
 
 
 class Item(NamedTuple):
-    """A tensor that will be written."""
+    """A tensor that will be written; dtype: one of `READ`, None for that of the weights."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str | None = None
+
+    def bytes(self, dtype: np.dtype) -> int:
+        """Its bytes, where weights are of `dtype`."""
+        width = dtype.itemsize if self.dtype is None else np.dtype(READ[self.dtype]).itemsize
+        return math.prod(self.shape) * width
 
 
 def write(
@@ -233,7 +247,7 @@ def write(
     shards: list[list[tuple[list[Item], Any]]] = [[]]
     filled = 0
     for group in groups:
-        size = sum(math.prod(i.shape) for i in group[0]) * dtype.itemsize
+        size = sum(item.bytes(dtype) for item in group[0])
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
@@ -261,11 +275,12 @@ def _write_file(
     end = 0
     for items, _ in shard:
         for item in items:
-            start, end = end, end + math.prod(item.shape) * dtype.itemsize
+            start, end = end, end + item.bytes(dtype)
             if item.name in header:
                 raise ValueError(f"{path}: {item.name} would be written twice")
             header[item.name] = {
-                "dtype": stored_as, "shape": list(item.shape), "data_offsets": [start, end],
+                "dtype": item.dtype or stored_as, "shape": list(item.shape),
+                "data_offsets": [start, end],
             }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -278,5 +293,9 @@ def _write_file(
                     raise ValueError(
                         f"{item.name}: {array.shape} given; {item.shape} was announced"
                     )
-                file.write(np.ascontiguousarray(cast(array, dtype, item.name)).tobytes())
+                if item.dtype is None:
+                    array = cast(array, dtype, item.name)
+                elif array.dtype != READ[item.dtype]:
+                    raise ValueError(f"{item.name}: {array.dtype} given; {item.dtype} is announced")
+                file.write(np.ascontiguousarray(array).tobytes())
     return end

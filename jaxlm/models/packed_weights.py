@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxlm.core import param
 from jaxlm.ops import linear, quant
+from jaxlm.ops.quant import nf4
 
 
 class Size(NamedTuple):
@@ -76,20 +77,71 @@ def rounding(scheme: quant.Scheme) -> Encode:
     return lambda path, i, w, p: make(w, p.copies, p.inputs, scheme)
 
 
-def abstract(spec: param.Tree, scheme: quant.Scheme, channels: bool) -> param.Tree:
-    """The ShapeDtypeStructs of weights in few bits. spec: of all weights that are stored, an
-    objective's heads too; channels: whether integers have factors of their inputs."""
-    chosen = paths(spec)
+# How a matrix in few bits is stored, as JSON: {"form": "Integers", "sizes": [32, 64], "inputs": 1,
+# "bits": 4, "arrays": {"codes": ["uint8", [2, 64, 16]], "scales": ["bfloat16", [2, 64, 1]]}}.
+Layout = dict[str, dict[str, Any]]
+FORMS = {
+    "Integers": quant.Integers,
+    "Nf4": quant.Nf4,
+    "Mxfp4": quant.Mxfp4,
+    "Float8": quant.Float8,
+}
+STATIC = ("sizes", "inputs", "bits")
+
+
+def layout(params: param.Tree) -> Layout:
+    """The Layout of the weights in few bits, by path, which a run's checkpoint records."""
+    named = flat(params).items()
+    return {path: _described(w) for path, w in named if isinstance(w, quant.Packed)}
+
+
+def flat(params: param.Tree) -> dict[str, Any]:
+    """{path: weight}, whatever a weight is stored as."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=linear.is_leaf)
+    return {param.path_of(keys): w for keys, w in leaves}
+
+
+def _described(w: quant.Packed) -> dict[str, Any]:
+    parts = {name: [str(x.dtype), [*x.shape]] for name, x in param.flatten(w).items()}
+    static = {name: getattr(w, name) for name in STATIC if hasattr(w, name)}
+    return {"form": type(w).__name__, **static, "arrays": parts}
+
+
+def abstract(spec: param.Tree, stored: Layout) -> param.Tree:
+    """The ShapeDtypeStructs of weights, those of a Layout in few bits. spec: of all weights that
+    are stored, an objective's heads too."""
 
     def leaf(path: str, p: param.Param) -> Any:
-        like = jax.ShapeDtypeStruct(p.shape, jnp.float32)
-        if path not in chosen:
-            return like
-        w: Any = jax.eval_shape(lambda w: quant.encode(w, p.copies, p.inputs, scheme), like)
-        if not channels:
-            return w
-        factors = jax.ShapeDtypeStruct((*p.shape[: p.copies], p.fan_in), jnp.float32)
-        return dataclasses.replace(w, channels=factors)
+        if path not in stored:
+            return jax.ShapeDtypeStruct(p.shape, jnp.float32)
+        return _undescribed(stored[path])
+
+    return param.nested({path: leaf(path, p) for path, p in param.flatten(spec).items()})
+
+
+def _undescribed(entry: dict[str, Any]) -> quant.Packed:
+    arrays = {
+        name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+        for name, (dtype, shape) in entry["arrays"].items()
+    }
+    parts = param.nested(arrays)
+    if isinstance(parts["scales"], dict):
+        parts["scales"] = nf4.Scales8(**parts["scales"])
+    form: Any = FORMS[entry["form"]]
+    parts |= {name: None for name in ("zeros", "channels") if form is quant.Integers} | parts
+    static = {name: entry[name] for name in STATIC if name in entry}
+    return form(**parts | static | {"sizes": tuple(entry["sizes"])})
+
+
+def places(spec: param.Tree, stored: Layout) -> param.Tree:
+    """The spec of weights as they are stored, those of a Layout in few bits: a `Param` for every
+    array, whose axes are split over no device."""
+
+    def part(x: jax.ShapeDtypeStruct) -> Any:
+        return param.Param(x.shape, ("code",) * len(x.shape), param.zeros)
+
+    def leaf(path: str, p: param.Param) -> Any:
+        return jax.tree.map(part, _undescribed(stored[path])) if path in stored else p
 
     return param.nested({path: leaf(path, p) for path, p in param.flatten(spec).items()})
 

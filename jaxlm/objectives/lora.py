@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import check, param, precision
+from jaxlm.models import packed_weights
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Frozen, Objective, Stored
 from jaxlm.ops import linear
 from jaxlm.ops.quant import nf4
 
 ADAPTER, BASE = "adapter", "base"
+PACKED = "None: the matrices of `start` are in few bits already, and stay as they are"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,11 @@ class Lora:
         return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
 
-def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
-    """The objective with adapters in place of the model's weights.
+def adapt(
+    objective: Objective, model: Model, cfg: Lora, packed: packed_weights.Layout | None = None
+) -> Objective:
+    """The objective with adapters in place of the model's weights. packed: how the matrices of the
+    base are stored in few bits, where the run that it is from has them so.
 
     spec: {"adapter": {path of a target: {"a", "b"}}}, and the objective's heads, whole. frozen: the
     model's weights as "base", and what else the objective reads; weights that it reads from where
@@ -84,6 +89,11 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
         if part.run is None and part.spec.keys() <= model.spec.keys()
     }
     apart = {name: part for name, part in objective.frozen.items() if name not in shared}
+    storage = stored(model.spec, cfg)
+    if packed is not None:
+        check.field("adapter.quantise", cfg.quantise, cfg.quantise is None, PACKED)
+        like = packed_weights.abstract(model.spec, packed)
+        storage = Stored(packed_weights.places(model.spec, packed), None, like)
 
     def weights(params: param.Tree, frozen: param.Tree) -> param.Tree:
         return joined(cfg, frozen[BASE], params[ADAPTER], None) | {n: params[n] for n in heads}
@@ -105,7 +115,7 @@ def adapt(objective: Objective, model: Model, cfg: Lora) -> Objective:
         {ADAPTER: spec(model.spec, cfg)} | heads,
         loss,
         report=objective.report,
-        frozen={BASE: Frozen(model.spec, None, stored(model.spec, cfg))} | apart,
+        frozen={BASE: Frozen(model.spec, None, storage)} | apart,
         weights=weights,
         begun=objective.begun,
     )

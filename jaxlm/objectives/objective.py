@@ -29,10 +29,12 @@ Sums = dict[str, jax.Array]
 
 class Stored(NamedTuple):
     """Storage of frozen weights in another form than their own: make(weights of `Frozen.spec`) ->
-    the tree that the loss reads, whose places are those of spec, a tree of `Param`."""
+    the tree that the loss reads, whose places are those of spec, a tree of `Param`. make is None
+    where the run that they are from has them in this form; `like` is its shapes and dtypes."""
 
     spec: param.Tree
-    make: Callable[[param.Tree], param.Tree]
+    make: Callable[[param.Tree], param.Tree] | None
+    like: param.Tree | None = None
 
 
 class Frozen(NamedTuple):
@@ -54,7 +56,11 @@ class Frozen(NamedTuple):
     def abstract(self) -> param.Tree:
         """Their shapes and dtypes in memory."""
         shapes = param.abstract(self.spec)
-        return shapes if self.stored is None else jax.eval_shape(self.stored.make, shapes)
+        if self.stored is None:
+            return shapes
+        if self.stored.make is None:
+            return self.stored.like
+        return jax.eval_shape(self.stored.make, shapes)
 
 
 class Begun(NamedTuple):

@@ -1,6 +1,7 @@
 """Weights that a run begins from, or reads frozen: those of other run directories."""
 
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxlm.core import config, param
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.tokenizers import tokenizer as interface
+from jaxlm.models import packed_weights
 from jaxlm.objectives.objective import Frozen, Objective
 from jaxlm.train import program, step, trained_weights
 from jaxlm.train.optim import optimizer
@@ -37,7 +39,7 @@ def _check_model(run: Run, name: str) -> list[str]:
     try:
         folder = staging.local(name)
         begun = directory.trained(folder)
-        trained_weights.refuse_packed(folder, "trained, or adapted")
+        _check_packed(run, folder)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"start: {error}") from error
     theirs, ours = _weights(begun), _weights(run)
@@ -68,6 +70,23 @@ def _check_model(run: Run, name: str) -> list[str]:
     if ours.vocab > run.model.vocab:
         warnings += interface.mismatch(ours, run.model.vocab)
     return warnings
+
+
+def _check_packed(run: Run, folder: pathlib.Path) -> None:
+    """Raises: ValueError for matrices in few bits that are to move, or on several devices."""
+    few = program.packed(folder)
+    if few is None:
+        return
+    if run.adapter is None:
+        raise ValueError(
+            f"{folder} holds matrices in {few['name']}, which no gradient moves; train adapters on "
+            f"them (Run.adapter), or start from {few['source']}, which they were made from"
+        )
+    if run.plan.devices > 1:
+        raise ValueError(
+            f"{folder} holds matrices in {few['name']}, which one device reads; the plan has "
+            f"{run.plan.devices}"
+        )
 
 
 def _check_tokenizers(
@@ -180,6 +199,8 @@ def _frozen(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.T
     if part.stored is None:
         return weights
     places = run.plan.shard_params(part.stored.spec)
+    if part.stored.make is None:
+        return jax.block_until_ready(jax.device_put(weights, places))
     return jax.block_until_ready(jax.jit(part.stored.make, out_shardings=places)(weights))
 
 
@@ -190,7 +211,8 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
         shardings = run.plan.shard_params(part.spec)
         return jax.jit(lambda: param.init(part.spec, key), out_shardings=shardings)()
     try:
-        trained_weights.refuse_packed(folder, "read frozen by a run that trains")
+        if part.stored is None or part.stored.make is not None:
+            trained_weights.refuse_packed(folder, "read frozen by a run that trains")
         which = begun.get("step", "last") if part.run is None else "last"
         weights = trained_weights.load(folder, which, run.plan).params
     except (FileNotFoundError, ValueError) as error:
@@ -201,7 +223,7 @@ def _read(run: Run, name: str, part: Frozen, begun: dict[str, Any]) -> param.Tre
 
 def _check_shapes(name: str, folder: str, spec: param.Tree, weights: param.Tree) -> None:
     """Raises: ValueError for the first of the weights (or their spec) that is not as in spec."""
-    theirs = {path: x.shape for path, x in param.flatten(weights).items()}
+    theirs = {path: x.shape for path, x in packed_weights.flat(weights).items()}
     for path, p in param.flatten(spec).items():
         if theirs.get(path) != p.shape:
             raise ValueError(

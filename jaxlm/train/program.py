@@ -1,5 +1,8 @@
 """Program of a Run: its model, objective and optimiser, put together. Nothing is compiled here."""
 
+import os
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxlm import models, objectives
@@ -15,6 +18,17 @@ from jaxlm.train.optim import diloco, mup, optimizer
 from jaxlm.train.run import directory
 from jaxlm.train.run.run import Run
 
+# The fact of a checkpoint that its matrices are in few bits.
+PACKED = "packed"
+
+
+def packed(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Record of a run directory's matrices in few bits, by its newest checkpoint: "name" of their
+    format, "source" that they were made from, "layout" (`packed_weights.layout`); None where they
+    are arrays."""
+    facts = directory.proof(folder)
+    return None if facts is None else facts.get(PACKED)
+
 
 def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
     """The model of a run under a plan, and what is trained of it, and for what."""
@@ -24,7 +38,8 @@ def build(run: Run, plan: Plan) -> tuple[Model, Objective]:
         small = models.spec(mup.base(run.model, run.mup))
         objective = objective._replace(spec=mup.spec(objective.spec, small, run.optim.name))
     if run.adapter is not None:
-        objective = lora.adapt(objective, model, run.adapter)
+        few = None if run.start is None else packed(run.start)
+        objective = lora.adapt(objective, model, run.adapter, few and few["layout"])
     return model, objective
 
 

@@ -20,7 +20,7 @@ from jaxlm.models.model import Model
 from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.preference import reward
-from jaxlm.ops import attention, linear, quant
+from jaxlm.ops import attention, linear
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
@@ -129,7 +129,7 @@ def _checkpoint(
     if number is None:
         raise FileNotFoundError(f"{folder} has no checkpoint yet: nothing is in {place}")
     model, objective = program.build(run, plan)
-    few = checkpoint.facts(place, number).get(PACKED)
+    few = checkpoint.facts(place, number).get(program.PACKED)
     if few is not None:
         params = _packed(folder, number, objective, few, plan)
         return _Checkpoint(run, model, objective, plan, params, number)
@@ -142,10 +142,6 @@ def _checkpoint(
     return _Checkpoint(run, model, objective, plan, params, number)
 
 
-# The fact of a checkpoint that its matrices are in few bits: how they were made.
-PACKED = "packed"
-
-
 def _packed(
     folder: pathlib.Path, number: int, objective: Objective, few: dict[str, Any], plan: Plan
 ) -> param.Tree:
@@ -155,11 +151,10 @@ def _packed(
     """
     if plan.devices > 1:
         raise ValueError(
-            f"{folder} holds matrices in {few['scheme']['name']}, which one device reads: {plan} "
-            f"given, {plan.devices} devices"
+            f"{folder} holds matrices in {few['name']}, which one device reads: {plan} given, "
+            f"{plan.devices} devices"
         )
-    scheme = quant.Scheme(**few["scheme"])
-    like = packed_weights.abstract(objective.spec, scheme, few["channels"])
+    like = packed_weights.abstract(objective.spec, few["layout"])
     size = packed_weights.size(like)
     need = size.packed_bytes + size.others_bytes
     devices.check(f"the weights of {folder}", need)
@@ -175,11 +170,11 @@ def _packed(
 def refuse_packed(folder: str | os.PathLike[str], use: str) -> None:
     """Raises: ValueError if the newest checkpoint of a run directory has matrices in few bits. use:
     what these cannot be, such as "exported"."""
-    sealed = directory.proof(folder)
-    if sealed is not None and (few := sealed.get(PACKED)) is not None:
+    few = program.packed(folder)
+    if few is not None:
         raise ValueError(
-            f"{folder} holds matrices in {few['scheme']['name']}, which cannot be {use}; they were "
-            f"made from {few['source']}: give that"
+            f"{folder} holds matrices in {few['name']}, which cannot be {use}; they were made from "
+            f"{few['source']}: give that"
         )
 
 
@@ -205,7 +200,8 @@ def _joined(
         warn(f"{run.start} holds another run now than when the adapters of {folder} began")
 
     def join(params: param.Tree, below: param.Tree) -> param.Tree:
-        below = below if base.stored is None else base.stored.make(below)
+        if base.stored is not None and base.stored.make is not None:
+            below = base.stored.make(below)
         return linear.merged(objective.weights(params, {lora.BASE: below}))
 
     heads = {name: part for name, part in objective.spec.items() if name != lora.ADAPTER}

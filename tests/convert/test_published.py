@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from jaxlm.convert import read
+from jaxlm.convert import quantised, read
 from jaxlm.convert.config_json import Fields
 from jaxlm.convert.families import rope_parameters
 
@@ -24,6 +24,8 @@ def test_published_configs(name):
     record, expected = entry["config"], entry["expected"]
     if expected == "accepted":
         cfg = read.understood(Fields(record), record["model_type"])
+        if few := record.get("quantization_config"):
+            assert quantised.understood(few, record["model_type"], name).name in entry["note"]
         assert bool(rope_parameters.notice(cfg)) == ("LongRoPE" in entry.get("note", ""))
     else:
         with pytest.raises(ValueError, match=re.escape(expected)):

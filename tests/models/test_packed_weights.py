@@ -1,6 +1,7 @@
 """Models with matrices in few bits: which they are, and what they compute."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -58,7 +59,8 @@ def test_what_stays_as_it_is():
 def test_weights_are_taken_apart_and_put_together(name):
     scheme, spec = quant.Scheme(name), models.spec(programs.FAMILIES["mistral"])
     given = packed("mistral", scheme)
-    like = packed_weights.abstract(spec, scheme, False)
+    layout = json.loads(json.dumps(packed_weights.layout(given)))
+    like = packed_weights.abstract(spec, layout)
     arrays = packed_weights.arrays(given)
     assert jax.tree.structure(like) == jax.tree.structure(given)
     assert jax.tree.structure(packed_weights.arrays(like)) == jax.tree.structure(arrays)
@@ -67,6 +69,10 @@ def test_weights_are_taken_apart_and_put_together(name):
     again = packed_weights.restored(arrays, like)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(given), strict=True):
         assert a is b
+    places = packed_weights.places(spec, layout)
+    assert [p.shape for p in param.flatten(places).values()] == [
+        x.shape for x in param.flatten(given).values()
+    ]
     size = packed_weights.size(given)
     assert size == packed_weights.size(like)
     assert size.packed + size.others == param.count(spec)

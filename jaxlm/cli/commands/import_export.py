@@ -21,6 +21,7 @@ def import_(args: Sequence[str]) -> int:
         tokenizer: str | None = None,
         ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         context: int | None = None,
+        dequantize: bool = False,
         plan: Plan = Plan(),
     ) -> int:
         """Make a run directory of a checkpoint of transformers (safetensors and config.json).
@@ -35,6 +36,9 @@ def import_(args: Sequence[str]) -> int:
                 nothing; may be given several times. A field that is understood is never ignored.
             context: For LongRoPE and dynamic NTK, whose angles depend on the length of a text: the
                 length that they are wanted for, in place of the original context.
+            dequantize: Keep weights that are stored in few bits (GPTQ, AWQ, compressed-tensors,
+                bitsandbytes, MXFP4, float8) as float32 arrays; else they stay in few bits where a
+                form here holds them exactly.
             plan: The devices over which the weights are split meanwhile.
         """
         launch.devices(plan.devices)
@@ -43,7 +47,9 @@ def import_(args: Sequence[str]) -> int:
         from jaxlm.train.run import run as runs
 
         environment.quiet()
-        imported = pretrained.import_run(checkpoint, run, tokenizer, plan, ignore, context)
+        imported = pretrained.import_run(
+            checkpoint, run, tokenizer, plan, ignore, context, dequantize
+        )
         for name in ignore:
             print(f"config.json: {name} was ignored: nothing here computes with it")
         if notice := rope_parameters.notice(imported.model):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.convert import quantised_runs
+from jaxlm.convert.quantised import rounded_runs
 from jaxlm.core import cache
 from jaxlm.eval import paired_weights
 from jaxlm.ops import quant
@@ -23,7 +23,7 @@ def quantize(args: Sequence[str]) -> int:
         group: int | None = None,
         affine: bool | None = None,
         double_quant: bool = False,
-        method: quantised_runs.Method = "rtn",
+        method: rounded_runs.Method = "rtn",
         calibration: str | None = None,
         data: str | None = None,
         checkpoint: trained_weights.Which = "last",
@@ -32,9 +32,9 @@ def quantize(args: Sequence[str]) -> int:
     ) -> int:
         """Make a run directory with the matrices of a trained model's layers in few bits.
 
-        `jaxlm sample`, `jaxlm eval` and `jaxlm.load` read it as any other; it is not trained,
-        adapted or exported. Embeddings, the output matrix, norms, biases and routers stay as they
-        are.
+        `jaxlm sample`, `jaxlm eval` and `jaxlm.load` read it as any other, adapters are trained on
+        it (Run.adapter), and `jaxlm export` writes it in few bits. Embeddings, the output matrix,
+        norms, biases and routers stay as they are.
 
         Args:
             run: The run directory, such as runs/demo.
@@ -58,7 +58,7 @@ def quantize(args: Sequence[str]) -> int:
         environment.quiet()
         cache.programs()
         settings = quant.Scheme(scheme, group, affine, double_quant)
-        result = quantised_runs.quantise(
+        result = rounded_runs.quantise(
             run, out, settings, method, calibration, data,
             which=checkpoint, windows=windows, documents=documents,
         )  # fmt: skip
@@ -70,7 +70,7 @@ def quantize(args: Sequence[str]) -> int:
     return tyro.cli(command, args=list(args), prog="jaxlm quantize")
 
 
-def _sizes(result: quantised_runs.Quantised) -> str:
+def _sizes(result: rounded_runs.Quantised) -> str:
     size = result.size
     whole = 8 * result.file_bytes / (size.packed + size.others)
     return (

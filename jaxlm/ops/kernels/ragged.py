@@ -39,6 +39,7 @@ def product(x: jax.Array, w: jax.Array, sizes: jax.Array, dtype: jnp.dtype) -> j
     return _multiply(x, w, sizes, dtype, 0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def frozen(
     x: jax.Array,
     w: Any,
@@ -47,8 +48,8 @@ def frozen(
     dense: Callable[[Any], jax.Array],
 ) -> jax.Array:
     """`product` with matrices that are stored otherwise, a tree of arrays [E, ...] with the shape
-    [E, D, F]: `dense` makes the array [D, F] of one group's, as that group is met. w gets no
-    gradient, and neither does x."""
+    [E, D, F]: `dense` makes the array [D, F] of one group's, as that group is met, also for the
+    gradient of x. w gets none."""
     return _multiply(x, _Stored(w, dense), sizes, dtype, 0)
 
 
@@ -105,6 +106,19 @@ def _backward(dtype, saved, g):
 
 
 product.defvjp(_forward, _backward)
+
+
+def _frozen_forward(x, w, sizes, dtype, dense):
+    y = _multiply(x, _Stored(w, dense), sizes, dtype, 0)
+    return y, (w, sizes, jnp.zeros((), x.dtype))
+
+
+def _frozen_backward(dtype, dense, saved, g):
+    w, sizes, like = saved
+    return _multiply(g.astype(like.dtype), _Stored(w, dense), sizes, like.dtype, 1), None, None
+
+
+frozen.defvjp(_frozen_forward, _frozen_backward)
 
 
 def _tile(rows: int, groups: int) -> int:

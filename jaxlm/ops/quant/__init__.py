@@ -99,11 +99,15 @@ def split(w: Packed, most: int) -> Packed | None:
     def part(x: jax.Array) -> jax.Array:
         return x.reshape(count, -1, *x.shape[1:])
 
-    if isinstance(w, Integers) and w.channels is not None:
-        channels = jnp.broadcast_to(w.channels, (count, inputs))
-        w = dataclasses.replace(
-            jax.tree.map(part, dataclasses.replace(w, channels=None)), channels=channels
-        )
+    if isinstance(w, Integers):
+        # what all outputs share is given to every part
+        shared = {
+            name: jnp.broadcast_to(x, (count, inputs))
+            for name, x in (("channels", w.channels), ("order", w.order))
+            if x is not None
+        }
+        w = dataclasses.replace(w, channels=None, order=None)
+        w = dataclasses.replace(jax.tree.map(part, w), **shared)
     else:
         w = jax.tree.map(part, w)
     return dataclasses.replace(w, sizes=(inputs, outputs // count), inputs=1)

@@ -26,7 +26,8 @@ class Integers:
     codes: jax.Array
     """uint8[copies..., outputs, groups * group * bits / 8]: packed along inputs."""
     scales: jax.Array
-    """float32 or bfloat16 [copies..., outputs, groups]."""
+    """float32 or a half of it [copies..., outputs, groups]: bfloat16 of what is rounded here to 4
+    and 2 bits, of an imported matrix what it was stored in."""
     zeros: jax.Array | None
     """uint8[copies..., outputs, groups]: the codes of 0; None is symmetric."""
     channels: jax.Array | None
@@ -38,6 +39,9 @@ class Integers:
     """Number of these that are inputs."""
     bits: int = dataclasses.field(metadata={"static": True})
     """Bits of a code."""
+    order: jax.Array | None = None
+    """int32[copies..., inputs]: the place of each input among the codes, where groups are of inputs
+    that are not neighbours (GPTQ's act-order); None is their own order."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,6 +138,8 @@ def rows(w: Integers) -> jax.Array:
     """The rows float32[copies..., outputs, inputs] of the weight that Integers represent."""
     size = math.prod(w.sizes[: w.inputs])
     whole = values(packing.unpack(w.codes, w.bits), w.scales, w.zeros, w.bits, size)
+    if w.order is not None:
+        whole = jnp.take_along_axis(whole, w.order[..., None, :], axis=-1)
     return whole if w.channels is None else whole / w.channels[..., None, :]
 
 

@@ -144,11 +144,17 @@ def of_scales8(kept: Scales8) -> jax.Array:
 def dynamic_levels() -> np.ndarray:
     """float32[256], rising: levels with a sign, denser towards 0. Dettmers et al. 2022 (8-bit
     optimizers), section 2.1: for e = 0 .. 6, the midpoints of 2^e equal steps
-    from 0.1 to 1, times 10^(e - 6); and 0 and 1."""
+    from 0.1 to 1, times 10^(e - 6); and 0 and 1. In float32 as torch steps, from both ends, so that
+    they are bitsandbytes' to the last bit."""
     levels = [0.0, 1.0]
     for e in range(7):
-        steps = np.linspace(0.1, 1.0, 2**e + 1, dtype=np.float32)
-        middle = 10.0 ** (e - 6) * ((steps[:-1] + steps[1:]) / 2).astype(np.float64)
+        count = 2**e
+        low, high = np.float32(0.1), np.float32(1)
+        step = np.float64((high - low) / np.float32(count))
+        i = np.arange(count + 1)
+        up, down = np.float64(low) + step * i, np.float64(high) - step * (count - i)
+        steps = np.where(i < (count + 1) // 2, up, down).astype(np.float32)
+        middle = np.float32(10.0 ** (e - 6)) * ((steps[:-1] + steps[1:]) / np.float32(2))
         levels += [*middle, *-middle]
     return np.sort(np.array(levels, np.float32))
 

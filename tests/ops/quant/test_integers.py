@@ -1,5 +1,6 @@
 """Integers: codes and numbers against float64 NumPy, bits, exactness, packing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxlm.ops import quant
 from jaxlm.ops.quant import integers, packing
 
 GRIDS = [(8, None, False), (8, None, True), (8, 16, True), (4, 32, True), (4, 16, False)]
@@ -106,3 +108,25 @@ def test_bytes_hold_numbers_of_equal_parts_from_the_low_bits_on():
         packed = packing.pack(small, bits)
         assert packed.shape == (16 * bits // 8,)
         np.testing.assert_array_equal(packing.unpack(packed, bits), small)
+
+
+def test_inputs_in_another_order_are_put_back():
+    """GPTQ's act-order: groups are of inputs that are not neighbours; also in parts."""
+    w, order = (
+        gaussian(2, 32, 12),
+        np.stack([np.random.default_rng(i).permutation(32) for i in (1, 2)]),
+    )
+    sorted_ = np.take_along_axis(w, np.argsort(order, axis=-1)[..., None], axis=1)
+
+    @jax.jit
+    def both(sorted_, order):
+        kept = integers.encode(sorted_, 1, 1, 4, 16, True)
+        ordered = dataclasses.replace(kept, order=order.astype(np.int32))
+        one = jax.tree.map(lambda x: x[1], ordered)
+        parts = quant.split(one, 32 * 4)
+        assert parts is not None
+        return integers.dense(kept), integers.dense(ordered), integers.dense(parts)
+
+    plain, got, parts = both(sorted_, order)
+    np.testing.assert_array_equal(got, np.take_along_axis(plain, order[..., None], axis=1))
+    np.testing.assert_array_equal(np.moveaxis(parts, 0, 1).reshape(32, 12), got[1])

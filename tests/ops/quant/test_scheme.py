@@ -52,6 +52,12 @@ def products(x, scheme, w, experts, sizes):
         y, pull = jax.vjp(lambda x, w=matrix: linear.einsum("BTD,DNH->BTNH", x, w), x)
         pairs.append([y, pull(y)[0], linear.grouped(rows, group, sizes)])
         pairs[-1].append(linear.batched(apart, group))
+        for product in (
+            lambda x, w=group: linear.grouped(x.reshape(-1, 64), w, sizes),
+            lambda x, w=group: linear.batched(jnp.broadcast_to(x[:, None], apart.shape), w),
+        ):
+            y, pull = jax.vjp(product, x)
+            pairs[-1].append(pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0])
     return list(zip(*pairs, strict=True))
 
 

@@ -18,7 +18,7 @@ from jaxlm.eval import calibration, paired_weights
 from jaxlm.models import packed_weights
 from jaxlm.ops import quant
 from jaxlm.ops.quant import awq, gptq
-from jaxlm.train import trained_weights
+from jaxlm.train import program, trained_weights
 from jaxlm.train.run import directory
 from jaxlm.train.run.run import Run
 
@@ -77,8 +77,13 @@ def quantise(
     params = packed_weights.encode(saved.model.spec, saved.params, make)
     whole = dataclasses.replace(saved.run, adapter=None, start=None)
     run = adapters.standalone(whole, target)
-    few = {"scheme": dataclasses.asdict(scheme), "method": method, "channels": method == "awq"}
-    facts = {trained_weights.PACKED: few | {"source": str(source)}, "val": None}
+    few: dict[str, Any] = {
+        "name": scheme.name,
+        "scheme": dataclasses.asdict(scheme),
+        "method": method,
+    }
+    few |= {"source": str(source), "layout": packed_weights.layout(params)}
+    facts = {program.PACKED: few, "val": None}
     facts["model_type"] = pretrained.was(source)
     generation = trained_weights.generation(source)
     with atomic.folder(target) as folder:
