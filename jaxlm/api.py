@@ -75,12 +75,7 @@ def generate(
     if not decoder:
         if layout is not None:
             raise ValueError("template: this model does not continue texts, so it cannot answer")
-        about = data.corrupt if isinstance(data, pretraining.Data) else None
-        return [
-            "".join(pieces)
-            for prompt, row in zip(prompts, rows, strict=True)
-            for pieces in reply.replies(model, saved.params, tokenizer, prompt, row, about)
-        ]
+        return _filled(saved, tokenizer, prompts, rows)
     turns = [
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
     ]
@@ -100,6 +95,22 @@ def generate(
         model, saved.params, tokenizer, [turn.tokens for turn in turns], rows, constraint
     )
     return [row.text for row in written]
+
+
+def _filled(
+    saved: Saved,
+    tokenizer: tokenizers.tokenizer.Tokenizer,
+    prompts: Sequence[str],
+    rows: Sequence[Sampling | Beams | Contrastive],
+) -> list[str]:
+    """`generate` by an encoder or an encoder-decoder."""
+    data = saved.run.data
+    about = data.corrupt if isinstance(data, pretraining.Data) else None
+    return [
+        "".join(pieces)
+        for prompt, row in zip(prompts, rows, strict=True)
+        for pieces in reply.replies(saved.model, saved.params, tokenizer, prompt, row, about)
+    ]
 
 
 def _in_slots(

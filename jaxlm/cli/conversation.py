@@ -22,8 +22,11 @@ Ctrl-C stops an answer; what it said stays."""
 
 QUIT = ("/quit", "/exit")
 # A model may write characters that a terminal obeys: they are shown as pictures of themselves.
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(32) if code not in (0x09, 0x0A)},
+    0x7F: 0x2421,
+    **{code: 0xFFFD for code in range(0x80, 0xA0)},
+}
 
 
 def hold(talk: Dialogue, first: tuple[str, ...] = ()) -> None:

@@ -119,7 +119,8 @@ def test_what_does_not_fit_is_named_before_compute(job, tmp_path):
     model = models.build(bert.Config(vocab=262, embed=8, layers=1, heads=2, context=16))
     with pytest.raises(ValueError, match="a encoder model does not continue texts"):
         generation_job.survey(job()._replace(model=model))
-    crowded = models.build(mistral.Config(vocab=262, embed=8, heads=2, kv=1, head=4, ffn=8, layers=1, experts=2, active=1, capacity=1.0))  # fmt: skip  # noqa: E501
+    small = {"vocab": 262, "embed": 8, "heads": 2, "kv": 1, "head": 4, "ffn": 8, "layers": 1}
+    crowded = models.build(mistral.Config(**small, experts=2, active=1, capacity=1.0))
     with pytest.raises(ValueError, match="prompts: model.capacity=1.0 drops tokens"):
         generation_job.survey(job()._replace(model=crowded))
     size = generation_job.survey(job())
