@@ -171,10 +171,13 @@ def rows_of(settings: Sequence[Sampling], batch: int) -> sampling_loop.Rows:
         typical=typical if any(s.typical_p < 1 for s in settings) else None,
         rules=_rules(padded),
     )
-    keys = jax.vmap(jax.random.key)(_column([s.seed for s in padded], np.uint32))
+    keys = _keys(np.array([s.seed for s in padded], np.uint32))
     stop = _lists([s.stop_tokens for s in padded], least=1)
     limit = [s.max_new for s in settings] + [0] * (batch - len(settings))
     return sampling_loop.Rows(controls, keys, stop, _column(limit, np.int32))
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))
 
 
 def _column(values: Sequence[Any], dtype: Any) -> jax.Array:
