@@ -197,7 +197,8 @@ def insert(model: Model, room: int, state: State, index: jax.Array, rows: State)
 
 @functools.partial(jax.jit, static_argnums=0)
 def lift(model: Model, state: State, slot: jax.Array, filled: jax.Array) -> State:
-    """The State of one row, a slot's, which goes on after `filled` entries of its cache."""
+    """The State of one row, a slot's that has stopped, which goes on after `filled` entries of its
+    cache."""
 
     def cut(x: jax.Array, axis: int = 0) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, slot, 1, axis)
@@ -208,7 +209,10 @@ def lift(model: Model, state: State, slot: jax.Array, filled: jax.Array) -> Stat
     cache = Cache(layers, At(*(cut(x) for x in state.cache.at[:2])), filled[None])
     rest = jax.tree.map(cut, _by_row(state))
     running = jnp.full(1, sampling_loop.RUNNING, jnp.int32)
-    rest["out"] = rest["out"]._replace(finish=running)
+    out = rest["out"] = rest["out"]._replace(finish=running)
+    # what the loop moves on in rows that have stopped, too
+    rest["position"] = filled[None]
+    rest["last"] = jnp.take_along_axis(out.tokens, out.lengths[:, None] - 1, axis=1)[:, 0]
     return State(cache=cache, step=jnp.zeros((), jnp.int32), **rest)
 
 
