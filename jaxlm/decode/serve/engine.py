@@ -130,9 +130,7 @@ class Engine:
         request that has more tokens than capacity.length, with the max_new that would fit, and for
         a constraint that cannot be read; ImportError without the extra `constrain`.
         """
-        matcher = self.check(prompt, sampling, constraint)
-        most = min(TOP, self._checked.cfg.vocab)
-        check.field("top", top, 0 <= top <= most, f"0 to {most}")
+        matcher = self.check(prompt, sampling, constraint, top)
         watch = None
         ids = [int(token) for token in prompt]
         if self._tokenizer is not None:
@@ -146,8 +144,11 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling,
         constraint: constraints.Constraint | None = None,
+        top: int = 0,
     ) -> constraints.Matcher | None:
         """The matcher of the constraint. Raises: as `submit`."""
+        most = min(TOP, self._checked.cfg.vocab)
+        check.field("top", top, 0 <= top <= most, f"0 to {most}")
         if sampling.candidates > 1:
             raise ValueError(
                 f"sampling: {sampling.candidates} continuations; submit a request for each"
