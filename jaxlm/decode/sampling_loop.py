@@ -115,7 +115,14 @@ def start(
     model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
 ) -> State:
     """The State after prefill, the first token of each row sampled."""
-    width = tokens.shape[1]
+    state = prefilled(model, params, tokens, at, rows, max_new)
+    return state._replace(cache=grow(model, state.cache, tokens.shape[1] + max_new - 1))
+
+
+def prefilled(
+    model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
+) -> State:
+    """`start` with a cache that has no slots but those of the prompts."""
     x, cache, _ = model.hidden(params, tokens, at, empty(model, len(tokens)))
     assert cache is not None
     # a row's end is its highest position, wherever its padding is
@@ -125,7 +132,7 @@ def start(
         cache = repeated(model, cache, rows.origin)
         tokens, at, end, raw = jax.tree.map(lambda x: x[rows.origin], (tokens, at, end, raw))
     return begun(
-        grow(model, cache, width + max_new - 1),
+        cache,
         raw,
         tokens,
         at.segments > 0,
@@ -192,19 +199,21 @@ def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: i
     def going(state: State) -> jax.Array:
         return (state.step < last) & jnp.any(state.out.finish == RUNNING)
 
-    def body(state: State) -> State:
-        running = state.out.finish == RUNNING
-        # a stopped row becomes padding: no attention, and no position beyond the model's
-        at = At(
-            jnp.where(running, state.segment, 0)[:, None],
-            jnp.where(running, state.position, 0)[:, None],
-        )
-        x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
-        assert cache is not None
-        raw = model.unembed(model.head(params), x[:, 0])
-        return _record(state._replace(cache=cache), raw, rows)
+    return jax.lax.while_loop(going, lambda state: step(model, params, state, rows), state)
 
-    return jax.lax.while_loop(going, body, state)
+
+def step(model: Model, params: param.Tree, state: State, rows: Rows) -> State:
+    """The State a token on, in rows that have not stopped."""
+    running = state.out.finish == RUNNING
+    # a stopped row becomes padding: no attention, and no position beyond the model's
+    at = At(
+        jnp.where(running, state.segment, 0)[:, None],
+        jnp.where(running, state.position, 0)[:, None],
+    )
+    x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
+    assert cache is not None
+    raw = model.unembed(model.head(params), x[:, 0])
+    return _record(state._replace(cache=cache), raw, rows)
 
 
 def empty(model: Model, batch: int) -> Cache:
