@@ -278,7 +278,9 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
 
     top = state.top
     if top is not None:
-        top = Top(*(put(old, x) for old, x in zip(top, sampling.likeliest(raw, top.tokens.shape[2]))))
+        top = Top(
+            *(put(old, x) for old, x in zip(top, sampling.likeliest(raw, top.tokens.shape[2])))
+        )
     return state._replace(
         last=token,
         position=position,

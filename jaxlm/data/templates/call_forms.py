@@ -63,9 +63,7 @@ def of(made: Template, tokenizer: tokenizers.Tokenizer) -> Form:
     return Form(opened, closed, str(name), str(arguments), joint)
 
 
-def _joint(
-    made: Template, tokenizer: tokenizers.Tokenizer, begun: int, opened: str
-) -> str | None:
+def _joint(made: Template, tokenizer: tokenizers.Tokenizer, begun: int, opened: str) -> str | None:
     """The text between two calls of a message, which ends as the text before a call does."""
     user = Message("user", "a")
     try:

@@ -151,7 +151,9 @@ class Reader:
 
 def _beginning(text: str, word: str) -> int:
     """Characters at the end of a text that begin a word."""
-    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if word[:n] == text[-n:]), 0)
+    return next(
+        (n for n in range(min(len(word) - 1, len(text)), 0, -1) if word[:n] == text[-n:]), 0
+    )
 
 
 def with_objects(message: Message, where: str) -> Message:

@@ -125,9 +125,7 @@ def test_a_form_without_words_around_it_is_a_whole_reply():
 
 
 def conversation(messages, tools):
-    return prompt_tokens.asked(
-        None, template.Template("mine.jinja", QWEN), BYTES, messages, tools
-    )
+    return prompt_tokens.asked(None, template.Template("mine.jinja", QWEN), BYTES, messages, tools)
 
 
 SAID = 'Yes.\n<tool_call>\n{"name": "now", "arguments": {"zone": 1}}\n</tool_call>'
