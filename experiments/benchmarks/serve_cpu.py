@@ -3,7 +3,7 @@
     python experiments/benchmarks/serve_cpu.py [--size 10m 124m] [--out FILE]
 
 - 64 requests of ragged lengths, greedy: the engine beside `token_sampling.generate` on batches of 8
-  in the order of arrival, each of which waits for its longest. At equal slots the engine has 8, too.
+  in the order of arrival, each of which waits for its longest. At equal slots the engine has 8.
   At equal memory it may hold as many entries of keys and values as 8 texts of the longest length
   there is, which a static batch has to have room for: 2 slots of that length and short ones.
   New tokens are log-normal, "even" (median 37, sigma 0.9, at most 256) or "heavy" (median 37, sigma
@@ -19,6 +19,7 @@ of the rounds is reported.
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import pathlib
 import platform
@@ -101,10 +102,10 @@ def ragged(size: str, rounds: int) -> list[str]:
         mixed = dataclasses.replace(plain, slots=2, short_slots=short_slots, short=short)
         assert mixed.entries <= room
         equal, memory = (engine.Engine(model, params, each) for each in (plain, mixed))
-        sides = {
-            "static": lambda: static(model, params, asked),
-            "slots": lambda: continuous(equal, asked),
-            "memory": lambda: continuous(memory, asked),
+        sides: dict[str, Callable[[], object]] = {
+            "static": functools.partial(static, model, params, asked),
+            "slots": functools.partial(continuous, equal, asked),
+            "memory": functools.partial(continuous, memory, asked),
         }
         rate = rates(sides, tokens(asked), rounds)
         a, b = rate["slots"] / rate["static"], rate["memory"] / rate["static"]
@@ -116,7 +117,7 @@ def ragged(size: str, rounds: int) -> list[str]:
     return rows
 
 
-def rates(sides: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, float]:
+def rates(sides: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
     """Tokens a second of each side by the median of the rounds, in which they take turns."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -127,7 +128,7 @@ def rates(sides: dict[str, Callable[[], None]], count: int, rounds: int) -> dict
     return {name: count / statistics.median(t) for name, t in times.items()}
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Wall time of a call."""
     begun = time.perf_counter()
     work()
@@ -191,14 +192,17 @@ def measure(size: str, rounds: int) -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             assert sum(pool.map(server.ask, asked)) == tokens(asked)
 
-    sides = {"continuous": lambda: continuous(running, asked), "http": http}
+    sides: dict[str, Callable[[], object]] = {
+        "continuous": lambda: continuous(running, asked),
+        "http": http,
+    }
     rate = rates(sides, tokens(asked), rounds)
     server.stop()
     cold, kept = (first_tokens(model, params, mib) for mib in (0, 1024))
     more = rate["continuous"] / rate["http"] - 1
     return [
-        f"| {size} | {rate['continuous']:,.0f} | {rate['http']:,.0f} | {more:.1%} | {1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | "
-        f"{kept / cold:.2f}x |"
+        f"| {size} | {rate['continuous']:,.0f} | {rate['http']:,.0f} | {more:.1%} | "
+        f"{1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | {kept / cold:.2f}x |"
     ]
 
 

@@ -1,8 +1,8 @@
 """Calls of tools as a chat template writes them in an assistant's message, found by rendering one.
 
-    <tool_call>                                                     open
-    {"name": "get_time", "arguments": {"place": "Rome"}}            name="name" arguments="arguments"
-    </tool_call>                                                    close
+    <tool_call>                                                    open
+    {"name": "get_time", "arguments": {"place": "Rome"}}           name="name" arguments="arguments"
+    </tool_call>                                                   close
 
 Templates agree on the messages that they are given (`tool_calls`, as OpenAI has them) and on little
 else: the words around a call and the names of its two fields are read off what the template renders
@@ -101,8 +101,8 @@ def _object(text: str, name: str, where: str) -> tuple[int, int, dict[str, Any]]
             return start, stop, value
         start = text.find("{", start + 1)
     raise ValueError(
-        f"tools: template {where!r} does not write calls as JSON objects with a name and arguments, "
-        "the form that is read"
+        f"tools: template {where!r} does not write calls as JSON objects with a name and "
+        "arguments, the form that is read"
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import check, param
@@ -301,7 +302,7 @@ class Engine:
         lane.insert(index, requests, row)
         if all(one.matcher is None for one in requests):
             return []
-        news = jax.device_get(slots.news(row, np.zeros(len(count), np.int32), 1))
+        news = jax.device_get(slots.news(row, jnp.zeros_like(row.last), 1))
         return [self._part(lane, slot, news, r) for r, slot in enumerate(index)]
 
     def _failed(self) -> list[Part]:

@@ -144,7 +144,11 @@ class Lane:
             self._rows = self._settings()
         if self._state.top is not None and not any(one and one.top for one in self.requests):
             self._state = self._state._replace(top=None)
-        filled = [len(self.requests[s].prompt) + int(self._known[s]) for s in self.taken]  # type: ignore[union-attr]
+        filled = [
+            len(one.prompt) + int(known)
+            for one, known in zip(self.requests, self._known, strict=True)
+            if one is not None
+        ]
         room = self._capacity.sized(max(filled) + steps, self._room)
         have = self._state.cache.at.segments.shape[1]
         if room > have or 2 * room < have:

@@ -37,7 +37,12 @@ def constraint(form: Form, functions: Sequence[dict[str, Any]], several: bool) -
         schema = dict(function.get("parameters") or {"type": "object"})
         shared = {name: schema.pop(name) for name in _DEFINITIONS if name in schema}
         fields = {form.name: {"const": function["name"]}, form.arguments: schema}
-        call = {"type": "object", "properties": fields, "required": [*fields], **shared}
+        call: dict[str, Any] = {
+            "type": "object",
+            "properties": fields,
+            "required": [*fields],
+            **shared,
+        }
         call |= {"additionalProperties": False, "x-guidance": _COMPACT}
         rules.append(f"call{number}: %json {json.dumps(call)}")
     one = "(" + " | ".join(f"call{i}" for i in range(len(rules))) + ")"

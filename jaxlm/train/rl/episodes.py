@@ -291,7 +291,7 @@ def ratios(played: Episodes) -> dict[str, float]:
     sampled: its least and largest, its quantiles at 1, 50 and 99 %, and the share outside
     [0.9, 1.1]. All are 1, and the share 0, but for rounding; 1 without a token."""
     real = played.rows.weight > 0
-    apart = np.float64(played.log_prob - played.rows.behaviour)[real]
+    apart = (played.log_prob - played.rows.behaviour)[real].astype(np.float64)
     ratio = np.exp(np.clip(apart, -surrogate.LARGEST, surrogate.LARGEST))
     if not ratio.size:
         ratio = np.ones(1)

@@ -12,7 +12,7 @@ from jaxlm import models
 from jaxlm.core import param
 from jaxlm.data.records.messages import Message
 from jaxlm.data.templates import call_forms, template
-from jaxlm.decode import completions, prompt_tokens
+from jaxlm.decode import prompt_tokens
 from jaxlm.decode.serve import engine, tool_calls
 from jaxlm.decode.serve.tool_calls import Call, Reader
 from jaxlm.models import gpt
