@@ -42,6 +42,8 @@ DECODE = (
 )
 SERVE = ("tests/decode/serve/test_engine.py", "tests/decode/serve/test_http_api.py")
 BULK = "tests/decode/serve/bulk/test_generation_job.py"
+FUZZ = "tests/decode/serve/test_engine_fuzz.py"
+CALLS = "tests/decode/serve/test_tool_calls.py"
 STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
     "tests/train/run/test_checkpoint.py",
@@ -92,6 +94,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     ),
     "data/synthetic/__init__": ("tests/data/synthetic/test_in_context.py",),
     "data/tally": ("tests/data/tokenized/test_shards.py", *RECORDS),
+    "data/templates/call_forms": (CALLS,),
     "data/templates/offsets": (*TEMPLATES, *RECORDS),
     "data/templates/rendering": (*TEMPLATES, *RECORDS),
     "data/templates/variables": (*TEMPLATES, *RECORDS),
@@ -113,13 +116,16 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/serve/bulk/__init__": (BULK,),
     "decode/serve/bulk/bandwidth": (BULK,),
     "decode/serve/bulk/many_prompts": (BULK,),
-    "decode/serve/capacities": SERVE,
-    "decode/serve/engine": SERVE,
+    "decode/serve/capacities": (SERVE[0], FUZZ),
+    "decode/serve/engine": (*SERVE, FUZZ),
     "decode/serve/http_api": (SERVE[1],),
+    "decode/serve/lanes": (SERVE[0], FUZZ),
     "decode/serve/prefix_cache": (SERVE[0],),
     "decode/serve/prometheus": (SERVE[1],),
-    "decode/serve/slots": SERVE,
-    "decode/serve/wire": (SERVE[1],),
+    "decode/serve/refill": ("tests/train/rl/test_policy_sampling.py",),
+    "decode/serve/slots": (*SERVE, FUZZ),
+    "decode/serve/tool_calls": (CALLS,),
+    "decode/serve/wire": (SERVE[1], CALLS),
     "decode/serve/worker": (SERVE[1],),
     "models/__init__": (COUNTS, GOLDEN, LAWS),
     "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),

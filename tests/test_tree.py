@@ -42,7 +42,7 @@ BUDGETS = {
     "ops": 4600,
     "parallel": 2300,
     "models": 4400,
-    "data": 7700,
+    "data": 7800,
     "scaling": 15700,
     "objectives": 2300,
     "train": 9500,

@@ -41,12 +41,13 @@ PROMPTS, GROUP, WIDTH, NEW = 16, 8, 64, 64
 
 class Way(NamedTuple):
     """A row of the table: weights laid out for decoding first; prompts cut to the longest; rows to
-    learn from cut to the longest."""
+    learn from cut to the longest; responses decoded at a time, None for all."""
 
     name: str
     prepared: bool
     narrow_prompts: bool
     narrow_rows: bool
+    slots: int | None = None
 
 
 WAYS = (
@@ -54,6 +55,7 @@ WAYS = (
     Way("weights prepared", True, False, False),
     Way("and prompts as wide as the longest", True, True, False),
     Way("and rows as wide as the longest text", True, True, True),
+    Way("and 32 responses at a time", True, True, True, 32),
 )
 
 
@@ -110,7 +112,7 @@ def measured(size: str, way: Way, rounds: int) -> str:
     model, objective, learn, state = build(cfg)
     stop = tuple(range(cfg.vocab // 16))
     key = np.array([0, 1], np.uint32)
-    make = policy_sampling.program(model, objective, max_new=NEW, stop=stop)
+    make = policy_sampling.program(model, objective, max_new=NEW, stop=stop, slots=way.slots)
     make = make if way.prepared else plain(model, objective, stop)
     prompts = asked(cfg.vocab)
     prompts = policy_sampling.narrowed(prompts) if way.narrow_prompts else prompts

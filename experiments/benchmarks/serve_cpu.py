@@ -2,8 +2,12 @@
 
     python experiments/benchmarks/serve_cpu.py [--size 10m 124m] [--out FILE]
 
-- 64 requests of ragged lengths, greedy: the engine with 8 slots beside `token_sampling.generate` on
-  batches of 8 in the order of arrival, each of which waits for its longest.
+- 64 requests of ragged lengths, greedy: the engine beside `token_sampling.generate` on batches of 8
+  in the order of arrival, each of which waits for its longest. At equal slots the engine has 8.
+  At equal memory it may hold as many entries of keys and values as 8 texts of the longest length
+  there is, which a static batch has to have room for: 2 slots of that length and short ones.
+  New tokens are log-normal, "even" (median 37, sigma 0.9, at most 256) or "heavy" (median 37, sigma
+  1.2, at most 1,024: the tail of real traffic).
 - 32 requests that share 1,024 tokens, one at a time: time to the first token with the prefix kept
   and without (the first request is not counted in either).
 - 16 clients at once over HTTP on this machine beside the same requests given to the engine.
@@ -14,6 +18,8 @@ of the rounds is reported.
 
 import argparse
 import concurrent.futures
+import dataclasses
+import functools
 import json
 import pathlib
 import platform
@@ -44,6 +50,8 @@ SIZES = {
     "124m": gpt.Config(context=2048),
 }
 SLOTS, REQUESTS, PREFIX = 8, 64, 1024
+# name: sigma of log-normal new tokens, their most; (short slots, their entries) beside 2 long slots
+TRAFFIC = {"even": (0.9, 256, 6, 256), "heavy": (1.2, 1024, 22, 256)}
 TOKENIZER = bytelevel.Bytes()
 
 
@@ -54,12 +62,12 @@ def build(size: str) -> tuple[Model, param.Tree]:
     return model, token_sampling.prepare(model, params)
 
 
-def requests(vocab: int) -> list[tuple[list[int], Sampling]]:
-    """Prompts of 8 to 64 tokens and continuations of 8 to 256, most of them short."""
+def requests(vocab: int, sigma: float = 0.9, most: int = 256) -> list[tuple[list[int], Sampling]]:
+    """Prompts of 8 to 64 tokens and continuations of 8 to `most`, most of them short."""
     draw, made = np.random.default_rng(0), []
     for _ in range(REQUESTS):
         prompt = draw.integers(0, vocab, draw.integers(8, 65)).tolist()
-        new = int(np.clip(draw.lognormal(3.6, 0.9), 8, 256))
+        new = int(np.clip(draw.lognormal(3.6, sigma), 8, most))
         made.append((prompt, Sampling(max_new=new, temperature=0.0)))
     return made
 
@@ -83,7 +91,44 @@ def continuous(running: engine.Engine, asked: list[tuple[list[int], Sampling]]) 
     assert all(part.finish == "length" for part in running.run())
 
 
-def seconds(work: Callable[[], None]) -> float:
+def ragged(size: str, rounds: int) -> list[str]:
+    """Rows of continuous against static batching, at equal slots and at equal memory."""
+    model, params = build(size)
+    rows = []
+    for name, (sigma, most, short_slots, short) in TRAFFIC.items():
+        asked = requests(model.cfg.vocab, sigma, most)
+        plain = engine.Capacity(slots=SLOTS, length=64 + most, prefix_mib=0)
+        room = SLOTS * plain.room
+        mixed = dataclasses.replace(plain, slots=2, short_slots=short_slots, short=short)
+        assert mixed.entries <= room
+        equal, memory = (engine.Engine(model, params, each) for each in (plain, mixed))
+        sides: dict[str, Callable[[], object]] = {
+            "static": functools.partial(static, model, params, asked),
+            "slots": functools.partial(continuous, equal, asked),
+            "memory": functools.partial(continuous, memory, asked),
+        }
+        rate = rates(sides, tokens(asked), rounds)
+        a, b = rate["slots"] / rate["static"], rate["memory"] / rate["static"]
+        rows.append(
+            f"| {size} | {name} | {rate['static']:,.0f} | {rate['slots']:,.0f} | {a:.2f}x | "
+            f"2 + {short_slots} of {short} | {mixed.entries / room:.2f} | "
+            f"{rate['memory']:,.0f} | {b:.2f}x |"
+        )
+    return rows
+
+
+def rates(sides: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
+    """Tokens a second of each side by the median of the rounds, in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, work in sides.items():
+            took = seconds(work)
+            if turn:  # the first compiles
+                times[name].append(took)
+    return {name: count / statistics.median(t) for name, t in times.items()}
+
+
+def seconds(work: Callable[[], object]) -> float:
     """Wall time of a call."""
     begun = time.perf_counter()
     work()
@@ -147,25 +192,17 @@ def measure(size: str, rounds: int) -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             assert sum(pool.map(server.ask, asked)) == tokens(asked)
 
-    sides = {
-        "static": lambda: static(model, params, asked),
+    sides: dict[str, Callable[[], object]] = {
         "continuous": lambda: continuous(running, asked),
         "http": http,
     }
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, work in sides.items():
-            took = seconds(work)
-            if turn:  # the first compiles
-                times[name].append(took)
+    rate = rates(sides, tokens(asked), rounds)
     server.stop()
-    rate = {name: tokens(asked) / statistics.median(t) for name, t in times.items()}
     cold, kept = (first_tokens(model, params, mib) for mib in (0, 1024))
-    ratio, more = rate["continuous"] / rate["static"], rate["continuous"] / rate["http"] - 1
+    more = rate["continuous"] / rate["http"] - 1
     return [
-        f"| {size} | {rate['static']:,.0f} | {rate['continuous']:,.0f} | {ratio:.2f}x | "
-        f"{rate['http']:,.0f} | {more:.1%} | {1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | "
-        f"{kept / cold:.2f}x |"
+        f"| {size} | {rate['continuous']:,.0f} | {rate['http']:,.0f} | {more:.1%} | "
+        f"{1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | {kept / cold:.2f}x |"
     ]
 
 
@@ -176,12 +213,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    rows = [row for size in args.size for row in measure(size, args.rounds)]
+    rows = [row for size in args.size for row in ragged(size, args.rounds)]
     head = [
-        "| model | static, tokens/s | continuous | ratio | over HTTP, 16 clients | HTTP adds | "
-        "first token of 1,040, cold | prefix kept | ratio |",
+        "| model | traffic | static, tokens/s | 8 slots | ratio | slots of equal memory | entries, "
+        "of static's | tokens/s | ratio |",
         "|---" * 9 + "|",
+        *rows,
+        "",
+        "| model | engine, tokens/s | over HTTP, 16 clients | HTTP adds | "
+        "first token of 1,040, cold | prefix kept | ratio |",
+        "|---" * 7 + "|",
     ]
+    rows = [row for size in args.size for row in measure(size, args.rounds)]
     where = f"{platform.processor() or platform.machine()}, {len(jax.devices())} device, "
     lines = [*head, *rows, "", f"{where}jax {jax.__version__}, float32, {REQUESTS} requests."]
     print("\n".join(lines))

@@ -3,12 +3,12 @@ its template writes it."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.records import chats
-from jaxlm.data.templates import template
+from jaxlm.data.templates import call_forms, template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import completions, token_sampling
@@ -20,10 +20,12 @@ Settings = TypeVar("Settings", bound=token_sampling.Sampling | Beams | Contrasti
 
 
 class Turn(NamedTuple):
-    """tokens: the prompt of the answer. stops: the ids that end it, other than eos."""
+    """tokens: the prompt of the answer. stops: the ids that end it, other than eos. form: how it
+    calls tools, where it has some."""
 
     tokens: list[int]
     stops: tuple[int, ...]
+    form: call_forms.Form | None = None
 
 
 def written(data: kinds.AnyData, layout: str | None = None) -> template.Template | None:
@@ -41,20 +43,27 @@ def asked(
     made: template.Template | None,
     tokenizer: tokenizers.Tokenizer,
     messages: Sequence[Message],
+    tools: Sequence[Any] = (),
 ) -> Turn:
     """The Turn before the model's next words: the text of the one message where `made` is None;
-    else the conversation so far, with the run's system message where it has none.
+    else the conversation so far, with the run's system message where it has none. tools:
+    definitions of functions, as OpenAI has them, which the template writes.
 
-    Raises: ValueError as `template.prompt`.
+    Raises: ValueError as `template.prompt`, and for tools as `call_forms.of`.
     """
     if made is None:
+        check.field("tools", tools, not tools, "[]: this run has no chat template")
         (only,) = messages
         return Turn(completions.encode(tokenizer, only.text), ())
     own = any(message.role == "system" for message in messages)
     if isinstance(data, chats.Chats) and data.system is not None and not own:
         messages = [Message("system", data.system), *messages]
+    form = None
+    if tools:
+        made = template.given(made, {"tools": list(tools)})
+        form = call_forms.of(made, tokenizer)
     tokens = template.prompt(made, tokenizer, messages).tolist()
-    return Turn(tokens, template.stops(made, tokenizer))
+    return Turn(tokens, template.stops(made, tokenizer), form)
 
 
 def stopping(sampling: Settings, stops: Sequence[int]) -> Settings:

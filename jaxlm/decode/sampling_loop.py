@@ -58,12 +58,20 @@ class Generation(NamedTuple):
     finish: jax.Array
 
 
+class Top(NamedTuple):
+    """The K likeliest tokens of each place under the model's own softmax, the likeliest first, of
+    equals the lower id: tokens int32[B, max_new, K] and log_probs float32[B, max_new, K]."""
+
+    tokens: jax.Array
+    log_probs: jax.Array
+
+
 class State(NamedTuple):
     """The loop between two tokens. `last` [B] is sampled and recorded, but not yet in the cache.
 
     position int32[B] and segment int32[B] are those of `last`; seen bool[B, V] holds the tokens of
     prompt and generation; step is the number of tokens generated, int32 scalar. text: what rules
-    read, None without rules.
+    read, None without rules. top: None where nobody asks for it.
     """
 
     cache: Cache
@@ -74,6 +82,7 @@ class State(NamedTuple):
     step: jax.Array
     out: Generation
     text: penalties.Text | None = None
+    top: Top | None = None
 
 
 def generate(
@@ -106,7 +115,14 @@ def start(
     model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
 ) -> State:
     """The State after prefill, the first token of each row sampled."""
-    width = tokens.shape[1]
+    state = prefilled(model, params, tokens, at, rows, max_new)
+    return state._replace(cache=grow(model, state.cache, tokens.shape[1] + max_new - 1))
+
+
+def prefilled(
+    model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
+) -> State:
+    """`start` with a cache that has no slots but those of the prompts."""
     x, cache, _ = model.hidden(params, tokens, at, empty(model, len(tokens)))
     assert cache is not None
     # a row's end is its highest position, wherever its padding is
@@ -116,7 +132,7 @@ def start(
         cache = repeated(model, cache, rows.origin)
         tokens, at, end, raw = jax.tree.map(lambda x: x[rows.origin], (tokens, at, end, raw))
     return begun(
-        grow(model, cache, width + max_new - 1),
+        cache,
         raw,
         tokens,
         at.segments > 0,
@@ -136,11 +152,12 @@ def begun(
     segment: jax.Array,
     rows: Rows,
     max_new: int,
+    top: int = 0,
 ) -> State:
     """The State with the first token of each row sampled from logits raw float32[B, V].
 
     tokens int32[B, P]: the prompts, where `there` bool[B, P]. position, segment int32[B]: of the
-    last token of each. The State has room for max_new tokens.
+    last token of each. The State has room for max_new tokens, and records the `top` likeliest.
     """
     batch = tokens.shape[0]
     seen = jnp.zeros((batch, raw.shape[-1]), bool)
@@ -163,8 +180,15 @@ def begun(
             jnp.where(rows.limit > 0, RUNNING, LENGTH).astype(jnp.int32),
         ),
         text,
+        unrecorded(batch, max_new, top) if top else None,
     )
     return _record(state, raw, rows)
+
+
+def unrecorded(batch: int, max_new: int, top: int) -> Top:
+    """The Top of places that have no token yet: zeros."""
+    shape = (batch, max_new, top)
+    return Top(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
 
 def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: int) -> State:
@@ -175,19 +199,21 @@ def advance(model: Model, params: param.Tree, state: State, rows: Rows, steps: i
     def going(state: State) -> jax.Array:
         return (state.step < last) & jnp.any(state.out.finish == RUNNING)
 
-    def body(state: State) -> State:
-        running = state.out.finish == RUNNING
-        # a stopped row becomes padding: no attention, and no position beyond the model's
-        at = At(
-            jnp.where(running, state.segment, 0)[:, None],
-            jnp.where(running, state.position, 0)[:, None],
-        )
-        x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
-        assert cache is not None
-        raw = model.unembed(model.head(params), x[:, 0])
-        return _record(state._replace(cache=cache), raw, rows)
+    return jax.lax.while_loop(going, lambda state: step(model, params, state, rows), state)
 
-    return jax.lax.while_loop(going, body, state)
+
+def step(model: Model, params: param.Tree, state: State, rows: Rows) -> State:
+    """The State a token on, in rows that have not stopped."""
+    running = state.out.finish == RUNNING
+    # a stopped row becomes padding: no attention, and no position beyond the model's
+    at = At(
+        jnp.where(running, state.segment, 0)[:, None],
+        jnp.where(running, state.position, 0)[:, None],
+    )
+    x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
+    assert cache is not None
+    raw = model.unembed(model.head(params), x[:, 0])
+    return _record(state._replace(cache=cache), raw, rows)
 
 
 def empty(model: Model, batch: int) -> Cache:
@@ -250,6 +276,11 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
         rows = jnp.arange(len(column))
         return old.at[rows, place].set(column.astype(old.dtype), mode="drop")
 
+    top = state.top
+    if top is not None:
+        top = Top(
+            *(put(old, x) for old, x in zip(top, sampling.likeliest(raw, top.tokens.shape[2])))
+        )
     return state._replace(
         last=token,
         position=position,
@@ -263,4 +294,5 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
             jnp.where(running, finish, out.finish).astype(jnp.int32),
         ),
         text=None if state.text is None else penalties.extended(state.text, token, running),
+        top=top,
     )

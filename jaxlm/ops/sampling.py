@@ -153,10 +153,21 @@ def first_largest(x: jax.Array) -> jax.Array:
 
 def log_prob(x: jax.Array, token: jax.Array) -> jax.Array:
     """Log-probability float32[B] of token int32[B] under the softmax of logits float32[B,V]."""
+    return _log_probs(x, jnp.take_along_axis(x, token[:, None], axis=-1))[:, 0]
+
+
+def likeliest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """(tokens int32[B,K], their log-probabilities float32[B,K]) of the k likeliest tokens under the
+    softmax of logits float32[B,V], the likeliest first, of equals the lower id first."""
+    chosen, tokens = jax.lax.top_k(x, k)  # [B,K]
+    return tokens, _log_probs(x, chosen)
+
+
+def _log_probs(x: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Log-probabilities [B,K] of some of the logits [B,V], chosen [B,K]."""
     peak = jnp.max(x, axis=-1, keepdims=True)
-    total = jnp.sum(jnp.exp(x - peak), axis=-1)
-    chosen = jnp.take_along_axis(x, token[:, None], axis=-1)  # [B,1]
-    return (chosen - peak)[:, 0] - jnp.log(total)
+    total = jnp.sum(jnp.exp(x - peak), axis=-1, keepdims=True)
+    return (chosen - peak) - jnp.log(total)
 
 
 def _keep_below(x: jax.Array, merit: jax.Array, mass: jax.Array, bound: jax.Array) -> jax.Array:

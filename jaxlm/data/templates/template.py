@@ -200,6 +200,14 @@ def prompt(
     return np.array(writer.tokens(text).ids, np.int32)
 
 
+def text(
+    template: Template, tokenizer: tokenizers.Tokenizer, messages: Sequence[Message], asked: bool
+) -> str:
+    """The text of a conversation; asked: with the generation prompt. Raises: ValueError as
+    `encode`."""
+    return _writer(template, tokenizer, messages).text(len(messages), asked)[0]
+
+
 def stops(template: Template, tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
     """The ids that end an assistant's turn: the template's last token there, and eos."""
     text = encode(template, tokenizer, [Message("user", "a"), Message("assistant", "b")])

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxlm.core import check
+from jaxlm.decode import sampling_settings
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.ops import attention
 
@@ -15,6 +16,14 @@ class Capacity:
     """Requests that are decoded together."""
     length: int = 1024
     """Tokens of a prompt and its continuation together, at most."""
+    short_slots: int = 0
+    """Slots beside those, in which texts begin that have at least two tokens less than `short`; one
+    that outgrows its short slot goes on in one of the others. They take less memory, and less is
+    read of them at every token."""
+    short: int = 256
+    """Entries of a short slot's cache."""
+    together: int = 1
+    """Prompts of one chunk that are read together; their products are so large even for one."""
     chunk: int = 64
     """Tokens of a prompt that are read at once; prefixes are shared in whole chunks."""
     steps: int = 4
@@ -24,16 +33,38 @@ class Capacity:
 
     @property
     def room(self) -> int:
-        """Slots a row of the cache when it is largest: of a prompt's last chunk, or the last steps,
-        not all are taken. Whole blocks (`ops.attention.BLOCK`), or less than two."""
-        tokens = self.length + max(self.chunk, self.steps)
+        """Entries of a slot's cache when it is largest: of a prompt's last chunk, or the last
+        steps, not all are taken."""
+        return self._whole(self.length + max(self.chunk, self.steps))
+
+    @property
+    def short_room(self) -> int:
+        """Entries of a short slot's cache."""
+        return self._whole(-(-self.short // self.chunk) * self.chunk)
+
+    def _whole(self, entries: int) -> int:
+        """Whole blocks (`ops.attention.BLOCK`), or less than two where no text is longer than
+        one."""
         if self.length <= attention.BLOCK:
-            return tokens + (tokens % attention.BLOCK == 0)  # one size, which is no whole block
-        return -(-tokens // attention.BLOCK) * attention.BLOCK
+            return entries + (entries % attention.BLOCK == 0)  # one size, which is no whole block
+        return -(-entries // attention.BLOCK) * attention.BLOCK
+
+    def sized(self, entries: int, most: int) -> int:
+        """Entries of a cache for so many, in few sizes up to `most`: whole blocks, so that sums
+        over entries are the same bits in each size, or one size that is less."""
+        blocks = sampling_settings.bucket(-(-entries // attention.BLOCK), 1)
+        return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
+
+    @property
+    def entries(self) -> int:
+        """Entries of the cache of all slots when it is largest."""
+        return self.slots * self.room + self.short_slots * self.short_room
 
     def __post_init__(self) -> None:
-        check.within("capacity", self, "slots", "length", "chunk", "steps", least=1)
-        check.within("capacity", self, "prefix_mib", least=0)
+        check.within("capacity", self, "slots", "length", "chunk", "steps", "together", least=1)
+        check.within("capacity", self, "prefix_mib", "short_slots", least=0)
+        if self.short_slots:
+            check.within("capacity", self, "short", least=2, most=self.length)
 
 
 def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:

@@ -21,12 +21,14 @@ import numpy as np
 from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import constraints, sampling_loop, sampling_settings, stop_strings, token_sampling
-from jaxlm.decode.serve import capacities, prefix_cache, slots
+from jaxlm.decode.serve import capacities, lanes, prefix_cache, slots
 from jaxlm.decode.serve.capacities import Capacity
+from jaxlm.decode.serve.lanes import Lane, Running
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.models.model import Model
-from jaxlm.ops import attention
 from jaxlm.parallel import devices
+
+TOP = 20  # likeliest tokens of a place, at most
 
 
 class Part(NamedTuple):
@@ -36,7 +38,8 @@ class Part(NamedTuple):
     `sampling_loop.Generation`. text: the new text that is certain, "" without a tokenizer. finish:
     None while it runs, else "stop_token", "stop_string", "length", "cancelled" or "failed": its
     constraint could not be followed, and text says why. cached: of the first part, the prompt's
-    tokens that were not computed again.
+    tokens that were not computed again. top: of each new token's place, the likeliest tokens and
+    their log-probabilities under the model's own softmax, as many as were asked for.
     """
 
     number: int
@@ -46,16 +49,7 @@ class Part(NamedTuple):
     text: str = ""
     finish: str | None = None
     cached: int = 0
-
-
-class _Running(NamedTuple):
-    """A request in a slot."""
-
-    number: int
-    prompt: list[int]
-    sampling: Sampling
-    watch: stop_strings.Watch | None
-    matcher: constraints.Matcher | None
+    top: list[list[tuple[int, float]]] = []
 
 
 class Engine:
@@ -86,13 +80,18 @@ class Engine:
         self._params = token_sampling.prepare(model, params)
         self.cache_bytes = slots.cache_bytes(self._model, self._params, capacity)
         what = f"capacity: the cache of {capacity.slots} slots of {capacity.length:,} tokens"
+        if capacity.short_slots:
+            what += f" and {capacity.short_slots} of {capacity.short:,}"
         devices.check(what, self.cache_bytes)
         self._tokenizer = tokenizer
         self._prefixes = prefix_cache.Prefixes(int(capacity.prefix_mib * 2**20), capacity.chunk)
-        self._waiting: collections.OrderedDict[int, _Running] = collections.OrderedDict()
-        self._slots: list[_Running | None] = [None] * capacity.slots
-        self._state: sampling_loop.State | None = None
-        self._rows = sampling_settings.rows_of([], capacity.slots)
+        self._waiting: collections.OrderedDict[int, Running] = collections.OrderedDict()
+        shared = self._model, self._params, capacity
+        self._lanes = [Lane(*shared, capacity.slots, capacity.room)]  # from the shortest slots on
+        if capacity.short_slots:
+            room, short = capacity.short_room, capacity.short
+            self._lanes.insert(0, Lane(*shared, capacity.short_slots, room, short))
+        self._cached: dict[int, int] = {}  # of requests that have no part yet
         self._cancelled: list[int] = []
         self._vocabularies: dict[tuple[int, ...], constraints.Vocabulary] = {}
         self._next = 0
@@ -105,7 +104,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Number of slots that are taken."""
-        return sum(one is not None for one in self._slots)
+        return sum(len(lane.taken) for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
@@ -122,21 +121,23 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling,
         constraint: constraints.Constraint | None = None,
+        top: int = 0,
     ) -> int:
         """The number of a new request. prompt: token ids, at least one. constraint: what the
-        continuation has to match; support_log_probs are of the tokens that it allows.
+        continuation has to match; support_log_probs are of the tokens that it allows. top: how many
+        of the likeliest tokens of each place its parts name.
 
         Raises: ValueError, before any compute, for what `token_sampling.generate` refuses, for a
         request that has more tokens than capacity.length, with the max_new that would fit, and for
         a constraint that cannot be read; ImportError without the extra `constrain`.
         """
-        matcher = self.check(prompt, sampling, constraint)
+        matcher = self.check(prompt, sampling, constraint, top)
         watch = None
         ids = [int(token) for token in prompt]
         if self._tokenizer is not None:
             watch = stop_strings.Watch(self._tokenizer, ids, sampling.stop_strings)
         number, self._next = self._next, self._next + 1
-        self._waiting[number] = _Running(number, ids, sampling, watch, matcher)
+        self._waiting[number] = Running(number, ids, sampling, watch, matcher, top)
         return number
 
     def check(
@@ -144,8 +145,11 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling,
         constraint: constraints.Constraint | None = None,
+        top: int = 0,
     ) -> constraints.Matcher | None:
         """The matcher of the constraint. Raises: as `submit`."""
+        most = min(TOP, self._checked.cfg.vocab)
+        check.field("top", top, 0 <= top <= most, f"0 to {most}")
         if sampling.candidates > 1:
             raise ValueError(
                 f"sampling: {sampling.candidates} continuations; submit a request for each"
@@ -172,24 +176,27 @@ class Engine:
         if self._waiting.pop(number, None) is not None:
             self._cancelled.append(number)
             return True
-        for slot, one in enumerate(self._slots):
-            if one is not None and one.number == number:
-                self._leave(slot)
-                self._cancelled.append(number)
-                return True
+        for lane in self._lanes:
+            for slot in lane.taken:
+                if _request(lane, slot).number == number:
+                    self._leave(lane, slot, False)
+                    self._cancelled.append(number)
+                    return True
         return False
 
     def step(self) -> list[Part]:
         """Requests take what slots are free, and all that run get up to capacity.steps tokens."""
         parts = [Part(n, [], [], [], finish="cancelled") for n in self._cancelled]
         self._cancelled = []
-        for slot in range(len(self._slots)):
-            while self._slots[slot] is None and self._waiting:
-                _, one = self._waiting.popitem(last=False)
-                parts.append(self._enter(slot, one))
+        self._move()
+        parts += self._admit()
         parts += self._failed()
-        if self.running:
-            parts += self._decode()
+        # what is allowed depends on each token
+        steps = 1 if any(one.matcher for one in self._running()) else self.capacity.steps
+        begun = [(lane, lane.decode(steps)) for lane in self._lanes]
+        for lane, news in begun:
+            if news is not None:
+                parts += self._parts(lane, jax.device_get(news))
         return parts
 
     def run(self) -> list[Part]:
@@ -201,102 +208,133 @@ class Engine:
                 done[part.number] = part if old is None else joined(old, part)
         return [done[number] for number in sorted(done)]
 
-    def _enter(self, slot: int, one: _Running) -> Part:
-        """The first part of a request, which is in the slot from here on unless it has ended."""
-        size, prompt = self.capacity.chunk, one.prompt
+    def _running(self) -> list[Running]:
+        return [_request(lane, slot) for lane in self._lanes for slot in lane.taken]
+
+    def _move(self) -> None:
+        """Texts that have outgrown their slots go on in larger ones that are free."""
+        for small, large in zip(self._lanes, self._lanes[1:]):
+            for old, new in zip(small.outgrown, large.free):
+                one, known, row = small.lift(old)
+                large.insert([new], [one], row)
+                large.know(new, known)
+
+    def _admit(self) -> list[Part]:
+        """Waiting requests take free slots, the first to come first; the parts of those whose next
+        token depends on their first. Prompts of one chunk are read together where they are of one
+        width."""
+        parts: list[Part] = []
+        groups: dict[tuple[int, int], list[tuple[int, Running]]] = {}
+        free = [lane.free for lane in self._lanes]
+        for one in list(self._waiting.values()):
+            number = next(i for i, lane in enumerate(self._lanes) if lane.takes(one.prompt))
+            if not any(free):
+                break
+            if not free[number]:
+                continue
+            slot = free[number].pop(0)
+            del self._waiting[one.number]
+            if len(one.prompt) > self.capacity.chunk:
+                parts += self._enter(self._lanes[number], [(slot, one)], self._read(one))
+                continue
+            width = self._width(len(one.prompt))
+            group = groups.setdefault((number, width), [])
+            group.append((slot, one))
+            if len(group) == self.capacity.together:
+                parts += self._together(self._lanes[number], groups.pop((number, width)), width)
+        for (number, width), group in groups.items():
+            parts += self._together(self._lanes[number], group, width)
+        return parts
+
+    def _width(self, tokens: int) -> int:
+        """Columns of a chunk of so many tokens."""
+        size = self.capacity.chunk
+        return size if tokens == size else token_sampling.bucket(tokens)
+
+    def _together(self, lane: Lane, group: list[tuple[int, Running]], width: int) -> list[Part]:
+        """The parts of a group whose prompts are one chunk each."""
+        tokens, count = _padded([one.prompt for _, one in group], self.capacity.together, width)
+        room = self.capacity.sized(width, self.capacity.room)
+        done = slots.begin(self._model, room, self._params, tokens, count)
+        return self._enter(lane, group, done)
+
+    def _read(self, one: Running) -> slots.Prefilled:
+        """A prompt of several chunks, from those on that are kept."""
+        size, prompt, most = self.capacity.chunk, one.prompt, self.capacity.room
         whole = (len(prompt) - 1) // size  # the last token is computed: its logits are needed
         pages = self._prefixes.find(prompt, whole)
+        self._cached[one.number] = len(pages) * size
         done: slots.Prefilled | None = None
         cache = None
         if pages:
-            cache = slots.paste(self._model, self._room(len(pages) * size), tuple(pages))
+            room = self.capacity.sized(len(pages) * size, most)
+            cache = slots.paste(self._model, room, tuple(pages))
         for i in range(len(pages), whole + 1):
             ids = prompt[i * size : (i + 1) * size]
-            width = size if len(ids) == size else token_sampling.bucket(len(ids))
-            tokens = np.zeros((1, width), np.int32)
-            tokens[0, : len(ids)] = ids
-            room, count = self._room(i * size + width), jnp.asarray(len(ids), jnp.int32)
+            width = self._width(len(ids))
+            tokens, count = _padded([ids], 1, width)
+            room = self.capacity.sized(i * size + width, most)
             if cache is None:
                 done = slots.begin(self._model, room, self._params, tokens, count)
             else:
                 done = slots.go_on(self._model, room, self._params, cache, tokens, count)
             cache = done.cache
             if i < whole and self._prefixes.room:
-                entries = slots.page(self._model, size, cache, jnp.asarray(i * size, jnp.int32))
+                entries = slots.page(self._model, size, cache, np.int32(i * size))
                 self._prefixes.add(prompt, i, entries)
         assert done is not None
-        row = self._first(done, one)
-        self._insert(slot, row, one)
-        part = self._part(slot, one, jax.device_get(row.out), 0)
-        return part._replace(cached=len(pages) * size)
+        return done
 
-    def _first(self, done: slots.Prefilled, one: _Running) -> sampling_loop.State:
-        tokens = np.zeros((1, token_sampling.bucket(len(one.prompt))), np.int32)
-        tokens[0, : len(one.prompt)] = one.prompt
-        count = jnp.asarray(len(one.prompt), jnp.int32)
-        rows = sampling_settings.rows_of([one.sampling], 1)
-        rows = self._constrained(rows, [one])
-        return slots.first_token(self._model, self.capacity.length, done, tokens, count, rows)
-
-    def _insert(self, slot: int, row: sampling_loop.State, one: _Running) -> None:
-        room = row.cache.at.segments.shape[1]
-        if self._state is None:
-            self._state = slots.free(self._model, self.capacity.slots, row)
-        have = self._state.cache.at.segments.shape[1]
-        if room > have:
-            self._state = slots.widened(self._model, room, self._state)
-        if row.text is not None or self._state.text is not None:
-            row = slots.with_text(self.capacity.length, row)
-            self._state = slots.with_text(self.capacity.length, self._state)
-        index = jnp.asarray(slot, jnp.int32)
-        self._state = slots.insert(self._model, max(room, have), self._state, index, row)
-        self._slots[slot] = one
-        self._set_rows()
+    def _enter(
+        self, lane: Lane, group: list[tuple[int, Running]], done: slots.Prefilled
+    ) -> list[Part]:
+        """Requests that were read get their first tokens and are in their slots; the parts of all
+        of them, if the next token of one depends on its first."""
+        index, requests = zip(*group, strict=True)
+        prompts = [one.prompt for one in requests]
+        width = token_sampling.bucket(max(map(len, prompts)))
+        tokens, count = _padded(prompts, len(done.raw), width)
+        rows = sampling_settings.rows_of([one.sampling for one in requests], len(count))
+        rows = lanes.constrained(rows, requests, self._checked.cfg.vocab)
+        top = min(TOP, self._checked.cfg.vocab) if any(one.top for one in requests) else 0
+        columns = self.capacity.length
+        row = slots.first_token(self._model, columns, top, done, tokens, count, rows)
+        lane.insert(index, requests, row)
+        if all(one.matcher is None for one in requests):
+            return []
+        news = jax.device_get(slots.news(row, jnp.zeros_like(row.last), 1))
+        return [self._part(lane, slot, news, r) for r, slot in enumerate(index)]
 
     def _failed(self) -> list[Part]:
         """The ends of requests whose constraint has become too complex."""
         parts = []
-        for slot, one in enumerate(self._slots):
-            fault = None if one is None or one.matcher is None else one.matcher.fault()
-            if one is not None and fault is not None:
-                self._leave(slot)
-                parts.append(Part(one.number, [], [], [], fault, "failed"))
+        for lane in self._lanes:
+            for slot in lane.taken:
+                one = _request(lane, slot)
+                fault = None if one.matcher is None else one.matcher.fault()
+                if fault is not None:
+                    self._leave(lane, slot, False)
+                    parts.append(Part(one.number, [], [], [], fault, "failed"))
         return parts
 
-    def _decode(self) -> list[Part]:
-        """The parts of all slots that are taken, up to capacity.steps tokens on."""
-        assert self._state is not None
-        filled = np.asarray(self._state.cache.filled)
-        taken = [slot for slot, one in enumerate(self._slots) if one is not None]
-        running = [self._slots[slot] for slot in taken]
-        constrained = any(one is not None and one.matcher is not None for one in running)
-        steps = 1 if constrained else self.capacity.steps  # what is allowed depends on each token
-        rows = self._constrained(self._rows, self._slots)
-        room = self._room(max(int(filled[slot]) for slot in taken) + steps)
-        have = self._state.cache.at.segments.shape[1]
-        if room > have or 2 * room < have:
-            self._state = slots.widened(self._model, room, self._state)
-        before = np.asarray(self._state.out.lengths)
-        self._state = slots.decode(self._model, steps, self._params, self._state, rows)
-        out = jax.device_get(self._state.out)
-        parts = []
-        for slot in taken:
-            one = self._slots[slot]
-            assert one is not None
-            parts.append(self._part(slot, one, out, int(before[slot])))
-        return parts
+    def _parts(self, lane: Lane, news: slots.News) -> list[Part]:
+        """The parts of a lane's requests, but of those that wait for a larger slot."""
+        going = [slot for slot in lane.taken if slot not in lane.outgrown]
+        return [self._part(lane, slot, news, slot) for slot in going]
 
-    def _part(self, slot: int, one: _Running, out: sampling_loop.Generation, before: int) -> Part:
-        """Additions of `out` to the request in a slot, which leaves it if it has ended. out is of
-        the request's row alone, or of all slots."""
-        r = slot if len(out.finish) > 1 or self.capacity.slots == 1 else 0
-        count, code = int(out.lengths[r]) - before, int(out.finish[r])
-        tokens = out.tokens[r, before : before + count].tolist()
-        if not np.isfinite(out.log_probs[r, before : before + count]).all():
+    def _part(self, lane: Lane, slot: int, news: slots.News, r: int) -> Part:
+        """Additions, row r of the news, to the request in a slot, which leaves it if it has
+        ended."""
+        one, total, code = _request(lane, slot), int(news.lengths[r]), int(news.finish[r])
+        count = total - lane.known(slot)
+        lane.know(slot, total)
+        tokens = news.tokens[r, :count].tolist()
+        if not np.isfinite(news.log_probs[r, :count]).all():
             raise FloatingPointError(
                 f"request {one.number}: the model's logits are not finite; are the weights?"
             )
-        finish, text = None if code == sampling_loop.RUNNING else token_sampling.FINISH[code], ""
+        ended = code == sampling_loop.STOP_TOKEN or total >= one.sampling.max_new
+        finish, text = token_sampling.FINISH[code] if ended else None, ""
         if one.watch is not None:
             shown = count - (code == sampling_loop.STOP_TOKEN)
             start = one.watch.tokens
@@ -306,45 +344,45 @@ class Engine:
                     count, finish = one.watch.tokens - start, "stop_string"
                     break
             text = one.watch.take() + (one.watch.finish() if finish is not None else "")
+        cached = self._cached.pop(one.number, 0)
         if finish is not None:
-            self._leave(slot)
-        if one.matcher is not None and finish is None:
+            self._leave(lane, slot, ended)
+        elif one.matcher is not None:
             for token in tokens:
                 one.matcher.take(token)
-        raw = out.log_probs[r, before : before + count]
-        support = out.support_log_probs[r, before : before + count]
-        return Part(one.number, tokens[:count], raw.tolist(), support.tolist(), text, finish)
+        raw, support = news.log_probs[r, :count], news.support_log_probs[r, :count]
+        top = _likeliest(news.top, r, count, one.top)
+        scores = raw.tolist(), support.tolist()
+        return Part(one.number, tokens[:count], *scores, text, finish, cached, top)
 
-    def _leave(self, slot: int) -> None:
-        """The slot is free, and no longer decoded."""
-        assert self._state is not None
-        self._slots[slot] = None
-        self._state = slots.end(self._state, jnp.asarray(slot, jnp.int32))
+    def _leave(self, lane: Lane, slot: int, ended: bool) -> None:
+        """The slot is free, and no longer decoded. ended: whether the device knows that."""
+        self._cached.pop(_request(lane, slot).number, None)
+        lane.leave(slot, ended)
 
-    def _constrained(
-        self, rows: sampling_loop.Rows, requests: Sequence[_Running | None]
-    ) -> sampling_loop.Rows:
-        """The rows with the tokens that each request's constraint allows next, if any has one."""
-        if all(one is None or one.matcher is None for one in requests):
-            return rows
-        allowed = np.ones((len(requests), self._checked.cfg.vocab), bool)
-        for r, one in enumerate(requests):
-            if one is not None and one.matcher is not None:
-                allowed[r] = one.matcher.allowed()
-        return rows._replace(controls=rows.controls._replace(allowed=jnp.asarray(allowed)))
 
-    def _set_rows(self) -> None:
-        idle = Sampling(temperature=0.0)
-        settings = [idle if one is None else one.sampling for one in self._slots]
-        self._rows = sampling_settings.rows_of(settings, len(settings))
+def _request(lane: Lane, slot: int) -> Running:
+    one = lane.requests[slot]
+    assert one is not None
+    return one
 
-    def _room(self, tokens: int) -> int:
-        """Slots a row of the cache for so many tokens, in few sizes: whole blocks, so that sums
-        over slots are the same bits in each size (`ops.attention.BLOCK`), or one size that is
-        less."""
-        blocks = token_sampling.bucket(-(-tokens // attention.BLOCK), 1)
-        most = self.capacity.room
-        return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
+
+def _padded(prompts: Sequence[list[int]], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32[rows, width], how many of each are there, int32[rows])."""
+    tokens, count = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+    for r, ids in enumerate(prompts):
+        tokens[r, : len(ids)], count[r] = ids, len(ids)
+    return tokens, count
+
+
+def _likeliest(
+    top: sampling_loop.Top | None, r: int, places: int, most: int
+) -> list[list[tuple[int, float]]]:
+    """The `most` likeliest tokens of the first places of a row."""
+    if top is None or not most:
+        return []
+    tokens, scores = (x[r, :places, :most].tolist() for x in top)
+    return [list(zip(*pair, strict=True)) for pair in zip(tokens, scores, strict=True)]
 
 
 def joined(a: Part, b: Part) -> Part:
@@ -358,4 +396,5 @@ def joined(a: Part, b: Part) -> Part:
         a.text + b.text,
         b.finish,
         a.cached,
+        a.top + b.top,
     )

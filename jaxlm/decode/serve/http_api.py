@@ -20,11 +20,12 @@ import fastapi.exceptions
 import fastapi.responses
 
 from jaxlm.data.records.messages import Message
+from jaxlm.data.templates import call_forms
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import completions
 from jaxlm.decode.prompt_tokens import Turn
 from jaxlm.decode.serve import engine as engines
-from jaxlm.decode.serve import prometheus, wire
+from jaxlm.decode.serve import prometheus, tool_calls, wire
 from jaxlm.decode.serve.worker import Stopped, Stream, Worker
 from jaxlm.decode.token_sampling import Sampling
 
@@ -35,24 +36,26 @@ MOST = 16  # tokens of a completion that names no max_tokens, as OpenAI has it
 class Served:
     """A model that is served.
 
-    name: as requests have to name it. chat: a conversation's Turn (`prompt_tokens.asked`); None for
-    a model without a template. stop_tokens: what ends a text.
+    name: as requests have to name it. chat: the Turn of a conversation and its tools
+    (`prompt_tokens.asked`); None for a model without a template. stop_tokens: what ends a text.
     """
 
     name: str
     worker: Worker
     tokenizer: tokenizers.Tokenizer
     stop_tokens: tuple[int, ...]
-    chat: Callable[[Sequence[Message]], Turn] | None = None
+    chat: Callable[[Sequence[Message], Sequence[Any]], Turn] | None = None
 
 
 @dataclasses.dataclass
 class _Job:
-    """One sequence of an answer: its number, its prompt's tokens and its stream."""
+    """One sequence of an answer: its number, its prompt's tokens, its stream and, where it may call
+    tools, the reader of its text."""
 
     index: int
     prompt: int
     stream: Stream
+    reader: tool_calls.Reader | None
 
 
 def app(served: Served) -> fastapi.FastAPI:
@@ -146,12 +149,13 @@ class _Answer:
 
     async def respond(self) -> fastapi.Response:
         """The response. Raises: ValueError for what cannot be done, before any of it is."""
-        form = self._body.response_format
+        form, self._top = self._body.response_format, self._body.top
         self._constraint = None if form is None else form.constraint()
+        self._calls: tuple[call_forms.Form, list[str]] | None = None
         self._pending = self._requests()
         engine = self._served.worker.engine
         for prompt, sampling in self._pending:  # a vocabulary of constraints takes a while
-            await asyncio.to_thread(engine.check, prompt, sampling, self._constraint)
+            await asyncio.to_thread(engine.check, prompt, sampling, self._constraint, self._top)
         if not self._served.worker.alive:
             raise Stopped("the engine has stopped") from self._served.worker.error
         if self._body.stream:
@@ -173,8 +177,10 @@ class _Answer:
         cancelled."""
         try:
             for index, (prompt, sampling) in enumerate(self._pending):
-                stream = self._served.worker.submit(prompt, sampling, self._constraint)
-                self._jobs.append(_Job(index, len(prompt), stream))
+                submit = self._served.worker.submit
+                stream = submit(prompt, sampling, self._constraint, self._top)
+                reader = None if self._calls is None else tool_calls.Reader(*self._calls)
+                self._jobs.append(_Job(index, len(prompt), stream, reader))
             self._metrics.prompt.inc(sum(job.prompt for job in self._jobs))
             yield self._jobs
         finally:
@@ -187,15 +193,13 @@ class _Answer:
             raise ValueError(f"model: {body.model!r} given; this server has {served.name!r}")
         most, ends = body.max_tokens, served.stop_tokens
         if self._chat:
-            if body.tools:
-                raise ValueError("tools: given; this server's models call none")
             if served.chat is None:
                 raise ValueError(
                     "messages: this model has no chat template; use /v1/completions, or start the "
                     "server with --template"
                 )
             most = most if body.max_completion_tokens is None else body.max_completion_tokens
-            turn = served.chat(body.conversation())
+            turn = self._turn(body)
             ends = (*ends, *turn.stops)
             prompts = [turn.tokens]
         else:
@@ -213,6 +217,26 @@ class _Answer:
                 seeded = (sampling.seed + next(number)) % 2**32
                 requests.append((prompt, dataclasses.replace(sampling, seed=seeded)))
         return requests
+
+    def _turn(self, body: wire.Chat) -> Turn:
+        """The Turn of a conversation, whose calls are read and, if required, made sure of."""
+        assert self._served.chat is not None
+        tools, required = body.functions(), body.required()
+        turn = self._served.chat(body.conversation(), tools)
+        if tools:
+            assert turn.form is not None
+            self._calls = turn.form, [tool["function"]["name"] for tool in tools]
+        if required:
+            assert turn.form is not None
+            if self._constraint is not None:
+                raise ValueError(
+                    f"tool_choice: {body.tool_choice!r} given with response_format; a call has a "
+                    "form of its own, so give one of them"
+                )
+            # a named function is called once, as OpenAI has it
+            several = body.parallel_tool_calls and body.tool_choice == "required"
+            self._constraint = tool_calls.constraint(turn.form, required, several)
+        return turn
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -305,13 +329,17 @@ class _Answer:
         self._done(status)
 
     def _choice(self, job: _Job, part: engines.Part, stream: bool, first: bool) -> dict[str, Any]:
-        pieces = None
+        scored = None
         wanted = self._body.logprobs
         if wanted is not None and wanted is not False:
-            pieces = [self._served.tokenizer.decode_bytes([token]) for token in part.tokens]
+            top = [[(self._bytes(token), x) for token, x in place] for place in part.top]
+            scored = wire.Scored([self._bytes(token) for token in part.tokens], top)
         if self._chat:
-            return wire.chat_choice(job.index, part, pieces, stream, first)
-        return wire.completion_choice(job.index, part, pieces)
+            return wire.chat_choice(job.index, part, scored, stream, first, job.reader)
+        return wire.completion_choice(job.index, part, scored)
+
+    def _bytes(self, token: int) -> bytes:
+        return self._served.tokenizer.decode_bytes([token])
 
     def _done(self, status: int) -> None:
         self._metrics.answered(self._request.url.path, status)

@@ -29,20 +29,33 @@ Entries = tuple[dict[str, jax.Array], ...]
 
 
 class Prefilled(NamedTuple):
-    """A prompt or its beginning in a cache of one row: the cache, with as many filled slots as
-    tokens, and the logits float32[1, V] after the last of them."""
+    """R prompts or their beginnings in a cache of R rows: the cache, in each row of which as many
+    entries are filled as it has tokens, and the logits float32[R, V] after the last of them."""
 
     cache: Cache
     raw: jax.Array
+
+
+class News(NamedTuple):
+    """Additions to B slots: tokens int32[B, N], log_probs and support_log_probs float32[B, N], of
+    which a slot's first (lengths - those known before) are there; lengths and finish int32[B] as in
+    Generation; top, its arrays [B, N, K], or None."""
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    support_log_probs: jax.Array
+    lengths: jax.Array
+    finish: jax.Array
+    top: sampling_loop.Top | None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def begin(
     model: Model, room: int, params: param.Tree, tokens: jax.Array, count: jax.Array
 ) -> Prefilled:
-    """The first chunk, tokens int32[1, C] of which `count` are there, in a cache of `room`
-    slots."""
-    cache = sampling_loop.empty(model, 1)
+    """The first chunk of R prompts, tokens int32[R, C] of which `count` int32[R] are there, in a
+    cache of `room` entries a row. A row without tokens is padding."""
+    cache = sampling_loop.empty(model, len(tokens))
     done = _read(model, params, cache, tokens, count)
     return done._replace(cache=sampling_loop.grow(model, done.cache, room))
 
@@ -56,19 +69,19 @@ def go_on(
     tokens: jax.Array,
     count: jax.Array,
 ) -> Prefilled:
-    """One more chunk, int32[1, C], after those in the cache, which is grown to `room` slots."""
+    """One more chunk, int32[R, C], after those in the cache, which is grown to `room` entries."""
     return _read(model, params, sampling_loop.grow(model, cache, room), tokens, count)
 
 
 def _read(model, params, cache, tokens, count):
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1,C]
-    there = places < count
-    at = At(there.astype(jnp.int32), jnp.where(there, cache.filled + places, 0))
+    there, filled = places < count[:, None], cache.filled + jnp.zeros_like(count)  # [R,C], [R]
+    at = At(there.astype(jnp.int32), jnp.where(there, filled[:, None] + places, 0))
     x, new, _ = model.hidden(params, tokens, at, cache)
-    last = jax.lax.dynamic_slice_in_dim(x[0], count - 1, 1)  # [1,D]
+    last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], 1)[:, 0]  # [R,D]
     raw = model.unembed(model.head(params), last)
     # what is written next begins after the tokens that are there
-    return Prefilled(new._replace(filled=cache.filled + count), raw)
+    return Prefilled(new._replace(filled=filled + count), raw)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -93,7 +106,7 @@ def paste(model: Model, room: int, pages: tuple[Entries, ...]) -> Cache:
     first = jax.tree.leaves(param.map(lambda p, x: x.shape[p.axes.index("seq")], spec, layers))
     count = int(first[0])
     at = At(jnp.ones((1, count), jnp.int32), jnp.arange(count, dtype=jnp.int32)[None])
-    return sampling_loop.grow(model, Cache(layers, at, jnp.asarray(count, jnp.int32)), room)
+    return sampling_loop.grow(model, Cache(layers, at, jnp.full(1, count, jnp.int32)), room)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -114,22 +127,22 @@ def free(model: Model, batch: int, row: State) -> State:
     return State(cache=cache, step=jnp.zeros((), jnp.int32), **rest)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def first_token(
-    model: Model, columns: int, done: Prefilled, tokens: jax.Array, count: jax.Array, rows: Rows
+    model: Model,
+    columns: int,
+    top: int,
+    done: Prefilled,
+    tokens: jax.Array,
+    count: jax.Array,
+    rows: Rows,
 ) -> State:
-    """The State of one row after its prompt, int32[1, P] of which `count` are there, with its
-    first token sampled."""
-    there = jnp.arange(tokens.shape[1]) < count
+    """The State of R rows after their prompts, int32[R, P] of which `count` int32[R] are there,
+    with the first token of each sampled and, where top > 0, that many of the likeliest recorded."""
+    there = jnp.arange(tokens.shape[1]) < count[:, None]
+    ones = jnp.ones_like(count)
     return sampling_loop.begun(
-        done.cache,
-        done.raw,
-        tokens,
-        there[None],
-        count[None] - 1,
-        jnp.ones(1, jnp.int32),
-        rows,
-        columns,
+        done.cache, done.raw, tokens, there, count - 1, ones, rows, columns, top
     )
 
 
@@ -146,24 +159,61 @@ def with_text(width: int, state: State) -> State:
     return state._replace(text=state.text._replace(tokens=tokens))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def insert(model: Model, room: int, state: State, slot: jax.Array, row: State) -> State:
-    """The State, whose cache has `room` slots, with one row's State in a slot, in place."""
-    row_cache = sampling_loop.grow(model, row.cache, room)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def with_top(width: int, top: int, state: State) -> State:
+    """The State that records the `top` likeliest tokens of `width` places a row."""
+    if state.top is not None:
+        return state
+    return state._replace(top=sampling_loop.unrecorded(len(state.last), width, top))
 
-    def put(x: jax.Array, one: jax.Array, axis: int = 0) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, one.astype(x.dtype), slot, axis)
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def insert(model: Model, room: int, state: State, index: jax.Array, rows: State) -> State:
+    """The State, whose cache has `room` entries a row, with R rows in the slots of index int32[R],
+    in place; a row at -1 is left out."""
+    spec, cache = model.cache(1, 1), resized(model, rows.cache, room)
+
+    def put(x: jax.Array, new: jax.Array, axis: int = 0) -> jax.Array:
+        for r in range(len(index)):
+            slot = jnp.maximum(index[r], 0)
+            row = jax.lax.slice_in_dim(new, r, r + 1, axis=axis).astype(x.dtype)
+            if len(index) > 1:
+                old = jax.lax.dynamic_slice_in_dim(x, slot, 1, axis)
+                row = jnp.where(index[r] < 0, old, row)
+            x = jax.lax.dynamic_update_slice_in_dim(x, row, slot, axis)
+        return x
 
     layers = param.map(
-        lambda p, x, one: put(x, one, p.axes.index("batch")),
-        model.cache(1, 1),
+        lambda p, x, new: put(x, new, p.axes.index("batch")),
+        spec,
         state.cache.layers,
-        row_cache.layers,
+        cache.layers,
     )
-    at = At(*(put(x, one) for x, one in zip(state.cache.at[:2], row_cache.at[:2], strict=True)))
-    filled = put(state.cache.filled, row_cache.filled[None])
-    rest = jax.tree.map(put, _by_row(state), _by_row(row))
+    at = At(*(put(x, new) for x, new in zip(state.cache.at[:2], cache.at[:2], strict=True)))
+    filled = put(state.cache.filled, cache.filled)
+    rest = jax.tree.map(put, _by_row(state), _by_row(rows))
     return State(cache=Cache(layers, at, filled), step=state.step, **rest)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lift(model: Model, state: State, slot: jax.Array, filled: jax.Array) -> State:
+    """The State of one row, a slot's that has stopped, which goes on after `filled` entries of its
+    cache."""
+
+    def cut(x: jax.Array, axis: int = 0) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, slot, 1, axis)
+
+    layers = param.map(
+        lambda p, x: cut(x, p.axes.index("batch")), model.cache(1, 1), state.cache.layers
+    )
+    cache = Cache(layers, At(*(cut(x) for x in state.cache.at[:2])), filled[None])
+    rest = jax.tree.map(cut, _by_row(state))
+    running = jnp.full(1, sampling_loop.RUNNING, jnp.int32)
+    out = rest["out"] = rest["out"]._replace(finish=running)
+    # what the loop moves on in rows that have stopped, too
+    rest["position"] = filled[None]
+    rest["last"] = jnp.take_along_axis(out.tokens, out.lengths[:, None] - 1, axis=1)[:, 0]
+    return State(cache=cache, step=jnp.zeros((), jnp.int32), **rest)
 
 
 def _by_row(state: State) -> dict[str, Any]:
@@ -173,26 +223,44 @@ def _by_row(state: State) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def widened(model: Model, room: int, state: State) -> State:
-    """The State with a cache of `room` slots a row, or cut to them."""
-    have = state.cache.at.segments.shape[1]
-    if room >= have:
-        return state._replace(cache=sampling_loop.grow(model, state.cache, room))
+    """The State with a cache of `room` entries a row."""
+    return state._replace(cache=resized(model, state.cache, room))
+
+
+def resized(model: Model, cache: Cache, room: int) -> Cache:
+    """The cache grown to `room` entries a row, or cut to them."""
+    if room >= cache.at.segments.shape[1]:
+        return sampling_loop.grow(model, cache, room)
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
         return jax.lax.slice_in_dim(x, 0, room, axis=axis)
 
-    layers = param.map(
-        lambda p, x: cut(x, p.axes.index("seq")), model.cache(1, 1), state.cache.layers
-    )
-    at = At(*(cut(x, 1) for x in state.cache.at[:2]))
-    return state._replace(cache=state.cache._replace(layers=layers, at=at))
+    layers = param.map(lambda p, x: cut(x, p.axes.index("seq")), model.cache(1, 1), cache.layers)
+    return Cache(layers, At(*(cut(x, 1) for x in cache.at[:2])), cache.filled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def decode(model: Model, steps: int, params: param.Tree, state: State, rows: Rows) -> State:
-    """The State up to `steps` tokens on."""
+def decode(
+    model: Model, steps: int, params: param.Tree, state: State, rows: Rows, before: jax.Array
+) -> tuple[State, News]:
+    """(the State up to `steps` tokens on, its News after the `before` int32[B] tokens of each slot
+    that are known; a slot that came in anew has one more than the steps)."""
     state = state._replace(step=jnp.zeros((), jnp.int32))
-    return sampling_loop.advance(model, params, state, rows, steps)
+    state = sampling_loop.advance(model, params, state, rows, steps)
+    return state, news(state, before, steps + 1)
+
+
+def news(state: State, before: jax.Array, width: int) -> News:
+    """`width` places of each slot after the `before` int32[B] first."""
+    out, columns = state.out, state.out.tokens.shape[1]
+    places = jnp.minimum(before[:, None] + jnp.arange(width), columns - 1)  # [B,N]
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    top = None if state.top is None else sampling_loop.Top(*map(cut, state.top))
+    scores = cut(out.log_probs), cut(out.support_log_probs)
+    return News(cut(out.tokens), *scores, out.lengths, out.finish, top)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -214,4 +282,4 @@ def cache_bytes(model: Model, params: param.Tree, capacity: Capacity) -> int:
 
     entries = jax.eval_shape(one, params)
     each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entries))
-    return each * capacity.slots * capacity.room
+    return each * capacity.entries

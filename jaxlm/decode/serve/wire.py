@@ -7,14 +7,16 @@ additions.
 
 import json
 import time
+import uuid
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 
 from jaxlm.data.records import messages
 from jaxlm.data.records.messages import Message
 from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.serve import tool_calls
 from jaxlm.decode.serve.engine import Part
 from jaxlm.decode.token_sampling import Sampling
 
@@ -71,6 +73,36 @@ class ResponseFormat(Strict):
         return None if not given else Constraint(regex=self.regex, grammar=self.grammar)
 
 
+class Function(Strict):
+    """A function that a model may call. strict is accepted: calls that are required always follow
+    the schema."""
+
+    name: str = pydantic.Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    """The name of a function."""
+
+    name: str
+
+
+class Named(Strict):
+    """A function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class Request(Strict):
     """Fields of both kinds of requests. user is accepted and not read."""
 
@@ -120,7 +152,12 @@ class Completion(Request):
     """POST /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: Literal[0] | None = None
+    logprobs: int | None = pydantic.Field(None, ge=0, le=5)
+
+    @property
+    def top(self) -> int:
+        """Likeliest tokens of each place that are wanted."""
+        return self.logprobs or 0
 
     def prompts(self) -> list[str | list[int]]:
         """One or several texts, or token ids."""
@@ -135,23 +172,70 @@ class Chat(Request):
     messages: list[dict[str, Any]] = pydantic.Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool = False
-    top_logprobs: Literal[0] | None = None
-    tools: list[dict[str, Any]] | None = None
+    top_logprobs: int | None = pydantic.Field(None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Named | None = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def top(self) -> int:
+        """Likeliest tokens of each place that are wanted. Raises: ValueError without logprobs."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError(f"top_logprobs: {self.top_logprobs} given; it needs logprobs=true")
+        return self.top_logprobs or 0
 
     def conversation(self) -> list[Message]:
         """The messages. Raises: ValueError naming the place and what is missing."""
-        return [messages.read(m, f"messages[{i}]") for i, m in enumerate(self.messages)]
+        places = [(m, f"messages[{i}]") for i, m in enumerate(self.messages)]
+        return [tool_calls.with_objects(messages.read(m, at), at) for m, at in places]
+
+    def functions(self) -> list[dict[str, Any]]:
+        """The tools as a template writes them; none where none may be called.
+
+        Raises: ValueError for a choice that fits no tool, and for two tools of one name.
+        """
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools or []]
+        names = [tool["function"]["name"] for tool in tools]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tools: two functions are named {twice!r}; names must differ")
+        choice = self.tool_choice
+        if isinstance(choice, Named) and choice.function.name not in names:
+            raise ValueError(
+                f"tool_choice: function {choice.function.name!r} given; the tools are {names}"
+            )
+        if choice is not None and choice != "none" and not tools:
+            raise ValueError(f"tool_choice: {choice!r} given without tools; 'none' fits")
+        return [] if choice == "none" else tools
+
+    def required(self) -> list[dict[str, Any]]:
+        """The functions of which one has to be called; none where a reply may do without."""
+        functions = [tool["function"] for tool in self.functions()]
+        if isinstance(self.tool_choice, Named):
+            return [f for f in functions if f["name"] == self.tool_choice.function.name]
+        return functions if self.tool_choice == "required" else []
 
 
-def completion_choice(index: int, part: Part, pieces: Sequence[bytes] | None) -> dict[str, Any]:
-    """A choice of a completion, whole or a part of it. pieces: bytes of its tokens, for
-    log-probabilities."""
+class Scored(NamedTuple):
+    """A part's tokens for log-probabilities: the bytes of each, and its place's likeliest with
+    theirs."""
+
+    pieces: list[bytes]
+    top: list[list[tuple[bytes, float]]]
+
+
+def completion_choice(index: int, part: Part, scored: Scored | None) -> dict[str, Any]:
+    """A choice of a completion, whole or a part of it."""
     scores = None
-    if pieces is not None:
+    if scored is not None:
+        named = []
+        for piece, log_prob, place in zip(scored.pieces, part.log_probs, scored.top):
+            # tokens of one text keep the likeliest's; the one that was taken is always there
+            named.append(dict([(_text(piece), log_prob)] + [(_text(b), x) for b, x in place[::-1]]))
         scores = {
-            "tokens": [_text(piece) for piece in pieces],
+            "tokens": [_text(piece) for piece in scored.pieces],
             "token_logprobs": part.log_probs,
-            "top_logprobs": None,
+            "top_logprobs": named or None,
             "text_offset": None,
         }
     reason = None if part.finish is None else FINISH[part.finish]
@@ -159,25 +243,49 @@ def completion_choice(index: int, part: Part, pieces: Sequence[bytes] | None) ->
 
 
 def chat_choice(
-    index: int, part: Part, pieces: Sequence[bytes] | None, stream: bool, first: bool
+    index: int,
+    part: Part,
+    scored: Scored | None,
+    stream: bool,
+    first: bool,
+    reader: tool_calls.Reader | None = None,
 ) -> dict[str, Any]:
-    """A choice of a chat completion: the message, or what a stream adds to it."""
+    """A choice of a chat completion: the message, or what a stream adds to it. reader: of the
+    sequence's text, where it may call tools."""
     said: dict[str, Any] = {"content": part.text}
+    reason = None if part.finish is None else FINISH[part.finish]
+    if reader is not None:
+        before = reader.calls
+        pieces = reader.push(part.text)
+        pieces += reader.finish() if reason is not None else []
+        words = "".join(piece for piece in pieces if isinstance(piece, str))
+        calls = [piece for piece in pieces if isinstance(piece, tool_calls.Call)]
+        said["content"] = words if words or not reader.calls else None
+        if calls:
+            said["tool_calls"] = [_call(before + i, call, stream) for i, call in enumerate(calls)]
+        reason = "tool_calls" if reader.calls and reason == "stop" else reason
     if first or not stream:
         said = {"role": "assistant", **said}
     scores = None
-    if pieces is not None:
-        rows = zip(pieces, part.log_probs, strict=True)
-        scores = {
-            "content": [
-                {"token": _text(b), "logprob": x, "bytes": list(b), "top_logprobs": []}
-                for b, x in rows
-            ],
-            "refusal": None,
-        }
-    reason = None if part.finish is None else FINISH[part.finish]
+    if scored is not None:
+        tops = scored.top or [[]] * len(scored.pieces)
+        rows = zip(scored.pieces, part.log_probs, tops, strict=True)
+        content = [
+            _scored(b, x) | {"top_logprobs": [_scored(*pair) for pair in top]} for b, x, top in rows
+        ]
+        scores = {"content": content, "refusal": None}
     name = "delta" if stream else "message"
     return {"index": index, name: said, "logprobs": scores, "finish_reason": reason}
+
+
+def _call(number: int, call: tool_calls.Call, stream: bool) -> dict[str, Any]:
+    """A call in a message, or in what a stream adds to it."""
+    fields = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": call._asdict()}
+    return {"index": number, **fields} if stream else fields
+
+
+def _scored(piece: bytes, log_prob: float) -> dict[str, Any]:
+    return {"token": _text(piece), "logprob": log_prob, "bytes": list(piece)}
 
 
 def _text(piece: bytes) -> str:

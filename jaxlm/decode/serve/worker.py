@@ -44,7 +44,11 @@ class Worker:
         return self._thread.is_alive() and self.error is None
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        top: int = 0,
     ) -> "Stream":
         """The Stream of a request, from within an event loop. Its first part may be an error that
         `Engine.submit` raised."""
@@ -52,7 +56,7 @@ class Worker:
 
         def enter() -> None:
             try:
-                stream.number = self.engine.submit(prompt, sampling, constraint)
+                stream.number = self.engine.submit(prompt, sampling, constraint, top)
                 self._streams[stream.number] = stream
             except ValueError as error:
                 self._close(stream, error)

@@ -168,6 +168,7 @@ class _Collector:
         played = episodes.joined(kept, self.rows)
         real = played.record >= 0
         metrics = {"sampled": sampled, "used": real.sum(), "sampler_gap": episodes.gap(played)}
+        metrics |= {f"sampler_ratio_{n}": x for n, x in episodes.ratios(played).items()}
         for name, part in played.parts.items():
             metrics[f"reward_{name}"] = part[real].mean() if real.any() else 0.0
         return played, metrics, seconds
@@ -187,6 +188,7 @@ class _Collector:
         real = np.zeros(shape, np.float32)
         rows = Rollout(ids, ids, real, ids, ids, *[real] * 5)
         names = [*self.player.metrics(), "sampled", "used", "sampler_gap"]
+        names += [f"sampler_ratio_{name}" for name in episodes.RATIOS]
         metrics = {name: np.zeros((), np.float32) for name in names}
         first = self.player.policy.kl_coefficient
         return Collected(rows, metrics, np.asarray(first, np.float32))

@@ -70,7 +70,8 @@ def policy(run: Run, model: Model) -> Policy:
 def phases(run: Run, model: Model, objective: Objective, stop: tuple[int, ...]) -> Phases:
     """The programs of a run; stop: the ids that end a response."""
     assert run.rollout is not None
-    generate = policy_sampling.program(model, objective, max_new=run.rollout.max_new, stop=stop)
+    size = {"max_new": run.rollout.max_new, "slots": run.rollout.slots}
+    generate = policy_sampling.program(model, objective, stop=stop, **size)
     return Phases(generate, _measure(run, model, objective), _judge(policy(run, model)))
 
 
@@ -279,6 +280,24 @@ def gap(played: Episodes) -> float:
     apart = np.where(played.rows.weight > 0, played.log_prob - played.rows.behaviour, 0.0)
     apart = np.minimum(apart, surrogate.LARGEST)
     return float(np.abs(np.expm1(apart)).max(initial=0.0))
+
+
+RATIOS = ("min", "q01", "q50", "q99", "max", "outside")
+"""Names of `ratios`."""
+
+
+def ratios(played: Episodes) -> dict[str, float]:
+    """The histogram of the ratio, over all sampled tokens, of the policy as it trains and as it
+    sampled: its least and largest, its quantiles at 1, 50 and 99 %, and the share outside
+    [0.9, 1.1]. All are 1, and the share 0, but for rounding; 1 without a token."""
+    real = played.rows.weight > 0
+    apart = (played.log_prob - played.rows.behaviour)[real].astype(np.float64)
+    ratio = np.exp(np.clip(apart, -surrogate.LARGEST, surrogate.LARGEST))
+    if not ratio.size:
+        ratio = np.ones(1)
+    outside = np.mean((ratio < 0.9) | (ratio > 1.1))
+    numbers = [ratio.min(), *np.quantile(ratio, [0.01, 0.5, 0.99]), ratio.max(), outside]
+    return {name: float(x) for name, x in zip(RATIOS, numbers, strict=True)}
 
 
 def divergence(played: Episodes) -> np.ndarray:

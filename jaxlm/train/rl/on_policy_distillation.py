@@ -45,7 +45,8 @@ def supply(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supp
     layout = template.load(run.data.template, run.data.tokenizer)
     stop = template.stops(layout, tokenizers.load(run.data.tokenizer))
     new, samples = run.rollout.max_new, run.rollout.samples
-    sampler = policy_sampling.program(model, objective, max_new=new, stop=stop)
+    size = {"max_new": new, "slots": run.rollout.slots}
+    sampler = policy_sampling.program(model, objective, stop=stop, **size)
     score = heldout.scorer(objective, run.plan)
     order = examples.Steps(split.train, run.data.batch, run.data.seed, 0, 0, 1)
 

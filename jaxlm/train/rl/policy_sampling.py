@@ -14,6 +14,7 @@ from jaxlm.core import param
 from jaxlm.core.batch import Array, Prompts, Rollout
 from jaxlm.data.records.prompts import packed
 from jaxlm.decode import sampling_loop, token_sampling
+from jaxlm.decode.serve import refill
 from jaxlm.models.model import Model
 from jaxlm.objectives.objective import Objective
 from jaxlm.ops import linear, sampling
@@ -23,15 +24,28 @@ from jaxlm.ops.attention import At
 Generate = Callable[[param.Tree, param.Tree, Prompts, Array, float], Rollout]
 
 
-def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int, ...]) -> Generate:
+def program(
+    model: Model,
+    objective: Objective,
+    *,
+    max_new: int,
+    stop: tuple[int, ...],
+    slots: int | None = None,
+) -> Generate:
     """The compiled function that samples a response to every prompt; it compiles once per width of
     the prompts.
 
     A response has at most max_new tokens and ends with any of the `stop` ids. Tokens are drawn from
     softmax(logits / temperature), all of them, so that `behaviour` is what a forward pass gives;
     temperature 0 takes the likeliest, and behaviour is 0. Row r draws with fold_in(key, r), key
-    uint32[2] (`jax.random.key_data`): its response does not depend on the rows around it.
+    uint32[2] (`jax.random.key_data`): its response does not depend on the rows around it. slots:
+    rows that are decoded at a time, where one that has ended makes room for another; None decodes
+    all at once, until the last has ended.
+
+    Raises: ValueError for slots with a model whose rows are not independent of others.
     """
+    if slots is not None:
+        token_sampling.check_independent(model, "rollout.slots")
 
     def generate(
         params: param.Tree, frozen: param.Tree, prompts: Prompts, key: jax.Array, temperature: float
@@ -41,8 +55,10 @@ def program(model: Model, objective: Objective, *, max_new: int, stop: tuple[int
         weights = token_sampling.prepare(model, whole)
         at = At(prompts.segments, prompts.positions)
         settings = _rows(prompts, key, max_new, temperature, stop)
-        out = sampling_loop.generate(model, weights, prompts.tokens, at, settings, max_new)
-        return joined(prompts, out)
+        asked = model, weights, prompts.tokens, at, settings, max_new
+        if slots is None or slots >= len(prompts.tokens):
+            return joined(prompts, sampling_loop.generate(*asked))
+        return joined(prompts, refill.generate(*asked, slots))
 
     return jax.jit(generate)
 

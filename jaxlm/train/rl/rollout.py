@@ -23,6 +23,9 @@ class Rollout:
     """Responses to each prompt; a group, where an objective compares within groups."""
     max_new: int = 64
     """Tokens of a response at most, its end among them."""
+    slots: int | None = None
+    """Responses that are decoded at a time: one that ends makes room for another. None decodes all
+    of an iteration together, until the last has ended."""
     epochs: int = 1
     """Times each response is learnt from."""
     minibatches: int = 1
@@ -64,6 +67,10 @@ def problems(rollout: Rollout, data: prompts.Prompts, objective: Any, plan: Plan
     names = ("reward_retries", "resample", "save", "eval_temperature")
     yield from check.outside("rollout", rollout, *names, least=0)
     yield from check.outside("rollout", rollout, "reward_seconds", above=0)
+    if rollout.slots is not None:
+        yield from check.outside("rollout", rollout, "slots", least=1)
+        fits = "None with a plan of several devices: its rows are where their prompts are"
+        yield from check.problem("rollout.slots", rollout.slots, plan.devices == 1, fits)
     weight = rollout.reward_model_weight
     yield from check.problem(
         "rollout.reward_model_weight", weight, math.isfinite(weight), "a finite number"

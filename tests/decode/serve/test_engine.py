@@ -113,16 +113,17 @@ def test_a_request_is_the_same_bits_among_others_whenever_they_come_and_go(llama
 
 def poison(engine):
     """NaN in every entry of the cache whose slot is free."""
-    state = engine._state
-    if state is None:
-        return
-    free = jnp.asarray([one is None for one in engine._slots])
+    for lane in engine._lanes:
+        state = lane._state
+        if state is None:
+            continue
+        free = jnp.asarray([one is None for one in lane.requests])
 
-    def put(x):
-        return jnp.where(free.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+        def put(x, free=free):
+            return jnp.where(free.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
 
-    layers = jax.tree.map(put, state.cache.layers)
-    engine._state = state._replace(cache=state.cache._replace(layers=layers))
+        layers = jax.tree.map(put, state.cache.layers)
+        lane._state = state._replace(cache=state.cache._replace(layers=layers))
 
 
 @pytest.mark.slow

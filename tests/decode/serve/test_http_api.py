@@ -22,20 +22,22 @@ from tests.decode.test_completions import BYTES, SCRIPT, reciter  # noqa: F401
 CAPACITY = engine.Capacity(slots=4, length=64, chunk=16, steps=4)
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
 
-def asked(messages):
+
+def asked(messages, tools):
     """A template of the test's own: the last message's text, ended by an exclamation mark."""
-    assert all(isinstance(message, Message) for message in messages)
+    assert all(isinstance(message, Message) for message in messages) and not tools
     return prompt_tokens.Turn(completions.encode(BYTES, messages[-1].text), (ord("!"),))
 
 
 class Server:
     """A server on a free port, in a thread."""
 
-    def __init__(self, model, params):
-        self.engine = engine.Engine(model, params, CAPACITY, BYTES)
+    def __init__(self, model, params, chat=asked, capacity=CAPACITY):
+        self.engine = engine.Engine(model, params, capacity, BYTES)
         ends = (BYTES.special["eos"],)
-        served = http_api.Served("tiny", worker.Worker(self.engine), BYTES, ends, asked)
+        served = http_api.Served("tiny", worker.Worker(self.engine), BYTES, ends, chat)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -163,14 +165,13 @@ def test_a_stream_is_the_answer_in_pieces(server, client):
         (COMPLETIONS, {"model": "tiny", "prompt": "a", "n": 0}, "n: Input should be greater"),
         (COMPLETIONS, {"model": "tiny", "prompt": "a", "stop": ""}, "sampling.stop_strings: ''"),
         (COMPLETIONS, {"model": "tiny", "prompt": "a", "max_tokens": 0}, "max_new: 0 given"),
-        (COMPLETIONS, {"model": "tiny", "prompt": "a", "logprobs": 5}, "logprobs"),
+        (COMPLETIONS, {"model": "tiny", "prompt": "a", "logprobs": 6}, "logprobs: Input should be"),
         (CHAT, {"model": "tiny", "messages": []}, "messages: List should have at least 1 item"),
         (CHAT, {"model": "tiny", "messages": [{"role": "user"}]}, "messages[0]"),
-        (
-            CHAT,
-            {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "tools": [{}]},
-            "tools: given",
-        ),
+        (CHAT, ASK | {"tools": [{}]}, "tools.0.type: Field required"),
+        (CHAT, ASK | {"tool_choice": "required"}, "tool_choice: 'required' given without tools"),
+        (CHAT, ASK | {"top_logprobs": 2}, "top_logprobs: 2 given; it needs logprobs=true"),
+        (CHAT, ASK | {"logprobs": True, "top_logprobs": 21}, "less than or equal to 20"),
         (
             CHAT,
             {
@@ -276,3 +277,25 @@ def test_an_engine_that_fails_says_so(reciter):  # noqa: F811
     one.uvicorn.should_exit = True
     one.thread.join(30)
     assert not one.thread.is_alive()
+
+
+def test_likeliest_tokens_are_named_when_they_are_asked_for(server, client):
+    """k of each place, the sampled one's log-probability among them; none without asking."""
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "h\u00e9"}], "max_tokens": 9}
+    got = client.chat.completions.create(**ask, temperature=2, logprobs=True, top_logprobs=20)
+    places = got.choices[0].logprobs.content
+    assert len(places) == 9
+    for place in places:
+        scores = [one.logprob for one in place.top_logprobs]
+        assert len(scores) == 20 and scores == sorted(scores, reverse=True)
+        same = [one for one in place.top_logprobs if one.bytes == place.bytes]
+        assert all(one.logprob == place.logprob for one in same)
+    plain = client.chat.completions.create(**ask, temperature=2, logprobs=True, seed=1)
+    assert all(place.top_logprobs == [] for place in plain.choices[0].logprobs.content)
+    named = client.completions.create(
+        model="tiny", prompt="h\u00e9", temperature=0, max_tokens=4, logprobs=3
+    )
+    scores = named.choices[0].logprobs
+    assert scores.tokens == ["l", "l", "o", " "] and len(scores.top_logprobs) == 4
+    for token, score, place in zip(scores.tokens, scores.token_logprobs, scores.top_logprobs):
+        assert len(place) in (2, 3) and place[token] == score == max(place.values())

@@ -8,7 +8,7 @@ import pytest
 
 from jaxlm.core.batch import Batch
 from jaxlm.data.records import prompts as prompting
-from jaxlm.models import llama
+from jaxlm.models import llama, mistral
 from jaxlm.objectives import log_probs
 from jaxlm.parallel.plan import Plan
 from jaxlm.train import program
@@ -40,6 +40,34 @@ def sampler():
         return jax.device_get(make(params, {}, prompts, key, temperature))
 
     return model, params, sample
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_that_take_turns_get_the_same_tokens(sampler, temperature, count):
+    """More rows than slots, of ragged prompts and responses, filling among them."""
+    model, params, sample = sampler
+    _, objective = program.build(runs.Run(name="x", model=MODEL), Plan())
+    make = policy_sampling.program(
+        model, objective, max_new=6, stop=tuple(range(100, 120)), slots=count
+    )
+    prompts = asked([*ROWS, [1, 2], [200], [3] * 5, [8, 8], []])
+    want = sample(prompts, temperature=temperature)
+    got = jax.device_get(make(params, {}, prompts, np.array((0, 1), np.uint32), temperature))
+    for name in ("tokens", "targets", "weight", "segments", "positions", "finished"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+    np.testing.assert_allclose(got.behaviour, want.behaviour, atol=5e-5)  # rounding
+    lengths = want.weight.sum(axis=1)
+    assert len(set(lengths.tolist())) > 2 or temperature == 0
+
+
+def test_slots_need_rows_that_are_independent():
+    crowded = mistral.Config(
+        vocab=32, embed=8, layers=1, heads=2, kv=1, head=4, ffn=8, experts=2, capacity=1.0
+    )
+    model, objective = program.build(runs.Run(name="x", model=crowded), Plan())
+    with pytest.raises(ValueError, match="rollout.slots: model.capacity=1.0 drops tokens"):
+        policy_sampling.program(model, objective, max_new=2, stop=(), slots=1)
 
 
 ROWS = [[5, 6, 7], [9] * 8, [11], [], [5, 6, 7]]

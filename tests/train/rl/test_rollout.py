@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -133,7 +134,55 @@ def test_the_policy_that_samples_is_the_one_that_learns(base, ran):
     for first in (train[0], train[4], train[8]):
         assert first["ratio_gap"] <= 1e-5 and first["sampler_gap"] <= 1e-5
         assert first["ratio"] == pytest.approx(1.0, abs=1e-6)
+        check_histogram(first)
     assert train[1]["ratio_gap"] > 1e-3  # and then it moves
+
+
+def check_histogram(record):
+    """The ratio of the two is 1 in every part of its histogram."""
+    names = ("min", "q01", "q50", "q99", "max")
+    ratios = [record[f"sampler_ratio_{name}"] for name in names]
+    assert ratios == sorted(ratios) and record["sampler_ratio_outside"] == 0
+    assert ratios == pytest.approx([1.0] * 5, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.7, pytest.param(0.6, marks=pytest.mark.slow)])
+def test_groups_that_are_decoded_in_turns_learn_the_same(base, temperature):
+    """GRPO, three responses at a time of eight: the same texts and scores, and ratios of 1."""
+    run = dataclasses.replace(
+        base,
+        objective=grpo.Config(beta=0.1, temperature=temperature),
+        rollout=dataclasses.replace(base.rollout, save=8, rewards=("finished",), weights=()),
+        steps=4,
+        eval_every=None,
+        name=f"together-{temperature}",
+    )
+    turns = dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, slots=3))
+    turns = dataclasses.replace(turns, name=f"turns-{temperature}")
+    saved = []
+    for each in (run, turns):
+        loop.run(each)
+        check_histogram(records(each)[0])
+        lines = (runs.folder(each) / "samples" / "00000001.jsonl").read_text().splitlines()
+        saved.append([json.loads(line)["response"] for line in lines])
+    assert saved[0] == saved[1] and len(saved[0]) == 8 and len(set(map(len, saved[0]))) > 1
+    for name in ("score", "length", "finished"):
+        assert records(run)[0][name] == records(turns)[0][name]
+    assert records(turns)[3]["score"] == records(run)[3]["score"]
+
+
+def test_the_histogram_of_ratios_is_that_of_the_tokens_that_count():
+    """Against exp of differences, by hand: those of weight 0 do not count."""
+    behaviour = np.log([[0.5, 0.5, 0.5, 0.5]]).astype(np.float32)
+    log_prob = np.log([[0.5, 0.4, 0.6, 0.01]]).astype(np.float32)
+    rows = types.SimpleNamespace(weight=np.array([[1, 1, 1, 0]], np.float32), behaviour=behaviour)
+    got = episodes.ratios(types.SimpleNamespace(rows=rows, log_prob=log_prob))
+    assert [*got] == list(episodes.RATIOS)
+    want = [0.8, 0.804, 1.0, 1.196, 1.2, 2 / 3]
+    assert [*got.values()] == pytest.approx(want, abs=1e-6)
+    rows.weight = 0 * rows.weight
+    got = episodes.ratios(types.SimpleNamespace(rows=rows, log_prob=log_prob))
+    assert [*got.values()] == [1, 1, 1, 1, 1, 0]
 
 
 def test_a_reward_that_fails_loses_nothing(base, ran, place, assert_same_run):
@@ -304,6 +353,7 @@ def problem(run):
         ("weights", (1.0,), r"rollout.weights: \(1.0,\) given; .* each of 2 reward functions"),
         ("reward_seconds", 0.0, "rollout.reward_seconds: 0.0 given"),
         ("eval_temperature", -1.0, "rollout.eval_temperature: -1.0 given"),
+        ("slots", 0, "rollout.slots: 0 given; it must be at least 1"),
     ],
 )
 def test_what_cannot_work_is_refused_by_field(base, field, value, message):
@@ -321,6 +371,9 @@ def test_what_does_not_go_together_is_refused(base, tiny):
     alone = dataclasses.replace(base.rollout, samples=1, minibatches=1)
     group = dataclasses.replace(base, rollout=alone, objective=grpo.Config())
     assert "rollout.samples: 1 given; it must be at least 2: grpo compares" in problem(group)
+    turns = dataclasses.replace(base.rollout, slots=2)
+    parted = dataclasses.replace(base, rollout=turns, plan=Plan(data=2))
+    assert "rollout.slots: 2 given; it must be None with a plan of several" in problem(parted)
     wrong = dataclasses.replace(base.rollout, reward_model=str(runs.folder(base)))
     with pytest.raises(ValueError, match=r"rollout\.reward_model: .*; a run with objective reward"):
         runs.folder(base).mkdir(parents=True, exist_ok=True)
