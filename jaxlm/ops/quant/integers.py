@@ -38,6 +38,8 @@ class Integers:
     """Number of these that are inputs."""
     bits: int = dataclasses.field(metadata={"static": True})
     """Bits of a code."""
+    table: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether it is an embedding table, whose sizes are [outputs, inputs]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,11 +134,11 @@ def values(
 
 def rows(w: Integers) -> jax.Array:
     """The rows float32[copies..., outputs, inputs] of the weight that Integers represent."""
-    size = math.prod(w.sizes[: w.inputs])
+    size = w.sizes[1] if w.table else math.prod(w.sizes[: w.inputs])
     whole = values(packing.unpack(w.codes, w.bits), w.scales, w.zeros, w.bits, size)
     return whole if w.channels is None else whole / w.channels[..., None, :]
 
 
 def dense(w: Integers) -> jax.Array:
     """The weight float32[copies..., inputs..., outputs...] that Integers represent."""
-    return packing.matrix(rows(w), w.sizes, w.inputs)
+    return rows(w) if w.table else packing.matrix(rows(w), w.sizes, w.inputs)
