@@ -279,6 +279,7 @@ declare {V} @llvm.fma.v{VECTOR}f32({V}, {V}, {V})
 declare i64 @llvm.smin.i64(i64, i64)
 declare ptr @malloc(i64)
 declare void @free(ptr)
+declare i32 @sched_yield()
 """
 
 _TASK = f"""
@@ -388,7 +389,10 @@ wait:
   %done.at = getelementptr i64, ptr %job, i64 {done}
   %done = load atomic i64, ptr %done.at seq_cst, align 8
   %whole = icmp sge i64 %done, %tiles
-  br i1 %whole, label %end, label %wait
+  br i1 %whole, label %end, label %idle
+idle:
+  %yielded = call i32 @sched_yield()
+  br label %wait
 end:
   call void @leave(ptr %job)
   ret ptr null
