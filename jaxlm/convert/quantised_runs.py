@@ -48,7 +48,8 @@ def quantise(
     documents: int = 256,
 ) -> Quantised:
     """A new run directory with the weights of another, the matrices of its layers in few bits
-    (`packed_weights`), and its tables if the scheme says so, at step 0 and finished. It is sampled and evaluated as any other.
+    and, by the scheme, its tables (`packed_weights`), at step 0 and finished. It is sampled and
+    evaluated as any other.
 
     method: "rtn" rounds to the nearest; "gptq" and "awq" choose by the inputs that matrices have on
     `calibrated_on`, a file of texts or a corpus, of which the first `windows` rows of data.seq

@@ -295,8 +295,8 @@ def _static(model: Model) -> Model:
 
 
 class _Product(NamedTuple):
-    """A weight's copies and inputs, whether it is one matrix a layer, and whether it is an embedding
-    table that is also the output matrix. A weight with one for each expert or head has products of
+    """A weight's copies and inputs, whether it is one matrix a layer, and whether it is a tied
+    embedding table, also the output matrix. A weight with one for each expert or head has products of
     its own, which read it as it is stored."""
 
     copies: int

@@ -17,7 +17,6 @@ import numpy as np
 from jaxlm.core import param
 from jaxlm.ops import linear, quant
 
-
 TABLES = ("embed/table", "unembed")
 """Weights outside of the layers that `Scheme.tables` packs."""
 

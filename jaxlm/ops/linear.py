@@ -234,8 +234,7 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
     return summed, leading
 
 
-def _others(shape: tuple[int, ...], summed: int, leading: bool) -> tuple[int, ...]:
-    """The axes of a weight that are not summed."""
+def _others(shape, summed, leading):
     return shape[summed:] if leading else shape[: len(shape) - summed]
 
 

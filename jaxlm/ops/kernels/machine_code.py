@@ -1,10 +1,5 @@
-"""Machine code for products of few rows on a CPU (extra `cpu`): LLVM's text, compiled by llvmlite
-for the processor it runs on, and called by XLA through its foreign function interface.
-
-y[M, O] = x[M, I] w[I, O], where w lies in tiles of LANES outputs, [O / LANES, I, LANES]. A tile is
-read once, in order, for up to MOST rows, whose sums stay in registers. Each of y's numbers is the
-sum of its products in the order of the inputs, one after another, so that it does not depend on
-which other rows there are, how many, or which thread computes it.
+"""Machine code for products of few rows on a CPU (extra `cpu`): `tile_products`, compiled by
+llvmlite for the processor it runs on, and called by XLA through its foreign function interface.
 
 A product is cut into tiles, which the calling thread and XLA's own threads take from a common
 counter. The caller waits for tiles that others have begun, and never for a task that has not: so it
@@ -14,20 +9,26 @@ ends even where all of XLA's threads are within such calls.
 import functools
 from typing import Any
 
-LANES = 32
-"""Outputs of a tile."""
-VECTOR = 16  # numbers of a register of 512 bits; where they are smaller LLVM takes several
-HALVES = LANES // VECTOR
-FORMATS = {"f32": 4 * LANES, "bf16": 2 * LANES, "s8": LANES, "u8": LANES, "u4": LANES // 2}
-"""Bytes of one input of a tile: numbers; signed integers with scales; integers with scales and
-zeros; the same in 4 bits, of which a byte holds inputs 2n (low) and 2n + 1."""
-BLOCK = 128  # inputs whose products are summed before they are added to y, where w has no scales
+from jaxlm.ops.kernels import tile_products
+from jaxlm.ops.kernels.tile_products import BLOCK, FORMATS, LANES
+
 SMALL = 2**16  # bytes of w up to which waking another thread costs more than it saves
 
 
 def blocks(features: str) -> tuple[int, ...]:
     """Numbers of rows that are computed at a time, by the processor's registers."""
     return (12, 8, 6, 4, 3, 2, 1) if "+avx512f" in features else (3, 2, 1)
+
+
+def pieces(rows: int) -> list[tuple[int, int]]:
+    """[(number of blocks, rows of each), ...] of so many rows here, in their order."""
+    from llvmlite import binding
+
+    left, cut = rows, []
+    for size in blocks(binding.get_host_cpu_features().flatten()):
+        cut += [(left // size, size)] if left >= size else []
+        left %= size
+    return cut
 
 
 @functools.cache
@@ -60,170 +61,29 @@ _ENGINES: list[Any] = []
 
 def text(name: str, rows: tuple[int, ...]) -> str:
     """LLVM's text of a format's handler."""
-    parts = [_HEAD, *(_rows(name, n) for n in rows), _work(name, rows), _TASK, _handler(name)]
+    products = tile_products.text(name, rows)
+    parts = [products, _EXTERNAL, _work(name, rows), _TASK, _handler(name)]
     return "\n".join(parts)
 
 
-def _rows(name: str, rows: int) -> str:
-    """The product of some rows with one tile."""
-    pairs = [(r, h) for r in range(rows) for h in range(HALVES)]
-    steps = 2 if name == "u4" else 1
-    point = [f"%x{r} = getelementptr float, ptr %x, i64 {{}}" for r in range(rows)]
-    lines = [
-        f"define internal void @rows{rows}(ptr %x, i64 %ldx, ptr noalias %w, ptr %s, ptr %z, "
-        "ptr noalias %y, i64 %ldy, i64 %n, i64 %group) {",
-        "entry:",
-    ]
-    for r in range(rows):
-        lines += [
-            f"  %xo{r} = mul i64 %ldx, {r}",
-            f"  {point[r].format(f'%xo{r}')}",
-            f"  %yo{r} = mul i64 %ldy, {r}",
-            f"  %y{r} = getelementptr float, ptr %y, i64 %yo{r}",
-        ]
-    lines += [
-        "  br label %groups",
-        "groups:",
-        "  %g = phi i64 [0, %entry], [%g.next, %add]",
-        "  %from = phi i64 [0, %entry], [%to, %add]",
-        "  %far = add i64 %from, %group",
-        "  %to = call i64 @llvm.smin.i64(i64 %far, i64 %n)",
-        "  %at = mul i64 %g, " + str(LANES),
-        *(_zeros() if name in ("u8", "u4") else []),
-        "  br label %sum",
-        "sum:",
-        "  %i = phi i64 [%from, %groups], [%i.next, %sum]",
-        *(f"  %a{r}.{h} = phi {V} [zeroinitializer, %groups], [%b{r}.{h}.{steps - 1}, %sum]"
-          for r, h in pairs),
-        *_weights(name),
-    ]
-    for step in range(steps):
-        lines += [f"  %i{step} = add i64 %i, {step}"]
-        for r in range(rows):
-            at = f"{r}.{step}"
-            lines += [
-                f"  %xp{at} = getelementptr float, ptr %x{r}, i64 %i{step}",
-                f"  %xs{at} = load float, ptr %xp{at}, align 4",
-                f"  %xv{at} = insertelement {V} poison, float %xs{at}, i32 0",
-                f"  %xb{at} = shufflevector {V} %xv{at}, {V} poison, <{VECTOR} x i32> zeroinitializer",
-            ]
-            for h in range(HALVES):
-                before = f"%b{r}.{h}.{step - 1}" if step else f"%a{r}.{h}"
-                lines += [
-                    f"  %b{r}.{h}.{step} = call {V} @llvm.fma.v{VECTOR}f32("
-                    f"{V} %w{h}.{step}, {V} %xb{at}, {V} {before})"
-                ]
-    lines += [
-        f"  %i.next = add i64 %i, {steps}",
-        "  %more = icmp slt i64 %i.next, %to",
-        "  br i1 %more, label %sum, label %add",
-        "add:",
-        "  %first = icmp eq i64 %g, 0",
-    ]
-    for h in range(HALVES):
-        if name in ("f32", "bf16"):
-            lines += [f"  %s{h} = fadd {V} zeroinitializer, splat (float 1.0)"]
-        else:
-            lines += _load(f"s{h}", "%s", "%at", h, 4, V) if name != "u4" else _wide(f"s{h}", "%s", "%at", h)
-    for r, h in pairs:
-        lines += [
-            f"  %yp{r}.{h} = getelementptr float, ptr %y{r}, i64 {h * VECTOR}",
-            f"  %yr{r}.{h} = load {V}, ptr %yp{r}.{h}, align 4",
-            f"  %yq{r}.{h} = select i1 %first, {V} zeroinitializer, {V} %yr{r}.{h}",
-            f"  %yn{r}.{h} = call {V} @llvm.fma.v{VECTOR}f32("
-            f"{V} %s{h}, {V} %b{r}.{h}.{steps - 1}, {V} %yq{r}.{h})",
-            f"  store {V} %yn{r}.{h}, ptr %yp{r}.{h}, align 4",
-        ]
-    lines += [
-        "  %g.next = add i64 %g, 1",
-        "  %left = icmp slt i64 %to, %n",
-        "  br i1 %left, label %groups, label %end",
-        "end:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
-
-
-V = f"<{VECTOR} x float>"
-I8, I16, I32 = (f"<{VECTOR} x i{n}>" for n in (8, 16, 32))
-
-
-def _load(to: str, base: str, index: str, half: int, size: int, kind: str) -> list[str]:
-    """A register from element `index` + half * VECTOR of an array of elements of `size` bytes."""
-    return [
-        f"  %{to}.o = add i64 {index}, {half * VECTOR}",
-        f"  %{to}.b = mul i64 %{to}.o, {size}",
-        f"  %{to}.p = getelementptr i8, ptr {base}, i64 %{to}.b",
-        f"  %{to} = load {kind}, ptr %{to}.p, align {size}",
-    ]
-
-
-def _wide(to: str, base: str, index: str, half: int) -> list[str]:
-    """The same of an array of bfloat16, as float32: its numbers are the high halves."""
-    return [
-        *_load(f"{to}.h", base, index, half, 2, I16),
-        f"  %{to}.w = zext {I16} %{to}.h to {I32}",
-        f"  %{to}.s = shl {I32} %{to}.w, splat (i32 16)",
-        f"  %{to} = bitcast {I32} %{to}.s to {V}",
-    ]
-
-
-def _zeros() -> list[str]:
-    """The codes of 0 of the group's outputs, as numbers."""
-    lines = []
-    for h in range(HALVES):
-        lines += _load(f"zc{h}", "%z", "%at", h, 1, I8)
-        lines += [f"  %z{h} = uitofp {I8} %zc{h} to {V}"]
-    return lines
-
-
-def _weights(name: str) -> list[str]:
-    """The tile's numbers of input %i, of two inputs where a byte holds both: %w<half>.<step>."""
-    lines = [f"  %wi = mul i64 %i, {LANES // 2 if name == 'u4' else LANES}"]
-    for h in range(HALVES):
-        if name == "f32":
-            lines += _load(f"w{h}.0", "%w", "%wi", h, 4, V)
-        elif name == "bf16":
-            lines += _wide(f"w{h}.0", "%w", "%wi", h)
-        else:
-            lines += _load(f"wc{h}", "%w", "%wi", h, 1, I8)
-            if name == "s8":
-                lines += [f"  %w{h}.0 = sitofp {I8} %wc{h} to {V}"]
-                continue
-            lines += [f"  %ww{h} = zext {I8} %wc{h} to {I32}"]
-            if name == "u8":
-                parts = {0: f"%ww{h}"}
-            else:
-                lines += [
-                    f"  %wl{h} = and {I32} %ww{h}, splat (i32 15)",
-                    f"  %wu{h} = lshr {I32} %ww{h}, splat (i32 4)",
-                ]
-                parts = {0: f"%wl{h}", 1: f"%wu{h}"}
-            for step, part in parts.items():
-                lines += [
-                    f"  %wf{h}.{step} = sitofp {I32} {part} to {V}",
-                    f"  %w{h}.{step} = fsub {V} %wf{h}.{step}, %z{h}",
-                ]
-    return lines
-
+_EXTERNAL = """
+declare ptr @malloc(i64)
+declare void @free(ptr)
+declare i32 @sched_yield()
+"""
 
 # A product in progress, as 8-byte fields.
-JOB = ("next", "done", "users", "tiles", "m", "n", "ldx", "ldy", "groups", "group",
-       "x", "w", "s", "z", "y")  # fmt: skip
-
-
-def _field(name: str, to: str, job: str = "%job") -> str:
-    return f"  %{to} = getelementptr i64, ptr {job}, i64 {JOB.index(name)}"
+POINTERS = ("x", "w", "s", "z", "y")
+JOB = ("next", "done", "users", "tiles", "m", "n", "ldy", "groups", "group", *POINTERS)
 
 
 def _work(name: str, rows: tuple[int, ...]) -> str:
     """Computes tiles until none is left."""
     lines = ["define internal void @work(ptr %job) {", "entry:"]
-    for field in JOB:
-        lines += [_field(field, f"p.{field}")]
+    for i, field in enumerate(JOB):
+        lines += [f"  %p.{field} = getelementptr i64, ptr %job, i64 {i}"]
         if field not in ("next", "done", "users"):
-            kind = "ptr" if field in "xwszy" else "i64"
+            kind = "ptr" if field in POINTERS else "i64"
             lines += [f"  %{field} = load {kind}, ptr %p.{field}, align 8"]
     lines += [
         f"  %tile.bytes = mul i64 %n, {FORMATS[name]}",
@@ -242,28 +102,7 @@ def _work(name: str, rows: tuple[int, ...]) -> str:
         f"  %y.off = mul i64 %t, {LANES}",
         "  %y.at = getelementptr float, ptr %y, i64 %y.off",
         f"  br label %more{rows[0]}",
-    ]
-    before = "tile"
-    for i, n in enumerate(rows):
-        after = f"more{rows[i + 1]}" if i + 1 < len(rows) else "next"
-        start = "0" if before == "tile" else f"%r{rows[i - 1]}"
-        lines += [
-            f"more{n}:",
-            f"  %r{n} = phi i64 [{start}, %{before}], [%r{n}.next, %some{n}]",
-            f"  %r{n}.next = add i64 %r{n}, {n}",
-            f"  %fits{n} = icmp sle i64 %r{n}.next, %m",
-            f"  br i1 %fits{n}, label %some{n}, label %{after}",
-            f"some{n}:",
-            f"  %xo{n} = mul i64 %r{n}, %ldx",
-            f"  %xr{n} = getelementptr float, ptr %x, i64 %xo{n}",
-            f"  %yo{n} = mul i64 %r{n}, %ldy",
-            f"  %yr{n} = getelementptr float, ptr %y.at, i64 %yo{n}",
-            f"  call void @rows{n}(ptr %xr{n}, i64 %ldx, ptr %w.at, ptr %s.at, ptr %z.at, "
-            f"ptr %yr{n}, i64 %ldy, i64 %n, i64 %group)",
-            f"  br label %more{n}",
-        ]
-        before = f"more{n}"
-    lines += [
+        *_cut(rows),
         "next:",
         "  %d = atomicrmw add ptr %p.done, i64 1 seq_cst",
         "  br label %take",
@@ -274,13 +113,28 @@ def _work(name: str, rows: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
-_HEAD = f"""
-declare {V} @llvm.fma.v{VECTOR}f32({V}, {V}, {V})
-declare i64 @llvm.smin.i64(i64, i64)
-declare ptr @malloc(i64)
-declare void @free(ptr)
-declare i32 @sched_yield()
-"""
+def _cut(rows: tuple[int, ...]) -> list[str]:
+    """All rows with a tile, by as many blocks of each size as fit, in the order of `pieces`."""
+    lines, start, before = [], "0", "tile"
+    for n, after in zip(rows, [*(f"more{n}" for n in rows[1:]), "next"]):
+        lines += [
+            f"more{n}:",
+            f"  %r{n} = phi i64 [{start}, %{before}], [%r{n}.next, %some{n}]",
+            f"  %r{n}.next = add i64 %r{n}, {n}",
+            f"  %fits{n} = icmp sle i64 %r{n}.next, %m",
+            f"  br i1 %fits{n}, label %some{n}, label %{after}",
+            f"some{n}:",
+            f"  %xo{n} = mul i64 %r{n}, %n",
+            f"  %xr{n} = getelementptr float, ptr %x, i64 %xo{n}",
+            f"  %yo{n} = mul i64 %r{n}, %ldy",
+            f"  %yr{n} = getelementptr float, ptr %y.at, i64 %yo{n}",
+            f"  call void @rows{n}(ptr %xr{n}, ptr %w.at, ptr %s.at, ptr %z.at, ptr %yr{n}, "
+            "i64 %ldy, i64 %n, i64 %group)",
+            f"  br label %more{n}",
+        ]
+        start, before = f"%r{n}", f"more{n}"
+    return lines
+
 
 _TASK = f"""
 define internal void @leave(ptr %job) {{
@@ -301,8 +155,8 @@ define internal void @task(ptr %job) {{
 }}
 """
 
-# XLA's structs by bytes, xla/ffi/api/c_api.h. Of a frame: 8 extension, 16 api, 24 ctx, 72 args.args,
-# 112 rets.rets. Of a buffer: 24 data, 40 dims. Of an api: 32 and 36 its version, 64 Error_Destroy,
+# XLA's structs by bytes, xla/ffi/api/c_api.h. Of a frame: 8 extension, 16 api, 24 ctx, 72
+# args.args, 112 rets.rets. Of a buffer: 24 data, 40 dims. Of an api: 32 and 36 its version, 64 Error_Destroy,
 # 136 ThreadPool_Schedule, 144 ThreadPool_NumThreads. A frame with an extension asks for the
 # handler's version, which goes to bytes 24 and 28 of the metadata.
 _HANDLER = """
@@ -333,8 +187,9 @@ execute:
   %s = call ptr @at(ptr %args, i64 {scales})
   %z = call ptr @at(ptr %args, i64 {zeros})
   %y = call ptr @at(ptr %rets, i64 0)
-  %m = call i64 @dim(ptr %x, i64 0)
-  %n = call i64 @dim(ptr %x, i64 1)
+  %m = call i64 @dim(ptr %y, i64 0)
+  %all.x = call i64 @dim(ptr %x, i64 0)
+  %n = sdiv i64 %all.x, %m
   %o = call i64 @dim(ptr %y, i64 1)
   %tiles = sdiv i64 %o, {lanes}
 {group}
@@ -436,15 +291,15 @@ end:
 
 
 def _handler(name: str) -> str:
-    """What XLA calls: `x, w[, scales[, zeros]] -> y`."""
+    """What XLA calls: x, w[, scales[, zeros]] -> y."""
     scaled, affine = name not in ("f32", "bf16"), name in ("u8", "u4")
     group = ["  %groups = add i64 0, 1", f"  %group = add i64 0, {BLOCK}"]
     if scaled:
         group = ["  %groups = call i64 @dim(ptr %s, i64 1)", "  %group = sdiv i64 %n, %groups"]
-    first = {"next": "0", "done": "0", "users": "1", "ldx": "%n", "ldy": "%o"}
+    first = {"next": "0", "done": "0", "users": "1", "ldy": "%o"}
     fill = []
     for i, field in enumerate(JOB):
-        if field in ("x", "w", "s", "z", "y"):
+        if field in POINTERS:
             fill += [
                 f"  %{field}.data = call ptr @at(ptr %{field}, i64 24)",
                 f"  call void @put(ptr %job, i64 {i}, ptr %{field}.data)",

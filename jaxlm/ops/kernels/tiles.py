@@ -1,5 +1,5 @@
 """Matrices in tiles of outputs, for decoding on a CPU with extra `cpu`: the layout that
-`machine_code` multiplies, in float32, bfloat16, 8 bits or 4 bits.
+`tile_products` multiplies, in float32, bfloat16, 8 bits or 4 bits.
 
 A product reads the matrix once, as it is stored, for as many rows as its registers hold, and gives
 each row the same numbers whatever rows are beside it.
@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import target
-from jaxlm.ops.kernels import machine_code
-from jaxlm.ops.quant import integers, packing
+from jaxlm.ops.kernels import machine_code, tile_products
+from jaxlm.ops.quant import packing
 from jaxlm.ops.quant.integers import Integers
 
-LANES = machine_code.LANES
+LANES = tile_products.LANES
 INSTALL = "pip install 'jaxlm[cpu]'"
 
 
@@ -38,8 +38,8 @@ class Tiled:
     """Of integers: float32 (8 bits) or bfloat16 (4 bits) [copies..., tiles, groups, LANES]."""
     zeros: jax.Array | None
     """uint8[copies..., tiles, groups, LANES]: the codes of 0; None where `data` is signed."""
-    channels: jax.Array | None
-    """float32[copies..., inputs]: the inputs are divided by it (AWQ); None is 1."""
+    factors: jax.Array | None
+    """float32[copies..., inputs]: factors of the inputs (AWQ); None is 1."""
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     """The shape of one matrix, [inputs..., outputs...], or [outputs, inputs] of a table."""
     inputs: int = dataclasses.field(metadata={"static": True})
@@ -64,7 +64,7 @@ class Tiled:
 
     @property
     def format(self) -> str:
-        """Its name in `machine_code.FORMATS`."""
+        """Its name in `tile_products.FORMATS`."""
         if self.scales is None:
             return "f32" if self.data.dtype == jnp.float32 else "bf16"
         if self.zeros is None:
@@ -120,25 +120,35 @@ def tiled_integers(w: Integers) -> Tiled | None:
     if w.bits == 4:
         data = data[..., 0::2, :] | (data[..., 1::2, :] << 4)
     points = None if zeros is None else _tiles(zeros)
-    return Tiled(data, _tiles(scales), points, w.channels, w.sizes, w.inputs, w.table)
+    # XLA's quotients of few and of many rows round differently; products do not
+    factors = None if w.channels is None else 1 / w.channels
+    return Tiled(data, _tiles(scales), points, factors, w.sizes, w.inputs, w.table)
 
 
 def product(x: jax.Array, w: Tiled, dtype: Any) -> jax.Array:
     """x [..., inputs...] times one matrix: [..., outputs...] in `dtype`; sums are in float32."""
     keep = x.shape[: x.ndim - w.inputs]
+    name = _target(w.format)
     rows = x.reshape(-1, w.width).astype(jnp.float32)  # [M, inputs]
-    if w.channels is not None:
-        rows = rows / w.channels
+    if w.factors is not None:
+        rows = rows * w.factors
     # of groups that do not divide the inputs the last is filled up
     width = w.data.shape[-2] * (2 if w.format == "u4" else 1)
     rows = jnp.pad(rows, ((0, 0), (0, width - w.width)))
     tiles = w.data.shape[-3]
+    first, flat = 0, []
+    for count, size in machine_code.pieces(len(rows)):
+        block = rows[first : first + count * size].reshape(count, size, width)
+        flat += [jnp.swapaxes(block, 1, 2).reshape(-1)]  # [blocks, inputs, rows] in a line
+        first += count * size
     call = jax.ffi.ffi_call(
-        _target(w.format),
+        name,
         jax.ShapeDtypeStruct((len(rows), tiles * LANES), jnp.float32),
         vmap_method="sequential",
     )
-    y = call(rows, *(part for part in (w.data, w.scales, w.zeros) if part is not None))
+    y = call(
+        jnp.concatenate(flat), *(part for part in (w.data, w.scales, w.zeros) if part is not None)
+    )
     others = w.sizes[:1] if w.table else w.sizes[w.inputs :]
     return y[:, : w.outputs].astype(dtype).reshape(*keep, *others)
 
@@ -155,15 +165,11 @@ def take(w: Tiled, tokens: jax.Array) -> jax.Array:
     codes = column(w.data)
     if w.format == "u4":
         codes = jnp.stack([codes & 15, codes >> 4], axis=-1).reshape(*tokens.shape, -1)
-    zeros = None if w.zeros is None else column(w.zeros)
-    if zeros is None:
-        zeros = jnp.zeros((), jnp.float32)
-    else:
-        zeros = zeros.astype(jnp.float32)[..., None]
+    zeros = 0.0 if w.zeros is None else column(w.zeros).astype(jnp.float32)[..., None]
     scales = column(w.scales).astype(jnp.float32)
     parts = codes.astype(jnp.float32).reshape(*scales.shape, -1)
     rows = ((parts - zeros) * scales[..., None]).reshape(*tokens.shape, -1)[..., : w.width]
-    return rows if w.channels is None else rows / w.channels
+    return rows if w.factors is None else rows * w.factors
 
 
 def dense(w: Tiled) -> jax.Array:
