@@ -7,7 +7,7 @@ and slots are padding: they are masked, and cut off the result.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ FINISH = ("running", "stop_token", "stop_string", "length")
 
 Prompts = Sequence[Sequence[int]]
 Products = Literal["platform", "xla", "tiles"]
-PRODUCTS = [*get_args(Products)]
+PRODUCTS = ("platform", "xla", "tiles")
 
 
 def prepare(model: Model, params: param.Tree, products: Products = "platform") -> param.Tree:
@@ -48,7 +48,7 @@ def prepare(model: Model, params: param.Tree, products: Products = "platform") -
 
     Raises: ValueError for "tiles" without the extra, on another platform, or in a dtype it has not.
     """
-    check.field("products", products, products in PRODUCTS, f"one of {PRODUCTS}")
+    check.field("products", products, products in PRODUCTS, f"one of {[*PRODUCTS]}")
     if sampling_loop.unstacked_already(params):
         return params
     params = {name: params[name] for name in model.spec}  # without an objective's heads
@@ -295,9 +295,9 @@ def _static(model: Model) -> Model:
 
 
 class _Product(NamedTuple):
-    """A weight's copies and inputs, whether it is one matrix a layer, and whether it is a tied
-    embedding table, also the output matrix. A weight with one for each expert or head has products of
-    its own, which read it as it is stored."""
+    """A weight's copies and inputs, whether it is one matrix a layer, and whether it is an
+    embedding table that is the output matrix, too. A weight with one for each expert or head has
+    products of its own, which read it as it is stored."""
 
     copies: int
     inputs: int

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops import linear, quant
+from jaxlm.ops import quant
 from jaxlm.ops.kernels import tiles
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 
-def look_up(plan: Plan, table: linear.Leaf, tokens: jax.Array) -> jax.Array:
+def look_up(
+    plan: Plan, table: jax.Array | tiles.Tiled | quant.Packed, tokens: jax.Array
+) -> jax.Array:
     """table [V, D] at tokens int32[B, T]: [B, T, D], in the table's dtype.
 
     Where weights are stored on few devices, each gathers the table. On many (`Plan.wide`) each

@@ -10,7 +10,8 @@ import functools
 from typing import Any
 
 from jaxlm.ops.kernels import tile_products
-from jaxlm.ops.kernels.tile_products import BLOCK, FORMATS, LANES
+from jaxlm.ops.kernels.tile_products import BLOCK, FORMATS
+from jaxlm.ops.kernels.tiles import LANES
 
 SMALL = 2**16  # bytes of w up to which waking another thread costs more than it saves
 
@@ -74,6 +75,7 @@ declare i32 @sched_yield()
 
 # A product in progress, as 8-byte fields.
 POINTERS = ("x", "w", "s", "z", "y")
+# `users`, field 2, counts those who still read it: the last one frees it.
 JOB = ("next", "done", "users", "tiles", "m", "n", "ldy", "groups", "group", *POINTERS)
 
 
@@ -136,9 +138,9 @@ def _cut(rows: tuple[int, ...]) -> list[str]:
     return lines
 
 
-_TASK = f"""
-define internal void @leave(ptr %job) {{
-  %p = getelementptr i64, ptr %job, i64 {JOB.index("users")}
+_TASK = """
+define internal void @leave(ptr %job) {
+  %p = getelementptr i64, ptr %job, i64 2
   %users = atomicrmw sub ptr %p, i64 1 seq_cst
   %last = icmp eq i64 %users, 1
   br i1 %last, label %drop, label %end
@@ -147,18 +149,18 @@ drop:
   br label %end
 end:
   ret void
-}}
-define internal void @task(ptr %job) {{
+}
+define internal void @task(ptr %job) {
   call void @work(ptr %job)
   call void @leave(ptr %job)
   ret void
-}}
+}
 """
 
 # XLA's structs by bytes, xla/ffi/api/c_api.h. Of a frame: 8 extension, 16 api, 24 ctx, 72
-# args.args, 112 rets.rets. Of a buffer: 24 data, 40 dims. Of an api: 32 and 36 its version, 64 Error_Destroy,
-# 136 ThreadPool_Schedule, 144 ThreadPool_NumThreads. A frame with an extension asks for the
-# handler's version, which goes to bytes 24 and 28 of the metadata.
+# args.args, 112 rets.rets. Of a buffer: 24 data, 40 dims. Of an api: 32 and 36 its version, 64
+# Error_Destroy, 136 ThreadPool_Schedule, 144 ThreadPool_NumThreads. A frame with an extension asks
+# for the handler's version, which goes to bytes 24 and 28 of the metadata.
 _HANDLER = """
 define ptr @handler(ptr %frame) {{
   %query = call ptr @at(ptr %frame, i64 8)
@@ -291,7 +293,7 @@ end:
 
 
 def _handler(name: str) -> str:
-    """What XLA calls: x, w[, scales[, zeros]] -> y."""
+    """The function that XLA calls: x, w[, scales[, zeros]] -> y."""
     scaled, affine = name not in ("f32", "bf16"), name in ("u8", "u4")
     group = ["  %groups = add i64 0, 1", f"  %group = add i64 0, {BLOCK}"]
     if scaled:

@@ -6,8 +6,8 @@ sums stay in registers. Each number of y is a sum in the order of the inputs, gr
 that it does not depend on which other rows there are, how many, or which thread computes it.
 """
 
-LANES = 32
-"""Outputs of a tile."""
+from jaxlm.ops.kernels.tiles import LANES
+
 VECTOR = 16  # numbers of a register of 512 bits; where they are smaller LLVM takes several
 HALVES = LANES // VECTOR
 FORMATS = {"f32": 4 * LANES, "bf16": 2 * LANES, "s8": LANES, "u8": LANES, "u4": LANES // 2}

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import target
-from jaxlm.ops.kernels import machine_code, tile_products
 from jaxlm.ops.quant import packing
 from jaxlm.ops.quant.integers import Integers
 
-LANES = tile_products.LANES
+LANES = 32
+"""Outputs of a tile."""
 INSTALL = "pip install 'jaxlm[cpu]'"
 
 
@@ -35,7 +35,7 @@ class Tiled:
     """float32, bfloat16, int8 or uint8 [copies..., tiles, inputs, LANES]. With 4 bits [copies...,
     tiles, inputs / 2, LANES]: input 2n in the low bits, 2n + 1 in the high ones."""
     scales: jax.Array | None
-    """Of integers: float32 (8 bits) or bfloat16 (4 bits) [copies..., tiles, groups, LANES]."""
+    """Scales of integers: float32 (8 bits) or bfloat16 (4 bits) [copies..., tiles, groups, LANES]."""
     zeros: jax.Array | None
     """uint8[copies..., tiles, groups, LANES]: the codes of 0; None where `data` is signed."""
     factors: jax.Array | None
@@ -85,7 +85,7 @@ def chosen(dtype: Any) -> bool:
 
 
 def problems(dtype: Any) -> Iterator[str]:
-    """What keeps products in a dtype from being by tiles here, in lines that name what fits."""
+    """Reasons that products in a dtype cannot be by tiles here, in lines that name what fits."""
     if target.platform() != "cpu":
         yield f"products: 'tiles' given on {target.platform()}; they are for CPUs, use 'xla'"
     elif dtype not in (jnp.float32, jnp.bfloat16):
@@ -129,6 +129,8 @@ def product(x: jax.Array, w: Tiled, dtype: Any) -> jax.Array:
     """x [..., inputs...] times one matrix: [..., outputs...] in `dtype`; sums are in float32."""
     keep = x.shape[: x.ndim - w.inputs]
     name = _target(w.format)
+    from jaxlm.ops.kernels import machine_code
+
     rows = x.reshape(-1, w.width).astype(jnp.float32)  # [M, inputs]
     if w.factors is not None:
         rows = rows * w.factors
@@ -196,6 +198,8 @@ def _target(name: str) -> str:
     """
     if not available():
         raise ImportError(f"products by tiles need llvmlite: {INSTALL}")
+    from jaxlm.ops.kernels import machine_code
+
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype = ctypes.py_object
     capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
