@@ -35,7 +35,7 @@ class Tiled:
     """float32, bfloat16, int8 or uint8 [copies..., tiles, inputs, LANES]. With 4 bits [copies...,
     tiles, inputs / 2, LANES]: input 2n in the low bits, 2n + 1 in the high ones."""
     scales: jax.Array | None
-    """Scales of integers: float32 (8 bits) or bfloat16 (4 bits) [copies..., tiles, groups, LANES]."""
+    """Scales of integers: float32 (8 bits), bfloat16 (4) [copies..., tiles, groups, LANES]."""
     zeros: jax.Array | None
     """uint8[copies..., tiles, groups, LANES]: the codes of 0; None where `data` is signed."""
     factors: jax.Array | None
