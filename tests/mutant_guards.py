@@ -164,6 +164,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "ops/position_bias": ATTENTION,
     "ops/kernels/ring": ("tests/parallel/test_context_parallel.py",),
     "ops/kernels/blockwise": ATTENTION,
+    "ops/kernels/machine_code": ("tests/ops/kernels/test_tiles.py",),
+    "ops/kernels/tile_products": ("tests/ops/kernels/test_tiles.py",),
     "ops/losses/divergence": (PLAIN,),
     "ops/penalties": ("tests/ops/test_penalties.py", "tests/decode/test_sampling_settings.py"),
     "core/precision": ("tests/parallel/test_gradient_reduction.py",),

@@ -1,13 +1,16 @@
 """Decoding on CPU beside `transformers.generate`: tokens per second on the same weights.
 
-    python experiments/benchmarks/decode_cpu.py [--sizes 10m 124m] [--batches 1 16] [--rounds 5]
+    python experiments/benchmarks/decode_cpu.py [--sizes 10m 124m] [--batches 1 4 16] [--rounds 3]
 
-Both sides decode greedily from the same random weights (exported to transformers in memory), with
-the same prompts and the same number of new tokens. Each has a process of its own, both with large
+All sides decode greedily from the same random weights (exported to transformers in memory), with
+the same prompts and the same number of new tokens. Each has a process of its own, all with large
 pages, and they take turns: in one process, torch's threads wait busily for their next task and slow
 the other side. The time of each is its median over the rounds, prefill included, compilation
-excluded. The table's last columns say how many bytes of weights and cache a step reads per second,
-beside what the machine's memory gave a plain sum in the same minute, and how many tokens agree.
+excluded. `float32` is products as they come, by tiles where extra `cpu` is installed; `xla` those
+of XLA alone; `int8` and `int4` (--weights) matrices and tables in few bits, at the first batch.
+The table's last columns say how many bytes of weights and cache a step reads per second, beside
+what the machine's memory gave a plain sum in the same minute, how many tokens agree with
+transformers', and the bytes of weights, as they are prepared, beside those of float32.
 Needs torch and transformers (`pip install 'jaxlm[parity]'`).
 """
 
@@ -30,8 +33,10 @@ import transformers
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.decode import token_sampling
-from jaxlm.models import gpt, llama
+from jaxlm.models import gpt, llama, packed_weights
 from jaxlm.models.model import Model
+from jaxlm.ops import quant
+from jaxlm.ops.kernels import tiles
 
 SIZES: dict[str, tuple[Any, int]] = {  # config, new tokens
     "10m": (
@@ -45,7 +50,9 @@ SIZES: dict[str, tuple[Any, int]] = {  # config, new tokens
 PROMPT = 32
 PAUSE_SECONDS = 0.3  # the other side's worker threads spin for a while after their last task
 ROOT = pathlib.Path(__file__).parents[2]
-SIDES = ("ours", "theirs", "memory")
+WEIGHTS = ("float32", "int8", "int4")
+OURS = ("xla", *WEIGHTS)
+SIDES = (*OURS, "theirs", "memory")
 
 
 def torch_linear(w: np.ndarray, inputs: int) -> torch.Tensor:
@@ -158,18 +165,30 @@ def clock(f: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def generator(side: str, size: str, batch: int) -> Callable[[], np.ndarray]:
-    """A function that decodes once: token ids int[batch, new]."""
+def prepared(side: str, model: Model, host: Any) -> Any:
+    """The weights of one of our sides as decoding reads them."""
+    params = jax.device_put(host)
+    if side in ("int8", "int4"):
+        scheme = quant.Scheme(side, tables=True)
+        make = packed_weights.rounding(scheme)
+        params = packed_weights.encode(model.spec, params, make, scheme)
+    return token_sampling.prepare(model, params, "xla" if side == "xla" else "platform")
+
+
+def generator(side: str, size: str, batch: int) -> tuple[Callable[[], np.ndarray], int]:
+    """(a function that decodes once: token ids int[batch, new], bytes of weights)."""
     cfg, new = SIZES[size]
     model = models.build(cfg)
     host = weights(model)
     prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, PROMPT))
-    if side == "ours":
-        params = token_sampling.prepare(model, jax.device_put(host))
+    count = param.count(model.spec)
+    if side in OURS:
+        params = prepared(side, model, host)
         settings = token_sampling.Sampling(max_new=new, temperature=0.0)
+        stored = sum(x.nbytes for x in jax.tree.leaves(params))
         return lambda: np.asarray(
             token_sampling.generate(model, params, prompts.tolist(), settings).tokens
-        )
+        ), stored
     theirs = (to_llama if size == "10m" else to_gpt)(cfg, host)
     theirs.generation_config.eos_token_id = None
     ids = torch.from_numpy(prompts)
@@ -185,7 +204,7 @@ def generator(side: str, size: str, batch: int) -> Callable[[], np.ndarray]:
             )
         return out[:, PROMPT:].numpy()
 
-    return generate
+    return generate, 4 * count
 
 
 def work(side: str, size: str, batch: int) -> None:
@@ -194,8 +213,8 @@ def work(side: str, size: str, batch: int) -> None:
         for _ in sys.stdin:
             print(json.dumps(memory_bytes_per_second()), flush=True)
         return
-    generate = generator(side, size, batch)
-    print(json.dumps(generate().tolist()), flush=True)  # also the warm-up
+    generate, stored = generator(side, size, batch)
+    print(json.dumps([generate().tolist(), stored]), flush=True)  # also the warm-up
     for _ in sys.stdin:
         print(json.dumps(clock(generate)), flush=True)
 
@@ -228,40 +247,49 @@ def asked(process: subprocess.Popen) -> float:
     return told(process)
 
 
-def measure(size: str, batch: int, rounds: int) -> str:
-    """One row of the table."""
+def measure(size: str, batch: int, rounds: int, weights: list[str]) -> list[str]:
+    """Rows of the table, one for each of our sides."""
     cfg, new = SIZES[size]
     model = models.build(cfg)
-    processes = {side: started(side, size, batch) for side in SIDES}
-    first = {side: np.array(told(processes[side])) for side in ("ours", "theirs")}
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    ours = ["xla", *weights]
+    processes = {side: started(side, size, batch) for side in (*ours, "theirs", "memory")}
+    first = {side: told(processes[side]) for side in (*ours, "theirs")}
+    times: dict[str, list[float]] = {side: [] for side in processes}
     for _ in range(rounds):
-        for side in SIDES:
-            times[side].append(asked(processes[side]))
+        for side, process in processes.items():
+            times[side].append(asked(process))
     for process in processes.values():
         process.communicate()
-    seconds, theirs_seconds = (statistics.median(times[n]) for n in ("ours", "theirs"))
+    memory = max(times["memory"])
+    seconds = {side: statistics.median(times[side]) for side in (*ours, "theirs")}
+    count = param.count(model.spec)
     # a step reads every weight but the embedding tables it only looks into, and the filled cache
-    looked_into = cfg.vocab if size == "10m" else cfg.context
-    read = 4 * (param.count(model.spec) - looked_into * cfg.embed)
+    looked_into = (cfg.vocab if size == "10m" else cfg.context) * cfg.embed / count
     heads = cfg.kv if size == "10m" else cfg.heads
-    read += 4 * 2 * batch * cfg.layers * heads * cfg.head * (PROMPT + new // 2)
-    rate, memory = read * new / seconds, max(times["memory"])
-    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
-    return (
-        f"| {size} | {batch} | {batch * new / seconds:,.0f} | {batch * new / theirs_seconds:,.0f} "
-        f"| {theirs_seconds / seconds:.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) "
-        f"| {rate / 1e9:.1f} | {memory / 1e9:.1f} | {rate / memory:.0%} "
-        f"| {np.mean(first['ours'] == first['theirs']):.1%} |"
-    )
+    cache = 4 * 2 * batch * cfg.layers * heads * cfg.head * (PROMPT + new // 2)
+    rows = []
+    for side in ours:
+        tokens, stored = first[side]
+        rate = ((1 - looked_into) * stored + cache) * new / seconds[side]
+        ratios = [b / a for a, b in zip(times[side], times["theirs"], strict=True)]
+        equal = np.mean(np.array(tokens) == np.array(first["theirs"][0]))
+        rows += [
+            f"| {size} | {batch} | {side} | {batch * new / seconds[side]:,.0f} "
+            f"| {batch * new / seconds['theirs']:,.0f} | {seconds['theirs'] / seconds[side]:.2f}x "
+            f"({min(ratios):.2f}-{max(ratios):.2f}) | {seconds['xla'] / seconds[side]:.2f}x "
+            f"| {rate / 1e9:.1f} | {memory / 1e9:.1f} | {rate / memory:.0%} | {equal:.1%} "
+            f"| {stored / 1e6:.0f} MB, {stored / 4 / count:.3f}x |"
+        ]
+    return rows
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -269,15 +297,18 @@ def main() -> None:
         return work(args.worker, args.sizes[0], args.batches[0])
     print(
         f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), "
-        f"transformers {transformers.__version__}; {PROMPT} prompt tokens\n"
+        f"transformers {transformers.__version__}; {PROMPT} prompt tokens; tiles "
+        f"{'available' if tiles.available() else 'not installed'}\n"
     )
     print(
-        "| size | batch | jaxlm tokens/s | transformers | ratio | GB/s | memory | share | equal |"
+        "| size | batch | weights | jaxlm tokens/s | transformers | ratio | / xla | GB/s | memory "
+        "| share | equal | weights |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(12 * "|---" + "|")
     for size in args.sizes:
         for batch in args.batches:
-            print(measure(size, batch, args.rounds), flush=True)
+            few = args.weights if batch == args.batches[0] else ["float32"]
+            print(*measure(size, batch, args.rounds, few), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,21 @@ and slots are padding: they are masked, and cut off the result.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import batch as batches
-from jaxlm.core import config, param, target
+from jaxlm.core import check, config, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
 from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
+from jaxlm.ops.kernels import tiles
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
@@ -29,20 +30,29 @@ FINISH = ("running", "stop_token", "stop_string", "length")
 """Names of the codes of Generation.finish."""
 
 Prompts = Sequence[Sequence[int]]
+Products = Literal["platform", "xla", "tiles"]
+PRODUCTS = ("platform", "xla", "tiles")
 
 
-def prepare(model: Model, params: param.Tree) -> param.Tree:
+def prepare(model: Model, params: param.Tree, products: Products = "platform") -> param.Tree:
     """The weights as decoding reads them: layers apart, matrices in the dtype they are used in, and
-    on a CPU with their outputs first (`linear.Turned`); adapters become part of them. Matrices in
-    few bits (`quant.Packed`) stay so.
+    on a CPU in the layout of their products; adapters become part of them. Matrices in few bits
+    (`quant.Packed`) stay so.
+
+    products: "xla", on a CPU with their outputs first (`linear.Turned`); "tiles", by machine code
+    of this library's own (`ops.kernels.tiles`, extra `cpu`), which reads integers of 8 and 4 bits
+    as they are stored; "platform" is tiles on one CPU device where the extra is installed.
 
     It costs one copy, which `generate` and `stream` otherwise make at every call. Weights that are
     already so prepared are returned as they are.
+
+    Raises: ValueError for "tiles" without the extra, on another platform, or in a dtype it has not.
     """
+    check.field("products", products, products in PRODUCTS, f"one of {[*PRODUCTS]}")
     if sampling_loop.unstacked_already(params):
         return params
     params = {name: params[name] for name in model.spec}  # without an objective's heads
-    return _prepare(_static(model), _products(model.spec), params)
+    return _prepare(_static(model), products, _products(model.spec), params)
 
 
 def generate(
@@ -304,34 +314,46 @@ def _static(model: Model) -> Model:
 
 
 class _Product(NamedTuple):
-    """A weight's copies and inputs, and whether it is one matrix a layer. A weight with one for
-    each expert or head has products of its own, which read it as it is stored."""
+    """A weight's copies and inputs, whether it is one matrix a layer, and whether it is an
+    embedding table that is the output matrix, too. A weight with one for each expert or head has
+    products of its own, which read it as it is stored."""
 
     copies: int
     inputs: int
     single: bool
+    tied: bool
 
 
 def _products(spec: param.Tree) -> tuple[_Product, ...]:
-    return tuple(
-        _Product(p.copies, p.inputs, set(p.axes[: p.copies]) <= {"layer"})
-        for p in param.flatten(spec).values()
-    )
+    def product(path: str, p: param.Param) -> _Product:
+        tied = path == "embed/table" and "unembed" not in spec
+        return _Product(p.copies, p.inputs, set(p.axes[: p.copies]) <= {"layer"}, tied)
+
+    return tuple(product(path, p) for path, p in param.flatten(spec).items())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare(model: Model, products: tuple[_Product, ...], params: param.Tree) -> param.Tree:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prepare(
+    model: Model, kernel: Products, products: tuple[_Product, ...], params: param.Tree
+) -> param.Tree:
     token = jnp.zeros((1, 1), jnp.int32)
     dtype = jax.eval_shape(model.hidden, params, token, At(token, token)).x.dtype
+    if kernel == "tiles":
+        check.refuse("", tiles.problems(dtype))
+    tiled = kernel == "tiles" or (kernel == "platform" and tiles.chosen(dtype))
     leaves, structure = jax.tree.flatten(params, is_leaf=linear.is_leaf)
 
     def ready(w: Any, p: _Product) -> Any:
         if isinstance(w, quant.Packed):
-            return w
+            fits = tiled and p.single and isinstance(w, quant.Integers)
+            return (tiles.tiled_integers(w) if fits else None) or w
         w = linear.dense(w)
+        if tiled and p.tied and w.dtype == dtype:
+            return tiles.tiled_table(w)
         w = w.astype(dtype) if p.inputs else w
         if p.inputs and p.single and target.platform() == "cpu":
-            return linear.turned(w, p.copies, p.inputs)
+            layout = tiles.tiled if tiled else linear.turned
+            return layout(w, p.copies, p.inputs)
         return w
 
     stored = [ready(w, p) for w, p in zip(leaves, products, strict=True)]

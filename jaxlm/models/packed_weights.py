@@ -1,7 +1,8 @@
 """Weights of a model with the matrices of its layers in few bits (`ops.quant`).
 
-Embedding tables, the output matrix and what follows the layers, norms, biases, routers and gates of
-experts, and the matrices that latent attention has for each head stay as they are.
+Embedding tables and the output matrix, unless `Scheme.tables`, what follows the layers, norms,
+biases, routers and gates of experts, and the matrices that latent attention has for each head stay
+as they are.
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ import numpy as np
 from jaxlm.core import param
 from jaxlm.ops import linear, quant
 from jaxlm.ops.quant import nf4
+
+TABLES = ("embed/table", "unembed")
+"""Weights outside of the layers that `Scheme.tables` packs."""
 
 
 class Size(NamedTuple):
@@ -52,11 +56,17 @@ def paths(spec: param.Tree) -> dict[str, param.Param]:
 Encode = Callable[[str, int, jax.Array, param.Param], quant.Packed]
 
 
-def encode(spec: param.Tree, params: param.Tree, make: Encode) -> param.Tree:
-    """The weights with those of `paths` as `make` packs them, one matrix at a time."""
+def encode(
+    spec: param.Tree, params: param.Tree, make: Encode, scheme: quant.Scheme | None = None
+) -> param.Tree:
+    """The weights with those of `paths` as `make` packs them, one matrix at a time, and with TABLES
+    rounded to the nearest where a scheme is given that includes them."""
     chosen, flat = paths(spec), param.flatten(params)
+    tables = TABLES if scheme is not None and scheme.tables else ()
 
     def leaf(path: str) -> Any:
+        if path in tables:
+            return jax.jit(_table, static_argnums=(0, 2))(path, flat[path], scheme)
         if path not in chosen:
             return flat[path]
         p, w = layer(chosen[path]), flat[path]
@@ -64,6 +74,11 @@ def encode(spec: param.Tree, params: param.Tree, make: Encode) -> param.Tree:
         return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
 
     return param.nested({path: leaf(path) for path in flat})
+
+
+def _table(path: str, w: jax.Array, scheme: quant.Scheme) -> quant.Packed:
+    """The embedding table [V, D], or the output matrix [D, V], packed."""
+    return quant.encode(w, 0, 1, scheme) if path == "unembed" else quant.encode_table(w, scheme)
 
 
 def layer(p: param.Param) -> param.Param:
@@ -86,7 +101,7 @@ FORMS = {
     "Mxfp4": quant.Mxfp4,
     "Float8": quant.Float8,
 }
-STATIC = ("sizes", "inputs", "bits")
+STATIC = ("sizes", "inputs", "bits", "table")
 
 
 def layout(params: param.Tree) -> Layout:

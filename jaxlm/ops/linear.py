@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import precision, target
 from jaxlm.ops import dropout, quant
-from jaxlm.ops.kernels import ragged, wide_gradients
+from jaxlm.ops.kernels import ragged, tiles, wide_gradients
+from jaxlm.ops.kernels.tiles import Tiled
 
 # Rows of x up to which a product on CPU is faster with the weight on the left, then stored
 # with its outputs first: w [out, in] times x.T. Otherwise the weight is repacked at every call.
@@ -92,12 +93,12 @@ class Observed:
         return self.w.shape
 
 
-Leaf = jax.Array | Turned | Lora | Observed | quant.Packed
+Leaf = jax.Array | Turned | Tiled | Lora | Observed | quant.Packed
 
 
 def is_leaf(x: object) -> bool:
     """Whether a tree node represents one weight, whatever it is stored as."""
-    return isinstance(x, Turned | Lora | Observed | quant.Packed)
+    return isinstance(x, Turned | Tiled | Lora | Observed | quant.Packed)
 
 
 def dense(w: Leaf) -> jax.Array:
@@ -110,6 +111,8 @@ def dense(w: Leaf) -> jax.Array:
         return dense(w.w) + w.scale * product.reshape(w.shape)
     if isinstance(w, Observed):
         return w.w
+    if isinstance(w, Tiled):
+        return tiles.dense(w)
     return quant.dense(w) if isinstance(w, quant.Packed) else jnp.asarray(w)
 
 
@@ -137,6 +140,10 @@ def einsum(spec: str, x: jax.Array, w: Leaf, dtype: Any = None) -> jax.Array:
         return einsum(spec, _seen(rows, w.gram, w.magnitude, None).reshape(x.shape), w.w, dtype)
     if isinstance(w, quant.Packed):
         return _frozen(spec, dtype, x, w)
+    if isinstance(w, Tiled):
+        if leading != w.table and summed == w.inputs:
+            return tiles.product(x, w, dtype)
+        w = tiles.dense(w)
     if isinstance(w, Turned):
         if leading and summed == w.inputs and target.platform() == "cpu":
             return _product(summed, False, dtype, x, w.data)
@@ -227,6 +234,10 @@ def _parse(spec: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tup
     return summed, leading
 
 
+def _others(shape, summed, leading):
+    return shape[summed:] if leading else shape[: len(shape) - summed]
+
+
 def _adapted(spec: str, summed: int, leading: bool, dtype: Any, x: jax.Array, w: Lora) -> jax.Array:
     if not leading:
         raise ValueError(f"einsum spec {spec!r}: a Lora's inputs are its first axes")
@@ -252,7 +263,7 @@ def _read(spec, dtype, x, w):
     summed, leading = _parse(spec, x.shape, w.shape)
     if target.platform() == "cpu":
         parts = None
-        if leading and isinstance(w, quant.Packed):
+        if isinstance(w, quant.Packed) and leading != quant.is_table(w):
             # two at least: a loop of one turn is none; of many rows each part is a product of its
             # own cost, and so no more than two
             half = math.prod(w.shape) // 2
@@ -260,7 +271,7 @@ def _read(spec, dtype, x, w):
             parts = quant.split(w, min(PART, half) if few else half)
         if parts is not None:
             return _in_parts(summed, dtype, x, parts).reshape(
-                *x.shape[: x.ndim - summed], *w.shape[summed:]
+                *x.shape[: x.ndim - summed], *_others(w.shape, summed, leading)
             )
         x, full = _unpacked(x, w)
         return _multiply(summed, leading, dtype, x, full)
@@ -337,7 +348,7 @@ def _product(summed: int, leading: bool, dtype: Any, x: jax.Array, w: jax.Array)
 
 def _multiply(summed, leading, dtype, x, w):
     keep = x.ndim - summed
-    rest = w.shape[summed:] if leading else w.shape[: w.ndim - summed]
+    rest = _others(w.shape, summed, leading)
     x2, w2 = _flat(summed, leading, x, w)
     if not leading and x2.shape[0] <= FEW_ROWS:
         # the barriers keep XLA from folding the small transposes into the product

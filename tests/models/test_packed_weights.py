@@ -43,6 +43,30 @@ def test_a_family_computes_what_its_dense_weights_do(family):
     assert np.abs(want - first).max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt"])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_tables_in_few_bits(family, name):
+    """Tied and not: logits are those of the weights that are represented, and none is kept."""
+    scheme, shape = quant.Scheme(name, tables=True), programs.shape(family)
+    make, weights = packed_weights.rounding(scheme), programs.weights(family)
+    given = packed_weights.encode(shape.spec, weights, make, scheme)
+    tables = [path for path in packed_weights.TABLES if path in param.flatten(shape.spec)]
+    dense = packed_weights.dense(given)
+    kept = packed_weights.size(packed_weights.encode(shape.spec, weights, make))
+    for path in tables:
+        want, got = param.flatten(weights)[path], param.flatten(dense)[path]
+        assert got.shape == want.shape
+        assert 0 < np.abs(got - want).max() < np.abs(want).max() / (100 if name == "int8" else 5)
+    rows = programs.fit(family, programs.rows(0))
+    run = jax.jit(lambda p: shape.unembed(shape.head(p), model.read(shape, p, rows).x))
+    np.testing.assert_allclose(run(given), run(dense), atol=3e-5, rtol=3e-5)
+    like = packed_weights.abstract(shape.spec, scheme, False)
+    stored = packed_weights.arrays(given)
+    assert jax.tree.structure(packed_weights.restored(stored, like)) == jax.tree.structure(given)
+    more = packed_weights.size(given).packed - kept.packed
+    assert more == sum(param.flatten(weights)[path].size for path in tables)
+
+
 def test_what_stays_as_it_is():
     for family in ("mistral", "qwen-moe", "deepseek", "t5-v1.1"):
         spec = programs.shape(family).spec

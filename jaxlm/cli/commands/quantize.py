@@ -23,6 +23,7 @@ def quantize(args: Sequence[str]) -> int:
         group: int | None = None,
         affine: bool | None = None,
         double_quant: bool = False,
+        tables: bool = False,
         method: rounded_runs.Method = "rtn",
         calibration: str | None = None,
         data: str | None = None,
@@ -33,8 +34,8 @@ def quantize(args: Sequence[str]) -> int:
         """Make a run directory with the matrices of a trained model's layers in few bits.
 
         `jaxlm sample`, `jaxlm eval` and `jaxlm.load` read it as any other, adapters are trained on
-        it (Run.adapter), and `jaxlm export` writes it in few bits. Embeddings, the output matrix,
-        norms, biases and routers stay as they are.
+        it (Run.adapter), and `jaxlm export` writes it in few bits. Norms, biases and routers stay
+        as they are, and so do the embedding table and the output matrix without --tables.
 
         Args:
             run: The run directory, such as runs/demo.
@@ -46,6 +47,8 @@ def quantize(args: Sequence[str]) -> int:
             affine: Whether integers have a zero for each scale; where nothing is given, int4 and
                 int2 do.
             double_quant: Whether the scales of nf4 are in 8 bits, too.
+            tables: Whether the embedding table and the output matrix are packed, too; by rounding,
+                as integers.
             method: rtn rounds to the nearest; gptq and awq choose integers by what the matrices
                 read on the calibration text.
             calibration: A file of texts, or a corpus, that gptq and awq read.
@@ -57,7 +60,7 @@ def quantize(args: Sequence[str]) -> int:
         """
         environment.quiet()
         cache.programs()
-        settings = quant.Scheme(scheme, group, affine, double_quant)
+        settings = quant.Scheme(scheme, group, affine, double_quant, tables)
         result = rounded_runs.quantise(
             run, out, settings, method, calibration, data,
             which=checkpoint, windows=windows, documents=documents,

@@ -48,7 +48,8 @@ def quantise(
     documents: int = 256,
 ) -> Quantised:
     """A new run directory with the weights of another, the matrices of its layers in few bits
-    (`packed_weights`), at step 0 and finished. It is sampled and evaluated as any other.
+    and, by the scheme, its tables (`packed_weights`), at step 0 and finished. It is sampled and
+    evaluated as any other.
 
     method: "rtn" rounds to the nearest; "gptq" and "awq" choose by the inputs that matrices have on
     `calibrated_on`, a file of texts or a corpus, of which the first `windows` rows of data.seq
@@ -74,7 +75,7 @@ def quantise(
         texts = (document.text for document in sources.documents(calibrated_on))
         rows = calibration.windows(tokenizer, texts, _length(saved), windows)
         make = _calibrated(saved, rows, scheme, method)
-    params = packed_weights.encode(saved.model.spec, saved.params, make)
+    params = packed_weights.encode(saved.model.spec, saved.params, make, scheme)
     whole = dataclasses.replace(saved.run, adapter=None, start=None)
     run = adapters.standalone(whole, target)
     few: dict[str, Any] = {

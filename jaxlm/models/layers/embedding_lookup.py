@@ -4,17 +4,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm.ops import quant
+from jaxlm.ops.kernels import tiles
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 
 
-def look_up(plan: Plan, table: jax.Array, tokens: jax.Array) -> jax.Array:
+def look_up(
+    plan: Plan, table: jax.Array | tiles.Tiled | quant.Packed, tokens: jax.Array
+) -> jax.Array:
     """table [V, D] at tokens int32[B, T]: [B, T, D], in the table's dtype.
 
     Where weights are stored on few devices, each gathers the table. On many (`Plan.wide`) each
     looks up its own columns for the tokens of all and sends them back, which is less than the table
     and than the sum of the table's gradient, for which XLA has all-reduces alone.
     """
+    if isinstance(table, tiles.Tiled):
+        return tiles.take(table, tokens)
+    if isinstance(table, quant.Packed):
+        return quant.take(table, tokens)
     if not plan.wide:
         return jnp.take(plan.gather(table, "vocab embed"), tokens, axis=0)
     sizes = {name: plan.axes[name] for name in rules.STORED if plan.axes.get(name, 1) > 1}

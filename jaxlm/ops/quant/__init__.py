@@ -40,6 +40,8 @@ class Scheme:
     of their magnitude; None is so for int4 and int2."""
     double_quant: bool = False
     """Whether the scales of nf4 are kept in 8 bits."""
+    tables: bool = False
+    """Whether the embedding table and the output matrix are packed, too, as integers."""
 
     def __post_init__(self) -> None:
         check.refuse("", self.problems())
@@ -49,7 +51,7 @@ class Scheme:
         yield from check.choices("", self)
         if self.name not in BITS:
             why = f"with scheme {self.name}, whose blocks are its own"
-            yield from check.changed("", self, "group", "affine", why=why)
+            yield from check.changed("", self, "group", "affine", "tables", why=why)
         elif self.group is not None:
             ok = self.group >= 8 and self.group % 8 == 0
             yield from check.problem("group", self.group, ok, "a multiple of 8, at least 8")
@@ -76,6 +78,23 @@ def encode(w: jax.Array, copies: int, inputs: int, scheme: Scheme) -> Packed:
     return integers.encode(w, copies, inputs, *scheme.integers)
 
 
+def encode_table(table: jax.Array, scheme: Scheme) -> Packed:
+    """An embedding table [V, D] rounded to the nearest of a scheme's integers, with scales for each
+    of its rows."""
+    w = integers.encode(table.T, 0, 1, *scheme.integers)
+    return dataclasses.replace(w, sizes=table.shape, table=True)
+
+
+def is_table(w: Packed) -> bool:
+    """Whether a packed weight is an embedding table, [outputs, inputs]."""
+    return isinstance(w, Integers) and w.table
+
+
+def take(table: Packed, tokens: jax.Array) -> jax.Array:
+    """Rows of a packed embedding table [V, D] at tokens int32[...]: float32[..., D]."""
+    return rows(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table))
+
+
 def dense(w: Packed) -> jax.Array:
     """The weight float32[copies..., inputs..., outputs...] that a packed one represents."""
     return _module(w).dense(w)
@@ -89,8 +108,9 @@ def rows(w: Packed) -> jax.Array:
 def split(w: Packed, most: int) -> Packed | None:
     """One matrix in parts of whole outputs, as copies [parts, inputs, outputs / parts]: the fewest
     equal ones of at most `most` numbers. None where its outputs do not divide so."""
-    inputs = math.prod(w.sizes[: w.inputs])
-    outputs = math.prod(w.sizes[w.inputs :])
+    inputs, outputs = math.prod(w.sizes[: w.inputs]), math.prod(w.sizes[w.inputs :])
+    if is_table(w):
+        w, (outputs, inputs) = dataclasses.replace(w, table=False), w.sizes
     fits = (n for n in range(1, outputs + 1) if outputs % n == 0 and outputs // n * inputs <= most)
     count = next(fits, outputs)
     if isinstance(w, Nf4):

@@ -42,6 +42,8 @@ class Integers:
     order: jax.Array | None = None
     """int32[copies..., inputs]: the place of each input among the codes, where groups are of inputs
     that are not neighbours (GPTQ's act-order); None is their own order."""
+    table: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether it is an embedding table, whose sizes are [outputs, inputs]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,7 +138,7 @@ def values(
 
 def rows(w: Integers) -> jax.Array:
     """The rows float32[copies..., outputs, inputs] of the weight that Integers represent."""
-    size = math.prod(w.sizes[: w.inputs])
+    size = w.sizes[1] if w.table else math.prod(w.sizes[: w.inputs])
     whole = values(packing.unpack(w.codes, w.bits), w.scales, w.zeros, w.bits, size)
     if w.order is not None:
         whole = jnp.take_along_axis(whole, w.order[..., None, :], axis=-1)
@@ -145,4 +147,4 @@ def rows(w: Integers) -> jax.Array:
 
 def dense(w: Integers) -> jax.Array:
     """The weight float32[copies..., inputs..., outputs...] that Integers represent."""
-    return packing.matrix(rows(w), w.sizes, w.inputs)
+    return rows(w) if w.table else packing.matrix(rows(w), w.sizes, w.inputs)

@@ -98,11 +98,13 @@ slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("int2", "nf4", "
 
 @pytest.mark.parametrize("scheme", ["int8", *slow])
 def test_every_format_comes_back(place, tmp_path, scheme):
-    double = ["--double-quant"] if scheme == "nf4" else []
-    assert command("quantize", "runs/base", str(tmp_path / "q"), "--scheme", scheme, *double) == 0
+    more = {"nf4": ["--double-quant"], "int8": ["--tables"]}.get(scheme, [])
+    assert command("quantize", "runs/base", str(tmp_path / "q"), "--scheme", scheme, *more) == 0
     base, saved = jaxlm.load("runs/base"), jaxlm.load(tmp_path / "q")
-    make = packed_weights.rounding(quant.Scheme(scheme, double_quant=bool(double)))
-    want = packed_weights.encode(base.model.spec, base.params, make)
+    given = quant.Scheme(scheme, double_quant=scheme == "nf4", tables=scheme == "int8")
+    make = packed_weights.rounding(given)
+    want = packed_weights.encode(base.model.spec, base.params, make, given)
+    assert isinstance(saved.params["embed"]["table"], quant.Packed) == given.tables
     for a, b in zip(jax.tree.leaves(saved.params), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
