@@ -60,7 +60,7 @@ def test_tables_in_few_bits(family, name):
     rows = programs.fit(family, programs.rows(0))
     run = jax.jit(lambda p: shape.unembed(shape.head(p), model.read(shape, p, rows).x))
     np.testing.assert_allclose(run(given), run(dense), atol=3e-5, rtol=3e-5)
-    like = packed_weights.abstract(shape.spec, scheme, False)
+    like = packed_weights.abstract(shape.spec, packed_weights.layout(given))
     stored = packed_weights.arrays(given)
     assert jax.tree.structure(packed_weights.restored(stored, like)) == jax.tree.structure(given)
     more = packed_weights.size(given).packed - kept.packed

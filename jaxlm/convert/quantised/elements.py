@@ -149,9 +149,8 @@ def _integers(
         return f"scales that are not those of groups of {size} inputs"
     rest = [(0, 0)] * (rows["code"].ndim - 1) + [(0, -count % size)]
     codes = np.asarray(packing.pack(jnp.asarray(np.pad(rows["code"], rest)), e.bits))
-    kept: Any = codes, grouped["scale"], grouped.get("zero"), None
-    places: Any = order
-    return quant.Integers(*kept, sizes, inputs, e.bits, places)
+    kept: Any = codes, grouped["scale"], grouped.get("zero"), None, sizes, inputs, e.bits, order
+    return quant.Integers(*kept)
 
 
 def _nf4(rows: dict[str, np.ndarray], sizes: tuple[int, ...], inputs: int) -> quant.Nf4 | str:

@@ -78,11 +78,8 @@ def quantise(
     params = packed_weights.encode(saved.model.spec, saved.params, make, scheme)
     whole = dataclasses.replace(saved.run, adapter=None, start=None)
     run = adapters.standalone(whole, target)
-    few: dict[str, Any] = {
-        "name": scheme.name,
-        "scheme": dataclasses.asdict(scheme),
-        "method": method,
-    }
+    settings = dataclasses.asdict(scheme)
+    few: dict[str, Any] = {"name": scheme.name, "scheme": settings, "method": method}
     few |= {"source": str(source), "layout": packed_weights.layout(params)}
     facts = {program.PACKED: few, "val": None}
     facts["model_type"] = pretrained.was(source)

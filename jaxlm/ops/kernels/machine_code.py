@@ -10,8 +10,7 @@ import functools
 from typing import Any
 
 from jaxlm.ops.kernels import tile_products
-from jaxlm.ops.kernels.tile_products import BLOCK, FORMATS
-from jaxlm.ops.kernels.tiles import LANES
+from jaxlm.ops.kernels.tile_products import BLOCK, FORMATS, LANES
 
 SMALL = 2**16  # bytes of w up to which waking another thread costs more than it saves
 

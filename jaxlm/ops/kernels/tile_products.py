@@ -6,7 +6,8 @@ sums stay in registers. Each number of y is a sum in the order of the inputs, gr
 that it does not depend on which other rows there are, how many, or which thread computes it.
 """
 
-from jaxlm.ops.kernels.tiles import LANES
+LANES = 32
+"""Outputs of a tile."""
 
 VECTOR = 16  # numbers of a register of 512 bits; where they are smaller LLVM takes several
 HALVES = LANES // VECTOR

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import target
+from jaxlm.ops.kernels.tile_products import LANES
 from jaxlm.ops.quant import packing
 from jaxlm.ops.quant.integers import Integers
 
-LANES = 32
-"""Outputs of a tile."""
 INSTALL = "pip install 'jaxlm[cpu]'"
 
 

@@ -86,10 +86,11 @@ def texts(
             group, place = places[number]
             old = parts.get(number)
             parts[number] = part if old is None else engine.joined(old, part)
-            if number in lengths:
-                decoded.append((lengths[number], len(part.tokens)))
+            first = int(number not in lengths)  # a token that came with its prompt
             before = lengths.get(number, len(group.request.tokens))
             lengths[number] = before + len(part.tokens)
+            if len(part.tokens) > first:
+                decoded.append((before + first, len(part.tokens) - first))
             if part.finish is None:
                 continue
             group.ended[place] = _checked(parts.pop(number), group.request.number)

@@ -11,6 +11,7 @@ from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.data.tokenizers import bytelevel
 from jaxlm.decode import completions
+from jaxlm.decode.prompt_tokens import Turn
 from jaxlm.decode.serve.bulk import prompt_lines
 
 BYTES = bytelevel.Bytes()
@@ -51,7 +52,7 @@ def turn(value, data=pretraining.Data(), layout=None):
 
 
 def test_prompts_of_a_run_of_text():
-    assert turn({"prompt": "ab"}) == (completions.encode(BYTES, "ab"), ())
+    assert turn({"prompt": "ab"}) == Turn(completions.encode(BYTES, "ab"), ())
     talk = [{"role": "user", "content": "a"}]
     for value in ({"messages": talk}, {"prompt": [*talk, *talk]}, {"prompt": "a", "system": "b"}):
         with pytest.raises(ValueError, match="p.jsonl:7: a conversation, for a run that was trai"):
@@ -66,7 +67,7 @@ def test_prompts_of_a_run_of_conversations(tmp_path):
     value = {"messages": [{"role": role, "content": text} for role, text in talk], "id": 3}
     messages = [Message(*pair) for pair in talk]
     for system, given in (("Be brief.", {}), ("Other.", {"system": "Other."})):
-        tokens, stops = turn(value | given, data, VICUNA)
+        tokens, stops, _ = turn(value | given, data, VICUNA)
         want = template.prompt(VICUNA, BYTES, [Message("system", system), *messages])
         assert tokens == want.tolist() and BYTES.special["eos"] in stops
     jinja = tmp_path / "own.jinja"
