@@ -132,7 +132,7 @@ def test_an_objective_loads_no_data_format():
     """Pairing objectives with kinds of data in the objectives' package made a loss over arrays
     load 120 modules, with every reader of records, every template and every tokenizer."""
     modules = loaded("jaxlm.objectives.clm")
-    assert len(modules) < 90
+    assert len(modules) < 95
     assert not {m for m in modules if m.startswith(("jaxlm.data", "jaxlm.train", "jaxlm.scaling"))}
 
 
