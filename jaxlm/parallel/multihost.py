@@ -30,6 +30,8 @@ HEARTBEAT = 30
 VERDICT = HEARTBEAT + 10
 # The exit code of a process whose run lost another one.
 LOST = 4
+# A lost process that nobody named.
+UNKNOWN = "another process"
 # The environment variable of `timeout`.
 TIMEOUT = "JAXLM_TIMEOUT"
 
@@ -57,9 +59,6 @@ def join(environ: dict[str, str]) -> int | None:
     seconds = math.ceil(min(HEARTBEAT, limit))
     import jax
 
-    # On CPUs a program that is still running and the next would run their collectives at once, in
-    # an order that differs from process to process: gloo ends a process that gets another's bytes.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if value == "cluster":
         jax.distributed.initialize(
             initialization_timeout=math.ceil(limit), heartbeat_timeout_seconds=seconds
@@ -191,6 +190,11 @@ def _end(log: str) -> None:
     if "CoordinationService/RegisterTask" in report:
         limit = timeout(dict(os.environ))
         end(f"not all processes of this run joined within {limit:g} s ({TIMEOUT}; details: {log})")
+    if _who(report) == UNKNOWN and "gloo::" in report:
+        # gloo ends a process whose peer was cut off within a collective: another thread learns who
+        time.sleep(VERDICT)
+        with open(log, encoding="utf-8", errors="replace") as file:
+            report = file.read()
     end(f"{_who(report)} of this run is lost (details: {log})")
 
 
@@ -203,4 +207,4 @@ def _who(report: str) -> str:
         return f"process {', '.join(map(str, numbers))}"
     # only the coordinator's own end closes the connection to it, or leaves its questions open
     gone = re.search("PollForError|CoordinationService/Heartbeat", report)
-    return "process 0, the coordinator," if gone else "another process"
+    return "process 0, the coordinator," if gone else UNKNOWN
