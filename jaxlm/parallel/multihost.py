@@ -124,6 +124,8 @@ def watched(environ: dict[str, str]) -> Iterator[None]:
         yield
     except Exception as error:
         if BROKEN.match(str(error)):
+            # tensorstore prints a traceback for each write of a checkpoint that the error cut off
+            sys.excepthook = lambda *_: None
             # the coordinator's verdict says who it is; it comes as an abort
             time.sleep(VERDICT)
             _end(log)

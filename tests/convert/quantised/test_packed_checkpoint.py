@@ -107,6 +107,7 @@ def test_matrices_that_are_joined_in_the_files(case, tmp_path, capsys):
     assert "float32 arrays" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_experts_of_gpt_oss_in_mxfp4(tmp_path, capsys):
     cfg = mistral.Config(
         vocab=64, embed=64, layers=2, heads=2, kv=1, head=32, ffn=32, experts=4, active=2,

@@ -61,6 +61,7 @@ def test_what_is_exported_comes_back_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg, name", [(FUSED, "int4"), (FUSED, "nf4"), (EXPERTS, "int8_groups")], ids=["a", "b", "c"]
 )

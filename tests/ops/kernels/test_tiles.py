@@ -73,6 +73,7 @@ def test_activations_in_bfloat16_are_summed_in_float32():
     np.testing.assert_allclose(np.float64(got), want, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_copies_in_few_bits_and_tables():
     w = jax.random.normal(jax.random.key(0), (3, 40, 70))
     packed = quant.encode(w, 1, 1, quant.Scheme("int4"))
@@ -145,7 +146,9 @@ def packed(model, params, scheme):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("scheme", [None, quant.Scheme("int8", tables=True)])
+@pytest.mark.parametrize(
+    "scheme", [None, pytest.param(quant.Scheme("int8", tables=True), marks=pytest.mark.slow)]
+)
 def test_decoding_is_that_of_xla_and_of_each_row_alone(drawn, name, scheme):
     model, params = drawn[name]
     params = packed(model, params, scheme)
