@@ -5,6 +5,8 @@
     nf4                bitsandbytes
     mxfp4              none: GPT-OSS's files have it for experts alone
 
+An embedding table or output matrix in few bits is written as the array that it represents.
+
 A matrix that is cut or joined on the way (`weight_rows`) is so number by number, as in an import.
 """
 
@@ -57,6 +59,9 @@ def weights(
     if dtype not in write.DTYPES:
         raise ValueError(f"dtype: {dtype!r} given; there is {list(write.DTYPES)}")
     leaves = packed_weights.flat(params)
+    # tables in few bits, which these layouts have none of, are written as arrays
+    tables = {path: leaves[path] for path in packed_weights.TABLES if path in leaves}
+    leaves |= packed_weights.dense(tables)
     if "score" in leaves:
         raise ValueError(f"reward models in few bits are not exported; {OTHERWISE}")
     settings = _settings(leaves)

@@ -61,6 +61,17 @@ def test_what_is_exported_comes_back_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+def test_tables_in_few_bits_are_written_as_the_arrays_they_represent(tmp_path):
+    saved, hf = export(tmp_path, Scheme("int8", 32, tables=True))
+    pretrained.import_run(hf, tmp_path / "again")
+    again = jaxlm.load(tmp_path / "again").params
+    assert isinstance(saved.params["embed"]["table"], quant.Packed)
+    assert not isinstance(again["embed"]["table"], quant.Packed)
+    pairs = [jax.tree.leaves(packed_weights.dense(x)) for x in (again, saved.params)]
+    for a, b in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg, name", [(FUSED, "int4"), (FUSED, "nf4"), (EXPERTS, "int8_groups")], ids=["a", "b", "c"]
