@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
+from jaxlm import api
 from jaxlm.cli import search_settings
 from jaxlm.core import cache
 from jaxlm.core.remote import staging
@@ -15,6 +16,7 @@ from jaxlm.data.templates import template
 from jaxlm.data.templates.template import Message
 from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -42,6 +44,7 @@ def _command(
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
     search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
     form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
+    drafts: tyro.conf.OmitArgPrefixes[search_settings.Drafts] = search_settings.Drafts(),
 ) -> int:
     """Continue prompts with a trained model; the text appears as it is generated.
 
@@ -59,12 +62,16 @@ def _command(
         sampling: Sampling settings.
         search: Beam search and contrastive search.
         form: What the text has to match.
+        drafts: Speculative decoding.
     """
     chosen = search_settings.chosen(search, sampling)
     constraint = search_settings.constraint(form)
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
+    speculate = search_settings.speculate(drafts, lambda r: print(r, file=sys.stderr, flush=True))
+    if speculate is not None:
+        api.refuse_drafts(saved, chosen, speculate)
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)
     settings = prompt_tokens.stopping(chosen, trained_weights.stop_tokens(run))
@@ -79,7 +86,7 @@ def _command(
         about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
         for text in prompt:
             args = (saved.model, saved.params, tokenizer, text, settings, about)
-            for pieces in reply.replies(*args, constraint):
+            for pieces in reply.replies(*args, constraint, speculate):
                 _show(pieces)
         return 0
     if talk and isinstance(settings, Sampling) and settings.n > 1:
@@ -88,7 +95,8 @@ def _command(
     for text in _turns(prompt, talk):
         conversation = [*(conversation if talk else ()), Message("user", text)]
         print(f"> {text}")
-        answers = _answers(saved, chat, tokenizer, conversation, settings, constraint)
+        args = (saved, chat, tokenizer, conversation, settings, constraint, speculate)
+        answers = _answers(*args)
         shown = [_show(pieces) for pieces in answers]
         conversation.append(Message("assistant", shown[0].strip()))
     return 0
@@ -107,11 +115,12 @@ def _answers(
     conversation: Sequence[Message],
     settings: reply.Settings,
     constraint: Constraint | None,
+    speculate: Speculate | None,
 ) -> list[Iterator[str]]:
     encoded = prompt_tokens.asked(saved.run.data, chat, tokenizer, conversation)
     ending = prompt_tokens.stopping(settings, encoded.stops)
     args = (saved.model, saved.params, tokenizer, encoded.tokens, ending)
-    return reply.continued(*args, constraint)
+    return reply.continued(*args, constraint, speculate)
 
 
 def _show(pieces: Iterator[str]) -> str:
