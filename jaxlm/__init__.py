@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxlm.decode.sampling_settings import Sampling
     from jaxlm.decode.search.beam_search import Beams
     from jaxlm.decode.search.contrastive_search import Contrastive
+    from jaxlm.decode.speculate.speculative_sampling import Speculate
     from jaxlm.parallel.plan import Plan
     from jaxlm.train.optim.optimizer import Optim
     from jaxlm.train.run.run import Run
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Beams", "Constraint", "Contrastive", "Data", "Optim", "Plan", "Run", "Sampling"]
-__all__ += ["evaluate", "generate", "generate_file", "load"]
+__all__ += ["Speculate", "evaluate", "generate", "generate_file", "load"]
 __all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
 __all__ += ["parallel", "scaling", "train"]
 
@@ -53,6 +54,7 @@ _HOMES = {
     "Plan": "jaxlm.parallel.plan",
     "Run": "jaxlm.train.run.run",
     "Sampling": "jaxlm.decode.sampling_settings",
+    "Speculate": "jaxlm.decode.speculate.speculative_sampling",
     "evaluate": "jaxlm.api",
     "generate": "jaxlm.api",
     "generate_file": "jaxlm.api",

@@ -25,6 +25,8 @@ from jaxlm.decode.search import hypotheses
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.decode.serve.bulk import generation_job, prompt_lines
+from jaxlm.decode.speculate import speculative_sampling
+from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
 from jaxlm.train import initial_weights, inputs, program, trained_weights
@@ -43,6 +45,7 @@ def generate(
     sampling: Sampling | Beams | Contrastive = Sampling(),
     template: str | None = None,
     constraint: Constraint | None = None,
+    speculate: Speculate | None = None,
 ) -> list[str]:
     """The texts that a trained model writes for each prompt: one, or `sampling.n` in a row.
 
@@ -53,11 +56,12 @@ def generate(
     source and its target, as `jaxlm sample` shows them. Text r is sampled with the seed of
     `sampling` plus r. `Beams` and `Contrastive` search for a text in place of drawing it; of beams,
     `num_return_sequences` texts of a decoder's prompt follow each other, best first. constraint:
-    what every text of a decoder has to match that ends before max_new.
+    what every text of a decoder has to match that ends before max_new. speculate: how tokens of a
+    decoder are drafted, which changes speed and not the law.
 
     Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
-    that is not its tokenizer's; as `token_sampling.generate`; ImportError for a constraint without
-    the extra `constrain`.
+    that is not its tokenizer's; as `token_sampling.generate`; for a model that drafts in another
+    tokenizer's ids; ImportError for a constraint without the extra `constrain`.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: {prompts!r} given; a list of texts is needed: [{prompts!r}]")
@@ -72,6 +76,8 @@ def generate(
     decoder = model.kind == "decoder"
     if constraint is not None and not (decoder and isinstance(settings, Sampling)):
         raise ValueError("constraint: only what a decoder samples can be constrained")
+    if speculate is not None:
+        refuse_drafts(saved, settings, speculate)
     if not decoder:
         if layout is not None:
             raise ValueError("template: this model does not continue texts, so it cannot answer")
@@ -80,19 +86,14 @@ def generate(
         prompt_tokens.asked(data, layout, tokenizer, (Message("user", text),)) for text in prompts
     ]
     if not isinstance(settings, Sampling):
-        ending = prompt_tokens.stopping(settings, [i for turn in turns for i in turn.stops])
-        tokens = [turn.tokens for turn in turns]
-        found, params = [], token_sampling.prepare(model, saved.params)
-        for start in range(0, len(tokens), TOGETHER):
-            part = tokens[start : start + TOGETHER]
-            found += hypotheses.complete(model, params, tokenizer, part, ending)
-        return [one.text for texts in found for one in texts]
-    if len(prompts) * settings.candidates > TOGETHER and token_sampling.independent(model):
+        return _searched(saved, tokenizer, turns, settings)
+    several = len(prompts) * settings.candidates > TOGETHER and speculate is None
+    if several and token_sampling.independent(model):
         return _in_slots(saved, prompts, settings, template, constraint)
     drawn = token_sampling.each(settings, len(prompts))
     rows = [prompt_tokens.stopping(row, turn.stops) for row, turn in zip(drawn, turns, strict=True)]
     written = completions.complete(
-        model, saved.params, tokenizer, [turn.tokens for turn in turns], rows, constraint
+        model, saved.params, tokenizer, [turn.tokens for turn in turns], rows, constraint, speculate
     )
     return [row.text for row in written]
 
@@ -111,6 +112,22 @@ def _filled(
         for prompt, row in zip(prompts, rows, strict=True)
         for pieces in reply.replies(saved.model, saved.params, tokenizer, prompt, row, about)
     ]
+
+
+def _searched(
+    saved: Saved,
+    tokenizer: tokenizers.tokenizer.Tokenizer,
+    turns: Sequence[prompt_tokens.Turn],
+    settings: Beams | Contrastive,
+) -> list[str]:
+    """`generate` by a search."""
+    ending = prompt_tokens.stopping(settings, [i for turn in turns for i in turn.stops])
+    tokens = [turn.tokens for turn in turns]
+    found, params = [], token_sampling.prepare(saved.model, saved.params)
+    for start in range(0, len(tokens), TOGETHER):
+        part = tokens[start : start + TOGETHER]
+        found += hypotheses.complete(saved.model, params, tokenizer, part, ending)
+    return [one.text for texts in found for one in texts]
 
 
 def _in_slots(
@@ -171,6 +188,23 @@ def _job(
     return generation_job.Job(
         saved.model, saved.params, tokenizer, records, turn, sampling, constraint
     )
+
+
+def refuse_drafts(
+    saved: Saved, settings: Sampling | Beams | Contrastive, speculate: Speculate
+) -> None:
+    """Raises: ValueError for a model that cannot draft or verify, a search, and a model that drafts
+    in the ids of another tokenizer."""
+    check.refuse("", speculative_sampling.problems(saved.model, speculate))
+    reply.refuse_search(settings)
+    draft = speculate.draft
+    if isinstance(draft, Saved):
+        own = directory.tokenizer(saved.folder, saved.run)
+        if directory.tokenizer(draft.folder, draft.run).hash != own.hash:
+            raise ValueError(
+                f"speculate.draft: {draft.folder} has the tokenizer {draft.run.data.tokenizer!r}; "
+                f"it must have that of {saved.folder}, {saved.run.data.tokenizer!r}, id for id"
+            )
 
 
 def evaluate(

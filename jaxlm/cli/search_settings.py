@@ -1,14 +1,17 @@
-"""Options of `jaxlm sample` that search for a text in place of drawing it, or constrain it."""
+"""Options of `jaxlm sample` that search for a text, constrain it, or draft its tokens."""
 
 import dataclasses
 import pathlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from jaxlm.core import check
 from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
+from jaxlm.decode.speculate.speculative_sampling import Drafter, Report, Speculate
 from jaxlm.decode.token_sampling import Sampling
+from jaxlm.train import trained_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,39 @@ class Form:
     """A file with a JSON schema."""
     grammar: pathlib.Path | None = None
     """A file with a grammar in Lark's syntax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafts:
+    """Speculative decoding: the same law in fewer passes; one of --draft, --lookup and --mtp."""
+
+    draft: pathlib.Path | None = None
+    """Run directory of a smaller model with the same tokenizer, which drafts tokens."""
+    lookup: bool = False
+    """Draft what followed the latest words when they occurred before."""
+    mtp: bool = False
+    """Draft with the model's own multi-token prediction."""
+    draft_length: int = Speculate.length
+    """Tokens to draft for a pass of the model, at most."""
+
+
+def speculate(options: Drafts, report: Callable[[Report], Any]) -> Speculate | None:
+    """What the options ask for, a model to draft with loaded.
+
+    Raises: ValueError for more than one way to draft, and a length without any; as
+    `trained_weights.load`.
+    """
+    given = [name for name in ("draft", "lookup", "mtp") if getattr(options, name)]
+    if not given:
+        check.refuse("", check.changed("", options, "draft_length", why="without a way to draft"))
+        return None
+    if len(given) > 1:
+        raise ValueError(f"--{' and --'.join(given)}: given together; drafts come from one of them")
+    check.within("", options, "draft_length", least=1)
+    draft: Drafter | Literal["lookup", "mtp"] = "lookup" if options.lookup else "mtp"
+    if options.draft is not None:
+        draft = trained_weights.load(options.draft)
+    return Speculate(draft, options.draft_length, report=report)
 
 
 def constraint(form: Form) -> Constraint | None:

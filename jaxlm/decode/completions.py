@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import (
     constraints,
@@ -16,6 +16,7 @@ from jaxlm.decode import (
     token_sampling,
 )
 from jaxlm.decode.serve import engine
+from jaxlm.decode.speculate import speculative_sampling
 from jaxlm.models.model import Model
 
 
@@ -41,19 +42,26 @@ def complete(
     prompts: Sequence[str | Sequence[int]],
     sampling: token_sampling.Sampling | Sequence[token_sampling.Sampling],
     constraint: constraints.Constraint | None = None,
+    speculate: speculative_sampling.Speculate | None = None,
 ) -> list[Completion]:
     """The n continuations of each prompt, prompt by prompt. A prompt is text after the token that
     precedes every document, so it may be empty, or tokens as they are (`prompt_tokens.asked`); the
     tokenizer's eos ends a text as a stop token does. constraint: what every continuation has to
-    match that ends before max_new.
+    match that ends before max_new. speculate: how tokens are drafted.
 
-    Raises: as `token_sampling.generate`; with a constraint, as `Engine.submit`.
+    Raises: as `token_sampling.generate`; with a constraint, as `Engine.submit`; with speculate, as
+    `speculative_sampling.generate`, and for a constraint along with it.
     """
+    if constraint is not None and speculate is not None:
+        raise ValueError("speculate: given with a constraint, which is decoded a token at a time")
     ids = [_ids(tokenizer, prompt) for prompt in prompts]
     settings = [with_eos(tokenizer, s) for s in token_sampling.each(sampling, len(prompts))]
     if constraint is not None:
         return _constrained(model, params, tokenizer, ids, settings, constraint)
-    out = token_sampling.generate(model, params, ids, settings, tokenizer)
+    if speculate is None:
+        out = token_sampling.generate(model, params, ids, settings, tokenizer)
+    else:
+        out = speculative_sampling.generate(model, params, ids, settings, speculate, tokenizer)
     texts = []
     each = [(prompt, s) for prompt, s in zip(ids, settings) for _ in range(s.n)]
     for r, (prompt, s) in enumerate(each):
@@ -109,14 +117,16 @@ def stream(
     prompt: str | Sequence[int],
     sampling: token_sampling.Sampling,
     every: int = 8,
+    speculate: speculative_sampling.Speculate | None = None,
 ) -> Iterator[str]:
     """Pieces of the continuation, each as soon as it is certain: never half a character, never the
     beginning of a stop string. Joined they are the text that `complete` gives.
 
-    every: tokens between two looks at the text; the pieces depend on it, the text does not.
+    every: tokens between two looks at the text, or passes where tokens are drafted (speculate); the
+    pieces depend on it, the text does not.
 
     Raises: ValueError at the call for `every` below 1, more than one continuation, and as
-    `token_sampling.generate`.
+    `token_sampling.generate` or `speculative_sampling.generate`.
     """
     if every < 1:
         raise ValueError(f"every: {every} given; at least 1 token is needed between looks")
@@ -124,10 +134,19 @@ def stream(
     ids = _ids(tokenizer, prompt)
     settings = [with_eos(tokenizer, sampling)]
     token_sampling.check_prompts(model, [ids], settings)
+    if speculate is not None:
+        check.refuse("", speculative_sampling.problems(model, speculate))
     row = stop_strings.Watch(tokenizer, ids, sampling.stop_strings)
 
+    args = (model, params, [ids], settings, [row], every)
+
     def pieces() -> Iterator[str]:
-        for _ in token_sampling.chunks(model, params, [ids], settings, [row], every):
+        looks = (
+            token_sampling.chunks(*args)
+            if speculate is None
+            else speculative_sampling.chunks(*args, speculate)
+        )
+        for _ in looks:
             if piece := row.take():
                 yield piece
         if piece := row.finish():

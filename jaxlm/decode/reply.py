@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxlm.core import param
+from jaxlm.core import check, param
 from jaxlm.data.corrupt import mask, span
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import (
@@ -16,6 +16,8 @@ from jaxlm.decode import (
 from jaxlm.decode.search import hypotheses
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
+from jaxlm.decode.speculate import speculative_sampling
+from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.models.model import Model
 
 Settings = token_sampling.Sampling | Beams | Contrastive
@@ -29,6 +31,7 @@ def replies(
     settings: Settings,
     corrupt: mask.Mask | span.Span | None,
     constraint: constraints.Constraint | None = None,
+    speculate: Speculate | None = None,
 ) -> list[Iterator[str]]:
     """Pieces of what is to be shown for each of n replies to a prompt, as soon as they are known
     where only one is sampled.
@@ -44,6 +47,9 @@ def replies(
     """
     if constraint is not None and model.kind != "decoder":
         raise ValueError("constraint: only what a decoder samples can be constrained")
+    if speculate is not None:
+        check.refuse("", speculative_sampling.problems(model, speculate))
+        refuse_search(settings)
     if model.kind == "encoder_decoder":
         names = marks(tokenizer, corrupt)
         targets = _targets(model, params, tokenizer, prompt, settings, names)
@@ -54,7 +60,7 @@ def replies(
         sampling_settings.check_single(settings, "an encoder draws nothing")
         return [iter(_holes(model, params, tokenizer, prompt, marks(tokenizer, corrupt)))]
     if constraint is not None or isinstance(settings, token_sampling.Sampling):
-        texts = continued(model, params, tokenizer, prompt, settings, constraint)
+        texts = continued(model, params, tokenizer, prompt, settings, constraint, speculate)
         return [_after(prompt, pieces) for pieces in texts]
     (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
     if len(found) == 1:
@@ -69,6 +75,7 @@ def continued(
     prompt: str | Sequence[int],
     settings: Settings,
     constraint: constraints.Constraint | None = None,
+    speculate: Speculate | None = None,
 ) -> list[Iterator[str]]:
     """Pieces of each of the n continuations of a prompt: a stream where only one is sampled.
 
@@ -81,12 +88,24 @@ def continued(
         if isinstance(settings, Beams) and settings.num_return_sequences > 1:
             n = settings.num_return_sequences
             raise ValueError(f"beams.num_return_sequences: {n} given; a conversation has 1 reply")
+        if speculate is not None:
+            refuse_search(settings)
         (found,) = hypotheses.complete(model, params, tokenizer, [prompt], settings)
         return [iter([found[0].text])]
     if settings.candidates == 1 and constraint is None:
-        return [completions.stream(model, params, tokenizer, prompt, settings)]
-    rows = completions.complete(model, params, tokenizer, [prompt], [settings], constraint)
+        pieces = completions.stream(model, params, tokenizer, prompt, settings, speculate=speculate)
+        return [pieces]
+    rows = completions.complete(
+        model, params, tokenizer, [prompt], [settings], constraint, speculate
+    )
     return [iter([row.text]) for row in rows]
+
+
+def refuse_search(settings: Settings) -> None:
+    """Raises: ValueError for a search, where tokens are drafted."""
+    if not isinstance(settings, token_sampling.Sampling):
+        name = "beams" if isinstance(settings, Beams) else "contrastive search"
+        raise ValueError(f"speculate: given with {name}; only what is sampled can be drafted")
 
 
 def marks(tokenizer: tokenizers.Tokenizer, corrupt: mask.Mask | span.Span | None) -> dict[str, int]:

@@ -251,48 +251,74 @@ def grow(model: Model, cache: Cache, slots: int) -> Cache:
 
 def _record(state: State, raw: jax.Array, rows: Rows) -> State:
     """The State with one more token per running row, sampled from logits float32[B, V]."""
+    x = sampling.process(raw, state.seen, rows.controls, state.text)
+    greedy = rows.controls.temperature == 0
+    token = sampling.sample(x, rows.keys, state.position + 1, greedy)
+    one = jnp.ones_like(token)
+    return recorded(state, raw[:, None], x[:, None], token[:, None], one, rows)
+
+
+def recorded(
+    state: State, raw: jax.Array, x: jax.Array, tokens: jax.Array, count: jax.Array, rows: Rows
+) -> State:
+    """The State with more tokens in the running rows: the first count int32[B] of tokens
+    int32[B, T], up to the one that ends its row.
+
+    raw float32[B, T, V]: the model's logits at each place; x: those after all processors.
+    """
     controls, out = rows.controls, state.out
-    running = out.finish == RUNNING
-    position = state.position + 1
-    greedy = controls.temperature == 0
-    x = sampling.process(raw, state.seen, controls, state.text)
-    token = jnp.where(running, sampling.sample(x, rows.keys, position, greedy), 0)
+    batch, width = tokens.shape
+    index = jnp.arange(width)
+    running = (out.finish == RUNNING)[:, None]  # [B,1]
+    stopped = jnp.any(tokens[:, :, None] == rows.stop[:, None], axis=-1)  # [B,T]
+    ends = stopped | (out.lengths[:, None] + index + 1 >= rows.limit[:, None])
+    over = jnp.any(ends[:, None] & (index < index[:, None]), axis=-1)  # ended before, [B,T]
+    kept = running & (index < count[:, None]) & ~over
+    tokens = jnp.where(kept, tokens, 0)
+    number = jnp.sum(kept, axis=1, dtype=jnp.int32)  # [B]
+
+    def each(x: jax.Array) -> jax.Array:
+        flat = x.reshape(batch * width, -1)
+        return sampling.log_prob(flat, tokens.reshape(-1)).reshape(batch, width)
+
+    greedy = (controls.temperature == 0)[:, None]
     support = jax.lax.cond(
         jnp.all(greedy),
-        lambda x: jnp.zeros(len(token)),
-        lambda x: jnp.where(greedy, 0.0, sampling.log_prob(x, token)),
+        lambda x: jnp.zeros((batch, width)),
+        lambda x: jnp.where(greedy, 0.0, each(x)),
         x,
     )
     if controls.rules is not None:
         support = jnp.where(jnp.max(x, axis=-1) == -jnp.inf, jnp.nan, support)
-    lengths = out.lengths + running
-    stopped = jnp.any(token[:, None] == rows.stop, axis=1)
-    finish = jnp.where(stopped, STOP_TOKEN, jnp.where(lengths >= rows.limit, LENGTH, RUNNING))
+    lengths = out.lengths + number
+    finish = jnp.where(lengths >= rows.limit, LENGTH, RUNNING)
+    finish = jnp.where(jnp.any(stopped & kept, axis=1), STOP_TOKEN, finish)
 
     # rows of one batch begin together, those of slots do not
-    place = jnp.where(running, out.lengths, out.tokens.shape[1])
+    place = jnp.where(kept, out.lengths[:, None] + index, out.tokens.shape[1])
+    row = jnp.arange(batch)[:, None]
 
-    def put(old: jax.Array, column: jax.Array) -> jax.Array:
-        rows = jnp.arange(len(column))
-        return old.at[rows, place].set(column.astype(old.dtype), mode="drop")
+    def put(old: jax.Array, columns: jax.Array) -> jax.Array:
+        return old.at[row, place].set(columns.astype(old.dtype), mode="drop")
 
     top = state.top
     if top is not None:
         top = Top(
             *(put(old, x) for old, x in zip(top, sampling.likeliest(raw, top.tokens.shape[2])))
         )
+    last = jnp.take_along_axis(tokens, jnp.maximum(number - 1, 0)[:, None], axis=1)
     return state._replace(
-        last=token,
-        position=position,
-        seen=state.seen.at[jnp.arange(len(token)), token].max(running),
+        last=last[:, 0],
+        position=state.position + number,
+        seen=state.seen.at[row, tokens].max(kept),
         step=state.step + 1,
         out=Generation(
-            put(out.tokens, token),
+            put(out.tokens, tokens),
             lengths,
-            put(out.log_probs, sampling.log_prob(raw, token)),
+            put(out.log_probs, each(raw)),
             put(out.support_log_probs, support),
-            jnp.where(running, finish, out.finish).astype(jnp.int32),
+            jnp.where(running[:, 0], finish, out.finish).astype(jnp.int32),
         ),
-        text=None if state.text is None else penalties.extended(state.text, token, running),
+        text=None if state.text is None else penalties.extended(state.text, tokens, kept),
         top=top,
     )

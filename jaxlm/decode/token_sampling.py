@@ -6,7 +6,7 @@ and slots are padding: they are masked, and cut off the result.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,6 +32,18 @@ FINISH = ("running", "stop_token", "stop_string", "length")
 Prompts = Sequence[Sequence[int]]
 Products = Literal["platform", "xla", "tiles"]
 PRODUCTS = ("platform", "xla", "tiles")
+
+
+class Job(NamedTuple):
+    """A checked request: the model as a static argument, tokens to make room for, prepared weights,
+    (tokens, at, rows) on padded shapes, and the shape to cut the result to."""
+
+    model: Model
+    room: int
+    params: param.Tree
+    inputs: tuple[jax.Array, At, sampling_loop.Rows]
+    rows: int
+    columns: int
 
 
 def prepare(model: Model, params: param.Tree, products: Products = "platform") -> param.Tree:
@@ -79,18 +91,9 @@ def generate(
     """
     settings = each(sampling, len(prompts))
     if not any(s.stop_strings for s in settings):
-        job = _job(model, params, prompts, settings)
-        out = on_host(
-            _generate(job.model, job.room, job.params, *job.inputs), job.rows, job.columns
-        )
-        check_choices(out)
-        return chosen(out, settings)
-    if tokenizer is None:
-        raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings in tokens")
-    rows, origin = sampling_settings.candidates(settings)
-    watches = [
-        stop_strings.Watch(tokenizer, prompts[p], s.stop_strings) for p, s in zip(origin, rows)
-    ]
+        job = prepared(model, params, prompts, settings)
+        return finished(job, _generate(job.model, job.room, job.params, *job.inputs), settings)
+    watches = watching(tokenizer, prompts, settings)
     *_, out = chunks(model, params, prompts, settings, watches, 16)
     return chosen(out, settings)
 
@@ -107,8 +110,32 @@ def chunks(
 
     watches: one per row; each is shown its row's new tokens, and ends the row at a stop string.
     """
-    job = _job(model, params, prompts, each(sampling, len(prompts)))
+    job = prepared(model, params, prompts, each(sampling, len(prompts)))
+
+    def advance(state: sampling_loop.State) -> sampling_loop.State:
+        return _advance(job.model, every, job.params, state, job.inputs[-1])
+
     state = _start(job.model, job.room, job.params, *job.inputs)
+    yield from watched(job, state, watches, advance)
+
+
+def watching(
+    tokenizer: tokenizers.Tokenizer | None, prompts: Prompts, settings: Sequence[Sampling]
+) -> list[stop_strings.Watch]:
+    """The Watch of every candidate. Raises: ValueError without a tokenizer."""
+    if tokenizer is None:
+        raise ValueError("sampling.stop_strings: a tokenizer is needed to find strings in tokens")
+    rows, origin = sampling_settings.candidates(settings)
+    return [stop_strings.Watch(tokenizer, prompts[p], s.stop_strings) for p, s in zip(origin, rows)]
+
+
+def watched(
+    job: Job,
+    state: sampling_loop.State,
+    watches: list[stop_strings.Watch],
+    advance: Callable[[sampling_loop.State], sampling_loop.State],
+) -> Iterator[sampling_loop.Generation]:
+    """`chunks`, from a State on. advance(state) -> the State a few tokens on."""
     while True:
         out = on_host(state.out, job.rows, job.columns)
         ended = np.asarray(state.out.finish).copy()
@@ -126,22 +153,20 @@ def chunks(
         state = state._replace(
             out=state.out._replace(finish=jnp.asarray(ended), lengths=jnp.asarray(lengths))
         )
-        state = _advance(job.model, every, job.params, state, job.inputs[-1])
+        state = advance(state)
 
 
-class _Job(NamedTuple):
-    """A checked request: the model as a static argument, tokens to make room for, prepared weights,
-    (tokens, at, rows) on padded shapes, and the shape to cut the result to."""
-
-    model: Model
-    room: int
-    params: param.Tree
-    inputs: tuple[jax.Array, At, sampling_loop.Rows]
-    rows: int
-    columns: int
+def finished(
+    job: Job, out: sampling_loop.Generation, settings: Sequence[Sampling]
+) -> sampling_loop.Generation:
+    """The result of `generate` for what a job's program returned. Raises: as `generate`."""
+    host = on_host(out, job.rows, job.columns)
+    check_choices(host)
+    return chosen(host, settings)
 
 
-def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> _Job:
+def prepared(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> Job:
+    """The Job of prompts with a Sampling each. Raises: ValueError as `check_prompts`."""
     arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     width = bucket(max(len(a) for a in arrays))
@@ -152,8 +177,8 @@ def _job(model: Model, params: param.Tree, prompts: Prompts, settings: list[Samp
         At(jnp.asarray(batch.segments), jnp.asarray(batch.positions)),
         rows,
     )
-    prepared = prepare(model, params)
-    return _Job(_static(model), bucket(new), prepared, inputs, count, new)
+    weights = prepare(model, params)
+    return Job(_static(model), bucket(new), weights, inputs, count, new)
 
 
 def rows_from(settings: Sequence[Sampling]) -> tuple[sampling_loop.Rows, int]:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import check, param
-from jaxlm.models.layers import decoder, embedding_lookup, ffn, mha, mla, moe, stack
+from jaxlm.models.layers import decoder, embedding_lookup, ffn, kv_cache, mha, mla, moe, stack
 from jaxlm.models.layers.stack import Layer
-from jaxlm.models.model import Model
+from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear, norm, rope, routing
 from jaxlm.ops.attention import At
 from jaxlm.ops.losses import shift
@@ -209,14 +209,16 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             h, stats = moe.apply(w["moe"], h, at, routing, plan, capacity=cfg.capacity)
         return x + h, stats if memory is None else entries
 
-    def further(w: param.Tree, x: jax.Array, rows: tuple[jax.Array, At]) -> tuple:
+    def further(
+        w: param.Tree, x: jax.Array, rows: tuple[jax.Array, At], memory: mha.Memory = None
+    ) -> tuple:
         """One step ahead: V3, equations 21 to 23, and the norm before the output matrix."""
         token, at = rows
         w = stack.gathered(w, spec(cfg)["ahead"]["0"][f"0_{last.kind}"], plan, layer=True)
         token = norm.rms_norm(token, w["token_norm"], cfg.eps)
         x = norm.rms_norm(x, w["hidden_norm"], cfg.eps)
         x = linear.einsum("BTPD,PDE->BTE", jnp.stack([token, x], axis=2), w["join"])
-        x, stats = block(last, w["layer"], x, at, None, None)
+        x, stats = block(last, w["layer"], x, at, memory, None)
         return plan.constrain(norm.rms_norm(x, w["norm"], cfg.eps), "rows seq embed"), stats
 
     def ahead(params: param.Tree, x: jax.Array, tokens: jax.Array, at: At) -> tuple:
@@ -234,6 +236,18 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             stats.append(layer_stats)
         return depths, jax.tree.map(lambda *values: jnp.stack(values), *stats)
 
+    def hidden_ahead(
+        params: param.Tree, tokens: jax.Array, at: At, cache: Cache, source: jax.Array
+    ) -> Hidden:
+        token = embed(params["embed"], tokens, at, None).astype(source.dtype)
+        w = jax.tree.map(lambda w: w[0], params["ahead"]["0"][f"0_{last.kind}"])
+        memory = cache.layers[0], cache.at
+        x, entries = further(w, source, (token, at), memory)
+        return Hidden(x, kv_cache.append(cache, [entries], at, x, cache_ahead(1, 1)))
+
+    def cache_ahead(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
+        return (last.cache(batch, slots),)
+
     model = decoder.build(
         cfg,
         spec(cfg),
@@ -244,7 +258,10 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
         norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
         context=rope.limit(cfg.scaling, cfg.context),
     )
-    return model._replace(ahead=ahead) if cfg.ahead else model
+    if not cfg.ahead:
+        return model
+    depth = model._replace(spec=None, hidden=hidden_ahead, cache=cache_ahead)
+    return model._replace(ahead=ahead, further=depth)
 
 
 _V2 = Config(

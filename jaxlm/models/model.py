@@ -52,6 +52,10 @@ class Model(NamedTuple):
         whole segment, and has no cache; an "encoder_decoder" writes a target for a source.
     encode: of an encoder-decoder: encode(params, tokens int32[B, S], at, key=None) -> x [B, S, D];
         `hidden` then takes source=(x, at), what the decoder reads. None in all others.
+    further: of a model with `ahead`: its depth 1 as a Model with a cache of its own (decoding).
+        hidden(params, tokens, at, cache, source=x): x [B, T, D] at each place as `hidden` or
+        `further` returned it, and the tokens after those places; the result is to unembed, for the
+        tokens after these. None in all others.
     cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights, the keys and values of
         x among them, so that `hidden` takes source=(None, at) and computes them no more
         (decoding). None in all others.
@@ -70,6 +74,7 @@ class Model(NamedTuple):
     encode: Callable[..., jax.Array] | None = None
     ahead: Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]] | None = None
     cross: Callable[[Params, jax.Array], Params] | None = None
+    further: "Model | None" = None
 
 
 def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:

@@ -62,11 +62,15 @@ def begun(tokens: jax.Array, real: jax.Array, limit: jax.Array, room: int) -> Te
     return Text(text, length, length, limit)
 
 
-def extended(text: Text, token: jax.Array, running: jax.Array) -> Text:
-    """The Text with one more token int32[B] in the rows where running bool[B]."""
-    place = jnp.where(running, text.length, text.tokens.shape[1])
-    tokens = text.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
-    return Text(tokens, text.prompt, text.length + running, text.left - running)
+def extended(text: Text, tokens: jax.Array, there: jax.Array) -> Text:
+    """The Text with one more token int32[B] in the rows where there bool[B]; or with several
+    int32[B, T] where there bool[B, T], which are the first ones of each row."""
+    tokens, there = (x.reshape(len(text.length), -1) for x in (tokens, there))
+    place = text.length[:, None] + jnp.arange(tokens.shape[1])
+    place = jnp.where(there, place, text.tokens.shape[1])
+    joined = text.tokens.at[jnp.arange(len(tokens))[:, None], place].set(tokens, mode="drop")
+    count = jnp.sum(there, axis=1, dtype=jnp.int32)
+    return Text(joined, text.prompt, text.length + count, text.left - count)
 
 
 def biased(x: jax.Array, tokens: jax.Array, bias: jax.Array) -> jax.Array:

@@ -76,10 +76,11 @@ def draw(bigram):
 def enumerated(params, s):
     """{code of a continuation: its probability}, by the chain rule over float64 distributions."""
     table, exact, todo = np.asarray(params["table"]), {}, [([], 1.0)]
+    base = table.shape[-1] + 1
     while todo:
         new, mass = todo.pop()
-        if len(new) == T or (new and new[-1] in s.stop_tokens):
-            exact[sum((t + 1) * (V + 1) ** i for i, t in enumerate(new))] = mass
+        if len(new) == s.max_new or (new and new[-1] in s.stop_tokens):
+            exact[sum((t + 1) * base**i for i, t in enumerate(new))] = mass
             continue
         text = [*PROMPT, *new]
         x = test_penalties.law(table[len(text) - 1, text[-1]], PROMPT, new, s)

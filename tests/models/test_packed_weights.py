@@ -115,7 +115,7 @@ def test_decoding_unpacks_one_matrix_at_a_time():
         packed_weights.rounding(quant.Scheme("int8")),
     )
     greedy = token_sampling.Sampling(max_new=6, temperature=0)
-    job = token_sampling._job(shape, given, [[1, 2, 3]], [greedy])
+    job = token_sampling.prepared(shape, given, [[1, 2, 3]], [greedy])
     leaves = jax.tree.leaves(job.params, is_leaf=linear.is_leaf)
     assert sum(isinstance(w, quant.Packed) for w in leaves) == 4 * 6
     compiled = token_sampling._generate.lower(

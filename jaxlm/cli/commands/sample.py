@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 
 import tyro
@@ -17,6 +18,7 @@ from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.serve.bulk import generation_job
 from jaxlm.decode.serve.dialogue import Dialogue
+from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -46,6 +48,7 @@ def _command(
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
     search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
     form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
+    drafts: tyro.conf.OmitArgPrefixes[search_settings.Drafts] = search_settings.Drafts(),
 ) -> int:
     """Continue prompts with a trained model; the text appears as it is generated.
 
@@ -65,14 +68,18 @@ def _command(
         sampling: Sampling settings.
         search: Beam search and contrastive search.
         form: What the text has to match.
+        drafts: Speculative decoding.
     """
     chosen = search_settings.chosen(search, sampling)
     constraint = search_settings.constraint(form)
     if prompts is not None or out is not None or slots is not None:
-        _check_file(prompts, out, prompt, chosen)
+        _check_file(prompts, out, prompt, chosen, drafts)
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
+    speculate = search_settings.speculate(drafts, lambda r: print(r, file=sys.stderr, flush=True))
+    if speculate is not None:
+        api.refuse_drafts(saved, chosen, speculate)
     if prompts is not None and out is not None:
         slots = api.SLOTS if slots is None else slots
         totals = api.generate_file(saved, prompts, out, sampling, template, constraint, slots)
@@ -88,10 +95,10 @@ def _command(
     for text in prompt or ("",):
         if layout is None:
             args = (saved.model, saved.params, tokenizer, text, settings, about)
-            answers = reply.replies(*args, constraint)
+            answers = reply.replies(*args, constraint, speculate)
         else:
             print(f"> {text}")
-            answers = _answers(saved, layout, tokenizer, text, settings, constraint)
+            answers = _answers(saved, layout, tokenizer, text, settings, constraint, speculate)
         for pieces in answers:
             _show(pieces)
     return 0
@@ -102,6 +109,7 @@ def _check_file(
     out: pathlib.Path | None,
     prompt: Sequence[str],
     settings: reply.Settings,
+    drafts: search_settings.Drafts,
 ) -> None:
     """Raises: ValueError for what does not go with a file of prompts."""
     if prompts is None:
@@ -112,6 +120,11 @@ def _check_file(
         raise ValueError("--prompt: given along with --prompts; give one of the two")
     if not isinstance(settings, Sampling):
         raise ValueError("--prompts: texts of a file are sampled; leave the search out")
+    if drafts != search_settings.Drafts():
+        raise ValueError(
+            "--prompts: texts of a file are decoded in slots, which take no drafts; leave out "
+            "--draft, --lookup and --mtp"
+        )
 
 
 def _summary(totals: generation_job.Totals, out: pathlib.Path) -> str:
@@ -135,11 +148,12 @@ def _answers(
     text: str,
     settings: reply.Settings,
     constraint: Constraint | None,
+    speculate: Speculate | None,
 ) -> list[Iterator[str]]:
     encoded = prompt_tokens.asked(saved.run.data, layout, tokenizer, [Message("user", text)])
     ending = prompt_tokens.stopping(settings, encoded.stops)
     args = (saved.model, saved.params, tokenizer, encoded.tokens, ending)
-    return reply.continued(*args, constraint)
+    return reply.continued(*args, constraint, speculate)
 
 
 def _show(pieces: Iterator[str]) -> str:
