@@ -43,6 +43,8 @@ DECODE = (
 SERVE = ("tests/decode/serve/test_engine.py", "tests/decode/serve/test_http_api.py")
 BULK = "tests/decode/serve/bulk/test_generation_job.py"
 FUZZ = "tests/decode/serve/test_engine_fuzz.py"
+SPECULATE = "tests/decode/speculate/test_speculative_loop.py"
+DRAFTED = "tests/decode/speculate/test_speculative_sampling.py"
 CALLS = "tests/decode/serve/test_tool_calls.py"
 STORES = "tests/core/remote/test_objects.py"
 RESUMED = (
@@ -125,6 +127,15 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/serve/refill": ("tests/train/rl/test_policy_sampling.py",),
     "decode/serve/slots": (*SERVE, FUZZ),
     "decode/serve/tool_calls": (CALLS,),
+    "decode/speculate/__init__": (DRAFTED,),
+    "decode/speculate/draft_length": ("tests/decode/speculate/test_draft_length.py",),
+    "decode/speculate/draft_model": (SPECULATE, DRAFTED),
+    "decode/speculate/drafts": (SPECULATE, DRAFTED),
+    "decode/speculate/multi_token_heads": (DRAFTED,),
+    "decode/speculate/prompt_lookup": ("tests/decode/speculate/test_prompt_lookup.py", DRAFTED),
+    "decode/speculate/speculative_loop": (SPECULATE, DRAFTED),
+    "decode/speculate/speculative_sampling": (DRAFTED,),
+    "decode/speculate/verification": ("tests/decode/speculate/test_verification.py",),
     "decode/serve/wire": (SERVE[1], CALLS),
     "decode/serve/worker": (SERVE[1],),
     "models/__init__": (COUNTS, GOLDEN, LAWS),

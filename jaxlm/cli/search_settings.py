@@ -64,7 +64,7 @@ class Drafts:
 
 
 def speculate(options: Drafts, report: Callable[[Report], Any]) -> Speculate | None:
-    """What the options ask for, a model to draft with loaded.
+    """The settings that the options ask for, a model to draft with loaded.
 
     Raises: ValueError for more than one way to draft, and a length without any; as
     `trained_weights.load`.

@@ -258,6 +258,14 @@ def _record(state: State, raw: jax.Array, rows: Rows) -> State:
     return recorded(state, raw[:, None], x[:, None], token[:, None], one, rows)
 
 
+def _over(stopped: jax.Array, lengths: jax.Array, limit: jax.Array) -> jax.Array:
+    """bool[B, T]: whether a row ended before its t-th new token. stopped bool[B, T]: at a stop
+    token there; lengths, limit int32[B]: tokens before the new ones, and at most."""
+    index = jnp.arange(stopped.shape[1])
+    ends = stopped | (lengths[:, None] + index + 1 >= limit[:, None])
+    return jnp.any(ends[:, None] & (index < index[:, None]), axis=-1)
+
+
 def recorded(
     state: State, raw: jax.Array, x: jax.Array, tokens: jax.Array, count: jax.Array, rows: Rows
 ) -> State:
@@ -271,9 +279,7 @@ def recorded(
     index = jnp.arange(width)
     running = (out.finish == RUNNING)[:, None]  # [B,1]
     stopped = jnp.any(tokens[:, :, None] == rows.stop[:, None], axis=-1)  # [B,T]
-    ends = stopped | (out.lengths[:, None] + index + 1 >= rows.limit[:, None])
-    over = jnp.any(ends[:, None] & (index < index[:, None]), axis=-1)  # ended before, [B,T]
-    kept = running & (index < count[:, None]) & ~over
+    kept = running & (index < count[:, None]) & ~_over(stopped, out.lengths, rows.limit)
     tokens = jnp.where(kept, tokens, 0)
     number = jnp.sum(kept, axis=1, dtype=jnp.int32)  # [B]
 
@@ -293,7 +299,6 @@ def recorded(
     lengths = out.lengths + number
     finish = jnp.where(lengths >= rows.limit, LENGTH, RUNNING)
     finish = jnp.where(jnp.any(stopped & kept, axis=1), STOP_TOKEN, finish)
-
     # rows of one batch begin together, those of slots do not
     place = jnp.where(kept, out.lengths[:, None] + index, out.tokens.shape[1])
     row = jnp.arange(batch)[:, None]
@@ -303,9 +308,8 @@ def recorded(
 
     top = state.top
     if top is not None:
-        top = Top(
-            *(put(old, x) for old, x in zip(top, sampling.likeliest(raw, top.tokens.shape[2])))
-        )
+        found = sampling.likeliest(raw, top.tokens.shape[2])
+        top = Top(*map(put, top, found))
     last = jnp.take_along_axis(tokens, jnp.maximum(number - 1, 0)[:, None], axis=1)
     return state._replace(
         last=last[:, 0],

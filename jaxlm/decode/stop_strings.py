@@ -30,6 +30,11 @@ class Watch:
         self.tokens += 1
         self._add(self._stream.push(token))
 
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Add those of a continuation's tokens that were not seen, up to a stop string."""
+        while self.tokens < len(tokens) and not self.stopped:
+            self.push(tokens[self.tokens])
+
     def take(self) -> str:
         """The text that is certain and was not taken yet. What may be the beginning of a stop
         string is held back."""

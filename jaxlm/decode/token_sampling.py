@@ -86,8 +86,7 @@ def generate(
 
     Raises: ValueError, before any compute, for an empty prompt, a token outside the vocabulary, a
     text longer than the model's positions, a stop string without a tokenizer, rules that leave no
-    token for the first place; ValueError where they leave none for a later one; FloatingPointError
-    if the model's logits are not finite.
+    token for the first place, and later for another; FloatingPointError for logits not finite.
     """
     settings = each(sampling, len(prompts))
     if not any(s.stop_strings for s in settings):
@@ -140,7 +139,9 @@ def watched(
         out = on_host(state.out, job.rows, job.columns)
         ended = np.asarray(state.out.finish).copy()
         for r, row in enumerate(watches):
-            _show(row, out, r)
+            # a stop token's text is not part of it
+            end = out.lengths[r] - (out.finish[r] == sampling_loop.STOP_TOKEN)
+            row.follow(out.tokens[r, :end].tolist())
             if row.stopped:
                 ended[r] = sampling_loop.STOP_STRING
                 out = _cut(out, r, row.tokens)
@@ -150,10 +151,8 @@ def watched(
             return
         lengths = np.asarray(state.out.lengths).copy()
         lengths[: len(watches)] = out.lengths
-        state = state._replace(
-            out=state.out._replace(finish=jnp.asarray(ended), lengths=jnp.asarray(lengths))
-        )
-        state = advance(state)
+        so_far = state.out._replace(finish=jnp.asarray(ended), lengths=jnp.asarray(lengths))
+        state = advance(state._replace(out=so_far))
 
 
 def finished(
@@ -295,9 +294,7 @@ def on_host(out: sampling_loop.Generation, rows: int, columns: int) -> sampling_
     host = host._replace(
         **{f: getattr(host, f)[:, :columns] for f in host._fields[:1] + host._fields[2:4]}
     )
-    bad = np.argwhere(~np.isfinite(host.log_probs))
-    if bad.size:
-        r, t = bad[0]
+    for r, t in np.argwhere(~np.isfinite(host.log_probs)):
         raise FloatingPointError(
             f"row {r}, new token {t}: the model's logits are not finite; are the weights?"
         )
@@ -313,13 +310,6 @@ def check_choices(out: sampling_loop.Generation) -> None:
             f"row {r}, new token {t}: sampling.banned, no_repeat_ngram_size and min_new leave no "
             "token to choose; allow at least one, or lower max_new"
         )
-
-
-def _show(row: stop_strings.Watch, out: sampling_loop.Generation, r: int) -> None:
-    """Push the row's tokens that its watch has not seen; a stop token's text is not part of it."""
-    end = out.lengths[r] - (out.finish[r] == sampling_loop.STOP_TOKEN)
-    while row.tokens < end and not row.stopped:
-        row.push(int(out.tokens[r, row.tokens]))
 
 
 def _cut(out: sampling_loop.Generation, r: int, length: int) -> sampling_loop.Generation:

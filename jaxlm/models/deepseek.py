@@ -6,6 +6,7 @@ further ahead, fed with that token's predecessor, sharing embedding and output m
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -236,32 +237,34 @@ def build(cfg: Config, plan: Plan = Plan()) -> Model:
             stats.append(layer_stats)
         return depths, jax.tree.map(lambda *values: jnp.stack(values), *stats)
 
-    def hidden_ahead(
+    model = decoder.build(
+        cfg, spec(cfg), plan, layers=layers(cfg), embed=embed, block=block,
+        norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
+        context=rope.limit(cfg.scaling, cfg.context),
+    )  # fmt: skip
+    if not cfg.ahead:
+        return model
+    return model._replace(ahead=ahead, further=_first_depth(model, last, embed, further))
+
+
+def _first_depth(
+    model: Model, last: Layer, embed: Callable[..., jax.Array], further: Callable[..., tuple]
+) -> Model:
+    """The first depth of multi-token prediction as a Model of its own, with a cache: hidden(params,
+    tokens, at, cache, source) reads the token after each place, and the model's x there."""
+
+    def hidden(
         params: param.Tree, tokens: jax.Array, at: At, cache: Cache, source: jax.Array
     ) -> Hidden:
         token = embed(params["embed"], tokens, at, None).astype(source.dtype)
         w = jax.tree.map(lambda w: w[0], params["ahead"]["0"][f"0_{last.kind}"])
-        memory = cache.layers[0], cache.at
-        x, entries = further(w, source, (token, at), memory)
-        return Hidden(x, kv_cache.append(cache, [entries], at, x, cache_ahead(1, 1)))
+        x, entries = further(w, source, (token, at), (cache.layers[0], cache.at))
+        return Hidden(x, kv_cache.append(cache, [entries], at, x, caches(1, 1)))
 
-    def cache_ahead(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
+    def caches(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return (last.cache(batch, slots),)
 
-    model = decoder.build(
-        cfg,
-        spec(cfg),
-        plan,
-        layers=layers(cfg),
-        embed=embed,
-        block=block,
-        norm=lambda w, x: norm.rms_norm(x, w, cfg.eps),
-        context=rope.limit(cfg.scaling, cfg.context),
-    )
-    if not cfg.ahead:
-        return model
-    depth = model._replace(spec=None, hidden=hidden_ahead, cache=cache_ahead)
-    return model._replace(ahead=ahead, further=depth)
+    return model._replace(spec=None, hidden=hidden, cache=caches)
 
 
 _V2 = Config(

@@ -77,9 +77,7 @@ def _command(
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
-    speculate = search_settings.speculate(drafts, lambda r: print(r, file=sys.stderr, flush=True))
-    if speculate is not None:
-        api.refuse_drafts(saved, chosen, speculate)
+    speculate = _speculate(drafts, saved, chosen)
     if prompts is not None and out is not None:
         slots = api.SLOTS if slots is None else slots
         totals = api.generate_file(saved, prompts, out, sampling, template, constraint, slots)
@@ -91,15 +89,11 @@ def _command(
     layout = prompt_tokens.written(saved.run.data, template)
     if layout is not None and saved.model.kind != "decoder":
         raise ValueError("--template: this model does not continue texts, so it cannot answer")
-    about = saved.run.data.corrupt if isinstance(saved.run.data, pretraining.Data) else None
     for text in prompt or ("",):
-        if layout is None:
-            args = (saved.model, saved.params, tokenizer, text, settings, about)
-            answers = reply.replies(*args, constraint, speculate)
-        else:
+        if layout is not None:
             print(f"> {text}")
-            answers = _answers(saved, layout, tokenizer, text, settings, constraint, speculate)
-        for pieces in answers:
+        args = (saved, layout, tokenizer, text, settings, constraint, speculate)
+        for pieces in _answers(*args):
             _show(pieces)
     return 0
 
@@ -141,16 +135,30 @@ def _summary(totals: generation_job.Totals, out: pathlib.Path) -> str:
     )
 
 
+def _speculate(
+    drafts: search_settings.Drafts, saved: trained_weights.Saved, settings: reply.Settings
+) -> Speculate | None:
+    made = search_settings.speculate(drafts, lambda r: print(r, file=sys.stderr, flush=True))
+    if made is not None:
+        api.refuse_drafts(saved, settings, made)
+    return made
+
+
 def _answers(
     saved: trained_weights.Saved,
-    layout: templates.Template,
+    layout: templates.Template | None,
     tokenizer: tokenizers.tokenizer.Tokenizer,
     text: str,
     settings: reply.Settings,
     constraint: Constraint | None,
     speculate: Speculate | None,
 ) -> list[Iterator[str]]:
-    encoded = prompt_tokens.asked(saved.run.data, layout, tokenizer, [Message("user", text)])
+    data = saved.run.data
+    if layout is None:
+        about = data.corrupt if isinstance(data, pretraining.Data) else None
+        args = (saved.model, saved.params, tokenizer, text, settings, about)
+        return reply.replies(*args, constraint, speculate)
+    encoded = prompt_tokens.asked(data, layout, tokenizer, [Message("user", text)])
     ending = prompt_tokens.stopping(settings, encoded.stops)
     args = (saved.model, saved.params, tokenizer, encoded.tokens, ending)
     return reply.continued(*args, constraint, speculate)

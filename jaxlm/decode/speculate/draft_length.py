@@ -1,4 +1,4 @@
-"""How many tokens a row drafts next: the length with the most expected tokens for its cost.
+"""Number of tokens that a row drafts next: the length with the most expected tokens for its cost.
 
 If every draft is accepted with probability a, independently, a pass over L drafts gives
 1 + a + ... + a^L tokens (Leviathan et al. 2023, eq. 1). a is estimated for each row from its own

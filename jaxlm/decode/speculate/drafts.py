@@ -41,7 +41,7 @@ class Read(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What a pass of the model made of the drafts: its x [B, T, D] at the token before them and at
+    """Result of a pass over the drafts: the model's x [B, T, D] at the token before them and at
     each, the T tokens int32[B, T] chosen after those places, and the number of them int32[B] by
     which each row became longer."""
 

@@ -5,6 +5,7 @@ Its own x takes the place of the model's for the next draft, so that one depth d
 tokens, as it is used with the released weights; further depths are not read.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -82,13 +83,17 @@ def proposer(model: Model, longest: int) -> Proposer:
         drawn, (_, cache) = drafts.drawn(step, raw, (x, cache), state, rows, length)
         return drawn, kept._replace(cache=cache._replace(filled=filled))
 
-    def settle(memory: Memory, state: State, verified: Verified) -> tuple[Memory, jax.Array]:
-        room = longest + 1 - verified.tokens.shape[1]
-        memory = memory._replace(
-            x=jnp.pad(verified.x, ((0, 0), (0, room), (0, 0))),
-            tokens=jnp.pad(verified.tokens, ((0, 0), (0, room))),
-            count=verified.number,
-        )
-        return memory, jnp.full_like(verified.number, longest)
+    return Proposer(begin, propose, functools.partial(_settled, longest))
 
-    return Proposer(begin, propose, settle)
+
+def _settled(
+    longest: int, memory: Memory, state: State, verified: Verified
+) -> tuple[Memory, jax.Array]:
+    """The Memory after a pass, and int32[B]: how many tokens can be drafted next."""
+    room = longest + 1 - verified.tokens.shape[1]
+    memory = memory._replace(
+        x=jnp.pad(verified.x, ((0, 0), (0, room), (0, 0))),
+        tokens=jnp.pad(verified.tokens, ((0, 0), (0, room))),
+        count=verified.number,
+    )
+    return memory, jnp.full_like(verified.number, longest)

@@ -28,7 +28,7 @@ from jaxlm.ops.attention import At
 
 
 class Method(NamedTuple):
-    """How to draft, the same for all rows of a program.
+    """Way to draft, the same for all rows of a program.
 
     draft: a model without its spec, "lookup" or "mtp". lengths: drafts of a pass, rising; each is
     compiled. costs: of a pass with so many, as `draft_length.best` reads them. ngram: of lookup.

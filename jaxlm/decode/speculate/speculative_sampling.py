@@ -24,10 +24,14 @@ class Drafter(Protocol):
     """A model that drafts, and its weights; what `jaxlm.load` returns is one."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """Its functions."""
+        ...
 
     @property
-    def params(self) -> param.Tree: ...
+    def params(self) -> param.Tree:
+        """Its weights."""
+        ...
 
 
 class Report(NamedTuple):

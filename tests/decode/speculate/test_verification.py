@@ -1,4 +1,4 @@
-"""Verification alone: what is drafted, accepted, and drawn in a rejected one's place, enumerated."""
+"""Verification alone: what is drafted, accepted and drawn after a rejection, enumerated."""
 
 import jax
 import jax.numpy as jnp
