@@ -92,6 +92,36 @@ def test_every_prompt_has_n_texts(saved, capsys):
     assert "sampling.min_new: 7 given; it must be in [0, 6]" in capsys.readouterr().err
 
 
+def test_drafts_change_no_text_without_temperature(saved, capsys, tmp_path):
+    """From Python and from the command line, by look-up and by a model; the sum of the reports is
+    told apart from the texts, and what does not go together is refused."""
+    settings, prompts, reports = jaxlm.Sampling(max_new=12, temperature=0.0), ["abab", "b"], []
+    texts = jaxlm.generate(saved[1], prompts, settings)
+    for draft in ("lookup", saved[1]):
+        speculate = jaxlm.Speculate(draft, length=3, adaptive=False, report=reports.append)
+        assert jaxlm.generate(saved[1], prompts, settings, speculate=speculate) == texts
+    assert reports[1].acceptance == 1.0 and reports[1].tokens_per_pass > 2
+    folder = str(saved[1].folder.resolve())
+    args = ["sample", folder, "--prompt", *prompts, "--max-new", "12", "--temperature", "0"]
+    assert main.main([*args, "--draft", folder, "--draft-length", "3"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "".join(f"{p}{t}\n" for p, t in zip(prompts, texts, strict=True))
+    assert re.fullmatch(r"speculation: \d+ of \d+ drafted .* tokens a pass\n", shown.err)
+    file = tmp_path / "p.txt"
+    file.write_text("a\n")
+    for more, told in (
+        (["--lookup", "--mtp"], "--lookup and --mtp: given together"),
+        (["--mtp"], "this llama model has no multi-token prediction"),
+        (["--lookup", "--regex", "a+"], "speculate: given with a constraint"),
+        (["--draft-length", "3"], "draft_length: 3 given; it must be 4 without a way to draft"),
+    ):
+        assert main.main([*args, *more]) == 2
+        assert told in capsys.readouterr().err
+    bulk = ["--prompts", str(file), "--out", str(tmp_path / "o.jsonl"), "--lookup"]
+    assert main.main(["sample", folder, *bulk]) == 2
+    assert "--prompts: texts of a file are decoded in slots" in capsys.readouterr().err
+
+
 def test_a_file_of_prompts_has_the_texts_of_a_list(saved, capsys, tmp_path, monkeypatch):
     """From Python and from the command line; many texts of a list come from slots, as few do from
     one batch, and beams in batches."""

@@ -18,7 +18,7 @@ from jaxlm.decode import prompt_tokens, reply
 from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.serve.bulk import generation_job
 from jaxlm.decode.serve.dialogue import Dialogue
-from jaxlm.decode.speculate.speculative_sampling import Speculate
+from jaxlm.decode.speculate.speculative_sampling import Report, Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -77,7 +77,7 @@ def _command(
     cache.programs()
     run = staging.local(run)
     saved = trained_weights.load(run, checkpoint)
-    speculate = _speculate(drafts, saved, chosen)
+    speculate, reports = _speculate(drafts, saved, chosen)
     if prompts is not None and out is not None:
         slots = api.SLOTS if slots is None else slots
         totals = api.generate_file(saved, prompts, out, sampling, template, constraint, slots)
@@ -95,6 +95,7 @@ def _command(
         args = (saved, layout, tokenizer, text, settings, constraint, speculate)
         for pieces in _answers(*args):
             _show(pieces)
+    _tell(reports)
     return 0
 
 
@@ -136,12 +137,23 @@ def _summary(totals: generation_job.Totals, out: pathlib.Path) -> str:
 
 
 def _speculate(
-    drafts: search_settings.Drafts, saved: trained_weights.Saved, settings: reply.Settings
-) -> Speculate | None:
-    made = search_settings.speculate(drafts, lambda r: print(r, file=sys.stderr, flush=True))
+    drafts: search_settings.Drafts,
+    saved: trained_weights.Saved,
+    settings: reply.Settings,
+) -> tuple[Speculate | None, list[Report]]:
+    """The settings of drafts, and the list that their reports go to."""
+    reports: list[Report] = []
+    made = search_settings.speculate(drafts, reports.append)
     if made is not None:
         api.refuse_drafts(saved, settings, made)
-    return made
+    return made, reports
+
+
+def _tell(reports: Sequence[Report]) -> None:
+    """Print the sum of the reports, apart from the texts."""
+    if reports:
+        sys.stdout.flush()
+        print(Report(*map(sum, zip(*reports, strict=True))), file=sys.stderr)
 
 
 def _answers(
