@@ -92,6 +92,7 @@ def test_every_prompt_has_n_texts(saved, capsys):
     assert "sampling.min_new: 7 given; it must be in [0, 6]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_drafts_change_no_text_without_temperature(saved, capsys, tmp_path):
     """From Python and from the command line, by look-up and by a model; the sum of the reports is
     told apart from the texts, and what does not go together is refused."""
@@ -122,6 +123,7 @@ def test_drafts_change_no_text_without_temperature(saved, capsys, tmp_path):
     assert "--prompts: texts of a file are decoded in slots" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_has_the_texts_of_a_list(saved, capsys, tmp_path, monkeypatch):
     """From Python and from the command line; many texts of a list come from slots, as few do from
     one batch, and beams in batches."""

@@ -72,6 +72,7 @@ def test_a_checkpoint_is_what_its_values_are(case, tmp_path, capsys):
         assert few is not None and few["method"] == "imported" and str(tmp_path) in few["source"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["gptq", pytest.param("nf4_double", marks=pytest.mark.slow)])
 def test_it_computes_and_continues_as_floats_do(case, tmp_path, monkeypatch):
     monkeypatch.setattr(linear, "PART", 1024)

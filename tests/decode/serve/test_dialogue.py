@@ -43,6 +43,7 @@ def want(tiny, messages, seed, max_new=8):
     return row.text
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_whole_conversation(dialogue, tiny):
     """Each with the next seed; another answer replaces the last; what is taken back is gone."""
     talk = dialogue()

@@ -189,6 +189,7 @@ def test_calls_come_out_whole_and_streamed(ask):
     assert choice.message.tool_calls is None
 
 
+@pytest.mark.slow
 def test_required_calls_are_made_sure_of(ask):
     """Of a model that has nothing to say: every call is one of a function, by its schema."""
     settings = {"tools": TOOLS, "temperature": 1, "max_tokens": 120}

@@ -72,6 +72,7 @@ def test_greedy_is_plain_greedy(tiny):
     assert report.accepted < report.drafted / 2 and report.passes <= report.tokens
 
 
+@pytest.mark.slow
 def test_a_model_that_drafts_for_itself_is_always_right(tiny):
     """So its cache holds what it would have computed alone, whatever was accepted before."""
     built = tiny("llama")
@@ -138,6 +139,7 @@ def test_own_heads_draft_what_they_predict_without_a_cache():
     assert report.accepted > 3
 
 
+@pytest.mark.slow
 def test_lookup_follows_repetitions(tiny):
     """A row does not depend on its batch: settings of all kinds, lengths of drafts of its own."""
     built = tiny("llama")
@@ -153,6 +155,7 @@ def test_lookup_follows_repetitions(tiny):
     np.testing.assert_allclose(alone.support_log_probs[0], out.support_log_probs[2], atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_text_ends_at_a_stop_string_and_arrives_in_pieces():
     """By a model of bytes whose logits are those of a table: a, b, c, ... go round."""
     tokenizer, size = bytelevel.Bytes(), bytelevel.Bytes().vocab
@@ -180,6 +183,7 @@ def test_a_text_ends_at_a_stop_string_and_arrives_in_pieces():
     assert reports[-1].acceptance == 1 and reports[-1].tokens == 59
 
 
+@pytest.mark.slow
 def test_candidates_of_a_prompt(tiny):
     """Several continuations of a prompt are those of calls with their seeds; the best are kept."""
     built = tiny("llama")
