@@ -71,16 +71,17 @@ def test_every_stored_array_has_its_place_on_a_mesh(quantise):
 
 @pytest.mark.parametrize("quantise", [None, pytest.param("nf4_double", marks=pytest.mark.slow)])
 def test_nothing_at_first_then_the_merged_weights_and_their_gradient(quantise):
-    """At the start the loss is that of the base, bit for bit, and only `b` has a gradient, as `b`
-    is 0. Later it is that of the merged weights, and the gradients what the chain rule makes of
-    theirs."""
+    """At the start the loss is that of the base, bit for bit (to the last place where the base is
+    decoded within the product), and only `b` has a gradient, as `b` is 0. Later it is that of the
+    merged weights, and the gradients what the chain rule makes of theirs."""
     model, objective = adapted(quantise=quantise)
     plain, batch = clm.build(clm.Config(), model), programs.rows(0, programs.UNEVEN)
     frozen = stored(objective, base())
     below = linear.merged(frozen[lora.BASE])
     start = jax.jit(lambda: param.init(objective.spec, jax.random.key(0)))()
     value, grads = graded(objective.loss, start, frozen, batch)
-    assert value == graded(plain.loss, below, {}, batch)[0]
+    places = 0 if quantise is None else 1
+    np.testing.assert_array_max_ulp(value, graded(plain.loss, below, {}, batch)[0], places)
     for path, g in param.flatten(grads).items():
         assert np.any(np.asarray(g)) == path.endswith("/b"), path
     for path, x in param.flatten(start).items():
