@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxlm.core import cache, check, log
+from jaxlm.core import check, log
 from jaxlm.data import kinds, pretraining, tokenizers
 from jaxlm.data.records import examples
 from jaxlm.data.records.records import Record
 from jaxlm.data.sources import source
 from jaxlm.data.templates.template import Message
-from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.data.tokenized import shard_cache
 from jaxlm.decode import completions, prompt_tokens, reply, token_sampling
 from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.search import hypotheses
@@ -212,8 +212,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The scores of a trained model on one split of its own data, or of other data.
 
-    Of text: nats per token and bits per byte. Of all else: the loss, and what the objective reports
-    with it, both over `rows`.
+    Of text: nats per token and bits per byte, of a mixture those of each source too. Of all else:
+    the loss, and what the objective reports with it, both over `rows`.
 
     Raises: ValueError for data of another kind, or written otherwise than the model was trained to
     read (tokenizer, template, corruption), or longer than its learned positions; for a split that
@@ -233,10 +233,9 @@ def evaluate(
     check.field("data.seq", data.seq, data.seq <= (model.context or data.seq), fits)
     if not isinstance(data, pretraining.Data):
         return _examples(saved, data, split)
-    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
-    text = shards.open_shards(folder, split, tokenizer.hash, run.model.vocab)
+    text = shard_cache.opened(data, split, run.model.vocab)
     score = perplexity.scorer(model, saved.plan)
-    return dataclasses.asdict(perplexity.evaluate(score, saved.params, data, text, saved.plan))
+    return perplexity.scores(score, saved.params, data, text, saved.plan)
 
 
 def _examples(saved: Saved, data: kinds.AnyData, split: source.Split) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import bisect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -192,13 +192,25 @@ class Reader(NamedTuple):
                 at += 1
 
 
-def refuse_repeats(rows: int, batch: int) -> None:
-    """Raises: ValueError if a batch needs more rows than there are: it would hold some twice."""
+def refuse_repeats(rows: int, batch: int, of: str = "") -> None:
+    """Raises: ValueError if a batch needs more rows than there are: it would hold some twice. of:
+    their source in a mixture."""
     if rows < batch:
+        part = f" of {of!r} in data.mix" if of else ""
         raise ValueError(
-            f"data.batch: a step takes {batch} rows, and there are only {rows} to train on: every "
-            f"step would hold some of them several times; {rows} or fewer fit, or give more data"
+            f"data.batch: a step takes {batch} rows{part}, and there are only {rows} to train on: "
+            f"every step would hold some of them several times; {rows} or fewer fit, or give more "
+            "data"
         )
+
+
+def interleaved(parts: Sequence[tuple[np.ndarray, Any]]) -> Any:
+    """One batch of several: row i of a part is row places[i] of it, for parts (places, batch)."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = np.argsort(np.concatenate([places for places, _ in parts]))
+    arrays = zip(*(part for _, part in parts), strict=True)
+    return type(parts[0][1])(*(np.concatenate(same)[order] for same in arrays))
 
 
 def shorten(long: batch.Batch, seq: int) -> batch.Batch:

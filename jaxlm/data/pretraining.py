@@ -1,19 +1,16 @@
 """Rows to batches: a stateless function of (seed, step).
 
 Step s reads the global rows rows_before(s) .. rows_before(s + 1) of the shuffled, endlessly
-repeated rows. Nothing else decides: not the number of hosts, of workers, or where a run resumed.
+repeated rows; of a mixture, in the order of row_schedule. Nothing else decides: not the number of
+hosts, of workers, or where a run resumed.
 
 A stage may have another batch B' and a shorter sequence T'. Rows are always packed at T = data.seq;
 a step of the stage takes B' T' / T of them and cuts them into B' rows of T' (pack.shorten).
 """
 
 import functools
-import hashlib
-import multiprocessing
-import os
-import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +19,12 @@ from jaxlm.core import batch, check
 from jaxlm.data import pack, shared_fields, tokenizers
 from jaxlm.data.corrupt import infill as infilling  # the field bears the name
 from jaxlm.data.corrupt import mask, span
-from jaxlm.data.tokenized import shards
+from jaxlm.data.rows import mix_parts, mix_plan, mixed_rows, prefetch
+from jaxlm.data.tokenized import shards, texts
 from jaxlm.data.tokenizers import tokenizer as interface
 
-ENDLESS = 1 << 40  # steps
 # Draws for training and for evaluation never meet.
 _TRAIN, _VAL = 0, 1
-_THREADS = 2  # batches read at once, and
-_AHEAD = 4  # read ahead of use, when workers = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,9 @@ class Data:
     directory of shards made by `jaxlm data tokenize`, which brings its own field and holdout."""
     field: str = "text"
     """The field of .jsonl or column of .parquet that holds the text."""
+    mix: mix_parts.Mix = ()
+    """Several sources in place of `source` and `field`, by shares of tokens. Every row holds text
+    of one source."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a tokenizer: a directory, .model, .json or .tiktoken."""
     packing: pack.Packing = "best_fit"
@@ -75,9 +73,13 @@ class Data:
             *check.problem("data.field", self.field, bool(self.field), "the name of a field"),
             *_changes("ramp", self.ramp),
             *_changes("curriculum", self.curriculum),
+            *mix_parts.problems(self.mix),
             *(line for part in parts for line in part.problems()),
         ]
         yield from wrong
+        if self.mix:
+            why = "with data.mix, of which every part has its own"
+            yield from check.changed("data", self, "source", "field", why=why)
         why = "with data.{}, which keeps what belongs together in one row"
         if self.infill is not None:
             names = ("packing", "curriculum", "corrupt")
@@ -167,6 +169,37 @@ def tokens_before(data: Data, step: int) -> int:
     return rows_before(data, step) * data.seq
 
 
+# --- Sources ---------------------------------------------------------------------------------
+
+
+def parts(data: Data) -> dict[str, Data]:
+    """The data of each source alone, by name; data that is no mixture has the name ""."""
+    if not data.mix:
+        return {"": data}
+    named = zip(mix_parts.names(data.mix), data.mix, strict=True)
+    return {n: replace(data, mix=(), source=p.source, field=p.field) for n, p in named}
+
+
+def readers(data: Data, split: texts.Text) -> dict[str, mixed_rows.Reader]:
+    """The packed training rows of each source."""
+    own, of = parts(data), texts.parts(split)
+    if [*own] != [*of]:
+        raise ValueError(f"data.mix has the sources {[*own]}, the text those of {[*of]}")
+    texts.refuse_copies(split)
+    return {name: reader(own[name], of[name]) for name in own}
+
+
+def plan(data: Data, split: texts.Text, steps: int) -> mix_plan.MixPlan:
+    """The plan of a run of so many steps over a mixture."""
+    held = zip(texts.parts(split).items(), readers(data, split).values(), data.mix, strict=True)
+    sources = tuple(
+        mix_plan.Source(name, text.documents, mixed_rows.size(rows), part.max_epochs)
+        for (name, text), rows, part in held
+    )
+    stages_ = tuple((step, rows_before(data, step), w) for step, w in mix_parts.weights(data.mix))
+    return mix_plan.MixPlan(sources, stages_, steps, functools.partial(rows_before, data))
+
+
 # --- Batches ---------------------------------------------------------------------------------
 
 
@@ -179,7 +212,7 @@ class Steps:
     def __init__(
         self,
         data: Data,
-        split: shards.Shards,
+        split: texts.Text,
         start_step: int,
         process_index: int,
         process_count: int,
@@ -190,17 +223,20 @@ class Steps:
             check.field("data.batch", stage.batch, stage.batch % process_count == 0, fits)
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
-        self._reader = reader(data, split)
-        pack.refuse_repeats(len(self._reader.rows), max(stage.rows for stage in stages(data)))
-        self._order = row_order(len(self._reader.rows), data.seed)
+        weights = mix_parts.weights(data.mix) if data.mix else [(0, (1.0,))]
+        changes = [(rows_before(data, step), values) for step, values in weights]
+        self._rows = mixed_rows.MixedRows(readers(data, split), changes, data.seed)
+        firsts = {stage.first_step for stage in stages(data)} | {step for step, _ in weights}
+        pairs = ((rows_before(data, step), rows_before(data, step + 1)) for step in sorted(firsts))
+        self._rows.refuse_repeats(pairs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process: a worker, which must not outlive the run it reads for."""
         self.__dict__.update(state)
-        end_with_parent()
+        prefetch.end_with_parent()
 
     def __len__(self) -> int:
-        return ENDLESS
+        return prefetch.ENDLESS
 
     def __getitem__(self, index: int) -> batch.Batch | batch.Pairs:
         step = self._start + int(index)
@@ -210,44 +246,13 @@ class Steps:
         low, high = self._process * each, (self._process + 1) * each
         first, last = low // cut, -(-high // cut)
         at = rows_before(self._data, step)
-        rows = np.array([self._order[at + i] for i in range(first, last)])
         draws: pack.Draws = [(self._data.seed, _TRAIN, at + i) for i in range(first, last)]
-        long = _read(self._reader, rows, draws)
+        long = self._rows.read(at + first, at + last, draws)
         short = pack.shorten(long, stage.seq) if isinstance(long, batch.Batch) else long
         return type(short)(*(array[low - first * cut : high - first * cut] for array in short))
 
 
-def end_with_parent() -> None:
-    """In a worker, end the process when the one that started it is gone, however it went: a killed
-    run cannot stop its workers, and they would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def row_order(rows: int, seed: int) -> Any:
-    """The endless order of the rows, by index: each once an epoch, every epoch shuffled anew.
-
-    grain shuffles epoch e with seed + e. Seeds are hashed first, or the second epoch of seed 0
-    would be the first of seed 1.
-    """
-    import grain
-
-    spread = int.from_bytes(hashlib.sha256(f"rows:{seed}".encode()).digest()[:4], "big")
-    return grain.MapDataset.range(rows).shuffle(spread).repeat()
-
-
-# Readers of batches of any rows; all but the first also read the numbers that decide their draws.
-Reader = pack.Reader | mask.Reader | span.Reader | infilling.Reader
-
-
-def reader(data: Data, split: shards.Shards) -> Reader:
+def reader(data: Data, split: shards.Shards) -> mixed_rows.Reader:
     """The packed training rows; an epoch is `len(reader.rows)` of them."""
     if data.infill is None:
         return _reader(data, split, data.packing)
@@ -255,7 +260,7 @@ def reader(data: Data, split: shards.Shards) -> Reader:
     return infilling.reader(split.lengths, split, data.seq, data.infill, marks)
 
 
-def _reader(data: Data, split: shards.Shards, packing: pack.Packing) -> Reader:
+def _reader(data: Data, split: shards.Shards, packing: pack.Packing) -> mixed_rows.Reader:
     if data.corrupt is None:
         return pack.Reader(pack.pack(split.lengths, data.seq, packing), split)
     tokenizer = tokenizers.load(data.tokenizer)
@@ -289,14 +294,9 @@ def target_length(data: Data) -> int | None:
     return span.target_length(data.corrupt, data.seq)
 
 
-def _read(reader: Reader, rows: np.ndarray, draws: pack.Draws) -> batch.Batch | batch.Pairs:
-    """The batch of these rows; draws: what decides each row's chance."""
-    return reader.read(rows) if isinstance(reader, pack.Reader) else reader.read(rows, draws)
-
-
 def batches(
     data: Data,
-    split: shards.Shards,
+    split: texts.Text,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -312,37 +312,23 @@ def batches(
     Raises: ValueError with `Data.problems`, or if a batch does not divide over the processes.
     """
     steps = Steps(data, split, start_step, process_index, process_count)
-    return read_ahead(steps, data.workers)
-
-
-def read_ahead(steps: Any, workers: int) -> Generator[Any]:
-    """steps[0], steps[1], ... read ahead in threads, or in `workers` processes, by grain."""
-    import grain
-    from absl import flags
-
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    ahead: Any = grain.MapDataset.source(steps).to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            # grain hands absl flags to its workers and fails unless someone parsed them.
-            flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    iterator = iter(ahead)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    return prefetch.read_ahead(steps, data.workers)
 
 
 def batch_at(
     data: Data,
-    split: shards.Shards,
+    split: texts.Text,
     step: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> batch.Batch | batch.Pairs:
     """The batch of one step, read now. Packs anew at every call: for tests and a look."""
     return Steps(data, split, step, process_index, process_count)[0]
+
+
+def val_rows(data: Data, split: shards.Shards) -> int:
+    """Rows of a split, as `val_batches` packs it."""
+    return len(_reader(data, split, "best_fit").rows)
 
 
 def val_batches(
@@ -365,12 +351,12 @@ def val_batches(
 
 
 def _in_order(
-    data: Data, reader: Reader, offset: int, each: int
+    data: Data, reader: mixed_rows.Reader, offset: int, each: int
 ) -> Iterator[batch.Batch | batch.Pairs]:
     total = len(reader.rows)
     for start in range(0, total, data.batch):
         wanted = np.arange(start + offset, start + offset + each)
         wanted = wanted[wanted < total]
-        part = _read(reader, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
+        part = mixed_rows.read(reader, wanted, [(data.seed, _VAL, int(i)) for i in wanted])
         missing = each - len(part.tokens)
         yield type(part)(*(np.pad(array, ((0, missing), (0, 0))) for array in part))

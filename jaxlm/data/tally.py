@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data.tokenized import shards
+from jaxlm.data.tokenized import shards, texts
 
 
 class Tally(NamedTuple):
@@ -61,18 +61,25 @@ _APART = {
 }
 
 
-def documents(train: shards.Shards, val: shards.Shards | None, seq: int) -> Tally:
+def documents(train: texts.Text, val: texts.Text | None, seq: int) -> Tally:
     """The Tally of text: all of it is read, documents longer than a row in several pieces."""
-    sizes = [train.lengths, *([] if val is None else [val.lengths])]
+    parts = list(texts.parts(train).values())
+    sizes = [split.lengths for split in (*parts, *texts.parts({} if val is None else val).values())]
     long = sum(int((np.asarray(part, np.int64) > seq + 1).sum()) for part in sizes)
-    parts = train.manifest.splits
-    held = parts["val"].documents if "val" in parts else 0
+    kept, held, empty = (sum(column) for column in zip(*map(_counts, parts), strict=True))
     return Tally(
         what="documents",
-        read=train.documents + held + train.manifest.empty,
-        train=train.documents,
+        read=kept + held + empty,
+        train=kept,
         val=held,
         cut={},
-        left={"empty": train.manifest.empty},
+        left={"empty": empty},
         more=f"{long:,} are longer than data.seq={seq} and read in pieces" if long else "",
     )
+
+
+def _counts(train: shards.Shards) -> tuple[int, int, int]:
+    """Documents of a source: to train on, held out, and left out since they are empty."""
+    splits = train.manifest.splits
+    held = splits["val"].documents if "val" in splits else 0
+    return train.documents, held, train.manifest.empty

@@ -16,7 +16,7 @@ import numpy as np
 from jaxlm.core import param
 from jaxlm.core.batch import Batch, Pairs
 from jaxlm.data import pretraining
-from jaxlm.data.tokenized import shards
+from jaxlm.data.tokenized import shards, texts
 from jaxlm.models import model as models
 from jaxlm.models.model import Model
 from jaxlm.ops.losses import cross_entropy
@@ -86,20 +86,73 @@ def evaluate(
 
     Raises: ValueError for an empty split.
     """
+    total, size = _sums(score, params, data, split, plan, batches)
+    return _score(data, total, size, size)
+
+
+def scores(
+    score: Scorer,
+    params: param.Tree,
+    data: pretraining.Data,
+    text: texts.Text,
+    plan: Plan,
+    batches: int | None = None,
+) -> dict[str, Any]:
+    """The Score on a split, as JSON. batches: as `evaluate`.
+
+    A mixture has that of all its held-out text, whatever the weights, and "nll/NAME" and
+    "bits_per_byte/NAME" of each source. batches: of each source; in the Score of all they count as
+    much as the rest of their source would.
+    """
+    if not isinstance(text, dict):
+        return dataclasses.asdict(evaluate(score, params, data, text, plan, batches))
+    every: dict[str, Any] = {"nll": 0.0, "correct": 0.0, "weight": 0.0, "counts": 0.0}
+    by_source: dict[str, Any] = {}
+    seen, estimated, tokens = 0, 0.0, 0
+    for name, own in pretraining.parts(data).items():
+        total, size = _sums(score, params, own, text[name], plan, batches)
+        single = _score(own, total, size, size)
+        by_source[f"nll/{name}"] = single.nll
+        if single.bits_per_byte is not None:
+            by_source[f"bits_per_byte/{name}"] = single.bits_per_byte
+        factor = 1.0
+        if batches is not None:
+            rows = pretraining.val_rows(own, text[name])
+            factor = rows / min(rows, batches * own.batch)
+        every = {key: every[key] + factor * total[key] for key in every}
+        seen, estimated, tokens = seen + size, estimated + factor * size, tokens + single.tokens
+    combined = dataclasses.replace(_score(data, every, seen, estimated), tokens=tokens)
+    return dataclasses.asdict(combined) | by_source
+
+
+def _sums(
+    score: Scorer,
+    params: param.Tree,
+    data: pretraining.Data,
+    split: shards.Shards,
+    plan: Plan,
+    batches: int | None,
+) -> tuple[dict[str, Any], int]:
+    """(`sums` over a split or its first batches, bytes of their text)."""
     local = pretraining.val_batches(data, split, *transfer.reader(plan))
     total = sums(score, params, itertools.islice(local, batches), plan)
     if not total["weight"]:
         raise ValueError(f"{split.folder}: the {split.split!r} split has no token to predict")
     tokens, targets = round(float(total["weight"])), split.tokens - split.documents
     partial = data.corrupt is None and tokens != targets
-    size = round(split.bytes * tokens / targets) if partial else split.bytes
+    return total, round(split.bytes * tokens / targets) if partial else split.bytes
+
+
+def _score(data: pretraining.Data, total: dict[str, Any], size: int, spelt: float) -> Score:
+    """The Score of these sums. size: bytes of the text read; spelt: those that the sums stand
+    for."""
     nll = float(total["nll"] / total["weight"])
     return Score(
         nll=nll,
-        bits_per_byte=None if data.corrupt else float(total["nll"]) / math.log(2) / size,
+        bits_per_byte=None if data.corrupt else float(total["nll"]) / math.log(2) / spelt,
         perplexity=math.exp(min(nll, 700.0)),
         accuracy=float(total["correct"] / total["weight"]),
-        tokens=tokens,
+        tokens=round(float(total["weight"])),
         bytes=size,
         unigram=entropy(total["counts"]),
     )

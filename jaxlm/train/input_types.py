@@ -44,7 +44,7 @@ class Supply(NamedTuple):
     """The source of a run's batches.
 
     facts: JSON that decides every batch, together with (seed, step). corpus: its part of env.json.
-    tally: what became of the source's records.
+    tally: what became of the source's records. notes: more lines to print before training.
     open(step, carry) -> a context with the Stream from that step on; carry is what a checkpoint
     held, as `Stream.carry` gave it, {} at step 0. carry: its shapes, {} if none.
     evaluate(state, batches) -> Judged, over the held-out split or its first batches; None if the
@@ -60,3 +60,4 @@ class Supply(NamedTuple):
     positions: Callable[[int], int]
     flops: Callable[[int], dict[str, float]]
     carry: param.Tree = {}
+    notes: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 model's own samples. The loop calls these functions alone."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -10,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.core import cache, param
+from jaxlm.core import check, param
 from jaxlm.core.batch import Batch
-from jaxlm.data import kinds, pack, pretraining, tally, tokenizers
+from jaxlm.data import kinds, pack, pretraining, tally
 from jaxlm.data.records import examples
-from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.data.rows import mix_plan
+from jaxlm.data.tokenized import shard_cache, shards, texts
 from jaxlm.eval import heldout, perplexity
 from jaxlm.models.model import Model
 from jaxlm.objectives import distill
@@ -57,47 +57,41 @@ def _noted(score: Callable[..., Any], arrive: Arrive) -> Callable[..., Any]:
 
 def open_text(
     data: pretraining.Data, val: bool, vocab: int
-) -> tuple[shards.Shards, shards.Shards | None]:
+) -> tuple[texts.Text, texts.Text | None]:
     """(training split, held-out split or None) for a model of `vocab` ids, tokenised first if that
     was not done before."""
-    tokenizer = tokenizers.load(data.tokenizer)
-    folder = shard_cache.prepare(data, str(cache.folder() / "shards"))
-    train = shards.open_shards(folder, "train", tokenizer.hash, vocab)
-    return train, shards.open_shards(folder, "val", tokenizer.hash, vocab) if val else None
+    train = shard_cache.opened(data, "train", vocab)
+    return train, shard_cache.opened(data, "val", vocab) if val else None
+
+
+def planned(run: Run, train: texts.Text) -> mix_plan.MixPlan | None:
+    """The plan of a run's mixture; None without one."""
+    data = run.data
+    assert isinstance(data, pretraining.Data)
+    return pretraining.plan(data, train, run.steps) if data.mix else None
 
 
 def _text(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Supply:
     data = run.data
     assert isinstance(data, pretraining.Data)
     train, val = open_text(data, run.eval_every is not None, run.model.vocab)
-    facts = train.manifest
+    notes: list[str] = []
+    if (mixture := planned(run, train)) is not None:
+        notes = mix_plan.table(mixture)
+        check.refuse("\n".join([*notes, "this run cannot start:"]), mix_plan.problems(mixture))
     score = _noted(perplexity.scorer(model, run.plan), arrive)
 
     def evaluate(state: State, batches: int | None) -> Judged:
         assert val is not None
         params = objective.weights(optimizer.ema(state.opt, state.params), state.frozen)
-        scored = perplexity.evaluate(score, params, data, val, run.plan, batches)
-        measure = scored.nll if scored.bits_per_byte is None else scored.bits_per_byte
-        return Judged(dataclasses.asdict(scored), measure)
+        record = perplexity.scores(score, params, data, val, run.plan, batches)
+        bits = record["bits_per_byte"]
+        return Judged(record, record["nll"] if bits is None else bits)
 
     stored = isinstance(run.objective, distill.Config) and run.objective.read == "stored"
     return Supply(
-        facts={
-            "fingerprint": facts.fingerprint,
-            "tokenizer": facts.tokenizer,
-            "holdout": facts.holdout,
-            "documents": train.documents,
-            "tokens": train.tokens,
-        },
-        corpus={
-            "source": facts.source,
-            "fingerprint": facts.fingerprint,
-            "python": facts.python,
-            "tokenizer": facts.tokenizer,
-            "tokenizer_kind": facts.tokenizer_kind,
-            "train_tokens": train.tokens,
-            "train_bytes": train.bytes,
-        },
+        facts=texts.facts(train),
+        corpus=texts.corpus(train),
         tally=tally.documents(train, val, data.seq),
         open=_opener(
             run.plan, _taught(run, train) if stored else partial(pretraining.batches, data, train)
@@ -107,13 +101,16 @@ def _text(run: Run, model: Model, objective: Objective, arrive: Arrive) -> Suppl
         flops=lambda step: (
             {} if objective.frozen else _flops(run, pretraining.stage_at(data, step).seq)
         ),
+        notes=tuple(notes),
     )
 
 
-def _taught(run: Run, train: shards.Shards) -> Callable[[int, int, int], Generator[Any]]:
+def _taught(run: Run, train: texts.Text) -> Callable[[int, int, int], Generator[Any]]:
     """The batches of text with a teacher's answers, in the order of `pretraining`."""
-    data, facts = run.data, train.manifest
+    data = run.data
     assert isinstance(data, pretraining.Data)
+    assert isinstance(train, shards.Shards)  # `objective_data.problems` refuses a mixture
+    facts = train.manifest
     plain = pretraining.reader(data, train)
     assert isinstance(plain, pack.Reader)
     identity = [facts.fingerprint, facts.tokenizer, facts.holdout]

@@ -160,7 +160,8 @@ def begin(
     program = build(run)
     supply = supplies.of(run, program.model, program.objective, watch.arrive)
     watch.meet("its first weights")
-    out.say(supply.tally.line())
+    for text_ in (supply.tally.line(), *supply.notes):
+        out.say(text_)
     for text_ in supply.tally.warnings():
         out.warn(text_)
     at = _resume(run, folder, program, supply, primary, out)

@@ -64,7 +64,8 @@ def taught(run: Run, plain: examples.Rows, identity: list[Any]) -> precompute.Ro
 def facts_of(data: Any) -> dict[str, Any]:
     """The fields of a data config that decide its rows, and not their order or size of batches."""
     fields = dataclasses.asdict(data)
-    return {n: v for n, v in fields.items() if n not in ("batch", "seed", "workers", "ramp")}
+    # of a mixture nothing is stored
+    return {n: v for n, v in fields.items() if n not in ("batch", "seed", "workers", "ramp", "mix")}
 
 
 def _manifest(folder: str, number: int | None) -> str:

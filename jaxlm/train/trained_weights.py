@@ -260,7 +260,7 @@ def refuse_template(folder: str | os.PathLike[str], run: Run, layout: str | None
 
 # Fields that `jaxlm eval` may be given: the data that is read, and its rows.
 READ = ("source", "field", "format", "tree", "long", "holdout", "seq", "batch", "packing", "seed")
-READ += ("workers",)
+READ += ("workers", "mix")
 
 
 def refuse_changes(folder: str | os.PathLike[str], run: Run, data: kinds.AnyData) -> None:

@@ -1,5 +1,6 @@
 """`jaxlm eval` and `jaxlm score`: scores of a trained model, and scores by a reward model."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def evaluate(args: Sequence[str]) -> int:
         read = directory.load(target := str(staging.local(target))).data
     run = pathlib.Path(target)
     kind: Any = type(read)
+    replaced = "--data.source" in [arg.partition("=")[0] for arg in rest]
 
     def command(
         checkpoint: trained_weights.Which = "last", split: source.Split = "val", data: kind = read
@@ -41,9 +43,12 @@ def evaluate(args: Sequence[str]) -> int:
             checkpoint: The last checkpoint, or the one with the best evaluation.
             split: The held-out part, or the one trained on. To score a whole file, give
                 `--data.source FILE --data.holdout 0 --split train`.
-            data: What is read; the run's own data where nothing else is given. What the weights
-                were trained to predict (tokenizer, template, corrupt, learn, ...) stays as it was.
+            data: What is read; the run's own data where nothing else is given, and one source in
+                place of all of a mixture. What the weights were trained to predict (tokenizer,
+                template, corrupt, learn, ...) stays as it was.
         """
+        if isinstance(data, pretraining.Data) and replaced:
+            data = dataclasses.replace(data, mix=())
         check.refuse("", data.problems())
         trained_weights.refuse_changes(run, directory.load(run), data)
         cache.programs()
@@ -51,6 +56,8 @@ def evaluate(args: Sequence[str]) -> int:
         directory.warn_of_lost_records(run)
         result = api.evaluate(saved, data, split)
         facts = {"step": saved.step, "split": split, "source": data.source}
+        if isinstance(data, pretraining.Data) and data.mix:
+            facts["source"] = {n: own.source for n, own in pretraining.parts(data).items()}
         print(json.dumps(json_file.plain(facts | result), indent=1))
         loss = directory.not_finite(result, "the")
         if loss is not None:

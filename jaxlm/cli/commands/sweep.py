@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import tyro
 
 from jaxlm.cli import field_overrides, launch
-from jaxlm.core import config, io, json_file
+from jaxlm.core import check, config, io, json_file
 from jaxlm.data import pretraining
+from jaxlm.data.rows import mix_plan
+from jaxlm.data.tokenized import texts
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling import figures, study_record
 from jaxlm.scaling.planning import forecast
@@ -70,7 +72,7 @@ def _run(target: str, options: Options, overrides: Sequence[str]) -> int:
     for trial in wanted:
         # all but the mesh, which the hosts of the trials have
         runs.validate(dataclasses.replace(trial.run, plan=Plan()))
-    facts = _facts(sweep) | {"target": target}
+    facts = _facts(sweep, wanted) | {"target": target}
     book = scheduler.opened(sweep_cells.folder(sweep), sweep.counting, wanted, facts)
     print(_plan(sweep, wanted, options.execution.workers, book), flush=True)
     if options.estimate:
@@ -93,17 +95,23 @@ def _say(text: str) -> None:
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
-def _facts(sweep: Sweep) -> dict[str, Any]:
-    """Facts of the text, which is tokenised now if it was not before."""
+def _facts(sweep: Sweep, wanted: Sequence[Trial]) -> dict[str, Any]:
+    """Facts of the text, which is tokenised now if it was not before.
+
+    Raises: ValueError for a trial that would read a source of a mixture too often.
+    """
     assert isinstance(sweep.base.data, pretraining.Data)
     environment.quiet()
     train, val = inputs.open_text(sweep.base.data, True, sweep.base.model.vocab)
     assert val is not None
+    for trial in wanted:
+        mixture = inputs.planned(trial.run, train)
+        if mixture is not None:
+            check.refuse(f"{trial.run.name} cannot start:", mix_plan.problems(mixture))
+    corpus = texts.corpus(train)
     return {
-        "source": train.manifest.source,
-        "fingerprint": train.manifest.fingerprint,
-        "train_tokens": train.tokens,
-        "held_out_tokens": val.tokens - val.documents,
+        **{name: corpus[name] for name in ("source", "fingerprint", "train_tokens")},
+        "held_out_tokens": sum(s.tokens - s.documents for s in texts.parts(val).values()),
     }
 
 

@@ -17,12 +17,13 @@ from jaxlm.core import target as devices_elsewhere
 from jaxlm.core.remote import staging
 from jaxlm.data import kinds, pretraining
 from jaxlm.data.pretraining import Data
+from jaxlm.data.rows import mix_plan
 from jaxlm.models import llama
 from jaxlm.models.layers import moe, stack
 from jaxlm.parallel import mesh_layouts, multihost, topology
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import cost_report, memory
-from jaxlm.train import loop, program
+from jaxlm.train import inputs, loop, program
 from jaxlm.train.optim import diloco
 from jaxlm.train.preflight import compiled_step, layout_search, memory_check, step_report
 from jaxlm.train.run import certificate
@@ -107,7 +108,19 @@ def plan(args: Sequence[str]) -> int:
         targets=pretraining.target_length(run.data) if isinstance(run.data, Data) else None,
     )
     print(cost_report.text([*rows, *memory_check.rows(run, built, device_gib)]))
+    if isinstance(run.data, Data) and run.data.mix:
+        _print_mixture(run, run.data)
     return 0
+
+
+def _print_mixture(run: Run, data: Data) -> None:
+    """Prints the plan of a run's mixture, which is tokenised now if it was not before. Raises:
+    ValueError as training would."""
+    check.refuse("", data.problems())
+    mixture = inputs.planned(run, inputs.open_text(data, False, run.model.vocab)[0])
+    assert mixture is not None
+    print("\n".join(["", *mix_plan.table(mixture)]), flush=True)
+    check.refuse("this run cannot start:", mix_plan.problems(mixture))
 
 
 def certify(args: Sequence[str]) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxlm.core import check
 from jaxlm.core.batch import Batch
-from jaxlm.data import pack, pretraining, tally
+from jaxlm.data import pack, tally
+from jaxlm.data.rows import mixed_rows, prefetch
 
 
 class Rows(Protocol):
@@ -73,15 +74,15 @@ class Steps:
         self._rows, self._batch, self._first = rows, batch, first
         self._each = batch // process_count
         self._offset = process_index * self._each
-        self._order = pretraining.row_order(len(rows), seed)
+        self._order = mixed_rows.row_order(len(rows), seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process: a worker, which must not outlive the run it reads for."""
         self.__dict__.update(state)
-        pretraining.end_with_parent()
+        prefetch.end_with_parent()
 
     def __len__(self) -> int:
-        return pretraining.ENDLESS
+        return prefetch.ENDLESS
 
     def __getitem__(self, index: int) -> Any:
         at = (self._first + int(index)) * self._batch + self._offset
@@ -103,7 +104,7 @@ def batches(
     are, or does not divide over the processes.
     """
     steps = Steps(rows, batch, seed, start_step, process_index, process_count)
-    return pretraining.read_ahead(steps, workers)
+    return prefetch.read_ahead(steps, workers)
 
 
 def val_batches(

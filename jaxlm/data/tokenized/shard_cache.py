@@ -3,10 +3,10 @@
 import pathlib
 import sys
 
-from jaxlm.core import atomic
+from jaxlm.core import atomic, cache, check
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.sources import source
-from jaxlm.data.tokenized import manifest, shards
+from jaxlm.data.tokenized import manifest, shards, texts
 
 
 def _verify(folder: pathlib.Path) -> None:
@@ -29,8 +29,10 @@ def prepare(data: pretraining.Data, cache_dir: str, workers: int = 0) -> str:
     each works in a directory of its own and the first to finish names it. A copy of which a file
     is damaged or missing is named in a warning and made again.
 
-    Raises: what `tokenize` and `tokenizers.load` raise.
+    Raises: what `tokenize` and `tokenizers.load` raise; ValueError for a mixture, of which `opened`
+    prepares every source.
     """
+    check.field("data.mix", data.mix, not data.mix, "() for the shards of one source")
     if manifest.present(data.source):
         return str(pathlib.Path(data.source).expanduser())
     tokenizer = tokenizers.load(data.tokenizer)
@@ -53,3 +55,26 @@ def prepare(data: pretraining.Data, cache_dir: str, workers: int = 0) -> str:
             if not (target / manifest.FILE).is_file():
                 raise
     return str(target)
+
+
+def opened(data: pretraining.Data, split: source.Split, vocab: int) -> texts.Text:
+    """One split of a run's data for a model of `vocab` ids, tokenised first if that was not done
+    before.
+
+    Raises: as `prepare` and `shards.open_shards`, naming the part of a mixture.
+    """
+    tokenizer = tokenizers.load(data.tokenizer)
+
+    def one(own: pretraining.Data) -> shards.Shards:
+        folder = prepare(own, str(cache.folder() / "shards"))
+        return shards.open_shards(folder, split, tokenizer.hash, vocab)
+
+    if not data.mix:
+        return one(data)
+    text = {}
+    for name, own in pretraining.parts(data).items():
+        try:
+            text[name] = one(own)
+        except ValueError as error:
+            raise ValueError(f"data.mix: {name!r}: {error}") from error
+    return text

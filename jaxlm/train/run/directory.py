@@ -93,7 +93,7 @@ def score_text(val: metrics.Record | None) -> str:
         names = [n for n, x in val.items() if (isinstance(x, float) or n in odd) and n != "weight"]
         return "val " + ", ".join(f"{n} {json_file.number(val, n):.4f}" for n in names)
     if bits is not None:
-        return f"val {bits:.4f} bits per byte, {nll:.4f} nats per token"
+        return f"val {bits:.4f} bits per byte{metrics.sources_text(val)}, {nll:.4f} nats per token"
     if not math.isfinite(nll):
         return f"val {nll} nats per token"
     return (

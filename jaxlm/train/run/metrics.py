@@ -234,3 +234,20 @@ def records(path: str | os.PathLike[str]) -> Iterator[Record]:
 def deterministic(path: str | os.PathLike[str]) -> list[Record]:
     """The records without what the clock decided: equal for equal runs."""
     return [{k: v for k, v in r.items() if k != "timing"} for r in records(path)]
+
+
+# Before the name of a source of a mixture.
+BY_SOURCE = "bits_per_byte/"
+
+
+def by_source(record: Record) -> dict[str, float]:
+    """Bits per byte of every source in an evaluation of a mixture, {} of all else."""
+    names = [name for name in record if name.startswith(BY_SOURCE)]
+    values = {n.removeprefix(BY_SOURCE): json_file.number(record, n) for n in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sources_text(record: Record) -> str:
+    """`by_source` for people, in brackets; "" of all else."""
+    texts = [f"{name} {value:.4f}" for name, value in by_source(record).items()]
+    return f" ({', '.join(texts)})" if texts else ""

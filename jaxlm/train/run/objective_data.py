@@ -41,7 +41,7 @@ def problems(cfg: objectives.AnyConfig, model: Model, data: kinds.AnyData) -> It
         yield from _text_problems(name, model, data)
         if isinstance(cfg, distill.Config) and cfg.read == "stored":
             why = "with objective.read='stored', which stores a distribution for each whole row"
-            yield from check.changed("data", data, "ramp", "curriculum", "infill", why=why)
+            yield from check.changed("data", data, "ramp", "curriculum", "infill", "mix", why=why)
 
 
 def _preference_problems(cfg: objectives.AnyConfig, data: preferences.Preferences) -> Iterator[str]:

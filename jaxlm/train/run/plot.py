@@ -13,12 +13,14 @@ def loss(folder: str | os.PathLike[str]) -> pathlib.Path | None:
     """Draw loss.png from a run's metrics.jsonl; its path, or None if there is nothing to draw.
 
     Left axis: nats per token on the training and the held-out split. Right axis: held-out bits per
-    byte, which is comparable across tokenizers. A red line where a loss is first not finite.
+    byte, which is comparable across tokenizers, of a mixture also by source. A red line where a
+    loss is first not finite.
     """
     folder = staging.local(folder)
     records = list(metrics.records(folder / metrics.FILE))
     train = _series(records, "train", "loss")
     held_out, bits = _series(records, "val", "nll"), _series(records, "val", "bits_per_byte")
+    sources = dict.fromkeys(name for r in records for name in metrics.by_source(r))
     odd = [r["step"] for r in records if _odd(r)]
     if not train[0] and not held_out[0] and not odd:
         return None
@@ -36,6 +38,10 @@ def loss(folder: str | os.PathLike[str]) -> pathlib.Path | None:
         axes.plot(*held_out, label="held out", marker="o", markersize=3, color="tab:orange")
         other = axes.twinx()
         other.plot(*bits, label="held out, bits per byte", linestyle=":", color="tab:green")
+        for number, name in enumerate(sources):  # of a mixture
+            series = _series(records, "val", f"{metrics.BY_SOURCE}{name}")
+            color, label = f"C{number % 7 + 3}", f"held out, bits per byte of {name}"
+            other.plot(*series, label=label, linestyle=":", linewidth=0.8, color=color)
         other.set_ylabel("bits per byte (held out)")
         other.spines["top"].set_visible(False)
         lines = [*axes.get_lines(), *other.get_lines()]

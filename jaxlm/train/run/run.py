@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jax
 
@@ -209,7 +209,7 @@ def _data(run: Run) -> Iterator[str]:
     yield from check.problem("data.seq", data.seq, data.seq <= (model.context or data.seq), fits)
     if not (data.source and data.tokenizer):
         return
-    tokenized = yield from check.loaded("data.source", lambda: _source(data))
+    tokenized = yield from _sources(data)
     tokenizer = yield from check.loaded("data.tokenizer", lambda: tokenizers.load(data.tokenizer))
     if tokenizer is None:
         return
@@ -227,6 +227,16 @@ def _data(run: Run) -> Iterator[str]:
     stops = yield from check.loaded("data.template", lambda: _stops(data, tokenizer))
     if stops is not None:
         yield from _samples(run, model, tokenizer)
+
+
+def _sources(data: kinds.AnyData) -> Generator[str, None, bool | None]:
+    """Whether all sources hold shards that were made before; None where one cannot be read."""
+    if not isinstance(data, pretraining.Data) or not data.mix:
+        return (yield from check.loaded("data.source", lambda: _source(data)))
+    known = []
+    for i, own in enumerate(pretraining.parts(data).values()):
+        known.append((yield from check.loaded(f"data.mix[{i}]", functools.partial(_source, own))))
+    return None if None in known else all(known)
 
 
 def _source(data: kinds.AnyData) -> bool:

@@ -254,7 +254,10 @@ def problems(sweep: Sweep) -> Iterator[str]:
     if isinstance(data, pretraining.Data):
         why = "since a run has one batch and one length"
         yield from check.changed("base.data", data, "ramp", "curriculum", why=why)
-        ok = data.holdout != 0 or pathlib.Path(data.source).is_dir()
+        if any(part.changes for part in data.mix):
+            yield "base.data.mix: changes of weights given; runs differ in length, leave them out"
+        sources = [part.source for part in pretraining.parts(data).values()]
+        ok = data.holdout != 0 or all(pathlib.Path(source).is_dir() for source in sources)
         fits = "above 0: the law is of a held-out loss"
         yield from check.problem("base.data.holdout", data.holdout, ok, fits)
     else:
