@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from jaxlm.api import evaluate, generate, generate_file
     from jaxlm.data.pretraining import Data
+    from jaxlm.data.rows.mix_parts import Part
     from jaxlm.decode.constraints import Constraint
     from jaxlm.decode.sampling_settings import Sampling
     from jaxlm.decode.search.beam_search import Beams
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from jaxlm.train.trained_weights import load
 
 __version__ = "0.1.0"
-__all__ = ["Beams", "Constraint", "Contrastive", "Data", "Optim", "Plan", "Run", "Sampling"]
-__all__ += ["Speculate", "evaluate", "generate", "generate_file", "load"]
+__all__ = ["Beams", "Constraint", "Contrastive", "Data", "Optim", "Part", "Plan", "Run"]
+__all__ += ["Sampling", "Speculate", "evaluate", "generate", "generate_file", "load"]
 __all__ += ["convert", "data", "decode", "eval", "feedback", "models", "objectives", "ops"]
 __all__ += ["parallel", "scaling", "train"]
 
@@ -51,6 +52,7 @@ _HOMES = {
     "Contrastive": "jaxlm.decode.search.contrastive_search",
     "Data": "jaxlm.data.pretraining",
     "Optim": "jaxlm.train.optim.optimizer",
+    "Part": "jaxlm.data.rows.mix_parts",
     "Plan": "jaxlm.parallel.plan",
     "Run": "jaxlm.train.run.run",
     "Sampling": "jaxlm.decode.sampling_settings",

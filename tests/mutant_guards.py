@@ -31,6 +31,7 @@ RECORDS = (
     "tests/data/records/test_prompts.py",
     "tests/data/test_reasoning.py",
 )
+MIXED_RUN = "tests/train/test_mixed_run.py"
 TOKENIZERS = (
     "tests/data/tokenizers/test_tokenizers.py",
     "tests/data/tokenizers/test_foreign_tokenizers.py",
@@ -88,6 +89,13 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "data/records/examples": RECORDS,
     "data/records/messages": RECORDS,
     "data/records/records": (*RECORDS, "tests/data/test_paths.py"),
+    "data/rows/mix_plan": (MIXED_RUN,),
+    "data/rows/mixed_rows": ("tests/data/test_pretraining.py",),
+    "data/rows/prefetch": (
+        "tests/data/test_pretraining.py",
+        "tests/data/rows/test_mixed_rows.py",
+        "tests/train/interruptions/test_kill.py",
+    ),
     "data/sources/files": (
         "tests/data/sources/test_source.py",
         "tests/data/records/test_chats.py",
@@ -96,6 +104,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
     ),
     "data/synthetic/__init__": ("tests/data/synthetic/test_in_context.py",),
     "data/tally": ("tests/data/tokenized/test_shards.py", *RECORDS),
+    "data/tokenized/shard_cache": (MIXED_RUN,),
+    "data/tokenized/texts": ("tests/data/rows/test_mixed_rows.py", MIXED_RUN),
     "data/templates/call_forms": (CALLS,),
     "data/templates/offsets": (*TEMPLATES, *RECORDS),
     "data/templates/rendering": (*TEMPLATES, *RECORDS),
