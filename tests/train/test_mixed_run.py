@@ -203,6 +203,34 @@ def test_plan_prints_the_mixture_and_refuses_as_training_does(mixed, tmp_path, c
     assert "would be read" in printed.err and "max_epochs is 4" in printed.err
 
 
+SWEEP = """
+import dataclasses
+from jaxlm.core import config
+from jaxlm.train.run.run import Run
+from jaxlm.train.sweep import sweep_cells
+
+def sweep():
+    base = config.from_dict(Run, VALUE)
+    wide = dataclasses.replace(base.model, ffn=48)
+    cells = sweep_cells.isoflop({2e8: [base.model, wide]})
+    speed = sweep_cells.Speed(1e9, 1e5, 5.0)
+    return sweep_cells.Sweep(name="s", base=base, cells=cells, speed=speed, rule="deepseek")
+"""
+
+
+def test_a_sweep_checks_every_run_before_the_first(mixed, tmp_path, capsys):
+    file = tmp_path / "sweep.py"
+    for most, code in ((99.0, 0), (0.01, 2)):
+        words, powers = (dataclasses.replace(part, changes=()) for part in mixed.data.mix)
+        powers = dataclasses.replace(powers, max_epochs=most)
+        run = dataclasses.replace(replaced(mixed, mix=(words, powers)), eval_batches=None)
+        file.write_text(f"VALUE = {config.to_dict(run)!r}\n{SWEEP}")
+        assert main.main(["sweep", str(file), "--estimate"]) == code
+    printed = capsys.readouterr()
+    assert "2 runs in" in printed.out
+    assert "cannot start:" in printed.err and "'powers' would be read" in printed.err
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on(mixed, home, tmp_path, assert_same_run):
     """SIGKILL at three random moments before, at and after the change of weights."""

@@ -41,6 +41,9 @@ def test_the_order_is_that_of_webster(weights):
 def test_equal_shares_take_turns_and_the_example_of_the_module():
     even = row_schedule.stages([(0, (0.5, 0.5, 0.5))], [Size(10, 10)] * 3)
     assert [k for k, _ in row_schedule.read(even, 0, 9)] == [0, 1, 2] * 3
+    many = row_schedule.stages([(0, (0.1,) * 12)], [Size(10, 10)] * 12)  # all due at once
+    for row in range(30):
+        assert row_schedule.counts(many, row) == [(row - k + 11) // 12 for k in range(12)]
     shown = row_schedule.stages([(0, (3.0, 2.0))], [Size(10, 10)] * 2)
     assert [k for k, _ in row_schedule.read(shown, 0, 10)] == [0, 1, 0, 1, 0, 0, 1, 0, 1, 0]
 
