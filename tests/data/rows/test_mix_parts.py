@@ -87,3 +87,5 @@ def test_weights_are_never_all_zero_and_a_part_replaces_the_source():
     assert not [*pretraining.Data(mix=MIX).problems()]
     with pytest.raises(TypeError):  # no weight has a default
         Part("a")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MIX[0].weight = 2.0
