@@ -103,7 +103,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
         "tests/test_safety.py",
     ),
     "data/synthetic/__init__": ("tests/data/synthetic/test_in_context.py",),
-    "data/tally": ("tests/data/tokenized/test_shards.py", *RECORDS),
+    "data/tally": ("tests/data/tokenized/test_shards.py", *RECORDS, MIXED_RUN),
     "data/tokenized/shard_cache": (MIXED_RUN,),
     "data/tokenized/texts": ("tests/data/rows/test_mixed_rows.py", MIXED_RUN),
     "data/templates/call_forms": (CALLS,),

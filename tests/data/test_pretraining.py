@@ -71,6 +71,14 @@ def test_the_order_is_the_same_in_every_release():
     assert not any(epoch in epochs for epoch in other)
 
 
+def test_one_source_is_read_in_the_order_of_its_rows(found):
+    """As before there were mixtures: a run that was begun then goes on with the same rows."""
+    reader = pretraining.reader(DATA, found["train"])
+    order = mixed_rows.row_order(len(reader.rows), DATA.seed)
+    rows = np.array([order[i] for i in range(20, 24)])
+    same([pretraining.batch_at(DATA, found["train"], 5)], [reader.read(rows)])
+
+
 def test_an_epoch_ends_inside_a_batch_without_loss(found):
     rows = len(pretraining.reader(DATA, found["train"]).rows)
     data = dataclasses.replace(DATA, batch=7)

@@ -53,7 +53,8 @@ def test_a_run_says_its_plan_and_scores_every_source(mixed, capsys):
     result = loop.run(mixed)
     printed = capsys.readouterr().out
     train, val = inputs.open_text(mixed.data, True, 259)
-    assert f"data: {120 + 90} documents read" in printed
+    kept, held = (sum(part.documents for part in text.values()) for text in (train, val))
+    assert f"data: 210 documents read, {kept} to train on, {held} held out" in printed
     table = printed[printed.index("mixture: shares of tokens in 12 steps, planned") :].splitlines()
     assert table[1].split()[:7] == ["source", "documents", "tokens", "from", "step", "0", "from"]
     row = table[2].split()
