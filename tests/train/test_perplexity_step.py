@@ -8,7 +8,7 @@ import pytest
 
 import jaxlm
 from jaxlm.data.corrupt import mask
-from jaxlm.train.perplexity_step import Perplexity
+from jaxlm.feedback.perplexity_step import Perplexity
 from jaxlm.train.run import directory
 from jaxlm.train.run import run as runs
 

@@ -67,12 +67,12 @@ class Perplexity:
         }
 
     def scorer(self) -> Scorer:
-        """Bits per UTF-8 byte of each text, its end paid for, in windows of the run's `seq`, each
-        with as much before it as fits."""
+        """Bits per UTF-8 byte of each text, its end paid for, in windows of the model's length,
+        each with as much before it as fits."""
         saved = trained_weights.load(self.run)
-        tokenizer = directory.tokenizer(saved.folder, saved.run)
+        tokenizer = saved.tokenizer
         compiled = log_likelihoods.scorer(saved.model, saved.plan)
-        begin, seq = interface.begin(tokenizer), saved.run.data.seq
+        begin, seq = interface.begin(tokenizer), saved.length
 
         def score(texts: Sequence[str]) -> list[Scored]:
             ends = [[*tokenizer.encode(text), tokenizer.special["eos"]] for text in texts]
