@@ -53,6 +53,8 @@ EXTRAS = {
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.
     "cluster": ["ray>=2.40", "submitit>=1.5"],
+    # Tasks of lm-eval on a model of ours: jaxlm.eval.harness.
+    "eval": ["lm_eval>=0.4.13,<0.5"],
     # Live comparisons; install torch first. TRL's losses are those of its version.
     "parity": [
         "bitsandbytes>=0.50,<0.51",
@@ -63,6 +65,7 @@ EXTRAS = {
         "trl==1.16.*",
     ],
 }
+EXTRAS["parity"] += EXTRAS["eval"]
 EXTRAS["dev"] = [
     *EXTRAS["parquet"],
     *EXTRAS["zstd"],

@@ -46,7 +46,7 @@ BUDGETS = {
     "scaling": 15700,
     "objectives": 2300,
     "train": 9540,
-    "feedback": 2000,
+    "feedback": 2100,
     "convert": 6400,
     "cli": 3600,
 }

@@ -45,6 +45,17 @@ class Saved(NamedTuple):
     plan: Plan
     step: int
 
+    @property
+    def tokenizer(self) -> tokenizers.tokenizer.Tokenizer:
+        """The tokenizer of its data."""
+        return directory.tokenizer(self.folder, self.run)
+
+    @property
+    def length(self) -> int:
+        """Tokens that it reads at once: the model's context, where positions end; else `data.seq`,
+        the longest that it was trained on."""
+        return self.model.context or self.run.data.seq
+
 
 def load(
     folder: str | os.PathLike[str],

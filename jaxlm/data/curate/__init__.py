@@ -1,0 +1,1 @@
+"""Curation of raw text: scores, decisions, and a reason for everything that is removed."""
