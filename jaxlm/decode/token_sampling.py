@@ -18,6 +18,7 @@ from jaxlm.core import check, config, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
 from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
@@ -164,8 +165,16 @@ def finished(
     return chosen(host, settings)
 
 
-def prepared(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> Job:
-    """The Job of prompts with a Sampling each. Raises: ValueError as `check_prompts`."""
+def prepared(
+    model: Model,
+    params: param.Tree,
+    prompts: Prompts,
+    settings: list[Sampling],
+    slack: int = cache_kinds.SLACK,
+) -> Job:
+    """The Job of prompts with a Sampling each. slack: tokens that are taken back from the cache, at
+    most. Raises: ValueError as `check_prompts`."""
+    model = cache_kinds.windowed(model, slack)
     arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     width = bucket(max(len(a) for a in arrays))

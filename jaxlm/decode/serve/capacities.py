@@ -55,11 +55,6 @@ class Capacity:
         blocks = sampling_settings.bucket(-(-entries // attention.BLOCK), 1)
         return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
 
-    @property
-    def entries(self) -> int:
-        """Entries of the cache of all slots when it is largest."""
-        return self.slots * self.room + self.short_slots * self.short_room
-
     def __post_init__(self) -> None:
         check.within("capacity", self, "slots", "length", "chunk", "steps", "together", least=1)
         check.within("capacity", self, "prefix_mib", "short_slots", least=0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param, precision
-from jaxlm.models.layers import kv_cache, stack
+from jaxlm.models.layers import kv_cache, mha, ring_cache, stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear
 from jaxlm.ops.attention import At
@@ -53,7 +53,11 @@ def build(
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, rows: Any, entries: Any, keys: Any) -> tuple:
-            memory = None if cache is None else (entries, cache.at)
+            memory = None
+            if cache is not None:
+                n = kv_cache.slots(entries, of_kind[kind].cache(1, 1))
+                memory = mha.Slots(entries, *ring_cache.read(cache.at, cache.filled, n))
+                ring_cache.check(of_kind[kind].window, n, cache.at.segments.shape[1], at)
             return block(of_kind[kind], w, x, rows, memory, keys)
 
         def last(x: jax.Array) -> jax.Array:
@@ -73,7 +77,8 @@ def build(
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(layer.cache(batch, slots) for layer in layers)
 
-    return Model(cfg, spec, hidden, head, unembed, empty, context)
+    windows = tuple(layer.window for layer in layers)
+    return Model(cfg, spec, hidden, head, unembed, empty, context, windows=windows)
 
 
 def head(params: param.Tree) -> param.Tree:

@@ -105,9 +105,9 @@ def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any, more: str | None = None) 
 
     Raises: ValueError naming a weight that does not divide.
     """
-    size = jnp.dtype(dtype).itemsize
     return sum(
-        size * _elements(p.axes, p.shape, on, f"weight {path}", more)
+        jnp.dtype(p.dtype or dtype).itemsize
+        * _elements(p.axes, p.shape, on, f"weight {path}", more)
         for path, p in param.flatten(spec).items()
     )
 
