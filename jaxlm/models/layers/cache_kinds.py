@@ -10,7 +10,7 @@ to the layers what it holds.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 from jaxlm.core import check, param
@@ -72,7 +72,7 @@ def quantised(model: Model, numbers: Numbers | None) -> Model:
     return model._replace(cache=dataclasses.replace(_kept(model), numbers=numbers))
 
 
-def problems(model: Model, numbers: Numbers):
+def problems(model: Model, numbers: Numbers) -> Iterator[str]:
     """A line for each reason that a model's cache cannot be in these numbers."""
     fits = f"one of {list(get_args(Numbers))}"
     yield from check.problem("cache", numbers, numbers in get_args(Numbers), fits)
