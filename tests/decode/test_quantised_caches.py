@@ -57,8 +57,15 @@ def latent():
     return model, programs.drawn(model.spec, 1)
 
 
-@pytest.mark.parametrize("numbers", KINDS)
-@pytest.mark.parametrize("name", ["llama", "latent"])
+@pytest.mark.parametrize(
+    "name, numbers",
+    [
+        ("llama", "int8"),
+        ("latent", "fp8"),
+        pytest.param("llama", "fp8", marks=pytest.mark.slow),
+        pytest.param("latent", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_chunks_of_any_size_give_the_same_and_nearly_the_full_forward(name, numbers, tiny, latent):
     model, params = latent if name == "latent" else tiny(name)
     less = cache_kinds.quantised(model, numbers)._replace(spec=None)
@@ -66,7 +73,8 @@ def test_chunks_of_any_size_give_the_same_and_nearly_the_full_forward(name, numb
     got, cache = read_in(less, (0, 5, 9, *range(10, 15)), 16, params, tokens)
     other, _ = read_in(less, (0, 12, 14), 16, params, tokens)
     ones = jnp.ones_like(tokens)
-    full = functions.logits(model, params, tokens, At(ones, ones * jnp.arange(14)))
+    forward = jax.jit(functools.partial(functions.logits, model))
+    full = forward(params, tokens, At(ones, ones * jnp.arange(14)))
     np.testing.assert_allclose(got, other, atol=5e-5)
     off, scale = np.abs(got - full).max(), np.abs(full).max()
     assert 1e-4 < off / scale < (0.04 if numbers == "int8" else 0.15)
@@ -78,7 +86,7 @@ def test_chunks_of_any_size_give_the_same_and_nearly_the_full_forward(name, numb
 
 
 def test_bytes_of_a_token():
-    """A byte each and two for a scale of each 64: of a head, and of a latent with its rotary key."""
+    """A byte each and two for a scale of each 64, of a head or of a latent and its rotary key."""
     presets = models.presets()
     kinds = [("llama3-8b", 32 * 2 * 8, 128), ("deepseek-v3", 61, 576), ("gpt2", 12 * 2 * 12, 64)]
     for name, vectors, size in kinds:
@@ -118,7 +126,9 @@ def reader():
 
     @jax.jit
     def train(params):
-        return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(jax.random.key(1), 400))
+        return jax.lax.scan(
+            step, (params, tx.init(params)), jax.random.split(jax.random.key(1), 250)
+        )
 
     (params, _), values = train(params)
     assert values[-1] < 0.3
@@ -135,7 +145,7 @@ def test_a_model_that_reads_its_past_reads_it_in_8_bits(numbers, reader):
     """Its perplexity moves by less than 2 %, its greedy tokens are nearly all the same."""
     model, params = reader
     tokens = periods(jax.random.key(9), 16)
-    cuts = (0, 12, *range(13, 37))
+    cuts = (0, 12, 20, 36)
 
     def nats(model):
         z, _ = read_in(model._replace(spec=None), cuts, 40, params, tokens)
@@ -144,7 +154,7 @@ def test_a_model_that_reads_its_past_reads_it_in_8_bits(numbers, reader):
 
     less = cache_kinds.quantised(model, numbers)
     full, got = nats(model), nats(less)
-    assert full < 0.4 and 1e-7 < abs(got - full) < 0.02
+    assert full < 0.4 and 0 < abs(got - full) < 0.02
     prompts = np.asarray(tokens[:, :16]).tolist()
     s = dataclasses.replace(GREEDY, max_new=16)
     out = [token_sampling.generate(m, params, prompts, s).tokens for m in (model, less)]
@@ -152,9 +162,8 @@ def test_a_model_that_reads_its_past_reads_it_in_8_bits(numbers, reader):
     assert np.mean(out[1] == np.asarray(tokens[:, 16:32])) > 0.8
 
 
-@pytest.mark.parametrize(
-    "name, numbers", [("gemma", "int8"), pytest.param("oss", "fp8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name, numbers", [("gemma", "int8"), ("oss", "fp8")])
 def test_an_engine_gives_each_request_its_own_bits(name, numbers):
     """Among others and alone, with and without a prefix that was kept, with rings and without."""
     model, params = test_ring_caches.built(name)
@@ -168,22 +177,25 @@ def test_an_engine_gives_each_request_its_own_bits(name, numbers):
     alone, _ = test_ring_caches.answers(less, params, some, together=False)
     assert all(map(same, got[3:5], alone))
     whole = engines.Engine(model, params, test_ring_caches.CAPACITY)
-    vectors = [layer.axes for layer in ()]
-    assert engine.cache_bytes * 4 * 8 == whole.cache_bytes * (8 + 2) and not vectors
-    held = sum(x.nbytes for lane in engine._lanes for x in jax.tree.leaves(lane._state.cache.layers))
+    assert engine.cache_bytes * 4 * 8 == whole.cache_bytes * (8 + 2)
+    held = sum(
+        x.nbytes for lane in engine._lanes for x in jax.tree.leaves(lane._state.cache.layers)
+    )
     assert held <= engine.cache_bytes
 
 
-@pytest.mark.parametrize("numbers", KINDS)
+@pytest.mark.parametrize("numbers", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_generate_gives_what_an_engine_gives_and_drafts_change_no_token(numbers, tiny):
     model, params = tiny("llama")
     less = cache_kinds.quantised(model, numbers)
     s = [dataclasses.replace(GREEDY, seed=i, temperature=i / 2) for i in range(4)]
     out = token_sampling.generate(less, params, PROMPTS, s)
-    engine = engines.Engine(less, params, engines.Capacity(slots=2, length=64, chunk=16))
-    for one in zip(PROMPTS, s):
-        engine.submit(*one)
-    assert [part.tokens for part in engine.run()] == out.tokens.tolist()
+    capacity, asked = engines.Capacity(slots=2, length=64, chunk=16), [*zip(PROMPTS, s)]
+    asked.append((PROMPTS[2][:18], s[1]))  # begins with a chunk that was read
+    got, engine = test_ring_caches.answers(less, params, asked, True, capacity)
+    assert [part.tokens for part in got[:4]] == out.tokens.tolist() and engine.prefixes.hits
+    alone, _ = test_ring_caches.answers(less, params, asked[2:], False, capacity)
+    assert all(map(same, got[2:], alone))
     plain = token_sampling.generate(less, params, PROMPTS, GREEDY)
     drafted = speculative_sampling.generate(less, params, PROMPTS, GREEDY, Speculate("lookup"))
     np.testing.assert_array_equal(drafted.tokens, plain.tokens)

@@ -83,7 +83,7 @@ def cached(model, width, step, by_row, params, tokens, at):
     "name, width, step, by_row",
     [
         ("gemma", 300, 1, False),  # a prompt that is longer than the ring
-        ("gemma", 60, 29, True),
+        pytest.param("gemma", 60, 29, True, marks=pytest.mark.slow),
         pytest.param("mistral", 100, 1, True, marks=pytest.mark.slow),
         ("oss", 259, 16, False),
         pytest.param("oss", 80, 1, False, marks=pytest.mark.slow),
