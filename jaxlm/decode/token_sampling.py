@@ -165,27 +165,16 @@ def finished(
     return chosen(host, settings)
 
 
-def prepared(
-    model: Model,
-    params: param.Tree,
-    prompts: Prompts,
-    settings: list[Sampling],
-    slack: int = cache_kinds.SLACK,
-) -> Job:
-    """The Job of prompts with a Sampling each. slack: tokens that are taken back from the cache, at
-    most. Raises: ValueError as `check_prompts`."""
-    model = cache_kinds.windowed(model, slack)
+def prepared(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> Job:
+    """The Job of prompts with a Sampling each. Raises: ValueError as `check_prompts`."""
+    model = cache_kinds.windowed(model)
     arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     width = bucket(max(len(a) for a in arrays))
     batch = batches.rows(arrays, width, bucket(len(arrays), 1))
     rows, count = rows_from(settings)
-    inputs = (
-        jnp.asarray(batch.tokens),
-        At(jnp.asarray(batch.segments), jnp.asarray(batch.positions)),
-        rows,
-    )
-    weights = prepare(model, params)
+    at = At(jnp.asarray(batch.segments), jnp.asarray(batch.positions))
+    inputs, weights = (jnp.asarray(batch.tokens), at, rows), prepare(model, params)
     return Job(_static(model), bucket(new), weights, inputs, count, new)
 
 

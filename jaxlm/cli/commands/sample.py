@@ -78,8 +78,7 @@ def _command(
     if prompts is not None or out is not None or slots is not None:
         _check_file(prompts, out, prompt, chosen, drafts)
     program_cache.programs()
-    run = staging.local(run)
-    saved = trained_weights.load(run, checkpoint, cache=cache)
+    saved = trained_weights.load(run := staging.local(run), checkpoint, cache=cache)
     speculate, reports = _speculate(drafts, saved, chosen)
     if prompts is not None and out is not None:
         slots = api.SLOTS if slots is None else slots
@@ -95,8 +94,7 @@ def _command(
     for text in prompt or ("",):
         if layout is not None:
             print(f"> {text}")
-        args = (saved, layout, tokenizer, text, settings, constraint, speculate)
-        for pieces in _answers(*args):
+        for pieces in _answers(saved, layout, tokenizer, text, settings, constraint, speculate):
             _show(pieces)
     _tell(reports)
     return 0

@@ -25,7 +25,6 @@ from jaxlm.decode.serve import capacities, lanes, prefix_cache, slots
 from jaxlm.decode.serve.capacities import Capacity
 from jaxlm.decode.serve.lanes import Lane, Running
 from jaxlm.decode.token_sampling import Sampling
-from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.parallel import devices
 
@@ -76,8 +75,7 @@ class Engine:
         ok = capacity.length <= (model.context or capacity.length)
         check.field("capacity.length", capacity.length, ok, fits)
         self.capacity = capacity
-        at_once = max(token_sampling.bucket(capacity.chunk), capacity.steps)
-        self._model = cache_kinds.windowed(model, at_once)._replace(spec=None)
+        self._model = capacities.cached(model, capacity)._replace(spec=None)
         self._checked = model
         self._params = token_sampling.prepare(model, params)
         self.cache_bytes = slots.cache_bytes(self._model, self._params, capacity)

@@ -176,7 +176,8 @@ def _prepared(
 ) -> tuple[token_sampling.Job, Method, Weights]:
     check.refuse("", problems(model, speculate))
     slack = speculate.length + 2  # a draft model reads its last two tokens anew
-    job = token_sampling.prepared(model, params, prompts, settings, slack)
+    model = cache_kinds.windowed(model, slack)
+    job = token_sampling.prepared(model, params, prompts, settings)
     longest = max(len(p) + s.max_new for p, s in zip(prompts, settings, strict=True))
     draft, weights = speculate.draft, Weights(job.params)
     ratio = 0.0

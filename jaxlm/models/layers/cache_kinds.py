@@ -55,10 +55,12 @@ class Kept:
 
 def windowed(model: Model, slack: int = SLACK) -> Model:
     """The model whose cache has rings, from which up to `slack` tokens can be taken back, or which
-    takes as many at once; the same model if no layer has a window."""
+    takes as many at once; no fewer than before, and the same model if no layer has a window."""
     if all(window is None for window in model.windows):
         return model
-    return model._replace(cache=dataclasses.replace(_kept(model), slack=max(slack, SLACK)))
+    kept = _kept(model)
+    most = max(slack, SLACK, kept.slack or 0)
+    return model._replace(cache=dataclasses.replace(kept, slack=most))
 
 
 def quantised(model: Model, numbers: Numbers | None) -> Model:

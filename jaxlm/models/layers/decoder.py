@@ -53,11 +53,7 @@ def build(
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, rows: Any, entries: Any, keys: Any) -> tuple:
-            memory = None
-            if cache is not None:
-                n = kv_cache.slots(entries, of_kind[kind].cache(1, 1))
-                memory = mha.Slots(entries, *ring_cache.read(cache.at, cache.filled, n))
-                ring_cache.check(of_kind[kind].window, n, cache.at.segments.shape[1], at)
+            memory = _memory(of_kind[kind], entries, cache, at)
             return block(of_kind[kind], w, x, rows, memory, keys)
 
         def last(x: jax.Array) -> jax.Array:
@@ -79,6 +75,17 @@ def build(
 
     windows = tuple(layer.window for layer in layers)
     return Model(cfg, spec, hidden, head, unembed, empty, context, windows=windows)
+
+
+def _memory(
+    layer: stack.Layer, entries: dict[str, jax.Array], cache: Cache | None, at: At
+) -> mha.Memory:
+    """The part of the cache that a layer reads for new tokens at `at`; None without one."""
+    if cache is None:
+        return None
+    n = kv_cache.slots(entries, layer.cache(1, 1))
+    ring_cache.check(layer.window, n, cache.at.segments.shape[1], at)
+    return mha.Slots(entries, *ring_cache.read(cache.at, cache.filled, n))
 
 
 def head(params: param.Tree) -> param.Tree:
