@@ -114,7 +114,7 @@ def attend_cached(
     segment 0 marks an empty slot.
     A cache is stored head by head, the order in which the products read it; any other layout would
     be transposed, that is copied, at every call. One in 8 bits is widened block by block, in a
-    loop, so that no more than a block of slots is ever held in full.
+    loop, so that no more than a block is held in full (all, where slots are no whole blocks).
     first: the block of slots that is added up first, int32 or int32[B] (`layers.ring_cache`); None
     for block 0.
 
