@@ -29,6 +29,7 @@ from jaxlm.decode.speculate import speculative_sampling
 from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.eval import heldout, perplexity
+from jaxlm.models.layers import cache_kinds
 from jaxlm.train import initial_weights, inputs, program, trained_weights
 from jaxlm.train.run import directory
 from jaxlm.train.trained_weights import Saved
@@ -173,6 +174,8 @@ def generate_file(
     trained_weights.refuse_template(saved.folder, saved.run, template)
     job = _job(saved, lambda: prompt_lines.read(prompts), settings, template, constraint)
     identity = trained_weights.identity(saved) | {"template": template}
+    if (numbers := cache_kinds.numbers(saved.model)) is not None:
+        identity |= {"cache": numbers}
     return generation_job.write(job, out, identity, slots, "texts")
 
 

@@ -139,6 +139,24 @@ def name_group(item: pytest.Item) -> None:
         item._id = type(item.id).parse(f"{item.nodeid}@{group.args[0]}")
 
 
+# A compiled program holds some 20 mappings of memory, and at the kernel's limit for a process (65,530
+# unless vm.max_map_count says another) the compiler ends in a segmentation fault: one worker of
+# `make slow parity` came there after 800 tests (jaxlib 0.10.2).
+MAPPINGS = 30_000
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After a file's last test, give the programs of earlier files up where there are too many."""
+    if nextitem is None or nextitem.path == item.path:
+        return
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
+
 def pytest_sessionfinish() -> None:
     """pytest then looks five times through all that lives: the programs of a whole worker."""
     gc.freeze()

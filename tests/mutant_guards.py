@@ -41,6 +41,8 @@ DECODE = (
     "tests/decode/test_sampling_loop.py",
     "tests/decode/test_completions.py",
 )
+RINGS = "tests/decode/test_ring_caches.py"
+QUANTISED = "tests/decode/test_quantised_caches.py"
 SERVE = ("tests/decode/serve/test_engine.py", "tests/decode/serve/test_http_api.py")
 BULK = "tests/decode/serve/bulk/test_generation_job.py"
 FUZZ = "tests/decode/serve/test_engine_fuzz.py"
@@ -151,13 +153,16 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "feedback/perplexity_step": ("tests/train/test_perplexity_step.py",),
     "models/__init__": (COUNTS, GOLDEN, LAWS),
     "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),
-    "models/layers/decoder": (GOLDEN, LAWS),
+    "models/layers/cache_kinds": (RINGS, QUANTISED),
+    "models/layers/decoder": (GOLDEN, LAWS, RINGS),
     "models/layers/embedding_lookup": ("tests/train/run/test_certificate.py", GOLDEN),
     "models/layers/ffn": (GOLDEN, COUNTS),
-    "models/layers/kv_cache": (*DECODE, LAWS),
+    "models/layers/kv_cache": (*DECODE, LAWS, RINGS),
     "models/layers/mha": (GOLDEN, LAWS),
     "models/layers/mla": (f"{GOLDEN} -k deepseek", "tests/models/test_deepseek.py"),
     "models/layers/moe": (f"{GOLDEN} -k 'moe or mixtral or deepseek'",),
+    "models/layers/quantised_cache": (QUANTISED,),
+    "models/layers/ring_cache": (RINGS,),
     "models/layers/stack": (GOLDEN, LAWS),
     "models/layers/value_head": (
         "tests/objectives/preference/test_reward.py",
@@ -191,6 +196,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "ops/losses/divergence": (PLAIN,),
     "ops/penalties": ("tests/ops/test_penalties.py", "tests/decode/test_sampling_settings.py"),
     "core/precision": ("tests/parallel/test_gradient_reduction.py",),
+    "ops/quant/cache_entries": ("tests/ops/quant/test_cache_entries.py",),
     "ops/quant/__init__": ("tests/ops/quant/test_scheme.py",),
     "ops/quant/packing": ("tests/ops/quant/test_integers.py", "tests/ops/quant/test_mxfp4.py"),
     "ops/kernels/wide_gradients": ("tests/parallel/test_gradient_reduction.py",),

@@ -15,6 +15,7 @@ from jaxlm.convert import pretrained
 from jaxlm.decode import completions
 from jaxlm.decode.constraints import Constraint
 from jaxlm.decode.search import hypotheses
+from jaxlm.models.layers import cache_kinds
 from jaxlm.train import trained_weights
 from jaxlm.train.run import checkpoint, directory, integrity
 from jaxlm.train.run import run as runs
@@ -121,6 +122,24 @@ def test_drafts_change_no_text_without_temperature(saved, capsys, tmp_path):
     bulk = ["--prompts", str(file), "--out", str(tmp_path / "o.jsonl"), "--lookup"]
     assert main.main(["sample", folder, *bulk]) == 2
     assert "--prompts: texts of a file are decoded in slots" in capsys.readouterr().err
+
+
+def test_a_cache_in_8_bits_is_a_word(saved, capsys, tmp_path):
+    _, model = saved
+    small = jaxlm.load(model.folder, cache="int8")
+    assert cache_kinds.numbers(small.model) == "int8"
+    greedy = jaxlm.Sampling(max_new=5, temperature=0)
+    (text,) = jaxlm.generate(small, ["ab"], greedy)
+    folder = str(model.folder.resolve())
+    shown = ["--max-new", "5", "--temperature", "0", "--cache", "int8"]
+    assert main.main(["sample", folder, "--prompt", "ab", *shown]) == 0
+    assert capsys.readouterr().out == f"ab{text}\n"
+    (tmp_path / "p.txt").write_text("ab\n")
+    jaxlm.generate_file(small, tmp_path / "p.txt", tmp_path / "o.jsonl", greedy)
+    with pytest.raises(ValueError, match="cache"):  # texts of another cache are not gone on with
+        jaxlm.generate_file(model, tmp_path / "p.txt", tmp_path / "o.jsonl", greedy)
+    with pytest.raises(ValueError, match="cache: 'int4' given; it must be one of"):
+        jaxlm.load(model.folder, cache="int4")
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ class Param:
 
     The first `copies` axes are copies (layers, experts), the next `inputs` axes are contracted with
     the input, the rest are outputs. inputs is 0 for weights that contract nothing (norm scales,
-    biases, embedding tables). rate is its learning rate, relative to the run's.
+    biases, embedding tables). rate is its learning rate, relative to the run's. dtype: by name, of
+    a cache's entries that have one of their own.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class Param:
     copies: int = 0
     inputs: int = 0
     rate: float = 1.0
+    dtype: str | None = None
 
     @property
     def fan_in(self) -> int:

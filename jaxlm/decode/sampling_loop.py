@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.models.layers import stack
+from jaxlm.models.layers import cache_kinds, ring_cache, stack
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops import penalties, sampling
 from jaxlm.ops.attention import At
@@ -115,8 +115,19 @@ def start(
     model: Model, params: param.Tree, tokens: jax.Array, at: At, rows: Rows, max_new: int
 ) -> State:
     """The State after prefill, the first token of each row sampled."""
+    slots = cache_kinds.slots(model, tokens.shape[1] + max_new - 1)
+    if cache_kinds.has_rings(model, slots):
+        tokens, at = to_the_right(tokens, at)
     state = prefilled(model, params, tokens, at, rows, max_new)
-    return state._replace(cache=grow(model, state.cache, tokens.shape[1] + max_new - 1))
+    return state._replace(cache=grow(model, state.cache, slots))
+
+
+def to_the_right(tokens: jax.Array, at: At) -> tuple[jax.Array, At]:
+    """The rows int32[B, P] with all padding before their tokens: the last slots, which a ring
+    keeps, are then each row's last tokens."""
+    order = jnp.argsort(at.segments > 0, axis=1, stable=True)
+    moved = [jnp.take_along_axis(x, order, axis=1) for x in (tokens, *at[:2])]
+    return moved[0], At(*moved[1:])
 
 
 def prefilled(
@@ -212,6 +223,8 @@ def step(model: Model, params: param.Tree, state: State, rows: Rows) -> State:
     )
     x, cache, _ = model.hidden(params, state.last[:, None], at, state.cache)
     assert cache is not None
+    if cache.filled.ndim:  # one that waits to go on keeps what a ring holds of it
+        cache = cache._replace(filled=jnp.where(running, cache.filled, state.cache.filled))
     raw = model.unembed(model.head(params), x[:, 0])
     return _record(state._replace(cache=cache), raw, rows)
 
@@ -221,7 +234,7 @@ def empty(model: Model, batch: int) -> Cache:
 
     def leaf(p: param.Param) -> jax.Array:
         shape = [0 if axis == "seq" else n for n, axis in zip(p.shape, p.axes, strict=True)]
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, p.dtype)
 
     none = jnp.zeros((batch, 0), jnp.int32)
     layers = param.map(leaf, model.cache(batch, 1))
@@ -238,15 +251,21 @@ def repeated(model: Model, cache: Cache, origin: jax.Array) -> Cache:
 
 
 def grow(model: Model, cache: Cache, slots: int) -> Cache:
-    """The cache with empty slots (segment 0) appended, `slots` in all."""
+    """The cache with empty slots (segment 0) appended, `slots` in all; a layer that becomes a ring
+    with that keeps the last of the filled ones."""
 
-    def pad(x: jax.Array, axis: int) -> jax.Array:
+    def pad(x: jax.Array, axis: int, slots: int) -> jax.Array:
         more = [(0, slots - n if i == axis else 0) for i, n in enumerate(x.shape)]
         return jnp.pad(x, more)
 
-    spec = model.cache(1, 1)
-    layers = param.map(lambda p, x: pad(x, p.axes.index("seq")), spec, cache.layers)
-    return Cache(layers, At(*(pad(x, 1) for x in cache.at[:2])), cache.filled)
+    def fit(p: param.Param, x: jax.Array) -> jax.Array:
+        axis = p.axes.index("seq")
+        if x.shape[axis] > p.shape[axis]:
+            return ring_cache.gathered(x, cache.filled, p.shape[axis], axis)
+        return pad(x, axis, p.shape[axis])
+
+    layers = param.map(fit, model.cache(1, slots), cache.layers)
+    return Cache(layers, At(*(pad(x, 1, slots) for x in cache.at[:2])), cache.filled)
 
 
 def _record(state: State, raw: jax.Array, rows: Rows) -> State:

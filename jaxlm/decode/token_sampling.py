@@ -18,6 +18,7 @@ from jaxlm.core import check, config, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, sampling_settings, stop_strings
 from jaxlm.decode.sampling_settings import Sampling, bucket, each, rows_of
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
@@ -166,17 +167,14 @@ def finished(
 
 def prepared(model: Model, params: param.Tree, prompts: Prompts, settings: list[Sampling]) -> Job:
     """The Job of prompts with a Sampling each. Raises: ValueError as `check_prompts`."""
+    model = cache_kinds.windowed(model)
     arrays = check_prompts(model, prompts, settings)
     new = max(s.max_new for s in settings)
     width = bucket(max(len(a) for a in arrays))
     batch = batches.rows(arrays, width, bucket(len(arrays), 1))
     rows, count = rows_from(settings)
-    inputs = (
-        jnp.asarray(batch.tokens),
-        At(jnp.asarray(batch.segments), jnp.asarray(batch.positions)),
-        rows,
-    )
-    weights = prepare(model, params)
+    at = At(jnp.asarray(batch.segments), jnp.asarray(batch.positions))
+    inputs, weights = (jnp.asarray(batch.tokens), at, rows), prepare(model, params)
     return Job(_static(model), bucket(new), weights, inputs, count, new)
 
 

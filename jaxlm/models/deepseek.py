@@ -258,7 +258,7 @@ def _first_depth(
     ) -> Hidden:
         token = embed(params["embed"], tokens, at, None).astype(source.dtype)
         w = jax.tree.map(lambda w: w[0], params["ahead"]["0"][f"0_{last.kind}"])
-        x, entries = further(w, source, (token, at), (cache.layers[0], cache.at))
+        x, entries = further(w, source, (token, at), mha.Slots(cache.layers[0], cache.at))
         return Hidden(x, kv_cache.append(cache, [entries], at, x, caches(1, 1)))
 
     def caches(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:

@@ -16,7 +16,8 @@ class Cache(NamedTuple):
     """The memory of decoding. A slot is one time step of the batch, whatever each row holds there.
 
     layers: one dict per layer, in order; "k" and "v" [B, K, S, H] here. Which axis of a leaf holds
-        the slots is in the spec: the one called "seq".
+        the slots is in the spec: the one called "seq". A layer with fewer slots than `at` is a ring
+        (`layers.ring_cache`).
     at: segments and positions int32[B, S]; segment 0 marks an empty slot or a row's padding.
     filled: int32 scalar, the next slot to write; or int32[B], that of each row.
 
@@ -46,7 +47,7 @@ class Model(NamedTuple):
         turns dropout on in families that have it.
     head(params) -> the weights `unembed` reads, so that the loss differentiates only those.
     unembed(head, x [..., D]) -> logits float32[..., V].
-    cache(batch, slots) -> an empty Cache spec: a tree of `Param`.
+    cache(batch, slots) -> an empty Cache spec: a tree of `Param` (`layers.cache_kinds`).
     context: the longest sequence the model's positions allow, None where any length runs.
     kind: a "decoder" sees only what is before a token, and continues texts; an "encoder" sees the
         whole segment, and has no cache; an "encoder_decoder" writes a target for a source.
@@ -59,6 +60,8 @@ class Model(NamedTuple):
     cross: of an encoder-decoder: cross(params, x [B, S, D]) -> the weights, the keys and values of
         x among them, so that `hidden` takes source=(None, at) and computes them no more
         (decoding). None in all others.
+    windows: of each layer that has a cache, the keys that a token sees, itself included; None:
+        all of them. () where none has a window.
     ahead: of a model that predicts more than the next token: ahead(params, x [B, T, D], tokens,
         at) -> ([x of depth 1, ...], statistics), each x [B, T, D] to unembed. None in all others.
     """
@@ -75,6 +78,7 @@ class Model(NamedTuple):
     ahead: Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]] | None = None
     cross: Callable[[Params, jax.Array], Params] | None = None
     further: "Model | None" = None
+    windows: tuple[int | None, ...] = ()
 
 
 def logits(model: Model, params: Params, tokens: jax.Array, at: At) -> jax.Array:

@@ -7,7 +7,8 @@ kernels for NVIDIA GPUs and for TPUs.
 """
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxlm.core import precision, target
 from jaxlm.ops import masks
 from jaxlm.ops.kernels import blockwise, cudnn, splash
+from jaxlm.ops.quant import cache_entries
 
 Kernel = Literal["xla", "blockwise", "cudnn", "splash"]
 
@@ -85,16 +87,19 @@ def attend(
 
 BLOCK = 128  # slots
 
+Held = jax.Array | cache_entries.Stored
+
 
 def attend_cached(
     q: jax.Array,
     k_new: jax.Array,
     v_new: jax.Array,
     q_at: At,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
+    k_cache: Held,
+    v_cache: Held,
     k_at: At,
     *,
+    first: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
@@ -108,18 +113,21 @@ def attend_cached(
     [B,T,K,H], v_new [B,T,K,H'] at q_at; k_cache [B,K,S,H], v_cache [B,K,S,H'] at k_at, where
     segment 0 marks an empty slot.
     A cache is stored head by head, the order in which the products read it; any other layout would
-    be transposed, that is copied, at every call.
+    be transposed, that is copied, at every call. One in 8 bits is widened block by block, in a
+    loop, so that no more than a block is held in full (all, where slots are no whole blocks).
+    first: the block of slots that is added up first, int32 or int32[B] (`layers.ring_cache`); None
+    for block 0.
 
     Raises: ValueError for shapes that do not fit.
     """
     rule = masks.rule(q, k_new, v_new, True, window, softcap, scale)
-    old = (jnp.swapaxes(x, 1, 2) for x in (k_cache, v_cache))  # [B,S,K,H], [B,S,K,H']
+    held = [_codes(x) for x in (k_cache, v_cache)]
+    old = (jnp.swapaxes(x, 1, 2) for x in held)  # [B,S,K,H], [B,S,K,H']
     masks.rule(q, *old, True, window, softcap, scale)
-    slots, f32 = k_cache.shape[2], {"preferred_element_type": precision.wide()}
+    batch, kv, slots = held[0].shape[:3]
     grouped = masks.group(q, k_new.shape[2])  # [B,T,K,G,H]
-    batch, kv = k_cache.shape[:2]
     heads = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv, -1, q.shape[-1])  # [B,K,G*T,H]
-    old = jax.lax.dot_general(heads, k_cache, (((3,), (3,)), ((0, 1), (0, 1))), **f32)
+    old = _scores_cached(heads, k_cache)
     old = masks.bent(old.reshape(batch, kv, -1, q.shape[1], slots), rule)  # [B,K,G,T,S]
     # one softmax over both parts, neither keys nor scores are joined
     scores = [old, _scores(grouped, k_new, rule)]  # [B,K,G,T,S], [B,K,G,T,T]
@@ -128,25 +136,82 @@ def attend_cached(
         scores = [s + b for s, b in zip(scores, biases)]
     seen = k_at if q_at.views is None else k_at._replace(segments=q_at.views)
     allowed = [masks.allowed(q_at, at, rule)[:, None, None] for at in (seen, q_at)]
-    p_old, p_new = _softmax(scores, allowed, sinks, _total)
-    p_old = p_old.astype(v_cache.dtype).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
-    out = _mix_cached(p_old, v_cache)  # [B,K,G*T,H']
+    p_old, p_new = _softmax(scores, allowed, sinks, [_total(first), _total(None)])
+    p_old = p_old.astype(_dtype(v_cache, v_new)).reshape(batch, kv, -1, slots)  # [B,K,G*T,S]
+    out = _mix_cached(p_old, v_cache, first)  # [B,K,G*T,H']
     out = out.reshape(batch, kv, -1, q.shape[1], v_new.shape[3])  # [B,K,G,T,H']
     out = jnp.moveaxis(out, 3, 1) + _mix(p_new, v_new)  # [B,T,K,G,H']
     return out.reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
-def _mix_cached(p: jax.Array, v: jax.Array) -> jax.Array:
+def _codes(x: Held) -> jax.Array:
+    return x.codes if isinstance(x, cache_entries.Stored) else x
+
+
+def _dtype(x: Held, new: jax.Array) -> Any:
+    """The dtype of products with a cache: what it is stored in, or that of new entries."""
+    return new.dtype if isinstance(x, cache_entries.Stored) else x.dtype
+
+
+def _scores_cached(q: jax.Array, k: Held) -> jax.Array:
+    """Products float32[B,K,G*T,S] of q [B,K,G*T,H] and keys [B,K,S,H]."""
+
+    def products(k: jax.Array) -> jax.Array:
+        dims = (((3,), (3,)), ((0, 1), (0, 1)))
+        return jax.lax.dot_general(q, k, dims, preferred_element_type=precision.wide())
+
+    if isinstance(k, jax.Array):
+        return products(k)
+    parts = _each_block(lambda block, _: products(block.astype(q.dtype)), k, ())
+    return jnp.moveaxis(parts, 0, 3).reshape(*q.shape[:3], -1)
+
+
+def _each_block(f, x: cache_entries.Stored, given) -> jax.Array:
+    """f(block of vectors float32[B,K,BLOCK,H], part of `given` [blocks, ...]) of every block of
+    slots of x, [blocks, ...]."""
+    blocks = _blocks(x.codes.shape[2])
+    size = x.codes.shape[2] // blocks
+
+    def one(at: tuple) -> jax.Array:
+        number, part = at
+        block = (jax.lax.dynamic_slice_in_dim(y, number * size, size, 2) for y in x)
+        return f(cache_entries.decode(cache_entries.Stored(*block)), part)
+
+    return jax.lax.map(one, (jnp.arange(blocks), given))
+
+
+def _mix_cached(p: jax.Array, v: Held, first: jax.Array | None) -> jax.Array:
     """Values [B,K,S,H'] weighted by p [B,K,G*T,S], float32[B,K,G*T,H']. In blocks of slots, added
-    in order: empty slots at the end then change no bit, however many there are."""
+    in order from block `first` on: empty slots at the end then change no bit, however many."""
     kind = {"preferred_element_type": precision.wide()}
-    blocks = _blocks(v.shape[2])
-    if blocks == 1:
+    blocks = _blocks(p.shape[3])
+    if blocks == 1 and isinstance(v, jax.Array):
         return jax.lax.dot_general(p, v, (((3,), (2,)), ((0, 1), (0, 1))), **kind)
     p = jnp.moveaxis(p.reshape(*p.shape[:3], blocks, -1), 3, 2)  # [B,K,blocks,G*T,BLOCK]
+    if isinstance(v, cache_entries.Stored):
+
+        def mixed(v: jax.Array, p: jax.Array) -> jax.Array:
+            dims = (((3,), (2,)), ((0, 1), (0, 1)))
+            return jax.lax.dot_general(p, v.astype(p.dtype), dims, **kind)
+
+        parts = _each_block(mixed, v, jnp.moveaxis(p, 2, 0))
+        return _added(jnp.moveaxis(parts, 0, 2), first, 2)
     v = v.reshape(*v.shape[:2], blocks, BLOCK, v.shape[3])  # [B,K,blocks,BLOCK,H']
     parts = jax.lax.dot_general(p, v, (((4,), (3,)), ((0, 1, 2), (0, 1, 2))), **kind)
-    return functools.reduce(jnp.add, [parts[:, :, i] for i in range(blocks)])
+    return _added(parts, first, 2)
+
+
+def _added(parts: jax.Array, first: jax.Array | None, axis: int) -> jax.Array:
+    """The sum over an axis of blocks, from block `first` on, round to the one before it."""
+    blocks = parts.shape[axis]
+    if first is not None:
+        order = (first[..., None] + jnp.arange(blocks)) % blocks  # [blocks] or [B, blocks]
+        shape = [1] * parts.ndim
+        shape[0], shape[axis] = order.size // blocks, blocks
+        order = order.reshape(shape)
+        parts = jnp.take_along_axis(parts, order, axis, mode="promise_in_bounds")
+    each = (jax.lax.index_in_dim(parts, i, axis, keepdims=False) for i in range(blocks))
+    return functools.reduce(jnp.add, each)
 
 
 def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
@@ -154,7 +219,8 @@ def _whole(q, k, v, q_at, k_at, rule, bias, sinks):
     scores = _scores(masks.group(q, k.shape[2]), k, rule)  # [B,K,G,T,S]
     if bias is not None:
         scores = scores + masks.grouped_heads(bias(masks.ahead(q_at, k_at)), k.shape[2])
-    (p,) = _softmax([scores], [allowed], sinks)
+    total = functools.partial(jnp.sum, axis=-1, keepdims=True)
+    (p,) = _softmax([scores], [allowed], sinks, [total])
     return _mix(p, v).reshape(*q.shape[:3], -1).astype(q.dtype)  # [B,T,N,H']
 
 
@@ -164,9 +230,9 @@ def _scores(q: jax.Array, k: jax.Array, rule: masks.Rule) -> jax.Array:
     return masks.bent(products, rule)
 
 
-def _softmax(scores, allowed, sinks, total=functools.partial(jnp.sum, axis=-1, keepdims=True)):
-    """Probabilities [B,K,G,T,S] of one or several parts of scores; sinks [N] have a part in the
-    sum, or None."""
+def _softmax(scores, allowed, sinks, totals):
+    """Probabilities [B,K,G,T,S] of one or several parts of scores, each with its sum over S; sinks
+    [N] have a part in the sum, or None."""
     masked = [jnp.where(a, s, -jnp.inf) for s, a in zip(scores, allowed, strict=True)]
     largest = [jnp.max(s, axis=-1, keepdims=True) for s in masked]
     peak = functools.reduce(jnp.maximum, largest)
@@ -175,17 +241,21 @@ def _softmax(scores, allowed, sinks, total=functools.partial(jnp.sum, axis=-1, k
         sink = sinks.astype(precision.wide()).reshape(*peak.shape[1:3], 1, 1)  # [K,G,1,1]
         peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
     mass = [jnp.exp(s - peak) for s in masked]
-    whole = functools.reduce(jnp.add, [total(m) for m in mass])
+    whole = functools.reduce(jnp.add, [total(m) for total, m in zip(totals, mass, strict=True)])
     whole = whole if sinks is None else whole + jnp.exp(sink - peak)
     return [m / masks.nonzero(whole) for m in mass]
 
 
-def _total(mass: jax.Array) -> jax.Array:
-    """The sum [B,K,G,T,1] over [B,K,G,T,S]. In blocks, added in order: XLA's own order of addition
-    depends on S."""
-    blocks = _blocks(mass.shape[-1])
-    parts = jnp.sum(mass.reshape(*mass.shape[:-1], blocks, -1), axis=-1)  # [B,K,G,T,blocks]
-    return functools.reduce(jnp.add, jnp.split(parts, blocks, axis=-1))
+def _total(first: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+    """The sum [B,K,G,T,1] over [B,K,G,T,S]. In blocks, added in order from block `first` on: XLA's
+    own order of addition depends on S."""
+
+    def total(mass: jax.Array) -> jax.Array:
+        blocks = _blocks(mass.shape[-1])
+        parts = jnp.sum(mass.reshape(*mass.shape[:-1], blocks, -1), axis=-1)  # [B,K,G,T,blocks]
+        return _added(parts, first, 4)[..., None]
+
+    return total
 
 
 def _blocks(slots: int) -> int:

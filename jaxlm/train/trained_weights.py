@@ -16,11 +16,13 @@ from jaxlm.data.records import preferences
 from jaxlm.data.templates import template
 from jaxlm.eval import reward_model
 from jaxlm.models import packed_weights
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.objectives import lora
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.preference import reward
 from jaxlm.ops import attention, linear
+from jaxlm.ops.quant.cache_entries import Numbers
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import memory
@@ -62,6 +64,7 @@ def load(
     which: Which | int = "last",
     plan: Plan | None = None,
     warn: Callable[[str], None] = directory.warn,
+    cache: Numbers | None = None,
 ) -> Saved:
     """The trained model of a run directory, finished or not.
 
@@ -69,16 +72,19 @@ def load(
     not whole, a warning names it and the last whole one is used. A number is the checkpoint of
     that step and no other. Weights with adapters on them are brought together. plan: how to
     execute the model; None is the run's own plan on one device, with "xla" for a kernel of other
-    hardware.
+    hardware. cache: "int8" or "fp8" keeps what texts are decoded from in 8 bits
+    (`layers.cache_kinds`); None, in the dtype that the plan computes in.
 
     Raises: FileNotFoundError for a directory without config.json or without a checkpoint, or
-    without that of this step; ValueError if none is whole. The same of the base of adapters.
+    without that of this step; ValueError if none is whole, and for a cache that the model has not.
+    The same of the base of adapters.
     """
     devices.correct()
     folder = staging.local(folder)
     run, model, objective, plan, params, number = _checkpoint(folder, which, plan, warn)
     if run.adapter is not None:
         params = _joined(run, folder, objective, params, plan, warn)
+    model = cache_kinds.quantised(model, cache)
     return Saved(folder, run, model, jax.block_until_ready(params), plan, number)
 
 

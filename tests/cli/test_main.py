@@ -208,6 +208,7 @@ def test_plan_of_known_models(capsys):
     out = capsys.readouterr().out
     assert re.search(r"^  total +8,030,261,248$", out, re.MULTILINE)
     assert re.search(r"^  4,096 tokens +0\.50 GiB$", out, re.MULTILINE)
+    assert re.search(r"^  4,096 tokens, int8 +0\.26 GiB$", out, re.MULTILINE)
     assert re.search(r"^  20 tokens per parameter +160\.6B tokens", out, re.MULTILINE)
     assert "causal attention" in out
     assert "full attention" in out

@@ -22,7 +22,7 @@ JSON = {"Content-Type": "application/json"}
 def test_sigterm_ends_a_server_when_it_has_answered(place):  # noqa: F811
     assert main.main(["train", "tiny.py", "--steps", "2"]) == 0
     command = [sys.executable, "-m", "jaxlm", "serve", "runs/tiny", "--port", "0"]
-    command += ["--length", "600", "--slots", "2", "--steps", "1"]
+    command += ["--length", "600", "--slots", "2", "--steps", "1", "--cache", "int8"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -31,7 +31,7 @@ def test_sigterm_ends_a_server_when_it_has_answered(place):  # noqa: F811
         env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
     )
     try:
-        assert "2 slots of 600 tokens, 96.00 KiB of cache" in process.stdout.readline()
+        assert "2 slots of 600 tokens, 30.00 KiB of cache" in process.stdout.readline()
         port = None
         while port is None:
             found = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())

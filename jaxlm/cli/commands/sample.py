@@ -9,7 +9,7 @@ import tyro
 
 from jaxlm import api
 from jaxlm.cli import conversation, search_settings
-from jaxlm.core import cache
+from jaxlm.core import cache as program_cache
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.templates import template as templates
@@ -20,6 +20,7 @@ from jaxlm.decode.serve.bulk import generation_job
 from jaxlm.decode.serve.dialogue import Dialogue
 from jaxlm.decode.speculate.speculative_sampling import Report, Speculate
 from jaxlm.decode.token_sampling import Sampling
+from jaxlm.ops.quant.cache_entries import Numbers
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
 
@@ -45,6 +46,7 @@ def _command(
     slots: int | None = None,
     template: str | None = None,
     checkpoint: trained_weights.Which = "last",
+    cache: Numbers | None = None,
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
     search: tyro.conf.OmitArgPrefixes[search_settings.Search] = search_settings.Search(),
     form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
@@ -65,6 +67,7 @@ def _command(
         template: The template of conversations, such as chatml, a Jinja file, or `tokenizer` for
             the template in the tokenizer's own files; the run's own where none is given.
         checkpoint: The last checkpoint, or the one with the best evaluation.
+        cache: Numbers of the KV cache, 8 bits each; the model's own where none are given.
         sampling: Sampling settings.
         search: Beam search and contrastive search.
         form: What the text has to match.
@@ -74,9 +77,8 @@ def _command(
     constraint = search_settings.constraint(form)
     if prompts is not None or out is not None or slots is not None:
         _check_file(prompts, out, prompt, chosen, drafts)
-    cache.programs()
-    run = staging.local(run)
-    saved = trained_weights.load(run, checkpoint)
+    program_cache.programs()
+    saved = trained_weights.load(run := staging.local(run), checkpoint, cache=cache)
     speculate, reports = _speculate(drafts, saved, chosen)
     if prompts is not None and out is not None:
         slots = api.SLOTS if slots is None else slots
@@ -92,8 +94,7 @@ def _command(
     for text in prompt or ("",):
         if layout is not None:
             print(f"> {text}")
-        args = (saved, layout, tokenizer, text, settings, constraint, speculate)
-        for pieces in _answers(*args):
+        for pieces in _answers(saved, layout, tokenizer, text, settings, constraint, speculate):
             _show(pieces)
     _tell(reports)
     return 0
@@ -197,6 +198,7 @@ def _chat(
     system: str | None = None,
     length: int | None = None,
     checkpoint: trained_weights.Which = "last",
+    cache: Numbers | None = None,
     sampling: tyro.conf.OmitArgPrefixes[_Sampling] = _Sampling(),
     form: tyro.conf.OmitArgPrefixes[search_settings.Form] = search_settings.Form(),
 ) -> int:
@@ -212,13 +214,14 @@ def _chat(
         length: Tokens that the model reads and writes at most: older messages are left out. The
             model's positions, or the tokens of a row in training where any number runs.
         checkpoint: The last checkpoint, or the one with the best evaluation.
+        cache: Numbers of the KV cache, 8 bits each; the model's own where none are given.
         sampling: Sampling settings.
         form: What each answer has to match.
     """
     constraint = search_settings.constraint(form)
-    cache.programs()
+    program_cache.programs()
     run = staging.local(run)
-    saved = trained_weights.load(run, checkpoint)
+    saved = trained_weights.load(run, checkpoint, cache=cache)
     data = saved.run.data
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.core import cache
+from jaxlm.core import cache as program_cache
 from jaxlm.core.remote import staging
 from jaxlm.decode import prompt_tokens
 from jaxlm.decode.serve import engine, worker
+from jaxlm.ops.quant.cache_entries import Numbers
 from jaxlm.parallel import devices
 from jaxlm.train import trained_weights
 from jaxlm.train.run import directory
@@ -28,6 +29,7 @@ def _command(
     name: str | None = None,
     template: str | None = None,
     checkpoint: trained_weights.Which = "last",
+    cache: Numbers | None = None,
     capacity: tyro.conf.OmitArgPrefixes[engine.Capacity] = engine.Capacity(),
 ) -> int:
     """Answer requests in the form of OpenAI's API: completions, chat completions, streams.
@@ -41,6 +43,7 @@ def _command(
         name: The model's name in requests; the run's name where none is given.
         template: The template of conversations, as `jaxlm sample` has it.
         checkpoint: The last checkpoint, or the one with the best evaluation.
+        cache: Numbers of the KV cache, 8 bits each; the model's own where none are given.
         capacity: Slots, their length, and what is shared.
     """
     try:
@@ -49,9 +52,9 @@ def _command(
         from jaxlm.decode.serve import http_api
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxlm[serve]'") from error
-    cache.programs()
+    program_cache.programs()
     run = staging.local(run)
-    saved = trained_weights.load(run, checkpoint)
+    saved = trained_weights.load(run, checkpoint, cache=cache)
     tokenizer = directory.tokenizer(run, saved.run)
     trained_weights.refuse_template(run, saved.run, template)
     chat = prompt_tokens.written(saved.run.data, template)

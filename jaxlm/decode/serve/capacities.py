@@ -5,6 +5,8 @@ import dataclasses
 from jaxlm.core import check
 from jaxlm.decode import sampling_settings
 from jaxlm.decode.token_sampling import Sampling
+from jaxlm.models.layers import cache_kinds
+from jaxlm.models.model import Model
 from jaxlm.ops import attention
 
 
@@ -55,16 +57,18 @@ class Capacity:
         blocks = sampling_settings.bucket(-(-entries // attention.BLOCK), 1)
         return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
 
-    @property
-    def entries(self) -> int:
-        """Entries of the cache of all slots when it is largest."""
-        return self.slots * self.room + self.short_slots * self.short_room
-
     def __post_init__(self) -> None:
         check.within("capacity", self, "slots", "length", "chunk", "steps", "together", least=1)
         check.within("capacity", self, "prefix_mib", "short_slots", least=0)
         if self.short_slots:
             check.within("capacity", self, "short", least=2, most=self.length)
+
+
+def cached(model: Model, capacity: Capacity) -> Model:
+    """The model with the cache that an engine keeps: rings that take a chunk at once."""
+    return cache_kinds.windowed(
+        model, max(sampling_settings.bucket(capacity.chunk), capacity.steps)
+    )
 
 
 def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:

@@ -75,7 +75,7 @@ class Engine:
         ok = capacity.length <= (model.context or capacity.length)
         check.field("capacity.length", capacity.length, ok, fits)
         self.capacity = capacity
-        self._model = model._replace(spec=None)
+        self._model = capacities.cached(model, capacity)._replace(spec=None)
         self._checked = model
         self._params = token_sampling.prepare(model, params)
         self.cache_bytes = slots.cache_bytes(self._model, self._params, capacity)

@@ -12,6 +12,7 @@ was computed before or not.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -86,10 +87,15 @@ def _read(model, params, cache, tokens, count):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def page(model: Model, size: int, cache: Cache, first: jax.Array) -> Entries:
-    """The entries of `size` slots of a cache of one row, from slot `first` on."""
+    """The entries of `size` slots of a cache of one row, from slot `first` on; of a ring, those
+    that were written last."""
+    slots = cache.at.segments.shape[1]
 
     def cut(p: param.Param, x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, first, size, p.axes.index("seq"))
+        axis = p.axes.index("seq")
+        if x.shape[axis] < slots:
+            return jnp.take(x, (first + jnp.arange(size)) % x.shape[axis], axis=axis)
+        return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
     return param.map(cut, model.cache(1, 1), cache.layers)
 
@@ -232,11 +238,12 @@ def resized(model: Model, cache: Cache, room: int) -> Cache:
     if room >= cache.at.segments.shape[1]:
         return sampling_loop.grow(model, cache, room)
 
-    def cut(x: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.slice_in_dim(x, 0, room, axis=axis)
+    def cut(p: param.Param, x: jax.Array) -> jax.Array:
+        axis = p.axes.index("seq")  # a ring that is longer than the room has not come round
+        return jax.lax.slice_in_dim(x, 0, min(p.shape[axis], x.shape[axis]), axis=axis)
 
-    layers = param.map(lambda p, x: cut(x, p.axes.index("seq")), model.cache(1, 1), cache.layers)
-    return Cache(layers, At(*(cut(x, 1) for x in cache.at[:2])), cache.filled)
+    layers = param.map(cut, model.cache(1, room), cache.layers)
+    return Cache(layers, At(*(x[:, :room] for x in cache.at[:2])), cache.filled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -280,6 +287,15 @@ def cache_bytes(model: Model, params: param.Tree, capacity: Capacity) -> int:
         assert cache is not None
         return cache.layers
 
-    entries = jax.eval_shape(one, params)
-    each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entries))
-    return each * capacity.entries
+    written = jax.eval_shape(one, params)
+
+    def lane(count: int, room: int) -> int:
+        def size(p: param.Param, x: jax.ShapeDtypeStruct) -> int:
+            return math.prod(p.shape) * x.dtype.itemsize
+
+        return sum(jax.tree.leaves(param.map(size, model.cache(count, room), written)))
+
+    total = lane(capacity.slots, capacity.room)
+    if capacity.short_slots:
+        total += lane(capacity.short_slots, capacity.short_room)
+    return total

@@ -10,6 +10,7 @@ from jaxlm.core import param
 from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
 from jaxlm.decode.speculate.verification import DRAFT, at_place
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops import penalties, sampling
 from jaxlm.ops.attention import At
@@ -133,5 +134,5 @@ def roomy(model: Model, cache: Cache, origin: jax.Array | None, slots: int, star
     """The cache of prompts for the rows of `origin`, `slots` slots in all; each row goes on to
     write at slot `start`."""
     cache = cache if origin is None else sampling_loop.repeated(model, cache, origin)
-    cache = sampling_loop.grow(model, cache, slots)
+    cache = sampling_loop.grow(model, cache, cache_kinds.slots(model, slots))
     return cache._replace(filled=jnp.full(len(cache.at.segments), start, jnp.int32))

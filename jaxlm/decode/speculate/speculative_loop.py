@@ -22,6 +22,7 @@ from jaxlm.decode.speculate import (
     verification,
 )
 from jaxlm.decode.speculate.drafts import Proposer, Weights
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.ops import penalties, sampling
 from jaxlm.ops.attention import At
@@ -84,6 +85,9 @@ def start(
     `sampling_loop.generate` has them."""
     weights = weights._replace(model=sampling_loop.unstacked(weights.model))
     width, slots = tokens.shape[1], max_new + method.lengths[-1]
+    models = [m for m in (model, method.draft) if isinstance(m, Model)]
+    if any(cache_kinds.has_rings(m, width + slots) for m in models):
+        tokens, at = sampling_loop.to_the_right(tokens, at)
     prompt = branches.prefill(model, weights.model, tokens, at, 0)
     read = drafts.Read(tokens, at, prompt.x, rows.origin)
     segment, raw, position = jnp.max(at.segments, axis=1), prompt.raw, prompt.position

@@ -16,6 +16,7 @@ from jaxlm.decode.speculate import draft_length, speculative_loop
 from jaxlm.decode.speculate.drafts import Weights
 from jaxlm.decode.speculate.speculative_loop import Method, Progress, Tally
 from jaxlm.decode.token_sampling import Prompts
+from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Model
 from jaxlm.ops.attention import At
 
@@ -174,6 +175,8 @@ def _prepared(
     speculate: Speculate,
 ) -> tuple[token_sampling.Job, Method, Weights]:
     check.refuse("", problems(model, speculate))
+    slack = speculate.length + 2  # a draft model reads its last two tokens anew
+    model = cache_kinds.windowed(model, slack)
     job = token_sampling.prepared(model, params, prompts, settings)
     longest = max(len(p) + s.max_new for p, s in zip(prompts, settings, strict=True))
     draft, weights = speculate.draft, Weights(job.params)
@@ -187,7 +190,7 @@ def _prepared(
             )
         ratio = _size(draft.model.spec) / _size(model.spec)
         weights = Weights(job.params, token_sampling.prepare(draft.model, draft.params))
-        draft = draft.model._replace(spec=None)
+        draft = cache_kinds.windowed(draft.model, slack)._replace(spec=None)
     elif draft == "mtp":
         ratio = _size(model.spec["ahead"]) / max(model.cfg.ahead, 1) / _size(model.spec)
     lengths = draft_length.lengths(speculate.length, speculate.adaptive)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param, precision
-from jaxlm.models.layers import kv_cache, stack
+from jaxlm.models.layers import kv_cache, mha, ring_cache, stack
 from jaxlm.models.model import Cache, Hidden, Model
 from jaxlm.ops import linear
 from jaxlm.ops.attention import At
@@ -53,7 +53,7 @@ def build(
         x = plan.constrain(x, "batch seq embed")
 
         def layer(kind: str, w: Any, x: jax.Array, rows: Any, entries: Any, keys: Any) -> tuple:
-            memory = None if cache is None else (entries, cache.at)
+            memory = _memory(of_kind[kind], entries, cache, at)
             return block(of_kind[kind], w, x, rows, memory, keys)
 
         def last(x: jax.Array) -> jax.Array:
@@ -73,7 +73,19 @@ def build(
     def empty(batch: int, slots: int) -> tuple[dict[str, param.Param], ...]:
         return tuple(layer.cache(batch, slots) for layer in layers)
 
-    return Model(cfg, spec, hidden, head, unembed, empty, context)
+    windows = tuple(layer.window for layer in layers)
+    return Model(cfg, spec, hidden, head, unembed, empty, context, windows=windows)
+
+
+def _memory(
+    layer: stack.Layer, entries: dict[str, jax.Array], cache: Cache | None, at: At
+) -> mha.Memory:
+    """The part of the cache that a layer reads for new tokens at `at`; None without one."""
+    if cache is None:
+        return None
+    n = kv_cache.slots(entries, layer.cache(1, 1))
+    ring_cache.check(layer.window, n, cache.at.segments.shape[1], at)
+    return mha.Slots(entries, *ring_cache.read(cache.at, cache.filled, n))
 
 
 def head(params: param.Tree) -> param.Tree:

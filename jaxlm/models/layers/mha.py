@@ -10,22 +10,30 @@ Biases and norms of queries and keys are there where the weights have them.
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core import param
-from jaxlm.models.layers import stack
+from jaxlm.models.layers import quantised_cache, stack
 from jaxlm.ops import attention, linear, rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel import context_parallel
 from jaxlm.parallel.plan import Plan
 
-# The part of the cache that a block reads: its layer's entries and the place of every slot; None
-# when training.
-Memory = tuple[dict[str, jax.Array], At] | None
+
+class Slots(NamedTuple):
+    """The part of the cache that a block reads: its layer's entries, the place of every slot, and
+    the block of slots to be added up first (`ring_cache.read`)."""
+
+    entries: dict[str, jax.Array]
+    at: At
+    first: jax.Array | None = None
+
+
+Memory = Slots | None  # None when training
 
 # Second output of a block, after x: with a memory, the entries to append to the cache; without, the
 # layer's statistics (a mixture of experts has some, a dense layer none: {}).
@@ -143,13 +151,20 @@ def attend(
         raise ValueError("bidirectional models have no KV cache")
     if memory is not None and at.shared is not None and window is not None:
         raise ValueError("shared tokens and a window cannot be decoded with a cache")
-    entries = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
-    if memory is None or not memory[1].segments.shape[1]:  # nothing is remembered yet
+    entries = {}
+    if memory is not None:
+        swapped = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}  # [B, K, T, H]
+        entries = quantised_cache.append(memory.entries, swapped)
+        # new keys are seen as they will be stored, so that chunks of any size give the same
+        k, v = (jnp.swapaxes(quantised_cache.read(entries, n, k), 1, 2) for n in ("k", "v"))
+    if memory is None or not memory.at.segments.shape[1]:  # nothing is remembered yet
         q = plan.constrain(q, "rows seq heads head")
         y = _own(q, k, v, at, plan, causal, bends, sinks)
-        return checkpoint_name(y, "attention"), {} if memory is None else entries
-    old, slots = memory
-    y = attention.attend_cached(q, k, v, at, old["k"], old["v"], slots, sinks=sinks, **bends)
+        return checkpoint_name(y, "attention"), entries
+    old = (quantised_cache.held(memory.entries, n) for n in ("k", "v"))
+    y = attention.attend_cached(
+        q, k, v, at, *old, memory.at, first=memory.first, sinks=sinks, **bends
+    )
     return y, entries
 
 

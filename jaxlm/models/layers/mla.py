@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core import param
-from jaxlm.models.layers import mha, stack
+from jaxlm.models.layers import mha, quantised_cache, stack
 from jaxlm.ops import attention as ops_attention
 from jaxlm.ops import linear, norm, rope
 from jaxlm.ops.attention import At
@@ -92,11 +92,16 @@ def apply(
     turned = linear.biased("BTD,DH->BTH", h, w, "rope")[:, :, None]  # [B, T, 1, H_r]
     turned = rope.apply(turned, at.positions, rotary, interleaved)
 
-    if memory is None or not memory[1].segments.shape[1]:
+    entries = {}
+    if memory is not None:
+        joined = jnp.concatenate([latent, turned[:, :, 0]], -1)  # [B, T, R + H_r]
+        entries = quantised_cache.append(memory.entries, {"latent": joined})
+        joined = quantised_cache.read(entries, "latent", joined)
+        latent, turned = joined[..., : latent.shape[-1]], joined[:, :, None, latent.shape[-1] :]
+    if memory is None or not memory.at.segments.shape[1]:
         y = _expanded(w, q, q_turned, latent, turned, at, plan, scale)
     else:
-        y = _absorbed(w, q, q_turned, latent, turned, at, memory, scale)
-    entries = {} if memory is None else {"latent": _joined(latent, turned)}
+        y = _absorbed(w, q, q_turned, joined, at, memory, scale)
     return linear.biased("BTNH,NHD->BTD", y, w, "o"), entries
 
 
@@ -123,28 +128,24 @@ def _absorbed(
     w: param.Tree,
     q: jax.Array,
     q_turned: jax.Array,
-    latent: jax.Array,
-    turned: jax.Array,
+    new: jax.Array,
     at: At,
-    memory: tuple[dict[str, jax.Array], At],
+    memory: mha.Slots,
     scale: float,
 ) -> jax.Array:
     """The same without a key or a value of any head: queries go down to the latents, and what they
-    take there comes up as values [B, T, N, H_v]."""
-    old, slots = memory
+    take there comes up as values [B, T, N, H_v]. new [B, T, R + H_r]: the entries of q's tokens."""
     q = jnp.einsum("BTNH,NRH->BTNR", q, w["k"].astype(q.dtype))  # [B, T, N, R]
     q = jnp.concatenate([q, q_turned], -1)  # [B, T, N, R + H_r]
-    # [B, T, 1, R + H_r], [B, 1, S, R + H_r]
-    new, cache = _joined(latent, turned)[:, :, None], old["latent"][:, None]
+    # [B, 1, S, R + H_r]
+    cache = jax.tree.map(lambda x: x[:, None], quantised_cache.held(memory.entries, "latent"))
+    new = new[:, :, None]  # [B, T, 1, R + H_r]
     # The rotary part is weighted along with the values and left out after: to leave it out before
     # would copy the cache.
-    y = ops_attention.attend_cached(q, new, new, at, cache, cache, slots, scale=scale)
-    return jnp.einsum("BTNR,NRH->BTNH", y[..., : latent.shape[-1]], w["v"].astype(y.dtype))
-
-
-def _joined(latent: jax.Array, turned: jax.Array) -> jax.Array:
-    """The cache entry of each token, [B, T, R + H_r]."""
-    return jnp.concatenate([latent, turned[:, :, 0]], -1)
+    y = ops_attention.attend_cached(
+        q, new, new, at, cache, cache, memory.at, first=memory.first, scale=scale
+    )
+    return jnp.einsum("BTNR,NRH->BTNH", y[..., : w["v"].shape[1]], w["v"].astype(y.dtype))
 
 
 def cache(batch: int, slots: int, rank: int, rotary: int) -> dict[str, param.Param]:

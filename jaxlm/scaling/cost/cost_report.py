@@ -9,7 +9,8 @@ from flax import traverse_util
 
 from jaxlm import models
 from jaxlm.core import param
-from jaxlm.models.layers import stack
+from jaxlm.models.layers import cache_kinds, stack
+from jaxlm.ops.quant.cache_entries import Numbers
 from jaxlm.parallel import devices
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops, memory
@@ -135,15 +136,18 @@ def _caches(cfg: models.AnyConfig, plan: Plan, seq: int, dtype: Any) -> list[Row
         return [Row("none", "it reads whole texts, and continues none")]
     longest = model.context
     lengths = {min(n, longest or n) for n in (CACHE_TOKENS, seq)}
-    return [
-        Row(
-            f"{slots:,} tokens",
-            devices.binary(
-                memory.cache(cfg, Plan(tensor=plan.tensor), batch=1, slots=slots, dtype=dtype)
-            ),
+    tensor = Plan(tensor=plan.tensor)
+
+    def row(slots: int, numbers: Numbers | None) -> Row:
+        size = memory.cache(
+            cfg, tensor, batch=1, slots=slots, dtype=dtype, rings=True, numbers=numbers
         )
-        for slots in sorted(lengths)
-    ]
+        name = f"{slots:,} tokens" + (f", {numbers}" if numbers else "")
+        return Row(name, devices.binary(size))
+
+    kinds: list[Numbers | None] = [None]
+    kinds += [] if any(cache_kinds.problems(model, "int8")) else ["int8"]
+    return [row(slots, kind) for kind in kinds for slots in sorted(lengths)]
 
 
 def _tokens(

@@ -17,7 +17,9 @@ from jax.sharding import NamedSharding
 from jaxlm import models
 from jaxlm.core import param
 from jaxlm.models import flax_modules
-from jaxlm.models.layers import stack
+from jaxlm.models.layers import cache_kinds, stack
+from jaxlm.models.model import Model
+from jaxlm.ops.quant.cache_entries import Numbers
 from jaxlm.parallel import rules
 from jaxlm.parallel.plan import Plan
 from jaxlm.scaling.cost import flops
@@ -105,9 +107,9 @@ def spec_bytes(spec: param.Tree, on: Mesh, dtype: Any, more: str | None = None) 
 
     Raises: ValueError naming a weight that does not divide.
     """
-    size = jnp.dtype(dtype).itemsize
     return sum(
-        size * _elements(p.axes, p.shape, on, f"weight {path}", more)
+        jnp.dtype(p.dtype or dtype).itemsize
+        * _elements(p.axes, p.shape, on, f"weight {path}", more)
         for path, p in param.flatten(spec).items()
     )
 
@@ -134,18 +136,36 @@ def optimiser(
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(held, shapes)))
 
 
-def cache(cfg: models.AnyConfig, plan: Plan, *, batch: int, slots: int, dtype: Any) -> int:
+def cache(
+    cfg: models.AnyConfig,
+    plan: Plan,
+    *,
+    batch: int,
+    slots: int,
+    dtype: Any,
+    rings: bool = False,
+    numbers: Numbers | None = None,
+) -> int:
     """Bytes per device of the decoding cache of `batch` rows of `slots` tokens.
 
     Keys and values: 2 x layers x kv x head elements per token. Of an encoder-decoder as many again
-    for those of a source of `slots` tokens. An encoder has none: 0.
+    for those of a source of `slots` tokens, in `dtype`. An encoder has none: 0. rings: layers with
+    a window hold that many tokens, in blocks, as sampling and serving have them (a rollout holds
+    all). numbers: of entries in 8 bits, a scale for each 64 of them counted.
+
+    Raises: ValueError for numbers of a model without a KV cache.
     """
     model = models.build(cfg, plan)
     if model.kind == "encoder":
         return 0
-    parts = 2 if model.kind == "encoder_decoder" else 1
-    spec = parts * model.cache(batch, slots)
-    return spec_bytes({str(i): layer for i, layer in enumerate(spec)}, mesh(plan), dtype)
+
+    def size(model: Model) -> int:
+        spec = {str(i): layer for i, layer in enumerate(model.cache(batch, slots))}
+        return spec_bytes(spec, mesh(plan), dtype)
+
+    own = cache_kinds.windowed(model) if rings else model
+    source = size(model) if model.kind == "encoder_decoder" else 0
+    return size(cache_kinds.quantised(own, numbers)) + source
 
 
 def activations(

@@ -50,7 +50,7 @@ def test_a_kernel_that_cannot_be_cut_runs_on_each_devices_rows_and_heads():
 def test_what_a_cache_cannot_hold_is_refused():
     at = kernels.At(jnp.ones((1, 2), int), jnp.arange(2)[None], jnp.ones((1, 2), bool))
     q = jnp.ones((1, 2, 1, 4))
-    memory = ({}, at)
+    memory = mha.Slots({}, at)
     with pytest.raises(ValueError, match="bidirectional models have no KV cache"):
         mha.attend(q, q, q, at, memory, Plan(), causal=False)
     with pytest.raises(ValueError, match="shared tokens and a window"):

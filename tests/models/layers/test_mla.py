@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core import param
-from jaxlm.models.layers import mla
+from jaxlm.models.layers import mha, mla
 from jaxlm.ops import rope
 from jaxlm.ops.attention import At
 from jaxlm.parallel.plan import Plan
@@ -50,8 +50,8 @@ def test_both_forms_are_the_papers_equations(q_rank, interleaved):
 
         whole, none = run(slice(0, T), None)
         empty = {"latent": jnp.zeros((2, 0, R + ROPE))}
-        first, entries = run(slice(0, 3), (empty, At(*(x[:, :0] for x in at[:2]))))
-        rest, more = run(slice(3, T), (entries, At(*(x[:, :3] for x in at[:2]))))
+        first, entries = run(slice(0, 3), mha.Slots(empty, At(*(x[:, :0] for x in at[:2]))))
+        rest, more = run(slice(3, T), mha.Slots(entries, At(*(x[:, :3] for x in at[:2]))))
         return whole, jnp.concatenate([first, rest], 1), none, entries, more
 
     with jax.default_matmul_precision("highest"):
