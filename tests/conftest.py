@@ -139,7 +139,7 @@ def name_group(item: pytest.Item) -> None:
         item._id = type(item.id).parse(f"{item.nodeid}@{group.args[0]}")
 
 
-# A compiled program holds some 20 mappings of memory, and at the kernel's limit for a process (65,530
+# Compiled programs hold mappings of memory, and at the kernel's limit for a process (65,530
 # unless vm.max_map_count says another) the compiler ends in a segmentation fault: one worker of
 # `make slow parity` came there after 800 tests (jaxlib 0.10.2).
 MAPPINGS = 30_000
