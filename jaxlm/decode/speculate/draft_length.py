@@ -21,7 +21,7 @@ EXPECTED = (ASSUMED, 0.95)  # acceptances whose best lengths are compiled
 # Rows of tokens whose products take as long as reading the weights. CPU: float32 on cores with
 # AVX-512, measured (experiments/benchmarks, "Speculation"). GPU and TPU: bfloat16, by the data
 # sheets: H200 989 TFLOP/s and 4.8 TB/s, v5e 197 TFLOP/s and 0.82 TB/s.
-ROWS = {"cpu": 10, "gpu": 200, "tpu": 240}
+ROWS = {"cpu": 8, "gpu": 200, "tpu": 240}
 # Weights that are read in the time of what else a pass of a model takes, whatever its size
 # (sampling, bookkeeping, launches). CPU: 50 us, measured. GPU and TPU: 50 us, an assumption.
 BESIDE = {"cpu": 300_000, "gpu": 100_000_000, "tpu": 20_000_000}

@@ -12,7 +12,7 @@ import pytest
 from jaxlm import models
 from jaxlm.data.tokenizers import bytelevel
 from jaxlm.decode import completions, sampling_loop, token_sampling
-from jaxlm.decode.speculate import speculative_sampling
+from jaxlm.decode.speculate import draft_length, speculative_sampling
 from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.models import bert, deepseek
@@ -65,8 +65,10 @@ def test_greedy_is_plain_greedy(tiny):
     """By another family's drafts, most of them wrong: rows roll back by different lengths, in a
     window of 5 too. Stop tokens end the rows at different places."""
     built = tiny("window")
-    plain = token_sampling.generate(*built, PROMPTS, GREEDY)
-    stops = (int(plain.tokens[0, 5]), int(plain.tokens[1, 8]))
+    s = dataclasses.replace(GREEDY, stop_tokens=(30, 31))
+    plain = token_sampling.generate(*built, PROMPTS, s)
+    assert plain.lengths[0] > 5 and plain.lengths[1] > 6
+    stops = (int(plain.tokens[0, 3]), int(plain.tokens[1, 5]))
     s = dataclasses.replace(GREEDY, stop_tokens=stops)
     report = compare(built, PROMPTS, s, pair(tiny("gpt")), length=2, adaptive=False)
     assert report.accepted < report.drafted / 2 and report.passes <= report.tokens
@@ -191,6 +193,26 @@ def test_candidates_of_a_prompt(tiny):
     np.testing.assert_array_equal(out.tokens, want.tokens)
 
 
+def test_lengths_are_chosen_by_sizes_batch_and_platform(tiny, monkeypatch):
+    llama, gpt, real, asked = tiny("llama"), tiny("gpt"), draft_length.costs, []
+    monkeypatch.setattr(draft_length, "costs", lambda *a: asked.append(a) or real(*a))
+    for built, source in ((llama, pair(gpt)), (llama, "lookup"), (heads(), "mtp")):
+        told = Speculate(source, length=2)
+        method = speculative_sampling._prepared(*built, [[1], [2, 3], [4]], 3 * [GREEDY], told)[1]
+        costs = real(method.lengths, *asked[-1][1:])
+        assert method.lengths[0] == 0 and method.costs == costs
+
+    def size(params):
+        return sum(x.size for x in jax.tree.leaves(params))
+
+    own, every = heads()[1], (0, 1, 2)
+    assert asked == [
+        (every, 3, size(llama[1]), size(gpt[1]), "cpu"),
+        (every, 3, size(llama[1]), 0, "cpu"),
+        (every, 3, size(own), size(own["ahead"]), "cpu"),
+    ]
+
+
 def test_what_cannot_be_done_is_refused(tiny):
     llama, small = tiny("llama"), tiny("bytes")
 
@@ -224,12 +246,11 @@ def test_what_cannot_be_done_is_refused(tiny):
         completions.stream(*small, tokenizer, "a", GREEDY, speculate=Speculate("mtp"))
 
 
-CASES = ["llama", "window", "gpt"]
-FAMILIES = {  # what drafts: the model itself where its cache has another form
+FAMILIES = {  # what drafts
     "gemma": "own",
     "gemma-all": "lookup",
     "mistral": "lookup",
-    "deepseek-v2": "own",
+    "deepseek-v2": "lookup",
     "qwen": "lookup",
     "palm": "lookup",
 }
@@ -240,7 +261,7 @@ def family(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["window", "gpt"])
 def test_every_draft_gives_the_plain_tokens(name, tiny):
     """Long enough for rows to be rolled back often, and for a window of 5 to be left behind."""
     s = [dataclasses.replace(x, max_new=n) for x, n in zip(MIXED, (30, 40, 40, 25), strict=True)]
