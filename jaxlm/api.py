@@ -58,7 +58,7 @@ def generate(
     `sampling` plus r. `Beams` and `Contrastive` search for a text in place of drawing it; of beams,
     `num_return_sequences` texts of a decoder's prompt follow each other, best first. constraint:
     what every text of a decoder has to match that ends before max_new. speculate: how tokens of a
-    decoder are drafted, which changes speed and not the law.
+    decoder are drafted, which changes speed and not the tokens.
 
     Raises: ValueError for one text in place of a list, for a model that cannot do so, or a template
     that is not its tokenizer's; as `token_sampling.generate`; for a model that drafts in another

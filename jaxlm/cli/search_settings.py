@@ -51,7 +51,7 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Drafts:
-    """Speculative decoding: the same law in fewer passes; one of --draft, --lookup and --mtp."""
+    """Speculative decoding: the same tokens in fewer passes; one of --draft, --lookup and --mtp."""
 
     draft: pathlib.Path | None = None
     """Run directory of a smaller model with the same tokenizer, which drafts tokens."""

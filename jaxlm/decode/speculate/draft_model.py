@@ -7,7 +7,7 @@ from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
 from jaxlm.decode.search import branches
 from jaxlm.decode.speculate import drafts
-from jaxlm.decode.speculate.drafts import Drafts, Proposer, Read, Verified, Weights
+from jaxlm.decode.speculate.drafts import Proposer, Read, Verified, Weights
 from jaxlm.models.model import Cache, Model
 
 
@@ -29,7 +29,7 @@ def proposer(model: Model, longest: int) -> Proposer:
 
     def propose(
         weights: Weights, cache: Cache, state: State, rows: Rows, length: int
-    ) -> tuple[Drafts, Cache]:
+    ) -> tuple[jax.Array, Cache]:
         assert weights.draft is not None and state.text is not None
         params, filled = sampling_loop.unstacked(weights.draft), cache.filled
         head = model.head(params)
@@ -47,7 +47,7 @@ def proposer(model: Model, longest: int) -> Proposer:
         places = state.position[:, None] + jnp.arange(-1, 1)
         raw, cache = read(pair, places, drafts.before(cache, state.position - 1, filled))
         if not length:
-            return drafts.none(*raw.shape), cache._replace(filled=filled)
+            return drafts.none(len(raw)), cache._replace(filled=filled)
         drawn, cache = drafts.drawn(step, raw, cache, state, rows, length)
         return drawn, cache._replace(filled=filled)
 

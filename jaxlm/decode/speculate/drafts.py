@@ -1,4 +1,4 @@
-"""Drafted tokens, and the interface of what drafts them."""
+"""The interface of what drafts tokens, and what several kinds of it share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxlm.core import param
 from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
-from jaxlm.decode.speculate.verification import DRAFT, at_place
 from jaxlm.models.layers import cache_kinds
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops import penalties, sampling
@@ -21,14 +20,6 @@ class Weights(NamedTuple):
 
     model: param.Tree
     draft: param.Tree | None = None
-
-
-class Drafts(NamedTuple):
-    """Tokens int32[B, L] that may follow, and the distribution float32[B, L, V] that each was drawn
-    from; None where each was certain."""
-
-    tokens: jax.Array
-    law: jax.Array | None
 
 
 class Read(NamedTuple):
@@ -56,14 +47,15 @@ class Proposer(NamedTuple):
 
     begin(weights, read, state, slots) -> (memory, with room for `slots` tokens after a prompt; how
         many tokens each row can draft next int32[B]).
-    propose(weights, memory, state, rows, length) -> (Drafts of `length` tokens, memory).
+    propose(weights, memory, state, rows, length) -> (tokens int32[B, length] that may follow,
+        memory).
     settle(memory, state, verified) -> as `begin`, after a pass whose result is `state`.
 
     state.text is never None.
     """
 
     begin: Callable[[Weights, Read, State, int], tuple[Any, jax.Array]]
-    propose: Callable[[Weights, Any, State, Rows, int], tuple[Drafts, Any]]
+    propose: Callable[[Weights, Any, State, Rows, int], tuple[jax.Array, Any]]
     settle: Callable[[Any, State, Verified], tuple[Any, jax.Array]]
 
 
@@ -74,8 +66,9 @@ def drawn(
     state: State,
     rows: Rows,
     length: int,
-) -> tuple[Drafts, Any]:
-    """`length` tokens, each drawn from the processed logits of a model that reads the one before.
+) -> tuple[jax.Array, Any]:
+    """Tokens int32[B, length], each drawn from the processed logits of a model that reads the one
+    before, by the noise with which the token at its place is drawn (`verification`).
 
     raw float32[B, V]: logits of the first. step(token int32[B], i, carry) -> (logits after the i-th
     drafted token, carry). Every processor reads the drafted prefix.
@@ -86,33 +79,26 @@ def drawn(
 
     def draw(raw: jax.Array, i: jax.Array | int, seen: jax.Array, text: penalties.Text):
         x = sampling.process(raw, seen, controls, text)
-        keys, role = at_place(rows.keys, state.position + 1 + i), jnp.full(len(row), DRAFT)
-        token = sampling.sample(x, keys, role, greedy)
-        law = jax.lax.cond(jnp.all(greedy), jnp.zeros_like, jax.nn.softmax, x)
-        seen = seen.at[row, token].set(True)
-        return Drafts(token, law), seen, penalties.extended(text, token, assumed)
+        token = sampling.sample(x, rows.keys, state.position + 1 + i, greedy)
+        return token, seen.at[row, token].set(True), penalties.extended(text, token, assumed)
 
-    def body(left: tuple, i: jax.Array) -> tuple[tuple, Drafts]:
+    def body(left: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
         raw, seen, text, carry = left
-        draft, seen, text = draw(raw, i, seen, text)
-        raw, carry = step(draft.tokens, i, carry)
-        return (raw, seen, text, carry), draft
+        token, seen, text = draw(raw, i, seen, text)
+        raw, carry = step(token, i, carry)
+        return (raw, seen, text, carry), token
 
     assert state.text is not None
     left = (raw, state.seen, state.text, carry)
     left, first = jax.lax.scan(body, left, jnp.arange(length - 1, dtype=jnp.int32))
     raw, seen, text, carry = left
     last, *_ = draw(raw, length - 1, seen, text)  # nothing is read after the last one
-
-    def whole(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.moveaxis(jnp.concatenate([a, b[None]]), 0, 1)  # [B, length, ...]
-
-    return jax.tree.map(whole, first, last), carry
+    return jnp.concatenate([first, last[None]]).T, carry
 
 
-def none(rows: int, vocab: int) -> Drafts:
+def none(rows: int) -> jax.Array:
     """No tokens."""
-    return Drafts(jnp.zeros((rows, 0), jnp.int32), jnp.zeros((rows, 0, vocab)))
+    return jnp.zeros((rows, 0), jnp.int32)
 
 
 def place(state: State, position: jax.Array, there: jax.Array | bool = True) -> At:

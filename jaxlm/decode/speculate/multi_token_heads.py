@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxlm.decode import sampling_loop
 from jaxlm.decode.sampling_loop import Rows, State
 from jaxlm.decode.speculate import drafts
-from jaxlm.decode.speculate.drafts import Drafts, Proposer, Read, Verified, Weights
+from jaxlm.decode.speculate.drafts import Proposer, Read, Verified, Weights
 from jaxlm.models.model import Cache, Model
 from jaxlm.ops.attention import At
 from jaxlm.ops.losses import shift
@@ -57,7 +57,7 @@ def proposer(model: Model, longest: int) -> Proposer:
 
     def propose(
         weights: Weights, memory: Memory, state: State, rows: Rows, length: int
-    ) -> tuple[Drafts, Memory]:
+    ) -> tuple[jax.Array, Memory]:
         head = model.head(weights.model)
         filled = memory.cache.filled + memory.count
 
@@ -79,7 +79,7 @@ def proposer(model: Model, longest: int) -> Proposer:
         x = jnp.take_along_axis(x, (memory.count - 1)[:, None, None], axis=1)  # [B,1,D]
         raw = model.unembed(head, x[:, 0])
         if not length:
-            return drafts.none(*raw.shape), kept
+            return drafts.none(len(raw)), kept
         drawn, (_, cache) = drafts.drawn(step, raw, (x, cache), state, rows, length)
         return drawn, kept._replace(cache=cache._replace(filled=filled))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.decode.sampling_loop import Rows, State
-from jaxlm.decode.speculate.drafts import Drafts, Proposer, Read, Verified, Weights
+from jaxlm.decode.speculate.drafts import Proposer, Read, Verified, Weights
 from jaxlm.ops import penalties
 
 
@@ -21,8 +21,8 @@ def proposer(size: int, longest: int) -> Proposer:
 
     def propose(
         weights: Weights, memory: jax.Array, state: State, rows: Rows, length: int
-    ) -> tuple[Drafts, jax.Array]:
-        return Drafts(memory[:, :length], None), memory
+    ) -> tuple[jax.Array, jax.Array]:
+        return memory[:, :length], memory
 
     def settle(memory: jax.Array, state: State, verified: Verified) -> tuple[jax.Array, jax.Array]:
         return look_up(state)

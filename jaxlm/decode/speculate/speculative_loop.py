@@ -145,17 +145,16 @@ def _pass(
     state, source = p.state, proposer(method, model)
     offered = jnp.where(state.out.finish == RUNNING, p.length, 0)
     drafted, memory = source.propose(weights, p.memory, state, rows, length)
-    tokens = jnp.concatenate([state.last[:, None], drafted.tokens], axis=1)  # [B, L+1]
+    tokens = jnp.concatenate([state.last[:, None], drafted], axis=1)  # [B, L+1]
     index = jnp.arange(length + 1)
     at = drafts.place(state, state.position[:, None] + index, index <= offered[:, None])
     x, cache, _ = model.hidden(weights.model, tokens, at, state.cache)
     assert cache is not None
     raw = model.unembed(model.head(weights.model), x)  # [B, L+1, V]
-    logits = processed(raw, state, drafted.tokens, rows.controls)
+    logits = processed(raw, state, drafted, rows.controls)
     chosen, accepted = verification.verify(
         logits,
-        drafted.tokens,
-        drafted.law,
+        drafted,
         offered,
         rows.keys,
         state.position + 1,
@@ -207,6 +206,9 @@ def processed(
 def _next(method: Method, p: Progress, rows: Rows, most: jax.Array) -> jax.Array:
     """int32[B]: how many tokens to draft next, of `most` int32[B] that can be. A row that may
     become longer by n draws the last of them itself."""
-    wanted = draft_length.best(p.recent, method.lengths, method.costs)
     room = rows.limit - p.state.out.lengths - 1
-    return jnp.clip(jnp.minimum(wanted, most), 0, jnp.maximum(room, 0))
+    most = jnp.maximum(jnp.minimum(most, room), 0)
+    running = p.state.out.finish == RUNNING
+    most = jnp.where(running, most, -1)
+    length = draft_length.best(p.recent, most, method.lengths, method.costs)
+    return jnp.where(running, jnp.minimum(length, most), 0)

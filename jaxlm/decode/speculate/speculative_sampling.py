@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxlm.core import check, config, param
+from jaxlm.core import check, config, param, target
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 from jaxlm.decode import sampling_loop, stop_strings, token_sampling
 from jaxlm.decode.sampling_settings import Sampling, each
@@ -67,8 +67,7 @@ class Report(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Speculate:
-    """Speculative decoding: the same law, and under temperature 0 the same tokens, in fewer passes
-    of the model."""
+    """Speculative decoding: the tokens of plain decoding, in fewer passes of the model."""
 
     draft: Drafter | Literal["lookup", "mtp"]
     """A model with the same vocabulary that drafts (`jaxlm.load(...)`); "lookup" for what followed
@@ -76,7 +75,8 @@ class Speculate:
     length: int = 4
     """Tokens to draft for a pass, at most."""
     adaptive: bool = True
-    """Whether a row drafts fewer where its recent drafts were rejected (`draft_length`)."""
+    """Whether fewer are drafted where recent drafts were rejected, or where the batch makes a pass
+    over many tokens dear (`draft_length`)."""
     ngram: int = 3
     """Longest n-gram that "lookup" compares."""
     report: Callable[[Report], Any] | None = None
@@ -98,10 +98,10 @@ def generate(
     speculate: Speculate,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> sampling_loop.Generation:
-    """Continuations with the law of `token_sampling.generate`, its arguments, and its result.
+    """The continuations of `token_sampling.generate`, with its arguments.
 
-    A row's random numbers depend on its seed and positions, and so do its tokens: not on its batch.
-    They are other ones than those of plain decoding, but for temperature 0.
+    A pass over several tokens rounds otherwise than one over a token, in the last places of a
+    float32 on a CPU: where that decides between two tokens, another continuation follows.
 
     Raises: ValueError as there, and as `problems`.
     """
@@ -180,7 +180,7 @@ def _prepared(
     job = token_sampling.prepared(model, params, prompts, settings)
     longest = max(len(p) + s.max_new for p, s in zip(prompts, settings, strict=True))
     draft, weights = speculate.draft, Weights(job.params)
-    ratio = 0.0
+    size = 0
     if not isinstance(draft, str):
         limit = draft.model.context
         if limit is not None and longest > limit:
@@ -188,14 +188,17 @@ def _prepared(
                 f"speculate.draft: its {limit} positions are fewer than the {longest} of the "
                 "longest prompt and sampling.max_new"
             )
-        ratio = _size(draft.model.spec) / _size(model.spec)
+        size = _size(draft.model.spec)
         weights = Weights(job.params, token_sampling.prepare(draft.model, draft.params))
         draft = cache_kinds.windowed(draft.model, slack)._replace(spec=None)
     elif draft == "mtp":
-        ratio = _size(model.spec["ahead"]) / max(model.cfg.ahead, 1) / _size(model.spec)
-    lengths = draft_length.lengths(speculate.length, speculate.adaptive)
-    costs = draft_length.costs(lengths, ratio)
-    return job, Method(draft, lengths, costs, speculate.ngram), weights
+        size = _size(model.spec["ahead"]) // max(model.cfg.ahead, 1)
+    every = tuple(range(speculate.length + 1))
+    rows, own = len(job.inputs[-1].limit), _size(model.spec)
+    costs = draft_length.costs(every, rows, own, size, target.platform())
+    lengths = draft_length.lengths(speculate.length, speculate.adaptive, costs)
+    method = Method(draft, lengths, tuple(costs[n] for n in lengths), speculate.ngram)
+    return job, method, weights
 
 
 def _size(spec: param.Tree) -> int:

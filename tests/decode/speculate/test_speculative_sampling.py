@@ -12,7 +12,7 @@ import pytest
 from jaxlm import models
 from jaxlm.data.tokenizers import bytelevel
 from jaxlm.decode import completions, sampling_loop, token_sampling
-from jaxlm.decode.speculate import speculative_sampling
+from jaxlm.decode.speculate import draft_length, speculative_sampling
 from jaxlm.decode.speculate.speculative_sampling import Speculate
 from jaxlm.decode.token_sampling import Sampling
 from jaxlm.models import bert, deepseek
@@ -46,7 +46,7 @@ def heads():
 
 
 def compare(built, prompts, s, draft, **fields):
-    """The Report of a greedy call, whose result is that of plain decoding."""
+    """The Report of a call whose result is that of plain decoding."""
     plain = token_sampling.generate(*built, prompts, s)
     reports = []
     told = Speculate(draft, report=reports.append, **fields)
@@ -55,7 +55,7 @@ def compare(built, prompts, s, draft, **fields):
     np.testing.assert_array_equal(out.lengths, plain.lengths)
     np.testing.assert_array_equal(out.finish, plain.finish)
     np.testing.assert_allclose(out.log_probs, plain.log_probs, atol=2e-5)
-    np.testing.assert_array_equal(out.support_log_probs, plain.support_log_probs)
+    np.testing.assert_allclose(out.support_log_probs, plain.support_log_probs, atol=5e-5)
     (report,) = reports
     assert report.tokens == out.lengths.sum() - len(out.lengths)
     return report
@@ -65,8 +65,10 @@ def test_greedy_is_plain_greedy(tiny):
     """By another family's drafts, most of them wrong: rows roll back by different lengths, in a
     window of 5 too. Stop tokens end the rows at different places."""
     built = tiny("window")
-    plain = token_sampling.generate(*built, PROMPTS, GREEDY)
-    stops = (int(plain.tokens[0, 5]), int(plain.tokens[1, 8]))
+    s = dataclasses.replace(GREEDY, stop_tokens=(30, 31))
+    plain = token_sampling.generate(*built, PROMPTS, s)
+    assert plain.lengths[0] > 5 and plain.lengths[1] > 6
+    stops = (int(plain.tokens[0, 3]), int(plain.tokens[1, 5]))
     s = dataclasses.replace(GREEDY, stop_tokens=stops)
     report = compare(built, PROMPTS, s, pair(tiny("gpt")), length=2, adaptive=False)
     assert report.accepted < report.drafted / 2 and report.passes <= report.tokens
@@ -141,18 +143,13 @@ def test_own_heads_draft_what_they_predict_without_a_cache():
 
 @pytest.mark.slow
 def test_lookup_follows_repetitions(tiny):
-    """A row does not depend on its batch: settings of all kinds, lengths of drafts of its own."""
+    """A row does not depend on its batch, nor on what is drafted: settings of all kinds."""
     built = tiny("llama")
-    told = Speculate("lookup", length=3)
     prompts = [[1, 2, 3] * 5, *PROMPTS[1:]]
-    out = speculative_sampling.generate(*built, prompts, MIXED, told)
-    assert out.lengths.tolist() == [12, 9, 12, 4]
-    plain = token_sampling.generate(*built, prompts, MIXED)
-    np.testing.assert_array_equal(out.tokens[1], plain.tokens[1])
-    alone = speculative_sampling.generate(*built, prompts[2:3], MIXED[2:3], told)
-    np.testing.assert_array_equal(alone.tokens[0], out.tokens[2])
-    np.testing.assert_allclose(alone.log_probs[0], out.log_probs[2], atol=2e-5)
-    np.testing.assert_allclose(alone.support_log_probs[0], out.support_log_probs[2], atol=5e-5)
+    report = compare(built, prompts, MIXED, "lookup", length=3)
+    assert 0 < report.accepted < report.drafted
+    alone = compare(built, prompts[2:3], MIXED[2:3], "lookup", length=3)
+    assert alone.tokens == 11
 
 
 @pytest.mark.slow
@@ -196,6 +193,26 @@ def test_candidates_of_a_prompt(tiny):
     np.testing.assert_array_equal(out.tokens, want.tokens)
 
 
+def test_lengths_are_chosen_by_sizes_batch_and_platform(tiny, monkeypatch):
+    llama, gpt, real, asked = tiny("llama"), tiny("gpt"), draft_length.costs, []
+    monkeypatch.setattr(draft_length, "costs", lambda *a: asked.append(a) or real(*a))
+    for built, source in ((llama, pair(gpt)), (llama, "lookup"), (heads(), "mtp")):
+        told = Speculate(source, length=2)
+        method = speculative_sampling._prepared(*built, [[1], [2, 3], [4]], 3 * [GREEDY], told)[1]
+        costs = real(method.lengths, *asked[-1][1:])
+        assert method.lengths[0] == 0 and method.costs == costs
+
+    def size(params):
+        return sum(x.size for x in jax.tree.leaves(params))
+
+    own, every = heads()[1], (0, 1, 2)
+    assert asked == [
+        (every, 3, size(llama[1]), size(gpt[1]), "cpu"),
+        (every, 3, size(llama[1]), 0, "cpu"),
+        (every, 3, size(own), size(own["ahead"]), "cpu"),
+    ]
+
+
 def test_what_cannot_be_done_is_refused(tiny):
     llama, small = tiny("llama"), tiny("bytes")
 
@@ -229,8 +246,14 @@ def test_what_cannot_be_done_is_refused(tiny):
         completions.stream(*small, tokenizer, "a", GREEDY, speculate=Speculate("mtp"))
 
 
-CASES = ["llama", "window", "gpt"]
-FAMILIES = ["gemma", "gemma-all", "mistral", "deepseek-v2", "qwen", "palm"]
+FAMILIES = {  # what drafts
+    "gemma": "own",
+    "gemma-all": "lookup",
+    "mistral": "lookup",
+    "deepseek-v2": "lookup",
+    "qwen": "lookup",
+    "palm": "lookup",
+}
 
 
 def family(name):
@@ -238,32 +261,31 @@ def family(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("draft", ["lookup", "gpt"])
-@pytest.mark.parametrize("name", CASES)
-def test_greedy_is_plain_greedy_with_every_draft(name, draft, adaptive, tiny):
-    s = dataclasses.replace(GREEDY, max_new=40)
-    source = draft if draft == "lookup" else pair(tiny(draft))
-    compare(tiny(name), PROMPTS, s, source, length=5, adaptive=adaptive)
+@pytest.mark.parametrize("name", ["window", "gpt"])
+def test_every_draft_gives_the_plain_tokens(name, tiny):
+    """Long enough for rows to be rolled back often, and for a window of 5 to be left behind."""
+    s = [dataclasses.replace(x, max_new=n) for x, n in zip(MIXED, (30, 40, 40, 25), strict=True)]
+    report = compare(tiny(name), PROMPTS, s, pair(tiny("gpt")), length=5, adaptive=False)
+    assert 0 < report.accepted <= report.drafted
+    if name != "gpt":
+        compare(tiny(name), PROMPTS, s, "lookup", length=5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", ["lookup", "own"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_is_plain_greedy_in_every_family(name, draft):
+@pytest.mark.parametrize(("name", "draft"), FAMILIES.items())
+def test_every_family_gives_the_plain_tokens(name, draft):
     built = family(name)
     room = built[0].context or 64
-    new = min(24, room - 4)
     prompts = [[3, 1, 3], [5, 2], [1]]
     source = draft if draft == "lookup" else pair(built)
-    s = Sampling(max_new=new, temperature=0.0)
+    s = Sampling(max_new=min(24, room - 4), temperature=0.0)
     report = compare(built, prompts, s, source, length=3, adaptive=False)
     if draft == "own":
         assert report.accepted > 0.9 * report.drafted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*CASES, "bytes"])
+@pytest.mark.parametrize("name", ["window", "bytes"])
 def test_logits_of_several_tokens_are_those_of_one(name, tiny):
     """The largest difference of a logit between a pass over 6 tokens and 6 passes: rounding."""
     model, params = tiny(name)
