@@ -68,7 +68,10 @@ COMMANDS = {
         {"train": "tokenizer.command"},
     ),
     "data": Command(
-        "tokenize:data", "data tokenize ...", "turn text into shards", {"tokenize": "data.command"}
+        "tokenize:data",
+        "data tokenize|curate|why|report ...",
+        "clean text, and turn it into shards",
+        {"tokenize": "_tokenize", "curate": "_curate", "why": "_why", "report": "_report"},
     ),
     "list": Command(
         "listing:listing",

@@ -1,11 +1,16 @@
-"""`jaxlm tokenizer train` and `jaxlm data tokenize`: the preparation of text before a run."""
+"""`jaxlm tokenizer train` and `jaxlm data`: the preparation of text before a run."""
 
+import pathlib
 from collections.abc import Sequence
 
 import tyro
 
 from jaxlm.cli import arguments
+from jaxlm.core import config
 from jaxlm.data import tokenizers
+from jaxlm.data.curate import curation
+from jaxlm.data.curate import recipe as recipes  # a parameter bears the name
+from jaxlm.data.curate.report import explanation, removal_table, report_page
 from jaxlm.data.sources import source as sources
 from jaxlm.data.tokenized import shards
 
@@ -44,36 +49,83 @@ def tokenizer(args: Sequence[str]) -> int:
 
 
 def data(args: Sequence[str]) -> int:
-    """jaxlm data tokenize --tokenizer DIR --out DIR"""
+    """jaxlm data tokenize|curate|why|report ..."""
+    actions = {"tokenize": _tokenize, "curate": _curate, "why": _why, "report": _report}
+    return tyro.extras.subcommand_cli_from_dict(actions, args=list(args), prog="jaxlm data")
 
-    def command(
-        tokenizer: str,
-        out: str,
-        source: str = "pydocs",
-        field: str = "text",
-        holdout: float = 0.05,
-        workers: int = 0,
-    ) -> int:
-        """Tokenise a source into shards that training reads without touching the text again.
 
-        Args:
-            tokenizer: `bytes`, or the path of a tokenizer.
-            out: A new directory; a config names it as data.source.
-            source: A corpus, file, directory or glob.
-            field: The field of .jsonl or column of .parquet that holds the text.
-            holdout: The fraction of documents held out for validation.
-            workers: Processes that encode; 0 encodes in this one. The shards are the same.
-        """
-        tokenized = shards.tokenize(
-            source, field, tokenizers.load(tokenizer), out, holdout, workers
-        )
-        for name, split in tokenized.splits.items():
-            counts = (
-                f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
-            )
-            print(f"{out}/{name}: {counts}")
-        return 0
+def _tokenize(
+    tokenizer: str,
+    out: str,
+    source: str = "pydocs",
+    field: str = "text",
+    holdout: float = 0.05,
+    workers: int = 0,
+) -> int:
+    """Tokenise a source into shards that training reads without touching the text again.
 
-    return tyro.cli(
-        command, args=arguments.action("data", "tokenize", args), prog="jaxlm data tokenize"
-    )
+    Args:
+        tokenizer: `bytes`, or the path of a tokenizer.
+        out: A new directory; a config names it as data.source.
+        source: A corpus, file, directory or glob.
+        field: The field of .jsonl or column of .parquet that holds the text.
+        holdout: The fraction of documents held out for validation.
+        workers: Processes that encode; 0 encodes in this one. The shards are the same.
+    """
+    tokenized = shards.tokenize(source, field, tokenizers.load(tokenizer), out, holdout, workers)
+    for name, split in tokenized.splits.items():
+        counts = f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+        print(f"{out}/{name}: {counts}")
+    return 0
+
+
+def _curate(
+    recipe: tyro.conf.Positional[str], out: str, workers: int = 1, work: str | None = None
+) -> int:
+    """Clean text by a recipe, with a reason for each document that is removed.
+
+    Args:
+        recipe: A Python file with config(), which returns a Recipe; or FILE.py:FUNCTION.
+        out: The directory to make, which a config names as data.source.
+        workers: Processes that score; the result is the same.
+        work: Folder of scores and intermediate texts, which later recipes read again; OUT.work if
+            it is not given.
+    """
+    given = config.load(recipe)
+    if not isinstance(given, recipes.Recipe):
+        name = type(given).__name__
+        raise ValueError(f"{recipe} returns a {name}; `jaxlm data curate` needs a Recipe")
+    curation.curate(given, out, work, workers, recipe, print)
+    folder = pathlib.Path(out)
+    print("\n".join(removal_table.lines(removal_table.summary(folder, 1))))
+    print(f"\nwhy a document went: jaxlm data why {out} ID")
+    return 0
+
+
+def _why(folder: tyro.conf.Positional[pathlib.Path], id: tyro.conf.Positional[str]) -> int:
+    """The step, rule, score and threshold that decided about a document.
+
+    Args:
+        folder: A directory that `jaxlm data curate` made.
+        id: The document's id, or its beginning.
+    """
+    for verdict in explanation.verdicts(folder, id):
+        print("\n".join(explanation.lines(verdict)))
+    return 0
+
+
+def _report(
+    folder: tyro.conf.Positional[pathlib.Path], html: pathlib.Path | None = None, samples: int = 3
+) -> int:
+    """A table of removals by source and step, with samples.
+
+    Args:
+        folder: A directory that `jaxlm data curate` made.
+        html: A file to write the report to as a page, with histograms of the scores.
+        samples: Samples of what each step removed.
+    """
+    print("\n".join(removal_table.lines(removal_table.summary(folder, samples))))
+    if html is not None:
+        report_page.write(folder, html, samples)
+        print(f"\n{html}")
+    return 0

@@ -126,11 +126,17 @@ def _refuse_long(document: source.Document, longest: int) -> None:
         )
 
 
-def _listed(document: source.Document) -> list[Any]:
-    """[id, origin, bytes, cluster] of a document; a curated one has the id that it was given."""
+def document_id(document: source.Document) -> str:
+    """The id of a document: of its text as read; of one that was curated, that it was given."""
     data = document.text.encode("utf-8", "surrogateescape")
-    own = document.id or hashlib.sha256(data).hexdigest()[:_ID]
-    return [own, document.origin, len(data), document.cluster or own]
+    return document.id or hashlib.sha256(data).hexdigest()[:_ID]
+
+
+def _listed(document: source.Document) -> list[Any]:
+    """[id, origin, bytes, cluster] of a document."""
+    own = document_id(document)
+    size = len(document.text.encode("utf-8", "surrogateescape"))
+    return [own, document.origin, size, document.cluster or own]
 
 
 def _put(work: workspace.Workspace, texts: list[str], listed: list[Any]) -> Shard:

@@ -45,6 +45,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of the words of a text."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
 def word_hashes(text: str, known: WordHashes) -> np.ndarray:
     """uint64[words] hashes of a text's words in order; of a text without words, one of it all."""
     hashes = [known[word] for word in words(text)] or [hash64(text.strip())]

@@ -1,0 +1,77 @@
+"""Histograms of scores by step, kept and removed documents apart, with the thresholds."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.core import json_file
+from jaxlm.data.curate import output
+
+BINS = 40
+
+
+class Histogram(NamedTuple):
+    """Counts of one score of a step.
+
+    edges: float64[BINS + 1]; kept, removed: int64[BINS], documents that the step let pass and that
+    it removed; thresholds: the values at which its rules decide, where they are numbers.
+    """
+
+    step: str
+    score: str
+    edges: np.ndarray
+    kept: np.ndarray
+    removed: np.ndarray
+    thresholds: tuple[float, ...]
+
+
+def histograms(folder: pathlib.Path, facts: json_file.Record) -> list[Histogram]:
+    """Histograms of all scores that are numbers, of the documents that reached each step."""
+    values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    order = {name: place for place, name in enumerate(_names(facts))}
+    for record in output.records(folder.expanduser(), "scores"):
+        last = order.get(record["step"], len(order))
+        for step, scores in record["scores"].items():
+            if order[step] > last:
+                continue
+            for name, value in scores.items():
+                if isinstance(value, int | float):
+                    both = values.setdefault((step, name), ([], []))
+                    both[order[step] == last].append(float(value))
+    limits = _thresholds(folder, facts)
+    ordered = sorted(values, key=lambda pair: (order[pair[0]], pair[1]))
+    return [_histogram(pair, *values[pair], limits.get(pair, ())) for pair in ordered]
+
+
+def _names(facts: json_file.Record) -> Iterator[str]:
+    yield from dict.fromkeys(count["step"] for count in facts["counts"])
+
+
+def _thresholds(
+    folder: pathlib.Path, facts: json_file.Record
+) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Thresholds by (step, score): of the rules that removed something, named after the score."""
+    limits: dict[tuple[str, str], set[float]] = {}
+    for record in output.records(folder.expanduser(), "removed"):
+        limit = record["threshold"]
+        if isinstance(limit, int | float) and not isinstance(limit, bool):
+            score = "similarity" if record["step"] == "near" else record["rule"]
+            limits.setdefault((record["step"], score), set()).add(float(limit))
+    return {pair: tuple(sorted(values)) for pair, values in limits.items()}
+
+
+def _histogram(
+    pair: tuple[str, str], kept: list[float], removed: list[float], limits: tuple[float, ...]
+) -> Histogram:
+    every = np.array([*kept, *removed, *limits])
+    every = every[np.isfinite(every)]
+    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
+    if len(every) and high > low:
+        # a long tail would leave the rest in one bar; what is beyond is in the last
+        high = max(float(np.quantile(every, 0.995)), *limits, low + 1e-9)
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    counts = [np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in (kept, removed)]
+    return Histogram(*pair, edges, *counts, limits)
+
