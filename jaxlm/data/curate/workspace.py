@@ -75,7 +75,8 @@ class Workspace(NamedTuple):
         folder = self.path("arrays", key)
         folder.mkdir(exist_ok=True)
         for name, array in arrays.items():
-            io.put(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))
+            if not (folder / f"{name}.npy").exists():
+                io.put(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))
         self.put_json("arrays", f"{key}.json", sorted(arrays))
 
     def arrays(self, key: str) -> dict[str, np.ndarray]:

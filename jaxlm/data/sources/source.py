@@ -169,11 +169,15 @@ def _decode(data: bytes, where: str, offset: int = 0) -> str:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    line: list[bytes] = []  # parts of a line: joined once, since a line may have many
     for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-    if rest:
+        first, *more = piece.split(b"\n")
+        line.append(first)
+        if more:
+            yield b"".join(line)
+            yield from more[:-1]
+            line = more[-1:]
+    if rest := b"".join(line):
         yield rest
 
 
