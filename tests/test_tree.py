@@ -42,7 +42,8 @@ BUDGETS = {
     "ops": 5200,
     "parallel": 2300,
     "models": 4600,
-    "data": 7800,
+    "data": 8000,
+    "data/curate": 4300,
     "scaling": 15700,
     "objectives": 2300,
     "train": 9500,
@@ -69,7 +70,10 @@ def test_every_part_of_the_library_has_a_floor():
 
 @pytest.mark.parametrize("part", BUDGETS)
 def test_a_part_stays_within_its_lines(part):
-    lines = sum(len(text_of(p).splitlines()) for p in LIBRARY if (PACKAGE / part) in p.parents)
+    # a folder with a budget of its own is not of its parent's
+    apart = [PACKAGE / other for other in BUDGETS if other.startswith(f"{part}/")]
+    inside = [p for p in LIBRARY if (PACKAGE / part) in p.parents and not {*apart} & {*p.parents}]
+    lines = sum(len(text_of(p).splitlines()) for p in inside)
     assert BUDGETS[part] / 2 < lines <= BUDGETS[part]
 
 

@@ -123,7 +123,7 @@ class Index:
             return {"share": 0.0, "item": None}
         pieces = [self._entries[self._starts[p] : self._starts[p + 1]] for p in places.tolist()]
         entries, counts = np.unique(np.concatenate(pieces), return_counts=True)
-        shares = counts / self._totals[entries]
+        shares = counts / self._totals.take(entries)
         best = int(np.argmax(shares))
         item = self._items[self._owners[int(entries[best])]]
         return {"share": round(float(shares[best]), 6), "item": item}

@@ -1,9 +1,9 @@
 """Files of a curated directory.
 
-    OUT/curation.json            recipe, fingerprints, versions, counts; every file's size and hash
-    OUT/documents/00000.jsonl.gz id, text, source, origin, cluster: what data.source reads
-    OUT/removed/00000.jsonl.gz   the same and step, rule, score, threshold, witness
-    OUT/scores/00000.jsonl.gz    id, source, step that removed it, scores by step: every document
+OUT/curation.json            recipe, fingerprints, versions, counts; every file's size and hash
+OUT/documents/00000.jsonl.gz id, text, source, origin, cluster: what data.source reads
+OUT/removed/00000.jsonl.gz   the same and step, rule, score, threshold, witness
+OUT/scores/00000.jsonl.gz    id, source, step that removed it, scores by step: every document
 """
 
 import gzip

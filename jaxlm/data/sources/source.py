@@ -183,7 +183,9 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _read_json_lines(path: str, field: str) -> Iterator[Document]:
     folder = path.rpartition("/")[0]
-    curated = folder.endswith(DOCUMENTS) and files.exists(f"{folder.removesuffix(DOCUMENTS)}{CURATED}")
+    curated = folder.endswith(DOCUMENTS) and files.exists(
+        f"{folder.removesuffix(DOCUMENTS)}{CURATED}"
+    )
     for record, origin in json_lines(path):
         content = _field(record, field, origin)
         own = (record.get("id"), record.get("cluster")) if curated else ()

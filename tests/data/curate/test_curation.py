@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 
 from jaxlm.core import io
+from jaxlm.data import tokenizers
 from jaxlm.data.curate import curation, output, reading
 from jaxlm.data.curate.duplicates.copies import Exact
 from jaxlm.data.curate.duplicates.near import Near
@@ -25,7 +26,6 @@ from jaxlm.data.curate.recipe import Recipe, Source
 from jaxlm.data.curate.step import Removal, Scored
 from jaxlm.data.sources import source
 from jaxlm.data.tokenized import shards
-from jaxlm.data import tokenizers
 from tests.data.curate.duplicates.test_near import drawn
 
 CALLS: collections.Counter[str] = collections.Counter()
@@ -53,7 +53,9 @@ class Length:
     def scorer(self):
         def score(texts):
             CALLS[self.label] += len(texts)
-            return [Scored({"characters": len(t)}, t.lower() if self.lower else None) for t in texts]
+            return [
+                Scored({"characters": len(t)}, t.lower() if self.lower else None) for t in texts
+            ]
 
         return score
 
@@ -197,8 +199,11 @@ def test_losses_stop_a_recipe_before_anything_is_replaced(corpus, made, tmp_path
     out = tmp_path / "clean"
     curation.curate(recipe(corpus), out)
     before = content(out)
-    with pytest.raises(ValueError, match=r"source 'b' has lost 25.9% of its 27 documents after "
-                       r"step 'near'.*most_lost allows 20.0%: exact removed 1, near removed 6"):  # fmt: skip
+    match = (
+        r"source 'b' has lost 25.9% of its 27 documents after step 'near'.*most_lost allows 20.0%: "
+        "exact removed 1, near removed 6"
+    )
+    with pytest.raises(ValueError, match=match):
         curation.curate(recipe(corpus, most_lost=0.2), out)
     steps = (Length(10**6),)
     with pytest.raises(ValueError, match="step 'length' keeps nothing: length removed 60"):
@@ -219,7 +224,9 @@ def test_bad_input_is_named(corpus, tmp_path):
     refused(b"", r"source 'x' .* holds no text")
     refused(b'{"text": ""}\n', r"source 'x' .* holds no text")
     refused(b"\xff\xfe", r"x.txt: not UTF-8 text", "x.txt")
-    refused(line, r"x.jsonl:1: a document of 3,000 characters; recipe.longest is 2,999", longest=2999)
+    refused(
+        line, r"x.jsonl:1: a document of 3,000 characters; recipe.longest is 2,999", longest=2999
+    )
     refused(b"{", r"x.jsonl:1: bad JSON")
 
 

@@ -27,7 +27,9 @@ def test_formats(tmp_path):
     assert pairs(tmp_path / "m.csv") == [("m", "Find c", "1"), ("m", "Which?", "d")]
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("bbh/README.md", "not a task")
-        archive.writestr("bbh/sort.json", json.dumps({"examples": [{"input": "b a", "target": "a b"}]}))
+        archive.writestr(
+            "bbh/sort.json", json.dumps({"examples": [{"input": "b a", "target": "a b"}]})
+        )
         archive.write(tmp_path / "t.csv", "t.csv")
     assert [task for task, *_ in pairs(tmp_path / "all.zip")] == ["sort", "t"]
     first, second = task_items.items(str(tmp_path / "m.csv"))

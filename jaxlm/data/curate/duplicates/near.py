@@ -67,9 +67,10 @@ class Near:
         return {"rensa": importlib.metadata.version("rensa")}
 
     def measure(self, seed: int) -> corpus_step.Measure:
-        """Of a shard's texts: `shingles` uint64[all] and their `offsets` int64[texts + 1]
-        and `lengths` int64[texts], `signatures` uint32[texts, bands x rows], `bands` uint64[texts, bands] and a digest of each
-        set, `sets` uint8[texts, 16]. Raises: ImportError naming the extra."""
+        """Arrays of a shard: `shingles` uint64[all], their `offsets` int64[texts + 1] and `lengths`
+        int64[texts]; `signatures` uint32[texts, bands x rows], their `bands` uint64[texts, bands];
+        `sets` uint8[texts, 16], a digest of each text's shingles. Raises: ImportError naming the
+        extra."""
         rensa, slots = _library(), self.bands * self.rows
         known = shingles.WordHashes()
 

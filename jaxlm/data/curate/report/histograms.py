@@ -74,4 +74,3 @@ def _histogram(
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     counts = [np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in (kept, removed)]
     return Histogram(*pair, edges, *counts, limits)
-

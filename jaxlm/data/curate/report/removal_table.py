@@ -62,9 +62,7 @@ def lines(given: Summary) -> Iterator[str]:
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     for row in table:
         # names to the left, numbers to the right
-        cells = [
-            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))
-        ]
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
         yield "  ".join(cells).rstrip()
     for step, records in given.removed.items():
         yield ""

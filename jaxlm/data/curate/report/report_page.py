@@ -89,7 +89,7 @@ def _flow(source: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]) -> str
         middle = left + each * 0.5
         parts.append(
             f'<path d="M{left:.1f},10 H{left + each:.1f} V{10 + after:.2f} H{middle + 14:.1f} '
-            f'C{middle:.1f},{10 + after:.2f} {middle:.1f},{10 + high:.2f} '
+            f"C{middle:.1f},{10 + after:.2f} {middle:.1f},{10 + high:.2f} "
             f'{middle - 14:.1f},{10 + high:.2f} H{left:.1f} Z" fill="var(--band)"/>'
         )
         if count["removed"]:
@@ -98,7 +98,9 @@ def _flow(source: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]) -> str
                 f'<path d="M{middle - 14:.1f},{10 + after:.2f} h8 V{20 + _BAND:.1f} '
                 f'h{max(1.5, drop):.2f} V{10 + after:.2f} Z" fill="var(--gone)" opacity=".75"/>'
             )
-        removed = f"−{count['removed'] / max(1, count['documents']):.1%}" if count["removed"] else ""
+        removed = (
+            f"−{count['removed'] / max(1, count['documents']):.1%}" if count["removed"] else ""
+        )
         parts.append(
             f'<text x="{middle:.1f}" y="{38 + _BAND:.1f}" text-anchor="middle">'
             f"{html.escape(count['step'])}</text>"

@@ -166,7 +166,9 @@ def test_containment_is_of_the_document_that_would_go():
     words = drawn(rng, 130)
     long, short = " ".join(words), " ".join(words[:100])
     assert not removed([long, short])
-    ((score, _),) = removed([long, short], Near(measure_by="containment", bands=64, rows=2)).values()
+    ((score, _),) = removed(
+        [long, short], Near(measure_by="containment", bands=64, rows=2)
+    ).values()
     assert score == 1.0
 
 
