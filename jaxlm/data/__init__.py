@@ -1,6 +1,7 @@
 """From raw text to batches. Nothing here imports jax, and importing this package loads nothing.
 
 sources      documents from a corpus name, a file, a directory, a glob (local or remote)
+curate       sources -> a directory of clean documents, with a reason for each that is gone
 synthetic    sources whose entropy or preferences are known exactly
 tokenizers   bytes, sentencepiece, byte-level BPE, WordPiece, tiktoken, HF files
 tokenized    pre-tokenised ArrayRecord shards with a manifest, and a run's cache of them

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.data.curate import step
+from jaxlm.data.curate import document_step
 
 Arrays = Mapping[str, np.ndarray]
 Measure = Callable[[Sequence[str]], Arrays]
@@ -48,8 +48,8 @@ class Decision(NamedTuple):
     """Reasons of removals by document, scores of those documents that have any, and pairs of
     copies; a number from N on is one of `against`."""
 
-    removals: Mapping[int, step.Removal]
-    scores: Mapping[int, Mapping[str, step.Score]]
+    removals: Mapping[int, document_step.Removal]
+    scores: Mapping[int, Mapping[str, document_step.Score]]
     links: Sequence[tuple[int, int]]
 
 

@@ -5,6 +5,7 @@ Everything before the decision is a function of a shard and is stored under what
 appears under its name whole, so that a kill at any moment costs the shards at work and no more.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,15 @@ import numpy as np
 import jaxlm
 from jaxlm.core import atomic, check, io, json_file
 from jaxlm.core.remote import objects
-from jaxlm.data.curate import corpus_step, decisions, output, reading, recipe, scoring, workers
+from jaxlm.data.curate import (
+    corpus_step,
+    curated_files,
+    decisions,
+    reading,
+    recipe,
+    scoring,
+    workers,
+)
 from jaxlm.data.curate.workspace import Workspace
 from jaxlm.data.sources import source
 
@@ -46,6 +55,7 @@ def curate(
     check.refuse("the recipe cannot run:", given.problems())
     check.field("workers", count, count >= 1, "at least 1")
     target = pathlib.Path(out).expanduser()
+    _restore(target)
     if target.exists() and not reading.present(target):
         raise FileExistsError(f"out {str(target)!r} exists and is no curated directory; name a new")
     folder = Workspace(str(work or target.with_name(f"{target.name}.work")))
@@ -182,28 +192,46 @@ class _Curation:
         sizes = [*self._processes.map(_sizes, ((self._work, c.texts) for c in chains))]
         rows = _Rows(self._recipe, shards, chains, documents, verdicts, sizes)
         replaced = io.unfinished(target)
-        with atomic.folder(target) as temporary:
-            files: list[output.File] = []
-            for kind in output.FOLDERS:
-                (temporary / kind).mkdir()
-                end = ".jsonl.gz" if self._recipe.compress else ".jsonl"
-                cut = output.cut(rows.of(kind), self._recipe.shard)
-                names = ((f"{kind}/{n:05}{end}", part) for n, part in enumerate(cut))
-                tasks = ((self._work, str(temporary), name, part) for name, part in names)
-                files += self._processes.map(output.write, tasks)
-            kept = [i for i in range(len(documents.ids)) if i not in verdicts.removed]
-            manifest = facts | {
-                "counts": [count._asdict() for count in verdicts.counts],
-                "documents": len(kept),
-                "bytes": int(np.concatenate(sizes)[kept].sum()),
-                "files": [file._asdict() for file in files],
-            }
-            io.write(temporary / source.CURATED, json_file.sealed(manifest))
-            if target.exists():
-                target.rename(replaced)
+        try:
+            with atomic.folder(target) as temporary:
+                files: list[curated_files.File] = []
+                for kind in curated_files.FOLDERS:
+                    (temporary / kind).mkdir()
+                    end = ".jsonl.gz" if self._recipe.compress else ".jsonl"
+                    cut = curated_files.cut(rows.of(kind), self._recipe.shard)
+                    names = ((f"{kind}/{n:05}{end}", part) for n, part in enumerate(cut))
+                    tasks = ((self._work, str(temporary), name, part) for name, part in names)
+                    files += self._processes.map(curated_files.write, tasks)
+                kept = [i for i in range(len(documents.ids)) if i not in verdicts.removed]
+                manifest = facts | {
+                    "counts": [count._asdict() for count in verdicts.counts],
+                    "documents": len(kept),
+                    "bytes": int(np.concatenate(sizes)[kept].sum()),
+                    "files": [file._asdict() for file in files],
+                }
+                io.write(temporary / source.CURATED, json_file.sealed(manifest))
+                if target.exists():
+                    target.rename(replaced)
+        except BaseException:
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            raise
         if replaced.exists():
             atomic.discard(replaced)
         return json_file.read_object(target / source.CURATED)
+
+
+def _restore(target: pathlib.Path) -> None:
+    """Give a directory its name again, if a kill came between the old one's loss of it and the new
+    one's gain: both are whole, since the manifest is the last file to be written."""
+    if target.exists() or not target.parent.is_dir():
+        return
+    for hidden in sorted(target.parent.glob(f".{target.name}.*.part")):
+        if reading.present(hidden):
+            with contextlib.suppress(BlockingIOError, ValueError), io.held(hidden):
+                json_file.read_object(hidden / source.CURATED)
+                hidden.rename(target)
+                return
 
 
 def _sizes(work: Workspace, key: str) -> np.ndarray:
@@ -227,7 +255,7 @@ class _Rows:
         self._recipe, self._shards, self._chains = given, shards, chains
         self._documents, self._verdicts, self._sizes = documents, verdicts, sizes
 
-    def of(self, kind: str) -> Iterator[tuple[output.Rows, Sequence[int]]]:
+    def of(self, kind: str) -> Iterator[tuple[curated_files.Rows, Sequence[int]]]:
         """(rows, their sizes) of one kind of files: documents, removed or scores."""
         for number, first in enumerate(self._documents.first[:-1].tolist()):
             end = int(self._documents.first[number + 1])
@@ -241,7 +269,7 @@ class _Rows:
                 steps = zip(self._recipe.steps, chain.keys, strict=True)
                 scores = [(s.name, key if hasattr(s, "removal") else "") for s, key in steps]
             places = [i - first for i in chosen]
-            rows = output.Rows(chain.texts, shard.documents, name, places, fields, scores)
+            rows = curated_files.Rows(chain.texts, shard.documents, name, places, fields, scores)
             yield rows, self._sizes[number][places].tolist()
 
     def _is(self, kind: str, number: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.data.curate import corpus_step, recipe
-from jaxlm.data.curate.step import Removal, Score
+from jaxlm.data.curate.document_step import Removal, Score
 from jaxlm.data.curate.workspace import Workspace
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from jaxlm.core import check
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 from jaxlm.data.curate.duplicates import shingles
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
 from jaxlm.data.records import task_items
 
 
@@ -78,7 +78,7 @@ class Index:
         self._words = given.words
         self._known = shingles.WordHashes()
         self._items = [item.id for item in items]
-        self._whole: dict[int, int] = {}  # hash of all words -> item
+        self._whole: dict[bytes, int] = {}  # digest of all words -> item
         sets = [self._parts(number, item) for number, item in enumerate(items)]
         counts = collections.Counter(gram for parts in sets for gram in parts[-1].tolist())
         common = {gram for gram, count in counts.items() if count > given.shared}
@@ -91,7 +91,7 @@ class Index:
                     entries.append(np.full(len(own), len(owners)))
                     owners.append(number)
                     totals.append(len(own))
-        self._owners, self._totals = owners, np.array(totals, np.int64)
+        self._owners, self._totals = owners, totals
         every = np.concatenate([np.zeros(0, np.uint64), *grams])
         order = np.argsort(every, kind="stable")
         self._entries = np.concatenate([np.zeros(0, np.int64), *entries])[order]
@@ -100,38 +100,42 @@ class Index:
 
     def _parts(self, number: int, item: task_items.Item) -> list[np.ndarray]:
         """Sets of n-grams of the question, and of question and answer."""
-        question = shingles.word_hashes(item.question, self._known)
-        both = shingles.word_hashes(item.text, self._known)
-        for hashes in (question, both):
+        listed = [shingles.word_hashes(t, self._known) for t in (item.question, item.text)]
+        for hashes in listed:
             self._whole.setdefault(_all(hashes), number)
-        return [np.unique(shingles.ngrams(hashes, self._words)) for hashes in (question, both)]
+        flat, offsets = shingles.sets(listed, self._words)
+        return [flat[: offsets[1]], flat[offsets[1] :]]
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """The Scored of some documents."""
-        return [Scored(self._scored(text)) for text in texts]
+        listed = [shingles.word_hashes(text, self._known) for text in texts]
+        flat, offsets = shingles.sets(listed, self._words)
+        places = np.searchsorted(self._grams, flat)
+        places[places == len(self._grams)] = 0
+        rare = self._grams[places] == flat if len(self._grams) else np.zeros(len(flat), bool)
+        bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        return [
+            Scored(self._scored(_all(hashes), places[low:high][rare[low:high]].tolist()))
+            for hashes, (low, high) in zip(listed, bounds, strict=True)
+        ]
 
-    def _scored(self, text: str) -> Mapping[str, Score]:
-        hashes = shingles.word_hashes(text, self._known)
-        whole = self._whole.get(_all(hashes))
-        if whole is not None:
-            return {"share": 1.0, "item": self._items[whole]}
-        grams = np.unique(shingles.ngrams(hashes, self._words))
-        places = np.searchsorted(self._grams, grams)
-        inside = places < len(self._grams)
-        places = places[inside][self._grams[places[inside]] == grams[inside]]
-        if not len(places):
+    def _scored(self, whole: bytes, places: list[int]) -> Mapping[str, Score]:
+        """The scores of a document with some of the rare n-grams; whole: of all its words."""
+        if whole in self._whole:
+            return {"share": 1.0, "item": self._items[self._whole[whole]]}
+        if not places:
             return {"share": 0.0, "item": None}
-        pieces = [self._entries[self._starts[p] : self._starts[p + 1]] for p in places.tolist()]
+        pieces = [self._entries[self._starts[p] : self._starts[p + 1]] for p in places]
         entries, counts = np.unique(np.concatenate(pieces), return_counts=True)
-        shares = counts / self._totals.take(entries)
+        shares = counts / np.array([self._totals[e] for e in entries.tolist()])
         best = int(np.argmax(shares))
         item = self._items[self._owners[int(entries[best])]]
         return {"share": round(float(shares[best]), 6), "item": item}
 
 
-def _all(hashes: np.ndarray) -> int:
-    """A hash of all words in order."""
-    return int(shingles.ngrams(hashes, len(hashes))[0])
+def _all(hashes: Sequence[int]) -> bytes:
+    """A digest of all words in order."""
+    return shingles.digest128(np.array(hashes, np.uint64).tobytes())
 
 
 def _hash(path: str) -> str:

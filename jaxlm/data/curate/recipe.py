@@ -30,7 +30,7 @@ class Recipe:
     sources: tuple[Source, ...]
     """Sources by priority: of two copies, that of the earlier source stays."""
     steps: tuple[Any, ...]
-    """Steps in order: each is a `step.Step` or a `corpus_step.CorpusStep`."""
+    """Steps in order: each is a `document_step.Step` or a `corpus_step.CorpusStep`."""
     most_lost: float = 0.5
     """Share of a source's documents that may be removed; a source that loses more is an error."""
     longest: int = 10_000_000

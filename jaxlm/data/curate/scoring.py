@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxlm.data.curate import corpus_step, recipe, step
+from jaxlm.data.curate import corpus_step, document_step, recipe
 from jaxlm.data.curate.workspace import Workspace
 
 
@@ -101,7 +101,7 @@ class _Texts:
 
 # A process builds each scorer once; recipes are frozen, so that equal steps are one.
 @functools.lru_cache(maxsize=64)
-def _scorer(given: Any) -> step.Scorer:
+def _scorer(given: Any) -> document_step.Scorer:
     return given.scorer()
 
 

@@ -92,4 +92,4 @@ def _lines(values: Sequence[Any]) -> bytes:
 
 
 def _values(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.split(b"\n") if line]
+    return [json.loads(line) for line in content.decode().split("\n") if line]

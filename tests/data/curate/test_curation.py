@@ -16,14 +16,15 @@ from typing import ClassVar
 
 import pytest
 
+from jaxlm.cli import main
 from jaxlm.core import io
 from jaxlm.data import tokenizers
-from jaxlm.data.curate import curation, output, reading
+from jaxlm.data.curate import curated_files, curation, reading
+from jaxlm.data.curate.document_step import Removal, Scored
 from jaxlm.data.curate.duplicates.copies import Exact
 from jaxlm.data.curate.duplicates.near import Near
 from jaxlm.data.curate.duplicates.repeated_lines import Lines
 from jaxlm.data.curate.recipe import Recipe, Source
-from jaxlm.data.curate.step import Removal, Scored
 from jaxlm.data.sources import source
 from jaxlm.data.tokenized import shards
 from tests.data.curate.duplicates.test_near import drawn
@@ -109,8 +110,8 @@ def content(folder):
 
 
 def test_every_document_is_kept_or_has_a_reason(corpus, made):
-    kept = [*output.records(made, "documents")]
-    gone = [*output.records(made, "removed")]
+    kept = [*curated_files.records(made, "documents")]
+    gone = [*curated_files.records(made, "removed")]
     assert len(kept) == 50 and collections.Counter(r["step"] for r in gone) == {
         "length": 1, "exact": 3, "near": 6
     }  # fmt: skip
@@ -128,7 +129,7 @@ def test_every_document_is_kept_or_has_a_reason(corpus, made):
     assert sum("home | about" in r["text"] for r in kept) == 1
     copies = [r for r in gone if r["step"] == "exact"]
     assert {r["source"] for r in copies} == {"a", "b"} and all(r["witness"] for r in copies)
-    scores = [*output.records(made, "scores")]
+    scores = [*curated_files.records(made, "scores")]
     assert len(scores) == 60 and all("characters" in s["scores"]["length"] for s in scores)
     names = {f["name"]: f["sha256"] for f in manifest["files"]}
     files = {n: hashlib.sha256(c).hexdigest() for n, c in content(made).items()}
@@ -138,7 +139,7 @@ def test_every_document_is_kept_or_has_a_reason(corpus, made):
 
 def test_a_run_reads_the_documents_alone(made):
     texts = [d.text for d in source.documents(made)]
-    assert texts == [r["text"] for r in output.records(made, "documents")]
+    assert texts == [r["text"] for r in curated_files.records(made, "documents")]
     assert reading.present(made)
 
 
@@ -182,7 +183,7 @@ def test_a_changed_threshold_scores_nothing(corpus, made, tmp_path):
     manifest = curation.curate(changed, out)
     assert not +CALLS and content(out) != before
     assert manifest["counts"][0]["removed"] > 3
-    gone = {r["step"] for r in output.records(out, "removed")}
+    gone = {r["step"] for r in curated_files.records(out, "removed")}
     assert "length" in gone and "near" not in gone
     # the first recipe again, from the same work folder, and the same again: nothing at all
     curation.curate(recipe(corpus), out)
@@ -195,7 +196,7 @@ def test_a_changed_threshold_scores_nothing(corpus, made, tmp_path):
     assert CALLS == {"length": 0, "lower": 60}
 
 
-def test_losses_stop_a_recipe_before_anything_is_replaced(corpus, made, tmp_path):
+def test_losses_stop_a_recipe_before_anything_is_replaced(corpus, made, tmp_path, monkeypatch):
     out = tmp_path / "clean"
     curation.curate(recipe(corpus), out)
     before = content(out)
@@ -209,6 +210,23 @@ def test_losses_stop_a_recipe_before_anything_is_replaced(corpus, made, tmp_path
     with pytest.raises(ValueError, match="step 'length' keeps nothing: length removed 60"):
         curation.curate(recipe(corpus, steps=steps, most_lost=1.0), out)
     assert content(out) == before
+    # the same where a kill came between the renames, or the last of them fails
+    out.rename(io.unfinished(out))
+    with pytest.raises(ValueError, match="keeps nothing"):
+        curation.curate(recipe(corpus, steps=steps, most_lost=1.0), out)
+    assert content(out) == before
+    real, calls = os.rename, []
+
+    def rename(*names):
+        calls.append(names)
+        if len(calls) == 2:
+            raise OSError("no")
+        real(*names)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="no"):
+        curation.curate(recipe(corpus, least=20), out)
+    assert content(out) == before and len(calls) == 3
 
 
 def test_bad_input_is_named(corpus, tmp_path):
@@ -279,13 +297,13 @@ def test_a_recipe_is_checked_first(corpus, tmp_path):
 def test_new_data_against_data_that_is_kept(corpus, made, tmp_path):
     """Copies of what a curated directory holds go, with its ids as witnesses; a removed copy that
     joins a new document to an old one puts both on the same side of a holdout."""
-    old = {r["text"]: r for r in output.records(made, "documents")}
+    old = {r["text"]: r for r in curated_files.records(made, "documents")}
     text = next(iter(old))
     write(tmp_path / "new.jsonl", [text, text + " more", "quite another text, which is new here"])
     steps = (Exact(against=(str(made),)), Near(against=(str(made),)))
     given = recipe(corpus, sources=(Source("n", str(tmp_path / "new.jsonl")),), steps=steps)
     curation.curate(dataclasses.replace(given, most_lost=0.7), tmp_path / "clean")
-    gone = [*output.records(tmp_path / "clean", "removed")]
+    gone = [*curated_files.records(tmp_path / "clean", "removed")]
     assert [r["step"] for r in gone] == ["exact", "near"]
     assert {r["witness"] for r in gone} == {old[text]["id"]}
     assert {r["cluster"] for r in gone} == {old[text]["cluster"]}
@@ -353,3 +371,15 @@ def test_the_same_bytes_after_twenty_kills(corpus, made, tmp_path, workers):
             (tmp_path / "clean").rename(tmp_path / f"away{rng.random()}")
     subprocess.run(line, cwd=root, env=env, check=True)
     assert content(tmp_path / "clean") == content(made)
+
+
+def test_the_recipe_of_the_built_in_corpora(tmp_path, monkeypatch, capsys):
+    """recipes/stdlib.py, as the README has it: few documents go, each for one that stays."""
+    monkeypatch.chdir(pathlib.Path(__file__).parents[3])
+    out = tmp_path / "stdlib"
+    assert main.main(["data", "curate", "recipes/stdlib.py", "--out", str(out)]) == 0
+    assert "removed by near:" in capsys.readouterr().out
+    kept = {r["id"] for r in curated_files.records(out, "documents")}
+    gone = [*curated_files.records(out, "removed")]
+    assert 0 < len(gone) < 0.02 * len(kept)
+    assert all(r["witness"] in kept and r["score"] >= 0.8 for r in gone)

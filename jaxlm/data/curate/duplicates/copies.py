@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from jaxlm.data.curate import corpus_step
+from jaxlm.data.curate.document_step import Removal
 from jaxlm.data.curate.duplicates import shingles
-from jaxlm.data.curate.step import Removal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ Massive Datasets, section 3.4).
 
 import numpy as np
 
-_MULTIPLY = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLY = 0x9E3779B97F4A7C15
 
 
 def bands(signatures: np.ndarray, count: int) -> np.ndarray:
@@ -15,7 +15,7 @@ def bands(signatures: np.ndarray, count: int) -> np.ndarray:
     parts = signatures.reshape(len(signatures), count, -1)  # [documents, bands, rows]
     hashes = np.zeros(parts.shape[:2], np.uint64)
     for slot in range(parts.shape[2]):
-        hashes = (hashes ^ parts[:, :, slot]) * _MULTIPLY
+        hashes = (hashes ^ parts[:, :, slot]) * np.uint64(_MULTIPLY)
         hashes ^= hashes >> np.uint64(32)
     return hashes
 

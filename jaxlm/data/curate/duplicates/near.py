@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxlm.core import check
 from jaxlm.data.curate import corpus_step
+from jaxlm.data.curate.document_step import Removal, Score
 from jaxlm.data.curate.duplicates import lsh, shingles
-from jaxlm.data.curate.step import Removal, Score
 
 # Standard deviations below the threshold at which the signatures' estimate rules a pair out.
 _DOUBT = 4.0

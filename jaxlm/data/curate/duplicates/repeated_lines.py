@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxlm.core import check
 from jaxlm.data.curate import corpus_step
+from jaxlm.data.curate.document_step import Removal, Score, Scored
 from jaxlm.data.curate.duplicates import shingles
-from jaxlm.data.curate.step import Removal, Score, Scored
 
 _BREAKS = {"line": re.compile(r"\n"), "paragraph": re.compile(r"\n[^\S\n]*\n\s*")}
 _SHOWN = 20  # removed units of a document that its scores list
@@ -57,8 +57,8 @@ class Lines:
         return {}
 
     def measure(self, seed: int) -> corpus_step.Measure:
-        """Of a shard's texts: distinct `units` uint64[all] with their `offsets` int64[texts + 1],
-        and a digest of each text, `text` uint8[texts, 16]."""
+        """Arrays of a shard: the distinct `units` of each text, uint64[all], their `offsets`
+        int64[texts + 1], and a digest of each text, `text` uint8[texts, 16]."""
         return self._measured
 
     def _measured(self, texts: Sequence[str]) -> corpus_step.Arrays:

@@ -6,6 +6,7 @@ of it; one without any word is the hash of its characters.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -18,8 +19,7 @@ _UNSPACED = (
 )
 _WORD = re.compile(f"[^\\W{_UNSPACED}]+|[{_UNSPACED}]")
 # Odd constants of splitmix64 (Steele, Lea, Flood 2014).
-_MULTIPLY, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-_LAST = np.uint64(0x94D049BB133111EB)
+_MULTIPLY, _MIX, _LAST = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class WordHashes(dict[str, int]):
@@ -50,31 +50,50 @@ def spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def word_hashes(text: str, known: WordHashes) -> np.ndarray:
-    """uint64[words] hashes of a text's words in order; of a text without words, one of it all."""
-    hashes = [known[word] for word in words(text)] or [hash64(text.strip())]
-    return np.array(hashes, np.uint64)
+def word_hashes(text: str, known: WordHashes) -> list[int]:
+    """Hashes of a text's words in order; of a text without words, one of it all."""
+    return [*map(known.__getitem__, words(text))] or [hash64(text.strip())]
 
 
 def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
-    """uint64[max(1, words - n + 1)] hashes of word n-grams in order, from hashes of the words."""
-    n = min(n, len(hashes))
+    """uint64[words - n + 1] hashes of word n-grams in order, from hashes of at least n words."""
     grams = np.zeros(len(hashes) - n + 1, np.uint64)
     for place in range(n):
-        grams = (grams ^ hashes[place : place + len(grams)]) * _MULTIPLY
+        grams = (grams ^ hashes[place : place + len(grams)]) * np.uint64(_MULTIPLY)
         grams ^= grams >> np.uint64(29)
-    if n:
-        grams = (grams ^ (grams >> np.uint64(30)) ^ np.uint64(n)) * _MIX
-        grams = (grams ^ (grams >> np.uint64(27))) * _LAST
+    grams = (grams ^ (grams >> np.uint64(30)) ^ np.uint64(n)) * np.uint64(_MIX)
+    grams = (grams ^ (grams >> np.uint64(27))) * np.uint64(_LAST)
     return grams ^ (grams >> np.uint64(31))
 
 
 def shingles(texts: Sequence[str], n: int, known: WordHashes) -> tuple[np.ndarray, np.ndarray]:
     """The set of shingles of each text: uint64[all], each text's sorted and distinct, and
     int64[texts + 1], where each text's begin."""
-    sets = [np.unique(ngrams(word_hashes(text, known), n)) for text in texts]
-    offsets = np.cumsum([0, *map(len, sets)], dtype=np.int64)
-    return np.concatenate(sets) if sets else np.zeros(0, np.uint64), offsets
+    return sets([word_hashes(text, known) for text in texts], n)
+
+
+def sets(listed: Sequence[Sequence[int]], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`shingles` of texts by the hashes of their words."""
+    lengths = np.array([*map(len, listed)], np.int64)
+    flat = np.fromiter(itertools.chain.from_iterable(listed), np.uint64, int(lengths.sum()))
+    ends = np.cumsum(lengths)
+    # n-grams of all texts at once; those that straddle two texts are passed over
+    grams = ngrams(flat, n) if len(flat) >= n else flat[:0]
+    offsets = np.cumsum([0, *np.maximum(lengths - n + 1, 1)])
+    out = np.empty(offsets[-1], np.uint64)
+    pairs = zip((ends - lengths).tolist(), ends.tolist(), offsets.tolist())
+    for start, end, low in pairs:
+        if end - start >= n:
+            part = out[low : low + end - start - n + 1]
+            part[:] = grams[start : end - n + 1]
+            part.sort()
+        else:
+            out[low] = ngrams(flat[start:end], end - start)[0]
+    new = np.ones(len(out), bool)
+    new[1:] = out[1:] != out[:-1]
+    new[offsets[:-1]] = True
+    counts = np.add.reduceat(new, offsets[:-1], dtype=np.int64) if len(listed) else lengths
+    return out[new], np.cumsum([0, *counts.tolist()], dtype=np.int64)
 
 
 def digest128(data: bytes) -> bytes:

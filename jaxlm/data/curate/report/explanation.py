@@ -1,12 +1,13 @@
 """`jaxlm data why`: the step, rule, score and threshold that decided about a document, and the text
 that it shares with the document or item that it repeats."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxlm.core import json_file
-from jaxlm.data.curate import output, reading, recipe
+from jaxlm.data.curate import curated_files, reading, recipe
 from jaxlm.data.curate.duplicates import shingles
 from jaxlm.data.records import task_items
 from jaxlm.data.sources import source
@@ -26,9 +27,9 @@ class Verdict(NamedTuple):
     shared: str | None = None
 
 
-def manifest(folder: pathlib.Path) -> json_file.Record:
+def manifest(folder: str | os.PathLike[str]) -> json_file.Record:
     """The manifest of a curated directory. Raises: FileNotFoundError, json_file.Damaged."""
-    path = folder.expanduser() / source.CURATED
+    path = pathlib.Path(folder).expanduser() / source.CURATED
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} is no curated directory: it has no {source.CURATED}; make one with `jaxlm "
@@ -37,13 +38,12 @@ def manifest(folder: pathlib.Path) -> json_file.Record:
     return json_file.read_object(path)
 
 
-def verdicts(folder: pathlib.Path, document: str) -> list[Verdict]:
+def verdicts(folder: str | os.PathLike[str], document: str) -> list[Verdict]:
     """Every occurrence of a document, by its id or the beginning of it, kept ones first.
 
     Raises: ValueError where no document has that id, and for a beginning that several have.
     """
     facts = manifest(folder)
-    folder = folder.expanduser()
     records = [r for kind in ("documents", "removed") for r in _having(folder, kind, document)]
     ids = sorted({record["id"] for record in records})
     if len(ids) != 1:
@@ -53,12 +53,15 @@ def verdicts(folder: pathlib.Path, document: str) -> list[Verdict]:
     return [_explained(folder, facts, r, scored[r["source"], r.get("step")]) for r in records]
 
 
-def _having(folder: pathlib.Path, kind: str, start: str) -> list[dict[str, Any]]:
-    return [r for r in output.records(folder, kind) if start and r["id"].startswith(start)]
+def _having(folder: str | os.PathLike[str], kind: str, start: str) -> list[dict[str, Any]]:
+    return [r for r in curated_files.records(folder, kind) if start and r["id"].startswith(start)]
 
 
 def _explained(
-    folder: pathlib.Path, facts: json_file.Record, record: dict[str, Any], scores: dict[str, Any]
+    folder: str | os.PathLike[str],
+    facts: json_file.Record,
+    record: dict[str, Any],
+    scores: dict[str, Any],
 ) -> Verdict:
     witness = record.get("witness")
     if witness is None:
@@ -69,7 +72,7 @@ def _explained(
 
 
 def _texts(
-    folder: pathlib.Path, facts: json_file.Record, step: str, witness: str
+    folder: str | os.PathLike[str], facts: json_file.Record, step: str, witness: str
 ) -> Iterator[tuple[str, str]]:
     """(place, text) of a witness: kept here, removed here by a later step, kept elsewhere, or an
     item of a task."""

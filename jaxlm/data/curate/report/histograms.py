@@ -1,13 +1,13 @@
 """Histograms of scores by step, kept and removed documents apart, with the thresholds."""
 
-import pathlib
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.core import json_file
-from jaxlm.data.curate import output
+from jaxlm.data.curate import curated_files
 
 BINS = 40
 
@@ -27,11 +27,11 @@ class Histogram(NamedTuple):
     thresholds: tuple[float, ...]
 
 
-def histograms(folder: pathlib.Path, facts: json_file.Record) -> list[Histogram]:
+def histograms(folder: str | os.PathLike[str], facts: json_file.Record) -> list[Histogram]:
     """Histograms of all scores that are numbers, of the documents that reached each step."""
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     order = {name: place for place, name in enumerate(_names(facts))}
-    for record in output.records(folder.expanduser(), "scores"):
+    for record in curated_files.records(folder, "scores"):
         last = order.get(record["step"], len(order))
         for step, scores in record["scores"].items():
             if order[step] > last:
@@ -50,11 +50,11 @@ def _names(facts: json_file.Record) -> Iterator[str]:
 
 
 def _thresholds(
-    folder: pathlib.Path, facts: json_file.Record
+    folder: str | os.PathLike[str], facts: json_file.Record
 ) -> dict[tuple[str, str], tuple[float, ...]]:
     """Thresholds by (step, score): of the rules that removed something, named after the score."""
     limits: dict[tuple[str, str], set[float]] = {}
-    for record in output.records(folder.expanduser(), "removed"):
+    for record in curated_files.records(folder, "removed"):
         limit = record["threshold"]
         if isinstance(limit, int | float) and not isinstance(limit, bool):
             score = "similarity" if record["step"] == "near" else record["rule"]

@@ -2,12 +2,12 @@
 
 import collections
 import hashlib
-import pathlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxlm.core import json_file
-from jaxlm.data.curate import output
+from jaxlm.data.curate import curated_files
 from jaxlm.data.curate.report import explanation
 
 _SAMPLES = 3
@@ -22,13 +22,12 @@ class Summary(NamedTuple):
     kept: Sequence[dict[str, Any]]
 
 
-def summary(folder: pathlib.Path, samples: int = _SAMPLES) -> Summary:
+def summary(folder: str | os.PathLike[str], samples: int = _SAMPLES) -> Summary:
     """The summary of a curated directory. Raises: FileNotFoundError, json_file.Damaged."""
     facts = explanation.manifest(folder)
-    folder = folder.expanduser()
     seed = facts["recipe"]["seed"]
     by_step: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for record in output.records(folder, "removed"):
+    for record in curated_files.records(folder, "removed"):
         # a few of many are kept in memory at a time
         chosen = by_step[record["step"]]
         chosen.append(record)
@@ -36,7 +35,7 @@ def summary(folder: pathlib.Path, samples: int = _SAMPLES) -> Summary:
             by_step[record["step"]] = _drawn(chosen, seed, samples)
     removed = {step: _drawn(records, seed, samples) for step, records in by_step.items()}
     kept: list[dict[str, Any]] = []
-    for record in output.records(folder, "documents"):
+    for record in curated_files.records(folder, "documents"):
         kept.append(record)
         if len(kept) > 64 * samples:
             kept = _drawn(kept, seed, samples)

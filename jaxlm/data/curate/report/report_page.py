@@ -1,6 +1,7 @@
 """A curated directory as one HTML page that needs no other file: flow, histograms, samples."""
 
 import html
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,12 +35,12 @@ _EXCERPT = 1200  # characters of a sample
 _BAND = 64.0  # height of the flow of a source
 
 
-def write(folder: pathlib.Path, file: pathlib.Path, samples: int = 3) -> None:
+def write(folder: str | os.PathLike[str], file: str | os.PathLike[str], samples: int = 3) -> None:
     """Write the page of a curated directory. Raises: FileNotFoundError, io.WriteError."""
-    io.write(file, page(folder, samples))
+    io.write(pathlib.Path(file), page(folder, samples))
 
 
-def page(folder: pathlib.Path, samples: int = 3) -> str:
+def page(folder: str | os.PathLike[str], samples: int = 3) -> str:
     """The page of a curated directory. Raises: FileNotFoundError."""
     summary = removal_table.summary(folder, samples)
     facts = summary.manifest

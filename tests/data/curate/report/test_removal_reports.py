@@ -8,7 +8,7 @@ import re
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.data.curate import curation, output
+from jaxlm.data.curate import curated_files, curation
 from jaxlm.data.curate.decontaminate import Decontaminate
 from jaxlm.data.curate.duplicates.copies import Exact
 from jaxlm.data.curate.duplicates.near import Near
@@ -40,8 +40,8 @@ def curated(tmp_path_factory):
 
 def test_each_removal_has_a_witness_with_the_shared_text(curated):
     folder, texts, old, question = curated
-    gone = {r["step"]: [] for r in output.records(folder, "removed")}
-    for record in output.records(folder, "removed"):
+    gone = {r["step"]: [] for r in curated_files.records(folder, "removed")}
+    for record in curated_files.records(folder, "removed"):
         gone[record["step"]].append(explanation.verdicts(folder, record["id"])[-1])
     assert {step: len(v) for step, v in gone.items()} == {"near": 2, "exact": 1, "decontaminate": 1}
     (item,) = gone["decontaminate"]
@@ -61,7 +61,7 @@ def test_each_removal_has_a_witness_with_the_shared_text(curated):
 def test_the_same_document_kept_and_removed(curated):
     """An exact copy has the id of the one that stays: both are told of, the kept one first."""
     folder, texts, *_ = curated
-    ids = {r["text"]: r["id"] for r in output.records(folder, "documents")}
+    ids = {r["text"]: r["id"] for r in curated_files.records(folder, "documents")}
     kept, copy = explanation.verdicts(folder, ids[texts[0]])
     assert "step" not in kept.record and copy.record["step"] == "exact"
     assert next(iter(explanation.lines(kept))).startswith(ids[texts[0]])
@@ -151,12 +151,14 @@ def test_the_command_line(curated, tmp_path, capsys, monkeypatch):
     assert main.main(["data", "curate", recipe, "--out", str(tmp_path / "again")]) == 0
     out = capsys.readouterr().out
     assert "read more: 29 documents" in out and "29 documents, " in out
-    record = next(output.records(tmp_path / "again", "documents"))
+    record = next(curated_files.records(tmp_path / "again", "documents"))
     assert main.main(["data", "why", str(tmp_path / "again"), record["id"]]) == 0
     assert f"kept, in cluster {record['cluster']}" in capsys.readouterr().out
     # what was curated before keeps the clusters that it has
-    first = {r["id"]: r["cluster"] for r in output.records(curated[0], "documents")}
-    assert {r["id"]: r["cluster"] for r in output.records(tmp_path / "again", "documents")} == first
+    first = {r["id"]: r["cluster"] for r in curated_files.records(curated[0], "documents")}
+    assert {
+        r["id"]: r["cluster"] for r in curated_files.records(tmp_path / "again", "documents")
+    } == first
     assert main.main(["data", "curate", f"{recipe}:other", "--out", folder]) == 2
     assert "returns a int; `jaxlm data curate` needs a Recipe" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ OUT/scores/00000.jsonl.gz    id, source, step that removed it, scores by step: e
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -89,9 +90,9 @@ def _part(rows: Rows, start: int, end: int) -> Rows:
     return rows._replace(places=rows.places[start:end], fields=rows.fields[start:end])
 
 
-def records(folder: pathlib.Path, kind: str) -> Iterator[dict[str, Any]]:
+def records(folder: str | os.PathLike[str], kind: str) -> Iterator[dict[str, Any]]:
     """The records of the files of one kind, in order."""
-    for path in sorted((folder / kind).iterdir()):
+    for path in sorted((pathlib.Path(folder).expanduser() / kind).iterdir()):
         content = path.read_bytes()
         data = gzip.decompress(content) if path.suffix == ".gz" else content
         yield from (json.loads(line) for line in data.split(b"\n") if line)
