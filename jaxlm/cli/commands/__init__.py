@@ -69,9 +69,9 @@ COMMANDS = {
     ),
     "data": Command(
         "tokenize:data",
-        "data tokenize|curate|why|report ...",
-        "clean text, and turn it into shards",
-        {"tokenize": "_tokenize", "curate": "_curate", "why": "_why", "report": "_report"},
+        "data ACTION ...",
+        "tokenize, curate, why, report, seen: text before and after a run",
+        {name: f"_{name}" for name in ("tokenize", "curate", "why", "report", "seen")},
     ),
     "list": Command(
         "listing:listing",

@@ -1,18 +1,21 @@
 """`jaxlm tokenizer train` and `jaxlm data`: the preparation of text before a run."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 
 import tyro
 
 from jaxlm.cli import arguments
-from jaxlm.core import config
-from jaxlm.data import tokenizers
-from jaxlm.data.curate import curation
+from jaxlm.core import config, io
+from jaxlm.data import exposure, pretraining, tokenizers
+from jaxlm.data.curate import curation, decontaminate
 from jaxlm.data.curate import recipe as recipes  # a parameter bears the name
 from jaxlm.data.curate.report import explanation, removal_table, report_page
 from jaxlm.data.sources import source as sources
 from jaxlm.data.tokenized import shards
+
+_SHOWN = 20  # items that are printed
 
 
 def tokenizer(args: Sequence[str]) -> int:
@@ -49,8 +52,9 @@ def tokenizer(args: Sequence[str]) -> int:
 
 
 def data(args: Sequence[str]) -> int:
-    """jaxlm data tokenize|curate|why|report ..."""
+    """jaxlm data tokenize|curate|why|report|seen ..."""
     actions = {"tokenize": _tokenize, "curate": _curate, "why": _why, "report": _report}
+    actions["seen"] = _seen
     return tyro.extras.subcommand_cli_from_dict(actions, args=list(args), prog="jaxlm data")
 
 
@@ -128,4 +132,44 @@ def _report(
     if html is not None:
         report_page.write(folder, html, samples)
         print(f"\n{html}")
+    return 0
+
+
+def _seen(
+    run: tyro.conf.Positional[pathlib.Path],
+    tasks: tuple[str, ...],
+    threshold: float = 0.5,
+    out: pathlib.Path | None = None,
+) -> int:
+    """Items of evaluation tasks that a run had seen, and the steps at which it saw them.
+
+    Args:
+        run: A run directory; its texts are those of the run's own data up to its last checkpoint.
+        tasks: Files of tasks, as the step Decontaminate reads them.
+        threshold: Share of an item's rare n-grams from which on a text holds it.
+        out: A file for one JSON object an item, with all its steps.
+    """
+    # training needs jax, which no other action does
+    from jaxlm.train import inputs
+    from jaxlm.train.run import checkpoint, directory
+
+    trained, saved = directory.load(run), checkpoint.steps(run / "checkpoints")
+    if not isinstance(trained.data, pretraining.Data):
+        kind = type(trained.data).__name__
+        raise ValueError(f"{run} reads {kind}; `jaxlm data seen` is of runs on text (Data)")
+    result = directory.ended(run)
+    steps = max([0 if result is None else result.step, *saved])
+    split, _ = inputs.open_text(trained.data, False, trained.model.vocab)
+    given = decontaminate.Decontaminate(tasks=tasks, threshold=threshold)
+    tokenizer = directory.tokenizer(run, trained)
+    found = exposure.exposures(trained.data, split, tokenizer, given, steps)
+    for item in found[:_SHOWN]:
+        last = f" .. {item.steps[-1]}" if len(item.steps) > 1 else ""
+        print(
+            f"{item.item}: {len(item.steps)} steps, {item.steps[0]}{last}; share {item.share:.2f}"
+        )
+    if out is not None:
+        lines = [json.dumps(item._asdict()) + "\n" for item in found]
+        io.write(out, "".join(lines))
+    print(f"{len(found):,} items seen in {steps:,} steps")
     return 0

@@ -107,30 +107,38 @@ class Index:
         return [flat[: offsets[1]], flat[offsets[1] :]]
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
-        """The Scored of some documents."""
+        """The Scored of some documents: of the items that one covers, that which it covers most."""
+        scored = []
+        for shares in self.shares(texts):
+            item = max(shares, key=lambda name: shares[name], default=None)
+            share = 0.0 if item is None else round(shares[item], 6)
+            scored.append(Scored({"share": share, "item": item}))
+        return scored
+
+    def shares(self, texts: Sequence[str]) -> Iterator[dict[str, float]]:
+        """{item: share of it} of each text, for the items of which it has anything."""
         listed = [shingles.word_hashes(text, self._known) for text in texts]
         flat, offsets = shingles.sets(listed, self._words)
         places = np.searchsorted(self._grams, flat)
         places[places == len(self._grams)] = 0
         rare = self._grams[places] == flat if len(self._grams) else np.zeros(len(flat), bool)
         bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        return [
-            Scored(self._scored(_all(hashes), places[low:high][rare[low:high]].tolist()))
-            for hashes, (low, high) in zip(listed, bounds, strict=True)
-        ]
+        for hashes, (low, high) in zip(listed, bounds, strict=True):
+            yield self._covered(_all(hashes), places[low:high][rare[low:high]].tolist())
 
-    def _scored(self, whole: bytes, places: list[int]) -> Mapping[str, Score]:
-        """The scores of a document with some of the rare n-grams; whole: of all its words."""
+    def _covered(self, whole: bytes, places: list[int]) -> dict[str, float]:
+        """The shares of a text with some of the rare n-grams; whole: of all its words."""
         if whole in self._whole:
-            return {"share": 1.0, "item": self._items[self._whole[whole]]}
+            return {self._items[self._whole[whole]]: 1.0}
         if not places:
-            return {"share": 0.0, "item": None}
+            return {}
         pieces = [self._entries[self._starts[p] : self._starts[p + 1]] for p in places]
         entries, counts = np.unique(np.concatenate(pieces), return_counts=True)
-        shares = counts / np.array([self._totals[e] for e in entries.tolist()])
-        best = int(np.argmax(shares))
-        item = self._items[self._owners[int(entries[best])]]
-        return {"share": round(float(shares[best]), 6), "item": item}
+        shares: dict[str, float] = {}
+        for entry, count in zip(entries.tolist(), counts.tolist()):
+            item = self._items[self._owners[entry]]
+            shares[item] = max(shares.get(item, 0.0), count / self._totals[entry])
+        return shares
 
 
 def _all(hashes: Sequence[int]) -> bytes:
