@@ -42,14 +42,14 @@ BUDGETS = {
     "ops": 5200,
     "parallel": 2300,
     "models": 4600,
-    "data": 8000,
+    "data": 8200,
     "data/curate": 4300,
     "scaling": 15700,
     "objectives": 2300,
     "train": 9500,
     "feedback": 2000,
     "convert": 6400,
-    "cli": 3600,
+    "cli": 3700,
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base"}
 pytestmark = pytest.mark.xdist_group("architecture")
