@@ -56,6 +56,7 @@ def _lines(work: Workspace, rows: Rows) -> Iterator[str]:
     listed = work.json("documents", rows.documents)
     texts = None if rows.scores else work.texts(rows.texts)
     scores = [(step, work.scores(key)) for step, key in rows.scores if key]
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for place, fields in zip(rows.places, rows.fields, strict=True):
         record: dict[str, Any] = {"id": listed[place][0]}
         if texts is not None:
@@ -66,7 +67,7 @@ def _lines(work: Workspace, rows: Rows) -> Iterator[str]:
         merged = dict(fields)
         if rows.scores:
             merged["scores"] = own | merged.get("scores", {})
-        yield f"{json.dumps(record | merged, ensure_ascii=False)}\n"
+        yield f"{encode(record | merged)}\n"
 
 
 def cut(rows: Iterable[tuple[Rows, Sequence[int]]], most: int) -> Iterator[list[Rows]]:

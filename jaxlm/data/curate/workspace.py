@@ -88,8 +88,10 @@ class Workspace(NamedTuple):
 
 
 def _lines(values: Sequence[Any]) -> bytes:
-    return "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode()
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build one a line
+    return "".join(f"{encode(value)}\n" for value in values).encode()
 
 
 def _values(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.decode().split("\n") if line]
+    # one call for all lines takes a third of the time; JSON has no line break within a value
+    return json.loads(b"[" + content.rstrip(b"\n").replace(b"\n", b",") + b"]")
