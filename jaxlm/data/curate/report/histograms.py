@@ -37,7 +37,7 @@ def histograms(folder: str | os.PathLike[str], facts: json_file.Record) -> list[
             if order[step] > last:
                 continue
             for name, value in scores.items():
-                if isinstance(value, int | float):
+                if isinstance(value, int | float) and not isinstance(value, bool):
                     both = values.setdefault((step, name), ([], []))
                     both[order[step] == last].append(float(value))
     limits = _thresholds(folder, facts)
@@ -52,8 +52,14 @@ def _names(facts: json_file.Record) -> Iterator[str]:
 def _thresholds(
     folder: str | os.PathLike[str], facts: json_file.Record
 ) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Thresholds by (step, score): of the rules that removed something, named after the score."""
+    """Thresholds by (step, score): numbers in the step's fields that bear the score's name, alone
+    or after `least_` and `most_`, and those of removals whose rule is the score."""
     limits: dict[tuple[str, str], set[float]] = {}
+    for step, fields in zip(_names(facts), facts["recipe"]["steps"], strict=True):
+        for name, value in fields.items():
+            score = name.removeprefix("least_").removeprefix("most_")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                limits.setdefault((step, score), set()).add(float(value))
     for record in curated_files.records(folder, "removed"):
         limit = record["threshold"]
         if isinstance(limit, int | float) and not isinstance(limit, bool):
@@ -65,12 +71,17 @@ def _thresholds(
 def _histogram(
     pair: tuple[str, str], kept: list[float], removed: list[float], limits: tuple[float, ...]
 ) -> Histogram:
-    every = np.array([*kept, *removed, *limits])
+    every = np.array([*kept, *removed])
     every = every[np.isfinite(every)]
-    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
-    if len(every) and high > low:
+    low, high = 0.0, 1.0
+    if len(every):
         # a long tail would leave the rest in one bar; what is beyond is in the last
-        high = max(float(np.quantile(every, 0.995)), *limits, low + 1e-9)
+        low, high = float(every.min()), float(np.quantile(every, 0.995))
+        high = high if high > low else float(every.max())
+    reach = high - low or 1.0
+    # a threshold far from all documents is not drawn
+    limits = tuple(v for v in limits if low - reach <= v <= high + reach)
+    low, high = min([low, *limits]), max([high, *limits])
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     counts = [np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in (kept, removed)]
     return Histogram(*pair, edges, *counts, limits)

@@ -102,17 +102,19 @@ def _flow(source: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]) -> str
         removed = (
             f"−{count['removed'] / max(1, count['documents']):.1%}" if count["removed"] else ""
         )
+        # names of many steps would meet: every other one is lower
+        lower = _BAND + (32 if place % 2 and len(steps) > 8 else 0)
         parts.append(
-            f'<text x="{middle:.1f}" y="{38 + _BAND:.1f}" text-anchor="middle">'
+            f'<text x="{middle:.1f}" y="{38 + lower:.1f}" text-anchor="middle">'
             f"{html.escape(count['step'])}</text>"
-            f'<text x="{middle:.1f}" y="{54 + _BAND:.1f}" text-anchor="middle" class="soft">'
+            f'<text x="{middle:.1f}" y="{53 + lower:.1f}" text-anchor="middle" class="soft">'
             f"{removed}</text>"
         )
         high = after
     last = steps[-1]["documents"] - steps[-1]["removed"] if steps else source["documents"]
     parts.append(f'<text x="{wide - 36:.0f}" y="24" text-anchor="end">{last:,}</text>')
     return (
-        f'<svg viewBox="0 0 {wide:.0f} {_BAND + 66:.0f}" role="img" '
+        f'<svg viewBox="0 0 {wide:.0f} {_BAND + (98 if len(steps) > 8 else 66):.0f}" role="img" '
         f'aria-label="flow of {html.escape(source["name"])}">{"".join(parts)}</svg>'
     )
 

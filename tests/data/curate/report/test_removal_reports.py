@@ -110,6 +110,28 @@ def test_histograms_hold_every_document_once(curated):
     assert found["near", "similarity"].removed.sum() == 2
 
 
+def test_thresholds_are_those_of_the_fields_and_of_the_rules(tmp_path):
+    """By hand: a field after `least_`, a rule of that name, and a threshold too far to be drawn."""
+    scores = [{"words": float(n), "all": n < 3, "share": 0.0} for n in range(100)]
+    lines = [
+        json.dumps({"id": str(n), "step": "s" if n < 20 else None, "scores": {"s": score}})
+        for n, score in enumerate(scores)
+    ]
+    for kind in ("scores", "removed"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "scores" / "0.jsonl").write_text("\n".join(lines))
+    removed = {"id": "0", "step": "s", "rule": "share", "threshold": 0.5}
+    (tmp_path / "removed" / "0.jsonl").write_text(json.dumps(removed))
+    facts = {
+        "counts": [{"step": "s"}],
+        "recipe": {"steps": [{"kind": "s", "least_words": 20, "most_words": 10**5, "all": True}]},
+    }
+    share, words = histograms.histograms(tmp_path, facts)
+    assert (words.score, words.thresholds) == ("words", (20.0,))
+    assert (words.kept.sum(), words.removed.sum()) == (80, 20) and words.edges[-1] < 100
+    assert (share.score, share.thresholds) == ("share", (0.5,))
+
+
 class Page(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
