@@ -102,7 +102,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "data/curate/report/report_page": ("tests/data/curate/report/test_removal_reports.py",),
     "data/curate/scoring": CURATION[:1],
     "data/curate/document_step": CURATION[:1],
-    "data/curate/workers": CURATION[:1],
+    "data/curate/executors/workers": CURATION[:1],
     "data/curate/workspace": CURATION[:1],
     "data/shared_fields": ("tests/train/run/test_problems.py",),
     "data/kinds": (*RECORDS, "tests/train/test_chats.py"),

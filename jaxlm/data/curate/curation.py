@@ -8,23 +8,16 @@ appears under its name whole, so that a kill at any moment costs the shards at w
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 import jaxlm
 from jaxlm.core import atomic, check, io, json_file
 from jaxlm.core.remote import objects
-from jaxlm.data.curate import (
-    corpus_step,
-    curated_files,
-    decisions,
-    reading,
-    recipe,
-    scoring,
-    workers,
-)
+from jaxlm.data.curate import corpus_step, curated_files, decisions, reading, recipe, scoring
+from jaxlm.data.curate.executors import workers
 from jaxlm.data.curate.workspace import Workspace
 from jaxlm.data.sources import source
 
@@ -70,6 +63,25 @@ def curate(
         processes.close()
 
 
+class Rehearsed(Exception):
+    """A pass of `rehearse` is complete."""
+
+
+class Tasks(Protocol):
+    """Runs tasks: `executors.workers.Workers`, or one rank of another engine."""
+
+    def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """task(*arguments) of each, in order."""
+        ...
+
+
+def rehearse(given: recipe.Recipe, work: Workspace, tasks: Tasks) -> None:
+    """Everything before the decisions, by tasks that may end it with Rehearsed."""
+    check.refuse("the recipe cannot run:", given.problems())
+    with contextlib.suppress(Rehearsed):
+        _Curation(given, work, tasks, lambda line: None).scores()
+
+
 class _Curation:
     """One run of a recipe."""
 
@@ -77,21 +89,16 @@ class _Curation:
         self,
         given: recipe.Recipe,
         work: Workspace,
-        processes: workers.Workers,
+        processes: Tasks,
         say: Callable[[str], None],
     ):
         self._recipe, self._work, self._processes, self._say = given, work, processes, say
         self._stages = scoring.stages(given)
-        self._shards: list[reading.Shard] = []
 
     def into(self, target: pathlib.Path) -> json_file.Record:
         """Run the recipe and write the directory; its manifest."""
         documents, sources = self._read(self._recipe.sources)
-        against = {
-            number: self._read([recipe.Source(path, path, stage.step.field) for path in paths])
-            for number, stage in enumerate(self._stages)
-            if (paths := getattr(stage.step, "against", ()))
-        }
+        against = self._against()
         facts = {
             "format": FORMAT,
             "recipe": recipe.record(self._recipe),
@@ -115,6 +122,22 @@ class _Curation:
         scores = decisions.Scores([chain.keys for chain in chains], olds)
         verdicts = decisions.decide(self._recipe, self._work, documents, scores)
         return self._write(target, facts, shards, chains, documents, verdicts)
+
+    def scores(self) -> None:
+        """Read and score everything."""
+        documents, sources = self._read(self._recipe.sources)
+        against = self._against()
+        self._score([shard for s in sources for shard in s["shards"]], documents)
+        for number, pair in against.items():
+            self._measure(number, *pair)
+
+    def _against(self) -> dict[int, tuple[corpus_step.Documents, list[dict[str, Any]]]]:
+        """Documents that are kept elsewhere, by number of the step that compares with them."""
+        return {
+            number: self._read([recipe.Source(path, path, stage.step.field) for path in paths])
+            for number, stage in enumerate(self._stages)
+            if (paths := getattr(stage.step, "against", ()))
+        }
 
     def _read(
         self, sources: Sequence[recipe.Source]

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.core import check, config
@@ -76,11 +76,12 @@ def identity(step: Any, seed: int) -> str:
     return json.dumps(facts, sort_keys=True, default=config.to_dict)
 
 
+def digest(given: Recipe) -> str:
+    """The hash of a recipe and of everything that decides its steps' scores."""
+    steps = [identity(step, given.seed) for step in given.steps]
+    return key(json.dumps(record(given), sort_keys=True), *steps)
+
+
 def key(*parts: str) -> str:
     """24 hex digits of SHA-256 over some texts: the name of what they decide."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def thresholds(step: Any) -> Mapping[str, Any]:
-    """{field: value} of a step's thresholds."""
-    return {name: getattr(step, name) for name in sorted(step.THRESHOLDS)}

@@ -1,0 +1,1 @@
+"""Where the tasks of a curation run: processes of this machine, or ranks of another engine."""
