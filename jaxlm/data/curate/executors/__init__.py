@@ -1,1 +1,1 @@
-"""Where the tasks of a curation run: processes of this machine, or ranks of another engine."""
+"""Engines that run the tasks of a curation: processes of this machine, ranks of a cluster."""

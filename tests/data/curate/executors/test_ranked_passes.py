@@ -4,7 +4,7 @@ import pytest
 
 from jaxlm.core import config
 from jaxlm.data.curate import curation
-from jaxlm.data.curate.executors import ranks
+from jaxlm.data.curate.executors import ranked_passes
 from tests.data.curate.test_curation import content, corpus  # noqa: F401
 
 RECIPE = """
@@ -37,7 +37,7 @@ def finished(recipe, work, monkeypatch):
 
 
 def test_ranks_score_everything_once(recipe, tmp_path, monkeypatch):
-    passes = ranks.passes(str(recipe), str(tmp_path / "work"))
+    passes = ranked_passes.passes(str(recipe), str(tmp_path / "work"))
     # sources, those kept elsewhere, steps up to the lines, rewriting, the rest, and the old again
     assert [p.number for p in passes] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="pass 0 of the recipe is not complete"):
@@ -55,7 +55,7 @@ def test_ranks_score_everything_once(recipe, tmp_path, monkeypatch):
 def test_datatroves_executor_runs_the_passes(recipe, tmp_path, monkeypatch):
     executor = pytest.importorskip("datatrove.executor")
     previous = None
-    for each in ranks.passes(str(recipe), str(tmp_path / "work")):
+    for each in ranked_passes.passes(str(recipe), str(tmp_path / "work")):
         logs = str(tmp_path / f"logs{each.number}")
         previous = executor.LocalPipelineExecutor(
             [each], tasks=3, workers=2, logging_dir=logs, depends=previous
