@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?=
-SOURCES := jaxlm configs docs/conf.py docs/_ext experiments notebooks scripts tests setup.py
+SOURCES := jaxlm configs docs/conf.py docs/_ext experiments notebooks recipes scripts tests setup.py
 export MPLBACKEND := Agg
 # Tests start many processes: what is compiled for the first is read by the others, whatever the
 # caller's shell says (importing the training loop: 2.6 s of CPU in place of 7.8).

@@ -49,6 +49,8 @@ EXTRAS = {
     "cpu": ["llvmlite>=0.46,<1"],
     # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
     "tpu": ["jax[tpu]"],
+    # Near duplicates: `jaxlm data curate`.
+    "curate": ["rensa>=0.5,<0.6"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.
@@ -72,6 +74,7 @@ EXTRAS["dev"] = [
     *EXTRAS["tiktoken"],
     *EXTRAS["constrain"],
     *EXTRAS["cpu"],
+    *EXTRAS["curate"],
     *EXTRAS["serve"],
     "hypothesis>=6.100",
     "openai>=2",

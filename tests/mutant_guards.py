@@ -32,6 +32,12 @@ RECORDS = (
     "tests/data/test_reasoning.py",
 )
 MIXED_RUN = "tests/train/test_mixed_run.py"
+CURATION = (
+    "tests/data/curate/test_curation.py",
+    "tests/data/curate/duplicates/test_near.py",
+    "tests/data/curate/duplicates/test_copies.py",
+    "tests/data/curate/duplicates/test_repeated_lines.py",
+)
 TOKENIZERS = (
     "tests/data/tokenizers/test_tokenizers.py",
     "tests/data/tokenizers/test_foreign_tokenizers.py",
@@ -85,6 +91,22 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "core/joint": ("tests/core/test_param.py", "tests/models/test_flax_modules.py"),
     "core/json_file": ("tests/core/test_io.py", *RESUMED[:2], "tests/convert/test_hostile.py"),
     "core/keyed_random": ("tests/feedback/test_journal.py", "tests/feedback/test_best_of_n.py"),
+    "data/curate/corpus_step": CURATION,
+    "data/curate/curation": CURATION[:1],
+    "data/curate/decisions": CURATION[:1],
+    "data/curate/duplicates/lsh": CURATION[1:2],
+    "data/curate/duplicates/shingles": CURATION[1:2],
+    "data/curate/curated_files": CURATION[:1],
+    "data/curate/reading": CURATION[:1],
+    "data/curate/recipe": CURATION[:1],
+    "data/curate/report/explanation": ("tests/data/curate/report/test_removal_reports.py",),
+    "data/curate/report/histograms": ("tests/data/curate/report/test_removal_reports.py",),
+    "data/curate/report/removal_table": ("tests/data/curate/report/test_removal_reports.py",),
+    "data/curate/report/report_page": ("tests/data/curate/report/test_removal_reports.py",),
+    "data/curate/scoring": CURATION[:1],
+    "data/curate/document_step": CURATION[:1],
+    "data/curate/executors/workers": CURATION[:1],
+    "data/curate/workspace": CURATION[:1],
     "data/shared_fields": ("tests/train/run/test_problems.py",),
     "data/kinds": (*RECORDS, "tests/train/test_chats.py"),
     "data/records/chat_formats": RECORDS,

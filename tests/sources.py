@@ -16,7 +16,7 @@ def sources(*folders):
 LIBRARY = sources("jaxlm")
 EVERYTHING = [
     ROOT / "setup.py",
-    *sources("jaxlm", "configs", "experiments", "scripts", "tests", "notebooks"),
+    *sources("jaxlm", "configs", "experiments", "scripts", "tests", "notebooks", "recipes"),
 ]
 
 

@@ -42,13 +42,14 @@ BUDGETS = {
     "ops": 5350,
     "parallel": 2300,
     "models": 4850,
-    "data": 8400,
+    "data": 8850,
+    "data/curate": 4300,
     "scaling": 15700,
     "objectives": 2300,
     "train": 9540,
     "feedback": 2100,
     "convert": 6400,
-    "cli": 3600,
+    "cli": 3700,
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base"}
 pytestmark = pytest.mark.xdist_group("architecture")
@@ -69,7 +70,10 @@ def test_every_part_of_the_library_has_a_floor():
 
 @pytest.mark.parametrize("part", BUDGETS)
 def test_a_part_stays_within_its_lines(part):
-    lines = sum(len(text_of(p).splitlines()) for p in LIBRARY if (PACKAGE / part) in p.parents)
+    # a folder with a budget of its own is not of its parent's
+    apart = [PACKAGE / other for other in BUDGETS if other.startswith(f"{part}/")]
+    inside = [p for p in LIBRARY if (PACKAGE / part) in p.parents and not {*apart} & {*p.parents}]
+    lines = sum(len(text_of(p).splitlines()) for p in inside)
     assert BUDGETS[part] / 2 < lines <= BUDGETS[part]
 
 

@@ -68,7 +68,10 @@ COMMANDS = {
         {"train": "tokenizer.command"},
     ),
     "data": Command(
-        "tokenize:data", "data tokenize ...", "turn text into shards", {"tokenize": "data.command"}
+        "tokenize:data",
+        "data ACTION ...",
+        "tokenize, curate, why, report, seen: text before and after a run",
+        {name: f"_{name}" for name in ("tokenize", "curate", "why", "report", "seen")},
     ),
     "list": Command(
         "listing:listing",

@@ -20,10 +20,16 @@ from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """One text and where it came from, such as `pydocs:json/decoder.py:JSONDecoder`."""
+    """One text and where it came from, such as `pydocs:json/decoder.py:JSONDecoder`.
+
+    id, cluster: of a document in a curated directory (data/curate), its own id and that of its
+    near copies' component; None elsewhere.
+    """
 
     text: str
     origin: str
+    id: str | None = None
+    cluster: str | None = None
 
 
 class Corpus(NamedTuple):

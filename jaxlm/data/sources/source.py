@@ -8,6 +8,7 @@ a file, a directory or a glob of
     anything else               UTF-8 text, one document a file
 
 each but Parquet also as .gz or .zst. To read a file that bears a corpus' name, write `./pydocs`.
+A directory that `jaxlm data curate` made has its documents in a folder of their own.
 """
 
 import collections
@@ -27,6 +28,8 @@ Document = corpora.Document
 Split = Literal["train", "val"]
 
 LINES = (".jsonl", ".jsonlines", ".ndjson")
+# A curated directory: its manifest, and the folder of its documents.
+CURATED, DOCUMENTS = "curation.json", "documents"
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -52,7 +55,7 @@ def documents(
     if synthetic.named(source):
         texts_ = synthetic.texts(source)
         return (Document(text, f"{source}:{n}") for n, text in enumerate(texts_))
-    _, paths = files.listing(source)
+    _, paths = listing(source)
     if paths == [source] and files.content_name(source).endswith(".json"):
         raise ValueError(
             f"source {source!r}: .json is not a line format; rename it to .jsonl if it holds one "
@@ -61,12 +64,22 @@ def documents(
     return _read_all(paths, field, collections.Counter() if left is None else left)
 
 
+def listing(source: str) -> tuple[str, list[str]]:
+    """The root and the files of documents of a source that is no corpus, sorted by path.
+
+    Raises: as `files.listing`.
+    """
+    with files.remote(source):
+        curated = files.exists(f"{source}/{CURATED}")
+    return files.listing(f"{source}/{DOCUMENTS}" if curated else source)
+
+
 def texts(
     source: str | os.PathLike[str], field: str, split_name: Split, holdout: float
 ) -> Iterator[str]:
     """The texts of one split, in order: what a tokenizer may be trained on is `train`."""
     every = documents(source, field)
-    return (d.text for d in every if split(d.text, holdout) == split_name)
+    return (d.text for d in every if document_split(d, holdout) == split_name)
 
 
 def _read_all(
@@ -74,14 +87,7 @@ def _read_all(
 ) -> Iterator[Document]:
     empty = True
     for path in paths:
-        name = files.content_name(path)
-        if name.endswith(LINES):
-            read = _read_json_lines(path, field)
-        elif name.endswith(".parquet"):
-            read = _read_parquet(path, field)
-        else:
-            read = _read_text(path)
-        for document in read:
+        for document in file_documents(path, field):
             if document.text:
                 empty = False
                 yield document
@@ -89,6 +95,14 @@ def _read_all(
                 left["empty"] += 1
     if empty:
         raise ValueError(f"{nothing(paths)} no text")
+
+
+def file_documents(path: str, field: str) -> Iterator[Document]:
+    """The documents of one file in order, those with an empty text too. Raises: as `documents`."""
+    name = files.content_name(path)
+    if name.endswith(LINES):
+        return _read_json_lines(path, field)
+    return _read_parquet(path, field) if name.endswith(".parquet") else _read_text(path)
 
 
 def nothing(paths: Sequence[str]) -> str:
@@ -106,6 +120,12 @@ def split(text: str, holdout: float) -> Split:
     return "val" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
 
 
+def document_split(document: Document, holdout: float) -> Split:
+    """The split of a document: by its text, or by its cluster where it has one, so that no near
+    copies straddle the splits."""
+    return split(document.text if document.cluster is None else document.cluster, holdout)
+
+
 def fingerprint(source: str | os.PathLike[str], field: str = "text") -> str:
     """A sha256 that changes whenever the documents could: over every file's name and content.
 
@@ -121,7 +141,7 @@ def fingerprint(source: str | os.PathLike[str], field: str = "text") -> str:
         return corpora.CORPORA[source].fingerprint()
     if synthetic.named(source):
         return synthetic.fingerprint(source)
-    root, paths = files.listing(source)
+    root, paths = listing(source)
     total = hashlib.sha256(f"source/1\0{field}\0".encode())
     for path in paths:
         content = hashlib.sha256()
@@ -149,17 +169,27 @@ def _decode(data: bytes, where: str, offset: int = 0) -> str:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    line: list[bytes] = []  # parts of a line: joined once, since a line may have many
     for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-    if rest:
+        first, *more = piece.split(b"\n")
+        line.append(first)
+        if more:
+            yield b"".join(line)
+            yield from more[:-1]
+            line = more[-1:]
+    if rest := b"".join(line):
         yield rest
 
 
 def _read_json_lines(path: str, field: str) -> Iterator[Document]:
+    folder = path.rpartition("/")[0]
+    curated = folder.endswith(DOCUMENTS) and files.exists(
+        f"{folder.removesuffix(DOCUMENTS)}{CURATED}"
+    )
     for record, origin in json_lines(path):
-        yield Document(_field(record, field, origin), origin)
+        content = _field(record, field, origin)
+        own = (record.get("id"), record.get("cluster")) if curated else ()
+        yield Document(content, origin, *own)
 
 
 def json_lines(path: str) -> Iterator[tuple[Any, str]]:

@@ -151,7 +151,7 @@ def _cut(
     texts: dict[str, list[str]] = {name: [] for name in SPLITS}
     size, number = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     for document in documents:
-        name = source.split(document.text, holdout)
+        name = source.document_split(document, holdout)
         texts[name].append(document.text)
         size[name] += len(document.text)
         if size[name] >= _SHARD_TEXT:

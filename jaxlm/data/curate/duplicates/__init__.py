@@ -1,0 +1,1 @@
+"""Copies of documents: exact, of lines and paragraphs, and near."""

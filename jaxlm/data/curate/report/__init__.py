@@ -1,0 +1,1 @@
+"""Reports of a curated directory: why a document went, tables, a page."""
