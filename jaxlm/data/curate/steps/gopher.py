@@ -102,13 +102,8 @@ class Gopher:
         vocabulary = english_words.vocabulary()
 
         def score(texts: Sequence[str]) -> list[Scored]:
-            scored = []
-            for text in texts:
-                vocabulary.refresh()
-                ids = vocabulary.ids(text)
-                scores = _quality(text, ids, vocabulary) | {"characters": len(text)}
-                scored.append(Scored(scores | repetition.shares(text, ids, vocabulary)))
-            return scored
+            groups = repetition.groups(texts)
+            return [scored for group in groups for scored in _scored(group, vocabulary)]
 
         return score
 
@@ -117,27 +112,42 @@ class Gopher:
         return next(bounds.missed(self, QUALITY + REPETITION, scores), None)
 
 
-def _quality(
-    text: str, ids: Sequence[int], vocabulary: english_words.Vocabulary
-) -> dict[str, Score]:
-    """Scores of the rules of quality; None where they have no words or lines to divide by."""
+def _scored(texts: Sequence[str], vocabulary: english_words.Vocabulary) -> Iterator[Scored]:
+    vocabulary.refresh()
+    ids = [vocabulary.ids(text) for text in texts]
     stop_words = {vocabulary.index(word) for word in STOP_WORDS}
-    columns = vocabulary.table()[:, ids].astype(np.int64)
-    symbols = columns[english_words.SYMBOLS]
-    words = len(ids) - int(symbols.sum())
-    length = int((columns[english_words.LENGTH] * (1 - symbols)).sum())
+    corpus = repetition.corpus(ids, vocabulary)
+    repeated = repetition.shares(texts, corpus)
+    symbols = corpus.columns[english_words.SYMBOLS]
+    length = corpus.columns[english_words.LENGTH] * (1 - symbols)
+    alphabetic = corpus.columns[english_words.ALPHABETIC]
+    # [texts, 3]: sums over the words of each text
+    sums = [np.diff(repetition.totals(c)[corpus.bounds]) for c in (symbols, length, alphabetic)]
+    for text, own, counts, shares in zip(texts, ids, np.stack(sums, 1).tolist(), repeated):
+        yield Scored(_quality(text, own, *counts, stop_words) | shares)
+
+
+def _quality(
+    text: str, ids: Sequence[int], symbols: int, length: int, alphabetic: int, stop_words: set[int]
+) -> dict[str, Score]:
+    """Scores of the rules of quality; None where they have no words or lines to divide by.
+
+    symbols, alphabetic: words of punctuation alone, and with a letter. length: characters of the
+    words that are not punctuation alone.
+    """
+    words = len(ids) - symbols
     lines = text.splitlines()
     bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
     ends = sum(line.rstrip().endswith(ELLIPSES) for line in lines)
-    ellipses = sum(map(text.count, ELLIPSES))
     return {
+        "characters": len(text),
         "words": words,
         "mean_length": _share(length, words),
         "hashes": _share(text.count("#"), len(ids)),
-        "ellipses": _share(ellipses, len(ids)),
+        "ellipses": _share(sum(map(text.count, ELLIPSES)), len(ids)),
         "bullet_lines": _share(bullets, len(lines)),
         "ellipsis_lines": _share(ends, len(lines)),
-        "alphabetic": _share(int(columns[english_words.ALPHABETIC].sum()), len(ids)),
+        "alphabetic": _share(alphabetic, len(ids)),
         "stop_words": len(stop_words.intersection(ids)),
     }
 
