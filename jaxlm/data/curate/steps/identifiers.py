@@ -9,7 +9,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from jaxlm.data.curate.steps import bounds
@@ -90,10 +90,12 @@ PRIVATE_KEY = re.compile(
 ASSIGNED = re.compile(
     r"(?i)(?<![A-Za-z])(?:password|passwd|pwd|secret|token|credential|api[_-]?key|access[_-]?key"
     r"|secret[_-]?key|private[_-]?key|auth[_-]?key)[\"']?[ \t]{0,4}(?:=|:|:=|=>)[ \t]{0,4}[\"']?"
-    r"([A-Za-z0-9+/_=-]{20,200})(?![A-Za-z0-9+/_=.(\[-])"
+    r"([A-Za-z0-9+/_-]{20,200}={0,2})(?![A-Za-z0-9+/_=.(\[-])"
 )
 LEAST_ENTROPY = 3.5  # bits a character
-ENOUGH_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
+# Runs of digits and of the marks within telephone numbers; longer ones are tables.
+RUN = re.compile(r"[+(]{0,2}\d[\d ()./+\u2010-\u2015\xa0-]{5,}")
+LONGEST_RUN = 250
 
 
 def finders(kinds: Sequence[str], regions: Sequence[str]) -> list[tuple[str, Finder]]:
@@ -219,6 +221,11 @@ def _secrets(text: str) -> Iterator[tuple[int, int]]:
         mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
         if mixed and entropy(value) >= LEAST_ENTROPY:
             spans.append(match.span(1))
+    yield from _apart(spans)
+
+
+def _apart(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Spans in order, without those that begin within an earlier one."""
     end = 0
     for span in sorted(spans):
         if span[0] >= end:
@@ -231,20 +238,17 @@ def _phones(regions: Sequence[str]) -> Finder:
     valid = library.Leniency.VALID
 
     def phones(text: str) -> Iterator[tuple[int, int]]:
-        if not ENOUGH_DIGITS.search(text):
-            return
         spans = set()
-        for region in regions or (None,):
-            # The library stops without a word after so many candidates; 65,535 unless told.
-            matches = library.PhoneNumberMatcher(text, region, valid, len(text) + 1)
-            for match in matches:
-                if not _fictitious(match.number):
-                    spans.add((match.start, match.end))
-        end = 0
-        for span in sorted(spans):
-            if span[0] >= end:
-                yield span
-                end = span[1]
+        for run in RUN.finditer(text):
+            if len(run[0]) > LONGEST_RUN or sum(map(str.isdigit, run[0])) < 7:
+                continue
+            start = max(0, run.start() - 2)  # what is around it tells, too: times, extensions
+            piece = text[start : run.end() + 12]
+            for region in regions or (None,):
+                for match in library.PhoneNumberMatcher(piece, region, valid):
+                    if not _fictitious(match.number):
+                        spans.add((start + match.start, start + match.end))
+        yield from _apart(spans)
 
     return phones
 
