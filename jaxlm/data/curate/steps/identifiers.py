@@ -96,6 +96,12 @@ LEAST_ENTROPY = 3.5  # bits a character
 # Runs of digits and of the marks within telephone numbers; longer ones are tables.
 RUN = re.compile(r"[+(]{0,2}\d[\d ()./+\u2010-\u2015\xa0-]{5,}")
 LONGEST_RUN = 250
+# Digits alone, or a decimal, are a telephone number only after a word that says so.
+BARE = re.compile(r"\(?\d+([.,]\d+)?\)?")
+PHONE_WORD = re.compile(
+    r"(?i)\b(?:phone|telephone|tel|call|fax|mobile|cell|whatsapp|text)\b[^\w\n]*(?:no|number|us)?"
+    r"[^\w\n]*$"
+)
 
 
 def finders(kinds: Sequence[str], regions: Sequence[str]) -> list[tuple[str, Finder]]:
@@ -194,8 +200,10 @@ def _card_length(text: str) -> int:
     hyphen; 0 where none is, or one for tests."""
     for length in range(len(text), 12, -1):
         if length == len(text) or text[length] in " -":
-            digits = re.sub("[ -]", "", text[:length])
-            if text[length - 1].isdigit() and CARDS.fullmatch(digits) and luhn(digits):
+            *groups, last = re.split("[ -]", text[:length])
+            digits = "".join([*groups, last])
+            grouped = last and all(len(group) >= 4 for group in groups)
+            if grouped and CARDS.fullmatch(digits) and luhn(digits):
                 return 0 if digits in TEST_CARDS else length
     return 0
 
@@ -235,7 +243,9 @@ def _apart(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 def _phones(regions: Sequence[str]) -> Finder:
     library = bounds.library("phonenumbers", "pii")
-    valid = library.Leniency.VALID
+    # A number without its country's code needs the grouping of its country, too.
+    strict, valid = library.Leniency.STRICT_GROUPING, library.Leniency.VALID
+    searches = [(None, valid), *((region, strict) for region in regions)]
 
     def phones(text: str) -> Iterator[tuple[int, int]]:
         spans = set()
@@ -244,10 +254,13 @@ def _phones(regions: Sequence[str]) -> Finder:
                 continue
             start = max(0, run.start() - 2)  # what is around it tells, too: times, extensions
             piece = text[start : run.end() + 12]
-            for region in regions or (None,):
-                for match in library.PhoneNumberMatcher(piece, region, valid):
-                    if not _fictitious(match.number):
-                        spans.add((start + match.start, start + match.end))
+            for region, leniency in searches:
+                for match in library.PhoneNumberMatcher(piece, region, leniency):
+                    begin, end = start + match.start, start + match.end
+                    named = PHONE_WORD.search(text[max(0, begin - 20) : begin])
+                    plain = BARE.fullmatch(match.raw_string) and not named
+                    if begin < run.end() and not plain and not _fictitious(match.number):
+                        spans.add((begin, end))
         yield from _apart(spans)
 
     return phones

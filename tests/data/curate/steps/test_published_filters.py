@@ -177,7 +177,9 @@ def test_c4_keeps_sentences():
         "  Cited[12] and marked[edit], “quoted” as 'it'.  ",
     ]
     (own,) = c4.C4().scorer()(["\n".join(lines)])
-    assert own.text == "A first sentence is here. And a second.\nCited and marked, “quoted” as 'it'."
+    assert (
+        own.text == "A first sentence is here. And a second.\nCited and marked, “quoted” as 'it'."
+    )
     assert own.scores == {
         "sentences": 3,
         "lines": 8,

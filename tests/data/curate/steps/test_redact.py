@@ -12,7 +12,13 @@ from jaxlm.data.curate.steps import identifiers, redact, surrogates
 RIGHT = {
     "email": ["jo.doe+x@mail.corp-x.co.uk", "A_B%c@sub.uni.edu"],
     "ip": ["8.8.8.8", "93.184.216.34", "2a00:1450:4001:81b::200e", "2606:4700::1111"],
-    "phone": ["+44 20 7183 8750", "(212) 736-5000", "+49 30 901820", "020 7183 8750"],
+    "phone": [
+        "+44 20 7183 8750",
+        "(212) 736-5000",
+        "+49 30 901820",
+        "020 7183 8750",
+        "+12127365000",
+    ],
     "card": ["4556737586899855", "4556 7375 8689 9855", "5425-2334-3010-9903", "374245455400126"],
     "iban": ["GB82WEST12345698765432", "DE89 3704 0044 0532 0130 00", "NO9386011117947"],
     "secret": [
@@ -27,8 +33,10 @@ RIGHT = {
 WRONG = {
     "email": ["user@example.com", "a@b.invalid", "@handle", "a@b", "x@mail.test", "@app.route"],
     "ip": ["10.1.2.3", "192.0.2.7", "999.8.8.8", "1.2.3.4.5", "v8.8.8.8", "a::b", "12:34:56"],
-    "phone": ["202-555-0143", "1609459200000", "2024-01-15 10:22:33", "3.14159265358979"],
-    "card": ["4556737586899856", "4111111111111111", "1234567812345670", "4556737586899855123456"],
+    "phone": ["202-555-0143", "1609459200000", "2024-01-15 10:22:33", "3.14159265358979"]
+    + ["2147483648", "2.2046244202", "21 22 23 24 25", "1" * 300],
+    "card": ["4556737586899856", "4111111111111111", "1234567812345670", "4556737586899855123456"]
+    + ["45 56 73 75 86 89 98 55"],
     "iban": ["GB82WEST12345698765433", "DE89370400440532013", "ZZ82WEST12345698765432"],
     "secret": [
         "AKIA1234",
@@ -60,6 +68,17 @@ def test_identifiers_are_found_and_lookalikes_left(kind):
         assert redacted(f"Say {wrong}, and go.") == f"Say {wrong}, and go."
 
 
+def test_digits_alone_are_a_telephone_number_after_a_word():
+    assert redacted("Tel. 2127365000 or phone number: 2127365001, id 2127365002") == (
+        "Tel. <PHONE> or phone number: <PHONE>, id 2127365002"
+    )
+    assert redacted("(212) 736-5000 ext. 1234") == "<PHONE>"
+
+
+def test_a_card_ends_where_other_digits_begin():
+    assert redacted("4556 7375 8689 9855 123") == "<CARD> 123"
+
+
 def test_a_changed_digit_is_no_card_and_no_iban():
     """Check digits notice every single wrong digit (ISO/IEC 7812-1, ISO 13616)."""
     for text, check in (("4556737586899855", identifiers.luhn), ("DE89370400440532013000", None)):
@@ -71,8 +90,8 @@ def test_a_changed_digit_is_no_card_and_no_iban():
 
 def test_secrets_in_assignments_and_keys():
     value = "x8Jk29sLq0PzM4nVb7Tt"
-    text = f"API_KEY = '{value}'; \"password\": \"{value}\", secret-key: {value}"
-    clean = "API_KEY = '<SECRET>'; \"password\": \"<SECRET>\", secret-key: <SECRET>"
+    text = f'API_KEY = \'{value}\'; "password": "{value}", secret-key: {value}'
+    clean = 'API_KEY = \'<SECRET>\'; "password": "<SECRET>", secret-key: <SECRET>'
     assert redacted(text) == clean
     key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAK=\n-----END RSA PRIVATE KEY-----"
     assert redacted(f"a\n{key}\nb") == "a\n<SECRET>\nb"
@@ -114,7 +133,17 @@ def test_a_range_that_is_used_up_gives_placeholders():
 
 PIECES = st.sampled_from(
     [p for table in (RIGHT, WRONG) for pieces in table.values() for p in pieces]
-    + ["<EMAIL>", "<IP>", "user1@example.com", "192.0.2.1", "+1-202-555-0100", "word", "1", ".", "-"]
+    + [
+        "<EMAIL>",
+        "<IP>",
+        "user1@example.com",
+        "192.0.2.1",
+        "+1-202-555-0100",
+        "word",
+        "1",
+        ".",
+        "-",
+    ]
 )
 JOINTS = st.sampled_from(["", " ", "\n", ".", "-", ",", ":", "@", "=", "<", '"'])
 
@@ -160,7 +189,8 @@ def test_fields_are_checked():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\x00", "\ud800", "@" * 10**6, "a" * 10**6 + "@", "1." * 500_000, ":" * 10**6]
+    "text",
+    ["", "\x00", "\ud800", "@" * 10**6, "a" * 10**6 + "@", "1." * 500_000, ":" * 10**6]
     + ["1 " * 20_000, "GB82" * 200_000, "eyJ" * 300_000, "token=" * 200_000, "a@b." * 250_000],
     ids=lambda text: f"{text[:6]!r}x{len(text)}",
 )

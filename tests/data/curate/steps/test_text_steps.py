@@ -128,7 +128,8 @@ def test_the_first_characters_tell_the_language():
 
 
 @pytest.mark.parametrize(
-    "label, near", [("eng", "en"), ("english", "en"), ("pt-BR", "pt"), ("zh_Hant", "zh"), ("xx", "xmf")]
+    "label, near",
+    [("eng", "en"), ("english", "en"), ("pt-BR", "pt"), ("zh_Hant", "zh"), ("xx", "xmf")],
 )
 def test_an_unknown_label_is_refused_with_the_nearest(label, near):
     (line,) = language.Language(languages=("en", label)).problems()
