@@ -11,7 +11,7 @@ from typing import ClassVar
 from jaxlm.core import check, io
 from jaxlm.core.remote import staging
 from jaxlm.data import pretraining
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 from jaxlm.data.tokenizers import tokenizer as interface
 from jaxlm.eval import log_likelihoods
 from jaxlm.train import trained_weights

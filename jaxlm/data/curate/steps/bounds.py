@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxlm.core import check
-from jaxlm.data.curate.step import Removal, Score
+from jaxlm.data.curate.document_step import Removal, Score
 
 
 def missed(step: Any, rules: Sequence[str], scores: Mapping[str, Score]) -> Iterator[Removal]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 from jaxlm.data.curate.steps import bounds, english_words, repetition
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")

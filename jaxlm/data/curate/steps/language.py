@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from jaxlm.core import check
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 from jaxlm.data.curate.steps import bounds
 
 # Labels of lid.176 (Joulin et al. 2016), ISO 639 codes and those of Wikipedias.

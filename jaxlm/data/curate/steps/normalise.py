@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from jaxlm.core import check
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 
 BOM, REPLACEMENT = "\ufeff", "\ufffd"
 SURROGATE = re.compile("[\ud800-\udfff]")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from jaxlm.core import check
-from jaxlm.data.curate.step import Removal, Score, Scored, Scorer
+from jaxlm.data.curate.document_step import Removal, Score, Scored, Scorer
 from jaxlm.data.curate.steps import bounds, identifiers, surrogates
 from jaxlm.data.curate.steps.identifiers import KINDS, Finder, Span
 
