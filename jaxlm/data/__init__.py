@@ -8,7 +8,6 @@ tokenized    pre-tokenised ArrayRecord shards with a manifest, and a run's cache
 pack         documents -> rows, two packers
 corrupt      rows with tokens hidden, texts with holes, middles moved to the end
 pretraining  rows -> batches of text: a stateless function of (seed, step)
-exposure     items of evaluation tasks that a run had seen, by step
 records      JSON objects and Parquet rows -> batches of conversations, preferences, prompts
 templates    chat templates: conversations as tokens, with the assistant's part marked
 kinds        the kinds of data that a run may read, other than text

@@ -189,6 +189,13 @@ def readers(data: Data, split: texts.Text) -> dict[str, mixed_rows.Reader]:
     return {name: reader(own[name], of[name]) for name in own}
 
 
+def ordered_rows(data: Data, split: texts.Text) -> mixed_rows.MixedRows:
+    """The endless rows of a run, in the order in which it reads them."""
+    weights = mix_parts.weights(data.mix) if data.mix else [(0, (1.0,))]
+    changes = [(rows_before(data, step), values) for step, values in weights]
+    return mixed_rows.MixedRows(readers(data, split), changes, data.seed)
+
+
 def plan(data: Data, split: texts.Text, steps: int) -> mix_plan.MixPlan:
     """The plan of a run of so many steps over a mixture."""
     held = zip(texts.parts(split).items(), readers(data, split).values(), data.mix, strict=True)
@@ -223,10 +230,9 @@ class Steps:
             check.field("data.batch", stage.batch, stage.batch % process_count == 0, fits)
         self._data, self._start = data, start_step
         self._process, self._processes = process_index, process_count
-        weights = mix_parts.weights(data.mix) if data.mix else [(0, (1.0,))]
-        changes = [(rows_before(data, step), values) for step, values in weights]
-        self._rows = mixed_rows.MixedRows(readers(data, split), changes, data.seed)
-        firsts = {stage.first_step for stage in stages(data)} | {step for step, _ in weights}
+        self._rows = ordered_rows(data, split)
+        changes = [step for step, _ in mix_parts.weights(data.mix)] if data.mix else []
+        firsts = {stage.first_step for stage in stages(data)} | {*changes}
         pairs = ((rows_before(data, step), rows_before(data, step + 1)) for step in sorted(firsts))
         self._rows.refuse_repeats(pairs)
 

@@ -8,12 +8,13 @@ import tyro
 
 from jaxlm.cli import arguments
 from jaxlm.core import config, io
-from jaxlm.data import exposure, pretraining, tokenizers
+from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.curate import curation, decontaminate
 from jaxlm.data.curate import recipe as recipes  # a parameter bears the name
 from jaxlm.data.curate.report import explanation, removal_table, report_page
 from jaxlm.data.sources import source as sources
 from jaxlm.data.tokenized import shards
+from jaxlm.eval import exposure
 
 _SHOWN = 20  # items that are printed
 

@@ -43,6 +43,11 @@ class MixedRows:
             for name, held, a, b in zip(self.names, self.sizes, before, after, strict=True):
                 pack.refuse_repeats(held.rows, b - a, name)
 
+    def places(self, first: int, last: int) -> list[tuple[str, int]]:
+        """(name of its source, number among the source's packed rows) of the rows first .. last."""
+        due = row_schedule.read(self.stages, first, last)
+        return [(self.names[source], int(self._orders[source][n])) for source, n in due]
+
     def read(self, first: int, last: int, draws: pack.Draws) -> batch.Batch | batch.Pairs:
         """The batch of the rows first .. last. draws: what decides each row's chance."""
         due = row_schedule.read(self.stages, first, last)

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from jaxlm.core import config
-from jaxlm.data import pretraining
+from jaxlm.data.rows import prefetch
 
 AHEAD = 2  # tasks a worker that wait while it works
 
@@ -59,6 +59,6 @@ class Workers:
 
 def _start(recipe: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends them
-    pretraining.end_with_parent()
+    prefetch.end_with_parent()
     if recipe is not None:
         config.load(recipe)

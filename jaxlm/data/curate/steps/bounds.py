@@ -4,10 +4,9 @@ A field `least_words` is the rule of that name: it reads the score `words` and r
 whose score is below it; `most_hashes` removes those above. None switches a rule off.
 """
 
-import importlib
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from types import ModuleType
 from typing import Any
 
 from jaxlm.core import check
@@ -37,12 +36,13 @@ def problems(step: Any, rules: Sequence[str]) -> Iterator[str]:
             yield from check.problem(rule, low, ok, f"at most most_{name}={high}")
 
 
-def library(name: str, extra: str) -> ModuleType:
-    """The module of a library. Raises: ImportError naming the extra that installs it."""
+@contextlib.contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """An import of what an extra installs, in a `with`. Raises: ImportError naming the extra."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
-        raise ImportError(f"{name} is not installed: pip install 'jaxlm[{extra}]'") from error
+        raise ImportError(f"{error.name} is not installed: pip install 'jaxlm[{extra}]'") from error
 
 
 def version(distribution: str, extra: str) -> str:

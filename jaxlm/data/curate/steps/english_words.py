@@ -52,7 +52,9 @@ class Vocabulary:
         self._start()
 
     def _start(self) -> None:
-        self._tokenizer = bounds.library("spacy", "curate").blank("en").tokenizer
+        with bounds.of_extra("curate"):
+            import spacy
+        self._tokenizer = spacy.blank("en").tokenizer
         self.words: list[str] = []
         self._ids: dict[str, int] = {}
         self._table = np.zeros((5, 1024), np.uint64)

@@ -1,10 +1,11 @@
-"""Where a text has identifiers of persons and machines: patterns, and checks of what they match.
+"""Identifiers of persons and machines in a text: patterns, and checks of what they match.
 
 A check takes what only looks alike away: check digits of cards and IBANs, numbering plans of
 telephones, addresses that are assigned. Identifiers of reserved ranges (example.com, 192.0.2.0/24,
 555-0100, test cards) name nobody, and are none.
 """
 
+import functools
 import ipaddress
 import math
 import re
@@ -38,7 +39,7 @@ RESERVED_DOMAINS = re.compile(
 )
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
-ASSIGNED_IPV6 = ipaddress.ip_network("2000::/3")
+ASSIGNED_IPV6 = "2000::/3"
 DIGITS = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])")
 # Beginnings and lengths of card numbers by issuer (ISO/IEC 7812 registrations as published).
 CARDS = re.compile(
@@ -67,7 +68,6 @@ _LENGTHS = """AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 C
     IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18
     NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26
     UA29 VA22 VG24 XK20"""
-IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _LENGTHS.split()}
 TEST_BANK = "TEST"  # of no registered bank: the surrogates'
 # Forms that services give their tokens, as they publish them, and private keys.
 SECRETS = re.compile(
@@ -102,6 +102,17 @@ PHONE_WORD = re.compile(
     r"(?i)\b(?:phone|telephone|tel|call|fax|mobile|cell|whatsapp|text)\b[^\w\n]*(?:no|number|us)?"
     r"[^\w\n]*$"
 )
+
+
+@functools.cache
+def _assigned_v6() -> ipaddress.IPv6Network:
+    return ipaddress.IPv6Network(ASSIGNED_IPV6)
+
+
+@functools.cache
+def iban_lengths() -> dict[str, int]:
+    """Characters of an IBAN, by country."""
+    return {entry[:2]: int(entry[2:]) for entry in _LENGTHS.split()}
 
 
 def finders(kinds: Sequence[str], regions: Sequence[str]) -> list[tuple[str, Finder]]:
@@ -156,7 +167,7 @@ def iban_check(iban: str) -> bool:
     """Whether an IBAN without blanks has its country's length and its check digits (ISO 13616)."""
     turned = iban[4:] + iban[:4]
     number = int("".join(str(int(c, 36)) for c in turned))
-    return IBAN_LENGTHS.get(iban[:2]) == len(iban) and number % 97 == 1
+    return iban_lengths().get(iban[:2]) == len(iban) and number % 97 == 1
 
 
 def entropy(text: str) -> float:
@@ -185,7 +196,7 @@ def _assigned(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return address.is_global and (address.version == 4 or address in ASSIGNED_IPV6)
+    return address.is_global and (address.version == 4 or address in _assigned_v6())
 
 
 def _cards(text: str) -> Iterator[tuple[int, int]]:
@@ -210,7 +221,7 @@ def _card_length(text: str) -> int:
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
     for match in IBAN.finditer(text):
-        size = IBAN_LENGTHS.get(match[0][:2], 0)
+        size = iban_lengths().get(match[0][:2], 0)
         places = [i for i, c in enumerate(match[0]) if c != " "][:size]
         if not size or len(places) < size:
             continue
@@ -241,8 +252,16 @@ def _apart(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             end = span[1]
 
 
+def numbered_regions() -> set[str]:
+    """ISO codes of regions with a known numbering plan. Raises: ImportError naming the extra."""
+    with bounds.of_extra("pii"):
+        import phonenumbers
+    return set(phonenumbers.SUPPORTED_REGIONS)
+
+
 def _phones(regions: Sequence[str]) -> Finder:
-    library = bounds.library("phonenumbers", "pii")
+    with bounds.of_extra("pii"):
+        import phonenumbers as library
     # A number without its country's code needs the grouping of its country, too.
     strict, valid = library.Leniency.STRICT_GROUPING, library.Leniency.VALID
     searches = [(None, valid), *((region, strict) for region in regions)]

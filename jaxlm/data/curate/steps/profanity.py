@@ -21,7 +21,7 @@ class Profanity:
     of any other language; quotations and medicine have such words, too."""
 
     most_probability: float | None = 0.9
-    """Of the part of a text that is likeliest profane."""
+    """Probability that the likeliest part of a text is profane; documents above go."""
     part: int = PART
     """Characters of a part."""
 
@@ -45,7 +45,8 @@ class Profanity:
     def scorer(self) -> Scorer:
         """The Scorer: the largest probability of a text's parts, 0 of an empty text.
         Raises: ImportError naming the extra."""
-        library = bounds.library("profanity_check", "curate")
+        with bounds.of_extra("curate"):
+            import profanity_check as library
 
         def score(texts: Sequence[str]) -> list[Scored]:
             parts, owners = [], []

@@ -18,10 +18,10 @@ class Redact:
     there."""
 
     kinds: tuple[str, ...] = KINDS
-    """Of `KINDS`."""
+    """Kinds of identifiers, of `KINDS`."""
     by: Literal["placeholder", "surrogate"] = "placeholder"
-    """A placeholder is `<EMAIL>`. A surrogate is of the same form from a range that is reserved, the
-    same for the same identifier within a document; secrets have placeholders."""
+    """A placeholder is `<EMAIL>`. A surrogate is of the same form, from a range that is reserved,
+    the same for the same identifier within a document; secrets have placeholders."""
     regions: tuple[str, ...] = ("US", "GB")
     """ISO codes of countries whose telephone numbers need no country code; others need theirs."""
 
@@ -41,9 +41,9 @@ class Redact:
             fits = f"one of {', '.join(KINDS)}; the nearest is {near[0]}"
             yield from check.problem("kinds", kind, kind in KINDS, fits)
         if "phone" in self.kinds and self.regions:
-            library = yield from check.loaded("", lambda: bounds.library("phonenumbers", "pii"))
-            for region in self.regions if library else ():
-                ok = region in library.SUPPORTED_REGIONS
+            known = yield from check.loaded("", identifiers.numbered_regions)
+            for region in self.regions if known else ():
+                ok = region in (known or ())
                 yield from check.problem("regions", region, ok, "an ISO code, such as US, GB, DE")
 
     def versions(self) -> Mapping[str, str]:

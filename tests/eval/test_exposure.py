@@ -7,11 +7,13 @@ import random
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.data import exposure, pretraining, tokenizers
+from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.corrupt import mask
 from jaxlm.data.curate.decontaminate import Decontaminate
 from jaxlm.data.records import chats, task_items
-from jaxlm.data.tokenized import shards
+from jaxlm.data.rows import mix_parts, mixed_rows
+from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.eval import exposure
 from jaxlm.models import llama
 from jaxlm.train.run import directory, run
 from tests.data.curate.duplicates.test_near import drawn
@@ -42,7 +44,7 @@ def test_items_are_seen_where_the_batches_hold_them(tmp_path, packing):
     seen = {e.item: e for e in exposure.exposures(data, split, tokenizer, given, 16)}
     ids = {item.question: item.id for item in task_items.items(given.tasks[0])}
     reader = pretraining.reader(data, split)
-    order = pretraining.row_order(len(reader.rows), data.seed)
+    order = mixed_rows.row_order(len(reader.rows), data.seed)
     for text, name in ids.items():
         wanted = []
         for step in range(16):
@@ -58,6 +60,40 @@ def test_items_are_seen_where_the_batches_hold_them(tmp_path, packing):
         assert (seen[name].steps if name in seen else []) == wanted
     assert 6 <= len(seen) <= 8 and {e.share for e in seen.values()} == {1.0}
     assert not exposure.exposures(data, split, tokenizer, given, 0)
+
+
+def test_items_of_a_mixture_are_seen_where_its_batches_hold_them(tmp_path, monkeypatch):
+    """Over a change of weights; an item of both sources, of one, and of none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = random.Random(1)
+    items = [" ".join(drawn(rng, 12)) for _ in range(3)]
+    for name, planted in (("a", items[:2]), ("b", items[:1])):
+        texts = [" ".join(drawn(rng, 30)) for _ in range(12)]
+        texts += [f"{item} " + " ".join(drawn(rng, 3)) for item in planted]
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    lines = [json.dumps({"question": item, "answer": ""}) + "\n" for item in items]
+    (tmp_path / "task.jsonl").write_text("".join(lines))
+    mix = (
+        mix_parts.Part(str(tmp_path / "a.jsonl"), 0.9, changes=((6, 0.1),), max_epochs=20.0),
+        mix_parts.Part(str(tmp_path / "b.jsonl"), 0.1, changes=((6, 0.9),), max_epochs=20.0),
+    )
+    data = pretraining.Data(mix=mix, seq=512, batch=2, holdout=0.0)
+    split, tokenizer = shard_cache.opened(data, "train", 259), tokenizers.load("bytes")
+    given = Decontaminate(tasks=(str(tmp_path / "task.jsonl"),), threshold=1.0)
+    seen = {e.item: e.steps for e in exposure.exposures(data, split, tokenizer, given, 12)}
+    batches = pretraining.Steps(data, split, 0, 0, 1)
+    decoded = [
+        "\n".join(
+            bytes(t for t in row if t < 256).decode() for row in batches[step].tokens.tolist()
+        )
+        for step in range(12)
+    ]
+    ids = {item.question: item.id for item in task_items.items(given.tasks[0])}
+    for item in items:
+        wanted = [step for step, text in enumerate(decoded) if item in text]
+        assert seen.get(ids[item], []) == wanted
+    assert len(seen) == 2
 
 
 def test_changed_texts_are_refused(tmp_path):

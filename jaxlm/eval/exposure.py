@@ -14,10 +14,13 @@ from jaxlm.core import check
 from jaxlm.data import pack, pretraining
 from jaxlm.data.curate import decontaminate
 from jaxlm.data.records import task_items
-from jaxlm.data.tokenized import shards
+from jaxlm.data.tokenized import shards, texts
 from jaxlm.data.tokenizers import tokenizer as interface
 
 _TEXTS = 512  # documents that are decoded at once
+
+
+Place = tuple[str, int]  # name of a source ("" without a mixture), number of its packed row
 
 
 class Exposure(NamedTuple):
@@ -31,7 +34,7 @@ class Exposure(NamedTuple):
 
 def exposures(
     data: pretraining.Data,
-    split: shards.Shards,
+    split: texts.Text,
     tokenizer: interface.Tokenizer,
     given: decontaminate.Decontaminate,
     steps: int,
@@ -49,22 +52,23 @@ def exposures(
         check.field(f"data.{name}", value, value is None, "None for `jaxlm data seen`")
     if not tokenizer.lossless:
         raise ValueError(f"a {tokenizer.kind} tokenizer is not lossless: its texts are not known")
-    reader = pretraining.reader(data, split)
-    assert isinstance(reader, pack.Reader)
     items = [item for path in given.tasks for item in task_items.items(path)]
     index = decontaminate.Index(given, items)
-    rows: dict[str, dict[int, float]] = {}  # item -> row -> the share that one of its pieces has
-    for row, text in _pieces(reader.rows, split, tokenizer, index, given.threshold):
-        for item, share in next(index.shares([text])).items():
-            if share >= given.threshold:
-                known = rows.setdefault(item, {})
-                known[row] = max(share, known.get(row, 0.0))
-    read = _reads(data, len(reader.rows), steps, {row for own in rows.values() for row in own})
+    splits = texts.parts(split)
+    rows: dict[str, dict[Place, float]] = {}  # item -> row -> the share that one of its pieces has
+    for name, reader in pretraining.readers(data, split).items():
+        assert isinstance(reader, pack.Reader)
+        for row, text in _pieces(reader.rows, splits[name], tokenizer, index, given.threshold):
+            for item, share in next(index.shares([text])).items():
+                if share >= given.threshold:
+                    known = rows.setdefault(item, {})
+                    known[name, row] = max(share, known.get((name, row), 0.0))
+    read = _reads(data, split, steps, {place for own in rows.values() for place in own})
     seen = []
     for item, own in rows.items():
-        at = sorted({step for row in own for step in read.get(row, ())})
+        at = sorted({step for place in own for step in read.get(place, ())})
         if at:
-            share = max(share for row, share in own.items() if row in read)
+            share = max(share for place, share in own.items() if place in read)
             seen.append(Exposure(item, round(share, 6), at))
     return sorted(seen, key=lambda e: (e.steps[0], e.item))
 
@@ -101,17 +105,16 @@ def _text(tokens: np.ndarray, tokenizer: interface.Tokenizer) -> str:
 
 
 def _reads(
-    data: pretraining.Data, count: int, steps: int, wanted: set[int]
-) -> dict[int, list[int]]:
+    data: pretraining.Data, split: texts.Text, steps: int, wanted: set[Place]
+) -> dict[Place, list[int]]:
     """{row: the steps that read it} of the rows that are wanted."""
     if not wanted:
         return {}
-    bounds = np.array([pretraining.rows_before(data, step) for step in range(steps + 1)])
-    order = pretraining.row_order(count, data.seed)
-    read: dict[int, list[int]] = {}
-    for place in range(int(bounds[-1])):
-        row = int(order[place])
-        if row in wanted:
-            step = int(np.searchsorted(bounds, place, side="right")) - 1
-            read.setdefault(row, []).append(step)
+    rows = pretraining.ordered_rows(data, split)
+    read: dict[Place, list[int]] = {}
+    for step in range(steps):
+        ends = pretraining.rows_before(data, step), pretraining.rows_before(data, step + 1)
+        for place in rows.places(*ends):
+            if place in wanted:
+                read.setdefault(place, []).append(step)
     return read
