@@ -15,7 +15,7 @@ import pydantic
 
 from jaxlm.data.records import messages
 from jaxlm.data.records.messages import Message
-from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.constraints import Constraint, Whitespace
 from jaxlm.decode.serve import tool_calls
 from jaxlm.decode.serve.engine import Part
 from jaxlm.decode.token_sampling import Sampling
@@ -45,13 +45,15 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    """The form of an answer; regex, choice and grammar are additions, in fields of their names."""
+    """The form of an answer; regex, choice and grammar are additions, in fields of their names, and
+    so is whitespace, JSON's (`Constraint.whitespace`)."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"] = "text"
     json_schema: JsonSchema | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    whitespace: Whitespace = "fixed"
 
     def constraint(self) -> Constraint | None:
         """The constraint. Raises: ValueError where the type's field is missing, or others are
@@ -65,9 +67,15 @@ class ResponseFormat(Strict):
                 f"{wanted or 'nothing'} is needed"
             )
         if self.type == "json_object":
-            return Constraint(json_schema='{"type": "object"}')
+            return Constraint(json_schema='{"type": "object"}', whitespace=self.whitespace)
         if self.json_schema is not None:
-            return Constraint(json_schema=json.dumps(self.json_schema.schema_))
+            schema = json.dumps(self.json_schema.schema_)
+            return Constraint(json_schema=schema, whitespace=self.whitespace)
+        if self.whitespace != "fixed":
+            raise ValueError(
+                f"response_format.whitespace: {self.whitespace!r} given with type {self.type!r}; "
+                "it is of 'json_object' and 'json_schema'"
+            )
         if self.choice is not None:
             return Constraint(choices=tuple(self.choice))
         return None if not given else Constraint(regex=self.regex, grammar=self.grammar)

@@ -182,6 +182,11 @@ def test_a_stream_is_the_answer_in_pieces(server, client):
             },
             "response_format: type 'regex' given with ['choice']; ['regex'] is needed",
         ),
+        (
+            CHAT,
+            ASK | {"response_format": {"type": "regex", "regex": "a", "whitespace": "free"}},
+            "response_format.whitespace: 'free' given with type 'regex'",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(server, path, body, message):
@@ -201,6 +206,13 @@ def test_answers_in_a_form(server, client):
     )
     if got.choices[0].finish_reason == "stop":
         assert json.loads(got.choices[0].message.content)["a"] in (1, 2)
+    spaces = dict.fromkeys(map(str, b" \n\t"), 9.0) | {str(ord("}")): 4.0}
+    for whitespace, least in (("fixed", 0), ("free", 1)):
+        form = {"response_format": {"type": "json_object", "whitespace": whitespace}}
+        got = client.completions.create(**ask, prompt="a", n=4, logit_bias=spaces, extra_body=form)
+        begun = [choice.text.lstrip()[1:2] for choice in got.choices]
+        assert sum(character.isspace() for character in begun) >= least
+        assert whitespace == "free" or not any(character.isspace() for character in begun)
     more = {"response_format": {"type": "choice", "choice": ["ab", "cd"]}}
     got = client.completions.create(**ask, prompt="a", n=4, extra_body=more)
     assert {choice.text for choice in got.choices} <= {"ab", "cd"}
