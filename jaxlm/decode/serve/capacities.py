@@ -69,11 +69,14 @@ class Capacity:
 
 def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:
     """Raises: ValueError for a request of more tokens than capacity.length, with what fits."""
-    total = tokens + sampling.max_new
+    total, left = tokens + sampling.max_new, capacity.length - tokens
+    if left <= 0:
+        raise ValueError(
+            f"prompt 0: {tokens} tokens given; a slot has {capacity.length}, a new token's place "
+            "among them, so the prompt alone is too long"
+        )
     if total > capacity.length:
-        left = capacity.length - tokens
-        fits = f"max_new may be at most {left} here" if left > 0 else "the prompt alone is too long"
         raise ValueError(
             f"sampling.max_new: {tokens} tokens of the prompt and {sampling.max_new} new ones make "
-            f"{total}; a slot has {capacity.length}, so {fits}"
+            f"{total}; a slot has {capacity.length}, so max_new may be at most {left} here"
         )
