@@ -30,6 +30,10 @@ class Capacity:
     """Tokens that are decoded between two looks at the requests."""
     prefix_mib: float = 256.0
     """MiB for the keys and values of prompts that may begin other prompts; 0 keeps none."""
+    fixed: int = 0
+    """Entries of a cache up to which every program is compiled once: caches have at least so many,
+    and chunks are read whole. 0 compiles smaller programs for texts that are shorter, when they
+    come."""
 
     @property
     def room(self) -> int:
@@ -52,8 +56,17 @@ class Capacity:
     def sized(self, entries: int, most: int) -> int:
         """Entries of a cache for so many, in few sizes up to `most`: whole blocks, so that sums
         over entries are the same bits in each size, or one size that is less."""
-        blocks = sampling_settings.bucket(-(-entries // attention.BLOCK), 1)
+        blocks = sampling_settings.bucket(-(-max(entries, self.fixed) // attention.BLOCK), 1)
         return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
+
+    def columns(self, tokens: int) -> int:
+        """Columns of a chunk of so many tokens."""
+        whole = self.fixed or tokens == self.chunk
+        return self.chunk if whole else sampling_settings.bucket(tokens)
+
+    def width(self, tokens: int) -> int:
+        """Columns of a prompt of so many tokens."""
+        return sampling_settings.bucket(max(tokens, min(self.fixed, self.length)))
 
     @property
     def entries(self) -> int:
@@ -62,7 +75,7 @@ class Capacity:
 
     def __post_init__(self) -> None:
         check.within("capacity", self, "slots", "length", "chunk", "steps", "together", least=1)
-        check.within("capacity", self, "prefix_mib", "short_slots", least=0)
+        check.within("capacity", self, "prefix_mib", "short_slots", "fixed", least=0)
         if self.short_slots:
             check.within("capacity", self, "short", least=2, most=self.length)
 
