@@ -217,6 +217,11 @@ def test_texts_match_a_constraint(saved, capsys, tmp_path):
     schema = ["--json-schema", str(tmp_path / "schema.json")]
     assert main.main([*shown, *schema]) == 0
     assert set(capsys.readouterr().out.splitlines()) <= {"ab7", "ab12"}
+    (tmp_path / "list.json").write_text('{"enum": [[7, 12]]}')
+    listed = [*shown, "--json-schema", str(tmp_path / "list.json")]
+    assert main.main(listed) == 0 and capsys.readouterr().out == "ab[7, 12]\n" * 2
+    assert main.main([*listed, "--whitespace", "free"]) == 0
+    assert capsys.readouterr().out != "ab[7, 12]\n" * 2
     assert main.main([*shown, *schema, "--choices", "a"]) == 2
     assert "choices, json_schema given; one of" in capsys.readouterr().err
     with pytest.raises(ValueError, match="only what a decoder samples"):

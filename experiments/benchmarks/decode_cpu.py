@@ -1,6 +1,7 @@
 """Decoding on CPU beside `transformers.generate`: tokens per second on the same weights.
 
     python experiments/benchmarks/decode_cpu.py [--sizes 10m 124m] [--batches 1 4 16] [--rounds 3]
+                                                [--minutes 8]
 
 All sides decode greedily from the same random weights (exported to transformers in memory), with
 the same prompts and the same number of new tokens. Each has a process of its own, all with large
@@ -11,7 +12,8 @@ of XLA alone; `int8` and `int4` (--weights) matrices and tables in few bits, at 
 The table's last columns say how many bytes of weights and cache a step reads per second, beside
 what the machine's memory gave a plain sum in the same minute, how many tokens agree with
 transformers', and the bytes of weights, as they are prepared, beside those of float32.
-Needs torch and transformers (`pip install 'jaxlm[parity]'`).
+Rounds are left out, but for one of each row, where --minutes would not do: the last line says how
+many there were. Needs torch and transformers (`pip install 'jaxlm[parity]'`).
 """
 
 import argparse
@@ -247,15 +249,20 @@ def asked(process: subprocess.Popen) -> float:
     return told(process)
 
 
-def measure(size: str, batch: int, rounds: int, weights: list[str]) -> list[str]:
-    """Rows of the table, one for each of our sides."""
+def measure(
+    size: str, batch: int, rounds: int, weights: list[str], until: float
+) -> tuple[list[str], int]:
+    """(rows of the table, one for each of our sides; rounds that were made: one at least, and none
+    that begins after `until`, by `time.monotonic`)."""
     cfg, new = SIZES[size]
     model = models.build(cfg)
     ours = ["xla", *weights]
     processes = {side: started(side, size, batch) for side in (*ours, "theirs", "memory")}
     first = {side: told(processes[side]) for side in (*ours, "theirs")}
     times: dict[str, list[float]] = {side: [] for side in processes}
-    for _ in range(rounds):
+    done = 0
+    while done < rounds and (not done or time.monotonic() < until):
+        done += 1
         for side, process in processes.items():
             times[side].append(asked(process))
     for process in processes.values():
@@ -280,7 +287,7 @@ def measure(size: str, batch: int, rounds: int, weights: list[str]) -> list[str]
             f"| {rate / 1e9:.1f} | {memory / 1e9:.1f} | {rate / memory:.0%} | {equal:.1%} "
             f"| {stored / 1e6:.0f} MB, {stored / 4 / count:.3f}x |"
         ]
-    return rows
+    return rows, done
 
 
 def main() -> None:
@@ -290,6 +297,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -305,10 +313,15 @@ def main() -> None:
         "| share | equal | weights |"
     )
     print(12 * "|---" + "|")
-    for size in args.sizes:
-        for batch in args.batches:
-            few = args.weights if batch == args.batches[0] else ["float32"]
-            print(*measure(size, batch, args.rounds, few), sep="\n", flush=True)
+    begun, least = time.monotonic(), args.rounds
+    pairs = [(size, batch) for size in args.sizes for batch in args.batches]
+    for number, (size, batch) in enumerate(pairs):
+        few = args.weights if batch == args.batches[0] else ["float32"]
+        until = begun + 60 * args.minutes * (number + 1) / len(pairs)
+        rows, done = measure(size, batch, args.rounds, few, until)
+        least = min(least, done)
+        print(*rows, sep="\n", flush=True)
+    print(f"\nMedians of {least} to {args.rounds} rounds, {time.monotonic() - begun:.0f} s in all.")
 
 
 if __name__ == "__main__":

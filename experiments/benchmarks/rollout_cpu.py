@@ -1,12 +1,13 @@
 """The phases of reinforcement on a CPU: how long each takes, and what makes generating cheap.
 
-    python experiments/benchmarks/rollout_cpu.py [--sizes 1m 10m] [--rounds 3]
+    python experiments/benchmarks/rollout_cpu.py [--sizes 1m 10m] [--rounds 3] [--minutes 8]
 
 One iteration of GRPO with a reference: 16 prompts of 8 to 24 tokens in rows of 64, 8 responses to
 each, of at most 64 tokens; about every 16th token ends one. Random weights, so that lengths are
 those of the source and not of a policy; the same responses in every row of the table. Times are
 seconds of CPU over all threads, the least of the rounds, compilation excluded: wall clocks mean
-little on a machine that others use too.
+little on a machine that others use too. Rounds are left out, but for one, where --minutes would not
+do; the last line says how many there were.
 """
 
 import argparse
@@ -96,17 +97,27 @@ def plain(model: Any, objective: Objective, stop: tuple[int, ...]) -> policy_sam
     return jax.jit(run)
 
 
-def timed(f: Callable[[], Any], rounds: int) -> tuple[float, Any]:
+class Rounds:
+    """Rounds of a row: `most`, or one and those that begin before `until`, by `time.monotonic`.
+    least: the fewest that there were."""
+
+    def __init__(self, most: int):
+        self.most, self.until, self.least = most, 0.0, most
+
+
+def timed(f: Callable[[], Any], rounds: Rounds) -> tuple[float, Any]:
     """(CPU seconds of a call, the least of the rounds; what it returned)."""
-    found, out = [], jax.block_until_ready(f())
-    for _ in range(rounds):
+    found: list[float] = []
+    out = jax.block_until_ready(f())
+    while len(found) < rounds.most and (not found or time.monotonic() < rounds.until):
         clock = time.process_time()
         out = jax.block_until_ready(f())
         found.append(time.process_time() - clock)
+    rounds.least = min(rounds.least, len(found))
     return min(found), out
 
 
-def measured(size: str, way: Way, rounds: int) -> str:
+def measured(size: str, way: Way, rounds: Rounds) -> str:
     """A row of the table, from the same weights as every other."""
     cfg = SIZES[size]
     model, objective, learn, state = build(cfg)
@@ -147,12 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1m"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=8.0)
     given = parser.parse_args()
     names = "size | way | generate | measure | learn | all | share | new tokens | a second | of all"
     print(f"| {names} |\n|{10 * '---|'}")
-    for size in given.sizes:
-        for way in WAYS:
-            print(measured(size, way, given.rounds), flush=True)
+    rounds, begun = Rounds(given.rounds), time.monotonic()
+    rows = [(size, way) for size in given.sizes for way in WAYS]
+    for number, (size, way) in enumerate(rows):
+        rounds.until = begun + 60 * given.minutes * (number + 1) / len(rows)
+        print(measured(size, way, rounds), flush=True)
+    seconds = time.monotonic() - begun
+    print(f"\nThe least of {rounds.least} to {rounds.most} rounds, {seconds:.0f} s in all.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The engine on CPU: continuous against static batching, prefixes, and what HTTP adds.
 
-    python experiments/benchmarks/serve_cpu.py [--size 10m 124m] [--out FILE]
+    python experiments/benchmarks/serve_cpu.py [--size 10m 124m] [--rounds 3] [--minutes 8]
+                                               [--traffic even heavy] [--out FILE]
 
 - 64 requests of ragged lengths, greedy: the engine beside `token_sampling.generate` on batches of 8
   in the order of arrival, each of which waits for its longest. At equal slots the engine has 8.
@@ -13,7 +14,8 @@
 - 16 clients at once over HTTP on this machine beside the same requests given to the engine.
 
 Weights are random; lengths are drawn once. Sides take turns, compilation excluded, and the median
-of the rounds is reported.
+of the rounds is reported; rounds are left out, but for one, where --minutes would not do, and the
+last line says how many there were.
 """
 
 import argparse
@@ -91,11 +93,12 @@ def continuous(running: engine.Engine, asked: list[tuple[list[int], Sampling]]) 
     assert all(part.finish == "length" for part in running.run())
 
 
-def ragged(size: str, rounds: int) -> list[str]:
+def ragged(size: str, rounds: int, traffic: list[str], until: float) -> list[str]:
     """Rows of continuous against static batching, at equal slots and at equal memory."""
     model, params = build(size)
     rows = []
-    for name, (sigma, most, short_slots, short) in TRAFFIC.items():
+    for name in traffic:
+        sigma, most, short_slots, short = TRAFFIC[name]
         asked = requests(model.cfg.vocab, sigma, most)
         plain = engine.Capacity(slots=SLOTS, length=64 + most, prefix_mib=0)
         room = SLOTS * plain.room
@@ -107,25 +110,30 @@ def ragged(size: str, rounds: int) -> list[str]:
             "slots": functools.partial(continuous, equal, asked),
             "memory": functools.partial(continuous, memory, asked),
         }
-        rate = rates(sides, tokens(asked), rounds)
+        rate, done = rates(sides, tokens(asked), rounds, until)
         a, b = rate["slots"] / rate["static"], rate["memory"] / rate["static"]
         rows.append(
             f"| {size} | {name} | {rate['static']:,.0f} | {rate['slots']:,.0f} | {a:.2f}x | "
             f"2 + {short_slots} of {short} | {mixed.entries / room:.2f} | "
-            f"{rate['memory']:,.0f} | {b:.2f}x |"
+            f"{rate['memory']:,.0f} | {b:.2f}x | {done} |"
         )
     return rows
 
 
-def rates(sides: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
-    """Tokens a second of each side by the median of the rounds, in which they take turns."""
+def rates(
+    sides: dict[str, Callable[[], object]], count: int, rounds: int, until: float
+) -> tuple[dict[str, float], int]:
+    """(tokens a second of each side by the median of the rounds, in which they take turns; how many
+    rounds there were: one at least, and none that begins after `until`, by `time.monotonic`)."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for work in sides.values():  # compiles
+        work()
+    done = 0
+    while done < rounds and (not done or time.monotonic() < until):
+        done += 1
         for name, work in sides.items():
-            took = seconds(work)
-            if turn:  # the first compiles
-                times[name].append(took)
-    return {name: count / statistics.median(t) for name, t in times.items()}
+            times[name].append(seconds(work))
+    return {name: count / statistics.median(t) for name, t in times.items()}, done
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -179,7 +187,7 @@ class Server:
         self.thread.join()
 
 
-def measure(size: str, rounds: int) -> list[str]:
+def measure(size: str, rounds: int, until: float) -> list[str]:
     """Rows of the table."""
     model, params = build(size)
     asked = requests(model.cfg.vocab)
@@ -196,13 +204,13 @@ def measure(size: str, rounds: int) -> list[str]:
         "continuous": lambda: continuous(running, asked),
         "http": http,
     }
-    rate = rates(sides, tokens(asked), rounds)
+    rate, done = rates(sides, tokens(asked), rounds, until)
     server.stop()
     cold, kept = (first_tokens(model, params, mib) for mib in (0, 1024))
     more = rate["continuous"] / rate["http"] - 1
     return [
         f"| {size} | {rate['continuous']:,.0f} | {rate['http']:,.0f} | {more:.1%} | "
-        f"{1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | {kept / cold:.2f}x |"
+        f"{1e3 * cold:.0f} ms | {1e3 * kept:.0f} ms | {kept / cold:.2f}x | {done} |"
     ]
 
 
@@ -211,22 +219,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="+", default=["10m"], choices=[*SIZES])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--traffic", nargs="+", default=[*TRAFFIC], choices=[*TRAFFIC])
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    rows = [row for size in args.size for row in ragged(size, args.rounds)]
+    begun = time.monotonic()
+    until = begun + 60 * args.minutes  # the tables share it by 3 to 1
+    middle = begun + 0.75 * 60 * args.minutes
+    rows = [row for size in args.size for row in ragged(size, args.rounds, args.traffic, middle)]
     head = [
         "| model | traffic | static, tokens/s | 8 slots | ratio | slots of equal memory | entries, "
-        "of static's | tokens/s | ratio |",
-        "|---" * 9 + "|",
+        "of static's | tokens/s | ratio | rounds |",
+        "|---" * 10 + "|",
         *rows,
         "",
         "| model | engine, tokens/s | over HTTP, 16 clients | HTTP adds | "
-        "first token of 1,040, cold | prefix kept | ratio |",
-        "|---" * 7 + "|",
+        "first token of 1,040, cold | prefix kept | ratio | rounds |",
+        "|---" * 8 + "|",
     ]
-    rows = [row for size in args.size for row in measure(size, args.rounds)]
+    rows = [row for size in args.size for row in measure(size, args.rounds, until)]
     where = f"{platform.processor() or platform.machine()}, {len(jax.devices())} device, "
-    lines = [*head, *rows, "", f"{where}jax {jax.__version__}, float32, {REQUESTS} requests."]
+    lines = [*head, *rows, "", f"{where}jax {jax.__version__}, float32, {REQUESTS} requests, "]
+    lines[-1] += f"{time.monotonic() - begun:.0f} s in all."
     print("\n".join(lines))
     if args.out is not None:
         args.out.write_text("\n".join(lines) + "\n")

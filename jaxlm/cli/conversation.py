@@ -32,7 +32,8 @@ _PICTURES = {
 def hold(talk: Dialogue, first: tuple[str, ...] = ()) -> None:
     """Answer messages, those given first and then lines of standard input, until it ends."""
     if sys.stdin.isatty():
-        _note("/help lists commands, Ctrl-D ends")
+        _note("/help lists commands, Ctrl-D ends; programs are compiled first")
+    talk.warm()
     for text, typed in _messages(first):
         if not typed:
             print(f"> {text}", flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxlm.core import check
-from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.constraints import Constraint, Whitespace
 from jaxlm.decode.search.beam_search import Beams
 from jaxlm.decode.search.contrastive_search import Contrastive
 from jaxlm.decode.speculate.speculative_sampling import Drafter, Report, Speculate
@@ -47,6 +47,8 @@ class Form:
     """A file with a JSON schema."""
     grammar: pathlib.Path | None = None
     """A file with a grammar in Lark's syntax."""
+    whitespace: Whitespace = "fixed"
+    """White space of --json-schema's texts outside strings: `, ` and `: `, or any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def constraint(form: Form) -> Constraint | None:
         return None
     schema = None if form.json_schema is None else form.json_schema.read_text("utf-8")
     grammar = None if form.grammar is None else form.grammar.read_text("utf-8")
-    return Constraint(form.choices, form.regex, schema, grammar)
+    return Constraint(form.choices, form.regex, schema, grammar, form.whitespace)
 
 
 def chosen(search: Search, sampling: Sampling) -> Sampling | Beams | Contrastive:

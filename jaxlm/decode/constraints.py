@@ -9,14 +9,20 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from jaxlm.core import check
 from jaxlm.data.tokenizers import tokenizer as tokenizers
 
 # Else, where only one text is possible, only the tokens that the tokenizer would cut it into are.
 ALL_CUTS = '%llguidance {"no_forcing": true}'
+# JSON as `json.dumps` writes it, in llguidance's words: with any white space allowed, a model could
+# go on with it until max_new.
+FIXED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+
+Whitespace = Literal["fixed", "free"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +34,17 @@ class Constraint:
     regex: str | None = None
     """A regular expression in Rust's syntax, for the whole text; \\d is any digit of Unicode."""
     json_schema: str | None = None
-    """A JSON schema as JSON text; `{}` is any JSON value."""
+    """A JSON schema as JSON text; `{}` is any JSON value. Its own `x-guidance`, options of
+    llguidance, is followed."""
     grammar: str | None = None
     """A context-free grammar in Lark's syntax, as llguidance reads it, with a rule `start`."""
+    whitespace: Whitespace = "fixed"
+    """White space of JSON outside strings: `, ` and `: ` as `json.dumps` has it, or any."""
 
     def __post_init__(self) -> None:
-        given = [name for name, value in dataclasses.asdict(self).items() if value]
+        check.refuse("", check.choices("constraint", self))
+        fields = ("choices", "regex", "json_schema", "grammar")
+        given = [name for name in fields if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
                 f"constraint: {', '.join(given) or 'nothing'} given; one of choices, regex, "
@@ -43,7 +54,10 @@ class Constraint:
             raise ValueError(
                 f"constraint.choices: {self.choices!r} given; texts that are not empty are needed"
             )
-        if self.json_schema is not None:
+        if self.json_schema is None:
+            ok, fits = self.whitespace == "fixed", "'fixed' without json_schema"
+            check.field("constraint.whitespace", self.whitespace, ok, fits)
+        else:
             try:
                 schema = json.loads(self.json_schema)
             except ValueError as error:
@@ -112,7 +126,10 @@ class Vocabulary:
             slashed = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", constraint.regex)
             rules, name = f"start: /{slashed}/", "regex"
         elif constraint.json_schema is not None:
-            rules, name = f"start: %json {constraint.json_schema}", "json_schema"
+            schema = json.loads(constraint.json_schema)
+            if constraint.whitespace == "fixed":
+                schema.setdefault("x-guidance", FIXED)
+            rules, name = f"start: %json {json.dumps(schema)}", "json_schema"
         else:
             rules, name = constraint.grammar, "grammar"
         grammar = make.grammar_from_lark(f"{ALL_CUTS}\n{rules}")

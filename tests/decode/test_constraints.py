@@ -1,5 +1,6 @@
 """Constrained continuations: every output matches, and its law is the model's own, renormalised."""
 
+import dataclasses
 import json
 import re
 
@@ -108,6 +109,34 @@ def test_log_probabilities_are_those_of_the_renormalised_law(spoken):
             assert part.log_probs[t] == pytest.approx(logits[token] - whole, abs=2e-5)
 
 
+def test_json_has_white_space_where_json_dumps_writes_it(spoken):
+    """A random model to whom spaces and line ends are 150 times as likely as other tokens: they
+    filled max_new. Where white space is free, they still do; `x-guidance` is the schema's own."""
+    likelier = tuple((ord(c), 5.0) for c in " \n\t\r") + tuple((ord(c), 3.0) for c in '"}]')
+    item = {"type": "object", "maxProperties": 2, "additionalProperties": {"enum": [1, [2, {}]]}}
+    nested = json.dumps({"type": "array", "minItems": 2, "maxItems": 3, "items": item})
+    one_space = json.dumps(json.loads(nested) | {"x-guidance": {"whitespace_pattern": " ?"}})
+    settings = [dataclasses.replace(sampled(seed), logit_bias=likelier) for seed in range(8)]
+    fixed, free, own = (
+        texts(spoken, [(Constraint(json_schema=schema, whitespace=form), s) for s in settings])
+        for schema, form in ((nested, "fixed"), (nested, "free"), (one_space, "fixed"))
+    )
+    ended = [json.loads(part.text) for part in fixed if part.finish == "stop_token"]
+    assert len(ended) > 3 and all(len(value) in (2, 3) for value in ended)
+    for part in fixed:
+        assert re.fullmatch(r"([^\s,:]|[,:](?: |$))*", _without_strings(part.text)), part.text
+        if part.finish == "stop_token":
+            assert part.text == json.dumps(json.loads(part.text), ensure_ascii=False)
+    assert any(re.search(r"\s\s\s", _without_strings(part.text)) for part in free)
+    assert any(re.search(r"[{[]\s", _without_strings(part.text)) for part in own)
+    assert not any(re.search(r"\s\s", _without_strings(part.text)) for part in own)
+
+
+def _without_strings(text):
+    """JSON text, maybe cut off, with a 0 for each string."""
+    return re.sub(r'"(\\.|[^"\\])*("|$)', "0", text)
+
+
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe", "unigram"])
 def test_tokens_are_allowed_by_their_bytes(kind, tmp_path):
     """Each of a byte-pair tokenizer's tokens that the text may go on with, however the tokenizer
@@ -137,6 +166,8 @@ def test_tokens_are_allowed_by_their_bytes(kind, tmp_path):
         ({"choices": ("a", "")}, "texts that are not empty are needed"),
         ({"json_schema": "{"}, "constraint.json_schema: no JSON"),
         ({"json_schema": "[1]"}, "an object is needed"),
+        ({"json_schema": "{}", "whitespace": "none"}, "whitespace: 'none' given; it must be one"),
+        ({"regex": "a", "whitespace": "free"}, "whitespace: 'free' given; .* without json_schema"),
     ],
 )
 def test_constraints_that_say_nothing_are_refused(fields, message):

@@ -32,6 +32,10 @@ class Capacity:
     """Tokens that are decoded between two looks at the requests."""
     prefix_mib: float = 256.0
     """MiB for the keys and values of prompts that may begin other prompts; 0 keeps none."""
+    fixed: int = 0
+    """Entries of a cache up to which every program is compiled once: caches have at least so many,
+    and chunks are read whole. 0 compiles smaller programs for texts that are shorter, when they
+    come."""
 
     @property
     def room(self) -> int:
@@ -54,12 +58,21 @@ class Capacity:
     def sized(self, entries: int, most: int) -> int:
         """Entries of a cache for so many, in few sizes up to `most`: whole blocks, so that sums
         over entries are the same bits in each size, or one size that is less."""
-        blocks = sampling_settings.bucket(-(-entries // attention.BLOCK), 1)
+        blocks = sampling_settings.bucket(-(-max(entries, self.fixed) // attention.BLOCK), 1)
         return most if most % attention.BLOCK else min(attention.BLOCK * blocks, most)
+
+    def columns(self, tokens: int) -> int:
+        """Columns of a chunk of so many tokens."""
+        whole = self.fixed or tokens == self.chunk
+        return self.chunk if whole else sampling_settings.bucket(tokens)
+
+    def width(self, tokens: int) -> int:
+        """Columns of a prompt of so many tokens."""
+        return sampling_settings.bucket(max(tokens, min(self.fixed, self.length)))
 
     def __post_init__(self) -> None:
         check.within("capacity", self, "slots", "length", "chunk", "steps", "together", least=1)
-        check.within("capacity", self, "prefix_mib", "short_slots", least=0)
+        check.within("capacity", self, "prefix_mib", "short_slots", "fixed", least=0)
         if self.short_slots:
             check.within("capacity", self, "short", least=2, most=self.length)
 
@@ -73,11 +86,14 @@ def cached(model: Model, capacity: Capacity) -> Model:
 
 def check_room(tokens: int, sampling: Sampling, capacity: Capacity) -> None:
     """Raises: ValueError for a request of more tokens than capacity.length, with what fits."""
-    total = tokens + sampling.max_new
+    total, left = tokens + sampling.max_new, capacity.length - tokens
+    if left <= 0:
+        raise ValueError(
+            f"prompt 0: {tokens} tokens given; a slot has {capacity.length}, a new token's place "
+            "among them, so the prompt alone is too long"
+        )
     if total > capacity.length:
-        left = capacity.length - tokens
-        fits = f"max_new may be at most {left} here" if left > 0 else "the prompt alone is too long"
         raise ValueError(
             f"sampling.max_new: {tokens} tokens of the prompt and {sampling.max_new} new ones make "
-            f"{total}; a slot has {capacity.length}, so {fits}"
+            f"{total}; a slot has {capacity.length}, so max_new may be at most {left} here"
         )

@@ -28,6 +28,8 @@ from jaxlm.decode.serve.capacities import Capacity
 from jaxlm.decode.serve.engine import Engine
 from jaxlm.models.model import Model
 
+FIXED = 4096  # tokens of a conversation, for which every program is compiled once
+
 
 class Dialogue:
     """messages: those of user and assistant, in turn. system: the message before them, None for the
@@ -63,7 +65,25 @@ class Dialogue:
         self._length = length
         self._answers = 0
         # a token at a time: each is shown, and may be the last
-        self._engine = Engine(model, params, Capacity(1, length, steps=1), tokenizer)
+        self._engine = Engine(model, params, Capacity(1, length, steps=1, fixed=FIXED), tokenizer)
+
+    def warm(self) -> None:
+        """Compile the programs of all answers, but for conversations of more than FIXED tokens:
+        begin two answers that nobody reads to a prompt of three chunks, the second from the first
+        one's prefix.
+
+        Raises: ValueError as `Engine.submit`.
+        """
+        size, length = self._engine.capacity.chunk, self._length
+        room = length - min(self._sampling.max_new, max(1, length // 4))
+        tokens = [tokenizers.begin(self._tokenizer)] * max(1, min(2 * size + 1, room))
+        turn = Turn(tokens, template.stops(self._layout, self._tokenizer))
+        for _ in range(2):
+            number = self._engine.submit(turn.tokens, self._settings(turn), self._constraint)
+            for _ in range(3):
+                self._engine.step()
+            self._engine.cancel(number)
+            self._engine.step()
 
     @property
     def unanswered(self) -> bool:
@@ -99,13 +119,16 @@ class Dialogue:
             self.undo()
             raise
 
-    def _pieces(self, turn: Turn, stop: Callable[[], bool]) -> Iterator[str]:
+    def _settings(self, turn: Turn) -> Sampling:
+        """The settings of the next answer."""
         seed = (self._sampling.seed + self._answers) % 2**32
         limit = min(self._sampling.max_new, self._length - len(turn.tokens))
         least = min(self._sampling.min_new, limit)
         limited = dataclasses.replace(self._sampling, seed=seed, max_new=limit, min_new=least)
-        settings = prompt_tokens.stopping(limited, turn.stops)
-        number = self._engine.submit(turn.tokens, settings, self._constraint)
+        return prompt_tokens.stopping(limited, turn.stops)
+
+    def _pieces(self, turn: Turn, stop: Callable[[], bool]) -> Iterator[str]:
+        number = self._engine.submit(turn.tokens, self._settings(turn), self._constraint)
         self._answers += 1
         said, self.stopped, first = "", False, True
         while self._engine.busy:

@@ -237,7 +237,7 @@ class Engine:
             if len(one.prompt) > self.capacity.chunk:
                 parts += self._enter(self._lanes[number], [(slot, one)], self._read(one))
                 continue
-            width = self._width(len(one.prompt))
+            width = self.capacity.columns(len(one.prompt))
             group = groups.setdefault((number, width), [])
             group.append((slot, one))
             if len(group) == self.capacity.together:
@@ -245,11 +245,6 @@ class Engine:
         for (number, width), group in groups.items():
             parts += self._together(self._lanes[number], group, width)
         return parts
-
-    def _width(self, tokens: int) -> int:
-        """Columns of a chunk of so many tokens."""
-        size = self.capacity.chunk
-        return size if tokens == size else token_sampling.bucket(tokens)
 
     def _together(self, lane: Lane, group: list[tuple[int, Running]], width: int) -> list[Part]:
         """The parts of a group whose prompts are one chunk each."""
@@ -268,10 +263,12 @@ class Engine:
         cache = None
         if pages:
             room = self.capacity.sized(len(pages) * size, most)
-            cache = slots.paste(self._model, room, tuple(pages))
+            cache = slots.paste(self._model, room, pages[0])
+        for kept in pages[1:]:
+            cache = slots.append(self._model, cache, kept)
         for i in range(len(pages), whole + 1):
             ids = prompt[i * size : (i + 1) * size]
-            width = self._width(len(ids))
+            width = self.capacity.columns(len(ids))
             tokens, count = _padded([ids], 1, width)
             room = self.capacity.sized(i * size + width, most)
             if cache is None:
@@ -292,7 +289,7 @@ class Engine:
         of them, if the next token of one depends on its first."""
         index, requests = zip(*group, strict=True)
         prompts = [one.prompt for one in requests]
-        width = token_sampling.bucket(max(map(len, prompts)))
+        width = self.capacity.width(max(map(len, prompts)))
         tokens, count = _padded(prompts, len(done.raw), width)
         rows = sampling_settings.rows_of([one.sampling for one in requests], len(count))
         rows = lanes.constrained(rows, requests, self._checked.cfg.vocab)

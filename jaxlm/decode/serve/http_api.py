@@ -73,14 +73,14 @@ def app(served: Served) -> fastapi.FastAPI:
     @api.exception_handler(fastapi.exceptions.RequestValidationError)
     async def invalid(request: fastapi.Request, error: Any) -> fastapi.Response:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"] if p != "body")
+        place = wire.place(first["loc"], error.body, first["type"] == "missing")
         metrics.answered(request.url.path, 400)
         return _refused(f"{place or 'body'}: {first['msg']}", place or None)
 
     @api.exception_handler(ValueError)
     async def wrong(request: fastapi.Request, error: ValueError) -> fastapi.Response:
         metrics.answered(request.url.path, 400)
-        return _refused(str(error), None)
+        return _refused(str(error), error.param if isinstance(error, wire.Refused) else None)
 
     @api.exception_handler(ImportError)
     async def missing(request: fastapi.Request, error: ImportError) -> fastapi.Response:
@@ -149,13 +149,18 @@ class _Answer:
 
     async def respond(self) -> fastapi.Response:
         """The response. Raises: ValueError for what cannot be done, before any of it is."""
-        form, self._top = self._body.response_format, self._body.top
-        self._constraint = None if form is None else form.constraint()
         self._calls: tuple[call_forms.Form, list[str]] | None = None
-        self._pending = self._requests()
+        self._required = False
+        with self._named():
+            form, self._top = self._body.response_format, self._body.top
+            self._constraint = None if form is None else form.constraint()
+            self._pending = self._requests()
         engine = self._served.worker.engine
-        for prompt, sampling in self._pending:  # a vocabulary of constraints takes a while
-            await asyncio.to_thread(engine.check, prompt, sampling, self._constraint, self._top)
+        several = len(self._pending) > self._body.n
+        for number, (prompt, sampling) in enumerate(self._pending):
+            with self._named(f"[{number // self._body.n}]" if several else ""):
+                # a vocabulary of constraints takes a while
+                await asyncio.to_thread(engine.check, prompt, sampling, self._constraint, self._top)
         if not self._served.worker.alive:
             raise Stopped("the engine has stopped") from self._served.worker.error
         if self._body.stream:
@@ -170,6 +175,14 @@ class _Answer:
         self._done(200)
         answer = wire.answer(self._kind, self._id, self._served.name, choices, counts)
         return fastapi.responses.JSONResponse(answer)
+
+    @contextlib.contextmanager
+    def _named(self, prompt: str = "") -> Iterator[None]:
+        """Faults are named by the client's fields. prompt: as in `wire.Request.refused`."""
+        try:
+            yield
+        except ValueError as error:
+            raise self._body.refused(str(error), prompt, self._required) from error
 
     @contextlib.contextmanager
     def _submitted(self) -> Iterator[list[_Job]]:
@@ -235,6 +248,7 @@ class _Answer:
                 )
             # a named function is called once, as OpenAI has it
             several = body.parallel_tool_calls and body.tool_choice == "required"
+            self._required = True
             self._constraint = tool_calls.constraint(turn.form, required, several)
         return turn
 

@@ -3,7 +3,8 @@
     prefill    a request's prompt, chunk by chunk, into a cache of one row; its first token
     insert     that row into a slot
     decode     up to N tokens for every slot
-    page       a chunk's entries, and `paste` to put them into another row: prefixes are shared
+    page       a chunk's entries, which `paste` and `append` put into another row: prefixes are
+               shared
 
 A request's entries begin at slot 0 of its row of the cache, whatever the other rows hold, and a
 chunk of its prompt is computed in a program that depends on the chunk's number alone. So its tokens
@@ -101,18 +102,30 @@ def page(model: Model, size: int, cache: Cache, first: jax.Array) -> Entries:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def paste(model: Model, room: int, pages: tuple[Entries, ...]) -> Cache:
-    """A cache of one row with `room` slots that begins with these pages, one after the other."""
+def paste(model: Model, room: int, page: Entries) -> Cache:
+    """A cache of one row with `room` slots that begins with a page."""
     spec = model.cache(1, 1)
-
-    def join(p: param.Param, *parts: jax.Array) -> jax.Array:
-        return jnp.concatenate(parts, axis=p.axes.index("seq"))
-
-    layers = param.map(join, spec, *pages)
-    first = jax.tree.leaves(param.map(lambda p, x: x.shape[p.axes.index("seq")], spec, layers))
-    count = int(first[0])
+    sizes = jax.tree.leaves(param.map(lambda p, x: x.shape[p.axes.index("seq")], spec, page))
+    count = int(sizes[0])
     at = At(jnp.ones((1, count), jnp.int32), jnp.arange(count, dtype=jnp.int32)[None])
-    return sampling_loop.grow(model, Cache(layers, at, jnp.full(1, count, jnp.int32)), room)
+    return sampling_loop.grow(model, Cache(page, at, jnp.full(1, count, jnp.int32)), room)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def append(model: Model, cache: Cache, page: Entries) -> Cache:
+    """The cache of one row with a page after what is in it, in place."""
+    first = cache.filled[0]
+
+    def put(x: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, first, axis)
+
+    spec = model.cache(1, 1)
+    layers = param.map(lambda p, x, n: put(x, n, p.axes.index("seq")), spec, cache.layers, page)
+    sizes = jax.tree.leaves(param.map(lambda p, x: x.shape[p.axes.index("seq")], spec, page))
+    count = int(sizes[0])
+    places = first + jnp.arange(count, dtype=jnp.int32)[None]
+    at = At(*map(put, cache.at[:2], (jnp.ones_like(places), places), (1, 1)))
+    return Cache(layers, at, cache.filled + count)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from jaxlm.data.records.messages import Message
 from jaxlm.data.templates.call_forms import Form
+from jaxlm.decode import constraints
 from jaxlm.decode.constraints import Constraint
 
-_COMPACT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 # Where a schema's own references may point to.
 _DEFINITIONS = ("$defs", "definitions")
 
@@ -30,7 +30,7 @@ def constraint(form: Form, functions: Sequence[dict[str, Any]], several: bool) -
     more where the form has several. functions: {"name", "parameters": a JSON schema or missing}.
 
     Arguments match their function's schema. White space is where templates and `json.dumps` have
-    it: where any were allowed, a model could go on with it for ever.
+    it (`constraints.FIXED`).
     """
     rules = []
     for number, function in enumerate(functions):
@@ -43,7 +43,7 @@ def constraint(form: Form, functions: Sequence[dict[str, Any]], several: bool) -
             "required": [*fields],
             **shared,
         }
-        call |= {"additionalProperties": False, "x-guidance": _COMPACT}
+        call |= {"additionalProperties": False, "x-guidance": constraints.FIXED}
         rules.append(f"call{number}: %json {json.dumps(call)}")
     one = "(" + " | ".join(f"call{i}" for i in range(len(rules))) + ")"
     more = f" ({_literal(form.joint)} {one})*" if several and form.joint is not None else ""

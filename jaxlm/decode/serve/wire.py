@@ -6,6 +6,7 @@ additions.
 """
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,12 +16,30 @@ import pydantic
 
 from jaxlm.data.records import messages
 from jaxlm.data.records.messages import Message
-from jaxlm.decode.constraints import Constraint
+from jaxlm.decode.constraints import Constraint, Whitespace
 from jaxlm.decode.serve import tool_calls
 from jaxlm.decode.serve.engine import Part
 from jaxlm.decode.token_sampling import Sampling
 
+# Settings in the engine's messages: sampling.stop_strings, max_new, prompt 0, of row 0.
+_SETTING = re.compile(
+    r"\b(sampling|constraint)\.(\w+)|\bmax_new\b|^(top|constraint)\b|^prompt \d+\b| of row \d+\b"
+)
+_SENT = {
+    "sampling.stop_strings": "stop",
+    "constraint": "response_format",
+    "constraint.choices": "response_format.choice",
+    "constraint.json_schema": "response_format.json_schema.schema",
+}
 FINISH = {"stop_token": "stop", "stop_string": "stop", "length": "length"}
+
+
+class Refused(ValueError):
+    """A request's fault. param: the field that is at fault, as the client sent it, if it is one."""
+
+    def __init__(self, message: str, param: str | None):
+        super().__init__(message)
+        self.param = param
 
 
 class Strict(pydantic.BaseModel):
@@ -45,13 +64,15 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    """The form of an answer; regex, choice and grammar are additions, in fields of their names."""
+    """The form of an answer; regex, choice and grammar are additions, in fields of their names, and
+    so is whitespace, JSON's (`Constraint.whitespace`)."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"] = "text"
     json_schema: JsonSchema | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    whitespace: Whitespace = "fixed"
 
     def constraint(self) -> Constraint | None:
         """The constraint. Raises: ValueError where the type's field is missing, or others are
@@ -65,9 +86,15 @@ class ResponseFormat(Strict):
                 f"{wanted or 'nothing'} is needed"
             )
         if self.type == "json_object":
-            return Constraint(json_schema='{"type": "object"}')
+            return Constraint(json_schema='{"type": "object"}', whitespace=self.whitespace)
         if self.json_schema is not None:
-            return Constraint(json_schema=json.dumps(self.json_schema.schema_))
+            schema = json.dumps(self.json_schema.schema_)
+            return Constraint(json_schema=schema, whitespace=self.whitespace)
+        if self.whitespace != "fixed":
+            raise ValueError(
+                f"response_format.whitespace: {self.whitespace!r} given with type {self.type!r}; "
+                "it is of 'json_object' and 'json_schema'"
+            )
         if self.choice is not None:
             return Constraint(choices=tuple(self.choice))
         return None if not given else Constraint(regex=self.regex, grammar=self.grammar)
@@ -123,6 +150,35 @@ class Request(Strict):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
     response_format: ResponseFormat | None = None
+
+    def refused(self, message: str, prompt: str = "", called: bool = False) -> Refused:
+        """The error with the names of the client's fields in place of the engine's settings.
+
+        prompt: the place of the prompt in its field, such as "[2]". called: whether the constraint
+        is that of the tools.
+        """
+        chat = "messages" in type(self).model_fields
+        newer = getattr(self, "max_completion_tokens", None) is not None
+        most = "max_completion_tokens" if newer else "max_tokens"
+        top = "top_logprobs" if chat else "logprobs"
+        names = _SENT | {"max_new": most, "sampling.max_new": most, "top": top}
+
+        def sent(name: re.Match[str]) -> str:
+            text = name[0]
+            if text.startswith("constraint") and called:
+                return "tools"
+            if text.startswith("prompt "):
+                return "messages" if chat else f"prompt{prompt}"
+            if text.startswith(" of row"):
+                return ""
+            return (
+                names.get(text) or ("" if name[1] == "sampling" else "response_format.") + name[2]
+            )
+
+        message = _SETTING.sub(sent, message)
+        field = re.match(r"(\w+)[\w.\[\]]*", message)
+        known = field is not None and field[1] in type(self).model_fields
+        return Refused(message, field[0] if field is not None and known else None)
 
     def strings(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -320,6 +376,20 @@ def answer(
 def event(body: Any) -> str:
     """One server-sent event."""
     return f"data: {body if isinstance(body, str) else json.dumps(body)}\n\n"
+
+
+def place(loc: Sequence[Any], body: Any, missing: bool) -> str:
+    """A field as the client wrote it, of pydantic's path to it, which has the names of a union's
+    types, too: ("body", "stop", "str") is "stop". missing: whether the last field is not there."""
+    names = []
+    for number, key in enumerate(loc):
+        row = isinstance(body, list) and isinstance(key, int) and key < len(body)
+        if row or (isinstance(body, dict) and key in body):
+            body = body[key]
+            names.append(key)
+        elif missing and number == len(loc) - 1:
+            names.append(key)
+    return "".join(f"[{n}]" if isinstance(n, int) else f".{n}" for n in names).lstrip(".")
 
 
 def error(message: str, param: str | None = None, kind: str = "invalid_request_error") -> Any:

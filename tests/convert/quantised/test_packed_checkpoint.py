@@ -13,9 +13,11 @@ from jaxlm import models
 from jaxlm.cli import launch, main
 from jaxlm.convert import pretrained, read, tensor_files
 from jaxlm.convert.quantised import compound
+from jaxlm.decode import token_sampling
 from jaxlm.models import llama, mistral, model, packed_weights
 from jaxlm.ops import linear, quant
 from jaxlm.ops.attention import At
+from jaxlm.ops.kernels import tiles
 from jaxlm.train import program
 from tests import programs
 from tests.convert.quantised import writers
@@ -81,6 +83,24 @@ def test_it_computes_and_continues_as_floats_do(case, tmp_path, monkeypatch):
     np.testing.assert_allclose(got, logits(saved.run.model, want), atol=2e-5, rtol=1e-5)
     floats, greedy = saved._replace(params=want), jaxlm.Sampling(max_new=4, temperature=0)
     assert jaxlm.generate(saved, ["ab"], greedy) == jaxlm.generate(floats, ["ab"], greedy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gptq", "gptq2", "awq", "nf4_double", "compressed_float8"])
+def test_it_computes_without_the_extra(case, tmp_path, monkeypatch):
+    """By products of XLA alone."""
+    monkeypatch.setattr(tiles, "available", lambda: False)
+    jax.clear_caches()
+    saved, want = imported(tmp_path, case)
+    params = token_sampling.prepare(saved.model, saved.params)
+    leaves = jax.tree.leaves(params, is_leaf=linear.is_leaf)
+    assert sum(isinstance(w, quant.Packed) for w in leaves) == 2 * 7
+    got, floats = (logits(saved.run.model, each) for each in (params, want))
+    np.testing.assert_allclose(got, floats, atol=2e-5, rtol=1e-5)
+    job = [[1, 2, 3]], [jaxlm.Sampling(max_new=3, temperature=0)]
+    out, plain = (token_sampling.generate(saved.model, each, *job) for each in (params, want))
+    np.testing.assert_array_equal(out.tokens, plain.tokens)
+    jax.clear_caches()
 
 
 def test_floats_where_they_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """A conversation: its answers are those of the whole prompt, and what is kept, cut and left out."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
 
 from jaxlm.data import pretraining
@@ -22,11 +24,27 @@ LENGTH = 120
 
 
 @pytest.fixture
+def compiled():
+    """Names of the programs that are compiled, or read from a cache of them, as it happens."""
+    names: list[str] = []
+
+    def listen(event, _, **more):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(more.get("fun_name", event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def dialogue(tiny):
-    def make(data=pretraining.Data(), layout=VICUNA, sampling=SAMPLING, constraint=None):
+    def make(
+        data=pretraining.Data(), layout=VICUNA, sampling=SAMPLING, constraint=None, length=LENGTH
+    ):
         model, params = tiny("bytes")
         params = token_sampling.prepare(model, params)
-        return Dialogue(model, params, BYTES, data, layout, sampling, LENGTH, constraint)
+        return Dialogue(model, params, BYTES, data, layout, sampling, length, constraint)
 
     return make
 
@@ -78,6 +96,26 @@ def test_the_beginning_is_not_computed_again(dialogue):
     assert cached == [0, 0]
     said(talk.again())
     assert talk.cached == 64  # a whole chunk
+
+
+@pytest.mark.parametrize("rules", [{}, {"no_repeat_ngram_size": 4, "logit_bias": ((97, 1.0),)}])
+def test_no_turn_compiles_anything(dialogue, compiled, rules):
+    """Short and long ones, with and without a known prefix, stopped, after messages were left out:
+    each turn of a growing conversation compiled up to twelve programs."""
+    talk = dialogue(sampling=dataclasses.replace(SAMPLING, **rules), length=300)
+    talk.warm()
+    assert talk.messages == [] and talk._answers == 0
+    del compiled[:]
+    cached = []
+    for text in ("a", "b" * 40, "c" * 90, "d"):
+        said(talk.say(text))
+        cached.append(talk.cached)
+    said(talk.say("Hi", lambda: True))
+    said(talk.again())
+    talk.set_system("Be brief.")
+    said(talk.say("e" * 60))
+    assert talk.left_out and cached[0] == 0 and max(cached) > 64
+    assert compiled == []
 
 
 def test_oldest_exchanges_are_left_out_and_the_system_message_stays(dialogue, tiny):

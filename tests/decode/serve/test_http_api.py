@@ -3,6 +3,7 @@
 import concurrent.futures
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -162,14 +163,11 @@ def test_a_stream_is_the_answer_in_pieces(server, client):
         (COMPLETIONS, {"model": "tiny", "prompt": "a" * 50, "max_tokens": 20}, "at most 13 here"),
         (COMPLETIONS, {"model": "tiny", "prompt": [1, 999]}, "token 999 is outside"),
         (COMPLETIONS, {"model": "tiny", "prompt": []}, "at least one is needed"),
-        (COMPLETIONS, {"model": "tiny", "prompt": "a", "top_p": 0}, "sampling.top_p: 0.0 given"),
         (COMPLETIONS, {"model": "tiny", "prompt": "a", "n": 0}, "n: Input should be greater"),
-        (COMPLETIONS, {"model": "tiny", "prompt": "a", "stop": ""}, "sampling.stop_strings: ''"),
-        (COMPLETIONS, {"model": "tiny", "prompt": "a", "max_tokens": 0}, "max_new: 0 given"),
         (COMPLETIONS, {"model": "tiny", "prompt": "a", "logprobs": 6}, "logprobs: Input should be"),
         (CHAT, {"model": "tiny", "messages": []}, "messages: List should have at least 1 item"),
         (CHAT, {"model": "tiny", "messages": [{"role": "user"}]}, "messages[0]"),
-        (CHAT, ASK | {"tools": [{}]}, "tools.0.type: Field required"),
+        (CHAT, ASK | {"tools": [{}]}, "tools[0].type: Field required"),
         (CHAT, ASK | {"tool_choice": "required"}, "tool_choice: 'required' given without tools"),
         (CHAT, ASK | {"top_logprobs": 2}, "top_logprobs: 2 given; it needs logprobs=true"),
         (CHAT, ASK | {"logprobs": True, "top_logprobs": 21}, "less than or equal to 20"),
@@ -182,6 +180,11 @@ def test_a_stream_is_the_answer_in_pieces(server, client):
             },
             "response_format: type 'regex' given with ['choice']; ['regex'] is needed",
         ),
+        (
+            CHAT,
+            ASK | {"response_format": {"type": "regex", "regex": "a", "whitespace": "free"}},
+            "response_format.whitespace: 'free' given with type 'regex'",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(server, path, body, message):
@@ -189,6 +192,75 @@ def test_what_cannot_be_done_is_refused(server, path, body, message):
     assert status == 400 and message in answer["error"]["message"]
     assert answer["error"]["type"] == "invalid_request_error"
     assert not server.engine.busy
+
+
+# Each field that becomes a setting of the engine, in vain: (path, fields, the message's beginning).
+SETTINGS = [
+    (COMPLETIONS, {"max_tokens": 0}, "max_tokens: 0 given"),
+    (
+        COMPLETIONS,
+        {"max_tokens": 90},
+        "max_tokens: 2 tokens of the prompt and 90 new ones make 92; ",
+    ),
+    (CHAT, {"max_tokens": 90}, "max_tokens: 2 tokens of the prompt and 90 new ones"),
+    (CHAT, {"max_completion_tokens": -1}, "max_completion_tokens: -1 given"),
+    (CHAT, {"max_completion_tokens": 90}, "max_completion_tokens: 2 tokens of the prompt and 90 n"),
+    (COMPLETIONS, {"prompt": "a" * 63}, "prompt: 64 tokens given; a slot has 64"),
+    (COMPLETIONS, {"prompt": ["a", "a" * 63], "n": 2}, "prompt[1]: 64 tokens given; a slot has 64"),
+    (COMPLETIONS, {"prompt": [[1], [2, 999]]}, "prompt[1], position 1: token 999 is outside"),
+    (COMPLETIONS, {"prompt": [[1], []]}, "prompt[1]: empty"),
+    (CHAT, {"messages": [{"role": "user", "content": "a" * 70}]}, "messages: 71 tokens given"),
+    (COMPLETIONS, {"temperature": -1}, "temperature: -1.0 given"),
+    (COMPLETIONS, {"top_p": 0}, "top_p: 0.0 given"),
+    (COMPLETIONS, {"top_k": 0}, "top_k: 0 given"),
+    (CHAT, {"min_p": 2}, "min_p: 2.0 given"),
+    (CHAT, {"repetition_penalty": 0}, "repetition_penalty: 0.0 given"),
+    (COMPLETIONS, {"presence_penalty": 3}, "presence_penalty: 3.0 given"),
+    (COMPLETIONS, {"frequency_penalty": -3}, "frequency_penalty: -3.0 given"),
+    (COMPLETIONS, {"logit_bias": {"999": 1}}, "logit_bias, pair 0: token 999 is outside"),
+    (COMPLETIONS, {"stop": ""}, "stop: '' given"),
+    (CHAT, {"stop": ["a", ""]}, "stop: '' given"),
+    (COMPLETIONS, {"stop": 3}, "stop: Input should be"),
+    (COMPLETIONS, {"n": 200}, "n: Input should be"),
+    (COMPLETIONS, {"seed": "a"}, "seed: Input should be"),
+    (COMPLETIONS, {"logit_bias": {"a": 1}}, "logit_bias.a: Input should be a valid integer"),
+]
+FORMS = [
+    ({"type": "choice", "choice": [""]}, "response_format.choice: ('',) given"),
+    ({"type": "choice", "choice": []}, "response_format: nothing given"),
+    ({"type": "regex", "regex": "(a"}, "response_format.regex: "),
+    ({"type": "grammar", "grammar": "start: b"}, "response_format.grammar: "),
+    (
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}},
+        "response_format.json_schema.schema: ",
+    ),
+    ({"type": "json_object", "whitespace": "no"}, "response_format.whitespace: Input should be"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [*SETTINGS, *((COMPLETIONS, {"response_format": form}, text) for form, text in FORMS)],
+)
+def test_errors_name_the_field_that_the_client_sent(server, path, fields, message):
+    """Not the engine's setting that it becomes, in the message and in param."""
+    prompt = {"prompt": "a"} if path == COMPLETIONS else {"messages": ASK["messages"]}
+    status, answer = server.post(path, {"model": "tiny", **prompt, **fields})
+    error = answer["error"]
+    assert status == 400 and error["message"].startswith(message), error
+    field = message.split(":")[0].split(",")[0]
+    assert error["param"] == field and field.split(".")[0].split("[")[0] in {**prompt, **fields}
+    assert not re.search(r"sampling\.|constraint\b|max_new|row 0|prompt 0", error["message"])
+
+
+def test_likeliest_tokens_and_tools_are_named_by_their_fields():
+    chat, completion = wire.Chat(**ASK), wire.Completion(model="tiny", prompt="a")
+    text = "top: 20 given; it must be 0 to 9"
+    assert chat.refused(text).param == "top_logprobs" != completion.refused(text).param
+    assert str(completion.refused(text)) == "logprobs: 20 given; it must be 0 to 9"
+    tools = chat.refused("constraint.grammar: at 3(8): failed to compile JSON schema", called=True)
+    assert (tools.param, str(tools)[:15]) == ("tools", "tools: at 3(8):")
+    assert chat.refused("the model is at rest").param is None
 
 
 def test_answers_in_a_form(server, client):
@@ -201,6 +273,13 @@ def test_answers_in_a_form(server, client):
     )
     if got.choices[0].finish_reason == "stop":
         assert json.loads(got.choices[0].message.content)["a"] in (1, 2)
+    spaces = dict.fromkeys(map(str, b" \n\t"), 9.0) | {str(ord("}")): 4.0}
+    for whitespace, least in (("fixed", 0), ("free", 1)):
+        form = {"response_format": {"type": "json_object", "whitespace": whitespace}}
+        got = client.completions.create(**ask, prompt="a", n=4, logit_bias=spaces, extra_body=form)
+        begun = [choice.text.lstrip()[1:2] for choice in got.choices]
+        assert sum(character.isspace() for character in begun) >= least
+        assert whitespace == "free" or not any(character.isspace() for character in begun)
     more = {"response_format": {"type": "choice", "choice": ["ab", "cd"]}}
     got = client.completions.create(**ask, prompt="a", n=4, extra_body=more)
     assert {choice.text for choice in got.choices} <= {"ab", "cd"}
