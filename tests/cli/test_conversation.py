@@ -20,6 +20,10 @@ class Script:
         self.messages.append(text)
         return self.answer(stop)
 
+    def warm(self):
+        assert not self.messages
+        self.warmed = True
+
     def again(self, stop):
         if not self.messages:
             raise ValueError("nothing was asked yet")
@@ -63,7 +67,7 @@ def hold(monkeypatch, capsys):
 
 def test_lines_of_a_pipe_are_printed_plainly(hold):
     talk, out, err = hold("two words\n\n  \n//path\nlast", ("first\nof all",))
-    assert talk.messages == ["first\nof all", "two words", "/path", "last"]
+    assert talk.messages == ["first\nof all", "two words", "/path", "last"] and talk.warmed
     assert out.startswith("> first\nof all\nFIRST OF ALL \n> two words\nTWO WORDS \n> \n")
     assert out.endswith("> //path\n/PATH \n> last\nLAST \n") and err == ""
 
@@ -133,5 +137,6 @@ def test_a_terminal_edits_lines_control_c_drops_one_and_no_answer_moves_the_curs
     ]
     out, err = sys.stdout.getvalue(), capsys.readouterr().err
     assert (
-        out == "\nH\u241b[2JI\ufffd \nA B \n\n" and err == "(/help lists commands, Ctrl-D ends)\n"
+        out == "\nH\u241b[2JI\ufffd \nA B \n\n"
+        and err == "(/help lists commands, Ctrl-D ends; programs are compiled first)\n"
     )
