@@ -185,7 +185,6 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "decode/speculate/verification": ("tests/decode/speculate/test_verification.py",),
     "decode/serve/wire": (SERVE[1], CALLS),
     "decode/serve/worker": (SERVE[1],),
-    "feedback/perplexity_step": ("tests/train/test_perplexity_step.py",),
     "models/__init__": (COUNTS, GOLDEN, LAWS),
     "models/flax_modules/recompute": ("tests/models/test_flax_modules.py",),
     "models/layers/cache_kinds": (RINGS, QUANTISED),

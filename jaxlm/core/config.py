@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import importlib.machinery
 import importlib.util
 import json
 import pathlib
@@ -214,6 +215,15 @@ def file(target: str) -> tuple[pathlib.Path, str]:
     return path, variant or "config"
 
 
+class FreshSource(importlib.machinery.SourceFileLoader):
+    """Reads the source, never bytecode: that of a file that was changed within a second, to the
+    same size, is of the old one."""
+
+    def path_stats(self, path: Any) -> Any:
+        """Raises: OSError, on which the source is compiled."""
+        raise OSError(f"{path}: bytecode is neither read nor written")
+
+
 def load(target: str) -> Any:
     """Returns the result of `config()` in a Python file; of `variant()` for `path.py:variant`.
 
@@ -223,7 +233,7 @@ def load(target: str) -> Any:
     """
     path, wanted = file(target)
     name = f"jaxlm_config_{path.stem}"
-    loader = importlib.util.spec_from_file_location(name, path)
+    loader = importlib.util.spec_from_file_location(name, path, loader=FreshSource(name, str(path)))
     assert loader is not None and loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module

@@ -107,10 +107,10 @@ def LM(saved: Trained, *, length: int | None = None, bos: bool = False, rows: in
             pairs = [log_likelihoods.Request(context, rest) for _, context, rest in requests]
             return [(scored.log_prob, scored.greedy) for scored in scoring.score(pairs)]
 
-        def loglikelihood_rolling(self, requests: Any, **_) -> list[float]:
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             return _rolling(scoring, [request.args[0] for request in requests])
 
-        def generate_until(self, requests: Any, **_) -> list[str]:
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             return _generated(scoring, [request.args for request in requests])
 
     return _LM()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from typing import Literal
 
 import pytest
@@ -126,6 +127,15 @@ def test_differences_name_the_path_and_both_values():
     assert found == [("model.ffn", 11008, 8), ("inner.rate", 0.5, 0.25)]
     assert config.differences({"a": 1}, {"b": 1}) == [("a", 1, None), ("b", None, 1)]
     assert config.differences(config.to_dict(a), config.to_dict(a)) == []
+
+
+def test_load_reads_a_file_that_was_changed_in_the_same_second(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    file = tmp_path / "quick.py"
+    for value in range(3):
+        file.write_text(f"def config(): return {value}\n", "utf-8")
+        os.utime(file, (10**9, 10**9))
+        assert config.load(str(file)) == value
 
 
 def test_load_reads_functions_of_a_file(tmp_path):

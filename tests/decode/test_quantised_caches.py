@@ -212,6 +212,7 @@ def test_searches_read_it_too(tiny):
         assert [one[0].tokens for one in found] == want
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_keeps_its_targets_so():
     model = models.build(T5)
     params = programs.drawn(model.spec, 1)

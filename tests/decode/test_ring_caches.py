@@ -171,6 +171,7 @@ def asked():
     ]
 
 
+@pytest.mark.slow
 def test_an_engine_with_rings_gives_the_dense_ones_bits():
     model, params = built("gemma")
     params = token_sampling.prepare(model, params)

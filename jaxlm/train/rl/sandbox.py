@@ -23,6 +23,8 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+from jaxlm.core import config
+
 
 class Failed(ValueError):
     """Failure of a user's function: what it raised and in which line of its file, or that it ran
@@ -131,7 +133,9 @@ def load(name: str) -> Callable[[Any], Any]:
         path = pathlib.Path(place).expanduser()
         if not path.is_file():
             raise ValueError(f"{name!r}: no such file: {path}")
-        spec = importlib.util.spec_from_file_location(f"jaxlm_function_{path.stem}", path)
+        own = f"jaxlm_function_{path.stem}"
+        fresh = config.FreshSource(own, str(path))
+        spec = importlib.util.spec_from_file_location(own, path, loader=fresh)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module

@@ -373,6 +373,7 @@ def test_the_same_bytes_after_twenty_kills(corpus, made, tmp_path, workers):
     assert content(tmp_path / "clean") == content(made)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_built_in_corpora(tmp_path, monkeypatch, capsys):
     """recipes/stdlib.py, as the README has it: few documents go, each for one that stays."""
     monkeypatch.chdir(pathlib.Path(__file__).parents[3])

@@ -74,6 +74,7 @@ def test_contamination_in_nine_forms(tmp_path):
     assert not [s for s in others if step.removal(s.scores)]
 
 
+@pytest.mark.slow
 def test_published_tasks(tmp_path):
     """Half of the items of three tasks are planted; the other half and pydocs must stay."""
     if not EVAL.is_dir():

@@ -90,6 +90,7 @@ def tokens(batches):
     return total
 
 
+@pytest.mark.slow
 def test_token_shares_are_those_planned(opened):
     """Within 1 % of each share after 1,000 steps, though rows of the sources differ in padding."""
     mix = tuple(dataclasses.replace(part, changes=()) for part in MIX)
@@ -150,6 +151,7 @@ def test_hosts_slice_the_same_batches(opened, whole, count):
     same(joined, whole)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(opened, whole):
     workers = dataclasses.replace(CHANGING, workers=2)
     same(take(workers, opened, 15, start=30), whole[30:45])

@@ -152,6 +152,7 @@ def agree(model, params, prompts, settings):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0])
 def test_beams_of_ragged_prompts(penalty, tiny):
     """Prompts are not counted in a length, nor is padding: the score of every text is the sum of

@@ -61,6 +61,7 @@ def compare(built, prompts, s, draft, **fields):
     return report
 
 
+@pytest.mark.slow
 def test_greedy_is_plain_greedy(tiny):
     """By another family's drafts, most of them wrong: rows roll back by different lengths, in a
     window of 5 too. Stop tokens end the rows at different places."""

@@ -54,7 +54,7 @@ class Vocabulary:
     def _start(self) -> None:
         with bounds.of_extra("curate"):
             import spacy
-        self._tokenizer = spacy.blank("en").tokenizer
+        self._tokenizer: Any = spacy.blank("en").tokenizer
         self.words: list[str] = []
         self._ids: dict[str, int] = {}
         self._table = np.zeros((5, 1024), np.uint64)

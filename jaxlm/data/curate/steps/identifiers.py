@@ -99,8 +99,9 @@ LONGEST_RUN = 250
 # Digits alone, or a decimal, are a telephone number only after a word that says so.
 BARE = re.compile(r"\(?\d+([.,]\d+)?\)?")
 PHONE_WORD = re.compile(
-    r"(?i)\b(?:phone|telephone|tel|call|fax|mobile|cell|whatsapp|text)\b[^\w\n]*(?:no|number|us)?"
-    r"[^\w\n]*$"
+    # a placeholder is no such word
+    r"(?i)(?<!<)\b(?:phone|telephone|tel|call|fax|mobile|cell|whatsapp|text)\b"
+    r"[^\w\n]*(?:no|number|us)?[^\w\n]*\Z"
 )
 
 
@@ -287,4 +288,5 @@ def _phones(regions: Sequence[str]) -> Finder:
 
 def _fictitious(number) -> bool:
     """Whether a number of the North American plan is of those for fiction, 555-0100 to 0199."""
-    return number.country_code == 1 and re.fullmatch(r"\d{3}55501\d\d", f"{number.national_number}")
+    national = re.fullmatch(r"\d{3}55501\d\d", f"{number.national_number}")
+    return number.country_code == 1 and national is not None

@@ -30,7 +30,7 @@ UNREADABLE = re.compile("[\ud800-\udfff\x00\u1361\\s]+")
 
 def labels() -> list[str]:
     """The labels that the model knows."""
-    return LABELS.split()
+    return [*LABELS.split()]
 
 
 @dataclasses.dataclass(frozen=True)

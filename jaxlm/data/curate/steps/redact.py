@@ -69,17 +69,17 @@ class Redact:
 
     def _scored(self, text: str, finders: Sequence[tuple[str, Finder]]) -> Scored:
         spans = identifiers.find(text, finders)
-        scores: dict[str, Score] = {kind: 0 for kind in self.kinds}
+        counts = dict.fromkeys(self.kinds, 0)
         if not spans:
-            return Scored(scores | {"spans": []})
+            return Scored({**counts, "spans": []})
         clean, places = _replaced(text, spans, surrogates.Surrogates(text, self.by == "surrogate"))
         if self.by == "surrogate" and identifiers.find(clean, finders):
             # A surrogate may join what is around it to something new; a placeholder does not.
             clean, places = _replaced(text, spans, surrogates.Surrogates(text, False))
         for span in spans:
-            scores[span.kind] += 1
+            counts[span.kind] += 1
         rows = [[s.kind, s.start, s.end, *place] for s, place in zip(spans, places)]
-        return Scored(scores | {"spans": rows}, clean)
+        return Scored({**counts, "spans": rows}, clean)
 
 
 def _replaced(

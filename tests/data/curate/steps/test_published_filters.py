@@ -115,6 +115,7 @@ def defined(text, words):
     return scores
 
 
+@pytest.mark.slow
 def test_shares_of_repetition_are_those_of_their_definition(monkeypatch):
     """Many texts at once, some cut into words in two ways that join to the same letters."""
     texts = [

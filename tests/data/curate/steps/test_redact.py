@@ -75,6 +75,12 @@ def test_digits_alone_are_a_telephone_number_after_a_word():
     assert redacted("(212) 736-5000 ext. 1234") == "<PHONE>"
 
 
+def test_a_placeholder_is_no_word_for_a_telephone_number():
+    for joint in (" ", "\n", ": "):
+        text = f"<PHONE>{joint}2147483648"
+        assert redacted(text) == text
+
+
 def test_a_card_ends_where_other_digits_begin():
     assert redacted("4556 7375 8689 9855 123") == "<CARD> 123"
 
