@@ -204,6 +204,7 @@ def test_a_conversation_of_a_run_of_text_needs_a_template(saved, capsys, monkeyp
     assert "9 are all that the model is given; say it in fewer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_texts_match_a_constraint(saved, capsys, tmp_path):
     constraint = Constraint(regex="[0-9]{2,3}")
     settings = jaxlm.Sampling(max_new=9, n=2, seed=1)

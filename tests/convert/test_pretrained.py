@@ -167,6 +167,7 @@ def beside(hf, folder):
         (folder / name).write_bytes((hf / name).read_bytes())
 
 
+@pytest.mark.slow
 def test_an_id_beyond_the_tokenizer_has_no_text_wherever_it_is_drawn(hf, place, capsys):
     """The vocabulary of Qwen, Pythia and others is padded beyond their tokenizer's: `jaxlm sample`
     ended in a traceback where the model drew a padding id."""

@@ -124,6 +124,7 @@ def test_processes_slice_the_global_batch(found, data, count):
     same(joined, whole)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(found):
     with_workers = dataclasses.replace(CHANGING, workers=2)
     same(take(with_workers, found["train"], 9, start=1), take(CHANGING, found["train"], 9, start=1))

@@ -89,6 +89,7 @@ def test_a_single_process_has_no_watch():
         alone.meet("its end")
 
 
+@pytest.mark.slow
 def test_a_process_that_never_joins_is_told_of():
     """The others said that "another process" is lost, which had not been there."""
     code = (

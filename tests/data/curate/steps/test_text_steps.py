@@ -169,6 +169,7 @@ def test_compression_tells_repetition_and_noise():
     assert set(step.versions()) == {"zlib"}
 
 
+@pytest.mark.slow
 def test_profanity_is_of_english_words(offline):
     texts = ["What a lovely day.", "fuck you", "", " \n", "Der Mist, verdammt noch mal.", "\ud800"]
     step = profanity.Profanity()
