@@ -107,14 +107,14 @@ class Rounds:
 
 def timed(f: Callable[[], Any], rounds: Rounds) -> tuple[float, Any]:
     """(CPU seconds of a call, the least of the rounds; what it returned)."""
-    found: list[float] = []
+    seconds: list[float] = []
     out = jax.block_until_ready(f())
-    while len(found) < rounds.most and (not found or time.monotonic() < rounds.until):
+    while len(seconds) < rounds.most and (not seconds or time.monotonic() < rounds.until):
         clock = time.process_time()
         out = jax.block_until_ready(f())
-        found.append(time.process_time() - clock)
-    rounds.least = min(rounds.least, len(found))
-    return min(found), out
+        seconds.append(time.process_time() - clock)
+    rounds.least = min(rounds.least, len(seconds))
+    return min(seconds), out
 
 
 def measured(size: str, way: Way, rounds: Rounds) -> str:

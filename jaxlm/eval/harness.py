@@ -11,6 +11,8 @@ tokens. No such token precedes a context that is not empty, unless `bos` is give
 """
 
 import dataclasses
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -129,9 +131,10 @@ def _rolling(scoring: _Scoring, texts: Sequence[str]) -> list[float]:
 def _generated(scoring: _Scoring, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Continuations of (context, generation_kwargs): those of one length of prompt together."""
     model, tokenizer = scoring.trained.model, scoring.tokenizer
-    prompts, settings = [], []
+    prompts, settings, repeats = [], [], Counter()
     for context, kwargs in requests:
-        sampling = _sampling(kwargs)
+        sampling = dataclasses.replace(_sampling(kwargs), seed=_seed(context, repeats[context]))
+        repeats[context] += 1
         room = scoring.seq - sampling.max_new
         fits = f"below the model's length of {scoring.seq} tokens"
         check.field("max_gen_toks", sampling.max_new, room > 0, fits)
@@ -171,7 +174,13 @@ def _sampling(kwargs: Mapping[str, Any]) -> Sampling:
         )
     settings = Sampling(
         max_new=limits[0] if limits else _MAX_NEW,
-        temperature=0.0,
+        temperature=1.0 if sampled else 0.0,
         stop_strings=tuple(stop for stop in stops if stop),
     )
     return dataclasses.replace(settings, **chosen) if sampled else settings
+
+
+def _seed(context: str, repeat: int) -> int:
+    """The seed of the `repeat`-th request with a context: neither its order nor its batch is in it,
+    and repeats differ."""
+    return zlib.crc32(f"{repeat}:{context}".encode("utf-8", "surrogateescape"))

@@ -13,8 +13,10 @@ from jaxlm.data.curate.decontaminate import Decontaminate
 from jaxlm.data.records import chats, task_items
 from jaxlm.data.rows import mix_parts, mixed_rows
 from jaxlm.data.tokenized import shard_cache, shards
+from jaxlm.data.tokenized import texts as texts_of_runs  # texts are those of a test
 from jaxlm.eval import exposure
 from jaxlm.models import llama
+from jaxlm.train import inputs
 from jaxlm.train.run import directory, run
 from tests.data.curate.duplicates.test_near import drawn
 
@@ -118,6 +120,8 @@ def test_the_command_reads_a_run_directory(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "r"
     folder.mkdir()
     directory.record(folder, made)
+    split, _ = inputs.open_text(data, False, 259)
+    (folder / "env.json").write_text(json.dumps({"corpus": texts_of_runs.corpus(split)}))
     line = ["data", "seen", str(folder), "--tasks", str(tmp_path / "t.jsonl")]
     assert main.main(line) == 0
     assert "0 items seen in 0 steps" in capsys.readouterr().out
@@ -127,6 +131,10 @@ def test_the_command_reads_a_run_directory(tmp_path, monkeypatch, capsys):
     assert "1 items seen in 30 steps" in out and "share 1.00" in out
     (seen,) = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
     assert seen["item"].startswith("t:") and len(seen["steps"]) > 1
+    other = {"corpus": {"fingerprint": "0" * 64}}
+    (folder / "env.json").write_text(json.dumps(other))
+    assert main.main(line) == 2
+    assert "data.source: fingerprint" in capsys.readouterr().err
     made = dataclasses.replace(made, data=chats.Chats(source=str(tmp_path / "x.jsonl")))
     directory.record(folder, made)
     assert main.main(line) == 2

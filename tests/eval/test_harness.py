@@ -117,6 +117,19 @@ def test_texts_are_those_of_lm_eval(saved, both):
     assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)
 
 
+def test_draws_depend_on_the_context_and_its_repeats_alone(saved):
+    """do_sample without a temperature is that of 1; repeats of a context differ, and neither order
+    nor batch changes a text."""
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True}
+    contexts = ["The ", "a", "The ", "import", "a"]
+    requests = instances("generate_until", [(text, dict(settings)) for text in contexts])
+    drawn = harness.LM(saved[0]).generate_until(requests)
+    assert drawn[0] != drawn[2] and drawn[1] != drawn[4]
+    order = [requests[i] for i in (3, 0, 1, 2, 4)]
+    again = harness.LM(saved[0], rows=1).generate_until(order)
+    assert [again[i] for i in (1, 2, 3, 0, 4)] == drawn
+
+
 def test_settings_that_a_sampling_lacks_are_named(saved):
     ours = harness.LM(saved[0])
     (request,) = instances("generate_until", [("a", {"num_beams": 4, "until": "b"})])

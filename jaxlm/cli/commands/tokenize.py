@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import tyro
 
 from jaxlm.cli import arguments
-from jaxlm.core import config, io
+from jaxlm.core import check, config, io, json_file
 from jaxlm.data import pretraining, tokenizers
 from jaxlm.data.curate import curation, decontaminate
 from jaxlm.data.curate import recipe as recipes  # a parameter bears the name
 from jaxlm.data.curate.report import explanation, removal_table, report_page
 from jaxlm.data.sources import source as sources
-from jaxlm.data.tokenized import shards
+from jaxlm.data.tokenized import shards, texts
 from jaxlm.eval import exposure
 
 _SHOWN = 20  # items that are printed
@@ -161,16 +161,20 @@ def _seen(
     result = directory.ended(run)
     steps = max([0 if result is None else result.step, *saved])
     split, _ = inputs.open_text(trained.data, False, trained.model.vocab)
+    read = json_file.read_object(run / "env.json")["corpus"]
+    now, was = texts.corpus(split)["fingerprint"], read["fingerprint"]
+    fits = f"{was[:12]}, as when {run} read it: what it read then is not known from what is there"
+    check.field("data.source: fingerprint", now[:12], now == was, fits)
     given = decontaminate.Decontaminate(tasks=tasks, threshold=threshold)
     tokenizer = directory.tokenizer(run, trained)
-    found = exposure.exposures(trained.data, split, tokenizer, given, steps)
-    for item in found[:_SHOWN]:
+    seen = exposure.exposures(trained.data, split, tokenizer, given, steps)
+    for item in seen[:_SHOWN]:
         last = f" .. {item.steps[-1]}" if len(item.steps) > 1 else ""
         print(
             f"{item.item}: {len(item.steps)} steps, {item.steps[0]}{last}; share {item.share:.2f}"
         )
     if out is not None:
-        lines = [json.dumps(item._asdict()) + "\n" for item in found]
+        lines = [json.dumps(item._asdict()) + "\n" for item in seen]
         io.write(out, "".join(lines))
-    print(f"{len(found):,} items seen in {steps:,} steps")
+    print(f"{len(seen):,} items seen in {steps:,} steps")
     return 0

@@ -50,7 +50,9 @@ def curate(
     target = pathlib.Path(out).expanduser()
     _restore(target)
     if target.exists() and not reading.present(target):
-        raise FileExistsError(f"out {str(target)!r} exists and is no curated directory; name a new")
+        raise FileExistsError(
+            f"out {str(target)!r} exists and is no curated directory; name a new one"
+        )
     folder = Workspace(str(work or target.with_name(f"{target.name}.work")))
     try:
         pathlib.Path(folder.root).mkdir(parents=True, exist_ok=True)

@@ -58,5 +58,5 @@ def held(entries: Entries, name: str) -> jax.Array | Stored:
 
 def _numbers(entries: Entries) -> Numbers | None:
     dtypes = {str(x.dtype) for x in entries.values()}
-    found = [name for name in get_args(Numbers) if cache_entries.DTYPES[name] in dtypes]
-    return found[0] if found else None
+    kinds = (name for name in get_args(Numbers) if cache_entries.DTYPES[name] in dtypes)
+    return next(kinds, None)

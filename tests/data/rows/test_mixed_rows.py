@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import json
 import random
 
@@ -15,6 +14,7 @@ from jaxlm.data.corrupt import infill, mask, span
 from jaxlm.data.rows import mixed_rows, row_schedule
 from jaxlm.data.rows.mix_parts import Part
 from jaxlm.data.tokenized import shards
+from tests.data.test_pretraining import take
 
 # The letters of each source tell its rows apart; its numbers are written in them, too.
 LETTERS = {"short": "abcdefghij", "long": "klmnopqrst", "few": "uvwxyzABCD"}
@@ -54,14 +54,6 @@ def opened(tmp_path_factory):
         shards.tokenize(file, "text", tokenizer, folder, 0.2)
         out[name] = shards.open_shards(folder, "train", tokenizer.hash)
     return out
-
-
-def take(data, text, steps, start=0, index=0, count=1):
-    iterator = pretraining.batches(data, text, start, index, count)
-    try:
-        return list(itertools.islice(iterator, steps))
-    finally:
-        iterator.close()
 
 
 def same(ours, right):
